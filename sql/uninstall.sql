@@ -1,0 +1,49 @@
+-- Removes the relay from the database: its triggers, then the schema "relay" and all that it made there.
+--
+-- Touches no user data. Safe to run twice. Takes ACCESS EXCLUSIVE on each watched table for a moment, and gives
+-- up after three seconds of waiting; nothing has changed then, run it again at a quieter time.
+-- If something of yours stands in the schema or depends on it, it says so and changes nothing.
+
+begin;
+
+set local lock_timeout = '3s';
+set local client_min_messages = warning;
+
+do $$
+declare
+    found record;
+begin
+    if pg_catalog.to_regnamespace('relay') is null then
+        return;
+    end if;
+
+    for found in
+        select t.tgname, t.tgrelid::regclass as target
+        from pg_catalog.pg_trigger t
+        join pg_catalog.pg_proc f on f.oid = t.tgfoid
+        where f.pronamespace = pg_catalog.to_regnamespace('relay')
+          and f.proname ~ '^journal_([0-9]+|truncate)$'
+          and t.tgparentid = 0
+    loop
+        execute pg_catalog.format('drop trigger %I on %s', found.tgname, found.target);
+    end loop;
+
+    -- Whatever the installed version made; a view before the functions that it calls, these before their types.
+    drop view if exists relay.watched;
+    for found in
+        select f.oid::regprocedure as signature
+        from pg_catalog.pg_proc f
+        where f.pronamespace = pg_catalog.to_regnamespace('relay')
+          and (f.proname ~ '^journal_[0-9]+$' or f.proname in (
+              'base_type', 'board', 'check_watch', 'create_triggers', 'drop_triggers', 'epoch', 'is_written',
+              'journal_sync', 'journal_truncate', 'make_journal_function', 'order_parts', 'parts', 'prune',
+              'resync', 'ring', 'stop_watch', 'triggers_complete', 'unseen_columns', 'unwatch', 'watch'))
+    loop
+        execute pg_catalog.format('drop function %s', found.signature);
+    end loop;
+    drop table if exists relay.journal, relay.watches, relay.horizon, relay.ticks, relay.epochs;
+    drop schema relay;
+end
+$$;
+
+commit;
