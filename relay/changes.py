@@ -1,0 +1,265 @@
+"""What Postgres says: the journal's entries, and how they become messages. Pure.
+
+A *change* is one entry of the journal: a row went from one version to another. A *transaction* is all the changes
+that became visible together. `messages` turns a transaction into the messages of each board it touches.
+
+Rules:
+- Row images stay as Postgres wrote them. Columns are compared by their JSON text: both images of a change were
+  written under the same settings, so equal text is equal value.
+- The messages of one task come in the order of its row's versions. The journal's order is that order, except
+  where a user's own triggers write the table again: an AFTER trigger that fires before ours and updates the row
+  once more has its change journalled first. So each change carries the place (`Version`) of the row versions
+  that it went between, and `_in_version_order` follows them like a chain.
+- The id, the board and the lane appear under the guide's names whatever their columns are called.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise, zip_longest
+from typing import Final, NamedTuple
+
+import msgspec
+
+from relay import protocol
+from relay.protocol import Message, Row
+
+_decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class Version(NamedTuple):
+    """Where a version of a row stands: its table or partition, and its place there."""
+
+    part: int
+    tid: str
+
+
+class UnreadableRow(Exception):
+    """A row that cannot be shown, because a json column of it holds what is no Unicode text."""
+
+
+class WatchOutdated(Exception):
+    """A watch whose columns are no longer there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A watched table, as far as its changes are concerned."""
+
+    id: int
+    table: str
+    id_column: str
+    board_column: str
+    lane_column: str
+    hidden: frozenset[str]
+
+    def read(self, image: str) -> Row:
+        """Turn a row's JSON into a task as clients see it.
+
+        Raises UnreadableRow, or WatchOutdated if it lacks the columns that make it a task.
+        """
+        try:
+            columns = _decode_row(image)
+        except msgspec.MsgspecError as ex:
+            raise UnreadableRow(f"a row of {self.table} cannot be shown: {ex}: {image:.200}") from None
+        keys = _keys(self, tuple(columns))
+        task = {keys[column]: value for column, value in columns.items() if column in keys}
+        if missing := {"id", "boardId", "lane"} - task.keys():
+            raise WatchOutdated(
+                f"rows of {self.table} have no {', '.join(sorted(missing))} any more: run relay sql watch again and "
+                f"name the columns as they are now"
+            )
+        return task
+
+
+@lru_cache(maxsize=1024)
+def _keys(watch: Watch, columns: tuple[str, ...]) -> Mapping[str, str]:
+    """Name the columns for clients: camelCase, but two that would share a name both keep their own."""
+    roles = {watch.id_column: "id", watch.board_column: "boardId", watch.lane_column: "lane"}
+    visible = [column for column in columns if column not in watch.hidden]
+    wanted = {column: roles.get(column) or _camel_case(column) for column in visible}
+    names = list(wanted.values())
+    return {
+        column: name if column in roles or names.count(name) == 1 else _own_name(column, roles)
+        for column, name in wanted.items()
+    }
+
+
+def _own_name(column: str, roles: Mapping[str, str]) -> str:
+    # A column called "id" beside another that is the task's id.
+    return f"{column}_" if column in roles.values() else column
+
+
+def _camel_case(column: str) -> str:
+    return re.sub(r"(?<=[^_])_+([a-z0-9])", lambda match: match[1].upper(), column)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A row before or after a change: the task, the board it is on (none if null), and the row version."""
+
+    task: Row
+    board: str | None
+    version: Version
+
+    @property
+    def key(self) -> bytes:
+        return bytes(self.task["id"])
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One row went from `old` to `new`; without `old` it appeared, without `new` it left."""
+
+    old: Side | None
+    new: Side | None
+
+    @property
+    def key(self) -> bytes:
+        """The id of its task; of a change of id, the old one."""
+        side = self.old or self.new
+        assert side is not None, "a change has at least one side"
+        return side.key
+
+
+@dataclass(slots=True)
+class Transaction:
+    """The changes that one transaction made, in the journal's order.
+
+    With `sync`, the transaction did what only reading the boards again can show, such as TRUNCATE: the reason.
+    """
+
+    xid: int
+    changes: list[Change] = field(default_factory=list)
+    sync: str | None = None
+
+
+def messages(transaction: Transaction, boards: Container[str | None]) -> dict[str, list[Message]]:
+    """Give each of `boards` that a transaction touches the messages for its subscribers, in order.
+
+    Those of other boards are not even encoded.
+    """
+    found: dict[str, list[Message]] = defaultdict(list)
+    for change in _in_version_order(_one_key_each(_moves_joined(transaction.changes))):
+        for board, message in _change_messages(change, boards):
+            found[board].append(message)
+    return dict(found)
+
+
+def _change_messages(change: Change, boards: Container[str | None]) -> Iterator[tuple[str, Message]]:
+    old, new = change.old, change.new
+    if old and new and old.board == new.board:
+        if new.board is not None and new.board in boards:
+            for message in _update_messages(old.task, new.task):
+                yield new.board, message
+        return
+    if old and old.board is not None and old.board in boards:
+        yield old.board, protocol.task_deleted(old.task["id"])
+    if new and new.board is not None and new.board in boards:
+        yield new.board, protocol.task_created(new.task)
+
+
+def _update_messages(old: Row, new: Row) -> Iterator[Message]:
+    changes = {key: value for key, value in new.items() if value != old.get(key)}
+    moved = "lane" in changes
+    if moved:
+        yield protocol.task_moved(new["id"], old["lane"], new["lane"])
+    if len(changes) > moved:
+        yield protocol.task_updated(new["id"], changes)
+
+
+def _moves_joined(changes: Sequence[Change]) -> Iterator[Change]:
+    """Join what Postgres splits: an update that moves a row to another partition fires a delete and an insert."""
+    held: Change | None = None
+    for change in changes:
+        if held is not None and _is_move(held, change):
+            yield Change(held.old, change.new)
+            held = None
+            continue
+        if held is not None:
+            yield held
+        held = change
+    if held is not None:
+        yield held
+
+
+def _is_move(delete: Change, insert: Change) -> bool:
+    return (
+        delete.new is None
+        and insert.old is None
+        and delete.old is not None
+        and insert.new is not None
+        and delete.old.key == insert.new.key
+        and delete.old.version.part != insert.new.version.part
+    )
+
+
+def _one_key_each(changes: Iterable[Change]) -> Iterator[Change]:
+    """Take a change of key for what it is to clients: one task leaves, another appears."""
+    for change in changes:
+        if change.old and change.new and change.old.key != change.new.key:
+            yield Change(change.old, None)
+            yield Change(None, change.new)
+        else:
+            yield change
+
+
+def _in_version_order(changes: Iterable[Change]) -> list[Change]:
+    """Put the changes of each task in the order of its row's versions; those of different tasks stay in place."""
+    ordered: list[Change | None] = []
+    places: dict[bytes, list[int]] = defaultdict(list)
+    for place, change in enumerate(changes):
+        ordered.append(change)
+        places[change.key].append(place)
+    for its_places in places.values():
+        if len(its_places) > 1:
+            history = _history([its_change for place in its_places if (its_change := ordered[place])])
+            for place, next_change in zip_longest(its_places, history):
+                ordered[place] = next_change
+    return [change for change in ordered if change is not None]
+
+
+def _history(changes: list[Change]) -> list[Change]:
+    """Order the changes of one task within one transaction.
+
+    They form chains: an appearance or a version from before the transaction, updates, perhaps a departure. The
+    chain that was there before comes first, the one that is there after comes last. If the links do not say
+    which those are, as when the table was rewritten on the way, the journal's order stands.
+    """
+    if all(_follows(second, first) for first, second in pairwise(changes)):
+        return changes
+    chains = _chains(changes)
+    before = [chain for chain in chains if chain[0].old is not None]
+    after = [chain for chain in chains if chain[-1].new is not None]
+    if len(before) > 1 or len(after) > 1 or sum(map(len, chains)) != len(changes):
+        return changes
+    if before and after and before[0] is after[0]:
+        # The row was there all along. Others that shared its key for a while, which a deferred constraint allows,
+        # were never to be seen.
+        return before[0]
+    between = [chain for chain in chains if chain not in before and chain not in after]
+    return [change for chain in (*before, *between, *after) for change in chain]
+
+
+def _follows(second: Change, first: Change) -> bool:
+    if first.new is None or second.old is None:
+        return first.new is second.old is None
+    return first.new.version == second.old.version
+
+
+def _chains(changes: list[Change]) -> list[list[Change]]:
+    made = {change.new.version for change in changes if change.new}
+    after = {change.old.version: change for change in changes if change.old}
+    chains = []
+    for change in changes:
+        if change.old is not None and change.old.version in made:
+            continue
+        chain = [change]
+        while (last := chain[-1].new) is not None and (link := after.get(last.version)) is not None:
+            chain.append(link)
+        chains.append(chain)
+    return chains

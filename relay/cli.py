@@ -1,0 +1,158 @@
+"""The command line: `relay serve`, `relay demo`, `relay sql`.
+
+Rules:
+- A user's mistake is one line on standard error and exit code 1 or 2, never a traceback.
+- Every setting is an option too, and `--help` names its variable; an option wins over the environment, and this
+  over a `.env` file in the working folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+import dotenv
+import structlog
+
+from relay import config, daemon, install
+
+
+def main() -> None:
+    """Run the command line."""
+    dotenv.load_dotenv(dotenv.find_dotenv(usecwd=True))
+    cli(prog_name="relay")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="pg-relay")
+def cli() -> None:
+    """Push every committed change of a Postgres table to WebSocket subscribers."""
+
+
+def _settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make an option of each setting named, or of all."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, field in reversed(config.Settings.model_fields.items()):
+            if names and name not in names:
+                continue
+            command = click.option(
+                "--" + name.lower().replace("_", "-"),
+                name,
+                envvar=name,
+                show_envvar=True,
+                metavar="VALUE",
+                help=f"{field.description}; {config.ALLOWED[name]}"
+                + (f"  [default: {str(field.default).lower()}]" if field.default != "" else ""),
+            )(command)
+        return command
+
+    return decorate
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (config.SettingsError, daemon.StartError, install.InstallError) as ex:
+        raise click.ClickException(str(ex)) from None
+
+
+def _given(options: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@cli.command()
+@_settings_options()
+def serve(**options: str | None) -> None:
+    """Run the daemon until Ctrl-C or SIGTERM."""
+    _log_to(sys.stderr.isatty())
+    with _one_line_errors():
+        asyncio.run(daemon.serve(config.load(_given(options))))
+
+
+@cli.group()
+def sql() -> None:
+    """Install, change or remove what the relay needs in the database."""
+
+
+@sql.command("print")
+@click.argument("name", type=click.Choice(install.FILES))
+def sql_print(name: str) -> None:
+    """Print an SQL file, to review it or to run it with psql."""
+    click.echo(install.text(name), nl=False)
+
+
+def _add_sql_command(name: str, summary: str) -> None:
+    @sql.command(name, help=summary)
+    @_settings_options("DATABASE_URL")
+    def command(**options: str | None) -> None:
+        with _one_line_errors():
+            install.run(config.load(_given(options)).DATABASE_URL, name)
+        click.echo(f"relay sql {name}: done")
+
+
+_add_sql_command("tasks", "Create the tasks table, for a database that has none.")
+_add_sql_command("install", "Create or upgrade schema relay. Feeds nothing until a table is watched.")
+_add_sql_command("uninstall", "Remove the triggers and schema relay. Touches no user data.")
+
+
+@sql.command("watch")
+@click.argument("table")
+@click.option("--id", "id_column", default="id", show_default=True, help="column that is the key by itself")
+@click.option("--board", default="board_id", show_default=True, help="column that names a task's board")
+@click.option("--lane", default="lane", show_default=True, help="column that names a task's lane")
+@click.option("--hide", "hidden", multiple=True, help="column that must never leave the database; may be repeated")
+@click.option(
+    "--order-by",
+    multiple=True,
+    help="order of tasks in a lane, like 'position desc'; may be repeated  [default: created_at if there is one]",
+)
+@_settings_options("DATABASE_URL")
+def sql_watch(
+    table: str,
+    id_column: str,
+    board: str,
+    lane: str,
+    hidden: tuple[str, ...],
+    order_by: tuple[str, ...],
+    **options: str | None,
+) -> None:
+    """Start feeding TABLE, like public.tasks, or change how it is fed."""
+    with _one_line_errors():
+        url = config.load(_given(options)).DATABASE_URL
+        install.watch(url, table, id_column=id_column, board=board, lane=lane, hidden=hidden, order_by=order_by)
+    click.echo(f"relay sql watch: {table} is watched")
+
+
+@sql.command("unwatch")
+@click.argument("table")
+@_settings_options("DATABASE_URL")
+def sql_unwatch(table: str, **options: str | None) -> None:
+    """Stop feeding TABLE."""
+    with _one_line_errors():
+        install.unwatch(config.load(_given(options)).DATABASE_URL, table)
+    click.echo(f"relay sql unwatch: {table} is not watched")
+
+
+def _log_to(terminal: bool) -> None:
+    """Log to standard error: JSON for machines, colours for a terminal."""
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,181 @@
+"""What clients and the server say to each other: the public contract. Pure.
+
+Every message is a JSON object with a `type`. Clients send `subscribe`, `unsubscribe` and `ping`; what the server
+sends has `type` and `data` and nothing else at the top level. What a client sends is checked here, at the edge;
+what the server sends is encoded here, once, however many clients receive it.
+
+Rules:
+- Values of rows are passed through as the JSON that Postgres wrote (`msgspec.Raw`), never parsed: a number keeps
+  every digit.
+- Bad input is answered, never ignored: `parse` raises BadMessage, whose code and text go back to the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from typing import Annotated, Final, Literal, NamedTuple
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, TypeAdapter, ValidationError
+
+MAX_MESSAGE_BYTES: Final = 1024 * 1024
+"""The largest message a client may send; a larger one closes the connection with code 1009."""
+
+MAX_BAD_MESSAGES: Final = 20
+"""So many bad messages without a good one between them close the connection with code 1008."""
+
+LANES: Final = ("backlog", "todo", "in_progress", "done", "recovery")
+"""The lanes that every `board.sync` shows, in this order, before any other that the board has."""
+
+Row = Mapping[str, msgspec.Raw]
+"""A task as clients see it: camelCase keys, each value the JSON that Postgres wrote."""
+
+
+class CloseCode(IntEnum):
+    """Why the server closes a connection. A client should reconnect after all but 1008 and 1009."""
+
+    GOING_AWAY = 1001  # the relay is stopping
+    INVALID_TEXT = 1007  # a text message was not UTF-8
+    POLICY = 1008  # the client sent nothing but bad messages
+    TOO_BIG = 1009  # the client sent a message over the limit
+
+
+class Subscribe(BaseModel):
+    """Asks for a board: its `board.sync`, then its changes. Asked again, it sends a fresh `board.sync`."""
+
+    model_config = ConfigDict(frozen=True)
+    type: Literal["subscribe"]
+    board_id: StrictStr = Field(alias="boardId")
+
+
+class Unsubscribe(BaseModel):
+    """Ends a subscription. Without one, it does nothing."""
+
+    model_config = ConfigDict(frozen=True)
+    type: Literal["unsubscribe"]
+    board_id: StrictStr = Field(alias="boardId")
+
+
+class Ping(BaseModel):
+    """Is answered with `{"type":"pong"}`."""
+
+    model_config = ConfigDict(frozen=True)
+    type: Literal["ping"]
+
+
+ClientMessage = Subscribe | Unsubscribe | Ping
+
+_client_message: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
+
+ErrorCode = Literal["invalid_json", "invalid_message", "unknown_type", "invalid_board_id", "binary_message"]
+
+
+class BadMessage(Exception):
+    """A client's message that is not of this protocol. Its text says what was found and what was expected."""
+
+    def __init__(self, code: ErrorCode, text: str) -> None:
+        super().__init__(text)
+        self.code: ErrorCode = code
+
+
+def parse(text: str) -> ClientMessage:
+    """Read a client's message. Unknown keys are left alone, so that newer clients can talk to older relays.
+
+    Raises BadMessage.
+    """
+    try:
+        message = _client_message.validate_json(text)
+    except ValidationError as ex:
+        raise _bad_message(ex) from None
+    if not isinstance(message, Ping) and "\0" in message.board_id:
+        # Postgres has no such text, so no board can be called that.
+        raise BadMessage("invalid_board_id", "boardId has the character U+0000, which no board's name can hold")
+    return message
+
+
+def _bad_message(ex: ValidationError) -> BadMessage:
+    error = ex.errors(include_url=False)[0]
+    kind, field = error["type"], error["loc"][-1] if error["loc"] else None
+    if kind == "json_invalid":
+        return BadMessage("invalid_json", f"the message is not JSON: {error['ctx']['error']}")
+    if kind == "union_tag_invalid":
+        return BadMessage(
+            "unknown_type", f"type {error['ctx']['tag']!r:.100} is unknown: expected subscribe, unsubscribe or ping"
+        )
+    if field == "boardId":
+        found = "is missing" if kind == "missing" else f"is of type {_json_type(error['input'])}"
+        return BadMessage("invalid_board_id", f"boardId {found}: expected a string")
+    return BadMessage(
+        "invalid_message", 'expected an object with a type, like {"type":"subscribe","boardId":"default"}'
+    )
+
+
+def _json_type(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case list():
+            return "array"
+        case _:
+            return "object"
+
+
+class Message(NamedTuple):
+    """What the server sends, encoded."""
+
+    type: str
+    json: bytes
+
+
+PONG: Final = Message("pong", b'{"type":"pong"}')
+
+
+def error(code: ErrorCode, text: str) -> Message:
+    """Answer bad input."""
+    return _message("error", {"code": code, "message": text})
+
+
+def task_created(task: Row) -> Message:
+    """Announce a row that appeared on the board, whole."""
+    return _message("task.created", task)
+
+
+def task_updated(task_id: msgspec.Raw, changes: Row) -> Message:
+    """Announce the columns that changed, and only those."""
+    return _message("task.updated", {"id": task_id, "changes": changes})
+
+
+def task_moved(task_id: msgspec.Raw, from_lane: msgspec.Raw, to_lane: msgspec.Raw) -> Message:
+    """Announce a change of lane."""
+    return _message("task.moved", {"id": task_id, "fromLane": from_lane, "toLane": to_lane})
+
+
+def task_deleted(task_id: msgspec.Raw) -> Message:
+    """Announce a row that left the board."""
+    return _message("task.deleted", {"id": task_id})
+
+
+def board_sync(tasks: Sequence[Row]) -> Message:
+    """Show a whole board: the tasks by lane, in the order given, in the guide's lanes and then any other."""
+    lanes: dict[str, list[Row]] = {lane: [] for lane in LANES}
+    for task in tasks:
+        lanes.setdefault(lane_name(task["lane"]), []).append(task)
+    return _message("board.sync", {"lanes": lanes})
+
+
+def lane_name(lane: msgspec.Raw) -> str:
+    """Give the key under which `board.sync` lists a lane: a string as it is, and `null` or a number as JSON."""
+    value = msgspec.json.decode(lane)
+    return value if isinstance(value, str) else bytes(lane).decode()
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _message(kind: str, data: object) -> Message:
+    return Message(kind, _encode({"type": kind, "data": data}))

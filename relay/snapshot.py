@@ -1,0 +1,48 @@
+"""Snapshots: which transactions are visible. Pure, and the ground everything else stands on.
+
+A snapshot is what Postgres prints for `pg_current_snapshot()`: `xmin:xmax:xip,xip,…`. Every transaction below
+`xmin` is over, every one from `xmax` on has not begun, and between the two those in `xip` are still running.
+The relay's position in the feed, the moment of a `board.sync` and a client's cursor are each a snapshot.
+
+Rules:
+- Snapshots of one server and epoch are totally ordered: of any two, one sees all that the other sees.
+- Transaction ids are Postgres's 64-bit ones. They never wrap, and they order nothing but themselves: a lower
+  id may well commit later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Which transactions are visible at one moment."""
+
+    xmin: int
+    xmax: int
+    xip: frozenset[int]
+
+    @classmethod
+    def parse(cls, text: str) -> Snapshot:
+        """Read Postgres's own notation. Raises ValueError for anything else."""
+        try:
+            xmin, xmax, xip = text.split(":")
+            running = frozenset(int(xid) for xid in xip.split(",")) if xip else frozenset()
+            snapshot = cls(int(xmin), int(xmax), running)
+        except ValueError:
+            raise ValueError(f"{text!r} is no snapshot: expected xmin:xmax:xip,…") from None
+        if not 0 < snapshot.xmin <= snapshot.xmax or any(not snapshot.xmin <= xid < snapshot.xmax for xid in running):
+            raise ValueError(f"{text!r} is no snapshot: its transaction ids are out of range")
+        return snapshot
+
+    def __str__(self) -> str:
+        return f"{self.xmin}:{self.xmax}:{','.join(map(str, sorted(self.xip)))}"
+
+    def sees(self, xid: int) -> bool:
+        """Whether that transaction, if it committed at all, had committed by then."""
+        return xid < self.xmax and xid not in self.xip
+
+    def covers(self, other: Snapshot) -> bool:
+        """Whether everything that `other` sees is seen here too."""
+        return self.xmax >= other.xmax and not any(other.sees(xid) for xid in self.xip)
