@@ -144,7 +144,7 @@ def messages(transaction: Transaction, boards: Container[str | None]) -> dict[st
     Those of other boards are not even encoded.
     """
     found: dict[str, list[Message]] = defaultdict(list)
-    for change in _in_version_order(_one_key_each(_moves_joined(transaction.changes))):
+    for change in _in_version_order(_one_key_each(transaction.changes)):
         for board, message in _change_messages(change, boards):
             found[board].append(message)
     return dict(found)
@@ -170,32 +170,6 @@ def _update_messages(old: Row, new: Row) -> Iterator[Message]:
         yield protocol.task_moved(new["id"], old["lane"], new["lane"])
     if len(changes) > moved:
         yield protocol.task_updated(new["id"], changes)
-
-
-def _moves_joined(changes: Sequence[Change]) -> Iterator[Change]:
-    """Join what Postgres splits: an update that moves a row to another partition fires a delete and an insert."""
-    held: Change | None = None
-    for change in changes:
-        if held is not None and _is_move(held, change):
-            yield Change(held.old, change.new)
-            held = None
-            continue
-        if held is not None:
-            yield held
-        held = change
-    if held is not None:
-        yield held
-
-
-def _is_move(delete: Change, insert: Change) -> bool:
-    return (
-        delete.new is None
-        and insert.old is None
-        and delete.old is not None
-        and insert.new is not None
-        and delete.old.key == insert.new.key
-        and delete.old.version.part != insert.new.version.part
-    )
 
 
 def _one_key_each(changes: Iterable[Change]) -> Iterator[Change]:

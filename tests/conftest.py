@@ -1,0 +1,116 @@
+"""What all tests share: a clean environment, a Postgres server where it is needed, a network to cut.
+
+A run that collects no test with a database starts no server.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NoReturn
+
+import psycopg
+import pytest
+
+from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from tests.proxy import Proxy
+from tests.servers import Database, NoServerError, Server, choose_server, install, temporary_database
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+_CHOICE = pytest.StashKey[Server | NoServerError]()
+
+# Whoever runs the tests may have a database of their own set up: no test reads it, let alone writes to it.
+for _name in list(os.environ):
+    if _name.startswith(("WS_", "PG", "HEALTH_", "DATABASE_URL")):
+        del os.environ[_name]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the server before the first test, not within its time limit, and say which it is."""
+    needed = any("server" in getattr(item, "fixturenames", ()) for item in session.items)
+    if not needed or session.config.option.collectonly:
+        return
+    choice = _choice(session.config)
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(f"server: {_sentence(choice)}")
+
+
+def _choice(config: pytest.Config) -> Server | NoServerError:
+    """Choose the server once per run, or find once that there is none."""
+    if _CHOICE not in config.stash:
+        lifetime = ExitStack()
+        config.add_cleanup(lifetime.close)
+        try:
+            config.stash[_CHOICE] = choose_server(lifetime)
+        except NoServerError as error:
+            config.stash[_CHOICE] = error
+    return config.stash[_CHOICE]
+
+
+def _sentence(choice: Server | NoServerError) -> str:
+    if isinstance(choice, NoServerError):
+        return str(choice)
+    return f"Postgres {choice.version_num // 10_000}.{choice.version_num % 10_000}, {choice.label}"
+
+
+def _do_without(reason: str) -> NoReturn:
+    """Skip the test on a developer's machine; in CI, where nobody would notice, fail."""
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig: pytest.Config) -> Server:
+    """Return the server of this run."""
+    choice = _choice(pytestconfig)
+    if isinstance(choice, NoServerError):
+        _do_without(str(choice))
+    return choice
+
+
+@pytest.fixture(scope="session")
+def _template(server: Server) -> Iterator[str]:
+    """Yield the name of a database with everything installed; copying it is faster than installing."""
+    with temporary_database(server) as dsn:
+        install(dsn)
+        yield str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
+
+
+@pytest.fixture
+def empty_database(server: Server) -> Iterator[Database]:
+    """Yield a fresh database with nothing in it."""
+    with temporary_database(server) as dsn, Database(dsn) as database:
+        yield database
+
+
+@pytest.fixture
+def database(server: Server, _template: str) -> Iterator[Database]:
+    """Yield a fresh database with the tasks table, fed by the relay."""
+    with temporary_database(server, _template) as dsn, Database(dsn) as database:
+        yield database
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedPostgres]:
+    """Yield a running server that this test alone uses, to stop and start it."""
+    with ExitStack() as stack:
+        try:
+            own = stack.enter_context(EmbeddedPostgres())
+        except EmbeddedPostgresError as error:
+            _do_without(str(error))
+        yield own
+
+
+@pytest.fixture
+async def proxy(server: Server) -> AsyncIterator[Proxy]:
+    """Yield a proxy in front of the server; `proxy.through(database.dsn)` leads through it."""
+    with psycopg.connect(server.dsn) as connection:
+        host, port = connection.info.hostaddr, connection.info.port
+    if not host:
+        _do_without("RELAY_TEST_DSN leads to a Unix socket and this test needs TCP; give it a host")
+    async with Proxy(host, port) as between:
+        yield between

@@ -1,0 +1,93 @@
+"""A subscriber for tests: takes messages off a real socket and holds the board they make."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from tests.servers import Database
+
+Message = tuple[str, dict[str, Any]]
+
+_SECONDS = 20.0
+_LAST = itertools.count(1)
+
+
+class Client:
+    """One connection. What it is sent for a task must fit what it holds of the board, or it fails."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self.tasks: dict[Any, dict[str, Any]] = {}
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def to(cls, url: str) -> AsyncIterator[Client]:
+        """Connect, for as long as the context lasts."""
+        async with connect(url, max_size=None) as connection:
+            yield cls(connection)
+
+    async def subscribe(self, board: str) -> Message:
+        """Subscribe and return what came first."""
+        await self.send({"type": "subscribe", "boardId": board})
+        return await self.receive()
+
+    async def send(self, message: object) -> None:
+        """Send JSON."""
+        await self._connection.send(json.dumps(message))
+
+    async def send_raw(self, message: str | bytes) -> None:
+        """Send text or bytes as they are."""
+        await self._connection.send(message)
+
+    async def receive(self) -> Message:
+        """Return the next message, applied to the board."""
+        async with asyncio.timeout(_SECONDS):
+            message = json.loads(await self._connection.recv())
+        if message["type"] == "pong":
+            return "pong", {}
+        assert {"type", "data"} == message.keys()
+        self._apply(message["type"], message["data"])
+        return message["type"], message["data"]
+
+    async def closed(self) -> int:
+        """Wait for the connection to end and return the code."""
+        async with asyncio.timeout(_SECONDS):
+            await self._connection.wait_closed()
+        code = self._connection.close_code
+        assert code is not None
+        return code
+
+    async def until_last(self, database: Database, board: str = "default") -> list[Message]:
+        """Return all messages of what was committed so far; a task made to be the last of them says when."""
+        last = f"last-{next(_LAST)}"
+        database.execute("insert into public.tasks (id, board_id, title) values (%s, %s, 'last')", last, board)
+        found = []
+        while True:
+            kind, data = await self.receive()
+            if kind == "task.created" and data["id"] == last:
+                return found
+            if kind == "board.sync" and last in self.tasks:
+                return [*found, (kind, data)]
+            found.append((kind, data))
+
+    def _apply(self, kind: str, data: dict[str, Any]) -> None:
+        match kind:
+            case "board.sync":
+                self.tasks = {task["id"]: task for lane in data["lanes"].values() for task in lane}
+            case "task.created":
+                assert data["id"] not in self.tasks
+                self.tasks[data["id"]] = dict(data)
+            case "task.updated":
+                self.tasks[data["id"]].update(data["changes"])
+            case "task.moved":
+                assert self.tasks[data["id"]]["lane"] == data["fromLane"]
+                self.tasks[data["id"]]["lane"] = data["toLane"]
+            case "task.deleted":
+                del self.tasks[data["id"]]

@@ -1,0 +1,56 @@
+"""The relay inside the test's own loop: its feed, hub and endpoint on a real database and real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from relay.feed import Feed
+from relay.hub import Hub
+from relay.server import Endpoint, frame
+from tests.integration.client import Client
+from tests.servers import Database
+
+
+class Relay:
+    """A running relay, as far as tests look into it."""
+
+    def __init__(self, database_url: str, *, heartbeat: float = 30.0, max_connections: int = 1000) -> None:
+        self.feed = Feed(database_url)
+        self.hub = Hub(ask=self.feed.ask, frame=frame)
+        self.endpoint = Endpoint(self.hub, heartbeat=heartbeat, max_connections=max_connections)
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.endpoint.port}"
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Relay]:
+        """Run until the context ends."""
+        await self.endpoint.open("127.0.0.1", 0)
+        task = asyncio.create_task(self.feed.run(self.hub))
+        try:
+            yield self
+        finally:
+            await self.endpoint.close()
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.fixture
+async def relay(database: Database) -> AsyncIterator[Relay]:
+    """Yield a relay on the test's database."""
+    async with Relay(database.dsn).running() as relay:
+        yield relay
+
+
+@pytest.fixture
+async def client(relay: Relay) -> AsyncIterator[Client]:
+    """Yield a client subscribed to board "default"."""
+    async with Client.to(relay.url) as client:
+        await client.subscribe("default")
+        yield client
