@@ -195,10 +195,10 @@ class Connection(asyncio.Protocol):
         self._protocol.receive_data(data)
         self._handle()
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> None:
         self._protocol.receive_eof()
         self._handle()
-        return True  # the protocol decides when our side ends
+        # And the transport closes: after its end, a client has had its close frame or wants none.
 
     def pause_writing(self) -> None:
         self.ready = False
@@ -231,6 +231,9 @@ class Connection(asyncio.Protocol):
             elif isinstance(event, Frame):
                 self._receive(event)
         self._flush()
+        if self._client_id and self._protocol.state is not State.OPEN:
+            self.ready = False
+            self._endpoint.hub.leave(self)
         if self._protocol.close_expected() and not self._transport.is_closing():
             self._cut_off_in(CLOSE_SECONDS)
 

@@ -30,7 +30,7 @@ class Client:
     @contextlib.asynccontextmanager
     async def to(cls, url: str) -> AsyncIterator[Client]:
         """Connect, for as long as the context lasts."""
-        async with connect(url, max_size=None) as connection:
+        async with connect(url, max_size=None, max_queue=None) as connection:
             yield cls(connection)
 
     async def subscribe(self, board: str) -> Message:
@@ -68,7 +68,7 @@ class Client:
         """Return all messages of what was committed so far; a task made to be the last of them says when."""
         last = f"last-{next(_LAST)}"
         database.execute("insert into public.tasks (id, board_id, title) values (%s, %s, 'last')", last, board)
-        found = []
+        found: list[Message] = []
         while True:
             kind, data = await self.receive()
             if kind == "task.created" and data["id"] == last:

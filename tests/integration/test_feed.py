@@ -1,0 +1,220 @@
+"""The feed through faults of Postgres and of the way to it: what subscribers see of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import psycopg
+import pytest
+
+from relay import feed
+from relay.embedded import EmbeddedPostgres
+from relay.install import text
+from tests.integration.client import Client
+from tests.integration.conftest import Relay
+from tests.proxy import Proxy
+from tests.servers import Database, install
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, a while at most."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the feed tells nobody; it has no use for it
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def behind_proxy(database: Database, proxy: Proxy) -> AsyncIterator[Relay]:
+    """Yield a relay whose way to Postgres can be cut."""
+    async with Relay(proxy.through(database.dsn)).running() as relay:
+        yield relay
+
+
+@pytest.fixture
+async def on_own_server(own_server: EmbeddedPostgres) -> AsyncIterator[Relay]:
+    """Yield a relay on a server that can be stopped."""
+    await asyncio.to_thread(install, own_server.dsn)
+    async with Relay(own_server.dsn).running() as relay:
+        yield relay
+
+
+def write(dsn: str, task_id: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("insert into tasks (id, title) values (%s, 'T')", (task_id,))
+
+
+async def test_killed_backend_is_a_pause_and_no_more(database: Database, relay: Relay, client: Client) -> None:
+    """When its sessions are killed the relay goes on after what it had read: no sync, no gap, no duplicate."""
+    for number in range(5):
+        database.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where application_name = 'relay' and datname = current_database()"
+        )
+        database.execute("insert into tasks (id, title) values (%s, 'T')", f"t{number}")
+
+    assert [(kind, data["id"]) for kind, data in await client.until_last(database)] == [
+        ("task.created", f"t{number}") for number in range(5)
+    ]
+    assert relay.feed.problem is None
+
+
+async def test_cut_network_is_a_pause_and_no_more(database: Database, behind_proxy: Relay, proxy: Proxy) -> None:
+    """What was committed while the way was cut arrives when it is restored, and health tells meanwhile."""
+    async with Client.to(behind_proxy.url) as client:
+        await client.subscribe("default")
+        await proxy.cut()
+        await until(lambda: behind_proxy.feed.problem is not None)
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        await proxy.restore()
+
+        assert [(kind, data["id"]) for kind, data in await client.until_last(database)] == [("task.created", "a")]
+        assert behind_proxy.feed.problem is None
+
+
+async def test_relay_that_starts_first_waits_for_postgres(database: Database, proxy: Proxy) -> None:
+    """A client that subscribes while Postgres is away gets its board when it is there."""
+    await proxy.cut()
+    async with Relay(proxy.through(database.dsn)).running() as relay, Client.to(relay.url) as client:
+        await client.send({"type": "subscribe", "boardId": "default"})
+        await until(lambda: relay.feed.problem not in {None, "not connected yet"})
+        await proxy.restore()
+
+        assert (await client.receive())[0] == "board.sync"
+
+
+async def test_lost_doorbell_costs_no_change(
+    database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change that rang no bell arrives all the same, when the relay looks by itself."""
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.05)
+    database.execute("create or replace function relay.ring(board text, target text) returns void language sql as ''")
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+
+    assert [data["id"] for _, data in await client.until_last(database)] == ["a"]
+    assert relay.feed.problem is None
+
+
+async def test_clean_restart_of_postgres_is_a_pause_and_no_more(
+    own_server: EmbeddedPostgres, on_own_server: Relay
+) -> None:
+    """After a fast stop and a start the relay goes on where it was."""
+    async with Client.to(on_own_server.url) as client:
+        await client.subscribe("default")
+        await asyncio.to_thread(own_server.stop, "fast")
+        await until(lambda: on_own_server.feed.problem is not None)
+        await asyncio.to_thread(own_server.start)
+        await asyncio.to_thread(write, own_server.dsn, "a")
+
+        kind, data = await client.receive()
+    assert (kind, data["id"]) == ("task.created", "a")
+
+
+async def test_crash_of_postgres_is_told_by_a_sync(own_server: EmbeddedPostgres, on_own_server: Relay) -> None:
+    """Crash recovery may lose what was seen already; so everybody is shown the board anew."""
+    async with Client.to(on_own_server.url) as client:
+        await client.subscribe("default")
+        await asyncio.to_thread(write, own_server.dsn, "a")
+        await client.receive()
+        await asyncio.to_thread(own_server.stop, "immediate")
+        await asyncio.to_thread(own_server.start)
+
+        kind, _ = await client.receive()
+    assert kind == "board.sync"
+    assert set(client.tasks) == {"a"}
+
+
+async def test_position_that_was_pruned_away_is_told_by_a_sync(
+    database: Database, behind_proxy: Relay, proxy: Proxy
+) -> None:
+    """A relay that was away for longer than the journal is kept says so with a sync."""
+    async with Client.to(behind_proxy.url) as client:
+        await client.subscribe("default")
+        await proxy.cut()
+        await until(lambda: behind_proxy.feed.problem is not None)
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        database.execute("select relay.prune('0')")
+        await proxy.restore()
+
+        kind, _ = await client.receive()
+    assert kind == "board.sync"
+    assert set(client.tasks) == {"a"}
+
+
+async def test_resync_sends_every_board_anew(database: Database, client: Client) -> None:
+    """What fired no trigger is shown after relay.resync()."""
+    database.execute("alter table tasks disable trigger all")
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    database.execute("alter table tasks enable trigger all")
+    database.execute("select relay.resync()")
+
+    assert (await client.receive())[0] == "board.sync"
+    assert set(client.tasks) == {"a"}
+
+
+async def test_unwatch_and_watch_are_told_by_syncs(database: Database, relay: Relay, client: Client) -> None:
+    """A board empties when its table is watched no more, and fills when it is again."""
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    await client.receive()
+    database.execute("select relay.unwatch('tasks')")
+    assert (await client.receive())[0] == "board.sync"
+    assert client.tasks == {}
+    assert "relay sql watch" in str(relay.feed.problem)
+    database.execute("select relay.watch('tasks')")
+
+    assert (await client.receive())[0] == "board.sync"
+    assert set(client.tasks) == {"a"}
+    await until(lambda: relay.feed.problem is None)
+
+
+async def test_changed_watch_is_told_by_a_sync(database: Database, client: Client) -> None:
+    """A column that is hidden from now on disappears from boards that were synced before."""
+    database.execute("insert into tasks (id, title, description) values ('a', 'A', 'secret')")
+    await client.receive()
+    database.execute("select relay.watch('tasks', hidden => '{description}')")
+    assert (await client.receive())[0] == "board.sync"
+
+    assert "description" not in client.tasks["a"]
+
+
+async def test_reinstall_is_told_by_a_sync(database: Database, relay: Relay, client: Client) -> None:
+    """After uninstall and install the old position means nothing, and the relay knows."""
+    for name in ("uninstall", "install"):
+        database.execute(text(name))
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    database.execute("select relay.watch('tasks')")
+    while "a" not in client.tasks:
+        assert (await client.receive())[0] == "board.sync"
+
+    await until(lambda: relay.feed.problem is None)
+
+
+async def test_row_security_that_would_hide_rows_is_reported(database: Database) -> None:
+    """A role whose policies would filter the boards is refused with Postgres's own words, not shown half a board."""
+    database.execute(
+        "do $$ begin create role relay_test_reader login password 'x'; exception when duplicate_object then end $$"
+    )
+    database.execute("grant usage on schema relay to relay_test_reader")
+    database.execute("grant select on all tables in schema relay to relay_test_reader")
+    database.execute("grant execute on all functions in schema relay to relay_test_reader")
+    database.execute("grant select on tasks to relay_test_reader")
+    database.execute("alter table tasks enable row level security")
+    try:
+        dsn = psycopg.conninfo.make_conninfo(database.dsn, user="relay_test_reader", password="x")
+        async with Relay(dsn).running() as relay, Client.to(relay.url) as client:
+            await client.send({"type": "subscribe", "boardId": "default"})
+            await until(lambda: "row-level security" in str(relay.feed.problem))
+    finally:
+        database.execute("drop owned by relay_test_reader; drop role relay_test_reader")
+
+
+async def test_large_board_holds_up_no_change(database: Database, relay: Relay) -> None:
+    """A board of many tasks is sent whole, and joins the live changes like any."""
+    database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 20000) i")
+    async with Client.to(relay.url) as client:
+        await client.send({"type": "subscribe", "boardId": "default"})
+        database.execute("update tasks set title = 'U' where id = 't1'")
+        await client.until_last(database)
+
+        assert len(client.tasks) == 20001
+        assert client.tasks["t1"]["title"] == "U"

@@ -1,0 +1,440 @@
+"""What the SQL files do to a database: install, watch, journal, ring, prune, leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from relay.embedded import EmbeddedPostgres
+from tests.servers import Database, install
+
+SQL = Path(__file__).parents[2] / "sql"
+
+Objects = list[tuple[object, ...]]
+
+
+def run(database: Database, *names: str) -> None:
+    """Run SQL files as they are."""
+    for name in names:
+        with database.connect() as connection:
+            connection.execute((SQL / f"{name}.sql").read_bytes())
+
+
+def objects(database: Database) -> Objects:
+    """List everything that is not Postgres's own."""
+    return database.fetch(
+        "select 'class', n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+        "where n.nspname !~ '^pg_|information_schema' "
+        "union all select 'proc', n.nspname, p.proname from pg_proc p join pg_namespace n on n.oid = p.pronamespace "
+        "where n.nspname !~ '^pg_|information_schema' "
+        "union all select 'trigger', t.tgrelid::regclass::text, t.tgname from pg_trigger t "
+        "union all select 'namespace', n.nspname, '' from pg_namespace n where n.nspname !~ '^pg_toast|^pg_temp' "
+        "order by 1, 2, 3"
+    )
+
+
+def watch(database: Database, table: str) -> None:
+    """Make a table that can be watched, and watch it."""
+    database.execute(f"create table {table} (id int primary key, board_id text, lane text)")
+    database.execute(f"select relay.watch('{table}')")
+
+
+def test_files_are_safe_to_run_twice(empty_database: Database) -> None:
+    """A second run of each file changes nothing and fails nowhere."""
+    run(empty_database, "tasks", "install")
+    empty_database.execute("select relay.watch('public.tasks')")
+    once = objects(empty_database)
+    run(empty_database, "tasks", "install")
+    empty_database.execute("select relay.watch('public.tasks')")
+
+    assert once == objects(empty_database)
+
+
+def test_uninstall_leaves_nothing_behind_and_the_data_alone(empty_database: Database) -> None:
+    """After uninstall the database is as before install, and the rows are there."""
+    run(empty_database, "tasks")
+    empty_database.execute("create table p (id int primary key, board_id text, lane text) partition by hash (id)")
+    empty_database.execute("create table p0 partition of p for values with (modulus 1, remainder 0)")
+    before = objects(empty_database)
+    run(empty_database, "install")
+    empty_database.execute("select relay.watch('public.tasks'), relay.watch('public.p')")
+    empty_database.execute("insert into tasks (id, title) values ('a', 'A')")
+    run(empty_database, "uninstall", "uninstall")
+
+    assert before == objects(empty_database)
+    assert empty_database.fetch("select id from tasks") == [("a",)]
+
+
+def test_uninstall_stops_before_what_is_not_its_own(database: Database) -> None:
+    """Somebody's view on the journal is not dropped with it: uninstall refuses, and changes nothing."""
+    database.execute("create view mine as select * from relay.journal")
+    before = objects(database)
+
+    with pytest.raises(psycopg.errors.DependentObjectsStillExist):
+        run(database, "uninstall")
+    assert before == objects(database)
+
+
+def test_journal_of_an_older_install_is_kept(database: Database) -> None:
+    """Installing again keeps the journal and what is watched, and writers' changes go on being journalled."""
+    database.execute("insert into tasks (title) values ('before')")
+    run(database, "install")
+    database.execute("insert into tasks (title) values ('after')")
+
+    assert database.fetch("select new_row ->> 'title' from relay.journal where op = 'I' order by seq") == [
+        ("before",),
+        ("after",),
+    ]
+
+
+def test_tasks_table_has_the_guides_defaults(database: Database) -> None:
+    """A task needs nothing but a title."""
+    database.execute("insert into tasks (title) values ('New')")
+
+    [(task_id, *rest)] = database.fetch(
+        "select id, board_id, lane, status, priority, estimated_hours, created_at = updated_at from tasks"
+    )
+    assert task_id.startswith("task-")
+    assert rest == ["default", "backlog", None, "medium", None, True]
+
+
+@pytest.mark.parametrize(
+    "values", ["title = ''", "title = null", "lane = ''", "lane = null", "estimated_hours = -1", "board_id = null"]
+)
+def test_tasks_table_refuses_what_is_no_task(database: Database, values: str) -> None:
+    """Constraints keep illegal tasks out."""
+    database.execute("insert into tasks (title) values ('New')")
+
+    with pytest.raises(psycopg.errors.IntegrityError):
+        database.execute(f"update tasks set {values}")
+
+
+def test_updated_at_is_kept_by_the_database(database: Database) -> None:
+    """An update moves updated_at, one that changes nothing does not."""
+    database.execute("insert into tasks (title, updated_at) values ('New', '2000-01-01')")
+    database.execute("update tasks set title = 'New'")
+    assert database.fetch("select updated_at < '2001-01-01' from tasks") == [(True,)]
+    database.execute("update tasks set title = 'Newer'")
+
+    assert database.fetch("select updated_at < '2001-01-01' from tasks") == [(False,)]
+
+
+_REFUSED = {
+    "create table t (id int, board_id text, lane text)": "id of public.t is not a key by itself (primary key: none)",
+    "create table t (id int, board_id text, lane text, primary key (id, board_id))": "(primary key: (id, board_id))",
+    "create table t (id int unique, board_id text, lane text)": "column id of public.t is not a key by itself",
+    "create table t (board_id text primary key, lane text)": "public.t has no column 'id': name its own with id_column",
+    "create table t (id int primary key, board text, lane text)": "public.t has no column 'board_id'",
+    "create table t (id float8 primary key, board_id text, lane text)": "is of type double precision: as id_column",
+    "create table t (id int primary key, board_id json, lane text)": "is of type json: as board_column",
+    "create view t as select 1 as id, '' as board_id, '' as lane": "public.t is not a permanent table",
+    "create temp table t (id int primary key, board_id text, lane text)": "is not a permanent table",
+    "create table q (id int primary key, board_id text, lane text) partition by hash (id); "
+    "create table t partition of q for values with (modulus 1, remainder 0)": "public.t is a partition: watch",
+}
+
+
+@pytest.mark.parametrize("table", _REFUSED)
+def test_watch_refuses_what_cannot_be_fed_exactly(database: Database, table: str) -> None:
+    """A table without a key of one column, or without the columns, is refused in one sentence that says why."""
+    with database.connect() as connection:
+        connection.execute(table)
+        with pytest.raises(psycopg.Error) as caught:
+            connection.execute("select relay.watch('t')")
+
+    assert _REFUSED[table] in (caught.value.diag.message_primary or "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("hidden => '{nothing}'", "has no column 'nothing' to hide"),
+        ("hidden => '{lane}'", "column lane of public.tasks cannot be hidden"),
+        ("order_by => '{nothing}'", "order_by has 'nothing': expected a column of public.tasks"),
+        ("order_by => '{title; drop table tasks}'", "expected a column of public.tasks"),
+        ("board_column => 'lane'", "must be three columns"),
+    ],
+)
+def test_watch_refuses_wrong_columns(database: Database, arguments: str, expected: str) -> None:
+    """What is hidden or ordered by must be there, and what messages need cannot be hidden."""
+    with pytest.raises(psycopg.Error) as caught:
+        database.execute(f"select relay.watch('tasks', {arguments})")
+
+    assert expected in (caught.value.diag.message_primary or "")
+
+
+def test_watch_and_unwatch_show_in_the_view(database: Database) -> None:
+    """The view lists what is watched and how."""
+    database.execute("select relay.watch('tasks', hidden => '{description}', order_by => '{priority desc, title}')")
+    row = ("public", "tasks", "id", "board_id", "lane", ["description"], ["priority desc", "title"], True)
+    columns = "schema_name, table_name, id_column, board_column, lane_column, hidden, order_by, triggers_complete"
+    assert database.fetch(f"select {columns} from relay.watched") == [row]
+    database.execute("select relay.unwatch('tasks'), relay.unwatch('tasks')")
+
+    assert database.fetch("select * from relay.watched") == []
+    assert database.fetch("select tgname from pg_trigger where tgname like 'relay%%'") == []
+
+
+def test_disabled_trigger_shows_and_watch_mends_it(database: Database) -> None:
+    """A trigger that somebody disabled or dropped is noticed; watching again puts it back."""
+    for harm in ("alter table tasks disable trigger relay_update", "drop trigger relay_truncate on tasks"):
+        database.execute(harm)
+        assert database.fetch("select triggers_complete from relay.watched") == [(False,)]
+        database.execute("select relay.watch('tasks')")
+        assert database.fetch("select triggers_complete from relay.watched") == [(True,)]
+
+
+def test_new_partition_is_covered_by_watching_again(database: Database) -> None:
+    """A partition that came later has row triggers from its parent; TRUNCATE's comes with relay.watch."""
+    database.execute("create table p (id int primary key, board_id text, lane text) partition by list (id)")
+    database.execute("create table p1 partition of p for values in (1)")
+    database.execute("select relay.watch('p')")
+    database.execute("create table p2 partition of p for values in (2)")
+    database.execute("insert into p values (2, 'b', 'todo')")
+    assert database.fetch("select op::text, part::regclass::text from relay.journal where op = 'I'") == [("I", "p2")]
+    assert database.fetch("select triggers_complete from relay.watched where table_name = 'p'") == [(False,)]
+    database.execute("select relay.watch('p')")
+    database.execute("truncate p2")
+
+    assert database.fetch("select reason from relay.journal order by seq desc limit 1") == [("truncate",)]
+
+
+def test_second_watch_with_the_same_settings_takes_no_lock(database: Database) -> None:
+    """Watching what is watched waits for nobody, not even for a transaction that writes."""
+    writer = database.connect()
+    writer.execute("begin; insert into tasks (title) values ('open')")
+    database.execute("select relay.watch('tasks')")
+    writer.execute("rollback")
+
+
+def test_watch_gives_up_soon_and_changes_nothing_behind_a_long_transaction(database: Database) -> None:
+    """A transaction that holds the table makes watch fail after its lock_timeout, not queue for ever."""
+    database.execute("create table t (id int primary key, board_id text, lane text)")
+    writer = database.connect()
+    writer.execute("begin; insert into t values (1, 'b', 'todo')")
+
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        database.execute("select relay.watch('t')")
+    assert database.fetch("select table_name from relay.watched") == [("tasks",)]
+    writer.execute("rollback")
+
+
+def test_doorbell_rings_once_per_board_and_transaction(database: Database) -> None:
+    """A transaction rings each board it touches, in JSON that a person can read."""
+    listener = database.connect()
+    listener.execute("listen relay")
+    database.execute("insert into tasks (board_id, title) select b, 'T' from unnest('{x,x,y}'::text[]) b")
+
+    payloads = [json.loads(notify.payload) for notify in listener.notifies(timeout=5, stop_after=2)]
+    assert payloads == [{"board": "x", "table": "public.tasks"}, {"board": "y", "table": "public.tasks"}]
+    assert list(listener.notifies(timeout=0.1)) == []
+
+
+def test_update_that_changes_nothing_rings_nothing(database: Database) -> None:
+    """No change, no bell."""
+    database.execute("insert into tasks (title) values ('T')")
+    listener = database.connect()
+    listener.execute("listen relay")
+    database.execute("update tasks set title = 'T'")
+
+    assert list(listener.notifies(timeout=0.1)) == []
+
+
+@pytest.mark.parametrize("board", ["\u0001" * 5000, "\U0001f469" * 5000, '"\\' * 5000, "x" * 1_000_000])
+def test_no_board_makes_a_payload_too_long(database: Database, board: str) -> None:
+    """However long a board's name, and however JSON escapes it, the payload stays below the limit."""
+    listener = database.connect()
+    listener.execute("listen relay")
+    # Without the index: a b-tree cannot hold such a value, with or without us.
+    database.execute("drop index tasks_board")
+    database.execute("insert into tasks (board_id, title) values (%s, 'T')", board)
+    [notify] = listener.notifies(timeout=5, stop_after=1)
+
+    assert len(notify.payload.encode()) < 7999
+    assert json.loads(notify.payload)["board"] == board[:99] + "…"
+
+
+def test_writer_needs_no_right_on_the_relay(database: Database) -> None:
+    """Whoever may write the tasks may write them, and may read nothing of the journal."""
+    with database.connect() as connection:
+        connection.execute("do $$ begin create role relay_test_writer; exception when duplicate_object then end $$")
+        connection.execute("grant select, insert, update, delete, truncate on tasks to relay_test_writer")
+        try:
+            connection.execute("set role relay_test_writer")
+            connection.execute("insert into tasks (id, title) values ('a', 'A')")
+            connection.execute("update tasks set title = 'B'")
+            connection.execute("delete from tasks")
+            connection.execute("truncate tasks")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("select * from relay.journal")
+        finally:
+            connection.execute("reset role; drop owned by relay_test_writer; drop role relay_test_writer")
+
+    assert database.fetch("select string_agg(op::text, '' order by seq) from relay.journal where seq > 1") == [
+        ("IUDS",)
+    ]
+
+
+def test_hostile_search_path_changes_nothing(database: Database) -> None:
+    """Functions of a writer's own that shadow the built-in ones are not called."""
+    with database.connect() as writer:
+        writer.execute("create schema evil")
+        writer.execute(
+            "create function evil.row_to_json(record) returns json language plpgsql as "
+            "$$ begin raise exception 'called'; end $$"
+        )
+        writer.execute(
+            "create function evil.pg_notify(text, text) returns void language plpgsql as "
+            "$$ begin raise exception 'called'; end $$"
+        )
+        writer.execute("set search_path = evil, pg_catalog, public")
+        writer.execute("insert into tasks (id, title) values ('a', 'A')")
+
+    assert database.fetch("select new_row ->> 'title' from relay.journal where op = 'I'") == [("A",)]
+
+
+def test_prepared_transactions_are_not_failed() -> None:
+    """Where two-phase commit is enabled the doorbell keeps silent, for PREPARE fails after a NOTIFY."""
+    with EmbeddedPostgres(settings={"max_prepared_transactions": "1"}) as server:
+        install(server.dsn)
+        with Database(server.dsn) as database:
+            database.execute("begin")
+            database.execute("insert into tasks (id, title) values ('a', 'A')")
+            database.execute("prepare transaction 'p'")
+            database.execute("commit prepared 'p'")
+
+            assert database.fetch("select op::text from relay.journal where op = 'I'") == [("I",)]
+
+
+def test_prune_keeps_what_was_committed_lately(database: Database) -> None:
+    """A change is kept for its time from its commit on; then it goes, and the horizon says so."""
+    database.execute("insert into tasks (title) values ('T')")
+    assert database.fetch("select relay.prune('1 hour')") == [(0,)]
+    [(changes,)] = database.fetch("select count(*) from relay.journal")
+    assert database.fetch("select relay.prune('0')") == [(changes,)]
+
+    assert database.fetch("select count(*) from relay.journal") == [(0,)]
+    assert database.fetch("select pruned_below > '0' from relay.horizon") == [(True,)]
+
+
+def test_prune_spares_open_transactions(database: Database) -> None:
+    """What is still open when pruning is never below the horizon."""
+    writer = database.connect()
+    writer.execute("begin; insert into tasks (title) values ('open')")
+    database.execute("insert into tasks (title) values ('T')")
+    database.execute("select relay.prune('0')")
+    writer.execute("commit")
+
+    assert database.fetch("select new_row ->> 'title' from relay.journal where op = 'I' order by seq") == [
+        ("open",),
+        ("T",),
+    ]
+
+
+def test_prune_deletes_in_portions(database: Database) -> None:
+    """One call deletes no more than it is told, so that none takes long."""
+    database.execute("insert into tasks (title) select 'T' from generate_series(1, 10)")
+    database.execute("select relay.prune('0', 0)")
+
+    assert database.fetch("select relay.prune('0', 4), relay.prune('0', 4)") == [(4, 4)]
+
+
+def test_epoch_stays_until_the_database_is_another(database: Database) -> None:
+    """The epoch is kept from call to call, and begins anew where its table was emptied, as after a crash."""
+    [(first,)] = database.fetch("select relay.epoch()")
+    assert database.fetch("select relay.epoch()") == [(first,)]
+    database.execute("truncate relay.epochs")
+
+    assert database.fetch("select relay.epoch()") != [(first,)]
+
+
+def test_copied_database_has_an_epoch_of_its_own(database: Database) -> None:
+    """What was dumped and restored elsewhere is not the same feed."""
+    [(first,)] = database.fetch("select relay.epoch()")
+    database.execute("update relay.epochs set place = 'elsewhere'")
+
+    assert database.fetch("select relay.epoch()") != [(first,)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        ("int", "7", "007"),
+        ("int", "7", "abc"),
+        ("int", "7", "99999999999"),
+        ("citext", "a", "A"),
+        ("char(3)", "a", "a  "),
+        ("uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"),
+    ],
+)
+def test_board_is_found_only_as_it_is_written(database: Database, kind: str, right: str, wrong: str) -> None:
+    """A board has one name, the text of its column; other spellings are other boards, and empty."""
+    if kind == "citext":
+        if not database.fetch("select 1 from pg_available_extensions where name = 'citext'"):
+            pytest.skip("this server has no citext")
+        database.execute("create extension citext")
+    database.execute(f"create table t (id int primary key, board_id {kind}, lane text)")
+    database.execute("select relay.watch('t')")
+    database.execute("insert into t values (1, %s, 'todo')", right)
+
+    count = "select count(*) from relay.board(%s)"
+    assert (database.fetch(count, right), database.fetch(count, wrong)) == ([(1,)], [(0,)])
+    assert database.fetch("select new_board from relay.journal where op = 'I'") == [(right,)]
+
+
+def test_board_comes_in_its_order(database: Database) -> None:
+    """Tasks come by created_at, or as relay.watch was told; the id decides among equals."""
+    database.execute(
+        "insert into tasks (id, title, priority, created_at) values "
+        "('c', 'C', 'x', '2020-01-01'), ('a', 'A', 'y', '2020-01-02'), ('b', 'B', 'y', '2020-01-02')"
+    )
+    order = "select array_agg(task ->> 'id') from relay.board('default')"
+    assert database.fetch(order) == [(["c", "a", "b"],)]
+    database.execute("select relay.watch('tasks', order_by => '{priority desc, title desc}')")
+
+    assert database.fetch(order) == [(["b", "a", "c"],)]
+
+
+def test_board_is_read_by_index(database: Database) -> None:
+    """Reading one board of many does not read the table."""
+    database.execute("insert into tasks (board_id, title) select i::text, 'T' from generate_series(1, 20000) i")
+    database.execute("analyze tasks")
+    with database.connect() as reader:
+        reader.execute("begin")
+        reader.execute("select count(*) from relay.board('7')")
+        [scans] = reader.execute("select seq_scan, idx_scan from pg_stat_xact_all_tables where relname = 'tasks'")
+
+    assert scans == (0, 1)
+
+
+def test_virtual_generated_columns_are_not_shown(own_server: EmbeddedPostgres) -> None:
+    """Triggers do not see what is computed on reading, so no message shows it. (They came with Postgres 18.)"""
+    install(own_server.dsn)
+    with Database(own_server.dsn) as database:
+        database.execute("alter table tasks add column loud text generated always as (upper(title)) virtual")
+        database.execute("insert into tasks (title) values ('T')")
+
+        assert database.fetch("select task ->> 'loud', hidden from relay.board('default'), relay.watched") == [
+            (None, ["loud"])
+        ]
+
+
+def test_row_security_of_the_tasks_table_hides_nothing_from_the_journal(database: Database) -> None:
+    """Policies that filter a writer's rows do not filter what is journalled."""
+    database.execute("alter table tasks enable row level security, force row level security")
+    with database.connect() as connection:
+        connection.execute("do $$ begin create role relay_test_filtered; exception when duplicate_object then end $$")
+        connection.execute("grant select, insert on tasks to relay_test_filtered")
+        connection.execute("create policy writing on tasks for insert with check (true)")
+        try:
+            connection.execute("set role relay_test_filtered")
+            connection.execute("insert into tasks (id, title) values ('a', 'A')")
+            assert connection.execute("select * from tasks").fetchall() == []
+        finally:
+            connection.execute("reset role; drop policy writing on tasks; drop owned by relay_test_filtered")
+            connection.execute("drop role relay_test_filtered")
+
+    assert database.fetch("select new_row ->> 'id' from relay.journal where op = 'I'") == [("a",)]
