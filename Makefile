@@ -1,0 +1,42 @@
+# make help explains itself.
+
+PYTHON ?= python3
+BIN := .venv/bin
+GUIDE := tests/acceptance/guide
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format clean
+
+help:  ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/.installed  ## Set up .venv with the relay and everything to develop it
+
+demo: install  ## Watch a living board arrive over WebSocket: no database, no Docker, no root
+	@$(BIN)/relay demo
+
+test: install $(GUIDE)/node_modules/.installed  ## Run all tests: make test ARGS='-k truncate'
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install  ## Lint, check formats, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## Format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## Remove what was set up and made
+	rm -rf .venv $(GUIDE)/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# The guide's Node clients. Where there is no npm, the tests that need them say so.
+$(GUIDE)/node_modules/.installed: $(GUIDE)/package.json
+	@if command -v npm >/dev/null; then npm install --prefix $(GUIDE) --no-audit --no-fund --loglevel=error; fi
+	@mkdir -p $(@D) && touch $@
