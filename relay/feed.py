@@ -42,6 +42,9 @@ log = structlog.get_logger()
 LOOK_SECONDS: Final = 1.0
 """How long the feed waits for the doorbell before it looks by itself."""
 
+INSPECT_SECONDS: Final = 10.0
+"""How often the feed makes sure that the triggers are still in place."""
+
 PRUNE_SECONDS: Final = 60.0
 PRUNE_ROWS: Final = 50_000
 
@@ -147,6 +150,7 @@ class Feed:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read_journal(session, hub))
             tasks.create_task(self._read_boards(session, hub))
+            tasks.create_task(_inspect(session))
             tasks.create_task(_prune(session))
 
     async def _read_journal(self, session: _Session, hub: Hub) -> None:
@@ -219,7 +223,7 @@ class _Session:
             await listener.execute("set enable_seqscan = off")
             await listener.execute("listen relay")
             session = cls(listener, reader)
-            await session._load_watches()
+            await session.load_watches()
             yield session
 
     def unwatched(self) -> str | None:
@@ -260,7 +264,7 @@ class _Session:
         now = Snapshot.parse(rows[0][0])
         entries = [_Entry(*row[2:]) for row in rows if row[2] is not None]
         if any(entry.op == "S" or entry.watch not in self._watches for entry in entries):
-            await self._load_watches()
+            await self.load_watches()
         return _Batch(now, self._transactions(entries), _continuous(position, now, rows[0][1]))
 
     async def bell(self) -> None:
@@ -272,7 +276,7 @@ class _Session:
         """Read a board."""
         rows = await self._board_rows(name)
         if any(watch is not None and watch not in self._watches for _, watch, _ in rows):
-            await self._load_watches()
+            await self.load_watches()
         if len(rows) > LARGE_BOARD_TASKS:
             sync = await asyncio.to_thread(self._sync, rows)
         else:
@@ -340,7 +344,8 @@ class _Session:
         except KeyError:
             raise FeedError("the watched tables changed while a board was read: reading again") from None
 
-    async def _load_watches(self) -> None:
+    async def load_watches(self) -> None:
+        """Read what is watched, and whether its triggers are in place."""
         cursor = await self._reader.execute(
             "select id, pg_catalog.format('%I.%I', schema_name, table_name), id_column, board_column, lane_column, "
             "hidden, triggers_complete from relay.watched",
@@ -405,6 +410,12 @@ async def _fetch_one(connection: Connection, query: LiteralString, *parameters: 
     if row is None:
         raise FeedError(f"no row from: {query}: run relay sql install")
     return row
+
+
+async def _inspect(session: _Session) -> None:
+    while True:
+        await asyncio.sleep(INSPECT_SECONDS)
+        await session.load_watches()
 
 
 async def _prune(session: _Session) -> None:

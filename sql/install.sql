@@ -613,12 +613,19 @@ declare
 begin
     for w in
         select s.*, c.relkind, pg_catalog.format_type(a.atttypid, a.atttypmod) as board_type,
-               relay.unseen_columns(s) as unseen
+               relay.unseen_columns(s) as unseen,
+               (select role.col from pg_catalog.unnest(array[s.id_column, s.board_column, s.lane_column]) role (col)
+                where not exists (select from pg_catalog.pg_attribute x where x.attrelid = s.target
+                                  and x.attname = role.col and not x.attisdropped) limit 1) as gone
         from relay.watches s
         join pg_catalog.pg_class c on c.oid = s.target
         left join pg_catalog.pg_attribute a on a.attrelid = s.target and a.attname = s.board_column
         order by s.id
     loop
+        if w.gone is not null then
+            raise exception '% no longer has column %: run relay.watch again and name the columns as they are now',
+                w.target, pg_catalog.quote_ident(w.gone) using errcode = 'undefined_column';
+        end if;
         continue when not relay.is_written(board, w.board_type);
 
         select pg_catalog.string_agg(pg_catalog.format('t.%I', a.attname), ', ' order by a.attnum) into columns

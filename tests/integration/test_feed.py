@@ -141,6 +141,18 @@ async def test_position_that_was_pruned_away_is_told_by_a_sync(
     assert set(client.tasks) == {"a"}
 
 
+async def test_disabled_trigger_is_noticed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health does not stay green while nothing is journalled."""
+    monkeypatch.setattr(feed, "INSPECT_SECONDS", 0.05)
+    async with Relay(database.dsn).running() as relay:
+        await until(lambda: relay.feed.problem is None)
+        database.execute("alter table tasks disable trigger relay_update")
+        await until(lambda: "triggers of public.tasks are missing or disabled" in str(relay.feed.problem))
+        database.execute("select relay.watch('tasks')")
+
+        await until(lambda: relay.feed.problem is None)
+
+
 async def test_resync_sends_every_board_anew(database: Database, client: Client) -> None:
     """What fired no trigger is shown after relay.resync()."""
     database.execute("alter table tasks disable trigger all")
