@@ -1,0 +1,183 @@
+"""What the documents say is true: their commands and examples run, their tables are those of the code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from relay import protocol
+from relay.config import Settings
+from tests.acceptance.support import Client, Daemon, Program, Relays, do_without, run_relay, until
+from tests.servers import Database
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DBA = ROOT / "docs" / "dba.md"
+CLIENTS = ROOT / "docs" / "clients.md"
+DOCUMENTS = (README, DBA, CLIENTS)
+
+
+def examples(document: Path, language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(document: Path) -> list[str]:
+    """Return the lines of the shell blocks."""
+    return [line for block in examples(document, "bash") for line in block.splitlines()]
+
+
+def first_column(document: Path, header: str) -> list[str]:
+    """Return the code words of the first column of the table with that header."""
+    table = document.read_text().split(f"\n{header}", 1)[1].split("\n\n", 1)[0]
+    return re.findall(r"^\| `?([^`|]+?)`? \|", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    """A link to a file of ours finds it."""
+    targets = re.findall(r"\]\((?!http)([^)#]+)", document.read_text())
+
+    assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("document", [README, DBA], ids=lambda path: path.name)
+def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) -> None:
+    """Every `relay` command that ends by itself runs as printed, in the order of the document."""
+    run_relay("sql", "tasks", cwd=tmp_path, DATABASE_URL=empty_database.dsn)
+    run_relay("sql", "install", cwd=tmp_path, DATABASE_URL=empty_database.dsn)
+    for block in examples(DBA, "sql"):
+        if "create table" in block:
+            empty_database.execute(block)
+    ran = 0
+    for line in commands(document):
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "relay" and arguments != ["serve"]:
+            finished = run_relay(*arguments, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
+            assert (finished.returncode, finished.stderr) == (0, "")
+            ran += 1
+
+    assert ran > 0
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_make_targets_exist(target: str) -> None:
+    """The two commands of the README are there."""
+    assert f"make {target}" in commands(README)
+    finished = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert finished.returncode == 0
+
+
+def test_sql_of_the_dbas_guide_runs_in_its_order(empty_database: Database, tmp_path: Path) -> None:
+    """A DBA may paste the examples one after the other."""
+    for name in ("tasks", "install"):
+        run_relay("sql", name, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
+    with empty_database.connect() as connection:
+        try:
+            for block in examples(DBA, "sql"):
+                connection.execute(block)
+        finally:
+            connection.execute("drop owned by relay_daemon; drop role relay_daemon")
+
+    assert empty_database.fetch("select * from relay.watched") == []
+
+
+async def test_rights_of_the_dbas_guide_are_enough_for_the_daemon(database: Database, relay: Relays) -> None:
+    """A daemon with just the rights of the guide runs, syncs a board and passes changes on."""
+    [rights] = [block for block in examples(DBA, "sql") if "create role" in block]
+    with database.connect() as connection:
+        connection.execute(rights)
+        connection.execute("alter role relay_daemon password 'secret'")
+        try:
+            daemon = await relay(make_conninfo(database.dsn, user="relay_daemon", password="secret"))
+            async with Client.to(daemon) as client:
+                await client.subscribe()
+                connection.execute("insert into tasks (id, title) values ('a', 'A')")
+                assert (await client.receive())["type"] == "task.created"
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("set role relay_daemon; delete from relay.journal")
+            await daemon.stop()
+        finally:
+            connection.execute("reset role; drop owned by relay_daemon; drop role relay_daemon")
+
+
+async def watch_example(program: Program, database: Database, relay: Relays, daemon: Daemon) -> None:
+    """See an example client follow the board, also across a restart of the relay."""
+    await until(lambda: "board.sync: 0 tasks" in program.output, "its first board.sync")
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    database.execute("update tasks set lane = 'done'")
+    await until(lambda: "task.updated: 1 tasks" in program.output, "the update")
+    await daemon.stop()
+    database.execute("insert into tasks (id, title) values ('b', 'B')")
+    await relay(database.dsn, ws_port=daemon.ws_port)
+    await until(lambda: "board.sync: 2 tasks" in program.output, "a board.sync after it connected again")
+    database.execute("delete from tasks")
+    await until(lambda: "task.deleted: 0 tasks" in program.output, "the last task's end")
+
+
+async def test_python_example_follows_a_board(
+    guide_relay: Daemon, database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """The Python client of the clients' guide holds the board, and comes back by itself."""
+    [example] = examples(CLIENTS, "python")
+    (tmp_path / "example.py").write_text(example)
+    program = Program([sys.executable, "example.py"], tmp_path, {})
+    try:
+        await watch_example(program, database, relay, guide_relay)
+    finally:
+        program.end()
+
+
+async def test_javascript_example_follows_a_board(
+    guide_relay: Daemon, database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """The JavaScript client of the clients' guide holds the board, and comes back by itself."""
+    node = shutil.which("node")
+    modules = ROOT / "tests" / "acceptance" / "guide" / "node_modules"
+    if node is None or not (modules / "ws").exists():
+        do_without("this needs Node and its package ws: install Node with npm, then run make test")
+    [example] = examples(CLIENTS, "javascript")
+    (tmp_path / "example.mjs").write_text(example)
+    (tmp_path / "node_modules").symlink_to(modules)
+    program = Program([node, "example.mjs"], tmp_path, {})
+    try:
+        await watch_example(program, database, relay, guide_relay)
+    finally:
+        program.end()
+
+
+def test_messages_in_the_documents_are_of_the_protocol() -> None:
+    """Each JSON example is a message that clients can receive."""
+    kinds = {"board.sync", "task.created", "task.moved", "task.updated", "task.deleted", "error"}
+    for block in examples(CLIENTS, "json"):
+        for line in block.splitlines():
+            message = json.loads(line)
+            assert {"type", "data"} == message.keys()
+            assert message["type"] in kinds
+
+
+def test_tables_of_codes_are_complete() -> None:
+    """The clients' guide lists every error and close code, and no other."""
+    assert first_column(CLIENTS, "| code | sent for |") == list(get_args(protocol.ErrorCode))
+    assert {int(code) for code in first_column(CLIENTS, "| close code |")} == {*protocol.CloseCode, 1006}
+
+
+def test_table_of_settings_is_complete() -> None:
+    """The README lists every setting with its default."""
+    rows = re.findall(r"^\| `(\w+)` \| `--([\w-]+)` \| (?:`(\S+)` )?\|", README.read_text(), re.MULTILINE)
+
+    assert rows == [
+        (name, name.lower().replace("_", "-"), str(field.default).lower())
+        for name, field in Settings.model_fields.items()
+    ]
