@@ -13,13 +13,21 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import click
 import dotenv
 import structlog
 
-from relay import config, daemon, install
+from relay import config, daemon, demo, embedded, install
+
+_USERS_MISTAKES: Final = (
+    config.SettingsError,
+    daemon.StartError,
+    demo.DemoError,
+    embedded.EmbeddedPostgresError,
+    install.InstallError,
+)
 
 
 def main() -> None:
@@ -59,7 +67,7 @@ def _settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except (config.SettingsError, daemon.StartError, install.InstallError) as ex:
+    except _USERS_MISTAKES as ex:
         raise click.ClickException(str(ex)) from None
 
 
@@ -74,6 +82,21 @@ def serve(**options: str | None) -> None:
     _log_to(sys.stderr.isatty())
     with _one_line_errors():
         asyncio.run(daemon.serve(config.load(_given(options))))
+
+
+@cli.command("demo")
+@_settings_options("WS_PORT", "HEALTH_PORT")
+@click.option(
+    "--postgres-port",
+    type=click.IntRange(1, 65535),
+    metavar="VALUE",
+    help="port of the throwaway Postgres; a port from 1 to 65535  [default: any free one]",
+)
+def demo_command(postgres_port: int | None, **options: str | None) -> None:
+    """Show a living board, from a throwaway Postgres, until Ctrl-C."""
+    _log_to(sys.stderr.isatty(), logging.WARNING)
+    with _one_line_errors():
+        asyncio.run(demo.run(config.load(_given(options)), postgres_port))
 
 
 @cli.group()
@@ -140,7 +163,7 @@ def sql_unwatch(table: str, **options: str | None) -> None:
     click.echo(f"relay sql unwatch: {table} is not watched")
 
 
-def _log_to(terminal: bool) -> None:
+def _log_to(terminal: bool, level: int = logging.INFO) -> None:
     """Log to standard error: JSON for machines, colours for a terminal."""
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
@@ -152,7 +175,7 @@ def _log_to(terminal: bool) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )

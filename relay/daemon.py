@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 
@@ -78,6 +79,6 @@ def _named(setting: str, host: str, port: int) -> Iterator[None]:
     try:
         yield
     except OSError as ex:
-        raise StartError(
-            f"cannot listen on {host}:{port}: {ex.strerror or ex}: choose another with {setting}"
-        ) from ex
+        # asyncio wraps the system's words in its own, address and all.
+        reason = os.strerror(ex.errno) if ex.errno and ex.errno > 0 else str(ex)
+        raise StartError(f"cannot listen on {host}:{port}: {reason}: choose another with {setting}") from ex
