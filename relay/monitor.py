@@ -19,12 +19,12 @@ class Monitor:
         self._ws_port = ws_port
         app = web.Application()
         app.router.add_get("/health", self._health)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
 
     async def open(self, host: str, port: int) -> int:
         """Begin to listen and return the port. Raises OSError if the address is taken."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, shutdown_timeout=1.0).start()
+        await web.TCPSite(self._runner, host, port).start()
         return int(self._runner.addresses[0][1])
 
     async def close(self) -> None:

@@ -100,9 +100,9 @@ def _bad_message(ex: ValidationError) -> BadMessage:
     if kind == "json_invalid":
         return BadMessage("invalid_json", f"the message is not JSON: {error['ctx']['error']}")
     if kind == "union_tag_invalid":
-        return BadMessage(
-            "unknown_type", f"type {error['ctx']['tag']!r:.100} is unknown: expected subscribe, unsubscribe or ping"
-        )
+        tag = error["input"]["type"]
+        found = f"{tag!r:.100} is unknown" if isinstance(tag, str) else f"is of type {_json_type(tag)}"
+        return BadMessage("unknown_type", f"type {found}: expected subscribe, unsubscribe or ping")
     if field == "boardId":
         found = "is missing" if kind == "missing" else f"is of type {_json_type(error['input'])}"
         return BadMessage("invalid_board_id", f"boardId {found}: expected a string")

@@ -66,6 +66,7 @@ class Endpoint:
         self._heartbeat = heartbeat
         self._max_connections = max_connections
         self._connections: set[Connection] = set()
+        self._shaking_hands: set[Connection] = set()
         self._numbers = itertools.count(1)
         self._server: asyncio.Server | None = None
         self._heart: asyncio.Task[None] | None = None
@@ -73,7 +74,7 @@ class Endpoint:
     async def open(self, host: str, port: int) -> None:
         """Begin to listen. Raises OSError if the address is taken or is none of this machine's."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=1024)
+        self._server = await loop.create_server(self._connection, host, port, backlog=1024)
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
 
     @property
@@ -95,24 +96,30 @@ class Endpoint:
         self._heart.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._heart
-        gone = [connection.closed.wait() for connection in self._connections]
-        for connection in tuple(self._connections):
+        leaving = self._connections | self._shaking_hands
+        for connection in leaving:
             connection.close(CloseCode.GOING_AWAY, "the relay is stopping")
-        if gone:
-            await asyncio.gather(*gone)
+        await asyncio.gather(*(connection.closed.wait() for connection in leaving))
 
     def admit(self, connection: Connection) -> str | None:
         """Count a client in and name it; None if there are too many."""
         if len(self._connections) >= self._max_connections:
             log.warning("websocket.refused", reason="too many connections", connections=self.connections)
             return None
+        self._shaking_hands.discard(connection)
         self._connections.add(connection)
         return f"client-{next(self._numbers)}"
 
     def forget(self, connection: Connection) -> None:
         """Count a client out."""
+        self._shaking_hands.discard(connection)
         self._connections.discard(connection)
         self.hub.leave(connection)
+
+    def _connection(self) -> Connection:
+        connection = Connection(self)
+        self._shaking_hands.add(connection)
+        return connection
 
     async def _beat(self) -> None:
         while True:
@@ -129,11 +136,13 @@ class Connection(asyncio.Protocol):
         "_bad_messages",
         "_binary",
         "_client_id",
+        "_ending",
         "_endpoint",
         "_fragments",
         "_protocol",
         "_timer",
         "_transport",
+        "_unsent",
         "closed",
         "ready",
     )
@@ -148,6 +157,8 @@ class Connection(asyncio.Protocol):
         self._binary = False
         self._bad_messages = 0
         self._alive = True
+        self._unsent = 0
+        self._ending = False
         self.ready = False
         self.closed = asyncio.Event()
 
@@ -164,15 +175,16 @@ class Connection(asyncio.Protocol):
             self.ready = False
             self._protocol.send_close(code, reason)
             self._flush()
-            self._cut_off_in(CLOSE_SECONDS)
+            self._end_soon()
         else:
             self._transport.abort()
 
     def beat(self) -> None:
-        """Drop the client if it has been silent since the last beat, else ping it."""
+        """Drop the client if it has neither sent nor read anything since the last beat, else ping it."""
         if self._protocol.state is not State.OPEN:
             return
-        if not self._alive:
+        unsent, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        if not self._alive and self._unsent >= unsent:
             log.info("websocket.dropped", clientId=self._client_id, reason="no answer to a ping")
             self._transport.abort()
             return
@@ -192,18 +204,28 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._alive = True
-        self._protocol.receive_data(data)
-        self._handle()
+        if self._protocol.state is State.CONNECTING:
+            # What a client sends along with its handshake is answered after it, not before.
+            handshake, end, data = data.partition(b"\r\n\r\n")
+            self._protocol.receive_data(handshake + end)
+            self._handle()
+        if data:
+            self._protocol.receive_data(data)
+            self._handle()
 
     def eof_received(self) -> None:
         self._protocol.receive_eof()
         self._handle()
-        # And the transport closes: after its end, a client has had its close frame or wants none.
+        # And the transport closes, when it could write what is left: who has ended has had its close frame.
+        self._end_soon()
 
     def pause_writing(self) -> None:
         self.ready = False
+        # Who does not read our answers shall not make us write more of them.
+        self._transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self._transport.resume_reading()
         if self._protocol.state is State.OPEN:
             self.ready = True
             self._endpoint.hub.caught_up(self)
@@ -228,14 +250,15 @@ class Connection(asyncio.Protocol):
         for event in self._protocol.events_received():
             if isinstance(event, Request):
                 self._open(event)
+                self._flush()
             elif isinstance(event, Frame):
                 self._receive(event)
         self._flush()
         if self._client_id and self._protocol.state is not State.OPEN:
             self.ready = False
             self._endpoint.hub.leave(self)
-        if self._protocol.close_expected() and not self._transport.is_closing():
-            self._cut_off_in(CLOSE_SECONDS)
+        if self._protocol.close_expected():
+            self._end_soon()
 
     def _open(self, request: Request) -> None:
         response = self._protocol.accept(request)
@@ -256,7 +279,8 @@ class Connection(asyncio.Protocol):
         if self._protocol.state is not State.OPEN:
             return
         if received.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            self._fragments.append(bytes(received.data))
+            if received.data:
+                self._fragments.append(bytes(received.data))
             if received.opcode is not Opcode.CONT:
                 self._binary = received.opcode is Opcode.BINARY
             if received.fin:
@@ -304,6 +328,12 @@ class Connection(asyncio.Protocol):
                 self._transport.write(data)
             elif self._transport.can_write_eof() and not self._transport.is_closing():
                 self._transport.write_eof()
+
+    def _end_soon(self) -> None:
+        """Cut off a connection that is to end and does not, whatever the client goes on sending."""
+        if not self._ending:
+            self._ending = True
+            self._cut_off_in(CLOSE_SECONDS)
 
     def _cut_off_in(self, seconds: float | None) -> None:
         """Set the one timer of a connection: it is aborted unless the timer is set again."""

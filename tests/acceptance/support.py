@@ -162,10 +162,17 @@ class Daemon(Program):
         await until(lambda: self.exit_code is not None, f"the end of the daemon after {signum.name}")
         return self._process.returncode
 
-    def end_and_show(self, output: IO[str]) -> None:
-        """End it and print its log, which pytest shows if the test failed; it must be all JSON, without a fault."""
-        self.end()
-        output.write(self.output)
+    async def end_and_show(self, output: IO[str]) -> None:
+        """End it and print its log, which pytest shows if the test failed; it must be all JSON, without a fault.
+
+        Waits without blocking, for the daemon's way to the database may lead through the test's own loop.
+        """
+        try:
+            if self.exit_code is None:
+                await self.stop()
+        finally:
+            self.end()
+            output.write(self.output)
         assert [line for line in self.log() if "exception" in line] == []
 
 
