@@ -179,3 +179,11 @@ def _log_to(terminal: bool, level: int = logging.INFO) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+    # What the libraries log takes the same way out.
+    logging.basicConfig(handlers=[_LibraryLog()], level=logging.WARNING)
+
+
+class _LibraryLog(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        exc_info = record.exc_info or None
+        structlog.get_logger().log(record.levelno, record.getMessage(), logger=record.name, exc_info=exc_info)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -79,6 +80,7 @@ def _named(setting: str, host: str, port: int) -> Iterator[None]:
     try:
         yield
     except OSError as ex:
-        # asyncio wraps the system's words in its own, address and all.
-        reason = os.strerror(ex.errno) if ex.errno and ex.errno > 0 else str(ex)
-        raise StartError(f"cannot listen on {host}:{port}: {reason}: choose another with {setting}") from ex
+        # asyncio wraps the system's words in its own, address and all; resolving a name has codes of its own.
+        reason = os.strerror(ex.errno) if ex.errno and ex.errno > 0 else ex.strerror
+        blamed = setting if ex.errno in {errno.EADDRINUSE, errno.EACCES} else "WS_HOST"
+        raise StartError(f"cannot listen on {host}:{port}: {reason}: choose another with {blamed}") from ex

@@ -18,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 from collections.abc import AsyncIterator, Iterable
@@ -54,11 +55,23 @@ LONGEST_RETRY_SECONDS: Final = 10.0
 LARGE_BOARD_TASKS: Final = 1_000
 """Above it, a board is encoded in a thread, so that the others' changes go on meanwhile."""
 
-Connection = AsyncConnection[TupleRow]
+# What goes wrong on a connection, the feed reports itself.
+logging.getLogger("psycopg").setLevel(logging.CRITICAL)
 
 
 class FeedError(Exception):
     """Why the feed cannot run, in one line that says what to do."""
+
+
+class Connection(AsyncConnection[TupleRow]):
+    """A connection that ends at once when what runs on it is cancelled.
+
+    psycopg would ask the server to cancel its query too, and wait up to ten seconds for one that is silent, while the
+    relay is to stop or to connect again.
+    """
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ARG002, ASYNC109  # psycopg's signature
+        self.pgconn.finish()
 
 
 def conninfo(database_url: str) -> str:
@@ -389,7 +402,7 @@ def _continuous(position: Snapshot, now: Snapshot, pruned_below: int) -> bool:
 
 
 async def _connect(conninfo: str) -> Connection:
-    connection: Connection = await AsyncConnection.connect(conninfo, autocommit=True)
+    connection = await Connection.connect(conninfo, autocommit=True)
     # A policy that filters rows would leave boards silently empty; this makes it an error.
     await connection.execute("set row_security = off")
     await connection.execute("set search_path = ''")

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
 from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from tests.proxy import Proxy
-from tests.servers import Database, NoServerError, Server, choose_server, install, temporary_database
+from tests.servers import Database, NoServerError, Server, choose_server, do_without, install, temporary_database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -56,19 +56,12 @@ def _sentence(choice: Server | NoServerError) -> str:
     return f"Postgres {choice.version_num // 10_000}.{choice.version_num % 10_000}, {choice.label}"
 
 
-def _do_without(reason: str) -> NoReturn:
-    """Skip the test on a developer's machine; in CI, where nobody would notice, fail."""
-    if os.environ.get("CI"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def server(pytestconfig: pytest.Config) -> Server:
     """Return the server of this run."""
     choice = _choice(pytestconfig)
     if isinstance(choice, NoServerError):
-        _do_without(str(choice))
+        do_without(str(choice))
     return choice
 
 
@@ -101,7 +94,7 @@ def own_server() -> Iterator[EmbeddedPostgres]:
         try:
             own = stack.enter_context(EmbeddedPostgres())
         except EmbeddedPostgresError as error:
-            _do_without(str(error))
+            do_without(str(error))
         yield own
 
 
@@ -111,6 +104,6 @@ async def proxy(server: Server) -> AsyncIterator[Proxy]:
     with psycopg.connect(server.dsn) as connection:
         host, port = connection.info.hostaddr, connection.info.port
     if not host:
-        _do_without("RELAY_TEST_DSN leads to a Unix socket and this test needs TCP; give it a host")
+        do_without("RELAY_TEST_DSN leads to a Unix socket and this test needs TCP; give it a host")
     async with Proxy(host, port) as between:
         yield between

@@ -67,15 +67,14 @@ class Proxy:
         link = asyncio.create_task(self._forward(reader, writer))
         self._links.add(link)
         link.add_done_callback(self._links.discard)
+        # Not in the task itself: one that is cancelled before its first step does nothing at all.
+        link.add_done_callback(lambda _: writer.transport.abort())
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await self._flow.wait()
-            with suppress(OSError):  # an end that is gone is what this proxy is for: the other one is told
-                there_reader, there_writer = await asyncio.open_connection(*self._target)
-                await self._pump_both((reader, there_writer), (there_reader, writer))
-        finally:
-            writer.transport.abort()
+        await self._flow.wait()
+        with suppress(OSError):  # an end that is gone is what this proxy is for: the other one is told
+            there_reader, there_writer = await asyncio.open_connection(*self._target)
+            await self._pump_both((reader, there_writer), (there_reader, writer))
 
     async def _pump_both(self, *ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
         """Forward both ways until one of them ends."""

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, NoReturn, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -28,13 +28,6 @@ _POLL_SECONDS: Final = 0.01
 
 Message = dict[str, Any]
 _T = TypeVar("_T")
-
-
-def do_without(reason: str) -> NoReturn:
-    """Skip the test on a developer's machine; in CI, where nobody would notice, fail."""
-    if os.environ.get("CI"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
 
 
 async def until(condition: Callable[[], _T], what: str) -> _T:

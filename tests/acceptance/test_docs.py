@@ -17,8 +17,8 @@ from psycopg.conninfo import make_conninfo
 
 from relay import protocol
 from relay.config import Settings
-from tests.acceptance.support import Client, Daemon, Program, Relays, do_without, run_relay, until
-from tests.servers import Database
+from tests.acceptance.support import Client, Daemon, Program, Relays, run_relay, until
+from tests.servers import Database, do_without
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -1,0 +1,301 @@
+"""The daemon as its operator and its clients meet it: starting, running, losing the database, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from relay.embedded import HOST, free_port
+from tests.acceptance.support import Client, Daemon, Relays, mistake, run_relay, until
+from tests.proxy import Proxy
+from tests.servers import Database, install
+
+# Health
+
+
+async def test_health_is_the_guides_json(database: Database, relay: Relays) -> None:
+    """GET /health answers 200 with the guide's JSON and nothing else, and counts who is connected."""
+    daemon = await relay(database.dsn)
+    assert daemon.health() == (200, healthy_json(daemon, connections=0))
+
+    async with Client.to(daemon), Client.to(daemon):
+        assert daemon.health() == (200, healthy_json(daemon, connections=2))
+
+    await until(
+        lambda: daemon.health() == (200, healthy_json(daemon, connections=0)), "both clients to be counted out"
+    )
+
+
+async def test_disabled_endpoint_is_shut(database: Database, relay: Relays) -> None:
+    """With WS_ENABLED=false nobody can connect, and the daemon is healthy and says that it does not run."""
+    port = free_port()
+    daemon = await relay(database.dsn, ws_port=port, WS_ENABLED="false")
+
+    with pytest.raises(ConnectionRefusedError):
+        async with Client.to(daemon):
+            pass
+    status = {"running": False, "connections": 0, "port": port}
+    assert daemon.health() == (200, {"status": "healthy", "websocket": status})
+
+
+def healthy_json(daemon: Daemon, connections: int) -> dict[str, Any]:
+    return {
+        "status": "healthy",
+        "websocket": {"running": True, "connections": connections, "port": daemon.ws_port},
+    }
+
+
+# A database that is not ready
+
+
+async def test_starts_before_the_database(database: Database, proxy: Proxy, relay: Relays) -> None:
+    """Started while the database cannot be reached, the daemon takes clients, and serves them once it can be."""
+    await proxy.cut()
+    daemon = await relay(proxy.through(database.dsn), healthy=False)
+    problem = (await daemon.logged("feed.problem"))["problem"]
+    assert "Connection refused" in problem
+    assert_unhealthy(daemon, problem)
+
+    async with Client.to(daemon) as client:
+        await client.send_subscribe()
+        await proxy.restore()
+        assert (await client.receive())["type"] == "board.sync"
+    await daemon.healthy()
+
+
+async def test_asks_for_the_install_and_recovers(empty_database: Database, relay: Relays) -> None:
+    """On a database without the install, one line says to run `relay sql install`; after it, the daemon serves."""
+    daemon = await relay(empty_database.dsn, healthy=False)
+    problem = (await daemon.logged("feed.problem"))["problem"]
+    assert "run relay sql install" in problem
+    assert_unhealthy(daemon, problem)
+
+    install(empty_database.dsn)
+    await daemon.healthy()
+
+    assert [line["problem"] for line in daemon.log("feed.problem")].count(problem) == 1
+
+
+async def test_asks_for_a_watch_and_recovers(database: Database, relay: Relays) -> None:
+    """While nothing is watched, one line says to run `relay sql watch`; after it, subscribers get the board."""
+    database.execute("select relay.unwatch('public.tasks')")
+    database.execute("insert into public.tasks (id, title) values ('a', 'A')")
+    daemon = await relay(database.dsn, healthy=False)
+    problem = (await daemon.logged("feed.problem"))["problem"]
+    assert "run relay sql watch" in problem
+    assert_unhealthy(daemon, problem)
+
+    async with Client.to(daemon) as client:
+        assert task_ids(await client.subscribe()) == []
+        database.execute("select relay.watch('public.tasks')")
+        assert task_ids(await client.receive()) == ["a"]
+    await daemon.healthy()
+
+    assert len(daemon.log("feed.problem")) == 1
+
+
+def assert_unhealthy(daemon: Daemon, problem: str) -> None:
+    """Check that health is 503 and says what the log said."""
+    assert daemon.health() == (503, healthy_json(daemon, connections=0) | {"status": "unhealthy", "problem": problem})
+
+
+def task_ids(sync: dict[str, Any]) -> list[str]:
+    assert sync["type"] == "board.sync"
+    return [task["id"] for lane in sync["data"]["lanes"].values() for task in lane]
+
+
+# Losing the database
+
+
+async def test_subscriber_misses_nothing_when_the_database_connections_are_killed(
+    database: Database, relay: Relays
+) -> None:
+    """Each time the daemon's sessions are killed, its subscribers get all they missed, in order, once, no sync."""
+    daemon = await relay(database.dsn)
+    async with Client.to(daemon) as client:
+        await client.subscribe()
+        for first in (0, 10, 20):
+            assert kill_sessions(database) == 2
+            for number in range(first, first + 10):
+                database.execute("insert into public.tasks (id, title) values (%s, 'x')", str(number))
+            received = await client.receive_until(id=str(first + 9))
+            assert [(message["type"], message["data"]["id"]) for message in received] == [
+                ("task.created", str(number)) for number in range(first, first + 10)
+            ]
+    await daemon.healthy()
+
+    assert len(daemon.log("feed.problem")) == 3
+    assert daemon.log("feed.continuity_lost") == []
+
+
+def kill_sessions(database: Database) -> int:
+    """End the daemon's sessions, wait until they are gone and return how many there were."""
+    killed = database.fetch(
+        "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
+        "where application_name = 'relay' and datname = current_database()"
+    )
+    return len(killed)
+
+
+# Clients
+
+
+async def test_too_many_connections_are_refused(database: Database, relay: Relays) -> None:
+    """Who would exceed WS_MAX_CONNECTIONS is refused with HTTP 503, and let in once another has left."""
+    daemon = await relay(database.dsn, WS_MAX_CONNECTIONS="2")
+    async with Client.to(daemon):
+        async with Client.to(daemon):
+            with pytest.raises(InvalidStatus) as refused:
+                async with Client.to(daemon):
+                    pass
+            assert refused.value.response.status_code == 503
+        await until(lambda: daemon.health() == (200, healthy_json(daemon, connections=1)), "the second to be gone")
+        async with Client.to(daemon) as client:
+            assert (await client.subscribe())["type"] == "board.sync"
+
+
+async def test_log_tells_connections_and_broadcasts(database: Database, relay: Relays) -> None:
+    """The log has the guide's lines: who connected, how many are connected, and what went to how many."""
+    daemon = await relay(database.dsn)
+    async with Client.to(daemon) as one, Client.to(daemon) as other:
+        await one.subscribe()
+        await other.subscribe()
+        database.execute("insert into public.tasks (id, title) values ('a', 'A')")
+        await one.receive_until(id="a")
+        await daemon.logged("websocket.broadcast", type="task.created", recipients=2)
+
+    connected = daemon.log("websocket.connection")
+    assert [line["connections"] for line in connected] == [1, 2]
+    assert len({line["clientId"] for line in connected}) == 2
+    for line in connected:
+        await daemon.logged("websocket.close", clientId=line["clientId"], code=1000)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+async def test_stopping_tells_the_clients(database: Database, relay: Relays, signum: signal.Signals) -> None:
+    """SIGTERM and SIGINT end the daemon with exit code 0, and its clients' connections with code 1001."""
+    daemon = await relay(database.dsn)
+    async with Client.to(daemon) as subscriber, Client.to(daemon) as idler:
+        await subscriber.subscribe()
+        assert await daemon.stop(signum) == 0
+        assert [await subscriber.closed(), await idler.closed()] == [1001, 1001]
+    assert daemon.log()[-1]["event"] == "relay.stopped"
+
+
+async def test_stops_while_the_database_is_away(database: Database, proxy: Proxy, relay: Relays) -> None:
+    """A daemon that is still trying to reach the database ends as promptly as any."""
+    proxy.freeze()
+    daemon = await relay(proxy.through(database.dsn), healthy=False)
+    assert await daemon.stop() == 0
+
+
+async def test_stops_while_the_database_is_silent(database: Database, proxy: Proxy, relay: Relays) -> None:
+    """A daemon that waits for an answer of the database ends within seconds, and says nothing but its log."""
+    daemon = await relay(proxy.through(database.dsn))
+    async with Client.to(daemon) as client:
+        proxy.freeze()
+        await client.send_subscribe()
+        await daemon.logged("websocket.subscribe")
+        async with asyncio.timeout(5):
+            assert await daemon.stop() == 0
+    assert daemon.log()[-1]["event"] == "relay.stopped"
+
+
+# Settings
+
+
+BAD_SETTINGS = [
+    ("WS_PORT", "65536", "a port from 0 to 65535"),
+    ("HEALTH_PORT", "-1", "a port from 0 to 65535"),
+    ("WS_ENABLED", "perhaps", "true or false"),
+    ("WS_HEARTBEAT", "30s", "milliseconds from 100 to 3600000"),
+    ("WS_MAX_CONNECTIONS", "0", "a whole number from 1"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), BAD_SETTINGS)
+def test_bad_setting_is_one_line(name: str, value: str, allowed: str, tmp_path: Path) -> None:
+    """A setting that cannot be used ends the start with one line: its name, its value and what is allowed."""
+    said = mistake(run_relay("serve", cwd=tmp_path, **{name: value}))
+    assert name in said
+    assert repr(value) in said
+    assert allowed in said
+
+
+def test_bad_option_is_one_line(tmp_path: Path) -> None:
+    """An option that cannot be used is told like the variable that it stands for."""
+    said = mistake(run_relay("serve", "--ws-heartbeat", "soon", cwd=tmp_path))
+    assert "WS_HEARTBEAT" in said
+    assert "'soon'" in said
+
+
+def test_bad_database_url_is_not_repeated(tmp_path: Path) -> None:
+    """A connection string that cannot be used is told without showing it, for it may hold a password."""
+    said = mistake(run_relay("serve", cwd=tmp_path, DATABASE_URL="postgresql//me:tellnobody@here/db"))
+    assert "DATABASE_URL" in said
+    assert "postgresql://user@host/database" in said
+    assert "tellnobody" not in said
+
+
+def test_address_of_another_machine_is_one_line(tmp_path: Path) -> None:
+    """An address that is none of this machine's ends the start with one line that names WS_HOST."""
+    arguments = ("--ws-port", "0", "--health-port", "0")
+    assert "WS_HOST" in mistake(run_relay("serve", *arguments, cwd=tmp_path, WS_HOST="192.0.2.1"))
+
+
+@pytest.mark.parametrize("name", ["WS_PORT", "HEALTH_PORT"])
+def test_taken_port_is_one_line(name: str, taken_port: int, tmp_path: Path) -> None:
+    """A port that another program has ends the start with exit code 1 and one line naming port and setting."""
+    ports = {"WS_PORT": "0", "HEALTH_PORT": "0", name: str(taken_port)}
+    finished = run_relay("serve", cwd=tmp_path, WS_HOST=HOST, **ports)
+    said = mistake(finished)
+    assert finished.returncode == 1
+    assert name in said
+    assert str(taken_port) in said
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """Yield a port that somebody listens on."""
+    with socket.create_server((HOST, 0)) as server:
+        yield server.getsockname()[1]
+
+
+async def test_option_wins_over_environment_and_this_over_dotenv(
+    database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """Settings come from options, then the environment, then the `.env` of the working folder."""
+    ws, health = free_port(), free_port()
+    (tmp_path / ".env").write_text(
+        "WS_HOST=127.0.0.1\nWS_PORT=nonsense\nHEALTH_PORT=nonsense\nWS_HEARTBEAT=nonsense\n"
+    )
+    options = ("--ws-port", str(ws))
+    daemon = await relay(database.dsn, *options, WS_PORT="nonsense", HEALTH_PORT=str(health), WS_HEARTBEAT="500")
+
+    first = daemon.log()[0]
+    assert (first["host"], first["port"], first["health"]) == ("127.0.0.1", ws, health)
+
+
+def test_help_names_every_setting(tmp_path: Path) -> None:
+    """`relay serve --help` names each setting's option, variable and default."""
+    shown = " ".join(run_relay("serve", "--help", cwd=tmp_path).stdout.split())
+    for name in (
+        "WS_PORT",
+        "WS_HOST",
+        "WS_ENABLED",
+        "WS_HEARTBEAT",
+        "WS_MAX_CONNECTIONS",
+        "HEALTH_PORT",
+        "DATABASE_URL",
+    ):
+        assert f"--{name.lower().replace('_', '-')} " in shown
+        assert f"env var: {name}" in shown
+    for default in ("4002", "0.0.0.0", "true", "30000", "100", "4001"):
+        assert f"default: {default}" in shown
