@@ -46,8 +46,6 @@ class Board(Generic[S]):
         self._ahead: list[tuple[Snapshot, set[S]]] = []
         self._live: set[S] = set()
         self._behind: set[S] = set()
-        self.asked = False
-        """A read of this board has been asked for and has not begun."""
 
     def __bool__(self) -> bool:
         return any(self._places())
@@ -57,8 +55,8 @@ class Board(Generic[S]):
 
     @property
     def needs_read(self) -> bool:
-        """Whether a read should be asked for now."""
-        return bool(self._waiting) and not self.asked and self._tail is None
+        """Whether somebody waits for a read, and none is under way."""
+        return bool(self._waiting) and self._tail is None
 
     def join(self, subscriber: S) -> None:
         """Let a subscriber wait for a sync, wherever it was."""
@@ -69,6 +67,7 @@ class Board(Generic[S]):
         """Forget a subscriber."""
         for place in self._places():
             place.discard(subscriber)
+        self._ahead = [(snapshot, group) for snapshot, group in self._ahead if group]
 
     def fall_behind(self, subscribers: Iterable[S]) -> None:
         """Stop sending to subscribers that cannot take more; `join` brings one back."""
@@ -81,7 +80,6 @@ class Board(Generic[S]):
 
     def begin_read(self) -> None:
         """Note that the board is read from now on: keep what the feed brings meanwhile."""
-        self.asked = False
         self._reading |= self._waiting
         self._waiting = set()
         self._tail = []
@@ -115,25 +113,18 @@ class Board(Generic[S]):
         self._live, self._ahead = set(), []
         for snapshot, group in followers:
             unseen = [step for step in steps if snapshot is None or not snapshot.sees(step.xid)]
-            before_sync, must_sync = _until_sync(unseen)
             # First find its new place, for a subscriber may fall behind while it is sent to.
-            if must_sync:
+            if any(step.sync for step in unseen):
+                # Not even what came before: only the whole batch leads to a moment that there was.
                 self._waiting |= group
-            elif snapshot is None or position.covers(snapshot):
+                continue
+            if snapshot is None or position.covers(snapshot):
                 self._live |= group
-            elif group:
+            else:
                 self._ahead.append((snapshot, group))
-            if group and before_sync:
-                yield group, before_sync
+            if group and unseen:
+                yield group, b"".join(step.frames for step in unseen)
 
     def _places(self) -> Iterator[set[S]]:
         yield from (self._waiting, self._reading, self._live, self._behind)
         yield from (group for _, group in self._ahead)
-
-
-def _until_sync(steps: list[Step]) -> tuple[bytes, bool]:
-    """Join the frames up to the first step that needs a sync; what comes after it, the sync will contain."""
-    for index, step in enumerate(steps):
-        if step.sync:
-            return b"".join(earlier.frames for earlier in steps[:index]), True
-    return b"".join(step.frames for step in steps), False

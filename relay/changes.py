@@ -9,7 +9,8 @@ Rules:
 - The messages of one task come in the order of its row's versions. The journal's order is that order, except
   where a user's own triggers write the table again: an AFTER trigger that fires before ours and updates the row
   once more has its change journalled first. So each change carries the place (`Version`) of the row versions
-  that it went between, and `_in_version_order` follows them like a chain.
+  that it went between, and `_history` follows them like a chain. Where they do not tell, the board is to be read
+  again: never is a guess sent.
 - The id, the board and the lane appear under the guide's names whatever their columns are called.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise, zip_longest
 from typing import Final, NamedTuple
@@ -83,15 +84,12 @@ def _keys(watch: Watch, columns: tuple[str, ...]) -> Mapping[str, str]:
     visible = [column for column in columns if column not in watch.hidden]
     wanted = {column: roles.get(column) or _camel_case(column) for column in visible}
     names = list(wanted.values())
-    return {
-        column: name if column in roles or names.count(name) == 1 else _own_name(column, roles)
-        for column, name in wanted.items()
-    }
-
-
-def _own_name(column: str, roles: Mapping[str, str]) -> str:
-    # A column called "id" beside another that is the task's id.
-    return f"{column}_" if column in roles.values() else column
+    keys = {column: name if column in roles or names.count(name) == 1 else column for column, name in wanted.items()}
+    for column in visible:
+        # A column called "id" beside another that is the task's id.
+        while column not in roles and list(keys.values()).count(keys[column]) > 1:
+            keys[column] += "_"
+    return keys
 
 
 def _camel_case(column: str) -> str:
@@ -113,17 +111,23 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One row went from `old` to `new`; without `old` it appeared, without `new` it left."""
+    """One row went from `old` to `new`; without `old` it appeared, without `new` it left.
 
+    `old_here`: the same transaction made the old version too. `depth`: how deep in triggers the statement was.
+    """
+
+    watch: int
     old: Side | None
     new: Side | None
+    old_here: bool = False
+    depth: int = 1
 
     @property
-    def key(self) -> bytes:
-        """The id of its task; of a change of id, the old one."""
+    def key(self) -> tuple[int, bytes]:
+        """Which task it is about; of a change of id, the old one."""
         side = self.old or self.new
         assert side is not None, "a change has at least one side"
-        return side.key
+        return self.watch, side.key
 
 
 @dataclass(slots=True)
@@ -138,16 +142,17 @@ class Transaction:
     sync: str | None = None
 
 
-def messages(transaction: Transaction, boards: Container[str | None]) -> dict[str, list[Message]]:
+def messages(transaction: Transaction, boards: Container[str | None]) -> dict[str, list[Message] | None]:
     """Give each of `boards` that a transaction touches the messages for its subscribers, in order.
 
-    Those of other boards are not even encoded.
+    None instead of messages: the board must be read again. Those of other boards are not even encoded.
     """
+    ordered, untold = _in_version_order(_one_key_each(transaction.changes))
     found: dict[str, list[Message]] = defaultdict(list)
-    for change in _in_version_order(_one_key_each(transaction.changes)):
+    for change in ordered:
         for board, message in _change_messages(change, boards):
             found[board].append(message)
-    return dict(found)
+    return {**found, **{board: None for board in untold if board is not None and board in boards}}
 
 
 def _change_messages(change: Change, boards: Container[str | None]) -> Iterator[tuple[str, Message]]:
@@ -176,56 +181,62 @@ def _one_key_each(changes: Iterable[Change]) -> Iterator[Change]:
     """Take a change of key for what it is to clients: one task leaves, another appears."""
     for change in changes:
         if change.old and change.new and change.old.key != change.new.key:
-            yield Change(change.old, None)
-            yield Change(None, change.new)
+            yield replace(change, new=None)
+            yield replace(change, old=None, old_here=False)
         else:
             yield change
 
 
-def _in_version_order(changes: Iterable[Change]) -> list[Change]:
-    """Put the changes of each task in the order of its row's versions; those of different tasks stay in place."""
+def _in_version_order(changes: Iterable[Change]) -> tuple[list[Change], set[str | None]]:
+    """Put the changes of each task in the order of its row's versions; those of different tasks stay in place.
+
+    Returns also the boards of tasks whose order cannot be told; their changes are left out.
+    """
     ordered: list[Change | None] = []
-    places: dict[bytes, list[int]] = defaultdict(list)
+    places: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     for place, change in enumerate(changes):
         ordered.append(change)
         places[change.key].append(place)
+    untold: set[str | None] = set()
     for its_places in places.values():
         if len(its_places) > 1:
-            history = _history([its_change for place in its_places if (its_change := ordered[place])])
-            for place, next_change in zip_longest(its_places, history):
+            its_changes = [its_change for place in its_places if (its_change := ordered[place])]
+            history = _history(its_changes)
+            if history is None:
+                untold |= {side.board for change in its_changes for side in (change.old, change.new) if side}
+            for place, next_change in zip_longest(its_places, history or ()):
                 ordered[place] = next_change
-    return [change for change in ordered if change is not None]
+    return [its_change for its_change in ordered if its_change is not None], untold
 
 
-def _history(changes: list[Change]) -> list[Change]:
-    """Order the changes of one task within one transaction.
+Chain = list[Change]
+"""Changes of one row, each beginning with the version that the one before it ended with."""
 
-    They form chains: an appearance or a version from before the transaction, updates, perhaps a departure. The
-    chain that was there before comes first, the one that is there after comes last. If the links do not say
-    which those are, as when the table was rewritten on the way, the journal's order stands.
+
+def _history(changes: Chain) -> Chain | None:
+    """Order the changes of one task within one transaction; None if their order cannot be told.
+
+    They form chains: an appearance, or a version from before the transaction; updates; perhaps a departure. The
+    chain that was there before comes first, then the one that is there after. A row that came and went between
+    was never to be seen.
     """
-    if all(_follows(second, first) for first, second in pairwise(changes)):
-        return changes
-    chains = _chains(changes)
-    before = [chain for chain in chains if chain[0].old is not None]
-    after = [chain for chain in chains if chain[-1].new is not None]
-    if len(before) > 1 or len(after) > 1 or sum(map(len, chains)) != len(changes):
-        return changes
-    if before and after and before[0] is after[0]:
-        # The row was there all along. Others that shared its key for a while, which a deferred constraint allows,
-        # were never to be seen.
-        return before[0]
-    between = [chain for chain in chains if chain not in before and chain not in after]
-    return [change for chain in (*before, *between, *after) for change in chain]
+    chains = _gaps_closed(_chains(changes), changes)
+    if sum(map(len, chains)) != len(changes):
+        return None
+    before = [chain for chain in chains if chain[0].old]
+    after = [chain for chain in chains if chain[-1].new and chain not in before]
+    if len(before) > 1 or len(after) + sum(chain[-1].new is not None for chain in before) > 1:
+        return None
+    return [change for chain in (*before, *after) for change in chain]
 
 
-def _follows(second: Change, first: Change) -> bool:
-    if first.new is None or second.old is None:
-        return first.new is second.old is None
-    return first.new.version == second.old.version
+def _continues(second: Change, first: Change) -> bool:
+    return first.new is not None and second.old is not None and first.new.version == second.old.version
 
 
-def _chains(changes: list[Change]) -> list[list[Change]]:
+def _chains(changes: Chain) -> list[Chain]:
+    if all(_continues(second, first) for first, second in pairwise(changes)):
+        return [changes]
     made = {change.new.version for change in changes if change.new}
     after = {change.old.version: change for change in changes if change.old}
     chains = []
@@ -236,4 +247,27 @@ def _chains(changes: list[Change]) -> list[list[Change]]:
         while (last := chain[-1].new) is not None and (link := after.get(last.version)) is not None:
             chain.append(link)
         chains.append(chain)
+    return chains
+
+
+def _gaps_closed(chains: list[Chain], changes: Chain) -> list[Chain]:
+    """Join chains that are one, but for versions without an entry; no chain at all if it cannot be told which.
+
+    A chain that begins with a version made here, but by no entry, goes on from one that ends with a version. While
+    no statement was nested in another, from one that stands before it in the journal.
+    """
+    nested = any(second.depth < first.depth for first, second in pairwise(changes))
+    place = {id(change): number for number, change in enumerate(changes)}
+    while later := next((chain for chain in chains if chain[0].old_here), None):
+        candidates = [
+            chain
+            for chain in chains
+            if chain is not later
+            and chain[-1].new is not None
+            and (nested or place[id(chain[-1])] < place[id(later[0])])
+        ]
+        if len(candidates) != 1:
+            return []
+        chains = [chain for chain in chains if chain is not later and chain is not candidates[0]]
+        chains.append(candidates[0] + later)
     return chains

@@ -203,7 +203,8 @@ class _Batch:
 _SINCE: Final[LiteralString] = """
     select pg_catalog.pg_current_snapshot()::text, h.pruned_below::text::bigint,
            j.seq, j.xid::text::bigint, j.watch, j.op::text, j.old_board, j.new_board,
-           j.part, j.old_tid::text, j.new_tid::text, j.old_row::text, j.new_row::text, j.reason
+           j.part, j.old_tid::text, j.new_tid::text, j.old_here, j.depth,
+           j.old_row::text, j.new_row::text, j.reason
     from relay.horizon h
     left join relay.journal j on j.xid >= %s::text::xid8 or j.xid = any (%s::text[]::xid8[])
     order by j.seq
@@ -343,8 +344,11 @@ class _Session:
         try:
             transaction.changes.append(
                 Change(
+                    watch.id,
                     _side(watch, entry.part, entry.old_tid, entry.old_board, entry.old_row),
                     _side(watch, entry.part, entry.new_tid, entry.new_board, entry.new_row),
+                    entry.old_here,
+                    entry.depth,
                 )
             )
         except UnreadableRow as ex:
@@ -385,6 +389,8 @@ class _Entry:
     part: int
     old_tid: str | None
     new_tid: str | None
+    old_here: bool
+    depth: int
     old_row: str | None
     new_row: str | None
     reason: str | None

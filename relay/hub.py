@@ -48,6 +48,7 @@ class Hub:
         self._frame = frame
         self._boards: dict[str, Board[Subscriber]] = {}
         self._boards_of: defaultdict[Subscriber, set[str]] = defaultdict(set)
+        self._asked: set[str] = set()
         self._position: Snapshot | None = None
 
     # What the server says
@@ -91,8 +92,8 @@ class Hub:
                     steps[name].append(Step(transaction.xid, b"", sync=True))
                 continue
             for name, found in messages(transaction, self._boards).items():
-                steps[name].append(Step(transaction.xid, self._frames(found)))
-                types[name].update(message.type for message in found)
+                steps[name].append(Step(transaction.xid, self._frames(found or ()), sync=found is None))
+                types[name].update(message.type for message in found or ())
         for name, its_steps in steps.items():
             board = self._boards[name]
             recipients = self._deliver(board, board.publish(its_steps, position))
@@ -111,8 +112,9 @@ class Hub:
 
     def begin_read(self, name: str) -> bool:
         """Note that the feed begins to read a board; false if nobody wants it any more."""
+        self._asked.discard(name)
         board = self._boards.get(name)
-        if board is None:
+        if board is None or not board.needs_read:
             return False
         board.begin_read()
         return True
@@ -135,8 +137,8 @@ class Hub:
             _log_broadcast(name, Counter([sync.type]), recipients)
 
     def _ask_for(self, name: str, board: Board[Subscriber]) -> None:
-        if board.needs_read:
-            board.asked = True
+        if board.needs_read and name not in self._asked:
+            self._asked.add(name)
             self._ask(name)
 
     def _leave(self, subscriber: Subscriber, name: str) -> None:

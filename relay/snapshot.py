@@ -12,7 +12,11 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Final
+
+_NOTATION: Final = re.compile(r"([0-9]{1,20}):([0-9]{1,20}):([0-9]{1,20}(?:,[0-9]{1,20})*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +30,14 @@ class Snapshot:
     @classmethod
     def parse(cls, text: str) -> Snapshot:
         """Read Postgres's own notation. Raises ValueError for anything else."""
-        try:
-            xmin, xmax, xip = text.split(":")
-            running = frozenset(int(xid) for xid in xip.split(",")) if xip else frozenset()
-            snapshot = cls(int(xmin), int(xmax), running)
-        except ValueError:
-            raise ValueError(f"{text!r} is no snapshot: expected xmin:xmax:xip,…") from None
-        if not 0 < snapshot.xmin <= snapshot.xmax or any(not snapshot.xmin <= xid < snapshot.xmax for xid in running):
+        if not (match := _NOTATION.fullmatch(text)):
+            raise ValueError(f"{text!r} is no snapshot: expected xmin:xmax:xip,…")
+        xmin, xmax, xip = match.groups()
+        running = frozenset(int(xid) for xid in xip.split(",")) if xip else frozenset()
+        snapshot = cls(int(xmin), int(xmax), running)
+        if not 0 < snapshot.xmin <= snapshot.xmax < 2**64 or any(
+            not snapshot.xmin <= xid < snapshot.xmax for xid in running
+        ):
             raise ValueError(f"{text!r} is no snapshot: its transaction ids are out of range")
         return snapshot
 

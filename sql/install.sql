@@ -47,10 +47,14 @@ create table if not exists relay.journal (
     old_board text,
     new_board text,
     -- Where the row versions stand, table or partition and tid. They chain the versions of a row, whatever
-    -- order nested triggers made the entries in.
+    -- order nested triggers made the entries in. A version that changed nothing visible has no entry, so a chain
+    -- may have gaps: then it helps to know whether the old version was made by this transaction too, and how
+    -- deep in triggers the statement was.
     part      oid,
     old_tid   tid,
     new_tid   tid,
+    old_here  boolean,
+    depth     integer,
     old_row   json,
     new_row   json,
     reason    text,
@@ -167,6 +171,26 @@ begin
 end
 $$;
 
+-- Whether a row version was made by the current transaction or a subtransaction of it. The ids of row versions are
+-- 32 bits wide, those of transactions 64.
+create or replace function relay.made_here(xmin xid) returns boolean
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    top   constant bigint := pg_catalog.pg_current_xact_id()::text::bigint;
+    ahead constant bigint := (xmin::text::bigint - top + 2147483648) & 4294967295;
+begin
+    if ahead <= 2147483648 then
+        return ahead = 2147483648;
+    end if;
+    -- Younger than this transaction: a subtransaction of it, or another one that committed meanwhile.
+    return pg_catalog.pg_xact_status((top + ahead - 2147483648)::text::xid8) = 'in progress';
+exception when others then
+    return false;  -- the future: an id from before the last wrap-around, of a version frozen long ago
+end
+$$;
+
 -- Makes the row trigger's function for one watch. Generated, for a column can be named in PL/pgSQL only as it is
 -- written: reading the board's value out of the JSON image would cost more, and fails on JSON that holds \u0000.
 -- The only columns it names are the board and the hidden ones. If a later schema change removes or retypes one of
@@ -202,6 +226,7 @@ declare
     new_board text;
     old_row   json;
     new_row   json;
+    old_here  boolean;
     board     text;
 begin
     -- "new" is null in a delete, "old" in an insert, and so is all that is taken from them.
@@ -217,14 +242,17 @@ begin
         end if;
         old_row := pg_catalog.row_to_json(old);
         new_row := pg_catalog.row_to_json(new);
+        -- The age spares nearly all rows the call: what is older than this transaction was not made by it.
+        old_here := tg_op <> 'INSERT' and pg_catalog.age(old.xmin) <= 0 and relay.made_here(old.xmin);
     exception when others then
         perform relay.journal_sync(%1$s, %5$L, 'unreadable row: ' || sqlerrm);
         return null;
     end;
 
-    insert into relay.journal (watch, op, old_board, new_board, part, old_tid, new_tid, old_row, new_row)
+    insert into relay.journal
+        (watch, op, old_board, new_board, part, old_tid, new_tid, old_here, depth, old_row, new_row)
     values (%1$s, pg_catalog.left(tg_op, 1)::"char", old_board, new_board, tg_relid,
-            old.ctid, new.ctid, old_row, new_row);
+            old.ctid, new.ctid, old_here, pg_catalog.pg_trigger_depth(), old_row, new_row);
 
     board := coalesce(new_board, old_board);
     if pg_catalog.current_setting('relay.rung', true) is distinct from 'board ' || pg_catalog.left(board, 100) then

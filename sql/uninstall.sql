@@ -36,7 +36,7 @@ begin
         where f.pronamespace = pg_catalog.to_regnamespace('relay')
           and (f.proname ~ '^journal_[0-9]+$' or f.proname in (
               'base_type', 'board', 'check_watch', 'create_triggers', 'drop_triggers', 'epoch', 'is_written',
-              'journal_sync', 'journal_truncate', 'make_journal_function', 'order_parts', 'parts', 'prune',
+              'journal_sync', 'journal_truncate', 'made_here', 'make_journal_function', 'order_parts', 'parts', 'prune',
               'resync', 'ring', 'stop_watch', 'triggers_complete', 'unseen_columns', 'unwatch', 'watch'))
     loop
         execute pg_catalog.format('drop function %s', found.signature);

@@ -461,6 +461,38 @@ async def test_a_users_trigger_that_writes_again_is_followed(
     )
 
 
+@pytest.mark.parametrize("between", ["", "savepoint s; ", "savepoint s; savepoint t; release t; "])
+async def test_updates_without_an_entry_do_not_confuse_the_order(
+    database: Database, client: Client, between: str
+) -> None:
+    """Versions that changed nothing visible are not journalled; what was done before and after them is told as it was."""
+    database.execute("insert into tasks (id, title) values ('gone', 'T')")
+    touch = "update tasks set title = title; "
+    database.execute(
+        f"begin; {between}insert into tasks (id, title) values ('a', '1'); {touch}{between}"
+        f"update tasks set title = '2' where id = 'a'; {touch}{between}update tasks set title = '3' where id = 'a'; "
+        f"{touch}{between}delete from tasks where id = 'gone'; {touch}commit"
+    )
+
+    assert brief(await client.until_last(database), "title") == [
+        created("gone", title="T"),
+        created("a", title="1"),
+        updated("a", title="2"),
+        updated("a", title="3"),
+        deleted("gone"),
+    ]
+
+
+async def test_row_that_came_and_went_in_one_transaction_was_never_there(database: Database, client: Client) -> None:
+    """What no committed state ever held is not told, whatever was done to it."""
+    database.execute(
+        "begin; insert into tasks (id, title) values ('a', '1'); update tasks set title = title; "
+        "savepoint s; update tasks set title = '2'; delete from tasks; commit"
+    )
+
+    assert await client.until_last(database) == []
+
+
 async def test_keys_that_change_places_in_one_statement_end_right(database: Database, relay: Relay) -> None:
     """With a deferrable key, one statement may hand ids from row to row."""
     database.execute("create table t (id int primary key deferrable, board_id text, lane text, was int)")
