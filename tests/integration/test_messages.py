@@ -465,7 +465,7 @@ async def test_a_users_trigger_that_writes_again_is_followed(
 async def test_updates_without_an_entry_do_not_confuse_the_order(
     database: Database, client: Client, between: str
 ) -> None:
-    """Versions that changed nothing visible are not journalled; what was done before and after them is told as it was."""
+    """Versions that changed nothing visible are not journalled; what was done around them is told as it was."""
     database.execute("insert into tasks (id, title) values ('gone', 'T')")
     touch = "update tasks set title = title; "
     database.execute(
