@@ -253,12 +253,15 @@ def _chains(changes: Chain) -> list[Chain]:
 def _gaps_closed(chains: list[Chain], changes: Chain) -> list[Chain]:
     """Join chains that are one, but for versions without an entry; no chain at all if it cannot be told which.
 
-    A chain that begins with a version made here, but by no entry, goes on from one that ends with a version. While
-    no statement was nested in another, from one that stands before it in the journal.
+    A chain that begins with a version made here, but by no entry, goes on from one that ends with a version; or else
+    its row was there before, and was first touched without an entry. While no statement was nested in another, the
+    chain that it goes on from stands before it in the journal.
     """
     nested = any(second.depth < first.depth for first, second in pairwise(changes))
     place = {id(change): number for number, change in enumerate(changes)}
-    while later := next((chain for chain in chains if chain[0].old_here), None):
+    before_known = any(chain[0].old and not chain[0].old_here for chain in chains)
+    touched: Change | None = None
+    while later := next((chain for chain in chains if chain[0].old_here and chain[0] is not touched), None):
         candidates = [
             chain
             for chain in chains
@@ -266,8 +269,11 @@ def _gaps_closed(chains: list[Chain], changes: Chain) -> list[Chain]:
             and chain[-1].new is not None
             and (nested or place[id(chain[-1])] < place[id(later[0])])
         ]
-        if len(candidates) != 1:
+        if not candidates and not before_known:
+            before_known, touched = True, later[0]
+        elif len(candidates) == 1 and (before_known or not nested):
+            chains = [chain for chain in chains if chain is not later and chain is not candidates[0]]
+            chains.append(candidates[0] + later)
+        else:
             return []
-        chains = [chain for chain in chains if chain is not later and chain is not candidates[0]]
-        chains.append(candidates[0] + later)
     return chains

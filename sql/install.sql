@@ -361,6 +361,8 @@ begin
         select from pg_catalog.pg_index i
         where i.indrelid = target and i.indisunique and i.indisvalid and i.indpred is null
           and i.indnkeyatts = 1 and i.indkey[0] = key_attr
+          -- Rows that share a key until the end of a transaction could not be told apart.
+          and i.indimmediate
     ) then
         select pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' order by k.n) into found
         from pg_catalog.pg_index i
@@ -368,7 +370,8 @@ begin
         join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
         where i.indrelid = target and i.indisprimary;
         raise exception 'relay.watch: column % of % is not a key by itself (primary key: %): '
-            'it needs a primary key or unique index of its own, and not null; or name another with id_column => ''…''',
+            'it needs a primary key or unique index of its own, not deferrable, and not null; '
+            'or name another with id_column => ''…''',
             pg_catalog.quote_ident(id_column), target, coalesce('(' || found || ')', 'none')
             using errcode = 'invalid_table_definition';
     end if;

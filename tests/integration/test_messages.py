@@ -493,21 +493,6 @@ async def test_row_that_came_and_went_in_one_transaction_was_never_there(databas
     assert await client.until_last(database) == []
 
 
-async def test_keys_that_change_places_in_one_statement_end_right(database: Database, relay: Relay) -> None:
-    """With a deferrable key, one statement may hand ids from row to row."""
-    database.execute("create table t (id int primary key deferrable, board_id text, lane text, was int)")
-    database.execute("select relay.watch('t')")
-    database.execute("insert into t select i, 'b', 'todo', i from generate_series(1, 5) i")
-    async with Client.to(relay.url) as client:
-        await client.subscribe("b")
-        for statement in ("update t set id = id + 1", "update t set id = 9 - id"):
-            database.execute(statement)
-            await client.until_last(database, "b")
-
-            expected = database.fetch("select id, was from t order by id")
-            assert expected == sorted((task["id"], task["was"]) for task in client.tasks.values() if "was" in task)
-
-
 async def test_replica_role_and_disabled_triggers_of_others_are_no_gap(database: Database, client: Client) -> None:
     """`session_replication_role = replica`, as logical replication has, silences other triggers but not these."""
     with database.connect() as writer:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.changes import Change, Side, Transaction, UnreadableRow, Version, Watch, WatchOutdated, messages
-from tests.unit.tasks import BOARDS, WATCH, all_applied, deleted, held, inserted, said, side, untold, updated
+from tests.unit.tasks import BOARDS, WATCH, all_applied, applied, deleted, held, inserted, said, side, untold, updated
 from tests.unit.true_histories import History, histories
 
 # What each change is to clients
@@ -412,6 +412,16 @@ def test_a_version_that_changed_nothing_visible_and_has_no_entry_does_not_break_
     assert all_applied(held(side(1, title="x")), *changes) == held(last)
 
 
+def test_a_row_touched_without_an_entry_first_is_told_from_there_on() -> None:
+    changes = [
+        updated(side(2), side(3, title="x"), here=True),
+        updated(side(3, title="x"), side(4, title="y"), here=True),
+        updated(side(5, title="y"), side(6, title="z"), here=True),
+    ]
+    assert untold(*changes) == set()
+    assert all_applied(held(side(1)), *changes) == held(side(6, title="z"))
+
+
 def test_gaps_in_statements_that_are_not_nested_are_closed_in_their_order() -> None:
     changes = [updated(side(n), side(n + 1, title="x" * n), here=n > 1) for n in (1, 3, 5, 7)]
     assert all_applied(held(side(1)), *changes) == held(side(8, title="x" * 7))
@@ -436,6 +446,14 @@ def test_a_row_that_came_was_touched_without_an_entry_and_went_is_gone() -> None
     assert all_applied(held(), inserted(came), deleted(touched, here=True)) == held()
 
 
+def test_a_row_touched_without_an_entry_then_deleted_and_inserted_anew_by_a_trigger_is_the_new_one_or_untold() -> (
+    None
+):
+    touched, anew = side(2), side(3, lane="done")
+    changes = [inserted(anew, depth=2), deleted(touched, here=True)]
+    assert untold(*changes) == {"b"} or all_applied(held(side(1)), *changes) == held(anew)
+
+
 def test_the_order_of_a_row_does_not_hang_on_a_row_of_another_table_with_the_same_id() -> None:
     other = updated(side(1, part=2, board="c", title="x"), side(2, part=2, board="c", title="y"))
     other = replace(other, watch=2)
@@ -447,6 +465,15 @@ def test_the_order_of_a_row_does_not_hang_on_a_row_of_another_table_with_the_sam
 @given(histories())
 def test_whatever_triggers_do_in_a_transaction_clients_end_with_the_table(history: History) -> None:
     assert all_applied(history.before, *history.journal) == history.after
+
+
+@settings(max_examples=600, deadline=None)
+@given(histories(touched=True))
+def test_whatever_the_journal_lacks_clients_end_with_the_table_or_are_told_to_read_it(history: History) -> None:
+    again = untold(*history.journal)
+    told = said(*history.journal, boards=history.before)
+    for board in history.before.keys() - again:
+        assert applied(history.before[board], told.get(board, [])) == history.after[board]
 
 
 @settings(max_examples=200, deadline=None)

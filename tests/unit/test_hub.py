@@ -13,6 +13,7 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relay import hub
 from relay.changes import Change, Transaction
 from relay.hub import Hub
 from relay.protocol import Message
@@ -559,11 +560,13 @@ def test_who_subscribes_and_unsubscribes_many_times_costs_one_read() -> None:
     assert (reads, ann.sent) == (1, [b"<sync>"])
 
 
-def test_what_is_broadcast_is_logged_with_its_type_and_how_many_received_it() -> None:
+def test_what_is_broadcast_is_logged_with_its_type_and_how_many_received_it(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene()
     slow, _, _ = scene.live("a"), scene.live("a"), scene.live("a")
     slow.ready = False
+    # A logger of its own, for the module's may be bound already to where another test sent it.
     structlog.reset_defaults()
+    monkeypatch.setattr(hub, "log", structlog.get_logger())
     with structlog.testing.capture_logs() as logged:
         scene.hub.publish([wrote(10, "a"), wrote(11, "a")], Snapshot.parse("12:12:"))
     assert logged == [

@@ -48,9 +48,12 @@ def _name(side: Side | None) -> str:
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> History:
-    """Draw a transaction of a few statements, each of which may fire triggers that make statements again."""
-    table = _Table(draw)
+def histories(draw: st.DrawFn, *, touched: bool = False) -> History:
+    """Draw a transaction of a few statements, each of which may fire triggers that make statements again.
+
+    With `touched`, of a table whose journal lacks some versions.
+    """
+    table = _TouchedTable(draw) if touched else _Table(draw)
     before = table.boards()
     for _ in range(draw(st.integers(1, 3))):
         table.statement()
@@ -128,5 +131,29 @@ class _Table:
         self._places += 1
         return replace(row, place=self._places)
 
+
+class _TouchedTable(_Table):
+    """A table with an immediate unique key, whose rows are also touched: a new version, and no entry."""
+
+    def statement(self, depth: int = 0) -> None:
+        if self._rows and len(self._rows) < _MOST_ROWS and self._draw(st.integers(0, 2)) == 0:
+            row = self._draw(st.sampled_from(self._rows))
+            self._rows[self._rows.index(row)] = self._version(row)
+        else:
+            super().statement(depth)
+
+    def _insert(self) -> Change:
+        free = [key for key in range(1, 60) if key not in {row.key for row in self._rows}]
+        key = self._draw(st.sampled_from(free[:_MOST_ROWS]))
+        row = self._version(Row(0, key, self._draw(_BOARDS), "todo", self._draw(st.sampled_from("xyz"))))
+        self._rows.append(row)
+        return tasks.inserted(row.side())
+
+    def _changed(self, row: Row) -> Row:
+        new = super()._changed(row)
+        return replace(new, key=row.key) if any(other.key == new.key for other in self._rows) else new
+
+
+_MOST_ROWS: Final = 4
 
 _BOARDS: Final = st.sampled_from(["b", "c", None])
