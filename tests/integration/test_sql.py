@@ -125,7 +125,7 @@ def test_updated_at_is_kept_by_the_database(database: Database) -> None:
 _REFUSED = {
     "create table t (id int, board_id text, lane text)": "id of public.t is not a key by itself (primary key: none)",
     "create table t (id int, board_id text, lane text, primary key (id, board_id))": "(primary key: (id, board_id))",
-    "create table t (id int primary key deferrable, board_id text, lane text)": "or unique index of its own, not deferrable",
+    "create table t (id int primary key deferrable, board_id text, lane text)": "own, not deferrable, and not null",
     "create table t (id int unique, board_id text, lane text)": "column id of public.t is not a key by itself",
     "create table t (board_id text primary key, lane text)": "has no column 'id': name its own with id_column",
     "create table t (id int primary key, board text, lane text)": "public.t has no column 'board_id'",
