@@ -41,7 +41,9 @@ CLOSE_SECONDS: Final = 3.0
 """How long a client may take to answer a closing handshake."""
 
 BUFFER_BYTES: Final = 1024 * 1024
-"""Above it, a subscriber takes no more until it has read nearly all: see the hub."""
+"""So much may wait for a client beside the largest buffer that it was sent. Above it, a subscriber takes no more
+until it has read most of that: see the hub. Were a large board's sync counted, the next change would call for
+another."""
 
 UNSENT_BYTES: Final = 64 * 1024
 """What the kernel may hold unsent for a client. Without this it swallows megabytes for one that does not read, and
@@ -139,6 +141,7 @@ class Connection(asyncio.Protocol):
         "_ending",
         "_endpoint",
         "_fragments",
+        "_largest",
         "_protocol",
         "_timer",
         "_transport",
@@ -158,6 +161,7 @@ class Connection(asyncio.Protocol):
         self._bad_messages = 0
         self._alive = True
         self._unsent = 0
+        self._largest = 0
         self._ending = False
         self.ready = False
         self.closed = asyncio.Event()
@@ -167,6 +171,9 @@ class Connection(asyncio.Protocol):
     def send(self, frames: bytes) -> None:
         """Write whole frames."""
         if self._protocol.state is State.OPEN:
+            if len(frames) > self._largest:
+                self._largest = len(frames)
+                self._transport.set_write_buffer_limits(high=self._largest + BUFFER_BYTES)
             self._transport.write(frames)
 
     def close(self, code: CloseCode, reason: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -17,6 +17,13 @@ Message = tuple[str, dict[str, Any]]
 
 _SECONDS = 20.0
 _LAST = itertools.count(1)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, a while at most."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the feed tells nobody; it has no use for it
+            await asyncio.sleep(0.01)
 
 
 class Client:

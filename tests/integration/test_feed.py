@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
@@ -11,17 +11,10 @@ import pytest
 from relay import feed
 from relay.embedded import EmbeddedPostgres
 from relay.install import text
-from tests.integration.client import Client
+from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.proxy import Proxy
 from tests.servers import Database, install
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds, a while at most."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - the feed tells nobody; it has no use for it
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

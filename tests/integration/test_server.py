@@ -26,7 +26,7 @@ from websockets.frames import Frame, Opcode
 from relay import protocol, server
 from relay.hub import Hub
 from relay.server import Connection, Endpoint, frame
-from tests.integration.client import Client
+from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.servers import Database
 
@@ -679,7 +679,7 @@ async def test_slow_reader_holds_up_nobody_and_ends_with_the_exact_board(
         database.execute("delete from tasks where id = 'gone'")
         await client.until_last(database)
 
-        assert MEBIBYTE < buffered < 2 * MEBIBYTE
+        assert MEBIBYTE < buffered < 3 * MEBIBYTE
         kinds = []
         while slow.tasks != client.tasks:
             kinds.append((await slow.receive())[0])
@@ -689,6 +689,30 @@ async def test_slow_reader_holds_up_nobody_and_ends_with_the_exact_board(
         assert slow.tasks == table(database)
         database.execute("update tasks set title = 'live' where id = 'big'")
         assert [kind for kind, _ in await slow.until_last(database)] == ["task.updated"]
+        assert slow.tasks == table(database)
+
+
+async def test_large_board_that_changes_all_the_time_is_sent_once(
+    database: Database, relay: Relay, accepted: list[Connection], client: Client
+) -> None:
+    """A client that takes its time over a large board gets the changes after it, not the whole board again."""
+    database.execute(
+        "insert into tasks (id, title, description) select 't' || i, 'T', repeat('x', 300000) "
+        "from generate_series(1, 20) i"
+    )
+    await client.until_last(database)
+    async with slow_client(relay) as slow:
+        await slow.send({"type": "subscribe", "boardId": "default"})
+        await until(lambda: transport(accepted[-1]).get_write_buffer_size() > 2 * MEBIBYTE)
+        for number in range(10):
+            database.execute("update tasks set title = %s where id = 't1'", str(number))
+            await client.until_last(database)
+
+        kinds = [(await slow.receive())[0]]
+        while slow.tasks != client.tasks:
+            kinds.append((await slow.receive())[0])
+        assert kinds.count("board.sync") == 1
+        assert kinds.count("task.updated") == 10
         assert slow.tasks == table(database)
 
 
