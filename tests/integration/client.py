@@ -63,6 +63,13 @@ class Client:
         self._apply(message["type"], message["data"])
         return message["type"], message["data"]
 
+    def stop_reading(self) -> None:
+        """Take nothing more off the socket."""
+        self._connection.transport.pause_reading()
+
+    def go_on_reading(self) -> None:
+        self._connection.transport.resume_reading()
+
     async def closed(self) -> int:
         """Wait for the connection to end and return the code."""
         async with asyncio.timeout(_SECONDS):

@@ -702,11 +702,13 @@ async def test_large_board_that_changes_all_the_time_is_sent_once(
     )
     await client.until_last(database)
     async with slow_client(relay) as slow:
+        slow.stop_reading()
         await slow.send({"type": "subscribe", "boardId": "default"})
         await until(lambda: transport(accepted[-1]).get_write_buffer_size() > 2 * MEBIBYTE)
         for number in range(10):
             database.execute("update tasks set title = %s where id = 't1'", str(number))
             await client.until_last(database)
+        slow.go_on_reading()
 
         kinds = [(await slow.receive())[0]]
         while slow.tasks != client.tasks:
