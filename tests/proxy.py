@@ -46,6 +46,7 @@ class Proxy:
         for link in self._links:
             link.cancel()
         await asyncio.gather(*self._links, return_exceptions=True)
+        await asyncio.sleep(0)  # what was aborted closes in the loop's next round
 
     async def restore(self) -> None:
         """Accept connections again, on the same port."""
@@ -72,9 +73,15 @@ class Proxy:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._flow.wait()
+        # Shielded and awaited in any case, for a connection that is made while this is cancelled would be nobody's.
+        connecting = asyncio.create_task(asyncio.open_connection(*self._target))
         with suppress(OSError):  # an end that is gone is what this proxy is for: the other one is told
-            there_reader, there_writer = await asyncio.open_connection(*self._target)
-            await self._pump_both((reader, there_writer), (there_reader, writer))
+            try:
+                there_reader, there_writer = await asyncio.shield(connecting)
+                await self._pump_both((reader, there_writer), (there_reader, writer))
+            finally:
+                _, there_writer = await connecting
+                there_writer.transport.abort()
 
     async def _pump_both(self, *ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
         """Forward both ways until one of them ends."""
