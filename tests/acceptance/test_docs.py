@@ -170,7 +170,16 @@ def test_messages_in_the_documents_are_of_the_protocol() -> None:
 def test_tables_of_codes_are_complete() -> None:
     """The clients' guide lists every error and close code, and no other."""
     assert first_column(CLIENTS, "| code | sent for |") == list(get_args(protocol.ErrorCode))
-    assert {int(code) for code in first_column(CLIENTS, "| close code |")} == {*protocol.CloseCode, 1006}
+    assert {int(code) for code in first_column(CLIENTS, "| close code |")} == {*protocol.CloseCode, 1000, 1002, 1006}
+
+
+def test_table_of_log_lines_is_complete() -> None:
+    """The README lists every event that the daemon logs, and no other."""
+    code = "".join(path.read_text() for path in (ROOT / "relay").glob("*.py"))
+    logged = set(re.findall(r'"((?:websocket|feed|relay)\.[a-z_]+)"', code)) - {"relay.websockets"}
+    table = README.read_text().split("| `event` |")[1].split("\n\n")[0]
+
+    assert logged == set(re.findall(r"`((?:websocket|feed|relay)\.[a-z_]+)`", table))
 
 
 def test_table_of_settings_is_complete() -> None:

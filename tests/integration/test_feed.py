@@ -76,6 +76,28 @@ async def test_relay_that_starts_first_waits_for_postgres(database: Database, pr
         assert (await client.receive())[0] == "board.sync"
 
 
+async def test_doorbell_brings_the_change(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay that would look by itself only in ten minutes has the change when the bell rings."""
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 600.0)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.subscribe("default")
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+
+        assert [data["id"] for _, data in await client.until_last(database)] == ["a"]
+
+
+async def test_relay_prunes_the_journal(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was committed longer ago than the journal keeps goes, without anybody else's doing."""
+    monkeypatch.setattr(feed, "PRUNE_SECONDS", 0.05)
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    database.execute(
+        "insert into relay.ticks "
+        "select clock_timestamp() - interval '2 hours', pg_snapshot_xmin(pg_current_snapshot())"
+    )
+    async with Relay(database.dsn).running():
+        await until(lambda: database.fetch("select from relay.journal where op = 'I'") == [])
+
+
 async def test_lost_doorbell_costs_no_change(
     database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
