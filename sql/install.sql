@@ -34,16 +34,33 @@ create table if not exists relay.watches (
 
 comment on table relay.watches is 'One row per watched table; written by relay.watch and relay.unwatch only.';
 
--- The journal --------------------------------------------------------------------------------------------
+-- The journal --------------------------------------------------------------------------------------------------
+
+-- The journal stands in four *slots*. Writers fill the current one; relay.prune moves on to an empty one and, when
+-- what a closed one holds is old enough, truncates it. So space comes back at once, without a row being deleted or
+-- a page being vacuumed, and no writer ever waits for it.
+
+-- An install from before there were slots: its journal goes, and so do its epochs, which tells every reader.
+do $$
+begin
+    if exists (select from pg_catalog.pg_class c
+               where c.oid = pg_catalog.to_regclass('relay.journal') and c.relkind = 'r') then
+        drop table relay.journal, relay.horizon, relay.ticks, relay.epochs;
+        drop function if exists relay.epoch();
+        drop function if exists relay.prune(interval, integer);
+    end if;
+end
+$$;
 
 create table if not exists relay.journal (
+    slot      smallint not null,
     -- The order in which changes were made. Not the order of commits: that is what snapshots are for.
-    seq       bigint  generated always as identity,
+    seq       bigint   not null,
     -- The transaction that made the change. "What is new since snapshot S" is: xid >= xmax(S) or xid = any(xip(S)).
-    xid       xid8    not null default pg_catalog.pg_current_xact_id(),
+    xid       xid8     not null default pg_catalog.pg_current_xact_id(),
     watch     integer,
     -- I insert, U update, D delete, S read the boards again (reason says why)
-    op        "char"  not null,
+    op        "char"   not null,
     old_board text,
     new_board text,
     -- Where the row versions stand, table or partition and tid. They chain the versions of a row, whatever
@@ -67,7 +84,7 @@ create table if not exists relay.journal (
             when 'S' then old_row is null and new_row is null and reason is not null
             else false
         end)
-);
+) partition by list (slot);
 
 comment on table relay.journal is 'What committed transactions did to the watched tables; pruned by relay.prune.';
 comment on column relay.journal.old_row is 'The row before the change, without its hidden columns'' values.';
@@ -75,31 +92,93 @@ comment on column relay.journal.new_row is 'The row after the change, without it
 
 create index if not exists journal_xid on relay.journal (xid);
 
--- The journal's lower end: every transaction below it may have been pruned. A reader whose snapshot reaches
--- further back has lost continuity and must read its boards again.
+-- Nothing in a slot is ever updated or deleted, and it ends by TRUNCATE: autovacuum would have nothing to do.
+do $$
+begin
+    for slot in 0..3 loop
+        execute pg_catalog.format(
+            'create table if not exists relay.journal_%1$s partition of relay.journal for values in (%1$s) '
+            'with (autovacuum_enabled = false, toast.autovacuum_enabled = false)', slot);
+    end loop;
+end
+$$;
+
+create table if not exists relay.slots (
+    slot         smallint    primary key,
+    opened_at    timestamptz not null default pg_catalog.clock_timestamp(),
+    closed_at    timestamptz,
+    -- Every transaction that has entries in the slot has a lower id.
+    closed_below xid8,
+    -- Since when no running transaction has entries in the slot.
+    free_since   timestamptz
+);
+insert into relay.slots (slot) select n from pg_catalog.generate_series(0, 3) n on conflict do nothing;
+
+comment on table relay.slots is 'The parts that the journal goes round in.';
+
+create sequence if not exists relay.journal_seq;
+
+-- What every writer must know at once is kept in sequences: they are outside transactions and snapshots, so that
+-- a writer in REPEATABLE READ sees what is true now and not what was true when it began.
+--   slot     the current slot
+--   pauses   goes up when the journal is full
+--   resumed  the last pause that is over: while it is lower than pauses, nothing is journalled
+create sequence if not exists relay.slot minvalue 0 maxvalue 3;
+create sequence if not exists relay.pauses minvalue 0;
+create sequence if not exists relay.resumed minvalue 0;
+do $$
+declare
+    name text;
+begin
+    foreach name in array array['relay.slot', 'relay.pauses', 'relay.resumed'] loop
+        if pg_catalog.pg_sequence_last_value(name::regclass) is null then
+            perform pg_catalog.setval(name::regclass, 0);
+        end if;
+    end loop;
+end
+$$;
+
+-- How much of the journal is kept. Change it with a plain UPDATE.
+create table if not exists relay.settings (
+    singleton  boolean  primary key default true check (singleton),
+    keep_age   interval not null default '1 hour' check (keep_age >= '0'),
+    keep_bytes bigint   not null default 536870912 check (keep_bytes > 0),
+    stop_bytes bigint   not null default 2147483648 check (stop_bytes > 0)
+);
+insert into relay.settings default values on conflict do nothing;
+
+comment on table relay.settings is 'How much of the journal is kept; one row.';
+comment on column relay.settings.keep_age is 'Changes go when they were committed longer ago.';
+comment on column relay.settings.keep_bytes is 'The oldest changes go, whatever their age, when the journal is larger.';
+comment on column relay.settings.stop_bytes is 'Nothing more is journalled, until a relay comes, when the journal is larger.';
+
+-- The journal's lower end. Changes of transactions that "seen" sees may be gone: a reader whose snapshot does not
+-- cover it has lost continuity and must read its boards again. So it must while a pause is not yet known here.
 create table if not exists relay.horizon (
-    singleton    boolean primary key default true check (singleton),
-    pruned_below xid8    not null default '0'
+    singleton    boolean     primary key default true check (singleton),
+    seen         pg_snapshot not null default '3:3:',
+    pauses_known bigint      not null default 0
 );
 insert into relay.horizon default values on conflict do nothing;
 
--- When which transactions were over, so that a change is kept for a time counted from its commit.
-create table if not exists relay.ticks (
-    at         timestamptz not null default pg_catalog.clock_timestamp(),
-    over_below xid8        not null default pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())
-);
-
--- Unlogged on purpose: Postgres empties the table in crash recovery, in a restore and when a standby is
--- promoted, just when transaction ids that were seen before may be given out again. A snapshot taken in one epoch
--- means nothing in the next.
+-- A snapshot taken in one run of the server is good in the next, if the next goes on where it ended. Unlogged on
+-- purpose: Postgres empties the table in crash recovery, in a restore and when a standby is promoted, just when
+-- transaction ids that were seen before may be given out again. One row per run, so that a copy of the server's
+-- files that is put back does not know the runs that came after it was made.
 create unlogged table if not exists relay.epochs (
-    singleton boolean primary key default true check (singleton),
-    id        uuid    not null default pg_catalog.gen_random_uuid(),
-    place     text    not null
+    run     text        primary key default pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 12),
+    key     bytea       not null default pg_catalog.sha256(pg_catalog.convert_to(
+                            pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, 'UTF8')),
+    -- Cluster, database and table: a dump that was restored is another place.
+    place   text        not null,
+    started timestamptz not null,
+    unique (place, started)
 );
 
--- The current epoch, begun now if none runs. "place" tells a dumped and restored copy from the original.
-create or replace function relay.epoch() returns uuid
+comment on table relay.epochs is 'The runs of the server whose snapshots are good; key seals the cursors of clients.';
+
+-- The runs of the server whose snapshots are good, the present one first; it is noted now if it is not yet.
+create or replace function relay.epoch() returns table (run text, key bytea)
     language plpgsql
     security definer
     set search_path = ''
@@ -107,21 +186,19 @@ as $$
 declare
     here constant text := pg_catalog.concat_ws('/',
         (select system_identifier from pg_catalog.pg_control_system()),
-        (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()));
-    epoch uuid;
+        (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()),
+        'relay.epochs'::regclass::oid);
 begin
-    select e.id into epoch from relay.epochs e where e.place = here;
-    if epoch is null then
-        insert into relay.epochs as e (place) values (here)
-            on conflict (singleton) do update
-            set id = case when e.place = excluded.place then e.id else excluded.id end, place = excluded.place
-            returning e.id into epoch;
+    if not exists (select from relay.epochs e
+                   where e.place = here and e.started = pg_catalog.pg_postmaster_start_time()) then
+        insert into relay.epochs (place, started) values (here, pg_catalog.pg_postmaster_start_time())
+            on conflict do nothing;
     end if;
-    return epoch;
+    return query select e.run, e.key from relay.epochs e where e.place = here order by e.started desc;
 end
 $$;
 
-comment on function relay.epoch() is 'While it stays the same, no transaction id was lost or used twice.';
+comment on function relay.epoch() is 'The runs of the server between which no transaction id was lost or used twice.';
 
 -- Writing: runs inside the writer's transaction, so it must never fail it ------------------------------------
 
@@ -148,13 +225,44 @@ begin
 end
 $$;
 
--- Tells the daemon to read its boards again, and why.
+-- Whether the journal was full and no relay has come since.
+create or replace function relay.paused() returns boolean
+    language sql
+    stable
+    set search_path = ''
+as $$
+    select pg_catalog.pg_sequence_last_value('relay.pauses') > pg_catalog.pg_sequence_last_value('relay.resumed')
+$$;
+
+-- Stops journalling when the current slot is full. A relay that comes calls relay.resume. Never the other way
+-- round: a counter that only goes up cannot undo the pause of another writer, however late it is.
+create or replace function relay.pause_if_full(slot smallint) returns void
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    bytes constant bigint :=
+        pg_catalog.pg_total_relation_size(pg_catalog.to_regclass('relay.journal_' || slot));
+begin
+    if bytes > (select s.stop_bytes / 4 from relay.settings s) and not relay.paused() then
+        perform pg_catalog.nextval('relay.pauses');
+        raise log 'relay: a slot of the journal holds % bytes: journalling pauses until a relay comes', bytes;
+    end if;
+end
+$$;
+
+-- Tells the daemon to read its boards again, and why: a word of docs/clients.md, then perhaps more for people.
 create or replace function relay.journal_sync(watch integer, target text, reason text) returns void
     language plpgsql
     set search_path = ''
 as $$
 begin
-    insert into relay.journal (watch, op, reason) values (journal_sync.watch, 'S', journal_sync.reason);
+    if relay.paused() then
+        return;  -- they will be read again in any case
+    end if;
+    insert into relay.journal (slot, seq, watch, op, reason)
+    values (pg_catalog.pg_sequence_last_value('relay.slot'), pg_catalog.nextval('relay.journal_seq'),
+            journal_sync.watch, 'S', journal_sync.reason);
     perform relay.ring('*', target);
 end
 $$;
@@ -228,7 +336,13 @@ declare
     new_row   json;
     old_here  boolean;
     board     text;
+    slot      smallint;
+    seq       bigint;
 begin
+    -- What relay.paused says, for less.
+    if pg_catalog.pg_sequence_last_value('relay.pauses') > pg_catalog.pg_sequence_last_value('relay.resumed') then
+        return null;
+    end if;
     -- "new" is null in a delete, "old" in an insert, and so is all that is taken from them.
     begin
         if tg_op <> 'INSERT' then%3$s
@@ -245,14 +359,20 @@ begin
         -- The age spares nearly all rows the call: what is older than this transaction was not made by it.
         old_here := tg_op <> 'INSERT' and pg_catalog.age(old.xmin) <= 0 and relay.made_here(old.xmin);
     exception when others then
-        perform relay.journal_sync(%1$s, %5$L, 'unreadable row: ' || sqlerrm);
+        perform relay.journal_sync(%1$s, %5$L, 'row_unreadable: ' || sqlerrm);
         return null;
     end;
 
+    slot := pg_catalog.pg_sequence_last_value('relay.slot');
+    seq := pg_catalog.nextval('relay.journal_seq');
     insert into relay.journal
-        (watch, op, old_board, new_board, part, old_tid, new_tid, old_here, depth, old_row, new_row)
-    values (%1$s, pg_catalog.left(tg_op, 1)::"char", old_board, new_board, tg_relid,
+        (slot, seq, watch, op, old_board, new_board, part, old_tid, new_tid, old_here, depth, old_row, new_row)
+    values (slot, seq, %1$s, pg_catalog.left(tg_op, 1)::"char", old_board, new_board, tg_relid,
             old.ctid, new.ctid, old_here, pg_catalog.pg_trigger_depth(), old_row, new_row);
+    -- Asking for the size costs more than an entry does.
+    if seq %% 64 = 0 then
+        perform relay.pause_if_full(slot);
+    end if;
 
     board := coalesce(new_board, old_board);
     if pg_catalog.current_setting('relay.rung', true) is distinct from 'board ' || pg_catalog.left(board, 100) then
@@ -530,7 +650,7 @@ begin
     returning w.* into wanted;
     perform relay.make_journal_function(wanted);
     perform relay.create_triggers(wanted);
-    perform relay.journal_sync(wanted.id, wanted.target::text, 'watch');
+    perform relay.journal_sync(wanted.id, wanted.target::text, 'watch_changed');
 end
 $$;
 
@@ -562,7 +682,7 @@ begin
         return;
     end if;
     perform relay.stop_watch(current_watch);
-    perform relay.journal_sync(null, current_watch.target::text, 'unwatch');
+    perform relay.journal_sync(null, current_watch.target::text, 'watch_changed: unwatch');
 end
 $$;
 
@@ -587,6 +707,20 @@ as $$
     select w.hidden || coalesce(pg_catalog.array_agg(a.attname), '{}')
     from pg_catalog.pg_attribute a
     where a.attrelid = w.target and a.attgenerated = 'v' and not a.attisdropped and a.attname <> all (w.hidden)
+$$;
+
+-- Twelve characters that change when any watched table does: its columns, its partitions, itself.
+create or replace function relay.shape() returns text
+    language sql
+    stable
+    set search_path = ''
+as $$
+    select pg_catalog.left(pg_catalog.md5(coalesce(pg_catalog.string_agg(pg_catalog.concat_ws(' ',
+        w.id, a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped, a.xmin), ','
+        order by w.id, a.attrelid, a.attnum), '')), 12)
+    from relay.watches w
+    cross join lateral relay.parts(w.target) p
+    join pg_catalog.pg_attribute a on a.attrelid = p and a.attnum > 0
 $$;
 
 create or replace view relay.watched as
@@ -684,38 +818,235 @@ comment on function relay.board(text) is 'The tasks of one board as subscribers 
 
 -- Pruning ------------------------------------------------------------------------------------------------------
 
--- Deletes up to "most" changes that were committed longer than "keep" ago; returns how many. Never waits for a
--- writer, and no writer waits for it. Two at once: the second does nothing.
-create or replace function relay.prune(keep interval default '1 hour', most integer default 50000) returns bigint
+-- The snapshot that sees what "v" sees, as far as it is below "bound".
+create or replace function relay.narrow(v pg_snapshot, bound xid8) returns pg_snapshot
+    language sql
+    stable
+    set search_path = ''
+as $$
+    select pg_catalog.concat(coalesce(min(x), b), ':', b, ':', pg_catalog.string_agg(x::text, ',' order by x))::pg_snapshot
+    from (select least(bound, pg_catalog.pg_snapshot_xmax(v)) as b) capped
+    left join lateral pg_catalog.pg_snapshot_xip(v) x on x < b
+    group by b
+$$;
+
+-- An id above that of every transaction which has one now. A snapshot does not tell: transactions that are running
+-- may lie above its xmax. A block with an exception clause is a subtransaction, and gets the next id when it writes.
+create or replace function relay.next_xid() returns xid8
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    top  constant bigint := pg_catalog.pg_current_xact_id()::text::bigint;
+    next bigint;
+begin
+    begin
+        update relay.horizon h set pauses_known = h.pauses_known returning h.xmin::text::bigint into next;
+    exception when no_data_found then
+        raise;
+    end;
+    -- The ids of row versions are 32 bits wide, those of transactions 64.
+    return (top + ((next - top) & 4294967295))::text::xid8;
+end
+$$;
+
+-- Notes which slots no writer can choose any more. Who chose one had an id by then, for a row trigger fires when its
+-- transaction has one.
+create or replace function relay.close_slots() returns void
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    chosen constant smallint := pg_catalog.pg_sequence_last_value('relay.slot');
+begin
+    -- A move to another slot counts at once, even if its transaction is then rolled back.
+    update relay.slots s
+    set opened_at = pg_catalog.clock_timestamp(), closed_at = null, closed_below = null, free_since = null
+    where s.closed_at is not null and s.slot = chosen;
+
+    if exists (select from relay.slots s where s.closed_at is null and s.slot <> chosen) then
+        update relay.slots s
+        set closed_at = pg_catalog.clock_timestamp(), closed_below = below.xid, free_since = null
+        from (select relay.next_xid() as xid) below
+        where s.closed_at is null and s.slot <> chosen;
+    end if;
+end
+$$;
+
+-- Locks a slot, if no running transaction has entries in it and nobody reads it just now. Never waits.
+create or replace function relay.lock_slot(slot smallint) returns boolean
+    language plpgsql
+    set search_path = ''
+as $$
+begin
+    execute pg_catalog.format('lock table relay.journal_%s in access exclusive mode nowait', slot);
+    return true;
+exception when lock_not_available then
+    return false;
+end
+$$;
+
+create or replace function relay.slot_bytes(slot smallint) returns bigint
+    language sql
+    set search_path = ''
+as $$
+    select case when pg_catalog.pg_relation_size(pg_catalog.to_regclass('relay.journal_' || slot)) = 0 then 0
+           else pg_catalog.pg_total_relation_size(pg_catalog.to_regclass('relay.journal_' || slot)) end
+$$;
+
+-- Truncates closed slots whose changes are older than "keep", and others, oldest first, while the journal is
+-- larger than "most"; returns the bytes that came free. The horizon rises to what was over by then.
+create or replace function relay.empty_slots(keep interval, most bigint) returns bigint
+    language plpgsql
+    volatile
+    set search_path = ''
+as $$
+declare
+    closed relay.slots;
+    bytes  bigint;
+    freed  bigint := 0;
+    total  bigint := (select pg_catalog.sum(relay.slot_bytes(s.slot)) from relay.slots s);
+begin
+    for closed in select * from relay.slots s where s.closed_at is not null
+                  and s.slot <> pg_catalog.pg_sequence_last_value('relay.slot') order by s.closed_at, s.slot loop
+        bytes := relay.slot_bytes(closed.slot);
+        continue when bytes = 0;
+        if closed.free_since is null then
+            continue when not relay.lock_slot(closed.slot);
+            closed.free_since := pg_catalog.clock_timestamp();
+            update relay.slots s set free_since = closed.free_since where s.slot = closed.slot;
+        end if;
+        continue when closed.free_since + keep > pg_catalog.clock_timestamp() and total <= most;
+        continue when not relay.lock_slot(closed.slot);
+        update relay.horizon h
+        set seen = relay.narrow(pg_catalog.pg_current_snapshot(),
+                                greatest(closed.closed_below, pg_catalog.pg_snapshot_xmax(h.seen)));
+        execute pg_catalog.format('truncate relay.journal_%s', closed.slot);
+        total := total - bytes;
+        freed := freed + bytes;
+    end loop;
+    return freed;
+end
+$$;
+
+-- Makes an empty slot the current one, if there is one.
+create or replace function relay.next_slot() returns boolean
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    chosen smallint := (
+        select s.slot from relay.slots s
+        where s.slot <> pg_catalog.pg_sequence_last_value('relay.slot') and relay.slot_bytes(s.slot) = 0
+        order by s.closed_at nulls first, s.slot limit 1);
+begin
+    if chosen is null then
+        return false;
+    end if;
+    perform pg_catalog.setval('relay.slot', chosen);
+    return true;
+end
+$$;
+
+-- What is decided here rests on the snapshot of each statement; one from the beginning of the transaction would
+-- be too old.
+create or replace function relay.require_read_committed(caller text) returns void
+    language plpgsql
+    set search_path = ''
+as $$
+begin
+    if pg_catalog.current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception '%: found isolation level %, expected read committed: call it in a transaction of its own',
+            caller, pg_catalog.current_setting('transaction_isolation') using errcode = 'invalid_transaction_state';
+    end if;
+end
+$$;
+
+-- Lets the oldest changes go, by age and by size (see relay.settings); returns the bytes that came free. Call it in
+-- a transaction of its own: it waits for nobody, and writers never wait for it, but readers of the journal wait for
+-- its commit. Two at once: the second does nothing.
+create or replace function relay.prune(keep interval default null, most bigint default null) returns bigint
     language plpgsql
     security definer
     set search_path = ''
 as $$
 declare
-    reach   xid8;
-    deleted bigint;
+    freed bigint;
 begin
+    perform relay.require_read_committed('relay.prune');
     perform from relay.horizon for update skip locked;
     if not found then
         return 0;
     end if;
-    insert into relay.ticks default values;
-    select t.over_below into reach
-    from relay.ticks t where t.at <= pg_catalog.clock_timestamp() - keep
-    order by t.over_below desc limit 1;
-    if reach is null then
-        return 0;
+    select coalesce(keep, s.keep_age), coalesce(most, s.keep_bytes) into keep, most from relay.settings s;
+    perform relay.close_slots();
+    freed := relay.empty_slots(keep, most);
+    if exists (select from relay.slots s
+               where s.slot = pg_catalog.pg_sequence_last_value('relay.slot') and relay.slot_bytes(s.slot) > 0
+               and (s.opened_at + keep / 2 <= pg_catalog.clock_timestamp() or relay.slot_bytes(s.slot) > most / 4))
+        and relay.next_slot()
+    then
+        perform relay.close_slots();
+        freed := freed + relay.empty_slots(keep, most);
     end if;
-    update relay.horizon set pruned_below = reach where pruned_below < reach;
-    delete from relay.ticks t where t.at <= pg_catalog.clock_timestamp() - keep and t.over_below < reach;
-    delete from relay.journal j
-    where j.ctid = any (array(select o.ctid from relay.journal o where o.xid < reach order by o.xid limit most));
-    get diagnostics deleted = row_count;
-    return deleted;
+    return freed;
 end
 $$;
 
-comment on function relay.prune(interval, integer) is 'Deletes old changes; the daemon calls it every minute.';
+comment on function relay.prune(interval, bigint) is 'Lets old changes go; the daemon calls it every few seconds.';
+
+-- Ends a pause: journalling goes on, and whoever read before it must read its boards again. False: there is no room
+-- yet, for running transactions hold every slot.
+--
+-- What the pause left out cannot fall into a crack: a transaction that skipped an entry had its id by then, so in
+-- the snapshot taken after journalling went on, it is either over (then the horizon, which is that snapshot, sees it)
+-- or still running. For each of the latter an entry is made in its name, which no reader takes before it is over.
+-- Should this be cut short, the pause is still unknown to the horizon, and the next call does it again.
+create or replace function relay.resume() returns boolean
+    language plpgsql
+    security definer
+    set search_path = ''
+as $$
+declare
+    pauses bigint;
+    below  bigint;
+    after  pg_snapshot;
+begin
+    perform relay.require_read_committed('relay.resume');
+    perform from relay.horizon for update;
+    pauses := pg_catalog.pg_sequence_last_value('relay.pauses');
+    if pauses <= (select h.pauses_known from relay.horizon h) then
+        return true;
+    end if;
+    perform relay.close_slots();
+    perform relay.empty_slots('0', 0);
+    if relay.slot_bytes(pg_catalog.pg_sequence_last_value('relay.slot')::smallint)
+           > (select st.stop_bytes / 4 from relay.settings st)
+       and not relay.next_slot()
+    then
+        return false;
+    end if;
+    perform pg_catalog.setval('relay.resumed', pauses);
+    below := relay.next_xid()::text::bigint;
+    after := pg_catalog.pg_current_snapshot();
+    update relay.horizon set seen = after, pauses_known = pauses;
+    insert into relay.journal (slot, seq, xid, op, reason)
+    select pg_catalog.pg_sequence_last_value('relay.slot'), pg_catalog.nextval('relay.journal_seq'), running.xid, 'S',
+           'journalling_paused'
+    from (
+        select x as xid from pg_catalog.pg_snapshot_xip(after) x
+        union all
+        select x::text::xid8
+        from pg_catalog.generate_series(pg_catalog.pg_snapshot_xmax(after)::text::bigint, below - 1) x
+    ) running
+    where running.xid <> pg_catalog.pg_current_xact_id();
+    perform relay.close_slots();
+    perform relay.empty_slots('0', 0);
+    return true;
+end
+$$;
+
+comment on function relay.resume() is 'Ends a pause of the journal; the daemon calls it when it comes.';
 
 -- Upgrading ----------------------------------------------------------------------------------------------------
 

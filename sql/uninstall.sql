@@ -35,13 +35,17 @@ begin
         from pg_catalog.pg_proc f
         where f.pronamespace = pg_catalog.to_regnamespace('relay')
           and (f.proname ~ '^journal_[0-9]+$' or f.proname in (
-              'base_type', 'board', 'check_watch', 'create_triggers', 'drop_triggers', 'epoch', 'is_written',
-              'journal_sync', 'journal_truncate', 'made_here', 'make_journal_function', 'order_parts', 'parts', 'prune',
-              'resync', 'ring', 'stop_watch', 'triggers_complete', 'unseen_columns', 'unwatch', 'watch'))
+              'base_type', 'board', 'check_watch', 'close_slots', 'create_triggers', 'drop_triggers', 'empty_slots',
+              'epoch', 'is_written', 'journal_sync', 'journal_truncate', 'lock_slot', 'made_here',
+              'make_journal_function', 'narrow', 'next_slot', 'next_xid', 'order_parts', 'parts', 'pause_if_full', 'paused',
+              'prune', 'require_read_committed', 'resume', 'resync', 'ring', 'shape', 'slot_bytes', 'stop_watch',
+              'triggers_complete', 'unseen_columns', 'unwatch', 'watch'))
     loop
         execute pg_catalog.format('drop function %s', found.signature);
     end loop;
-    drop table if exists relay.journal, relay.watches, relay.horizon, relay.ticks, relay.epochs;
+    drop table if exists relay.journal, relay.watches, relay.horizon, relay.ticks, relay.epochs, relay.slots,
+        relay.settings;
+    drop sequence if exists relay.journal_seq, relay.slot, relay.pauses, relay.resumed;
     drop schema relay;
 end
 $$;
