@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from relay import protocol
+from relay.cursor import Reason
 from relay.protocol import Message, Row
 
 _decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -40,7 +41,7 @@ class Version(NamedTuple):
 
 
 class UnreadableRow(Exception):
-    """A row that cannot be shown, because a json column of it holds what is no Unicode text."""
+    """A row that cannot be shown, because a column of it holds what is no Unicode text."""
 
 
 class WatchOutdated(Exception):
@@ -65,8 +66,8 @@ class Watch:
         """
         try:
             columns = _decode_row(image)
-        except msgspec.MsgspecError as ex:
-            raise UnreadableRow(f"a row of {self.table} cannot be shown: {ex}: {image:.200}") from None
+        except (msgspec.MsgspecError, UnicodeEncodeError) as ex:
+            raise UnreadableRow(f"a row of {self.table} cannot be shown: {ex}: {image!a:.200}") from None
         keys = _keys(self, tuple(columns))
         task = {keys[column]: value for column, value in columns.items() if column in keys}
         if missing := {"id", "boardId", "lane"} - task.keys():
@@ -139,7 +140,7 @@ class Transaction:
 
     xid: int
     changes: list[Change] = field(default_factory=list)
-    sync: str | None = None
+    sync: Reason | None = None
 
 
 def messages(transaction: Transaction, boards: Container[str | None]) -> dict[str, list[Message] | None]:

@@ -42,7 +42,7 @@ async def serve(settings: Settings) -> None:
 async def running(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
     """Run feed, endpoint and monitor; yields the feed's task, which ends only by a fault of ours."""
     feed = Feed(settings.DATABASE_URL)
-    hub = Hub(ask=feed.ask, frame=frame)
+    hub = Hub(source=feed, frame=frame)
     endpoint = None
     if settings.WS_ENABLED:
         endpoint = Endpoint(hub, heartbeat=settings.WS_HEARTBEAT / 1000, max_connections=settings.WS_MAX_CONNECTIONS)

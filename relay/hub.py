@@ -1,11 +1,14 @@
 """The hub: all boards and their subscribers. No sockets, no Postgres.
 
-The feed tells it what was committed (`publish`) and what a board looks like (`synced`); the server tells it who
-wants what. It asks for boards through `ask`, and sends through each subscriber's `send`.
+The feed tells it what was committed (`publish`), what a board looks like (`synced`) and what resuming clients missed
+(`resumed`); the server tells it who wants what. It asks for reads through its `Source`, and sends through each
+subscriber's `send`.
 
 Rules:
 - All methods are synchronous and quick, and are called from one thread: between two of them nothing changes.
-- Bytes are made once: a message is encoded and framed once per board, a batch is one buffer.
+- Bytes are made once: a message is encoded once per board, and a delivery is one buffer for all plain subscribers in
+  it and one for all resumable ones. Cursors belong to the board, not to the subscriber.
+- Whoever resumes, on whatever board, is served by one read of the journal, from the oldest of their cursors on.
 - The hub keeps nothing for a subscriber that is not ready. When that one can read again, `caught_up` gives it one
   fresh `board.sync` for every board on which it missed something.
 """
@@ -13,13 +16,17 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
-from relay.board import Board, Step
+from relay import protocol
+from relay.board import Board, Delivery, Step, earliest
 from relay.changes import Transaction, messages
+from relay.cursor import CursorRefused, Era, Reason
 from relay.protocol import Message
 from relay.snapshot import Snapshot
 
@@ -37,28 +44,60 @@ class Subscriber(Protocol):
         """Pass frames on. Must not block and must not call the hub."""
 
 
+class Source(Protocol):
+    """Where the hub has things read. Both return at once."""
+
+    def ask(self, board: str) -> None:
+        """Have a board read: `begin_read`, then `synced` or `abandon_read`."""
+
+    def ask_changes(self) -> None:
+        """Have the journal read: `begin_resume`, then `resumed` or `abandon_resume`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What is to be read for those who resume: the changes of these boards since a snapshot."""
+
+    oldest: Snapshot
+    boards: frozenset[str]
+
+
 class Hub:
-    """Boards and their subscribers.
+    """Boards and their subscribers. `frame` makes a message what goes on the wire."""
 
-    `ask` is called with a board's name when it is to be read; `frame` makes a message what goes on the wire.
-    """
-
-    def __init__(self, ask: Callable[[str], None], frame: Callable[[bytes], bytes]) -> None:
-        self._ask = ask
+    def __init__(self, source: Source, frame: Callable[[bytes], bytes]) -> None:
+        self._source = source
         self._frame = frame
         self._boards: dict[str, Board[Subscriber]] = {}
         self._boards_of: defaultdict[Subscriber, set[str]] = defaultdict(set)
+        self._resumable: defaultdict[str, set[Subscriber]] = defaultdict(set)
         self._asked: set[str] = set()
+        self._resuming: frozenset[str] = frozenset()
+        self._quiet: set[str] = set()
+        self._era: Era | None = None
         self._position: Snapshot | None = None
 
     # What the server says
 
-    def subscribe(self, subscriber: Subscriber, name: str) -> None:
-        """Send a subscriber the board, and then its changes. Again: the board anew."""
+    def subscribe(
+        self, subscriber: Subscriber, name: str, *, resumable: bool = False, cursor: str | None = None
+    ) -> None:
+        """Send a subscriber the board, or what it missed since the cursor, and then its changes.
+
+        Again: anew. The board comes instead of what was missed if the cursor is not good.
+        """
+        self.unsubscribe(subscriber, name)
         board = self._boards.setdefault(name, Board())
-        board.join(subscriber)
         self._boards_of[subscriber].add(name)
-        self._ask_for(name, board)
+        if resumable:
+            self._resumable[name].add(subscriber)
+        if cursor is None:
+            board.join(subscriber)
+            self._ask_for(name, board)
+        elif self._era is None:
+            board.hold(subscriber, cursor)
+        else:
+            self._resume(self._era, subscriber, name, cursor)
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> None:
         """Send a subscriber nothing more of a board."""
@@ -76,39 +115,45 @@ class Hub:
         for name in self._boards_of.get(subscriber, ()):
             board = self._boards[name]
             if board.is_behind(subscriber):
-                board.join(subscriber)
+                board.join(subscriber, "fell_behind")
                 self._ask_for(name, board)
 
-    # What the feed says
+    # What the feed says of the whole
+
+    def begin(self, era: Era, position: Snapshot, lost: Reason | None) -> None:
+        """Go on from `position`, with the cursors that are good from now on.
+
+        With `lost`, continuity is broken: everybody who was sent something is sent the board anew, with this reason.
+        """
+        first = self._position is None
+        self._era, self._position = era, position
+        for name, board in self._boards.items():
+            for subscriber, cursor in board.release().items():
+                self._resume(era, subscriber, name, cursor)
+        if lost and not first:
+            for subscriber, names in self._boards_of.items():
+                for name in names:
+                    self._boards[name].join(subscriber, lost)
+        for name, board in self._boards.items():
+            self._ask_for(name, board)
 
     def publish(self, transactions: Sequence[Transaction], position: Snapshot) -> None:
         """Deliver what was committed since the last position, in this order."""
         self._position = position
-        steps: defaultdict[str, list[Step]] = defaultdict(list)
-        types: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for transaction in transactions:
-            if transaction.sync is not None:
-                for name in self._boards:
-                    steps[name].append(Step(transaction.xid, b"", sync=True))
-                continue
-            for name, found in messages(transaction, self._boards).items():
-                steps[name].append(Step(transaction.xid, self._frames(found or ()), sync=found is None))
-                types[name].update(message.type for message in found or ())
-        for name, its_steps in steps.items():
+        for name, steps in _steps(transactions, self._boards).items():
             board = self._boards[name]
-            recipients = self._deliver(board, board.publish(its_steps, position))
+            self._deliver(name, board, board.publish(steps, position))
             self._ask_for(name, board)
-            if recipients:
-                _log_broadcast(name, types[name], recipients)
 
-    def resync(self, position: Snapshot) -> None:
-        """Continuity was broken, or begins: send everybody their boards anew. The feed goes on from `position`."""
-        self._position = position
-        for subscriber, names in self._boards_of.items():
-            for name in names:
-                self._boards[name].join(subscriber)
-        for name, board in self._boards.items():
-            self._ask_for(name, board)
+    def refresh(self) -> None:
+        """Renew the cursors of boards on which nothing happened since the last time, before they grow too old."""
+        for name in self._quiet:
+            if (board := self._boards.get(name)) and self._position is not None:
+                ready = {one for one in board.live & self._resumable[name] if one.ready}
+                self._deliver(name, board, [Delivery(ready, (), self._position)])
+        self._quiet = {name for name, subscribers in self._resumable.items() if subscribers}
+
+    # What the feed says of a board
 
     def begin_read(self, name: str) -> bool:
         """Note that the feed begins to read a board; false if nobody wants it any more."""
@@ -125,45 +170,148 @@ class Hub:
             board.abandon_read()
             self._ask_for(name, board)
 
-    def synced(self, name: str, snapshot: Snapshot, sync: Message) -> None:
-        """Hand over a board that was read."""
+    def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None:
+        """Hand over a board that was read: the snapshot it was read in, and its `protocol.board_data`."""
         board = self._boards.get(name)
         if board is None:
             return
         assert self._position is not None, "the feed has a position before it reads a board"
-        recipients = self._deliver(board, board.synced(snapshot, self._frame(sync.json), self._position))
+        self._deliver(name, board, board.synced(snapshot, self._position), data)
         self._ask_for(name, board)
-        if recipients:
-            _log_broadcast(name, Counter([sync.type]), recipients)
+
+    # What the feed says of those who resume
+
+    def begin_resume(self) -> Resume | None:
+        """Note that the feed begins to read the journal for those who resume; None if nobody does any more."""
+        oldest = {name: since for name, board in self._boards.items() if (since := board.oldest)}
+        if not oldest or self._resuming:
+            return None
+        self._resuming = frozenset(oldest)
+        for name in self._resuming:
+            self._boards[name].begin_resume()
+        return Resume(earliest(oldest.values()), self._resuming)
+
+    def abandon_resume(self) -> None:
+        """Note that the read failed; it is asked for again."""
+        for _, board in self._end_resume():
+            board.abandon_resume()
+
+    def resumed(self, now: Snapshot, transactions: Sequence[Transaction] | None, horizon: Snapshot) -> None:
+        """Hand over what became visible between `Resume.oldest` and `now` on these boards; None if it is too much.
+
+        The journal holds all that follows `horizon`.
+        """
+        assert self._position is not None, "the feed has a position before it reads the journal"
+        boards = dict(self._end_resume())
+        steps = _steps(transactions or (), boards)
+        for name, board in boards.items():
+            for cursor in board.cursors:
+                if not now.covers(cursor):
+                    board.refuse(cursor, "epoch_changed")
+                elif not cursor.covers(horizon):
+                    board.refuse(cursor, "journal_pruned")
+                elif transactions is None:
+                    board.refuse(cursor, "too_much_missed")
+            self._deliver(name, board, board.resumed(now, steps.get(name, ()), self._position))
+            self._ask_for(name, board)
+
+    # Inside
+
+    def _resume(self, era: Era, subscriber: Subscriber, name: str, cursor: str) -> None:
+        board = self._boards[name]
+        try:
+            board.resume(subscriber, era.open(name, cursor))
+            self._source.ask_changes()
+        except CursorRefused as refused:
+            log.info("websocket.cursor_refused", board=name[:100], reason=refused.reason)
+            board.join(subscriber, refused.reason)
+            self._ask_for(name, board)
+
+    def _end_resume(self) -> Iterator[tuple[str, Board[Subscriber]]]:
+        names, self._resuming = self._resuming, frozenset()
+        # Others may have come meanwhile, who wait for a read of their own.
+        self._source.ask_changes()
+        for name in names:
+            if board := self._boards.get(name):
+                yield name, board
 
     def _ask_for(self, name: str, board: Board[Subscriber]) -> None:
         if board.needs_read and name not in self._asked:
             self._asked.add(name)
-            self._ask(name)
+            self._source.ask(name)
 
     def _leave(self, subscriber: Subscriber, name: str) -> None:
+        self._resumable[name].discard(subscriber)
         board = self._boards[name]
         board.leave(subscriber)
         if not board:
             del self._boards[name]
+            del self._resumable[name]
 
-    def _frames(self, found: Iterable[Message]) -> bytes:
-        return b"".join(self._frame(message.json) for message in found)
+    def _deliver(
+        self, name: str, board: Board[Subscriber], deliveries: Iterable[Delivery[Subscriber]], data: bytes = b""
+    ) -> None:
+        for delivery in deliveries:
+            resumable = delivery.to & self._resumable[name]
+            plain = delivery.to - resumable if resumable else delivery.to
+            recipients = 0
+            if plain:
+                recipients += self._send(board, plain, self._plain(delivery, data))
+            if resumable:
+                self._quiet.discard(name)
+                recipients += self._send(board, resumable, self._for_resumable(name, delivery, data))
+            if recipients:
+                _log_broadcast(name, delivery, recipients)
 
-    def _deliver(self, board: Board[Subscriber], deliveries: Iterable[tuple[set[Subscriber], bytes]]) -> int:
-        recipients = 0
-        for subscribers, frames in deliveries:
-            behind = []
-            for subscriber in subscribers:
-                if subscriber.ready:
-                    subscriber.send(frames)
-                else:
-                    behind.append(subscriber)
-            recipients += len(subscribers) - len(behind)
-            board.fall_behind(behind)
-        return recipients
+    def _send(self, board: Board[Subscriber], subscribers: AbstractSet[Subscriber], frames: bytes) -> int:
+        behind = []
+        for subscriber in subscribers:
+            if subscriber.ready:
+                subscriber.send(frames)
+            else:
+                behind.append(subscriber)
+        board.fall_behind(behind)
+        return len(subscribers) - len(behind)
+
+    def _plain(self, delivery: Delivery[Subscriber], data: bytes) -> bytes:
+        sync = [protocol.board_sync(data)] if delivery.synced else []
+        return b"".join(self._frame(message.json) for message in (*sync, *_messages(delivery)))
+
+    def _for_resumable(self, name: str, delivery: Delivery[Subscriber], data: bytes) -> bytes:
+        assert self._era is not None, "nothing is delivered before the feed has begun"
+        found = list(_messages(delivery))
+        at = self._era.seal(name, delivery.at)
+        sent: list[Message] = []
+        if delivery.synced:
+            since = self._era.seal(name, delivery.synced) if found else at
+            sent.append(protocol.resumable_sync(name, since, delivery.reason, data))
+        if found or not delivery.synced:
+            sent += protocol.batch(name, at, found)
+        return b"".join(self._frame(message.json) for message in sent)
 
 
-def _log_broadcast(board: str, types: Counter[str], recipients: int) -> None:
-    for kind, count in types.items():
+def _messages(delivery: Delivery[Subscriber]) -> Iterator[Message]:
+    for step in delivery.steps:
+        yield from step.messages
+
+
+def _steps(transactions: Iterable[Transaction], boards: dict[str, Board[Subscriber]]) -> dict[str, list[Step]]:
+    """Tell what the transactions mean to each of the boards."""
+    steps: defaultdict[str, list[Step]] = defaultdict(list)
+    for transaction in transactions:
+        if transaction.sync is not None:
+            for name in boards:
+                steps[name].append(Step(transaction.xid, (), transaction.sync))
+            continue
+        for name, found in messages(transaction, boards).items():
+            sync: Reason | None = "order_unknown" if found is None else None
+            steps[name].append(Step(transaction.xid, found or (), sync))
+    return steps
+
+
+def _log_broadcast(board: str, delivery: Delivery[Subscriber], recipients: int) -> None:
+    kinds = Counter(message.type for message in _messages(delivery))
+    if delivery.synced:
+        kinds["board.sync"] += 1
+    for kind, count in kinds.items():
         log.info("websocket.broadcast", type=kind, recipients=recipients, board=board[:100], messages=count)

@@ -14,7 +14,7 @@ from typing import Final
 
 import psycopg
 
-from relay.feed import conninfo
+from relay.session import conninfo
 
 FILES: Final = ("tasks", "install", "uninstall")
 

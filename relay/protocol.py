@@ -1,8 +1,9 @@
 """What clients and the server say to each other: the public contract. Pure.
 
 Every message is a JSON object with a `type`. Clients send `subscribe`, `unsubscribe` and `ping`; what the server
-sends has `type` and `data` and nothing else at the top level. What a client sends is checked here, at the edge;
-what the server sends is encoded here, once, however many clients receive it.
+sends has `type` and `data` and nothing else at the top level, but for who asked to resume: there `board.sync` and
+`batch` say of which board they are, and carry the cursor. What a client sends is checked here, at the edge; what
+the server sends is encoded here, once, however many clients receive it.
 
 Rules:
 - Values of rows are passed through as the JSON that Postgres wrote (`msgspec.Raw`), never parsed: a number keeps
@@ -17,13 +18,18 @@ from enum import IntEnum
 from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictStr, TypeAdapter, ValidationError
+
+from relay.cursor import Reason
 
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
 """The largest message a client may send; a larger one closes the connection with code 1009."""
 
 MAX_BAD_MESSAGES: Final = 20
 """So many bad messages without a good one between them close the connection with code 1008."""
+
+PART_BYTES: Final = 256 * 1024
+"""About how large a part of a batch is. Many clients refuse messages over 1 MiB."""
 
 LANES: Final = ("backlog", "todo", "in_progress", "done", "recovery")
 """The lanes that every `board.sync` shows, in this order, before any other that the board has."""
@@ -42,11 +48,20 @@ class CloseCode(IntEnum):
 
 
 class Subscribe(BaseModel):
-    """Asks for a board: its `board.sync`, then its changes. Asked again, it sends a fresh `board.sync`."""
+    """Asks for a board: its `board.sync`, then its changes. Asked again, it sends a fresh `board.sync`.
+
+    With `cursor`, even null, the subscription is resumable: what is sent carries cursors, and with the last of them a
+    client that comes back is sent what it missed. Anything that is no cursor of this board is refused with a reason.
+    """
 
     model_config = ConfigDict(frozen=True)
     type: Literal["subscribe"]
     board_id: StrictStr = Field(alias="boardId")
+    cursor: JsonValue = None
+
+    @property
+    def resumable(self) -> bool:
+        return "cursor" in self.model_fields_set
 
 
 class Unsubscribe(BaseModel):
@@ -160,12 +175,41 @@ def task_deleted(task_id: msgspec.Raw) -> Message:
     return _message("task.deleted", {"id": task_id})
 
 
-def board_sync(tasks: Sequence[Row]) -> Message:
-    """Show a whole board: the tasks by lane, in the order given, in the guide's lanes and then any other."""
+def board_data(tasks: Sequence[Row]) -> bytes:
+    """Encode a whole board: the tasks by lane, in the order given, in the guide's lanes and then any other."""
     lanes: dict[str, list[Row]] = {lane: [] for lane in LANES}
     for task in tasks:
         lanes.setdefault(lane_name(task["lane"]), []).append(task)
-    return _message("board.sync", {"lanes": lanes})
+    return _encode({"lanes": lanes})
+
+
+def board_sync(data: bytes) -> Message:
+    """Show a whole board, given its `board_data`."""
+    return Message("board.sync", b'{"type":"board.sync","data":' + data + b"}")
+
+
+def resumable_sync(board: str, cursor: str, reason: Reason | None, data: bytes) -> Message:
+    """Show a whole board to who can resume from here, and why, if it did not ask for it."""
+    top = {"type": "board.sync", "boardId": board, "cursor": cursor} | ({"reason": reason} if reason else {})
+    return Message("board.sync", _encode(top)[:-1] + b',"data":' + data + b"}")
+
+
+def batch(board: str, cursor: str, messages: Sequence[Message]) -> list[Message]:
+    """Gather the messages of a batch, in parts of about PART_BYTES, of which the last has the cursor."""
+    parts: list[list[bytes]] = [[]]
+    size = 0
+    for message in messages:
+        if size > PART_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(message.json)
+        size += len(message.json)
+    top = {"type": "batch", "boardId": board}
+    tops = [top] * (len(parts) - 1) + [top | {"cursor": cursor}]
+    return [
+        Message("batch", _encode(its_top)[:-1] + b',"data":[' + b",".join(part) + b"]}")
+        for its_top, part in zip(tops, parts, strict=True)
+    ]
 
 
 def lane_name(lane: msgspec.Raw) -> str:

@@ -310,9 +310,11 @@ class Connection(asyncio.Protocol):
         match message:
             case Ping():
                 self._answer(protocol.PONG)
-            case Subscribe(board_id=board):
+            case Subscribe(board_id=board, cursor=cursor):
                 log.info("websocket.subscribe", clientId=self._client_id, board=board[:100])
-                self._endpoint.hub.subscribe(self, board)
+                # What is not even text is as good as any text that is no cursor.
+                text = cursor if cursor is None or isinstance(cursor, str) else ""
+                self._endpoint.hub.subscribe(self, board, resumable=message.resumable, cursor=text)
             case protocol.Unsubscribe(board_id=board):
                 log.info("websocket.unsubscribe", clientId=self._client_id, board=board[:100])
                 self._endpoint.hub.unsubscribe(self, board)

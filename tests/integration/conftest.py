@@ -20,7 +20,7 @@ class Relay:
 
     def __init__(self, database_url: str, *, heartbeat: float = 30.0, max_connections: int = 1000) -> None:
         self.feed = Feed(database_url)
-        self.hub = Hub(ask=self.feed.ask, frame=frame)
+        self.hub = Hub(source=self.feed, frame=frame)
         self.endpoint = Endpoint(self.hub, heartbeat=heartbeat, max_connections=max_connections)
 
     @property

@@ -90,10 +90,7 @@ async def test_relay_prunes_the_journal(database: Database, monkeypatch: pytest.
     """What was committed longer ago than the journal keeps goes, without anybody else's doing."""
     monkeypatch.setattr(feed, "PRUNE_SECONDS", 0.05)
     database.execute("insert into tasks (id, title) values ('a', 'A')")
-    database.execute(
-        "insert into relay.ticks "
-        "select clock_timestamp() - interval '2 hours', pg_snapshot_xmin(pg_current_snapshot())"
-    )
+    database.execute("update relay.settings set keep_age = '0'")
     async with Relay(database.dsn).running():
         await until(lambda: database.fetch("select from relay.journal where op = 'I'") == [])
 

@@ -1,0 +1,447 @@
+"""A session: the connections to Postgres while all is well, and everything that is asked over them.
+
+Two connections. One listens to the doorbell and reads the journal; the other reads boards and what resuming clients
+missed, so that a large board holds up nobody's changes, and prunes the journal.
+
+Rules:
+- LISTEN is committed before the first read, so that nothing falls between the two.
+- What is read comes with the snapshot that it was read in, out of the same statement.
+- A board is read in one transaction that first locks the tables against DDL: a snapshot from before a TRUNCATE, or
+  an ALTER TABLE that rewrites rows, would show none of them.
+- A row that cannot be shown counts as absent, in boards and changes alike, and is reported.
+- A connection that is silent while Postgres is not at work for it is dead, whatever TCP thinks of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, LiteralString, Self, cast, get_args
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+
+from relay import protocol
+from relay.changes import Change, Side, Transaction, UnreadableRow, Version, Watch
+from relay.cursor import Era, Reason
+from relay.protocol import Row
+from relay.snapshot import Snapshot
+
+log = structlog.get_logger()
+
+SILENT_SECONDS: Final = 1.5
+"""How long a connection may be silent before Postgres is asked, over another, whether it is at work for it."""
+
+PROBE_SECONDS: Final = 1.0
+"""How long that question may take."""
+
+RESUME_CHANGES: Final = 100_000
+"""So many changes are read for those who resume; if there are more, a `board.sync` costs everybody less."""
+
+LARGE_BOARD_TASKS: Final = 1_000
+"""Above it, a board is encoded in a thread, so that the others' changes go on meanwhile."""
+
+# What goes wrong on a connection, the feed reports itself.
+logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+
+
+class FeedError(Exception):
+    """Why the feed cannot run, in one line that says what to do."""
+
+
+class Connection(AsyncConnection[TupleRow]):
+    """A connection that ends at once when what runs on it is cancelled.
+
+    psycopg would ask the server to cancel its query too, and wait up to ten seconds for one that is silent, while the
+    relay is to stop or to connect again.
+    """
+
+    waiting_since: float | None = None
+    """Since when an answer is awaited, on the event loop's clock."""
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ARG002, ASYNC109  # psycopg's signature
+        self.pgconn.finish()
+
+    async def rows(self, query: bytes | LiteralString, *parameters: object) -> list[TupleRow]:
+        """Run a query and return all its rows."""
+        self.waiting_since = asyncio.get_running_loop().time()
+        try:
+            cursor = await self.execute(query, parameters or None)
+            return await cursor.fetchall() if cursor.description else []
+        finally:
+            self.waiting_since = None
+
+    async def row(self, query: LiteralString, *parameters: object) -> TupleRow:
+        """Run a query that has one row. Raises FeedError if there is none."""
+        rows = await self.rows(query, *parameters)
+        if not rows:
+            raise FeedError(f"no row from: {query}: run relay sql install")
+        return rows[0]
+
+
+def conninfo(database_url: str) -> str:
+    """Complete a connection string, where neither it nor libpq's environment says otherwise.
+
+    The keep-alives and the user timeout notice a half-dead link within seconds. Raises psycopg.ProgrammingError.
+    """
+    defaults = {
+        "application_name": ("relay", "PGAPPNAME"),
+        "connect_timeout": ("5", "PGCONNECT_TIMEOUT"),
+        "target_session_attrs": ("read-write", "PGTARGETSESSIONATTRS"),
+        "keepalives_idle": ("2", None),
+        "keepalives_interval": ("1", None),
+        "keepalives_count": ("2", None),
+        "tcp_user_timeout": ("3000", None),
+    }
+    given = conninfo_to_dict(database_url)
+    missing = {
+        name: value
+        for name, (value, variable) in defaults.items()
+        if name not in given and (variable is None or variable not in os.environ)
+    }
+    return make_conninfo(database_url, **missing)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What became visible between two snapshots, the later of which is `now`; None if there is too much of it.
+
+    The journal holds all that follows `horizon`.
+    """
+
+    now: Snapshot
+    transactions: list[Transaction] | None
+    horizon: Snapshot
+
+
+# The journal since a snapshot. An entry in another transaction's name (see relay.resume) stays unread until that one
+# is over. Of the transactions that were running, only those are looked up that no longer are: so the entries of one
+# that stays open are not looked through again and again. The join returns the snapshot even when nothing is new.
+_JOURNAL: Final[LiteralString] = """
+    select pg_catalog.pg_current_snapshot()::text, h.seen::text,
+           h.pauses_known < (select pg_catalog.pg_sequence_last_value('relay.pauses')),
+           j.xid::text::bigint, j.watch, j.op::text, j.old_board, j.new_board,
+           j.part, j.old_tid::text, j.new_tid::text, j.old_here, j.depth,
+           j.old_row::text, j.new_row::text, j.reason
+    from relay.horizon h
+    left join (
+        select * from relay.journal j
+        where (j.xid >= %s::text::xid8
+               or j.xid = any (array(
+                   select x from pg_catalog.unnest(%s::text[]::xid8[]) x
+                   where pg_catalog.pg_visible_in_snapshot(x, pg_catalog.pg_current_snapshot()))))
+          and pg_catalog.pg_visible_in_snapshot(j.xid, pg_catalog.pg_current_snapshot())
+"""
+_SINCE: Final[LiteralString] = _JOURNAL + ") j on true order by j.seq"
+_MISSED: Final[LiteralString] = (
+    _JOURNAL
+    + """
+          and (j.op = 'S' or j.old_board = any (%s) or j.new_board = any (%s))
+        limit %s
+    ) j on true
+    order by j.seq
+"""
+)
+
+_BOARD: Final[LiteralString] = """
+    select pg_catalog.pg_current_snapshot()::text, b.watch, b.task::text
+    from (values (0)) one
+    left join relay.board(%s) b on true
+"""
+
+
+class Session:
+    """The two connections while both are well."""
+
+    def __init__(self, conninfo: str, listener: Connection, reader: Connection) -> None:
+        self._conninfo = conninfo
+        self._listener = listener
+        self._reader = reader
+        self._reading = asyncio.Lock()
+        self._watches: dict[int, Watch] = {}
+        self._incomplete: list[str] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, conninfo: str) -> AsyncIterator[Self]:
+        """Connect, listen, and check that the install is there. Raises FeedError or psycopg.Error."""
+        async with await _connect(conninfo) as listener, await _connect(conninfo) as reader:
+            await _require_install(listener)
+            # The journal is read by its index alone: with statistics that lag behind, as they do for a table
+            # that grows at one end, the planner may think that a third of it is new.
+            await listener.rows("set enable_seqscan = off")
+            await listener.rows("listen relay")
+            session = cls(conninfo, listener, reader)
+            await session.load_watches()
+            yield session
+
+    def unwatched(self) -> str | None:
+        """Say in one line what keeps changes from being journalled, if anything does."""
+        if not self._watches:
+            return "nothing is watched: run relay sql watch with the name of the tasks table"
+        if self._incomplete:
+            table = self._incomplete[0]
+            return f"triggers of {table} are missing or disabled: run relay sql watch {table}"
+        return None
+
+    async def era(self) -> Era:
+        """Tell which cursors are good. Raises FeedError if the two connections reached different servers."""
+        first = await self._listener.rows("select run, key from relay.epoch()")
+        async with self._reading:
+            second = await self._reader.rows("select run, key from relay.epoch()")
+        if first[0] != second[0]:
+            raise FeedError("the two connections reached different servers: expected one primary")
+        return Era(run=first[0][0], keys=dict(first), shape=await self.shape())
+
+    async def shape(self) -> str:
+        """Tell the shape of the watched tables."""
+        return cast(str, (await self._listener.row("select relay.shape()"))[0])
+
+    async def end_pause(self) -> bool:
+        """Have journalling go on if it was paused; returns whether it was.
+
+        Raises FeedError if there is no room for it yet.
+        """
+        row = await self._listener.row(
+            "select h.pauses_known < pg_catalog.pg_sequence_last_value('relay.pauses') from relay.horizon h"
+        )
+        if row[0] and not (await self._listener.row("select relay.resume()"))[0]:
+            raise FeedError(
+                "journalling is paused: the journal is full and running transactions hold all of it: "
+                "end the longest of them, or raise stop_bytes in relay.settings"
+            )
+        return bool(row[0])
+
+    async def now(self) -> tuple[Snapshot, Snapshot]:
+        """Tell what is visible now, and the journal's horizon."""
+        row = await self._listener.row(
+            "select pg_catalog.pg_current_snapshot()::text, h.seen::text from relay.horizon h"
+        )
+        return Snapshot.parse(row[0]), Snapshot.parse(row[1])
+
+    async def since(self, position: Snapshot) -> Batch:
+        """Read what became visible since a position. Raises FeedError if journalling was paused meanwhile."""
+        rows = await self._listener.rows(_SINCE, str(position.xmax), _running(position))
+        return await self._batch(rows)
+
+    async def missed(self, oldest: Snapshot, boards: Collection[str]) -> Batch:
+        """Read what became visible since a snapshot and concerns some of the boards. Raises as `since` does."""
+        names = list(boards)
+        parameters = (str(oldest.xmax), _running(oldest), names, names, RESUME_CHANGES + 1)
+        async with self._reading:
+            await self._reader.rows("begin")
+            await self._reader.rows("set local enable_seqscan = off")  # see open
+            rows = await self._reader.rows(_MISSED, *parameters)
+            await self._reader.rows("commit")
+        if len(rows) > RESUME_CHANGES:
+            return Batch(Snapshot.parse(rows[0][0]), None, Snapshot.parse(rows[0][1]))
+        return await self._batch(rows)
+
+    async def bell(self, seconds: float) -> None:
+        """Wait for the doorbell, so long at most."""
+        async for _ in self._listener.notifies(timeout=seconds, stop_after=1):
+            pass
+
+    async def board(self, name: str) -> tuple[Snapshot, bytes]:
+        """Read a board: the snapshot, and the data of its `board.sync`."""
+        async with self._reading:
+            rows = await self._board_rows(name)
+        if any(watch is not None and watch not in self._watches for _, watch, _ in rows):
+            await self.load_watches()
+        if len(rows) > LARGE_BOARD_TASKS:
+            data = await asyncio.to_thread(self._board_data, rows)
+        else:
+            data = self._board_data(rows)
+        return Snapshot.parse(rows[0][0]), data
+
+    async def prune(self) -> None:
+        """Let old changes go."""
+        async with self._reading:
+            await self._reader.rows("select relay.prune()")
+
+    async def load_watches(self) -> None:
+        """Read what is watched, and whether its triggers are in place."""
+        async with self._reading:
+            rows = await self._reader.rows(
+                "select id, pg_catalog.format('%I.%I', schema_name, table_name), id_column, board_column, "
+                "lane_column, hidden, triggers_complete from relay.watched"
+            )
+        self._watches = {
+            number: Watch(number, table, id_column, board, lane, frozenset(hidden))
+            for number, table, id_column, board, lane, hidden, _ in rows
+        }
+        self._incomplete = [row[1] for row in rows if not row[6]]
+
+    async def require_links(self) -> None:
+        """Make sure that a connection which has been silent for long is not dead. Raises FeedError if it is."""
+        now = asyncio.get_running_loop().time()
+        for connection in (self._listener, self._reader):
+            since = connection.waiting_since
+            if since is not None and now - since > SILENT_SECONDS:
+                state = await _state_of(connection, self._conninfo)
+                if connection.waiting_since != since:
+                    continue  # it has answered meanwhile
+                if state != "active":
+                    raise FeedError(f"a connection is silent and Postgres says that it is {state}: connecting again")
+                connection.waiting_since = asyncio.get_running_loop().time()
+
+    async def _board_rows(self, name: str) -> list[TupleRow]:
+        reader = self._reader
+        await reader.rows("begin isolation level repeatable read, read only")
+        if tables := ", ".join(watch.table for watch in self._watches.values()):
+            await reader.rows(f"lock table {tables} in access share mode".encode())
+        try:
+            rows = await reader.rows(_BOARD, name)
+        except psycopg.errors.UntranslatableCharacter:
+            # The database's encoding has no such character, so no board is called that.
+            await reader.rows("rollback")
+            return await reader.rows("select pg_catalog.pg_current_snapshot()::text, null, null")
+        await reader.rows("commit")
+        return rows
+
+    def _board_data(self, rows: Iterable[TupleRow]) -> bytes:
+        tasks = (_read(self._watch(watch), image) for _, watch, image in rows if watch is not None)
+        return protocol.board_data([task for task in tasks if task is not None])
+
+    async def _batch(self, rows: Sequence[TupleRow]) -> Batch:
+        if not rows:
+            raise FeedError("table relay.horizon is empty: run relay sql install")
+        now, horizon, paused = rows[0][:3]
+        if paused:
+            raise FeedError("journalling was paused, for the journal was full: reading the boards again")
+        entries = [_Entry(*row[3:]) for row in rows if row[3] is not None]
+        if any(entry.op == "S" or entry.watch not in self._watches for entry in entries):
+            await self.load_watches()
+        return Batch(Snapshot.parse(now), self._transactions(entries), Snapshot.parse(horizon))
+
+    def _transactions(self, entries: Iterable[_Entry]) -> list[Transaction]:
+        """Gather entries into transactions, in the order of their last entry.
+
+        Between transactions, this order respects every row's history: who changed a row after another did so
+        when that other had made all its entries.
+        """
+        found: dict[int, Transaction] = {}
+        for entry in entries:
+            transaction = found.pop(entry.xid, None) or Transaction(entry.xid)
+            found[entry.xid] = transaction
+            if entry.op == "S":
+                transaction.sync = _reason(entry.reason)
+                log.info("feed.sync", reason=entry.reason)
+            elif entry.watch in self._watches and (change := _change(self._watches[entry.watch], entry)):
+                transaction.changes.append(change)
+            # Else it was made under a watch that is no more; the transaction that ended it asks for a sync.
+        return list(found.values())
+
+    def _watch(self, number: int) -> Watch:
+        try:
+            return self._watches[number]
+        except KeyError:
+            raise FeedError("the watched tables changed while a board was read: reading again") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One row of the journal."""
+
+    xid: int
+    watch: int
+    op: str
+    old_board: str | None
+    new_board: str | None
+    part: int
+    old_tid: str | None
+    new_tid: str | None
+    old_here: bool
+    depth: int
+    old_row: str | None
+    new_row: str | None
+    reason: str | None
+
+
+def _change(watch: Watch, entry: _Entry) -> Change | None:
+    old = _side(watch, entry.part, entry.old_tid, entry.old_board, entry.old_row)
+    new = _side(watch, entry.part, entry.new_tid, entry.new_board, entry.new_row)
+    return Change(watch.id, old, new, entry.old_here, entry.depth) if old or new else None
+
+
+def _side(watch: Watch, part: int, tid: str | None, board: str | None, image: str | None) -> Side | None:
+    if image is None or tid is None or (task := _read(watch, image)) is None:
+        return None
+    return Side(task, board, Version(part, tid))
+
+
+def _read(watch: Watch, image: str) -> Row | None:
+    try:
+        return watch.read(image)
+    except UnreadableRow as ex:
+        log.error("feed.unreadable_row", problem=str(ex))  # noqa: TRY400  # the line says it all
+        return None
+
+
+def _reason(text: str | None) -> Reason:
+    """Take the first word of what the database gave as a reason, if it is one that clients know."""
+    word = (text or "").partition(":")[0]
+    return cast(Reason, word) if word in get_args(Reason) else "resync"
+
+
+def _running(snapshot: Snapshot) -> list[str]:
+    return [str(xid) for xid in snapshot.xip]
+
+
+class _AnyText(Loader):
+    """Text of a database that does not know its own encoding: UTF-8, we hope, and never an error."""
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data).decode(errors="surrogateescape")
+
+
+async def _connect(conninfo: str) -> Connection:
+    connection = await Connection.connect(conninfo, autocommit=True)
+    # Whatever the role or the database has as a default, each statement sees what was committed before it.
+    await connection.execute("set default_transaction_isolation = 'read committed'")
+    # A policy that filters rows would leave boards silently empty; this makes it an error.
+    await connection.execute("set row_security = off")
+    await connection.execute("set search_path = ''")
+    # The planner knows nothing of how little is new, and would compile code for the millions of rows that it expects.
+    await connection.execute("set jit = off")
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        await connection.execute("set client_encoding = 'SQL_ASCII'")
+        for name in ("text", "name"):
+            connection.adapters.register_loader(name, _AnyText)
+    return connection
+
+
+async def _require_install(connection: Connection) -> None:
+    row = await connection.row(
+        "select pg_catalog.current_database(), pg_catalog.to_regclass('relay.slots') is not null"
+    )
+    if not row[1]:
+        raise FeedError(f"database {row[0]!r} lacks the relay's tables and triggers: run relay sql install")
+
+
+async def _state_of(connection: Connection, conninfo: str) -> str:
+    """Ask Postgres, over a new connection, what a connection's backend is doing.
+
+    A server that refuses the new one is at least there, so the old one has the benefit of the doubt.
+    """
+    try:
+        async with asyncio.timeout(PROBE_SECONDS), await Connection.connect(conninfo, autocommit=True) as probe:
+            rows = await probe.rows(
+                "select state from pg_catalog.pg_stat_activity where pid = %s", connection.info.backend_pid
+            )
+    except TimeoutError:
+        return "not to be reached"
+    except psycopg.OperationalError as ex:
+        if ex.sqlstate is None:
+            raise
+        return "active"
+    return str(rows[0][0]) if rows else "gone"
