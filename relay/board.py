@@ -208,7 +208,7 @@ class Board(Generic[S]):
         """Deliver a batch of transactions, after which the feed is at `position`."""
         for tail in (self._tail, self._missed_tail):
             if tail is not None:
-                tail += steps
+                tail.extend(steps)
         followers = [(None, self._live), *self._ahead]
         self._live, self._ahead = set(), []
         for snapshot, group in followers:

@@ -147,11 +147,11 @@ class Hub:
 
     def refresh(self) -> None:
         """Renew the cursors of boards on which nothing happened since the last time, before they grow too old."""
-        for name in self._quiet:
+        quiet, self._quiet = self._quiet, {name for name, subscribers in self._resumable.items() if subscribers}
+        for name in quiet:
             if (board := self._boards.get(name)) and self._position is not None:
                 ready = {one for one in board.live & self._resumable[name] if one.ready}
                 self._deliver(name, board, [Delivery(ready, (), self._position)])
-        self._quiet = {name for name, subscribers in self._resumable.items() if subscribers}
 
     # What the feed says of a board
 

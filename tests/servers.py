@@ -14,7 +14,7 @@ import warnings
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, LiteralString, NoReturn, Self
 
 import psycopg
 import pytest
@@ -96,17 +96,19 @@ def install(dsn: str) -> None:
 
 
 @contextmanager
-def temporary_database(server: Server, template: str = "template0") -> Iterator[str]:
+def temporary_database(
+    server: Server, template: str = "template0", options: LiteralString = ""
+) -> Iterator[str]:
     """Create a database, yield its conninfo and drop it, whoever is still connected."""
     name = f"relay_test_{secrets.token_hex(6)}"
-    _run(server, "create database {} template {}", name, template)
+    _run(server, "create database {} template {} " + options, name, template)
     try:
         yield make_conninfo(server.dsn, dbname=name)
     finally:
         _run(server, "drop database {} with (force)", name)
 
 
-def _run(server: Server, statement: str, *names: str) -> None:
+def _run(server: Server, statement: LiteralString, *names: str) -> None:
     with psycopg.connect(server.dsn, autocommit=True) as connection:
         connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 

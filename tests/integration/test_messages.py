@@ -517,16 +517,44 @@ async def test_json_that_is_no_text_stops_nobody(database: Database, relay: Rela
         assert brief(await client.until_last(database, "b"), "j") == [created(1, j={"x": "\0"})]
 
 
-async def test_row_that_cannot_be_shown_is_left_out_and_the_others_go_on(database: Database, relay: Relay) -> None:
-    r"""A json column that holds half a surrogate pair is no Unicode: its row is not shown, the others are."""
+async def test_row_that_cannot_be_shown_is_absent_and_the_others_go_on(database: Database, relay: Relay) -> None:
+    r"""A json column that holds half a surrogate pair is no Unicode: its row is absent until it is mended."""
     database.execute("create table t (id int primary key, board_id text, lane text, j json)")
     database.execute("select relay.watch('t')")
-    async with Client.to(relay.url) as client:
+    async with Client.to(relay.url) as client, Client.to(relay.url) as late:
         await client.subscribe("b")
         database.execute(r"""insert into t values (1, 'b', 'todo', '"\ud800"'), (2, 'b', 'todo', '"fine"')""")
-        kind, data = await client.receive()
+        assert (await client.receive())[1]["id"] == 2
+        await late.subscribe("b")
+        assert set(late.tasks) == {2}
+        database.execute("""update t set j = '"mended"' where id = 1""")
+        for each in (client, late):
+            assert (await each.receive())[0] == "task.created"
+        database.execute(r"""update t set j = '"\ud800"' where id = 2""")
+        for each in (client, late):
+            assert await each.receive() == ("task.deleted", {"id": 2})
+            assert set(each.tasks) == {1}
 
-    assert (kind, [task["id"] for task in data["lanes"]["todo"]]) == ("board.sync", [2])
+
+async def test_bytes_that_are_no_text_hide_one_row_only(server: Server) -> None:
+    """In a database that does not check its encoding, a row of undecodable bytes is absent and the others go on."""
+    with temporary_database(server, "template0", "encoding 'SQL_ASCII' locale 'C'") as dsn, Database(dsn) as database:
+        install(dsn)
+        async with Relay(dsn).running() as relay, Client.to(relay.url) as client:
+            await client.subscribe("b\u00f6")
+            database.execute("set client_encoding = 'SQL_ASCII'")
+            database.execute(
+                "insert into public.tasks (id, board_id, title) values ('bad', convert_from('\\x62c3b6', 'SQL_ASCII'), "
+                "convert_from('\\xff', 'SQL_ASCII'))"
+            )
+            database.execute(
+                "insert into public.tasks (id, board_id, title) values ('good', convert_from('\\x62c3b6', 'SQL_ASCII'), 'G')"
+            )
+
+            assert (await client.receive())[1]["id"] == "good"
+            await client.subscribe("b\u00f6")
+            assert set(client.tasks) == {"good"}
+            await until(lambda: relay.feed.problem is None)
 
 
 @pytest.mark.parametrize("column", ["id", "board_id", "lane"])

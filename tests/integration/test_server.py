@@ -135,10 +135,20 @@ def url(endpoint: Endpoint) -> str:
     return f"ws://127.0.0.1:{endpoint.port}"
 
 
+class Nobody:
+    """A source that reads nothing."""
+
+    def ask(self, board: str) -> None:
+        """Do nothing."""
+
+    def ask_changes(self) -> None:
+        """Do nothing."""
+
+
 @contextlib.asynccontextmanager
 async def listening(*, heartbeat: float = 30.0, max_connections: int = 1000) -> AsyncIterator[Endpoint]:
     """Run an endpoint on a hub that nobody feeds."""
-    endpoint = Endpoint(Hub(ask=lambda _: None, frame=frame), heartbeat=heartbeat, max_connections=max_connections)
+    endpoint = Endpoint(Hub(Nobody(), frame), heartbeat=heartbeat, max_connections=max_connections)
     await endpoint.open("127.0.0.1", 0)
     try:
         yield endpoint
@@ -257,7 +267,7 @@ async def test_subscribing_again_is_a_fresh_sync(database: Database, client: Cli
 
 async def test_unknown_keys_are_left_alone(database: Database, relay: Relay) -> None:
     """What a newer client adds to its messages changes no answer, whose top level is type and data alone."""
-    extra: dict[str, object] = {"cursor": "17/42", "data": {}, "since": None, "": [1]}
+    extra: dict[str, object] = {"resume": "17/42", "data": {}, "since": None, "": [1]}
     async with Client.to(relay.url) as client:
         await client.send({"type": "subscribe", "boardId": "default", **extra})
         assert (await client.receive())[0] == "board.sync"

@@ -310,17 +310,6 @@ def test_prepared_transactions_are_not_failed() -> None:
             assert database.fetch("select op::text from relay.journal where op = 'I'") == [("I",)]
 
 
-def test_prune_keeps_what_was_committed_lately(database: Database) -> None:
-    """A change is kept for its time from its commit on; then it goes, and the horizon says so."""
-    database.execute("insert into tasks (title) values ('T')")
-    assert database.fetch("select relay.prune('1 hour')") == [(0,)]
-    [(changes,)] = database.fetch("select count(*) from relay.journal")
-    assert database.fetch("select relay.prune('0')") == [(changes,)]
-
-    assert database.fetch("select count(*) from relay.journal") == [(0,)]
-    assert database.fetch("select pruned_below > '0' from relay.horizon") == [(True,)]
-
-
 def test_prune_spares_open_transactions(database: Database) -> None:
     """What is still open when pruning is never below the horizon."""
     writer = database.connect()
@@ -333,14 +322,6 @@ def test_prune_spares_open_transactions(database: Database) -> None:
         ("open",),
         ("T",),
     ]
-
-
-def test_prune_deletes_in_portions(database: Database) -> None:
-    """One call deletes no more than it is told, so that none takes long."""
-    database.execute("insert into tasks (title) select 'T' from generate_series(1, 10)")
-    database.execute("select relay.prune('0', 0)")
-
-    assert database.fetch("select relay.prune('0', 4), relay.prune('0', 4)") == [(4, 4)]
 
 
 def test_epoch_stays_until_the_database_is_another(database: Database) -> None:

@@ -7,16 +7,17 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay import hub
+from relay import hub, protocol
 from relay.changes import Change, Transaction
-from relay.hub import Hub
-from relay.protocol import Message
+from relay.cursor import Era
+from relay.hub import Hub, Resume
 from relay.snapshot import Snapshot
 from tests.unit import tasks
 from tests.unit.little_postgres import LittlePostgres
@@ -33,6 +34,8 @@ def _silence() -> Iterator[None]:
 def frame(message: bytes) -> bytes:
     return message + b"\n"
 
+
+ERA = Era(run="0" * 12, keys={"0" * 12: b"secret"}, shape="1" * 12)
 
 Rows = frozenset[int]
 """What a board holds: a row for every transaction that wrote there, under its id. Boards only grow, so that no two
@@ -88,8 +91,8 @@ def insertion(xid: int, board: str) -> Change:
     return tasks.inserted(tasks.side(xid, key=xid, board=board))
 
 
-def sync_of(board: str, rows: Rows) -> Message:
-    return Message("board.sync", json.dumps({"type": "board.sync", "board": board, "rows": sorted(rows)}).encode())
+def data_of(board: str, rows: Rows) -> bytes:
+    return json.dumps({"board": board, "rows": sorted(rows)}).encode()
 
 
 @dataclass
@@ -98,7 +101,9 @@ class Held:
 
     rows: Rows = frozenset()
     synced: bool = False
-    """It has had a board.sync since it asked last."""
+    """It has had a board.sync since it asked last, or what it missed."""
+    marks: list[tuple[str, Rows]] = field(default_factory=list)
+    """Every cursor that it was sent, and what it held then."""
 
 
 @dataclass(eq=False)
@@ -106,6 +111,7 @@ class Client:
     """A subscriber that takes no delivery that would lead it anywhere but forward to a moment of its boards."""
 
     world: World
+    resumable: bool = False
     ready: bool = True
     room: int | None = None
     """So many deliveries make it not ready, if any number does."""
@@ -115,24 +121,44 @@ class Client:
         assert self.ready, "it was not ready"
         assert frames, "there was nothing to send"
         for line in frames.splitlines():
-            board, rows = self._read(json.loads(line))
+            board, rows, cursor = self._read(json.loads(line))
             assert board in self.boards, "it does not follow this board"
             assert rows >= self.boards[board].rows, "the moment moved backwards"
             self.boards[board].rows = rows
+            if cursor is not None:
+                assert rows in self.world.moments[board], "there was no such moment to resume from"
+                self.boards[board].marks.append((cursor, rows))
         assert self.boards[board].rows in self.world.moments[board], "there was no such moment"
         if self.room is not None:
             self.room -= 1
             self.ready = self.room > 0
 
-    def _read(self, message: dict[str, object]) -> tuple[str, Rows]:
+    def _read(self, message: dict[str, object]) -> tuple[str, Rows, str | None]:
         match message:
-            case {"type": "board.sync", "board": str(board), "rows": list(rows)}:
+            case {"type": "board.sync", "data": {"board": str(board), "rows": list(rows)}}:
                 self.boards[board].synced = True
-                return board, frozenset(rows)
-            case {"type": "task.created", "data": {"id": int(row), "boardId": str(board)}}:
+                assert ("cursor" in message) == self.resumable
+                return board, frozenset(rows), message.get("cursor")  # type: ignore[return-value]
+            case {"type": "batch", "boardId": str(board), "cursor": str(cursor), "data": list(messages)}:
+                assert self.resumable, "it did not ask to resume"
+                self.boards[board].synced = True
+                rows = self.boards[board].rows
+                for each in messages:
+                    rows |= {self._created(each, board, rows)}
+                return board, rows, cursor
+            case {"type": "task.created", "data": {"boardId": str(board)}}:
+                assert not self.resumable, "it asked for batches"
                 assert self.boards[board].synced, "the board was to be sent first"
-                assert row not in self.boards[board].rows, "it came twice"
-                return board, self.boards[board].rows | {row}
+                rows = self.boards[board].rows
+                return board, rows | {self._created(message, board, rows)}, None
+        raise AssertionError(message)
+
+    def _created(self, message: dict[str, object], board: str, rows: Rows) -> int:
+        match message:
+            case {"type": "task.created", "data": {"id": int(row), "boardId": its_board}}:
+                assert its_board == board
+                assert row not in rows, "it came twice"
+                return row
         raise AssertionError(message)
 
 
@@ -153,13 +179,24 @@ class Play:
     def __init__(self) -> None:
         self.world = World()
         self.wanted: deque[str] = deque()
-        self.hub = Hub(ask=self.wanted.append, frame=frame)
-        self.clients = [Client(self.world) for _ in range(2)]
+        self.changes_wanted = False
+        self.hub = Hub(self, frame)
+        self.clients = [Client(self.world), Client(self.world, resumable=True)]
         self.position = self.world.postgres.snapshot()
         self.published: set[int] = set()
         self.look: tuple[Snapshot, set[int]] | None = None
         self.read: Read | None = None
-        self.hub.resync(self.position)
+        self.resume: Resume | None = None
+        self.missed: tuple[Snapshot, set[int]] | None = None
+        self.hub.begin(ERA, self.position, None)
+
+    # What the hub asks for
+
+    def ask(self, board: str) -> None:
+        self.wanted.append(board)
+
+    def ask_changes(self) -> None:
+        self.changes_wanted = True
 
     # Postgres
 
@@ -214,23 +251,50 @@ class Play:
             self.read.taken = self.world.postgres.snapshot(), self.world.moments[self.read.board][-1]
         else:
             board, (snapshot, rows), self.read = self.read.board, self.read.taken, None
-            self.hub.synced(board, snapshot, sync_of(board, rows))
+            self.hub.synced(board, snapshot, data_of(board, rows))
+
+    def read_missed(self, _number: int) -> None:
+        """Begin to read the journal for those who resume, or see what is in it, or hand it over."""
+        if self.resume is None:
+            if self.changes_wanted:
+                self.changes_wanted = False
+                self.resume = self.hub.begin_resume()
+        elif self.missed is None:
+            self.missed = self.world.postgres.snapshot(), set(self.world.postgres.committed)
+        else:
+            oldest, (now, visible) = self.resume.oldest, self.missed
+            self.resume = self.missed = None
+            unseen = {xid for xid in visible if not oldest.sees(xid)}
+            self.hub.resumed(now, self.world.transactions(unseen), Snapshot.parse("3:3:"))
 
     def reconnect(self, number: int) -> None:
         self.look = None
+        if self.resume is not None:
+            self.resume = self.missed = None
+            self.hub.abandon_resume()
         if self.read is not None:
             board, self.read = self.read.board, None
             self.hub.abandon_read(board)
         if number % 2:
             self.position, self.published = self.world.postgres.snapshot(), set(self.world.postgres.committed)
-            self.hub.resync(self.position)
+            self.hub.begin(ERA, self.position, "journal_pruned")
+        else:
+            self.hub.begin(ERA, self.position, None)
+
+    def refresh(self, _number: int) -> None:
+        self.hub.refresh()
 
     # The clients
 
     def subscribe(self, number: int) -> None:
+        """Subscribe; a resumable client from the last cursor that it has, or an earlier one, or from none."""
         client, board = self.clients[number % 2], BOARDS[number % 3]
-        client.boards.setdefault(board, Held()).synced = False
-        self.hub.subscribe(client, board)
+        held = client.boards.setdefault(board, Held())
+        held.synced = False
+        cursor = None
+        if client.resumable and held.marks and number < 9:
+            cursor, held.rows = held.marks[-1 if number < 6 else 0]
+        self.hub.subscribe(client, board, resumable=client.resumable, cursor=cursor)
 
     def unsubscribe(self, number: int) -> None:
         client, board = self.clients[number % 2], BOARDS[number % 3]
@@ -239,9 +303,21 @@ class Play:
 
     def leave(self, number: int) -> None:
         client = self.clients[number % 2]
-        client.boards.clear()
         self.hub.leave(client)
-        self.clients[number % 2] = Client(self.world)
+        self.clients[number % 2] = Client(self.world, resumable=client.resumable)
+        client.boards.clear()
+
+    def come_back(self, number: int) -> None:
+        """Lose the connection, and come back on another with what was held and the last cursor."""
+        client = self.clients[1]
+        self.hub.leave(client)
+        self.clients[1] = back = Client(self.world, resumable=True)
+        for board, held in client.boards.items():
+            back.boards[board] = Held(marks=held.marks[-3:])
+            cursor = None
+            if held.marks:
+                cursor, back.boards[board].rows = held.marks[-1 - number % min(3, len(held.marks))]
+            self.hub.subscribe(back, board, resumable=True, cursor=cursor)
 
     def become_slow(self, number: int) -> None:
         client = self.clients[number % 2]
@@ -263,9 +339,10 @@ class Play:
         for _ in range(3 if self.look else 2):
             self.read_journal(0)
         for _ in range(1_000):
-            if self.read is None and not self.wanted:
+            if self.read is None and not self.wanted and self.resume is None and not self.changes_wanted:
                 break
             self.read_boards(0)
+            self.read_missed(0)
         else:
             raise AssertionError("boards are read for ever")
         for client in self.clients:
@@ -284,7 +361,10 @@ WHAT_HAPPENS = {
     Play.truncate_and_commit: 1,
     Play.read_journal: 8,
     Play.read_boards: 10,
+    Play.read_missed: 6,
+    Play.refresh: 1,
     Play.reconnect: 1,
+    Play.come_back: 3,
     Play.subscribe: 5,
     Play.unsubscribe: 1,
     Play.leave: 1,
@@ -315,6 +395,8 @@ def test_every_delivery_leads_forward_to_a_moment_of_the_board_and_the_last_to_i
 
 # The rules one by one
 
+SYNC = b'<{"type":"board.sync","data":sync}>'
+
 
 @dataclass(eq=False)
 class Listener:
@@ -332,16 +414,23 @@ class Scene:
     """A hub, and what it asked for."""
 
     asked: list[str] = field(default_factory=list)
+    asked_for_changes: int = 0
 
     def __post_init__(self) -> None:
-        self.hub = Hub(ask=self.asked.append, frame=lambda message: b"<" + message + b">")
-        self.hub.resync(Snapshot.parse("10:10:"))
+        self.hub = Hub(self, lambda message: b"<" + message + b">")
+        self.hub.begin(ERA, Snapshot.parse("10:10:"), None)
+
+    def ask(self, board: str) -> None:
+        self.asked.append(board)
+
+    def ask_changes(self) -> None:
+        self.asked_for_changes += 1
 
     def read(self, board: str, snapshot: str) -> None:
         """Read a board that was asked for."""
         self.asked.remove(board)
         assert self.hub.begin_read(board)
-        self.hub.synced(board, Snapshot.parse(snapshot), Message("board.sync", b"sync"))
+        self.hub.synced(board, Snapshot.parse(snapshot), b"sync")
 
     def live(self, *boards: str) -> Listener:
         """Return somebody who has these boards as of the feed's first position."""
@@ -374,7 +463,7 @@ def test_a_subscriber_gets_the_board_framed() -> None:
     scene.hub.subscribe(ann, "a")
     assert (scene.asked, ann.sent) == (["a"], [])
     scene.read("a", "10:10:")
-    assert (scene.asked, ann.sent) == ([], [b"<sync>"])
+    assert (scene.asked, ann.sent) == ([], [SYNC])
 
 
 def test_a_batch_is_one_delivery() -> None:
@@ -392,7 +481,7 @@ def test_who_came_later_shares_the_delivery_of_those_before() -> None:
     scene.hub.subscribe(bob, "a")
     scene.read("a", "11:11:")
     scene.hub.publish([wrote(11, "a"), wrote(12, "a")], Snapshot.parse("13:13:"))
-    assert bob.sent == [b"<sync>", framed(11, 12, board="a")]
+    assert bob.sent == [SYNC, framed(11, 12, board="a")]
     assert ann.sent[-1] is bob.sent[-1]
 
 
@@ -411,7 +500,7 @@ def test_many_who_subscribe_cost_one_read() -> None:
         scene.hub.subscribe(one, "a")
     assert scene.asked == ["a"]
     scene.read("a", "10:10:")
-    assert all(one.sent == [b"<sync>"] for one in crowd)
+    assert all(one.sent == [SYNC] for one in crowd)
 
 
 def test_who_subscribes_during_a_read_is_asked_for_when_it_is_over() -> None:
@@ -421,8 +510,8 @@ def test_who_subscribes_during_a_read_is_asked_for_when_it_is_over() -> None:
     scene.hub.begin_read("a")
     scene.hub.subscribe(bob, "a")
     assert scene.asked == []
-    scene.hub.synced("a", Snapshot.parse("10:10:"), Message("board.sync", b"sync"))
-    assert (scene.asked, ann.sent, bob.sent) == (["a"], [b"<sync>"], [])
+    scene.hub.synced("a", Snapshot.parse("10:10:"), b"sync")
+    assert (scene.asked, ann.sent, bob.sent) == (["a"], [SYNC], [])
 
 
 def test_a_failed_read_is_asked_for_again() -> None:
@@ -433,7 +522,7 @@ def test_a_failed_read_is_asked_for_again() -> None:
     scene.hub.abandon_read("a")
     assert scene.asked == ["a"]
     scene.read("a", "10:10:")
-    assert ann.sent == [b"<sync>"]
+    assert ann.sent == [SYNC]
 
 
 def test_a_truncate_sends_every_subscriber_each_board_again() -> None:
@@ -443,17 +532,17 @@ def test_a_truncate_sends_every_subscriber_each_board_again() -> None:
     assert sorted(scene.asked) == ["a", "b"]
     for board in ("a", "b"):
         scene.read(board, "11:11:")
-    assert ann.sent == bob.sent == [b"<sync>"]
+    assert ann.sent == bob.sent == [SYNC]
 
 
 def test_a_resync_sends_every_subscriber_each_board_again() -> None:
     scene = Scene()
     ann, bob = scene.live("a", "b"), scene.live("b")
-    scene.hub.resync(Snapshot.parse("20:20:"))
+    scene.hub.begin(ERA, Snapshot.parse("20:20:"), "resync")
     assert sorted(scene.asked) == ["a", "b"]
     for board in ("a", "b"):
         scene.read(board, "20:20:")
-    assert (ann.sent, bob.sent) == ([b"<sync>", b"<sync>"], [b"<sync>"])
+    assert (ann.sent, bob.sent) == ([SYNC, SYNC], [SYNC])
 
 
 def test_what_a_subscriber_holds_before_a_sync_is_a_moment_of_the_board() -> None:
@@ -476,7 +565,7 @@ def test_who_is_not_ready_is_sent_nothing_until_it_is_and_then_the_board_anew() 
     scene.hub.caught_up(ann)
     assert scene.asked == ["a"]
     scene.read("a", "12:12:")
-    assert ann.sent == [b"<sync>"]
+    assert ann.sent == [SYNC]
 
 
 def test_who_missed_nothing_while_it_was_not_ready_is_sent_nothing_anew() -> None:
@@ -530,7 +619,7 @@ def test_a_board_that_all_left_during_its_read_is_not_handed_over() -> None:
     scene.hub.subscribe(ann, "a")
     scene.hub.begin_read("a")
     scene.hub.leave(ann)
-    scene.hub.synced("a", Snapshot.parse("10:10:"), Message("board.sync", b"sync"))
+    scene.hub.synced("a", Snapshot.parse("10:10:"), b"sync")
     scene.hub.abandon_read("a")
     scene.hub.subscribe(bob, "a")
     assert (ann.sent, bob.sent) == ([], [])
@@ -556,8 +645,8 @@ def test_who_subscribes_and_unsubscribes_many_times_costs_one_read() -> None:
     while scene.asked:
         if scene.hub.begin_read(scene.asked.pop(0)):
             reads += 1
-            scene.hub.synced("a", Snapshot.parse("10:10:"), Message("board.sync", b"sync"))
-    assert (reads, ann.sent) == (1, [b"<sync>"])
+            scene.hub.synced("a", Snapshot.parse("10:10:"), b"sync")
+    assert (reads, ann.sent) == (1, [SYNC])
 
 
 def test_what_is_broadcast_is_logged_with_its_type_and_how_many_received_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,3 +668,151 @@ def test_what_is_broadcast_is_logged_with_its_type_and_how_many_received_it(monk
             "messages": 2,
         }
     ]
+
+
+# Resuming
+
+
+def cursor_at(snapshot: str, board: str = "a", era: Era = ERA) -> str:
+    return era.seal(board, Snapshot.parse(snapshot))
+
+
+def batches(listener: Listener) -> list[dict[str, Any]]:
+    """Return all that a resumable listener was sent, as JSON."""
+    return [json.loads(text) for text in b"".join(listener.sent).decode().strip("<>").split("><") if text]
+
+
+def transactions(*xids: int, board: str = "a") -> list[Transaction]:
+    return [Transaction(xid, [insertion(xid, board)]) for xid in xids]
+
+
+def resumed(scene: Scene, now: str, *xids: int, horizon: str = "3:3:") -> None:
+    """Read the journal for those who resume."""
+    resume = scene.hub.begin_resume()
+    assert resume is not None
+    unseen = [xid for xid in xids if not resume.oldest.sees(xid)]
+    scene.hub.resumed(Snapshot.parse(now), transactions(*unseen), Snapshot.parse(horizon))
+
+
+def test_ten_thousand_who_resume_cost_one_read_and_bytes_once_per_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    batch = protocol.batch
+    monkeypatch.setattr(protocol, "batch", lambda *args: made.append(args) or batch(*args))
+    scene = Scene()
+    crowd = [Listener() for _ in range(10_000)]
+    for number, one in enumerate(crowd):
+        scene.hub.subscribe(one, "a", resumable=True, cursor=cursor_at(f"{5 + number % 5}:{5 + number % 5}:"))
+    resumed(scene, "10:10:", 6, 8)
+    assert scene.hub.begin_resume() is None
+    assert len(made) == 5
+    for number, one in enumerate(crowd):
+        [message] = batches(one)
+        assert [each["data"]["id"] for each in message["data"]] == [xid for xid in (6, 8) if xid >= 5 + number % 5]
+        assert message["cursor"] == cursor_at("10:10:")
+
+
+def test_who_resumes_on_any_of_many_boards_is_served_by_one_read_from_the_oldest_cursor_on() -> None:
+    scene = Scene()
+    ann, bob = Listener(), Listener()
+    scene.hub.subscribe(ann, "a", resumable=True, cursor=cursor_at("9:9:", "a"))
+    scene.hub.subscribe(bob, "b", resumable=True, cursor=cursor_at("5:8:6", "b"))
+    resume = scene.hub.begin_resume()
+    assert resume == Resume(Snapshot.parse("5:8:6"), frozenset({"a", "b"}))
+    found = [*transactions(6, board="b"), *transactions(8, 9)]
+    scene.hub.resumed(Snapshot.parse("10:10:"), found, Snapshot.parse("3:3:"))
+    assert [each["data"]["id"] for each in batches(ann)[0]["data"]] == [9]
+    assert [each["data"]["id"] for each in batches(bob)[0]["data"]] == [6]
+
+
+def test_who_comes_before_the_feed_knows_the_era_resumes_when_it_does() -> None:
+    scene = Scene()
+    scene.hub = Hub(scene, lambda message: b"<" + message + b">")
+    ann = Listener()
+    scene.hub.subscribe(ann, "a", resumable=True, cursor=cursor_at("9:9:"))
+    assert scene.hub.begin_resume() is None
+    scene.hub.begin(ERA, Snapshot.parse("10:10:"), None)
+    resumed(scene, "10:10:", 9)
+    assert [each["data"]["id"] for each in batches(ann)[0]["data"]] == [9]
+
+
+@pytest.mark.parametrize(
+    ("cursor", "reason"),
+    [
+        ("", "cursor_invalid"),
+        ("no cursor", "cursor_invalid"),
+        (cursor_at("9:9:", "b"), "cursor_invalid"),
+        (cursor_at("9:9:", era=replace(ERA, keys={ERA.run: b"guessed"})), "cursor_invalid"),
+        (cursor_at("9:9:", era=Era("2" * 12, {"2" * 12: b"secret"}, ERA.shape)), "epoch_changed"),
+        (cursor_at("9:9:", era=replace(ERA, shape="2" * 12)), "schema_changed"),
+    ],
+)
+def test_cursor_that_is_not_good_is_answered_by_the_board_and_the_reason(cursor: str, reason: str) -> None:
+    scene = Scene()
+    ann = Listener()
+    scene.hub.subscribe(ann, "a", resumable=True, cursor=cursor)
+    assert scene.hub.begin_resume() is None
+    scene.asked.remove("a")
+    assert scene.hub.begin_read("a")
+    scene.hub.synced("a", Snapshot.parse("10:10:"), b"{}")
+    assert batches(ann) == [
+        {"type": "board.sync", "boardId": "a", "cursor": cursor_at("10:10:"), "reason": reason, "data": {}}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("now", "found", "horizon", "reason"),
+    [
+        ("10:10:", [], "9:9:", "journal_pruned"),
+        ("10:10:", None, "3:3:", "too_much_missed"),
+        ("7:7:", [], "3:3:", "epoch_changed"),
+        ("10:10:", [Transaction(9, sync="truncate")], "3:3:", "truncate"),
+    ],
+)
+def test_what_cannot_be_resumed_is_answered_by_the_board_and_the_reason(
+    now: str, found: list[Transaction] | None, horizon: str, reason: str
+) -> None:
+    scene = Scene()
+    ann = Listener()
+    scene.hub.subscribe(ann, "a", resumable=True, cursor=cursor_at("8:8:"))
+    assert scene.hub.begin_resume() is not None
+    scene.hub.resumed(Snapshot.parse(now), found, Snapshot.parse(horizon))
+    scene.asked.remove("a")
+    assert scene.hub.begin_read("a")
+    scene.hub.synced("a", Snapshot.parse("10:10:"), b"{}")
+    assert [message["reason"] for message in batches(ann)] == [reason]
+
+
+def test_who_fell_behind_is_told_so() -> None:
+    scene = Scene()
+    ann = Listener()
+    scene.hub.subscribe(ann, "a", resumable=True)
+    scene.asked.remove("a")
+    assert scene.hub.begin_read("a")
+    scene.hub.synced("a", Snapshot.parse("10:10:"), b"{}")
+    ann.ready = False
+    scene.hub.publish(transactions(10), Snapshot.parse("11:11:"))
+    ann.ready = True
+    scene.hub.caught_up(ann)
+    scene.asked.remove("a")
+    assert scene.hub.begin_read("a")
+    scene.hub.synced("a", Snapshot.parse("11:11:"), b"{}")
+    assert [message.get("reason") for message in batches(ann)] == [None, "fell_behind"]
+
+
+def test_quiet_boards_get_a_fresh_cursor_and_busy_ones_do_not() -> None:
+    scene = Scene()
+    quiet, busy, plain = Listener(), Listener(), Listener()
+    scene.hub.subscribe(plain, "a")
+    for one, board in ((quiet, "a"), (busy, "b")):
+        scene.hub.subscribe(one, board, resumable=True)
+        scene.asked.remove(board)
+        assert scene.hub.begin_read(board)
+        scene.hub.synced(board, Snapshot.parse("10:10:"), b"{}")
+        one.sent.clear()
+    plain.sent.clear()
+    scene.hub.refresh()
+    scene.hub.publish(transactions(10, board="b"), Snapshot.parse("11:11:"))
+    busy.sent.clear()
+    scene.hub.refresh()
+    assert batches(quiet) == [{"type": "batch", "boardId": "a", "cursor": cursor_at("11:11:"), "data": []}]
+    assert (busy.sent, plain.sent) == ([], [])

@@ -50,13 +50,37 @@ def test_a_ping_is_understood() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        '{"type":"subscribe","boardId":"default","cursor":null,"board_id":7}',
+        '{"type":"subscribe","boardId":"default","since":null,"board_id":7}',
         '{"type":"unsubscribe","boardId":"default","why":["bored"]}',
         '{"type":"ping","boardId":7}',
     ],
 )
 def test_unknown_keys_are_left_alone(text: str) -> None:
-    assert protocol.parse(text).model_dump(by_alias=True).keys() <= {"type", "boardId"}
+    assert protocol.parse(text).model_dump(by_alias=True, exclude_unset=True).keys() <= {"type", "boardId"}
+
+
+@pytest.mark.parametrize("cursor", ["null", '"x"', "7", "[{}]"])
+def test_a_cursor_of_any_kind_asks_for_a_resumable_subscription(cursor: str) -> None:
+    message = protocol.parse(f'{{"type":"subscribe","boardId":"a","cursor":{cursor}}}')
+    assert isinstance(message, protocol.Subscribe)
+    assert message.resumable
+    assert message.cursor == msgspec.json.decode(cursor)
+
+
+def test_without_a_cursor_a_subscription_is_plain() -> None:
+    message = protocol.parse('{"type":"subscribe","boardId":"a"}')
+    assert isinstance(message, protocol.Subscribe)
+    assert not message.resumable
+
+
+def test_a_large_batch_comes_in_parts_and_the_last_has_the_cursor() -> None:
+    messages = [protocol.Message("task.created", b'{"id":%d,"x":"%s"}' % (i, b"x" * 1000)) for i in range(1000)]
+    parts = [msgspec.json.decode(part.json) for part in protocol.batch("a", "c", messages)]
+
+    assert len(parts) == 4
+    assert ["cursor" in part for part in parts] == [False, False, False, True]
+    assert [message["id"] for part in parts for message in part["data"]] == list(range(1000))
+    assert max(len(part.json) for part in protocol.batch("a", "c", messages)) < 300_000
 
 
 @pytest.mark.parametrize(
@@ -152,7 +176,7 @@ def test_a_message_knows_its_type() -> None:
             protocol.error("invalid_json", ""),
             protocol.task_created(task('{"id":1}')),
             protocol.task_deleted(msgspec.Raw(b"1")),
-            protocol.board_sync([]),
+            protocol.board_sync(protocol.board_data([])),
         )
     ] == ["pong", "error", "task.created", "task.deleted", "board.sync"]
 
@@ -177,14 +201,14 @@ def test_a_deletion_names_the_task() -> None:
 
 
 def test_an_empty_board_has_the_guides_lanes_in_its_order() -> None:
-    assert protocol.board_sync([]).json == (
+    assert protocol.board_sync(protocol.board_data([])).json == (
         b'{"type":"board.sync","data":{"lanes":{"backlog":[],"todo":[],"in_progress":[],"done":[],"recovery":[]}}}'
     )
 
 
 def lanes(*images: str) -> dict[str, list[dict[str, object]]]:
     """Return what a board.sync of these tasks shows, in its order."""
-    data = msgspec.json.decode(protocol.board_sync([task(image) for image in images]).json)["data"]
+    data = msgspec.json.decode(protocol.board_sync(protocol.board_data([task(image) for image in images])).json)["data"]
     assert data.keys() == {"lanes"}
     found: dict[str, list[dict[str, object]]] = data["lanes"]
     return found
