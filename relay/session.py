@@ -29,6 +29,7 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
+from psycopg.types.string import StrDumper
 
 from relay import protocol
 from relay.changes import Change, Side, Transaction, UnreadableRow, Version, Watch
@@ -404,6 +405,13 @@ class _AnyText(Loader):
         return bytes(data).decode(errors="surrogateescape")
 
 
+class _AsUtf8(StrDumper):
+    """Text for such a database."""
+
+    def dump(self, obj: str) -> bytes:
+        return obj.encode(errors="surrogateescape")
+
+
 async def _connect(conninfo: str) -> Connection:
     connection = await Connection.connect(conninfo, autocommit=True)
     # Whatever the role or the database has as a default, each statement sees what was committed before it.
@@ -414,9 +422,11 @@ async def _connect(conninfo: str) -> Connection:
     # The planner knows nothing of how little is new, and would compile code for the millions of rows that it expects.
     await connection.execute("set jit = off")
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-        await connection.execute("set client_encoding = 'SQL_ASCII'")
+        # One in which all bytes are valid, doorbells too, and which is then not used.
+        await connection.execute("set client_encoding = 'LATIN1'")
         for name in ("text", "name"):
             connection.adapters.register_loader(name, _AnyText)
+        connection.adapters.register_dumper(str, _AsUtf8)
     return connection
 
 

@@ -14,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from tests.servers import Database
 
 Message = tuple[str, dict[str, Any]]
+Tasks = dict[Any, dict[str, Any]]
 
 _SECONDS = 20.0
 _LAST = itertools.count(1)
@@ -31,7 +32,10 @@ class Client:
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
-        self.tasks: dict[Any, dict[str, Any]] = {}
+        self.tasks: Tasks = {}
+        self.cursor: str | None = None
+        self.reason: str | None = None
+        """Why the last board.sync came."""
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -44,6 +48,33 @@ class Client:
         """Subscribe and return what came first."""
         await self.send({"type": "subscribe", "boardId": board})
         return await self.receive()
+
+    async def resume(
+        self, board: str, cursor: object, tasks: dict[Any, dict[str, Any]] | None = None
+    ) -> list[Message]:
+        """Subscribe resumably, holding these tasks; return what came first: the board, or what was missed."""
+        self.tasks = dict(tasks or {})
+        await self.send({"type": "subscribe", "boardId": board, "cursor": cursor})
+        return await self.receive_batch()
+
+    async def receive_batch(self) -> list[Message]:
+        """Return the next batch, in all its parts, or the board alone, applied."""
+        found: list[Message] = []
+        cursor = None
+        while cursor is None:
+            async with asyncio.timeout(_SECONDS):
+                message = json.loads(await self._connection.recv())
+            assert message.keys() - {"cursor", "reason"} == {"type", "boardId", "data"}
+            cursor = message.get("cursor")
+            if message["type"] == "board.sync":
+                self.reason = message.get("reason")
+                found.append(("board.sync", message["data"]))
+            else:
+                found += [(each["type"], each["data"]) for each in message["data"]]
+        for kind, data in found:
+            self._apply(kind, data)
+        self.cursor = cursor
+        return found
 
     async def send(self, message: object) -> None:
         """Send JSON."""

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from relay.embedded import EmbeddedPostgres
 from relay.feed import Feed
 from relay.hub import Hub
 from relay.server import Endpoint, frame
 from tests.integration.client import Client
-from tests.servers import Database
+from tests.servers import Database, install
 
 
 class Relay:
@@ -54,3 +55,11 @@ async def client(relay: Relay) -> AsyncIterator[Client]:
     async with Client.to(relay.url) as client:
         await client.subscribe("default")
         yield client
+
+
+@pytest.fixture
+async def on_own_server(own_server: EmbeddedPostgres) -> AsyncIterator[Relay]:
+    """Yield a relay on a server that can be stopped."""
+    await asyncio.to_thread(install, own_server.dsn)
+    async with Relay(own_server.dsn).running() as relay:
+        yield relay

@@ -14,21 +14,13 @@ from relay.install import text
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.proxy import Proxy
-from tests.servers import Database, install
+from tests.servers import Database
 
 
 @pytest.fixture
 async def behind_proxy(database: Database, proxy: Proxy) -> AsyncIterator[Relay]:
     """Yield a relay whose way to Postgres can be cut."""
     async with Relay(proxy.through(database.dsn)).running() as relay:
-        yield relay
-
-
-@pytest.fixture
-async def on_own_server(own_server: EmbeddedPostgres) -> AsyncIterator[Relay]:
-    """Yield a relay on a server that can be stopped."""
-    await asyncio.to_thread(install, own_server.dsn)
-    async with Relay(own_server.dsn).running() as relay:
         yield relay
 
 

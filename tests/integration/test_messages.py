@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.client import Client, Message
+from tests.integration.client import Client, Message, until
 from tests.integration.conftest import Relay
-from tests.servers import Database, Server
+from tests.servers import Database, Server, install, temporary_database
 
 
 def created(task_id: object, **values: object) -> Message:
@@ -542,13 +542,13 @@ async def test_bytes_that_are_no_text_hide_one_row_only(server: Server) -> None:
         install(dsn)
         async with Relay(dsn).running() as relay, Client.to(relay.url) as client:
             await client.subscribe("b\u00f6")
-            database.execute("set client_encoding = 'SQL_ASCII'")
             database.execute(
-                "insert into public.tasks (id, board_id, title) values ('bad', convert_from('\\x62c3b6', 'SQL_ASCII'), "
-                "convert_from('\\xff', 'SQL_ASCII'))"
+                "insert into public.tasks (id, board_id, title) values "
+                "('bad', convert_from('\\x62c3b6', 'SQL_ASCII'), convert_from('\\xff', 'SQL_ASCII'))"
             )
             database.execute(
-                "insert into public.tasks (id, board_id, title) values ('good', convert_from('\\x62c3b6', 'SQL_ASCII'), 'G')"
+                "insert into public.tasks (id, board_id, title) values "
+                "('good', convert_from('\\x62c3b6', 'SQL_ASCII'), 'G')"
             )
 
             assert (await client.receive())[1]["id"] == "good"

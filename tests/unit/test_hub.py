@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -142,15 +142,15 @@ class Client:
             case {"type": "batch", "boardId": str(board), "cursor": str(cursor), "data": list(messages)}:
                 assert self.resumable, "it did not ask to resume"
                 self.boards[board].synced = True
-                rows = self.boards[board].rows
+                held = self.boards[board].rows
                 for each in messages:
-                    rows |= {self._created(each, board, rows)}
-                return board, rows, cursor
+                    held |= {self._created(each, board, held)}
+                return board, held, cursor
             case {"type": "task.created", "data": {"boardId": str(board)}}:
                 assert not self.resumable, "it asked for batches"
                 assert self.boards[board].synced, "the board was to be sent first"
-                rows = self.boards[board].rows
-                return board, rows | {self._created(message, board, rows)}, None
+                held = self.boards[board].rows
+                return board, held | {self._created(message, board, held)}, None
         raise AssertionError(message)
 
     def _created(self, message: dict[str, object], board: str, rows: Rows) -> int:
@@ -697,7 +697,12 @@ def resumed(scene: Scene, now: str, *xids: int, horizon: str = "3:3:") -> None:
 def test_ten_thousand_who_resume_cost_one_read_and_bytes_once_per_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     batch = protocol.batch
-    monkeypatch.setattr(protocol, "batch", lambda *args: made.append(args) or batch(*args))
+
+    def counted(board: str, cursor: str, messages: Sequence[protocol.Message]) -> list[protocol.Message]:
+        made.append(board)
+        return batch(board, cursor, messages)
+
+    monkeypatch.setattr(protocol, "batch", counted)
     scene = Scene()
     crowd = [Listener() for _ in range(10_000)]
     for number, one in enumerate(crowd):

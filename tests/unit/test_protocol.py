@@ -208,7 +208,9 @@ def test_an_empty_board_has_the_guides_lanes_in_its_order() -> None:
 
 def lanes(*images: str) -> dict[str, list[dict[str, object]]]:
     """Return what a board.sync of these tasks shows, in its order."""
-    data = msgspec.json.decode(protocol.board_sync(protocol.board_data([task(image) for image in images])).json)["data"]
+    data = msgspec.json.decode(protocol.board_sync(protocol.board_data([task(image) for image in images])).json)[
+        "data"
+    ]
     assert data.keys() == {"lanes"}
     found: dict[str, list[dict[str, object]]] = data["lanes"]
     return found

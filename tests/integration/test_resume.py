@@ -1,0 +1,288 @@
+"""Resumable subscriptions on a real Postgres: a client that comes back gets exactly what it missed, or is told."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from relay import session
+from relay.embedded import EmbeddedPostgres
+from relay.install import text as sql_text
+from tests.integration.client import Client, Tasks, until
+from tests.integration.conftest import Relay
+from tests.integration.test_join import BOARDS, Writers
+from tests.servers import Database, Server, install, temporary_database
+
+
+async def start(relay: Relay, board: str = "default") -> tuple[str, Tasks]:
+    """Follow a board from its beginning, leave at once, and return the cursor and what is held."""
+    async with Client.to(relay.url) as client:
+        assert [kind for kind, _ in await client.resume(board, None)] == ["board.sync"]
+        assert client.reason is None
+        assert client.cursor is not None
+        return client.cursor, client.tasks
+
+
+async def come_back(relay: Relay, cursor: object, tasks: Tasks | None = None) -> Client:
+    """Resume board "default", leave at once, and return what the client then holds."""
+    async with Client.to(relay.url) as client:
+        await client.resume("default", cursor, tasks)
+        return client
+
+
+async def test_who_comes_back_gets_what_it_missed_and_then_what_follows(database: Database, relay: Relay) -> None:
+    """Between the cursor and now nothing is lost and nothing comes twice, and nothing else is sent."""
+    database.execute("insert into tasks (id, title) values ('a', 'A'), ('b', 'B')")
+    cursor, tasks = await start(relay)
+    database.execute("update tasks set lane = 'todo', title = 'AA' where id = 'a'")
+    database.execute("delete from tasks where id = 'b'")
+    database.execute("insert into tasks (id, board_id, title) values ('x', 'other', 'X')")
+    async with Client.to(relay.url) as client:
+        assert [kind for kind, _ in await client.resume("default", cursor, tasks)] == [
+            "task.moved",
+            "task.updated",
+            "task.deleted",
+        ]
+        database.execute("insert into tasks (id, title) values ('c', 'C')")
+        assert [kind for kind, _ in await client.receive_batch()] == ["task.created"]
+        assert {task["title"] for task in client.tasks.values()} == {"AA", "C"}
+
+
+async def test_transactions_that_were_open_at_the_cursor_are_among_what_was_missed(
+    database: Database, relay: Relay
+) -> None:
+    """A cursor is a snapshot: a transaction that was running then and has ended since was missed."""
+    writer = database.connect()
+    writer.execute("begin; insert into tasks (id, title) values ('late', 'L')")
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    cursor, tasks = await start(relay)
+    assert set(tasks) == {"a"}
+    writer.execute("commit")
+    client = await come_back(relay, cursor, tasks)
+
+    assert set(client.tasks) == {"a", "late"}
+    assert client.reason is None
+
+
+async def test_each_transaction_is_one_batch(database: Database, relay: Relay) -> None:
+    """What was committed together arrives together."""
+    async with Client.to(relay.url) as client:
+        await client.resume("default", None)
+        database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 100) i")
+
+        assert len(await client.receive_batch()) == 100
+
+
+async def test_cursor_works_on_a_relay_that_was_started_since_and_on_another(
+    database: Database, relay: Relay
+) -> None:
+    """A cursor belongs to the database, not to the relay that gave it."""
+    cursor, tasks = await start(relay)
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    async with Relay(database.dsn).running() as other:
+        client = await come_back(other, cursor, tasks)
+
+        assert (set(client.tasks), client.reason) == ({"a"}, None)
+
+
+async def test_who_comes_before_the_relay_has_reached_postgres_resumes_when_it_has(
+    database: Database, relay: Relay
+) -> None:
+    """Clients that come back to a relay that is just starting are not sent their boards for it."""
+    cursor, tasks = await start(relay)
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    late = Relay(database.dsn)
+    await late.endpoint.open("127.0.0.1", 0)
+    async with Client.to(late.url) as client:
+        await client.send({"type": "subscribe", "boardId": "default", "cursor": cursor})
+        client.tasks = tasks
+        feed = asyncio.create_task(late.feed.run(late.hub))
+        assert [kind for kind, _ in await client.receive_batch()] == ["task.created"]
+    await late.endpoint.close()
+    feed.cancel()
+    await asyncio.gather(feed, return_exceptions=True)
+
+
+async def test_cursor_outlives_a_clean_restart_of_postgres(
+    own_server: EmbeddedPostgres, on_own_server: Relay
+) -> None:
+    """A fast stop and a start lose nothing, so a cursor from before goes on."""
+    cursor, tasks = await start(on_own_server)
+    with Database(own_server.dsn) as database:
+        database.execute("insert into public.tasks (id, title) values ('a', 'A')")
+    await asyncio.to_thread(own_server.stop, "fast")
+    await asyncio.to_thread(own_server.start)
+    client = await come_back(on_own_server, cursor, tasks)
+
+    assert (set(client.tasks), client.reason) == ({"a"}, None)
+
+
+async def test_cursor_from_before_a_crash_is_refused(own_server: EmbeddedPostgres, on_own_server: Relay) -> None:
+    """Crash recovery may have lost what the client holds."""
+    cursor, tasks = await start(on_own_server)
+    await asyncio.to_thread(own_server.stop, "immediate")
+    await asyncio.to_thread(own_server.start)
+    client = await come_back(on_own_server, cursor, tasks)
+
+    assert client.reason == "epoch_changed"
+
+
+async def test_cursor_that_the_journal_no_longer_follows_is_refused(database: Database, relay: Relay) -> None:
+    """What was pruned away cannot be told, so the board is."""
+    cursor, tasks = await start(relay)
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    database.execute("select relay.prune('0')")
+    client = await come_back(relay, cursor, tasks)
+
+    assert (set(client.tasks), client.reason) == ({"a"}, "journal_pruned")
+
+
+async def test_cursor_from_before_a_pause_is_refused(database: Database, relay: Relay) -> None:
+    """What was not journalled cannot be told, so the board is."""
+    cursor, tasks = await start(relay)
+    database.execute("select nextval('relay.pauses')")
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    await until(lambda: database.fetch("select relay.paused()") == [(False,)])
+    client = await come_back(relay, cursor, tasks)
+
+    assert set(client.tasks) == {"a"}
+    assert client.reason in {"journal_pruned", "journalling_paused"}
+
+
+async def test_cursor_from_before_a_reinstall_is_refused(database: Database, relay: Relay) -> None:
+    """Another journal has other entries under the same transaction ids."""
+    cursor, tasks = await start(relay)
+    for name in ("uninstall", "install"):
+        database.execute(sql_text(name))
+    database.execute("select relay.watch('tasks')")
+    async with Relay(database.dsn).running() as other:
+        assert (await come_back(other, cursor, tasks)).reason == "epoch_changed"
+
+
+async def test_cursor_of_another_database_is_refused(server: Server, relay: Relay) -> None:
+    """What happens in one database says nothing of another."""
+    cursor, tasks = await start(relay)
+    with temporary_database(server) as dsn:
+        install(dsn)
+        async with Relay(dsn).running() as other:
+            assert (await come_back(other, cursor, tasks)).reason == "epoch_changed"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "alter table tasks add extra int default 7",
+        "alter table tasks drop status",
+        "alter table tasks rename title to name",
+        "alter table tasks alter estimated_hours type bigint",
+        "alter table tasks alter title type text using upper(title)",
+    ],
+)
+async def test_changed_table_is_shown_to_who_stays_and_to_who_comes_back(
+    database: Database, relay: Relay, change: str
+) -> None:
+    """A change of columns alters rows that nobody wrote to: everybody gets the board, and the reason."""
+    database.execute("insert into tasks (id, title) values ('a', 'a')")
+    cursor, tasks = await start(relay)
+    async with Client.to(relay.url) as stays:
+        await stays.resume("default", None)
+        database.execute(change)
+        await stays.receive_batch()
+        client = await come_back(relay, cursor, tasks)
+
+        assert stays.reason == client.reason == "schema_changed"
+        assert stays.tasks == client.tasks
+
+
+async def test_what_a_truncate_took_is_told_to_who_comes_back(database: Database, relay: Relay) -> None:
+    """TRUNCATE has no changes to tell, so the board is, with the reason."""
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    cursor, tasks = await start(relay)
+    database.execute("truncate tasks")
+    client = await come_back(relay, cursor, tasks)
+
+    assert (client.tasks, client.reason) == ({}, "truncate")
+
+
+@pytest.mark.parametrize("cursor", ["", "x", 7, [], {"a": 1}, "0" * 12 + "." + "0" * 12 + ".3:3:." + "A" * 22])
+async def test_what_is_no_cursor_is_answered_by_the_board(database: Database, relay: Relay, cursor: object) -> None:
+    """Neither an error nor silence: the client is where it would be without a cursor, and knows why."""
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    client = await come_back(relay, cursor)
+
+    assert set(client.tasks) == {"a"}
+    assert client.reason in {"cursor_invalid", "epoch_changed"}
+
+
+async def test_who_missed_too_much_gets_the_board(
+    database: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond a limit the board is the shorter answer."""
+    monkeypatch.setattr(session, "RESUME_CHANGES", 10)
+    cursor, tasks = await start(relay)
+    database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 11) i")
+    client = await come_back(relay, cursor, tasks)
+
+    assert (len(client.tasks), client.reason) == (11, "too_much_missed")
+
+
+async def test_many_who_come_back_at_once_cost_the_database_a_handful_of_queries(
+    database: Database, relay: Relay
+) -> None:
+    """They are served together, whatever boards they follow and however old their cursors are."""
+    reads = 0
+    read = session.Session.missed
+
+    async def counted(*args: Any) -> session.Batch:
+        nonlocal reads
+        reads += 1
+        return await read(*args)
+
+    cursors = []
+    for number in range(50):
+        cursors.append(await start(relay, f"board-{number}"))
+        database.execute("insert into tasks (board_id, title) values (%s, 'T')", f"board-{number}")
+
+    async def back(number: int) -> None:
+        async with Client.to(relay.url) as client:
+            assert [kind for kind, _ in await client.resume(f"board-{number}", *cursors[number])] == ["task.created"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.Session, "missed", counted)
+        await asyncio.gather(*(back(number % 50) for number in range(300)))
+
+    assert reads < 150
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+async def test_who_comes_and_goes_beside_busy_writers_ends_with_the_table(
+    database: Database, relay: Relay, seed: int
+) -> None:
+    """With every cursor a client goes on exactly where it was, on one relay or another."""
+    chance = random.Random(seed)
+
+    async def wander(relays: list[Relay], board: str) -> None:
+        cursor: str | None = None
+        tasks: Tasks = {}
+        for _ in range(25):
+            async with Client.to(chance.choice(relays).url) as client:
+                first = await client.resume(board, cursor, tasks)
+                assert cursor is None or not first or first[0][0] != "board.sync", client.reason
+                for _ in range(chance.randint(0, 6)):
+                    await client.receive_batch()
+                cursor, tasks = client.cursor, client.tasks
+        wandered.append((board, cursor, tasks))
+
+    wandered: list[tuple[str, str | None, Tasks]] = []
+    async with Relay(database.dsn).running() as other:
+        with Writers(database.dsn, seed).busy(4):
+            await asyncio.gather(*(wander([relay, other], board) for board in BOARDS for _ in range(3)))
+        for board, cursor, tasks in wandered:
+            async with Client.to(relay.url) as client, Client.to(relay.url) as fresh:
+                await client.resume(board, cursor, tasks)
+                await fresh.subscribe(board)
+
+                assert client.tasks == fresh.tasks
