@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 _CHOICE = pytest.StashKey[Server | NoServerError]()
-_SENTENCES = pytest.StashKey[set[str]]()
+_SENTENCES: pytest.StashKey[set[str]] = pytest.StashKey()
 
 # Whoever runs the tests may have a database of their own set up: no test reads it, let alone writes to it.
 for _name in list(os.environ):
@@ -57,7 +57,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say which servers the workers had."""
-    for sentence in sorted(config.stash.setdefault(_SENTENCES, set())):
+    for sentence in sorted(config.stash.get(_SENTENCES, None) or ()):
         terminalreporter.write_line(f"server: {sentence}")
 
 

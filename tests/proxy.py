@@ -58,7 +58,7 @@ class Proxy:
         self._flow.clear()
 
     def strand(self) -> None:
-        """Freeze the connections that there are, for ever, and let new ones through: what a half-open link looks like."""
+        """Freeze the connections there are, for ever, and let new ones through: what half-open links look like."""
         self._flow.clear()
         self._flow = asyncio.Event()
         self._flow.set()

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from relay.embedded import HOST, SUPERUSER, EmbeddedPostgres
+from relay.embedded import HOST, SUPERUSER, UNPRIVILEGED, EmbeddedPostgres
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.proxy import Proxy
@@ -109,9 +111,16 @@ async def test_no_room_for_connections_is_a_pause_and_no_more() -> None:
 
 def fill(dsn: str, crowd: ExitStack) -> None:
     """Take all connections that the server gives."""
-    with pytest.raises(psycopg.OperationalError, match="too many clients"):
-        while True:
-            crowd.enter_context(psycopg.connect(dsn))
+    for connection in iter(partial(connect_if_there_is_room, dsn), None):
+        crowd.enter_context(connection)
+
+
+def connect_if_there_is_room(dsn: str) -> psycopg.Connection | None:
+    try:
+        return psycopg.connect(dsn)
+    except psycopg.OperationalError as error:
+        assert "too many clients" in str(error)  # noqa: PT017 - the error is the end of the loop
+        return None
 
 
 # The server
@@ -218,9 +227,10 @@ def small_disk() -> Iterator[Path]:
         if mounted.returncode != 0:
             pytest.skip(f"a disk that fills up needs root and the right to mount: {mounted.stderr.strip()}")
         try:
-            (disk / "space").mkdir()
-            (disk / "space").chmod(0o777)
-            yield disk / "space"
+            space = disk / "space"
+            space.mkdir()
+            shutil.chown(space, UNPRIVILEGED)
+            yield space
         finally:
             subprocess.run(["umount", disk], check=True)
 
