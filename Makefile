@@ -16,7 +16,7 @@ demo: install  ## Watch a living board arrive over WebSocket: no database, no Do
 	@$(BIN)/relay demo
 
 test: install $(GUIDE)/node_modules/.installed  ## Run all tests: make test ARGS='-k truncate'
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: install  ## Lint, check formats, types and the direction of imports
 	$(BIN)/ruff check

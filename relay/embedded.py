@@ -49,7 +49,7 @@ _LOG_LINES = 5
 
 # Below the range that Linux (32768 and up) and macOS (49152 and up) give to outgoing connections: otherwise
 # a client that retries while the server is stopped could be given that very port, and keep it.
-_PORTS = range(20_000, 32_000)
+PORTS = range(20_000, 32_000)
 
 _INITDB = (
     f"--username={SUPERUSER}",
@@ -206,7 +206,7 @@ class EmbeddedPostgres:
             lines = (self._data / "postmaster.pid").read_text().split("\n")
         except FileNotFoundError:
             return False
-        return lines[0] == str(pid) and [line.strip() for line in lines[7:8]] == ["ready"]
+        return lines[0] == str(pid) and lines[7:8] != [] and lines[7].strip() in {"ready", "standby"}
 
     def _log_tail(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines()
@@ -259,7 +259,7 @@ class _Guard:
 def free_port() -> int:
     """Return a port on the loopback address that nobody listens on and no outgoing connection is given."""
     while True:
-        port = secrets.choice(_PORTS)
+        port = secrets.choice(PORTS)
         with suppress(EmbeddedPostgresError):
             _require_usable(port)
             return port

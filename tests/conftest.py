@@ -1,17 +1,19 @@
 """What all tests share: a clean environment, a Postgres server where it is needed, a network to cut.
 
-A run that collects no test with a database starts no server.
+A run that collects no test with a database starts no server. Where pytest-xdist runs several workers, each has a
+server of its own, and chooses ports that the others do not.
 """
 
 from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
+from relay import embedded
 from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from tests.proxy import Proxy
 from tests.servers import Database, NoServerError, Server, choose_server, do_without, install, temporary_database
@@ -20,11 +22,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 _CHOICE = pytest.StashKey[Server | NoServerError]()
+_SENTENCES: pytest.StashKey[set[str]] = pytest.StashKey()
 
 # Whoever runs the tests may have a database of their own set up: no test reads it, let alone writes to it.
 for _name in list(os.environ):
     if _name.startswith(("WS_", "PG", "HEALTH_", "DATABASE_URL")):
         del os.environ[_name]
+
+# A port is free only until somebody takes it: two workers must not choose from the same ones.
+if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    _workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    embedded.PORTS = embedded.PORTS[int(_worker.removeprefix("gw")) % _workers :: _workers]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -33,9 +41,24 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if not needed or session.config.option.collectonly:
         return
     choice = _choice(session.config)
+    if hasattr(session.config, "workeroutput"):  # a worker has no terminal; it tells who has
+        session.config.workeroutput["server"] = _sentence(choice)
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
         reporter.write_line(f"server: {_sentence(choice)}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Keep what a worker told about its server."""
+    if sentence := getattr(node, "workeroutput", {}).get("server"):
+        node.config.stash.setdefault(_SENTENCES, set()).add(sentence)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say which servers the workers had."""
+    for sentence in sorted(config.stash.get(_SENTENCES, None) or ()):
+        terminalreporter.write_line(f"server: {sentence}")
 
 
 def _choice(config: pytest.Config) -> Server | NoServerError:

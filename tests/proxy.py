@@ -57,6 +57,12 @@ class Proxy:
         """Forward nothing more and close nothing: what a pulled cable looks like."""
         self._flow.clear()
 
+    def strand(self) -> None:
+        """Freeze the connections there are, for ever, and let new ones through: what half-open links look like."""
+        self._flow.clear()
+        self._flow = asyncio.Event()
+        self._flow.set()
+
     def thaw(self) -> None:
         """Forward again, beginning with what was held back."""
         self._flow.set()
@@ -65,41 +71,43 @@ class Proxy:
         if self._listener is None:  # it was on its way in when the listener closed
             writer.transport.abort()
             return
-        link = asyncio.create_task(self._forward(reader, writer))
+        link = asyncio.create_task(self._forward(self._flow, reader, writer))
         self._links.add(link)
         link.add_done_callback(self._links.discard)
         # Not in the task itself: one that is cancelled before its first step does nothing at all.
         link.add_done_callback(lambda _: writer.transport.abort())
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._flow.wait()
+    async def _forward(self, flow: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await flow.wait()
         # Shielded and awaited in any case, for a connection that is made while this is cancelled would be nobody's.
         connecting = asyncio.create_task(asyncio.open_connection(*self._target))
         with suppress(OSError):  # an end that is gone is what this proxy is for: the other one is told
             try:
                 there_reader, there_writer = await asyncio.shield(connecting)
-                await self._pump_both((reader, there_writer), (there_reader, writer))
+                await _pump_both(flow, (reader, there_writer), (there_reader, writer))
             finally:
                 _, there_writer = await connecting
                 there_writer.transport.abort()
 
-    async def _pump_both(self, *ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
-        """Forward both ways until one of them ends."""
-        pumps = [asyncio.create_task(self._pump(reader, writer)) for reader, writer in ways]
-        try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            for _, writer in ways:
-                writer.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(_CHUNK):
-            await self._flow.wait()
-            writer.write(data)
-            await writer.drain()
-        await self._flow.wait()
-        writer.close()
-        await writer.wait_closed()
+async def _pump_both(flow: asyncio.Event, *ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
+    """Forward both ways until one of them ends."""
+    pumps = [asyncio.create_task(_pump(flow, reader, writer)) for reader, writer in ways]
+    try:
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        for _, writer in ways:
+            writer.transport.abort()
+
+
+async def _pump(flow: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(_CHUNK):
+        await flow.wait()
+        writer.write(data)
+        await writer.drain()
+    await flow.wait()
+    writer.close()
+    await writer.wait_closed()

@@ -6,9 +6,11 @@ one. The choice costs a few seconds at most and says why it passed over what it 
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import secrets
+import tempfile
 import time
 import warnings
 from contextlib import ExitStack, closing, contextmanager
@@ -80,11 +82,44 @@ class Database:
         return self._own
 
 
+class Standby(EmbeddedPostgres):
+    """A copy of a running server, which follows it until it is promoted."""
+
+    def __init__(self, primary: EmbeddedPostgres) -> None:
+        super().__init__()
+        self._primary = primary
+
+    def promote(self) -> None:
+        """Make it a primary of its own, and return once it takes writes."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            assert connection.execute("select pg_promote()").fetchall() == [(True,)]
+
+    def _create_cluster(self) -> None:
+        status = self._spawn(
+            "pg_basebackup",
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+            "--no-sync",
+            f"--dbname={self._primary.dsn}",
+        ).wait()
+        self._guard.watch(None)
+        if status != 0:
+            raise EmbeddedPostgresError(f"pg_basebackup failed with exit status {status}: {self._log_tail()}")
+
+
 def do_without(reason: str) -> NoReturn:
     """Skip the test on a developer's machine; in CI, where nobody would notice, fail."""
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+@contextmanager
+def sole_use(name: str) -> Iterator[None]:
+    """Keep something that a machine has only once to this test, while other workers' tests wait for it."""
+    with (Path(tempfile.gettempdir()) / f"pg-relay-tests-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def install(dsn: str) -> None:

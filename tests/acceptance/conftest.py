@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.support import Daemon, Relays
-from tests.servers import Database, do_without
+from tests.servers import Database, do_without, sole_use
 
 GUIDE_PORT = 4002
 """Where the guide's clients look for the relay."""
@@ -20,9 +20,9 @@ GUIDE_PORT = 4002
 @pytest.fixture
 async def relay(tmp_path: Path) -> AsyncIterator[Relays]:
     """Yield what starts daemons; they end with the test."""
-    relays = Relays(tmp_path)
-    yield relays
     async with AsyncExitStack() as stack:
+        relays = Relays(tmp_path, stack)
+        yield relays
         for daemon in relays.started:
             stack.push_async_callback(daemon.end_and_show, sys.stdout)
 
@@ -30,6 +30,7 @@ async def relay(tmp_path: Path) -> AsyncIterator[Relays]:
 @pytest.fixture
 async def guide_relay(database: Database, relay: Relays) -> Daemon:
     """Return a daemon on the port that is printed in the guide's clients."""
+    relay.afterwards.enter_context(sole_use(f"port-{GUIDE_PORT}"))
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the daemon does
         try:

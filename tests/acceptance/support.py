@@ -170,10 +170,11 @@ class Daemon(Program):
 
 
 class Relays:
-    """Starts daemons for a test, each in the test's folder."""
+    """Starts daemons for a test, each in the test's folder; `afterwards` closes when they have ended."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, afterwards: contextlib.AsyncExitStack) -> None:
         self._folder = folder
+        self.afterwards = afterwards
         self.started: list[Daemon] = []
 
     async def __call__(

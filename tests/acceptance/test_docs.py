@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from relay import protocol
 from relay.config import Settings
 from tests.acceptance.support import Client, Daemon, Program, Relays, run_relay, until
-from tests.servers import Database, do_without
+from tests.servers import Database, do_without, sole_use
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -83,7 +83,7 @@ def test_sql_of_the_dbas_guide_runs_in_its_order(empty_database: Database, tmp_p
     """A DBA may paste the examples one after the other."""
     for name in ("tasks", "install"):
         run_relay("sql", name, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
-    with empty_database.connect() as connection:
+    with sole_use("role-relay_daemon"), empty_database.connect() as connection:
         try:
             for block in examples(DBA, "sql"):
                 connection.execute(block)
@@ -96,7 +96,7 @@ def test_sql_of_the_dbas_guide_runs_in_its_order(empty_database: Database, tmp_p
 async def test_rights_of_the_dbas_guide_are_enough_for_the_daemon(database: Database, relay: Relays) -> None:
     """A daemon with just the rights of the guide runs, syncs a board and passes changes on."""
     [rights] = [block for block in examples(DBA, "sql") if "create role" in block]
-    with database.connect() as connection:
+    with sole_use("role-relay_daemon"), database.connect() as connection:
         connection.execute(rights)
         connection.execute("alter role relay_daemon password 'secret'")
         try:

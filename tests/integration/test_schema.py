@@ -1,0 +1,283 @@
+"""Changes of a watched table's shape, and rows that cannot be shown: what subscribers see, without anybody's doing.
+
+Replica role, JSON that is no text, and writes straight to a partition are in test_messages.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import closing
+
+import psycopg
+import pytest
+import structlog
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from tests.integration.client import Client, Message, until
+from tests.integration.conftest import Relay
+from tests.servers import Database, Server, install
+
+
+async def synced(client: Client) -> None:
+    """Take the next message, which must be the board anew."""
+    assert (await client.receive())[0] == "board.sync"
+
+
+def brief(messages: list[Message]) -> list[tuple[str, object]]:
+    return [(kind, data["id"]) for kind, data in messages]
+
+
+# Columns
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("alter table tasks add column owner text default 'nobody'", {"owner": "nobody"}),
+        (
+            "alter table tasks alter estimated_hours type text using estimated_hours || ' h'",
+            {"estimatedHours": "1 h"},
+        ),
+        ("alter table tasks rename estimated_hours to hours", {"hours": 1}),
+    ],
+    ids=["added", "retyped", "renamed"],
+)
+async def test_changed_column_is_told_by_a_sync(
+    database: Database, relay: Relay, client: Client, statement: str, expected: dict[str, object]
+) -> None:
+    """A column that is added, retyped or renamed shows at once on every task, and changes go on under its new shape."""
+    database.execute("insert into tasks (id, title, estimated_hours) values ('a', 'A', 1)")
+    await client.receive()
+    database.execute(statement)
+    await synced(client)
+    assert client.tasks["a"].items() >= expected.items()
+    database.execute("update tasks set title = 'B'")
+
+    assert brief(await client.until_last(database)) == [("task.updated", "a")]
+    assert client.tasks["a"].items() >= expected.items() | {"title": "B"}.items()
+    assert relay.feed.problem is None
+
+
+async def test_dropped_column_is_told_by_a_sync(database: Database, client: Client) -> None:
+    """A column that is dropped is gone at once from every task."""
+    database.execute("insert into tasks (id, title, status) values ('a', 'A', 'open')")
+    await client.receive()
+    database.execute("alter table tasks drop column status")
+    await synced(client)
+    assert "status" not in client.tasks["a"]
+    database.execute("update tasks set title = 'B'")
+
+    assert brief(await client.until_last(database)) == [("task.updated", "a")]
+
+
+@pytest.mark.parametrize("column", ["id", "board_id", "lane"])
+async def test_dropped_key_column_fails_no_writer_and_is_mended_by_watching_again(
+    database: Database, relay: Relay, client: Client, column: str
+) -> None:
+    """Without its key, board or lane column a table shows nothing, and health says so until another is named."""
+    database.execute(f"alter table tasks drop column {column}")
+    database.execute("insert into tasks (title) values ('A')")
+    await until(lambda: "watch again" in str(relay.feed.problem))
+    database.execute("alter table tasks add column fresh text not null default 'default' unique")
+    if column == "id":
+        database.execute("alter table tasks add primary key (fresh)")
+    database.execute(f"select relay.watch('tasks', {column.replace('_id', '')}_column => 'fresh')")
+    while [task["title"] for task in client.tasks.values()] != ["A"]:
+        await synced(client)
+
+    await until(lambda: relay.feed.problem is None)
+
+
+async def test_many_shapes_in_one_transaction_are_one_change_of_shape(database: Database, client: Client) -> None:
+    """A migration that changes shape and rows in one transaction is told by syncs and leaves the board equal."""
+    with database.connect() as migration:
+        migration.execute(
+            "begin; insert into tasks (id, title) values ('a', 'A'); alter table tasks add column n integer; "
+            "update tasks set n = 1; alter table tasks drop column status; update tasks set n = 2; commit"
+        )
+    while "a" not in client.tasks or "n" not in client.tasks["a"]:
+        await client.receive()
+
+    assert await client.until_last(database) in ([], [("board.sync", {})]) or client.tasks["a"]["n"] == 2
+    assert client.tasks["a"]["n"] == 2
+    assert "status" not in client.tasks["a"]
+
+
+# Tables
+
+
+async def test_dropped_table_empties_its_boards(database: Database, relay: Relay, client: Client) -> None:
+    """Boards of a dropped table are empty at once; made again and watched again, they fill."""
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    await client.receive()
+    definition = "create table tasks (id text primary key, board_id text, lane text, title text)"
+    database.execute("drop table tasks")
+    await synced(client)
+    assert client.tasks == {}
+    database.execute(definition)
+    database.execute("select relay.watch('tasks')")
+    database.execute("insert into tasks values ('b', 'default', 'todo', 'B')")
+    while set(client.tasks) != {"b"}:
+        await client.receive()
+
+    await until(lambda: relay.feed.problem is None)
+
+
+async def test_table_recreated_in_one_transaction_is_told_by_a_sync(database: Database, client: Client) -> None:
+    """A table that is replaced by another of its name, and watched, is shown at once with what it holds."""
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    await client.receive()
+    with database.connect() as migration, migration.transaction():
+        migration.execute("create table fresh (like tasks including all)")
+        migration.execute("insert into fresh select * from tasks")
+        migration.execute("insert into fresh (id, title) values ('b', 'B')")
+        migration.execute("drop table tasks")
+        migration.execute("alter table fresh rename to tasks")
+        migration.execute("select relay.watch('tasks')")
+    while set(client.tasks) != {"a", "b"}:
+        await synced(client)
+    database.execute("delete from tasks where id = 'a'")
+
+    assert ("task.deleted", "a") in brief([m for m in await client.until_last(database) if m[0] != "board.sync"])
+
+
+async def test_renamed_table_is_followed(database: Database, relay: Relay, client: Client) -> None:
+    """A table under another name, or in another schema, is the same table: its changes go on."""
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    await client.receive()
+    database.execute("alter table tasks rename to chores; create schema other; alter table chores set schema other")
+    database.execute("insert into other.chores (id, title) values ('b', 'B')")
+    while set(client.tasks) != {"a", "b"}:
+        await client.receive()
+
+    await until(lambda: relay.feed.problem is None)
+
+
+# Partitions
+
+
+async def test_attached_and_detached_partitions_are_told_by_syncs(database: Database, relay: Relay) -> None:
+    """Rows that come with a partition, or go with it, fire no trigger; boards are sent anew all the same."""
+    database.execute("create table p (id int primary key, board_id text, lane text) partition by range (id)")
+    database.execute("create table p0 partition of p for values from (0) to (10)")
+    database.execute("select relay.watch('p')")
+    async with Client.to(relay.url) as client:
+        await client.subscribe("b")
+        database.execute("create table p1 (like p including all)")
+        database.execute("insert into p1 values (11, 'b', 'todo')")
+        database.execute("alter table p attach partition p1 for values from (10) to (20)")
+        await synced(client)
+        assert set(client.tasks) == {11}
+        database.execute("insert into p1 values (12, 'b', 'todo')")
+        database.execute("insert into p values (1, 'b', 'todo')")
+        found = await client.until_last(database, "b")
+        database.execute("alter table p detach partition p1")
+        while 11 in client.tasks:
+            await synced(client)
+
+    assert ("task.created", 12) in brief(found) or 12 in client.tasks
+    assert 1 in client.tasks
+
+
+async def test_new_empty_partition_is_followed_at_once(database: Database, relay: Relay) -> None:
+    """Rows written straight to a partition that was made a moment ago are announced."""
+    database.execute("create table p (id int primary key, board_id text, lane text) partition by range (id)")
+    database.execute("select relay.watch('p')")
+    async with Client.to(relay.url) as client:
+        await client.subscribe("b")
+        database.execute("create table p0 partition of p for values from (0) to (10)")
+        database.execute("insert into p0 values (1, 'b', 'todo')")
+        while 1 not in client.tasks:
+            await client.receive()
+        database.execute("delete from p0")
+        while 1 in client.tasks:
+            await client.receive()
+
+
+# Rows that cannot be shown
+
+
+@pytest.fixture
+def with_json(database: Database) -> Database:
+    """Return a database whose watched table has a column that can hold half a surrogate pair, which is no Unicode."""
+    database.execute("create table t (id text primary key, board_id text, lane text default 'todo', j json)")
+    database.execute("select relay.watch('t')")
+    return database
+
+
+async def test_row_that_cannot_be_shown_is_left_out_and_reported(with_json: Database, relay: Relay) -> None:
+    """Neither its own board nor another is sent anew for it; the log names it, and the others' changes go on."""
+    async with Client.to(relay.url) as client, Client.to(relay.url) as other:
+        await client.subscribe("b")
+        await other.subscribe("c")
+        with structlog.testing.capture_logs() as logged:
+            with_json.execute(r"""insert into t values ('bad', 'b', 'todo', '"\ud800"'), ('a', 'b', 'todo', '1')""")
+            with_json.execute(r"""insert into t values ('bad2', 'c', 'todo', '"\ud800"')""")
+            found = await client.until_last(with_json, "b")
+            assert await other.until_last(with_json, "c") == []
+        async with Client.to(relay.url) as late:
+            await late.subscribe("b")
+            assert "bad" not in late.tasks
+
+    assert brief(found) == [("task.created", "a")]
+    assert "feed.unreadable_row" in {line["event"] for line in logged}
+
+
+async def test_row_that_becomes_unreadable_leaves_and_comes_back(with_json: Database, relay: Relay) -> None:
+    """To clients it is deleted while it cannot be shown, and created when it can; no board is sent anew."""
+    with_json.execute("insert into t values ('a', 'b', 'todo', '1'), ('x', 'c', 'todo', '1')")
+    async with Client.to(relay.url) as client, Client.to(relay.url) as other:
+        await client.subscribe("b")
+        await other.subscribe("c")
+        with_json.execute(r"""update t set j = '"\ud800"' where id = 'a'""")
+        with_json.execute(r"""update t set j = '"\udfff"' where id = 'a'""")
+        with_json.execute("update t set j = '2' where id = 'a'")
+        found = await client.until_last(with_json, "b")
+        with_json.execute(r"""update t set j = '"\ud800"' where id = 'a'""")
+        with_json.execute("delete from t where id = 'a'")
+        found += await client.until_last(with_json, "b")
+        others = await other.until_last(with_json, "c")
+
+    assert brief(found) == [("task.deleted", "a"), ("task.created", "a"), ("task.deleted", "a")]
+    assert others == []
+
+
+@pytest.fixture
+def any_bytes(server: Server) -> Iterator[Database]:
+    """Yield a watched database that takes bytes of any encoding, as one made with SQL_ASCII does."""
+    name = f"relay_test_{secrets.token_hex(6)}"
+    with closing(psycopg.connect(server.dsn, autocommit=True)) as maintenance:
+        maintenance.execute(
+            sql.SQL(
+                "create database {} template template0 encoding 'SQL_ASCII' locale_provider libc locale 'C'"
+            ).format(sql.Identifier(name))
+        )
+        try:
+            dsn = make_conninfo(server.dsn, dbname=name)
+            install(dsn)
+            # What a client says that it sends: psycopg would give bytes, not text, where it is not told.
+            with Database(make_conninfo(dsn, client_encoding="UTF8")) as database:
+                yield database
+        finally:
+            maintenance.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+async def test_invalid_bytes_are_left_out_and_the_others_go_on(any_bytes: Database) -> None:
+    """In a SQL_ASCII database a row of bytes that are no text is not shown; others, in UTF-8, are."""
+    dsn = make_conninfo(any_bytes.dsn, client_encoding="")
+    async with Relay(dsn).running() as relay, Client.to(relay.url) as client:
+        await client.subscribe("default")
+        bad = psycopg.connect(make_conninfo(any_bytes.dsn, client_encoding="SQL_ASCII"), autocommit=True)
+        with closing(bad) as writer:
+            writer.execute(b"insert into tasks (id, title) values ('bad', E'\\xff')")
+        any_bytes.execute("insert into tasks (id, title) values ('a', 'Ä')")
+        found = await client.until_last(any_bytes)
+        async with Client.to(relay.url) as late:
+            await late.subscribe("default")
+            assert "bad" not in late.tasks
+            assert late.tasks["a"]["title"] == "Ä"
+
+    assert brief(found) == [("task.created", "a")]
+    assert client.tasks["a"]["title"] == "Ä"
