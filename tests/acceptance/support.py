@@ -111,8 +111,14 @@ class Program:
 class Daemon(Program):
     """`relay serve` on a database."""
 
-    def __init__(self, options: Sequence[str], folder: Path, settings: Mapping[str, str]) -> None:
-        super().__init__([RELAY, "serve", *options], folder, settings)
+    def __init__(
+        self,
+        options: Sequence[str],
+        folder: Path,
+        settings: Mapping[str, str],
+        program: Sequence[str | Path] = (RELAY,),
+    ) -> None:
+        super().__init__([*program, "serve", *options], folder, settings)
         self.ws_port = 0
         self.health_port = 0
 

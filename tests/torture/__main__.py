@@ -1,0 +1,33 @@
+"""`python -m tests.torture`: writers, clients and faults at random, and a verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from pathlib import Path
+
+import click
+
+from tests.torture.mutants import MUTANTS
+from tests.torture.run import torture
+
+
+@click.command()
+@click.option("--minutes", type=float, default=1.0, show_default=True, help="how long to torture")
+@click.option("--seed", default=None, help="what chance starts from  [default: a new one]")
+@click.option("--mutant", type=click.Choice(sorted(MUTANTS)), help="torture a broken relay instead")
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path),
+    default=Path("torture"),
+    show_default=True,
+    help="the folder in which a failure leaves what it takes to understand it",
+)
+def main(minutes: float, seed: str | None, mutant: str | None, keep: Path) -> None:
+    """Torture the relay and say whether anybody was told anything but the truth."""
+    verdict = asyncio.run(torture(seed or secrets.token_hex(4), minutes * 60, keep, mutant, sys.stdout))
+    sys.exit(1 if verdict.violations else 0)
+
+
+main()

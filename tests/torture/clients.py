@@ -1,0 +1,184 @@
+"""The clients of the torture: they come, stay, stall, leave and come back, and note every step that they are led.
+
+Rules:
+- A client applies what it is sent and nothing else. What does not fit what it holds is a violation at once.
+- What it was led through is checked against the audit later, when the writers pause (see `oracle`).
+- A resumable client presents its last cursor whenever it comes back; a board that it then gets must bring a reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, WebSocketException
+
+from tests.torture.oracle import Audit, Step
+
+Task = dict[str, Any]
+
+
+@dataclass
+class Stretch:
+    """What a resumable client was sent from one cursor on: the stamps, in order, and the last cursor."""
+
+    first: str
+    last: str
+    stamps: list[int] = field(default_factory=list)
+
+
+class Client:
+    """One client, on one board for all its life."""
+
+    def __init__(self, name: str, board: str, urls: Callable[[], list[str]], seed: str, *, resumable: bool) -> None:
+        self.name = name
+        self.board = board
+        self.resumable = resumable
+        self.tasks: dict[str, Task] = {}
+        self.violations: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.raw: list[tuple[float, str]] = []
+        self.calm = asyncio.Event()
+        """Set while the client shall stay where it is, connected and reading."""
+        self._urls = urls
+        self._chance = random.Random(seed)
+        self._cursor: str | None = None
+        self._parts: list[dict[str, Any]] = []
+        self._steps: list[Step] = []
+        self._stretches: list[Stretch] = []
+        self._marks: list[tuple[str, dict[str, int]]] = []
+        self._synced = False
+
+    async def live(self) -> None:
+        """Connect to one relay or another, for ever."""
+        while True:
+            with contextlib.suppress(OSError, WebSocketException, InvalidHandshake, TimeoutError):
+                url = self._chance.choice(self._urls())
+                async with connect(
+                    url, max_size=None, max_queue=None, open_timeout=5, ping_interval=None
+                ) as connection:
+                    await self._follow(connection)
+            await asyncio.sleep(self._chance.random() * 0.3)
+
+    async def _follow(self, connection: ClientConnection) -> None:
+        subscribe: dict[str, Any] = {"type": "subscribe", "boardId": self.board}
+        if self.resumable:
+            subscribe["cursor"] = self._cursor
+        self._presented = self._cursor
+        self._synced, self._parts = False, []
+        await connection.send(json.dumps(subscribe))
+        leave_at = time.monotonic() + self._chance.expovariate(1 / 4)
+        while self.calm.is_set() or time.monotonic() < leave_at:
+            try:
+                async with asyncio.timeout(0.2):
+                    text = await connection.recv()
+            except TimeoutError:
+                continue
+            self.raw.append((time.time(), str(text)))
+            self._take(json.loads(text))
+            if self._chance.random() < 0.002:
+                connection.transport.pause_reading()
+                await asyncio.sleep(self._chance.random() * 2)
+                connection.transport.resume_reading()
+
+    # What it is sent
+
+    def _take(self, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        self.counts[kind] += 1
+        if self.resumable != ("boardId" in message):
+            self._violate(f"a message of the wrong kind: {kind}")
+        if kind == "board.sync":
+            self._sync(message)
+        elif kind == "batch":
+            self._parts += message["data"]
+            if "cursor" in message:
+                self._batch(message["cursor"])
+        elif not self._synced:
+            self._violate(f"{kind} before the board")
+        else:
+            self._apply(kind, message["data"])
+
+    def _sync(self, message: dict[str, Any]) -> None:
+        self.tasks = {task["id"]: task for lane in message["data"]["lanes"].values() for task in lane}
+        reason = message.get("reason")
+        if self.resumable:
+            if (self._presented or self._synced) and not reason:
+                self._violate("the board came instead of what was missed, without a reason")
+            self.counts[f"sync: {reason}"] += 1
+            self._cursor = self._presented = str(message["cursor"])
+            self._stretches.append(Stretch(self._cursor, self._cursor))
+            self._mark()
+        self._synced, self._parts = True, []
+
+    def _batch(self, cursor: str) -> None:
+        if not self._synced and self._presented is None:
+            self._violate("a batch before the board")
+        if not self._synced:
+            self.counts["resumed"] += 1
+        self._synced = True
+        parts, self._parts = self._parts, []
+        for each in parts:
+            self.counts[each["type"]] += 1
+            self._apply(each["type"], each["data"])
+        self._cursor = self._stretches[-1].last = cursor
+        if self._chance.random() < 0.05:
+            self._mark()
+
+    def _mark(self) -> None:
+        """Note what is held at a cursor, to be compared with what it says."""
+        if self._cursor is not None:
+            self._marks.append((self._cursor, {name: task["stamp"] for name, task in self.tasks.items()}))
+
+    def _apply(self, kind: str, data: dict[str, Any]) -> None:
+        name = data["id"]
+        held = self.tasks.get(name)
+        match kind:
+            case "task.created" if held is None:
+                self.tasks[name] = data
+                self._step(name, None, data["stamp"])
+            case "task.updated" if held is not None:
+                self._step(name, held["stamp"], data["changes"].get("stamp"))
+                held.update(data["changes"])
+            case "task.moved" if held is not None and held["lane"] == data["fromLane"]:
+                held["lane"] = data["toLane"]
+            case "task.deleted" if held is not None:
+                del self.tasks[name]
+                self._step(name, held["stamp"], None)
+            case _:
+                self._violate(f"{kind} of {data} does not fit {held}")
+
+    def _step(self, name: str, old: int | None, new: int | None) -> None:
+        self._steps.append(Step(self.board, name, old, new))
+        if new is not None and self._stretches:
+            self._stretches[-1].stamps.append(new)
+
+    def _violate(self, what: str) -> None:
+        self.violations.append(f"{self.name}: {what}")
+
+    # What it is asked
+
+    def check(self, audit: Audit) -> None:
+        """Compare all that happened since the last check with the audit."""
+        for step in self._steps:
+            if not audit.is_step(step):
+                self._violate(f"task {step.task} went from {step.old} to {step.new}, which never happened")
+        for cursor, held in self._marks:
+            if (expected := audit.at(self.board, cursor)) != held:
+                wrong = sorted(set(expected.items()) ^ set(held.items()))[:6]
+                self._violate(f"at cursor {cursor} it holds something else than the table did: {wrong}")
+        for stretch in self._stretches:
+            told = audit.told(stretch.stamps)
+            if len(told) != len(set(told)) or set(told) != audit.between(self.board, stretch.first, stretch.last):
+                missing = sorted(audit.between(self.board, stretch.first, stretch.last) ^ set(told))[:6]
+                self._violate(f"from {stretch.first} to {stretch.last} it was not told all once: {missing}")
+        self._steps, self._marks = [], []
+        self._stretches = [Stretch(self._cursor, self._cursor)] if self._cursor else []

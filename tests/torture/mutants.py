@@ -1,0 +1,92 @@
+"""Broken relays, for the torture to find: `python -m tests.torture.mutants NAME serve …`.
+
+Each takes away one thing that exactness rests on, as a plausible mistake would. A torture that does not catch all of
+them proves nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from relay import board, cli, session
+from relay.snapshot import Snapshot
+from tests.acceptance.support import RELAY
+
+NOTHING: Final = Snapshot.parse("3:3:")
+
+
+def late_committers() -> None:
+    """Forgets the transactions that were running at the last look: what commits out of order is skipped."""
+    session._running = lambda snapshot: []  # noqa: ARG005, SLF001
+
+
+def tail_dropped() -> None:
+    """Forgets what the feed delivered while a board was read."""
+    synced = board.Board.synced
+
+    def without_tail(self: board.Board[Any], snapshot: Snapshot, position: Snapshot) -> Any:
+        if self._tail:
+            self._tail.clear()
+        return synced(self, snapshot, position)
+
+    board.Board.synced = without_tail  # type: ignore[method-assign]
+
+
+def ahead_is_live() -> None:
+    """Takes who is ahead of the feed for one of the others: what its board contains comes again."""
+
+    def place(self: board.Board[Any], group: set[Any], _snapshot: Snapshot, position: Snapshot) -> Snapshot:
+        self._live |= group
+        return position
+
+    board.Board._place = place  # type: ignore[method-assign, assignment]  # noqa: SLF001
+
+
+def truncate_ignored() -> None:
+    """Does not read the boards again when it should."""
+    transactions = session.Session._transactions  # noqa: SLF001
+
+    def without_sync(self: session.Session, entries: Any) -> Any:
+        return [replace(transaction, sync=None) for transaction in transactions(self, entries)]
+
+    session.Session._transactions = without_sync  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def horizon_ignored() -> None:
+    """Goes on from where the journal no longer does."""
+    batch = session.Session._batch  # noqa: SLF001
+    now = session.Session.now
+
+    async def without_horizon(self: session.Session, rows: Any) -> session.Batch:
+        return replace(await batch(self, rows), horizon=NOTHING)
+
+    async def now_without_horizon(self: session.Session) -> tuple[Snapshot, Snapshot]:
+        return (await now(self))[0], NOTHING
+
+    session.Session._batch = without_horizon  # type: ignore[method-assign]  # noqa: SLF001
+    session.Session.now = now_without_horizon  # type: ignore[method-assign]
+
+
+MUTANTS: Final[dict[str, Callable[[], None]]] = {
+    mutant.__name__: mutant
+    for mutant in (late_committers, tail_dropped, ahead_is_live, truncate_ignored, horizon_ignored)
+}
+
+
+def command(name: str | None) -> Sequence[str | Path]:
+    """Return how to start a relay: the real one, or one of the mutants."""
+    if name is None:
+        return [RELAY]
+    here = Path(__file__).parents[2]
+    start = f"import sys; sys.path.insert(0, {str(here)!r}); from tests.torture import mutants; mutants.main()"
+    return [sys.executable, "-c", start, name]
+
+
+def main() -> None:
+    """Break the relay, then be it."""
+    MUTANTS[sys.argv.pop(1)]()
+    cli.main()
