@@ -36,11 +36,8 @@ def brief(messages: list[Message]) -> list[tuple[str, object]]:
     ("statement", "expected"),
     [
         ("alter table tasks add column owner text default 'nobody'", {"owner": "nobody"}),
-        (
-            "alter table tasks alter estimated_hours type text using estimated_hours || ' h'",
-            {"estimatedHours": "1 h"},
-        ),
-        ("alter table tasks rename estimated_hours to hours", {"hours": 1}),
+        ("alter table tasks alter status type integer using length(status)", {"status": 4}),
+        ("alter table tasks rename status to state", {"state": "open"}),
     ],
     ids=["added", "retyped", "renamed"],
 )
