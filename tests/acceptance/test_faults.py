@@ -165,3 +165,37 @@ async def test_open_transaction_holds_up_nobody(database: Database, relay: Relay
             insert(database, "last")
 
             assert (await client.receive())["data"]["id"] == "last"
+
+
+async def test_reading_costs_no_more_as_a_transaction_ages(database: Database, relay: Relays) -> None:
+    """However long a transaction has been open, the daemon reads what is new and not all that came since it began."""
+    daemon = await relay(database.dsn)
+    batches, size = 40, 25
+    with database.connect() as old:
+        old.execute("begin")
+        old.execute("insert into tasks (id, title) values ('old', 'T')")
+        async with Client.to(daemon) as client:
+            await client.subscribe()
+            for batch in range(batches):
+                names = [f"{batch}-{number}" for number in range(size)]
+                await asyncio.to_thread(insert, database, *names)
+                await client.receive_until(id=names[-1])
+        await daemon.stop()
+        await until(
+            lambda: not sessions(database), "the end of the daemon's sessions, with which they tell statistics"
+        )
+        [(read,)] = database.fetch(
+            "select (select coalesce(sum(idx_tup_read), 0) from pg_stat_user_indexes "
+            "        where schemaname = 'relay' and relname like 'journal%') "
+            "     + (select coalesce(sum(seq_tup_read), 0) from pg_stat_user_tables "
+            "        where schemaname = 'relay' and relname like 'journal%')"
+        )
+
+    # Each row once, and the open transaction's at every look; reading all since it began would be twenty times that.
+    assert batches * size <= read <= 4 * batches * size
+
+
+def sessions(database: Database) -> list[tuple[Any, ...]]:
+    return database.fetch(
+        "select pid from pg_stat_activity where application_name = 'relay' and datname = current_database()"
+    )
