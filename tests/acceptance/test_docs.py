@@ -23,8 +23,9 @@ from tests.servers import Database, do_without, sole_use
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DBA = ROOT / "docs" / "dba.md"
+OPERATOR = ROOT / "docs" / "operator.md"
 CLIENTS = ROOT / "docs" / "clients.md"
-DOCUMENTS = (README, DBA, CLIENTS)
+DOCUMENTS = (README, DBA, OPERATOR, CLIENTS)
 
 
 def examples(document: Path, language: str) -> list[str]:
@@ -51,7 +52,7 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("document", [README, DBA], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [README, DBA, OPERATOR], ids=lambda path: path.name)
 def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) -> None:
     """Every `relay` command that ends by itself runs as printed, in the order of the document."""
     run_relay("sql", "tasks", cwd=tmp_path, DATABASE_URL=empty_database.dsn)

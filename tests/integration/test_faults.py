@@ -307,9 +307,9 @@ async def test_restore_into_the_same_database_is_told_by_a_sync(
             assert (await client.receive())[0] == "board.sync"
         await until(lambda: relay.feed.problem is None)
         database.execute("insert into tasks (id, title) values ('b', 'B')")
-        found = await client.until_last(database)
+        await client.until_last(database)
 
-    assert ("task.created", "b") in [(kind, data.get("id")) for kind, data in found] or "b" in client.tasks
+    assert "b" in client.tasks
     assert "lost" not in client.tasks
 
 
@@ -364,9 +364,8 @@ async def test_what_logical_replication_applies_is_announced() -> None:
         way = conninfo_to_dict(publisher.dsn)
         source = make_conninfo(host=way["host"], port=way["port"], user=way["user"], dbname=way["dbname"])
         async with subscriber(applier.dsn) as (_, client):
-            await asyncio.to_thread(
-                execute, applier.dsn, f"create subscription s connection '{source}' publication p"
-            )
+            subscription = f"create subscription s connection '{source}' publication p with (copy_data = false)"
+            await asyncio.to_thread(execute, applier.dsn, subscription)
             for statement in (
                 "insert into tasks (id, title) values ('a', 'A')",
                 "update tasks set lane = 'done'",

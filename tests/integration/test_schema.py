@@ -36,19 +36,16 @@ def brief(messages: list[Message]) -> list[tuple[str, object]]:
     ("statement", "expected"),
     [
         ("alter table tasks add column owner text default 'nobody'", {"owner": "nobody"}),
-        (
-            "alter table tasks alter estimated_hours type text using estimated_hours || ' h'",
-            {"estimatedHours": "1 h"},
-        ),
-        ("alter table tasks rename estimated_hours to hours", {"hours": 1}),
+        ("alter table tasks alter status type integer using length(status)", {"status": 4}),
+        ("alter table tasks rename status to state", {"state": "open"}),
     ],
     ids=["added", "retyped", "renamed"],
 )
 async def test_changed_column_is_told_by_a_sync(
     database: Database, relay: Relay, client: Client, statement: str, expected: dict[str, object]
 ) -> None:
-    """A column that is added, retyped or renamed shows at once on every task, and changes go on under its new shape."""
-    database.execute("insert into tasks (id, title, estimated_hours) values ('a', 'A', 1)")
+    """A column that is added, retyped or renamed shows at once on every task, and changes go on in the new shape."""
+    database.execute("insert into tasks (id, title, status) values ('a', 'A', 'open')")
     await client.receive()
     database.execute(statement)
     await synced(client)
@@ -90,19 +87,18 @@ async def test_dropped_key_column_fails_no_writer_and_is_mended_by_watching_agai
     await until(lambda: relay.feed.problem is None)
 
 
-async def test_many_shapes_in_one_transaction_are_one_change_of_shape(database: Database, client: Client) -> None:
-    """A migration that changes shape and rows in one transaction is told by syncs and leaves the board equal."""
+async def test_migration_in_one_transaction_is_told_by_a_sync(database: Database, client: Client) -> None:
+    """A migration that changes shape and rows in one transaction leaves the board equal to the table."""
     with database.connect() as migration:
         migration.execute(
             "begin; insert into tasks (id, title) values ('a', 'A'); alter table tasks add column n integer; "
             "update tasks set n = 1; alter table tasks drop column status; update tasks set n = 2; commit"
         )
-    while "a" not in client.tasks or "n" not in client.tasks["a"]:
+    while "a" not in client.tasks or "status" in client.tasks["a"]:
         await client.receive()
+    await client.until_last(database)
 
-    assert await client.until_last(database) in ([], [("board.sync", {})]) or client.tasks["a"]["n"] == 2
     assert client.tasks["a"]["n"] == 2
-    assert "status" not in client.tasks["a"]
 
 
 # Tables
@@ -139,8 +135,10 @@ async def test_table_recreated_in_one_transaction_is_told_by_a_sync(database: Da
     while set(client.tasks) != {"a", "b"}:
         await synced(client)
     database.execute("delete from tasks where id = 'a'")
+    await client.until_last(database)
 
-    assert ("task.deleted", "a") in brief([m for m in await client.until_last(database) if m[0] != "board.sync"])
+    assert "a" not in client.tasks
+    assert "b" in client.tasks
 
 
 async def test_renamed_table_is_followed(database: Database, relay: Relay, client: Client) -> None:
@@ -172,13 +170,11 @@ async def test_attached_and_detached_partitions_are_told_by_syncs(database: Data
         assert set(client.tasks) == {11}
         database.execute("insert into p1 values (12, 'b', 'todo')")
         database.execute("insert into p values (1, 'b', 'todo')")
-        found = await client.until_last(database, "b")
+        while set(client.tasks) != {1, 11, 12}:
+            await client.receive()
         database.execute("alter table p detach partition p1")
-        while 11 in client.tasks:
-            await synced(client)
-
-    assert ("task.created", 12) in brief(found) or 12 in client.tasks
-    assert 1 in client.tasks
+        while set(client.tasks) != {1}:
+            await client.receive()
 
 
 async def test_new_empty_partition_is_followed_at_once(database: Database, relay: Relay) -> None:
@@ -257,8 +253,7 @@ def any_bytes(server: Server) -> Iterator[Database]:
         try:
             dsn = make_conninfo(server.dsn, dbname=name)
             install(dsn)
-            # What a client says that it sends: psycopg would give bytes, not text, where it is not told.
-            with Database(make_conninfo(dsn, client_encoding="UTF8")) as database:
+            with Database(dsn) as database:
                 yield database
         finally:
             maintenance.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
@@ -266,12 +261,9 @@ def any_bytes(server: Server) -> Iterator[Database]:
 
 async def test_invalid_bytes_are_left_out_and_the_others_go_on(any_bytes: Database) -> None:
     """In a SQL_ASCII database a row of bytes that are no text is not shown; others, in UTF-8, are."""
-    dsn = make_conninfo(any_bytes.dsn, client_encoding="")
-    async with Relay(dsn).running() as relay, Client.to(relay.url) as client:
+    async with Relay(any_bytes.dsn).running() as relay, Client.to(relay.url) as client:
         await client.subscribe("default")
-        bad = psycopg.connect(make_conninfo(any_bytes.dsn, client_encoding="SQL_ASCII"), autocommit=True)
-        with closing(bad) as writer:
-            writer.execute(b"insert into tasks (id, title) values ('bad', E'\\xff')")
+        any_bytes.execute(r"insert into tasks (id, title) values ('bad', E'\xff')")
         any_bytes.execute("insert into tasks (id, title) values ('a', 'Ä')")
         found = await client.until_last(any_bytes)
         async with Client.to(relay.url) as late:

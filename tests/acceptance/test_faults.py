@@ -1,0 +1,201 @@
+"""The daemon through faults of its own machine: killed, doubled, its clock set, and more at once than is usual."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.support import Client, Message, Relays, until
+from tests.servers import Database, do_without
+
+MANY = 100_000
+
+
+def ids(sync: Message) -> list[Any]:
+    """Return the ids on a board that was sent whole."""
+    assert sync["type"] == "board.sync"
+    return [task["id"] for lane in sync["data"]["lanes"].values() for task in lane]
+
+
+def insert(database: Database, *names: str, board: str = "default") -> None:
+    for name in names:
+        database.execute("insert into tasks (id, board_id, title) values (%s, %s, 'T')", name, board)
+
+
+def fill(database: Database) -> None:
+    """Put many tasks on the board, which takes less time while nobody watches."""
+    database.execute("select relay.unwatch('tasks')")
+    database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, %s) i", MANY)
+    database.execute("select relay.watch('tasks')")
+
+
+async def test_killed_daemon_leaves_no_gap(database: Database, relay: Relays) -> None:
+    """After kill -9 and a restart clients connect again and hold what was committed meanwhile; changes go on."""
+    daemon = await relay(database.dsn)
+    async with Client.to(daemon) as client:
+        await client.subscribe()
+        insert(database, "before")
+        await client.receive()
+        await daemon.stop(signal.SIGKILL)
+        assert await client.closed() == 1006
+    insert(database, "meanwhile")
+    again = await relay(database.dsn, ws_port=daemon.ws_port)
+    async with Client.to(again) as client:
+        assert set(ids(await client.subscribe())) == {"before", "meanwhile"}
+        insert(database, "after")
+
+        message = await client.receive()
+    assert (message["type"], message["data"]["id"]) == ("task.created", "after")
+
+
+async def test_two_daemons_each_deliver_everything_once(database: Database, relay: Relays) -> None:
+    """Two daemons on one database go side by side: the subscribers of both get each change once, in order."""
+    one, other = await relay(database.dsn), await relay(database.dsn)
+    names = [str(number) for number in range(200)]
+    async with Client.to(one) as first, Client.to(other) as second:
+        for client in (first, second):
+            await client.subscribe()
+        await asyncio.to_thread(insert, database, *names)
+
+        for client in (first, second):
+            received = await client.receive_until(id=names[-1])
+            assert [(message["type"], message["data"]["id"]) for message in received] == [
+                ("task.created", name) for name in names
+            ]
+
+
+@pytest.fixture
+def library_that_fakes_time() -> Path:
+    """Return the library with which a program sees another clock than the machine's."""
+    found = sorted(Path("/usr/lib").glob("**/faketime/libfaketimeMT.so.1"))
+    if not found:
+        do_without("this sets the daemon's clock with libfaketime: on Debian and Ubuntu, apt install faketime")
+    return found[0]
+
+
+async def test_set_clock_is_not_noticed(
+    database: Database, relay: Relays, library_that_fakes_time: Path, tmp_path: Path
+) -> None:
+    """When the daemon's clock is set a month ahead and a year back, changes flow and no client is dropped."""
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    daemon = await relay(
+        database.dsn,
+        LD_PRELOAD=str(library_that_fakes_time),
+        FAKETIME_TIMESTAMP_FILE=str(clock),
+        FAKETIME_NO_CACHE="1",
+        FAKETIME_DONT_FAKE_MONOTONIC="1",
+        DONT_FAKE_MONOTONIC="1",
+        WS_HEARTBEAT="100",
+    )
+    async with Client.to(daemon) as client:
+        await client.subscribe()
+        for number, shift in enumerate(("+30d", "-365d", "+0")):
+            clock.write_text(shift)
+            insert(database, str(number))
+            assert (await client.receive())["data"]["id"] == str(number)
+            await daemon.healthy()
+    await until(lambda: daemon.log("websocket.close"), "the end of the connection")
+
+    times = [datetime.fromisoformat(line["timestamp"]) for line in daemon.log()]
+    assert (max(times) - min(times)).days in {394, 395}
+    assert daemon.log("websocket.dropped") == []
+    assert daemon.log("feed.problem") == []
+
+
+@pytest.mark.timeout(180)
+async def test_board_of_many_tasks_is_sent_whole(database: Database, relay: Relays) -> None:
+    """A board of 100,000 tasks comes in one sync, other boards' changes come meanwhile, and its own follow."""
+    fill(database)
+    daemon = await relay(database.dsn)
+    async with Client.to(daemon) as client, Client.to(daemon) as other:
+        await other.subscribe("other")
+        await client.send_subscribe()
+        insert(database, "x", board="other")
+        assert (await other.receive())["data"]["id"] == "x"
+        sync = await client.receive()
+        insert(database, "last")
+        received = await client.receive_until(id="last")
+
+    assert len(set(ids(sync))) == len(ids(sync)) == MANY
+    assert [message["type"] for message in received] == ["task.created"]
+    assert daemon.log("websocket.dropped") == []
+
+
+@pytest.mark.timeout(180)
+async def test_transaction_of_many_rows_arrives_whole(database: Database, relay: Relays) -> None:
+    """One transaction that changes 100,000 rows reaches its board's subscriber row by row, and nobody is dropped."""
+    fill(database)
+    daemon = await relay(database.dsn)
+    async with Client.to(daemon) as client, Client.to(daemon) as other:
+        await other.subscribe("other")
+        await client.subscribe()
+        await asyncio.to_thread(database.execute, "update tasks set title = 'U'")
+        asyncio.get_running_loop().set_debug(False)  # or it would note where each of the many reads was made
+        received = [await client.receive() for _ in range(MANY)]
+        insert(database, "x", board="other")
+        assert (await other.receive())["data"]["id"] == "x"
+
+    assert {message["type"] for message in received} == {"task.updated"}
+    assert {message["data"]["id"] for message in received} == {f"t{number + 1}" for number in range(MANY)}
+    assert daemon.log("websocket.dropped") == []
+
+
+async def test_open_transaction_holds_up_nobody(database: Database, relay: Relays) -> None:
+    """Beside a transaction that stays open writers' changes arrive at once; its own arrive when it commits, once."""
+    daemon = await relay(database.dsn)
+    with database.connect() as old:
+        old.execute("begin")
+        old.execute("insert into tasks (id, title) values ('old', 'T')")
+        async with Client.to(daemon) as client:
+            await client.subscribe()
+            for batch in range(20):
+                names = [f"{batch}-{number}" for number in range(25)]
+                await asyncio.to_thread(insert, database, *names)
+                received = await client.receive_until(id=names[-1])
+                assert [message["data"]["id"] for message in received] == names
+            old.execute("commit")
+            message = await client.receive()
+            assert (message["type"], message["data"]["id"]) == ("task.created", "old")
+            insert(database, "last")
+
+            assert (await client.receive())["data"]["id"] == "last"
+
+
+async def test_reading_costs_no_more_as_a_transaction_ages(database: Database, relay: Relays) -> None:
+    """However long a transaction has been open, the daemon reads what is new and not all that came since it began."""
+    daemon = await relay(database.dsn)
+    batches, size = 40, 25
+    with database.connect() as old:
+        old.execute("begin")
+        old.execute("insert into tasks (id, title) values ('old', 'T')")
+        async with Client.to(daemon) as client:
+            await client.subscribe()
+            for batch in range(batches):
+                names = [f"{batch}-{number}" for number in range(size)]
+                await asyncio.to_thread(insert, database, *names)
+                await client.receive_until(id=names[-1])
+        await daemon.stop()
+        await until(
+            lambda: not sessions(database), "the end of the daemon's sessions, with which they tell statistics"
+        )
+        [(read,)] = database.fetch(
+            "select (select coalesce(sum(idx_tup_read), 0) from pg_stat_user_indexes "
+            "        where schemaname = 'relay' and relname like 'journal%') "
+            "     + (select coalesce(sum(seq_tup_read), 0) from pg_stat_user_tables "
+            "        where schemaname = 'relay' and relname like 'journal%')"
+        )
+
+    # Each row once, and the open transaction's at every look; reading all since it began would be twenty times that.
+    assert batches * size <= read <= 4 * batches * size
+
+
+def sessions(database: Database) -> list[tuple[Any, ...]]:
+    return database.fetch(
+        "select pid from pg_stat_activity where application_name = 'relay' and datname = current_database()"
+    )
