@@ -1,11 +1,12 @@
 # make help explains itself.
 
 PYTHON ?= python3
+MINUTES ?= 1
 BIN := .venv/bin
 GUIDE := tests/acceptance/guide
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test torture mutants check format clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +19,14 @@ demo: install  ## Watch a living board arrive over WebSocket: no database, no Do
 test: install $(GUIDE)/node_modules/.installed  ## Run all tests: make test ARGS='-k truncate'
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+torture: install  ## Prove it amid faults, until one is told wrong: make torture MINUTES=60 SEED=7
+	$(BIN)/python -m tests.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+mutants: install  ## See that the torture catches each of its broken relays
+	@for mutant in late_committers tail_dropped ahead_is_live truncate_ignored horizon_ignored; do \
+		if $(BIN)/python -m tests.torture --minutes 5 --mutant $$mutant; then \
+			echo "$$mutant was not caught"; exit 1; fi; done
+
 check: install  ## Lint, check formats, types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -29,7 +38,7 @@ format: install  ## Format the code
 	$(BIN)/ruff format
 
 clean:  ## Remove what was set up and made
-	rm -rf .venv $(GUIDE)/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv torture $(GUIDE)/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -17,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from relay import protocol
 from relay.config import Settings
+from relay.cursor import Reason
 from tests.acceptance.support import Client, Daemon, Program, Relays, run_relay, until
 from tests.servers import Database, do_without, sole_use
 
@@ -131,11 +132,31 @@ async def test_python_example_follows_a_board(
     guide_relay: Daemon, database: Database, relay: Relays, tmp_path: Path
 ) -> None:
     """The Python client of the clients' guide holds the board, and comes back by itself."""
-    [example] = examples(CLIENTS, "python")
+    _, example = examples(CLIENTS, "python")
     (tmp_path / "example.py").write_text(example)
     program = Program([sys.executable, "example.py"], tmp_path, {})
     try:
         await watch_example(program, database, relay, guide_relay)
+    finally:
+        program.end()
+
+
+async def test_resuming_example_gets_what_it_missed(
+    guide_relay: Daemon, database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """The resuming client of the clients' guide comes back to a new relay and is sent no board again."""
+    example, _ = examples(CLIENTS, "python")
+    (tmp_path / "example.py").write_text(example)
+    program = Program([sys.executable, "example.py"], tmp_path, {})
+    try:
+        await until(lambda: "board.sync (None): 0 tasks" in program.output, "its first board.sync")
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        await until(lambda: "1 changes: 1 tasks" in program.output, "the change")
+        await guide_relay.stop()
+        database.execute("insert into tasks (id, title) values ('b', 'B'), ('c', 'C')")
+        await relay(database.dsn, ws_port=guide_relay.ws_port)
+        await until(lambda: "2 changes: 3 tasks" in program.output, "what it missed")
+        assert program.output.count("board.sync") == 1
     finally:
         program.end()
 
@@ -160,16 +181,18 @@ async def test_javascript_example_follows_a_board(
 
 def test_messages_in_the_documents_are_of_the_protocol() -> None:
     """Each JSON example is a message that clients can receive."""
-    kinds = {"board.sync", "task.created", "task.moved", "task.updated", "task.deleted", "error"}
+    kinds = {"board.sync", "task.created", "task.moved", "task.updated", "task.deleted", "batch", "error"}
     for block in examples(CLIENTS, "json"):
         for line in block.splitlines():
             message = json.loads(line)
-            assert {"type", "data"} == message.keys()
+            resumable = {"boardId", "cursor"} if "boardId" in message else set()
+            assert {"type", "data"} | resumable == message.keys()
             assert message["type"] in kinds
 
 
 def test_tables_of_codes_are_complete() -> None:
-    """The clients' guide lists every error and close code, and no other."""
+    """The clients' guide lists every error, reason and close code, and no other."""
+    assert first_column(CLIENTS, "| reason | why the board was sent |") == list(get_args(Reason))
     assert first_column(CLIENTS, "| code | sent for |") == list(get_args(protocol.ErrorCode))
     assert {int(code) for code in first_column(CLIENTS, "| close code |")} == {*protocol.CloseCode, 1000, 1002, 1006}
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from tests.torture.clients import Client
+from tests.torture.oracle import Audit
 from tests.torture.world import BOARDS, World, Writers
 
 ROUND_SECONDS: Final = 10.0
@@ -43,7 +44,8 @@ class Verdict:
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}: {self.seconds / 60:.1f} minutes, {self.rounds} rounds, {self.changes} changes committed",
+            f"seed {self.seed}: {self.seconds / 60:.1f} minutes, {self.rounds} rounds",
+            f"  changes committed: {self.changes}",
             f"  writers: {_list(self.writes)}",
             f"  clients: {_list(self.messages)}",
             f"  faults ({self.faults.total()}): {_list(self.faults)}",
@@ -91,7 +93,8 @@ async def torture(seed: str, seconds: float, keep: Path, mutant: str | None, out
                 await asyncio.gather(*tasks, return_exceptions=True)
             _sum_up(verdict, world, writers, clients, time.monotonic() - started)
             if verdict.violations:
-                await _leave(keep / seed, world, clients, verdict)
+                audit = await world.audit()
+                await asyncio.to_thread(_leave, keep / seed, world, clients, audit, verdict)
     print(verdict, file=output, flush=True)
     return verdict
 
@@ -146,15 +149,15 @@ def _sum_up(verdict: Verdict, world: World, writers: Writers, clients: list[Clie
         verdict.messages += client.counts
 
 
-async def _leave(folder: Path, world: World, clients: list[Client], verdict: Verdict) -> None:
+def _leave(folder: Path, world: World, clients: list[Client], audit: Audit, verdict: Verdict) -> None:
     """Leave on disk all that it takes to understand a failure."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "faults.txt").write_text("\n".join(world.story))
     (folder / "verdict.txt").write_text(f"{verdict}\n" + "\n".join(verdict.violations))
     for client in clients:
         with (folder / f"{client.name}.jsonl").open("w") as lines:
             lines.writelines(json.dumps({"at": at, "message": text}) + "\n" for at, text in client.raw)
     with (folder / "audit.csv").open("w", newline="") as table:
-        audit = await world.audit()
         csv.writer(table).writerows(
             (one.number, one.xid, one.old_id, one.new_id, one.old_board, one.new_board, one.stamp)
             for one in audit.entries
@@ -162,4 +165,4 @@ async def _leave(folder: Path, world: World, clients: list[Client], verdict: Ver
     for log in world.folder.glob("output-of-*"):
         with contextlib.suppress(OSError):
             shutil.copy(log, folder / f"relay-{log.name}.log")
-    print(f"  what everybody said and did is in {folder}")
+    verdict.violations.append(f"what everybody said and did is in {folder}")

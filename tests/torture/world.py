@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -170,6 +171,8 @@ class World:
     def __init__(self, folder: Path, seed: str, mutant: str | None) -> None:
         self.folder = folder
         self.faults: Counter[str] = Counter()
+        self.story: list[str] = []
+        """What went wrong and when, for who has to find out why."""
         self._chance = random.Random(f"{seed}/faults")
         self._mutant = mutant
         self._postgres: EmbeddedPostgres
@@ -222,32 +225,35 @@ class World:
     async def fault(self) -> None:
         """Have one thing go wrong, and mend it."""
         happens = self._chance.choice(FAULTS)
-        self.faults[happens.__name__.strip("_")] += 1
+        name = happens.__name__
+        self.faults[name] += 1
+        self.story.append(f"{time.time():.3f} {name} begins")
         with contextlib.suppress(psycopg.OperationalError, psycopg.errors.LockNotAvailable):
             await happens(self)
+        self.story.append(f"{time.time():.3f} {name} is over")
 
-    async def _restart(self) -> None:
+    async def restart(self) -> None:
         """Postgres is stopped and started."""
         await asyncio.to_thread(self._postgres.stop, "fast")
         await asyncio.to_thread(self._postgres.start)
 
-    async def _crash(self) -> None:
+    async def crash(self) -> None:
         """Postgres ends at once, and recovers."""
         await asyncio.to_thread(self._postgres.stop, "immediate")
         await asyncio.to_thread(self._postgres.start)
 
-    async def _kill_backend(self) -> None:
+    async def kill_backend(self) -> None:
         """One of the relays' backends is killed by force, whereupon Postgres recovers."""
         rows = await self.execute("select pid from pg_stat_activity where application_name = 'relay'")
         if rows:
             os.kill(self._chance.choice(rows)[0], signal.SIGKILL)
             await self._until_up()
 
-    async def _terminate_sessions(self) -> None:
+    async def terminate_sessions(self) -> None:
         """The relays' sessions are terminated."""
         await self.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'relay'")
 
-    async def _kill_relay(self) -> None:
+    async def kill_relay(self) -> None:
         """A relay is killed, and started again."""
         number = self._chance.randrange(2)
         if relay := self._relays[number]:
@@ -256,28 +262,28 @@ class World:
             relay.end()
         await self._start_relay(number)
 
-    async def _freeze(self) -> None:
+    async def freeze(self) -> None:
         """The network between a relay and Postgres freezes, and thaws."""
         self._proxy.freeze()
         await asyncio.sleep(self._chance.choice([0.5, 4.0]))
         self._proxy.thaw()
 
-    async def _strand(self) -> None:
+    async def strand(self) -> None:
         """A relay's links to Postgres are half-open."""
         self._proxy.strand()
 
-    async def _cut(self) -> None:
+    async def cut(self) -> None:
         """The network between a relay and Postgres is cut, everything is pruned, and the network is restored."""
         await self._proxy.cut()
         await asyncio.sleep(self._chance.random())
-        await self._prune()
+        await self.prune()
         await self._proxy.restore()
 
-    async def _prune(self) -> None:
+    async def prune(self) -> None:
         """Everything that may go goes."""
         await self.execute("select relay.prune('0')")
 
-    async def _mute(self) -> None:
+    async def mute(self) -> None:
         """The doorbell is not rung for a while."""
         await self.execute(
             "alter function relay.ring(text, text) rename to muted; "
@@ -288,28 +294,28 @@ class World:
             "drop function relay.ring(text, text); alter function relay.muted(text, text) rename to ring"
         )
 
-    async def _pause_journal(self) -> None:
+    async def pause_journal(self) -> None:
         """The journal is full, and journalling pauses until a relay comes."""
         await self.execute("select nextval('relay.pauses')")
 
-    async def _truncate(self) -> None:
+    async def truncate(self) -> None:
         """The table is truncated."""
         await self.execute("set lock_timeout = '2s'; truncate tasks")
 
-    async def _bulk(self) -> None:
+    async def bulk(self) -> None:
         """One transaction writes thousands of rows."""
         await self.execute(
             "insert into tasks (id, board_id, title) select 'b' || i || '-' || random(), 'third', 'B' "
             "from generate_series(1, 3000) i; delete from tasks where title = 'B' and random() < 0.9"
         )
 
-    async def _alter(self) -> None:
+    async def alter(self) -> None:
         """A column is added, or dropped."""
         self._extra += 1
         change = "drop extra" if self._extra % 2 == 0 else "add extra int default 7"
         await self.execute(f"set lock_timeout = '2s'; alter table tasks {change}")
 
-    async def _resync(self) -> None:
+    async def resync(self) -> None:
         """Somebody calls relay.resync()."""
         await self.execute("select relay.resync()")
 
@@ -331,22 +337,22 @@ class World:
 
 
 FAULTS: Final[tuple[Callable[[World], Awaitable[None]], ...]] = (
-    World._restart,
-    World._crash,
-    World._kill_backend,
-    World._terminate_sessions,
-    World._kill_relay,
-    World._kill_relay,
-    World._freeze,
-    World._strand,
-    World._cut,
-    World._prune,
-    World._mute,
-    World._pause_journal,
-    World._truncate,
-    World._bulk,
-    World._alter,
-    World._resync,
+    World.restart,
+    World.crash,
+    World.kill_backend,
+    World.terminate_sessions,
+    World.kill_relay,
+    World.kill_relay,
+    World.freeze,
+    World.strand,
+    World.cut,
+    World.prune,
+    World.mute,
+    World.pause_journal,
+    World.truncate,
+    World.bulk,
+    World.alter,
+    World.resync,
 )
 
 

@@ -1,0 +1,76 @@
+"""A short torture, and an oracle that is not fooled."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from tests.servers import do_without
+from tests.torture.oracle import Audit, Entry, Step
+from tests.torture.run import torture
+
+
+def cursor(snapshot: str) -> str:
+    return f"run.shape.{snapshot}.seal"
+
+
+AUDIT = Audit(
+    [
+        Entry(1, 10, None, "a", None, "x", 1),  # a appears on x
+        Entry(2, 12, "a", "a", "x", "x", 2),  # is changed
+        Entry(3, 11, None, "b", None, "x", 3),  # b comes
+        Entry(4, 11, "b", None, "x", None, None),  # and goes, in one transaction
+        Entry(5, 13, "a", "a", "x", "y", 4),  # a moves to y
+        Entry(6, 14, "a", None, "y", None, None),  # and goes
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "old", "new"), [("a", None, 1), ("a", 1, 2), ("a", 2, None), ("b", None, 3), ("b", 3, None)]
+)
+def test_each_step_of_the_history_is_one(task: str, old: int | None, new: int | None) -> None:
+    """What was committed may be told."""
+    assert AUDIT.is_step(Step("x", task, old, new))
+
+
+@pytest.mark.parametrize(
+    ("task", "old", "new"), [("a", None, 2), ("a", 1, 1), ("a", 2, 1), ("a", 1, None), ("c", None, 5), ("b", 3, 4)]
+)
+def test_no_other_step_is_one(task: str, old: int | None, new: int | None) -> None:
+    """A change left out, doubled, reordered or made up is noticed."""
+    assert not AUDIT.is_step(Step("x", task, old, new))
+
+
+def test_a_cursor_holds_what_it_sees() -> None:
+    """The audit tells what a board was at any snapshot, late committers left out."""
+    assert AUDIT.at("x", cursor("10:12:")) == {"a": 1}
+    assert AUDIT.at("x", cursor("12:13:")) == {"a": 2}
+    assert AUDIT.at("x", cursor("10:13:10,12")) == {}
+    assert (AUDIT.at("x", cursor("14:14:")), AUDIT.at("y", cursor("14:14:"))) == ({}, {"a": 4})
+
+
+def test_what_leads_from_cursor_to_cursor_leaves_out_only_visits() -> None:
+    """A task that came and went within one transaction need not be told."""
+    assert AUDIT.between("x", cursor("10:10:"), cursor("13:13:")) == {1, 2}
+    assert AUDIT.between("x", cursor("10:13:12"), cursor("13:13:")) == {2}
+    assert AUDIT.told([1, 2, 3]) == [1, 2]
+
+
+@pytest.mark.timeout(280)
+async def test_nobody_is_told_anything_but_the_truth(tmp_path: Path) -> None:
+    """Half a minute of the torture ends without a violation."""
+    try:
+        with EmbeddedPostgres():
+            pass
+    except EmbeddedPostgresError as error:
+        do_without(str(error))
+    verdict = await torture("ci", 30, tmp_path, None, sys.stdout)
+
+    assert verdict.violations == []
+    assert verdict.changes > 0
+    assert verdict.messages["resumed"] > 0
+    assert verdict.faults.total() > 0
