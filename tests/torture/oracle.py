@@ -9,6 +9,8 @@ Rules:
   on a goes from 7 to 9 in one step. So nothing is lost, doubled, reordered, or of a rolled-back transaction.
 - A client that says "I am at cursor c" holds exactly the fold of the audit's entries whose transactions c sees. So
   no cursor lies, and no batch tears a transaction.
+- A crash ends an *era*: ids of transactions that it undid may be given out again. A cursor sees all of earlier eras and
+  nothing of later ones.
 - A task that came and went within one transaction was never to be seen, and need not be told.
 """
 
@@ -28,6 +30,7 @@ class Entry:
     """One change: where a task stood before and after, and as which version."""
 
     number: int
+    era: int
     xid: int
     old_id: str | None
     new_id: str | None
@@ -60,7 +63,9 @@ class Step:
 class Audit:
     """What was committed."""
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(self, entries: Iterable[Entry], eras: Mapping[str, int]) -> None:
+        """`eras` tells in which era the runs were that cursors name."""
+        self._eras = eras
         self.entries = sorted(entries, key=lambda entry: entry.number)
         histories: defaultdict[tuple[str, str], list[tuple[State, int]]] = defaultdict(list)
         for entry in self.entries:
@@ -81,7 +86,7 @@ class Audit:
         """Return the board as of a cursor: the stamps of its tasks."""
         held: dict[str, int] = {}
         for entry in self.entries:
-            for its_board, task, state in entry.states() if sees(cursor, entry.xid) else ():
+            for its_board, task, state in entry.states() if self._sees(cursor, entry) else ():
                 if its_board == board and state is None:
                     held.pop(task, None)
                 elif its_board == board and state is not None:
@@ -93,7 +98,7 @@ class Audit:
         return {
             state
             for entry in self.entries
-            if sees(last, entry.xid) and not sees(first, entry.xid)
+            if self._sees(last, entry) and not self._sees(first, entry)
             for its_board, _, state in entry.states()
             if its_board == board and state is not None
         } - self._visits
@@ -102,11 +107,17 @@ class Audit:
         """Leave out what need not be told."""
         return [stamp for stamp in stamps if stamp not in self._visits]
 
+    def knows(self, cursor: str) -> bool:
+        """Whether it is known to which era a cursor belongs."""
+        return cursor.split(".", maxsplit=1)[0] in self._eras
 
-def sees(cursor: str, xid: int) -> bool:
-    """Whether a transaction is within a cursor, whose third part is a snapshot as Postgres writes it."""
-    _, xmax, running = cursor.split(".")[2].split(":")
-    return xid < int(xmax) and str(xid) not in running.split(",")
+    def _sees(self, cursor: str, entry: Entry) -> bool:
+        """Whether an entry is within a cursor, whose third part is a snapshot as Postgres writes it."""
+        run, _, snapshot, _ = cursor.split(".")
+        if entry.era != self._eras[run]:
+            return entry.era < self._eras[run]
+        _, xmax, running = snapshot.split(":")
+        return entry.xid < int(xmax) and str(entry.xid) not in running.split(",")
 
 
 def _visits(history: list[tuple[State, int]]) -> Iterable[int]:

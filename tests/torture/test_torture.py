@@ -19,13 +19,14 @@ def cursor(snapshot: str) -> str:
 
 AUDIT = Audit(
     [
-        Entry(1, 10, None, "a", None, "x", 1),  # a appears on x
-        Entry(2, 12, "a", "a", "x", "x", 2),  # is changed
-        Entry(3, 11, None, "b", None, "x", 3),  # b comes
-        Entry(4, 11, "b", None, "x", None, None),  # and goes, in one transaction
-        Entry(5, 13, "a", "a", "x", "y", 4),  # a moves to y
-        Entry(6, 14, "a", None, "y", None, None),  # and goes
-    ]
+        Entry(1, 1, 10, None, "a", None, "x", 1),  # a appears on x
+        Entry(2, 1, 12, "a", "a", "x", "x", 2),  # is changed
+        Entry(3, 1, 11, None, "b", None, "x", 3),  # b comes
+        Entry(4, 1, 11, "b", None, "x", None, None),  # and goes, in one transaction
+        Entry(5, 1, 13, "a", "a", "x", "y", 4),  # a moves to y
+        Entry(6, 1, 14, "a", None, "y", None, None),  # and goes
+    ],
+    {"run": 1, "earlier": 0, "later": 2},
 )
 
 
@@ -51,6 +52,14 @@ def test_a_cursor_holds_what_it_sees() -> None:
     assert AUDIT.at("x", cursor("12:13:")) == {"a": 2}
     assert AUDIT.at("x", cursor("10:13:10,12")) == {}
     assert (AUDIT.at("x", cursor("14:14:")), AUDIT.at("y", cursor("14:14:"))) == ({}, {"a": 4})
+
+
+def test_a_cursor_of_another_era_sees_all_or_nothing() -> None:
+    """After a crash transaction ids come again, and a cursor from before it knows nothing of them."""
+    assert AUDIT.at("y", "earlier.shape.99:99:.seal") == {}
+    assert AUDIT.at("x", "later.shape.3:3:.seal") == {}
+    assert AUDIT.between("x", "earlier.shape.99:99:.seal", "later.shape.3:3:.seal") == {1, 2}
+    assert not AUDIT.knows("unknown.shape.3:3:.seal")
 
 
 def test_what_leads_from_cursor_to_cursor_leaves_out_only_visits() -> None:

@@ -37,8 +37,18 @@ _AUDIT: Final = """
     create schema torture;
     create sequence torture.stamps;
     create table torture.audit (
-        n bigserial primary key, xid xid8 not null default pg_current_xact_id(),
+        n bigserial primary key, era bigint not null, xid xid8 not null default pg_current_xact_id(),
         old_id text, new_id text, old_board text, new_board text, stamp bigint);
+    -- Emptied by crash recovery, which may give transaction ids out again: each time an era ends.
+    create unlogged table torture.era (singleton bool primary key default true, id bigint not null);
+    create sequence torture.eras;
+    create function torture.era() returns bigint language plpgsql as $$
+    begin
+        if not exists (select from torture.era) then
+            insert into torture.era (id) values (nextval('torture.eras')) on conflict do nothing;
+        end if;
+        return (select id from torture.era);
+    end $$;
     alter table public.tasks add stamp bigint;
     create function torture.set_stamp() returns trigger language plpgsql as $$
     begin
@@ -49,15 +59,15 @@ _AUDIT: Final = """
         for each row execute function torture.set_stamp();
     create function torture.note() returns trigger language plpgsql as $$
     begin
-        insert into torture.audit (old_id, new_id, old_board, new_board, stamp)
-        values (old.id, new.id, old.board_id, new.board_id, new.stamp);
+        insert into torture.audit (era, old_id, new_id, old_board, new_board, stamp)
+        values (torture.era(), old.id, new.id, old.board_id, new.board_id, new.stamp);
         return null;
     end $$;
     create trigger zz_audit after insert or update or delete on public.tasks
         for each row execute function torture.note();
     create function torture.note_truncate() returns trigger language plpgsql as $$
     begin
-        insert into torture.audit (old_id, old_board) select id, board_id from public.tasks;
+        insert into torture.audit (era, old_id, old_board) select torture.era(), id, board_id from public.tasks;
         return null;
     end $$;
     create trigger zz_truncate before truncate on public.tasks
@@ -179,6 +189,7 @@ class World:
         self._proxy: Proxy
         self._relays: list[Daemon | None] = [None, None]
         self._extra = 0
+        self._eras: dict[str, int] = {}
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -211,9 +222,10 @@ class World:
 
     async def audit(self) -> Audit:
         rows = await self.execute(
-            "select n, xid::text::bigint, old_id, new_id, old_board, new_board, stamp from torture.audit"
+            "select n, era, xid::text::bigint, old_id, new_id, old_board, new_board, stamp from torture.audit"
         )
-        return Audit(Entry(*row) for row in rows)
+        await self._note_runs()
+        return Audit((Entry(*row) for row in rows), self._eras)
 
     async def board(self, board: str) -> dict[str, dict[str, Any]]:
         """Return a board as clients should hold it."""
@@ -239,6 +251,7 @@ class World:
 
     async def crash(self) -> None:
         """Postgres ends at once, and recovers."""
+        await self._note_runs()
         await asyncio.to_thread(self._postgres.stop, "immediate")
         await asyncio.to_thread(self._postgres.start)
 
@@ -246,6 +259,7 @@ class World:
         """One of the relays' backends is killed by force, whereupon Postgres recovers."""
         rows = await self.execute("select pid from pg_stat_activity where application_name = 'relay'")
         if rows:
+            await self._note_runs()
             os.kill(self._chance.choice(rows)[0], signal.SIGKILL)
             await self._until_up()
 
@@ -320,6 +334,11 @@ class World:
         await self.execute("select relay.resync()")
 
     # Inside
+
+    async def _note_runs(self) -> None:
+        """Note to which era the runs belong that cursors name, before a crash makes them unknown."""
+        for run, era in await self.execute("select run, torture.era() from relay.epochs"):
+            self._eras[run] = era
 
     async def _start_relay(self, number: int) -> None:
         dsn = self._proxy.through(self.dsn) if number else self.dsn
