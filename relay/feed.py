@@ -111,8 +111,8 @@ class Feed:
 
     async def _begin(self, session: Session, hub: Hub) -> None:
         """Go on from the position, if what follows it is still there; else from now, and say why."""
-        paused = await session.end_pause()
         era = await session.era()
+        paused = await session.end_pause()
         now, horizon = await session.now()
         lost = self._lost(era, now, horizon, paused=paused)
         if self._position is None or lost:

@@ -157,7 +157,9 @@ comment on column relay.settings.stop_bytes is 'Nothing more is journalled, unti
 create table if not exists relay.horizon (
     singleton    boolean     primary key default true check (singleton),
     seen         pg_snapshot not null default '3:3:',
-    pauses_known bigint      not null default 0
+    pauses_known bigint      not null default 0,
+    -- Cluster, database and installation that the journal's transaction ids are of; see relay.epoch.
+    place        text
 );
 insert into relay.horizon default values on conflict do nothing;
 
@@ -169,13 +171,30 @@ create unlogged table if not exists relay.epochs (
     run     text        primary key default pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 12),
     key     bytea       not null default pg_catalog.sha256(pg_catalog.convert_to(
                             pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, 'UTF8')),
-    -- Cluster, database and table: a dump that was restored is another place.
     place   text        not null,
     started timestamptz not null,
     unique (place, started)
 );
 
 comment on table relay.epochs is 'The runs of the server whose snapshots are good; key seals the cursors of clients.';
+
+-- Begins anew where a dump was restored: the ids of its transactions are those of another place, or of a past that
+-- is over, so its changes are no longer to be told.
+create or replace function relay.settle_in(here text) returns void
+    language plpgsql
+    set search_path = ''
+as $$
+begin
+    perform from relay.horizon h where h.place = here;
+    if found then
+        return;
+    end if;
+    perform from relay.horizon for update;
+    -- What asks for a sync stays: one too many does no harm, and relay.resume may have asked just now.
+    delete from relay.journal where op <> 'S';
+    update relay.horizon set seen = pg_catalog.pg_current_snapshot(), place = here;
+end
+$$;
 
 -- The runs of the server whose snapshots are good, the present one first; it is noted now if it is not yet.
 create or replace function relay.epoch() returns table (run text, key bytea)
@@ -189,6 +208,7 @@ declare
         (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()),
         'relay.epochs'::regclass::oid);
 begin
+    perform relay.settle_in(here);
     if not exists (select from relay.epochs e
                    where e.place = here and e.started = pg_catalog.pg_postmaster_start_time()) then
         insert into relay.epochs (place, started) values (here, pg_catalog.pg_postmaster_start_time())
@@ -709,13 +729,14 @@ as $$
     where a.attrelid = w.target and a.attgenerated = 'v' and not a.attisdropped and a.attname <> all (w.hidden)
 $$;
 
--- Twelve characters that change when any watched table does: its columns, its partitions, itself.
+-- Twelve characters that change when any watched table does: its columns, its partitions, itself. And when a dump is
+-- restored over it all.
 create or replace function relay.shape() returns text
     language sql
     stable
     set search_path = ''
 as $$
-    select pg_catalog.left(pg_catalog.md5(coalesce(pg_catalog.string_agg(pg_catalog.concat_ws(' ',
+    select pg_catalog.left(pg_catalog.md5('relay.epochs'::regclass::oid || coalesce(pg_catalog.string_agg(pg_catalog.concat_ws(' ',
         w.id, a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped, a.xmin), ','
         order by w.id, a.attrelid, a.attnum), '')), 12)
     from relay.watches w

@@ -38,7 +38,7 @@ begin
               'base_type', 'board', 'check_watch', 'close_slots', 'create_triggers', 'drop_triggers', 'empty_slots',
               'epoch', 'is_written', 'journal_sync', 'journal_truncate', 'lock_slot', 'made_here',
               'make_journal_function', 'narrow', 'next_slot', 'next_xid', 'order_parts', 'parts', 'pause_if_full', 'paused',
-              'prune', 'require_read_committed', 'resume', 'resync', 'ring', 'shape', 'slot_bytes', 'stop_watch',
+              'prune', 'require_read_committed', 'resume', 'resync', 'ring', 'settle_in', 'shape', 'slot_bytes', 'stop_watch',
               'triggers_complete', 'unseen_columns', 'unwatch', 'watch'))
     loop
         execute pg_catalog.format('drop function %s', found.signature);

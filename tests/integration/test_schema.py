@@ -5,19 +5,12 @@ Replica role, JSON that is no text, and writes straight to a partition are in te
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator
-from contextlib import closing
-
-import psycopg
 import pytest
 import structlog
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from tests.integration.client import Client, Message, until
 from tests.integration.conftest import Relay
-from tests.servers import Database, Server, install
+from tests.servers import Database
 
 
 async def synced(client: Client) -> None:
@@ -238,38 +231,3 @@ async def test_row_that_becomes_unreadable_leaves_and_comes_back(with_json: Data
 
     assert brief(found) == [("task.deleted", "a"), ("task.created", "a"), ("task.deleted", "a")]
     assert others == []
-
-
-@pytest.fixture
-def any_bytes(server: Server) -> Iterator[Database]:
-    """Yield a watched database that takes bytes of any encoding, as one made with SQL_ASCII does."""
-    name = f"relay_test_{secrets.token_hex(6)}"
-    with closing(psycopg.connect(server.dsn, autocommit=True)) as maintenance:
-        maintenance.execute(
-            sql.SQL(
-                "create database {} template template0 encoding 'SQL_ASCII' locale_provider libc locale 'C'"
-            ).format(sql.Identifier(name))
-        )
-        try:
-            dsn = make_conninfo(server.dsn, dbname=name)
-            install(dsn)
-            with Database(dsn) as database:
-                yield database
-        finally:
-            maintenance.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
-
-
-async def test_invalid_bytes_are_left_out_and_the_others_go_on(any_bytes: Database) -> None:
-    """In a SQL_ASCII database a row of bytes that are no text is not shown; others, in UTF-8, are."""
-    async with Relay(any_bytes.dsn).running() as relay, Client.to(relay.url) as client:
-        await client.subscribe("default")
-        any_bytes.execute(r"insert into tasks (id, title) values ('bad', E'\xff')")
-        any_bytes.execute("insert into tasks (id, title) values ('a', 'Ä')")
-        found = await client.until_last(any_bytes)
-        async with Client.to(relay.url) as late:
-            await late.subscribe("default")
-            assert "bad" not in late.tasks
-            assert late.tasks["a"]["title"] == "Ä"
-
-    assert brief(found) == [("task.created", "a")]
-    assert client.tasks["a"]["title"] == "Ä"

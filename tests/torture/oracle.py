@@ -9,8 +9,8 @@ Rules:
   on a goes from 7 to 9 in one step. So nothing is lost, doubled, reordered, or of a rolled-back transaction.
 - A client that says "I am at cursor c" holds exactly the fold of the audit's entries whose transactions c sees. So
   no cursor lies, and no batch tears a transaction.
-- A crash ends an *era*: ids of transactions that it undid may be given out again. A cursor sees all of earlier eras and
-  nothing of later ones.
+- A crash ends an *era*: ids of transactions that it undid may be given out again. A cursor sees all of earlier eras
+  and nothing of later ones.
 - A task that came and went within one transaction was never to be seen, and need not be told.
 """
 
