@@ -10,7 +10,8 @@ Rules:
 - The position lives as long as its run of the server is known (see relay.epochs in sql/install.sql), the watched
   tables keep their shape, and the journal holds what follows it. After that, continuity is broken: everybody is
   sent their boards anew, and told why.
-- Who resumes is served with others: one read of the journal, from the oldest of their cursors on.
+- Who resumes is served with others: one read of the journal, from the oldest of their cursors on, and the next not
+  before more have gathered. So ten thousand who come back at once cost Postgres a handful of queries.
 - Postgres never waits for a client: the hub takes everything at once.
 - A fault of any connection ends the session; the feed connects again, with back-off and jitter, for ever.
 """
@@ -44,6 +45,9 @@ PRUNE_SECONDS: Final = 5.0
 
 REFRESH_SECONDS: Final = 60.0
 """How often the cursors of quiet boards are renewed, lest the journal no longer hold what follows them."""
+
+GATHER_SECONDS: Final = 0.25
+"""How long after one read of the journal for resuming clients the next begins: meanwhile more of them gather."""
 
 LINK_SECONDS: Final = 0.25
 """How often the feed looks whether a connection has been silent for long."""
@@ -197,6 +201,7 @@ class Feed:
                 hub.abandon_resume()
                 raise
             hub.resumed(batch.now, batch.transactions, batch.horizon)
+            await asyncio.sleep(GATHER_SECONDS)
 
 
 async def _inspect(session: Session) -> None:
