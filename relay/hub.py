@@ -251,17 +251,21 @@ class Hub:
     def _deliver(
         self, name: str, board: Board[Subscriber], deliveries: Iterable[Delivery[Subscriber]], data: bytes = b""
     ) -> None:
+        recipients = 0
+        kinds: Counter[str] = Counter()
         for delivery in deliveries:
             resumable = delivery.to & self._resumable[name]
             plain = delivery.to - resumable if resumable else delivery.to
-            recipients = 0
             if plain:
                 recipients += self._send(board, plain, self._plain(delivery, data))
             if resumable:
                 self._quiet.discard(name)
                 recipients += self._send(board, resumable, self._for_resumable(name, delivery, data))
-            if recipients:
-                _log_broadcast(name, delivery, recipients)
+            # Who was ahead of the feed is sent a part of what the others are.
+            kinds |= _kinds(delivery)
+        if recipients:
+            for kind, count in kinds.items():
+                log.info("websocket.broadcast", type=kind, recipients=recipients, board=name[:100], messages=count)
 
     def _send(self, board: Board[Subscriber], subscribers: AbstractSet[Subscriber], frames: bytes) -> int:
         behind = []
@@ -309,9 +313,8 @@ def _steps(transactions: Iterable[Transaction], boards: dict[str, Board[Subscrib
     return steps
 
 
-def _log_broadcast(board: str, delivery: Delivery[Subscriber], recipients: int) -> None:
+def _kinds(delivery: Delivery[Subscriber]) -> Counter[str]:
     kinds = Counter(message.type for message in _messages(delivery))
     if delivery.synced:
         kinds["board.sync"] += 1
-    for kind, count in kinds.items():
-        log.info("websocket.broadcast", type=kind, recipients=recipients, board=board[:100], messages=count)
+    return kinds
