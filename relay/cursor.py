@@ -34,6 +34,7 @@ Reason = Literal[
     "row_unreadable",  # the triggers could not read a row
     "order_unknown",  # nested triggers hid in which order one transaction changed a row
     "fell_behind",  # the client did not read what it was sent
+    "subscribed_again",  # on the same connection, where changes sent before may have crossed the cursor
 ]
 """Why a client is sent its board anew."""
 

@@ -70,6 +70,7 @@ class Hub:
         self._frame = frame
         self._boards: dict[str, Board[Subscriber]] = {}
         self._boards_of: defaultdict[Subscriber, set[str]] = defaultdict(set)
+        self._known_to: defaultdict[Subscriber, set[str]] = defaultdict(set)
         self._resumable: defaultdict[str, set[Subscriber]] = defaultdict(set)
         self._asked: set[str] = set()
         self._resuming: frozenset[str] = frozenset()
@@ -84,15 +85,18 @@ class Hub:
     ) -> None:
         """Send a subscriber the board, or what it missed since the cursor, and then its changes.
 
-        Again: anew. The board comes instead of what was missed if the cursor is not good.
+        Again: the board anew, whatever the cursor, for what was sent in the meantime would come twice. So it is if
+        the cursor is not good.
         """
         self.unsubscribe(subscriber, name)
+        again = name in self._known_to[subscriber]
         board = self._boards.setdefault(name, Board())
         self._boards_of[subscriber].add(name)
+        self._known_to[subscriber].add(name)
         if resumable:
             self._resumable[name].add(subscriber)
-        if cursor is None:
-            board.join(subscriber)
+        if cursor is None or again:
+            board.join(subscriber, None if cursor is None else "subscribed_again")
             self._ask_for(name, board)
         elif self._era is None:
             board.hold(subscriber, cursor)
@@ -107,6 +111,7 @@ class Hub:
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget a subscriber that is gone."""
+        self._known_to.pop(subscriber, None)
         for name in self._boards_of.pop(subscriber, ()):
             self._leave(subscriber, name)
 

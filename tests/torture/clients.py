@@ -85,6 +85,9 @@ class Client:
             self.raw.append((time.time(), str(text)))
             self._take(json.loads(text))
             if self._chance.random() < 0.002:
+                again = subscribe | ({"cursor": self._cursor} if self.resumable else {})
+                await connection.send(json.dumps(again))
+            if self._chance.random() < 0.002:
                 connection.transport.pause_reading()
                 await asyncio.sleep(self._chance.random() * 2)
                 connection.transport.resume_reading()

@@ -804,6 +804,27 @@ def test_who_fell_behind_is_told_so() -> None:
     assert [message.get("reason") for message in batches(ann)] == [None, "fell_behind"]
 
 
+@pytest.mark.parametrize("left_between", [False, True])
+def test_who_subscribes_again_on_one_connection_gets_the_board_whatever_its_cursor(left_between: bool) -> None:
+    scene = Scene()
+    ann = Listener()
+    scene.hub.subscribe(ann, "a", resumable=True, cursor=cursor_at("9:9:"))
+    resumed(scene, "10:10:", 9)
+    scene.hub.publish(transactions(10), Snapshot.parse("11:11:"))
+    if left_between:
+        scene.hub.unsubscribe(ann, "a")
+    scene.hub.subscribe(ann, "a", resumable=True, cursor=cursor_at("10:10:"))
+    assert scene.hub.begin_resume() is None
+    scene.asked.remove("a")
+    assert scene.hub.begin_read("a")
+    scene.hub.synced("a", Snapshot.parse("11:11:"), b"{}")
+    assert [(message["type"], message.get("reason")) for message in batches(ann)] == [
+        ("batch", None),
+        ("batch", None),
+        ("board.sync", "subscribed_again"),
+    ]
+
+
 def test_quiet_boards_get_a_fresh_cursor_and_busy_ones_do_not() -> None:
     scene = Scene()
     quiet, busy, plain = Listener(), Listener(), Listener()
