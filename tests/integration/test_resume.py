@@ -287,3 +287,29 @@ async def test_who_comes_and_goes_beside_busy_writers_ends_with_the_table(
                 await fresh.subscribe(board)
 
                 assert client.tasks == fresh.tasks
+
+
+async def test_quiet_board_gets_a_fresh_cursor(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cursor does not grow old while nothing happens on its board."""
+    monkeypatch.setattr(feed, "REFRESH_SECONDS", 0.05)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.resume("default", None)
+        first = client.cursor
+        database.execute("insert into tasks (board_id, title) values ('other', 'T')")
+        while client.cursor == first:
+            assert await client.receive_batch() == []
+
+
+async def test_board_read_beside_a_rewrite_of_the_table_shows_its_rows(database: Database, relay: Relay) -> None:
+    """A snapshot from before a rewriting ALTER TABLE would show an empty board; so it is taken after the lock."""
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    await until(lambda: relay.feed.problem is None)
+    migration = database.connect()
+    migration.execute("begin; alter table tasks alter title type text using upper(title) || random()")
+    async with Client.to(relay.url) as client:
+        await client.send({"type": "subscribe", "boardId": "default"})
+        await until(lambda: database.fetch("select from pg_locks where not granted") != [])
+        migration.execute("commit")
+        await client.receive()
+
+        assert set(client.tasks) == {"a"}
