@@ -47,12 +47,13 @@ class Step:
 class Delivery(Generic[S]):
     """What some subscribers are to be sent: the board as of `synced`, if that is set, then the steps.
 
-    They then hold the board as of `at`. The reason is why they are sent the board, if they did not ask for it.
+    They then hold the board as of `at`, or of no moment at all: the rest follows. The reason is why they are sent the
+    board, if they did not ask for it.
     """
 
     to: AbstractSet[S]
     steps: Sequence[Step]
-    at: Snapshot
+    at: Snapshot | None
     synced: Snapshot | None = None
     reason: Reason | None = None
 
@@ -204,24 +205,24 @@ class Board(Generic[S]):
 
     # Following
 
-    def publish(self, steps: list[Step], position: Snapshot) -> Iterator[Delivery[S]]:
-        """Deliver a batch of transactions, after which the feed is at `position`."""
+    def publish(self, steps: list[Step], position: Snapshot | None) -> Iterator[Delivery[S]]:
+        """Deliver transactions, after which the feed is at `position`; None if more of the same batch follows."""
         for tail in (self._tail, self._missed_tail):
             if tail is not None:
                 tail.extend(steps)
         followers = [(None, self._live), *self._ahead]
         self._live, self._ahead = set(), []
         for snapshot, group in followers:
-            if snapshot is not None and not position.covers(snapshot):
-                self._ahead.append((snapshot, group))
-                continue
             unseen = [step for step in steps if snapshot is None or not snapshot.sees(step.xid)]
             # First find its new place, for a subscriber may fall behind while it is sent to.
             if reason := _reason(unseen):
                 # Not even what came before: only the whole batch leads to a moment that there was.
                 self._waiting |= dict.fromkeys(group, reason)
                 continue
-            self._live |= group
+            if snapshot is None or (position is not None and position.covers(snapshot)):
+                self._live |= group
+            else:
+                self._ahead.append((snapshot, group))
             if group and unseen:
                 yield Delivery(group, unseen, position)
 

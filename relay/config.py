@@ -31,6 +31,13 @@ class Settings(BaseModel):
         30_000, ge=100, le=3_600_000, description="milliseconds between pings; who answers none is dropped"
     )
     WS_MAX_CONNECTIONS: int = Field(100, ge=1, description="connections at once; more are refused with 503")
+    WS_SEND_BUFFER: int = Field(
+        1024 * 1024,
+        ge=64 * 1024,
+        le=1024 * 1024 * 1024,
+        description="bytes that may wait for a client that reads slowly; then it is sent the board anew instead",
+    )
+    WS_COMPRESSION: bool = Field(False, description="whether to compress messages for clients that offer it")
     HEALTH_PORT: Port = Field(4001, description="port of GET /health")
     DATABASE_URL: str = Field(
         "", description="connection string of the database; what it leaves out, libpq's PG* variables give"
@@ -52,6 +59,8 @@ ALLOWED: Final[Mapping[str, str]] = {
     "WS_ENABLED": "true or false",
     "WS_HEARTBEAT": "milliseconds from 100 to 3600000",
     "WS_MAX_CONNECTIONS": "a whole number from 1",
+    "WS_SEND_BUFFER": "bytes from 65536 to 1073741824",
+    "WS_COMPRESSION": "true or false",
     "HEALTH_PORT": "a port from 0 to 65535, 0 for any free one",
     "DATABASE_URL": "postgresql://user@host/database, or key=value pairs as libpq takes them",
 }

@@ -28,6 +28,7 @@ Reason = Literal[
     "journal_pruned",  # the journal no longer holds what follows
     "too_much_missed",  # so much follows that the board is the shorter answer
     "journalling_paused",  # the journal was full for a while
+    "batch_cut_short",  # the relay lost Postgres in the midst of a large batch
     "truncate",
     "resync",  # somebody called relay.resync()
     "watch_changed",  # a table is watched, or watched otherwise, or no longer

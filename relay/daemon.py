@@ -15,7 +15,7 @@ from relay.config import Settings
 from relay.feed import Feed
 from relay.hub import Hub
 from relay.monitor import Monitor
-from relay.server import Endpoint, frame
+from relay.server import Endpoint, deflated_frame, frame
 
 log = structlog.get_logger()
 
@@ -42,10 +42,16 @@ async def serve(settings: Settings) -> None:
 async def running(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
     """Run feed, endpoint and monitor; yields the feed's task, which ends only by a fault of ours."""
     feed = Feed(settings.DATABASE_URL)
-    hub = Hub(source=feed, frame=frame)
+    hub = Hub(feed, frame, deflated_frame)
     endpoint = None
     if settings.WS_ENABLED:
-        endpoint = Endpoint(hub, heartbeat=settings.WS_HEARTBEAT / 1000, max_connections=settings.WS_MAX_CONNECTIONS)
+        endpoint = Endpoint(
+            hub,
+            heartbeat=settings.WS_HEARTBEAT / 1000,
+            max_connections=settings.WS_MAX_CONNECTIONS,
+            send_buffer=settings.WS_SEND_BUFFER,
+            compression=settings.WS_COMPRESSION,
+        )
     monitor = Monitor(endpoint, feed, settings.WS_PORT)
     async with contextlib.AsyncExitStack() as stack:
         if endpoint:

@@ -19,6 +19,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from dataclasses import dataclass, replace
 from typing import Final
@@ -80,6 +81,10 @@ class Feed:
         self._changes_wanted = asyncio.Event()
         self._position: Snapshot | None = None
         self._era: Era | None = None
+        # While a batch is published in parts, nothing else is handed over. If it is not published to its end, clients
+        # have a part of it that would come to them again.
+        self._between_batches = asyncio.Lock()
+        self._cut_short = False
         self.problem: str | None = "not connected yet"
 
     def ask(self, board: str) -> None:
@@ -121,6 +126,7 @@ class Feed:
         lost = self._lost(era, now, horizon, paused=paused)
         if self._position is None or lost:
             self._position = now
+            self._cut_short = False
         if lost:
             log.warning("feed.continuity_lost", reason=lost)
         self._era = era
@@ -138,6 +144,8 @@ class Feed:
             return "journalling_paused"
         if not self._position.covers(horizon):
             return "journal_pruned"
+        if self._cut_short:
+            return "batch_cut_short"
         return None if era.shape == self._era.shape else "schema_changed"
 
     async def _follow(self, session: Session, hub: Hub) -> None:
@@ -147,24 +155,43 @@ class Feed:
             tasks.create_task(self._read_missed(session, hub))
             tasks.create_task(_inspect(session))
             tasks.create_task(_prune(session))
-            tasks.create_task(_refresh(hub))
+            tasks.create_task(self._refresh(hub))
             tasks.create_task(_watch_links(session))
 
     async def _read_journal(self, session: Session, hub: Hub) -> None:
         clock = asyncio.get_running_loop()
         looked = clock.time()
         while True:
-            assert self._position is not None, "a session begins with a position"
-            batch = await session.since(self._position)
-            if not self._position.covers(batch.horizon) or batch.transactions is None:
-                raise FeedError("the journal no longer holds what follows the relay's position")
-            self._position = batch.now
-            hub.publish(batch.transactions, batch.now)
+            async with self._between_batches:
+                await self._read_batch(session, hub)
             if clock.time() - looked >= LOOK_SECONDS:
                 looked = clock.time()
                 await self._check_shape(session, hub)
             self._report(session.unwatched())
             await session.bell(LOOK_SECONDS)
+
+    async def _read_batch(self, session: Session, hub: Hub) -> None:
+        assert self._position is not None, "a session begins with a position"
+        async with contextlib.aclosing(session.since(self._position)) as batches:
+            async for batch in batches:
+                if not self._position.covers(batch.horizon):
+                    raise FeedError("the journal no longer holds what follows the relay's position")
+                if batch.transactions is None:
+                    self._give_up(hub, batch.now)
+                elif batch.more:
+                    self._cut_short = True
+                    hub.publish(batch.transactions, None)
+                else:
+                    self._position = batch.now
+                    self._cut_short = False
+                    hub.publish(batch.transactions, batch.now)
+
+    def _give_up(self, hub: Hub, now: Snapshot) -> None:
+        """Go on from now, for too much was committed since the position."""
+        assert self._era is not None, "a session begins with an era"
+        self._position = now
+        log.info("feed.sync", reason="too_much_missed")
+        hub.begin(self._era, now, "too_much_missed")
 
     async def _check_shape(self, session: Session, hub: Hub) -> None:
         """Send everybody their boards anew when a watched table is no longer what it was."""
@@ -184,10 +211,11 @@ class Feed:
                 continue
             try:
                 snapshot, data = await session.board(name)
+                async with self._between_batches:
+                    hub.synced(name, snapshot, data)
             except BaseException:
                 hub.abandon_read(name)
                 raise
-            hub.synced(name, snapshot, data)
 
     async def _read_missed(self, session: Session, hub: Hub) -> None:
         while True:
@@ -197,11 +225,18 @@ class Feed:
                 continue
             try:
                 batch = await session.missed(resume.oldest, resume.boards)
+                async with self._between_batches:
+                    hub.resumed(batch.now, batch.transactions, batch.horizon)
             except BaseException:
                 hub.abandon_resume()
                 raise
-            hub.resumed(batch.now, batch.transactions, batch.horizon)
             await asyncio.sleep(GATHER_SECONDS)
+
+    async def _refresh(self, hub: Hub) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            async with self._between_batches:
+                hub.refresh()
 
 
 async def _inspect(session: Session) -> None:
@@ -214,12 +249,6 @@ async def _prune(session: Session) -> None:
     while True:
         await session.prune()
         await asyncio.sleep(PRUNE_SECONDS)
-
-
-async def _refresh(hub: Hub) -> None:
-    while True:
-        await asyncio.sleep(REFRESH_SECONDS)
-        hub.refresh()
 
 
 async def _watch_links(session: Session) -> None:

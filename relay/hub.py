@@ -7,7 +7,9 @@ subscriber's `send`.
 Rules:
 - All methods are synchronous and quick, and are called from one thread: between two of them nothing changes.
 - Bytes are made once: a message is encoded once per board, and a delivery is one buffer for all plain subscribers in
-  it and one for all resumable ones. Cursors belong to the board, not to the subscriber.
+  it and one for all resumable ones; two of each if some inflate. Cursors belong to the board, not to the subscriber.
+- A delivery is sent whole to whoever is ready when it begins, and goes to all of them a buffer at a time: so nobody
+  waits until another has all of a large one.
 - Whoever resumes, on whatever board, is served by one read of the journal, from the oldest of their cursors on.
 - The hub keeps nothing for a subscriber that is not ready. When that one can read again, `caught_up` gives it one
   fresh `board.sync` for every board on which it missed something.
@@ -19,7 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -33,12 +35,20 @@ from relay.snapshot import Snapshot
 log = structlog.get_logger()
 
 
+BUFFER_BYTES: Final = 64 * 1024
+"""About how much is sent to one subscriber before the next one has its turn."""
+
+
 class Subscriber(Protocol):
     """A client's connection, as far as the hub is concerned. Compared by identity."""
 
     @property
     def ready(self) -> bool:
         """Whether it can take more now."""
+
+    @property
+    def inflates(self) -> bool:
+        """Whether it understands deflated frames."""
 
     def send(self, frames: bytes) -> None:
         """Pass frames on. Must not block and must not call the hub."""
@@ -62,15 +72,27 @@ class Resume:
     boards: frozenset[str]
 
 
-class Hub:
-    """Boards and their subscribers. `frame` makes a message what goes on the wire."""
+Frame = Callable[[bytes], bytes]
+"""Makes a message what goes on the wire."""
 
-    def __init__(self, source: Source, frame: Callable[[bytes], bytes]) -> None:
+
+class Hub:
+    """Boards and their subscribers. `deflated` makes frames for those who inflate, `frame` for all others.
+
+    For metrics: `sent` counts messages by type, each as often as it was sent, `sent_bytes` their bytes on the wire;
+    `fell_behind` how often a subscriber could take no more.
+    """
+
+    def __init__(self, source: Source, frame: Frame, deflated: Frame | None = None) -> None:
+        self.sent: Counter[str] = Counter()
+        self.sent_bytes = 0
+        self.fell_behind = 0
         self._source = source
         self._frame = frame
+        self._deflated = deflated or frame
         self._boards: dict[str, Board[Subscriber]] = {}
-        self._boards_of: defaultdict[Subscriber, set[str]] = defaultdict(set)
-        self._known_to: defaultdict[Subscriber, set[str]] = defaultdict(set)
+        # The boards that each subscriber has asked for; false: not any more.
+        self._boards_of: dict[Subscriber, dict[str, bool]] = {}
         self._resumable: defaultdict[str, set[Subscriber]] = defaultdict(set)
         self._asked: set[str] = set()
         self._resuming: frozenset[str] = frozenset()
@@ -89,10 +111,11 @@ class Hub:
         the cursor is not good.
         """
         self.unsubscribe(subscriber, name)
-        again = name in self._known_to[subscriber]
-        board = self._boards.setdefault(name, Board())
-        self._boards_of[subscriber].add(name)
-        self._known_to[subscriber].add(name)
+        boards = self._boards_of.setdefault(subscriber, {})
+        again = name in boards
+        boards[name] = True
+        if (board := self._boards.get(name)) is None:
+            board = self._boards[name] = Board()
         if resumable:
             self._resumable[name].add(subscriber)
         if cursor is None or again:
@@ -105,19 +128,19 @@ class Hub:
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> None:
         """Send a subscriber nothing more of a board."""
-        if name in self._boards_of.get(subscriber, ()):
-            self._boards_of[subscriber].discard(name)
+        if self._boards_of.get(subscriber, {}).get(name):
+            self._boards_of[subscriber][name] = False
             self._leave(subscriber, name)
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget a subscriber that is gone."""
-        self._known_to.pop(subscriber, None)
-        for name in self._boards_of.pop(subscriber, ()):
+        for name in self._following(subscriber):
             self._leave(subscriber, name)
+        self._boards_of.pop(subscriber, None)
 
     def caught_up(self, subscriber: Subscriber) -> None:
         """Bring a subscriber up to date that was not ready and is again."""
-        for name in self._boards_of.get(subscriber, ()):
+        for name in self._following(subscriber):
             board = self._boards[name]
             if board.is_behind(subscriber):
                 board.join(subscriber, "fell_behind")
@@ -136,15 +159,19 @@ class Hub:
             for subscriber, cursor in board.release().items():
                 self._resume(era, subscriber, name, cursor)
         if lost and not first:
-            for subscriber, names in self._boards_of.items():
-                for name in names:
+            for subscriber in self._boards_of:
+                for name in self._following(subscriber):
                     self._boards[name].join(subscriber, lost)
         for name, board in self._boards.items():
             self._ask_for(name, board)
 
-    def publish(self, transactions: Sequence[Transaction], position: Snapshot) -> None:
-        """Deliver what was committed since the last position, in this order."""
-        self._position = position
+    def publish(self, transactions: Sequence[Transaction], position: Snapshot | None) -> None:
+        """Deliver what was committed since the last position, in this order.
+
+        Without a position, more of it follows, perhaps of the same transaction; until it has, there is no moment at
+        which a board could be handed over or a cursor be taken.
+        """
+        self._position = position or self._position
         for name, steps in _steps(transactions, self._boards).items():
             board = self._boards[name]
             self._deliver(name, board, board.publish(steps, position))
@@ -155,7 +182,7 @@ class Hub:
         quiet, self._quiet = self._quiet, {name for name, subscribers in self._resumable.items() if subscribers}
         for name in quiet:
             if (board := self._boards.get(name)) and self._position is not None:
-                ready = {one for one in board.live & self._resumable[name] if one.ready}
+                ready = {one for one in board.live & self._resumable.get(name, frozenset()) if one.ready}
                 self._deliver(name, board, [Delivery(ready, (), self._position)])
 
     # What the feed says of a board
@@ -220,7 +247,15 @@ class Hub:
             self._deliver(name, board, board.resumed(now, steps.get(name, ()), self._position))
             self._ask_for(name, board)
 
+    @property
+    def subscriptions(self) -> int:
+        """How many boards are followed, each as often as it is."""
+        return sum(map(len, self._boards.values()))
+
     # Inside
+
+    def _following(self, subscriber: Subscriber) -> list[str]:
+        return [name for name, still in self._boards_of.get(subscriber, {}).items() if still]
 
     def _resume(self, era: Era, subscriber: Subscriber, name: str, cursor: str) -> None:
         board = self._boards[name]
@@ -246,12 +281,13 @@ class Hub:
             self._source.ask(name)
 
     def _leave(self, subscriber: Subscriber, name: str) -> None:
-        self._resumable[name].discard(subscriber)
+        if resumable := self._resumable.get(name):
+            resumable.discard(subscriber)
         board = self._boards[name]
         board.leave(subscriber)
         if not board:
             del self._boards[name]
-            del self._resumable[name]
+            self._resumable.pop(name, None)
 
     def _deliver(
         self, name: str, board: Board[Subscriber], deliveries: Iterable[Delivery[Subscriber]], data: bytes = b""
@@ -259,44 +295,78 @@ class Hub:
         recipients = 0
         kinds: Counter[str] = Counter()
         for delivery in deliveries:
-            resumable = delivery.to & self._resumable[name]
+            resumable = delivery.to & self._resumable.get(name, frozenset())
             plain = delivery.to - resumable if resumable else delivery.to
+            receivers = 0
             if plain:
-                recipients += self._send(board, plain, self._plain(delivery, data))
+                receivers += self._send(board, plain, self._plain(delivery, data))
             if resumable:
                 self._quiet.discard(name)
-                recipients += self._send(board, resumable, self._for_resumable(name, delivery, data))
+                receivers += self._send(board, resumable, self._for_resumable(name, delivery, data))
+            recipients += receivers
+            found = _kinds(delivery)
+            self.sent.update({kind: count * receivers for kind, count in found.items()})
             # Who was ahead of the feed is sent a part of what the others are.
-            kinds |= _kinds(delivery)
+            kinds |= found
         if recipients:
             for kind, count in kinds.items():
                 log.info("websocket.broadcast", type=kind, recipients=recipients, board=name[:100], messages=count)
 
-    def _send(self, board: Board[Subscriber], subscribers: AbstractSet[Subscriber], frames: bytes) -> int:
-        behind = []
+    def _send(
+        self, board: Board[Subscriber], subscribers: AbstractSet[Subscriber], messages: Sequence[Message]
+    ) -> int:
+        plain: list[Subscriber] = []
+        inflating: list[Subscriber] = []
+        behind: list[Subscriber] = []
         for subscriber in subscribers:
             if subscriber.ready:
-                subscriber.send(frames)
+                (inflating if subscriber.inflates else plain).append(subscriber)
             else:
                 behind.append(subscriber)
-        board.fall_behind(behind)
+        self._send_frames(plain, map(self._frame, (message.json for message in messages)))
+        self._send_frames(inflating, map(self._deflated, (message.json for message in messages)))
+        if behind:
+            self.fell_behind += len(behind)
+            board.fall_behind(behind)
         return len(subscribers) - len(behind)
 
-    def _plain(self, delivery: Delivery[Subscriber], data: bytes) -> bytes:
-        sync = [protocol.board_sync(data)] if delivery.synced else []
-        return b"".join(self._frame(message.json) for message in (*sync, *_messages(delivery)))
+    def _send_frames(self, subscribers: Sequence[Subscriber], frames: Iterable[bytes]) -> None:
+        if not subscribers:
+            return
+        for buffer in _buffers(frames):
+            self.sent_bytes += len(buffer) * len(subscribers)
+            for subscriber in subscribers:
+                subscriber.send(buffer)
 
-    def _for_resumable(self, name: str, delivery: Delivery[Subscriber], data: bytes) -> bytes:
+    def _plain(self, delivery: Delivery[Subscriber], data: bytes) -> list[Message]:
+        sync = [protocol.board_sync(data)] if delivery.synced else []
+        return [*sync, *_messages(delivery)]
+
+    def _for_resumable(self, name: str, delivery: Delivery[Subscriber], data: bytes) -> list[Message]:
         assert self._era is not None, "nothing is delivered before the feed has begun"
         found = list(_messages(delivery))
-        at = self._era.seal(name, delivery.at)
+        at = self._era.seal(name, delivery.at) if delivery.at else None
         sent: list[Message] = []
         if delivery.synced:
-            since = self._era.seal(name, delivery.synced) if found else at
+            since = self._era.seal(name, delivery.synced) if found or at is None else at
             sent.append(protocol.resumable_sync(name, since, delivery.reason, data))
         if found or not delivery.synced:
             sent += protocol.batch(name, at, found)
-        return b"".join(self._frame(message.json) for message in sent)
+        return sent
+
+
+def _buffers(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """Join frames into buffers of about BUFFER_BYTES."""
+    parts: list[bytes] = []
+    size = 0
+    for frame in frames:
+        if parts and size + len(frame) > BUFFER_BYTES:
+            yield b"".join(parts)
+            parts, size = [], 0
+        parts.append(frame)
+        size += len(frame)
+    if parts:
+        yield b"".join(parts)
 
 
 def _messages(delivery: Delivery[Subscriber]) -> Iterator[Message]:

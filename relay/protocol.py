@@ -45,6 +45,7 @@ class CloseCode(IntEnum):
     INVALID_TEXT = 1007  # a text message was not UTF-8
     POLICY = 1008  # the client sent nothing but bad messages
     TOO_BIG = 1009  # the client sent a message over the limit
+    TRY_AGAIN_LATER = 1013  # the client did not read what it was sent
 
 
 class Subscribe(BaseModel):
@@ -194,8 +195,8 @@ def resumable_sync(board: str, cursor: str, reason: Reason | None, data: bytes) 
     return Message("board.sync", _encode(top)[:-1] + b',"data":' + data + b"}")
 
 
-def batch(board: str, cursor: str, messages: Sequence[Message]) -> list[Message]:
-    """Gather the messages of a batch, in parts of about PART_BYTES, of which the last has the cursor."""
+def batch(board: str, cursor: str | None, messages: Sequence[Message]) -> list[Message]:
+    """Gather the messages of a batch, in parts of about PART_BYTES; the last has the cursor, if there is one."""
     parts: list[list[bytes]] = [[]]
     size = 0
     for message in messages:
@@ -205,7 +206,7 @@ def batch(board: str, cursor: str, messages: Sequence[Message]) -> list[Message]
         parts[-1].append(message.json)
         size += len(message.json)
     top = {"type": "batch", "boardId": board}
-    tops = [top] * (len(parts) - 1) + [top | {"cursor": cursor}]
+    tops = [top] * (len(parts) - 1) + [top | ({"cursor": cursor} if cursor else {})]
     return [
         Message("batch", _encode(its_top)[:-1] + b',"data":[' + b",".join(part) + b"]}")
         for its_top, part in zip(tops, parts, strict=True)

@@ -8,8 +8,10 @@ Rules:
 - Everything the protocol has to say is written in the same step that made it say so. So between steps it holds
   nothing back, and frames made elsewhere may be written in between.
 - A connection is open while the protocol's state is OPEN. Nothing is sent to one that is not.
-- One timer serves all connections: at each heartbeat, who has been silent since the last one is dropped, the
-  others are pinged.
+- What a client does not take yet waits in its *backlog*, which refers to the buffers that all share; only the piece
+  that the kernel took a part of is a copy. A backlog over its limit takes no more, whatever the hub has.
+- One timer serves all connections: at each heartbeat, who has been silent since the last one is dropped, who has
+  read nothing while something waited is given up, and the others are pinged.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ import http
 import itertools
 import logging
 import socket
+import zlib
+from collections import deque
 from typing import Final, cast
 
 import structlog
+from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
@@ -40,10 +45,18 @@ OPEN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 3.0
 """How long a client may take to answer a closing handshake."""
 
-BUFFER_BYTES: Final = 1024 * 1024
-"""So much may wait for a client beside the largest buffer that it was sent. Above it, a subscriber takes no more
-until it has read most of that: see the hub. Were a large board's sync counted, the next change would call for
-another."""
+SEND_BUFFER_BYTES: Final = 1024 * 1024
+"""So much may wait for a client, if nothing else is said, beside the largest buffer that it was sent: were a large
+board's sync counted, the next change would call for another."""
+
+PIECE_BYTES: Final = 64 * 1024
+"""So much of a backlog is written at once: what the kernel does not take of it, the transport copies."""
+
+DEFLATE_BYTES: Final = range(256, 1024 * 1024)
+"""How large a message is worth compressing. A larger one would hold up the others for too long."""
+
+DEFLATE_LEVEL: Final = 3
+"""How hard zlib tries; more takes time that all boards wait."""
 
 UNSENT_BYTES: Final = 64 * 1024
 """What the kernel may hold unsent for a client. Without this it swallows megabytes for one that does not read, and
@@ -60,11 +73,40 @@ def frame(message: bytes) -> bytes:
     return Frame(Opcode.TEXT, message).serialize(mask=False)
 
 
+def deflated_frame(message: bytes) -> bytes:
+    """Make a message what goes on the wire to clients that inflate: to all of them, for it needs no context."""
+    if len(message) not in DEFLATE_BYTES:
+        return frame(message)
+    extension = PerMessageDeflate(
+        remote_no_context_takeover=True,
+        local_no_context_takeover=True,
+        remote_max_window_bits=zlib.MAX_WBITS,
+        local_max_window_bits=zlib.MAX_WBITS,
+        compress_settings={"level": DEFLATE_LEVEL},
+    )
+    return extension.encode(Frame(Opcode.TEXT, message)).serialize(mask=False)
+
+
+# Each message by itself, in both directions: so one compressed message is good for many clients, and none costs
+# the memory of a window.
+_DEFLATE: Final = (ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True),)
+
+
 class Endpoint:
     """Listens, and keeps the connections."""
 
-    def __init__(self, hub: Hub, *, heartbeat: float, max_connections: int) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        *,
+        heartbeat: float,
+        max_connections: int,
+        send_buffer: int = SEND_BUFFER_BYTES,
+        compression: bool = False,
+    ) -> None:
         self.hub = hub
+        self.send_buffer = send_buffer
+        self.extensions = _DEFLATE if compression else ()
         self._heartbeat = heartbeat
         self._max_connections = max_connections
         self._connections: set[Connection] = set()
@@ -135,24 +177,33 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_alive",
+        "_backlog",
         "_bad_messages",
         "_binary",
+        "_blocked",
         "_client_id",
         "_ending",
         "_endpoint",
+        "_eof",
         "_fragments",
         "_largest",
+        "_moved",
+        "_offset",
         "_protocol",
         "_timer",
         "_transport",
         "_unsent",
+        "_waiting",
         "closed",
+        "inflates",
         "ready",
     )
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._protocol = ServerProtocol(max_size=protocol.MAX_MESSAGE_BYTES, logger=_quiet)
+        self._protocol = ServerProtocol(
+            extensions=endpoint.extensions, max_size=protocol.MAX_MESSAGE_BYTES, logger=_quiet
+        )
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._client_id: str | None = None
@@ -160,20 +211,28 @@ class Connection(asyncio.Protocol):
         self._binary = False
         self._bad_messages = 0
         self._alive = True
-        self._unsent = 0
-        self._largest = 0
         self._ending = False
+        # The backlog, if there is one, how far its first buffer is written, and how much of it waits.
+        self._backlog: deque[bytes] | None = None
+        self._offset = 0
+        self._waiting = 0
+        self._eof = False
+        # The transport holds the rest of a piece; so much of it at the last beat; and whether it took more since.
+        self._blocked = False
+        self._unsent = 0
+        self._moved = False
+        self._largest = 0
         self.ready = False
+        self.inflates = False
         self.closed = asyncio.Event()
 
     # What the hub and the endpoint say
 
     def send(self, frames: bytes) -> None:
-        """Write whole frames."""
-        if self._protocol.state is State.OPEN:
-            if len(frames) > self._largest:
-                self._largest = len(frames)
-                self._transport.set_write_buffer_limits(high=self._largest + BUFFER_BYTES)
+        """Write whole frames, to a client that is ready."""
+        if self._blocked or len(frames) > PIECE_BYTES:
+            self._queue(frames)
+        else:
             self._transport.write(frames)
 
     def close(self, code: CloseCode, reason: str) -> None:
@@ -187,26 +246,33 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def beat(self) -> None:
-        """Drop the client if it has neither sent nor read anything since the last beat, else ping it."""
+        """Drop the client if it is silent since the last beat, give it up if it did not read; else ping it."""
         if self._protocol.state is not State.OPEN:
             return
         unsent, self._unsent = self._unsent, self._transport.get_write_buffer_size()
-        if not self._alive and self._unsent >= unsent:
+        moved, self._moved = self._moved, False
+        if unsent and self._unsent >= unsent and not moved:
+            self._give_up()
+        elif self._alive or self._blocked:
+            self._alive = False
+            self._protocol.send_ping(b"")
+            self._flush()
+        else:
             log.info("websocket.dropped", clientId=self._client_id, reason="no answer to a ping")
             self._transport.abort()
-            return
-        self._alive = False
-        self._protocol.send_ping(b"")
-        self._flush()
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes wait for the client to read, beside those in the kernel."""
+        return self._waiting + self._transport.get_write_buffer_size()
 
     # What asyncio says
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=BUFFER_BYTES)
-        sock = self._transport.get_extra_info("socket")
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        # The backlog is ours: the transport says at once when it could not write all, and when it then has.
+        self._transport.set_write_buffer_limits(high=0)
+        self._limit_unsent(UNSENT_BYTES)
         self._cut_off_in(OPEN_SECONDS)
 
     def data_received(self, data: bytes) -> None:
@@ -227,18 +293,16 @@ class Connection(asyncio.Protocol):
         self._end_soon()
 
     def pause_writing(self) -> None:
-        self.ready = False
-        # Who does not read our answers shall not make us write more of them.
-        self._transport.pause_reading()
+        self._blocked = True
 
     def resume_writing(self) -> None:
-        self._transport.resume_reading()
-        if self._protocol.state is State.OPEN:
-            self.ready = True
-            self._endpoint.hub.caught_up(self)
+        self._blocked = False
+        self._moved = True
+        self._write_backlog()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self.ready = False
+        self._backlog = None
         if self._timer:
             self._timer.cancel()
         self.closed.set()
@@ -279,6 +343,11 @@ class Connection(asyncio.Protocol):
         if self._client_id is not None:
             self._cut_off_in(None)
             self.ready = True
+            # One that asked for a smaller window is sent its messages as they are, as the extension allows.
+            self.inflates = any(
+                isinstance(extension, PerMessageDeflate) and extension.local_max_window_bits == zlib.MAX_WBITS
+                for extension in self._protocol.extensions
+            )
             log.info("websocket.connection", clientId=self._client_id, connections=self._endpoint.connections)
 
     def _receive(self, received: Frame) -> None:
@@ -327,16 +396,91 @@ class Connection(asyncio.Protocol):
             self._protocol.fail(CloseCode.POLICY, f"{self._bad_messages} bad messages in a row")
 
     def _answer(self, message: Message) -> None:
-        self.send(frame(message.json))
+        self._write(frame(message.json))
 
     # Out
 
     def _flush(self) -> None:
-        for data in self._protocol.data_to_send():
-            if data:
+        """Write what the protocol has to say; if its last part is empty, the stream ends after it."""
+        if parts := self._protocol.data_to_send():
+            self._eof |= not parts[-1]
+            self._write(b"".join(parts))
+
+    def _write(self, data: bytes) -> None:
+        if data:
+            if self._blocked:
+                self._queue(data)
+            else:
                 self._transport.write(data)
-            elif self._transport.can_write_eof() and not self._transport.is_closing():
-                self._transport.write_eof()
+        if not self._backlog:
+            self._end_if_said()
+
+    def _queue(self, data: bytes) -> None:
+        """Have data wait; over the limit, the client takes no more, and says no more either."""
+        if self._backlog is None:
+            self._backlog = deque()
+        self._backlog.append(data)
+        self._waiting += len(data)
+        self._largest = max(self._largest, len(data))
+        if not self._blocked:
+            self._write_backlog()
+        if self._waiting > self._endpoint.send_buffer + self._largest:
+            self.ready = False
+            # Who does not read our answers shall not make us write more of them.
+            self._transport.pause_reading()
+
+    def _write_backlog(self) -> None:
+        while self._backlog and not self._blocked:
+            self._transport.write(self._next_piece(self._backlog))
+        if self._blocked:
+            return
+        self._backlog = None
+        self._end_if_said()
+        if not self.ready and self._protocol.state is State.OPEN and self._client_id:
+            self._transport.resume_reading()
+            self.ready = True
+            self._endpoint.hub.caught_up(self)
+
+    def _next_piece(self, backlog: deque[bytes]) -> bytes:
+        """Take from a backlog what is to be written next."""
+        parts: list[memoryview] = []
+        room = PIECE_BYTES
+        while backlog and room:
+            part = memoryview(backlog[0])[self._offset : self._offset + room]
+            parts.append(part)
+            room -= len(part)
+            self._offset += len(part)
+            if self._offset == len(backlog[0]):
+                backlog.popleft()
+                self._offset = 0
+        self._waiting -= PIECE_BYTES - room
+        return b"".join(parts)
+
+    def _end_if_said(self) -> None:
+        if self._eof and self._transport.can_write_eof() and not self._transport.is_closing():
+            self._eof = False
+            self._transport.write_eof()
+
+    def _give_up(self) -> None:
+        """Close a connection that nobody reads, with a code that tells the client should it read after all.
+
+        Of what waits it still gets the frame that it has a part of.
+        """
+        log.info("websocket.dropped", clientId=self._client_id, reason="reads nothing", waiting=self.waiting)
+        if self._backlog:
+            begun = [self._backlog[0]] if self._offset else []
+            self._backlog = deque(begun)
+            self._waiting = sum(map(len, begun)) - self._offset
+        # The kernel shall take that, and the close frame, and keep them for a while when we are gone.
+        self._limit_unsent(0)
+        self._transport.resume_reading()
+        self.close(CloseCode.TRY_AGAIN_LATER, "the client did not read what it was sent")
+
+    def _limit_unsent(self, size: int) -> None:
+        """Limit what the kernel takes before it has sent the rest; 0 is the kernel's own limit."""
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
 
     def _end_soon(self) -> None:
         """Cut off a connection that is to end and does not, whatever the client goes on sending."""

@@ -19,7 +19,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, LiteralString, Self, cast, get_args
 
 import psycopg
@@ -45,8 +45,15 @@ SILENT_SECONDS: Final = 1.5
 PROBE_SECONDS: Final = 1.0
 """How long that question may take."""
 
-RESUME_CHANGES: Final = 100_000
+RESUME_CHANGES: Final = 20_000
 """So many changes are read for those who resume; if there are more, a `board.sync` costs everybody less."""
+
+PART_CHANGES: Final = 2_000
+"""So many changes are held in memory at once, about; a larger batch is read in parts."""
+
+BATCH_TRANSACTIONS: Final = 100_000
+"""Of so many transactions at once, which may have gathered in an hour without the relay, it makes one batch; if there
+are more, a `board.sync` costs everybody less."""
 
 LARGE_BOARD_TASKS: Final = 1_000
 """Above it, a board is encoded in a thread, so that the others' changes go on meanwhile."""
@@ -116,41 +123,53 @@ def conninfo(database_url: str) -> str:
 class Batch:
     """What became visible between two snapshots, the later of which is `now`; None if there is too much of it.
 
-    The journal holds all that follows `horizon`.
+    The journal holds all that follows `horizon`. With `more`, it is a part of a large batch, and the next one goes on
+    where it ends, even in the midst of a transaction.
     """
 
     now: Snapshot
     transactions: list[Transaction] | None
     horizon: Snapshot
+    more: bool = False
 
 
 # The journal since a snapshot. An entry in another transaction's name (see relay.resume) stays unread until that one
 # is over. Of the transactions that were running, only those are looked up that no longer are: so the entries of one
 # that stays open are not looked through again and again. The join returns the snapshot even when nothing is new.
-_JOURNAL: Final[LiteralString] = """
+_HEAD: Final[LiteralString] = """
     select pg_catalog.pg_current_snapshot()::text, h.seen::text,
-           h.pauses_known < (select pg_catalog.pg_sequence_last_value('relay.pauses')),
+           h.pauses_known < (select pg_catalog.pg_sequence_last_value('relay.pauses'))
+"""
+_ENTRY: Final[LiteralString] = """
            j.xid::text::bigint, j.watch, j.op::text, j.old_board, j.new_board,
            j.part, j.old_tid::text, j.new_tid::text, j.old_here, j.depth,
            j.old_row::text, j.new_row::text, j.reason
-    from relay.horizon h
-    left join (
-        select * from relay.journal j
-        where (j.xid >= %s::text::xid8
-               or j.xid = any (array(
-                   select x from pg_catalog.unnest(%s::text[]::xid8[]) x
-                   where pg_catalog.pg_visible_in_snapshot(x, pg_catalog.pg_current_snapshot()))))
-          and pg_catalog.pg_visible_in_snapshot(j.xid, pg_catalog.pg_current_snapshot())
 """
-_SINCE: Final[LiteralString] = _JOURNAL + ") j on true order by j.seq"
+_NEW: Final[LiteralString] = """
+    from relay.journal j
+    where (j.xid >= %s::text::xid8
+           or j.xid = any (array(
+               select x from pg_catalog.unnest(%s::text[]::xid8[]) x
+               where pg_catalog.pg_visible_in_snapshot(x, pg_catalog.pg_current_snapshot()))))
+      and pg_catalog.pg_visible_in_snapshot(j.xid, pg_catalog.pg_current_snapshot())
+"""
+_SINCE: Final[LiteralString] = (
+    _HEAD + "," + _ENTRY + "from relay.horizon h left join (select *" + _NEW + "order by j.seq limit %s) j on true "
+    "order by j.seq"
+)
 _MISSED: Final[LiteralString] = (
-    _JOURNAL
-    + """
-          and (j.op = 'S' or j.old_board = any (%s) or j.new_board = any (%s))
-        limit %s
-    ) j on true
-    order by j.seq
-"""
+    _HEAD + "," + _ENTRY + "from relay.horizon h left join (select *" + _NEW + "and (j.op = 'S' or "
+    "j.old_board = any (%s) or j.new_board = any (%s)) limit %s) j on true order by j.seq"
+)
+
+# A large batch: its transactions in order, each with how many entries it has, and whether these stand in the order
+# of the row versions, as they do unless statements were nested in others.
+_OUTLINE: Final[LiteralString] = (
+    "select j.xid::text, count(*), coalesce(min(j.depth) = max(j.depth), true)" + _NEW + "group by j.xid "
+    "order by max(j.seq) limit %s"
+)
+_WHOLE: Final[LiteralString] = (
+    "select" + _ENTRY + "from relay.journal j where j.xid = any (%s::text[]::xid8[]) order by j.seq"
 )
 
 _BOARD: Final[LiteralString] = """
@@ -229,10 +248,46 @@ class Session:
         )
         return Snapshot.parse(row[0]), Snapshot.parse(row[1])
 
-    async def since(self, position: Snapshot) -> Batch:
+    async def since(self, position: Snapshot) -> AsyncIterator[Batch]:
         """Read what became visible since a position. Raises FeedError if journalling was paused meanwhile."""
-        rows = await self._listener.rows(_SINCE, str(position.xmax), _running(position))
-        return await self._batch(rows)
+        new = (str(position.xmax), _running(position))
+        rows = await self._listener.rows(_SINCE, *new, PART_CHANGES + 1)
+        if len(rows) <= PART_CHANGES:
+            yield await self._batch(rows)
+            return
+        del rows  # a part too many, and large
+        await self._listener.rows("begin isolation level repeatable read, read only")
+        whole = await self._batch(await self._listener.rows(_HEAD + "from relay.horizon h"))
+        outline = await self._listener.rows(_OUTLINE, *new, BATCH_TRANSACTIONS + 1)
+        if len(outline) > BATCH_TRANSACTIONS:
+            whole = replace(whole, transactions=None)
+        else:
+            async for entries in self._parts(outline):
+                yield replace(whole, transactions=await self._read_entries(entries), more=True)
+        await self._listener.rows("commit")
+        yield whole
+
+    async def _parts(self, outline: Iterable[TupleRow]) -> AsyncIterator[list[_Entry]]:
+        """Read transactions in parts: many small ones are a part, and a large one is many."""
+        small: list[str] = []
+        room = PART_CHANGES
+        for xid, count, in_order in outline:
+            if count > room and small:
+                yield await self._whole(small)
+                small, room = [], PART_CHANGES
+            if count > PART_CHANGES and in_order:
+                await self._listener.rows("declare part no scroll cursor for " + _WHOLE, [xid])
+                while rows := await self._listener.rows(f"fetch {PART_CHANGES} from part".encode()):
+                    yield [_Entry(*row) for row in rows]
+                await self._listener.rows("close part")
+            else:
+                small.append(xid)
+                room -= count
+        if small:
+            yield await self._whole(small)
+
+    async def _whole(self, xids: list[str]) -> list[_Entry]:
+        return [_Entry(*row) for row in await self._listener.rows(_WHOLE, xids)]
 
     async def missed(self, oldest: Snapshot, boards: Collection[str]) -> Batch:
         """Read what became visible since a snapshot and concerns some of the boards. Raises as `since` does."""
@@ -319,10 +374,13 @@ class Session:
         now, horizon, paused = rows[0][:3]
         if paused:
             raise FeedError("journalling was paused, for the journal was full: reading the boards again")
-        entries = [_Entry(*row[3:]) for row in rows if row[3] is not None]
+        transactions = await self._read_entries([_Entry(*row[3:]) for row in rows if row[3:] and row[3] is not None])
+        return Batch(Snapshot.parse(now), transactions, Snapshot.parse(horizon))
+
+    async def _read_entries(self, entries: Sequence[_Entry]) -> list[Transaction]:
         if any(entry.op == "S" or entry.watch not in self._watches for entry in entries):
             await self.load_watches()
-        return Batch(Snapshot.parse(now), self._transactions(entries), Snapshot.parse(horizon))
+        return self._transactions(entries)
 
     def _transactions(self, entries: Iterable[_Entry]) -> list[Transaction]:
         """Gather entries into transactions, in the order of their last entry.

@@ -7,7 +7,7 @@ import re
 import psycopg
 import pytest
 
-from relay.session import _SINCE
+from relay.session import _SINCE, PART_CHANGES
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.servers import Database
@@ -211,7 +211,7 @@ async def test_long_transaction_costs_reading_nothing(database: Database, relay:
     assert position.xip
     reader = database.connect()
     reader.execute("set enable_seqscan = off")
-    parameters = [str(position.xmax), [str(xid) for xid in position.xip]]
+    parameters = [str(position.xmax), [str(xid) for xid in position.xip], PART_CHANGES + 1]
     rows = reader.execute(b"explain (analyze, timing off) " + _SINCE.encode(), parameters).fetchall()
     long.execute("rollback")
     found = [int(float(match[1])) for (line,) in rows if (match := re.search(r"Scan.*actual rows=([0-9.]+)", line))]

@@ -16,6 +16,8 @@ def test_the_defaults_are_the_guides() -> None:
         "WS_ENABLED": True,
         "WS_HEARTBEAT": 30_000,
         "WS_MAX_CONNECTIONS": 100,
+        "WS_SEND_BUFFER": 1_048_576,
+        "WS_COMPRESSION": False,
         "HEALTH_PORT": 4001,
         "DATABASE_URL": "",
     }
@@ -28,6 +30,8 @@ def test_settings_are_read_from_text() -> None:
         "WS_ENABLED": "false",
         "WS_HEARTBEAT": "100",
         "WS_MAX_CONNECTIONS": "1",
+        "WS_SEND_BUFFER": "65536",
+        "WS_COMPRESSION": "true",
         "HEALTH_PORT": "65535",
         "DATABASE_URL": "host=db user=relay",
     }
@@ -37,6 +41,8 @@ def test_settings_are_read_from_text() -> None:
         "WS_ENABLED": False,
         "WS_HEARTBEAT": 100,
         "WS_MAX_CONNECTIONS": 1,
+        "WS_SEND_BUFFER": 65_536,
+        "WS_COMPRESSION": True,
         "HEALTH_PORT": 65_535,
         "DATABASE_URL": "host=db user=relay",
     }
@@ -71,6 +77,9 @@ def test_a_database_url_is_whatever_libpq_takes(url: str) -> None:
         ("WS_HEARTBEAT", "30s"),
         ("WS_MAX_CONNECTIONS", "0"),
         ("WS_MAX_CONNECTIONS", "1.5"),
+        ("WS_SEND_BUFFER", "65535"),
+        ("WS_SEND_BUFFER", "1073741825"),
+        ("WS_COMPRESSION", "deflate"),
     ],
 )
 def test_a_bad_value_gives_one_line_with_the_setting_the_value_and_what_is_allowed(name: str, value: str) -> None:

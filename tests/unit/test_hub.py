@@ -113,6 +113,7 @@ class Client:
     world: World
     resumable: bool = False
     ready: bool = True
+    inflates: bool = False
     room: int | None = None
     """So many deliveries make it not ready, if any number does."""
     boards: dict[str, Held] = field(default_factory=dict)
@@ -403,6 +404,7 @@ class Listener:
     """A subscriber that keeps what it is sent."""
 
     ready: bool = True
+    inflates: bool = False
     sent: list[bytes] = field(default_factory=list)
 
     def send(self, frames: bytes) -> None:
