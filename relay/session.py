@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final, LiteralString, Self, cast, get_args
@@ -248,7 +248,7 @@ class Session:
         )
         return Snapshot.parse(row[0]), Snapshot.parse(row[1])
 
-    async def since(self, position: Snapshot) -> AsyncIterator[Batch]:
+    async def since(self, position: Snapshot) -> AsyncGenerator[Batch, None]:
         """Read what became visible since a position. Raises FeedError if journalling was paused meanwhile."""
         new = (str(position.xmax), _running(position))
         rows = await self._listener.rows(_SINCE, *new, PART_CHANGES + 1)
