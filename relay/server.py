@@ -114,6 +114,7 @@ class Endpoint:
         self._numbers = itertools.count(1)
         self._server: asyncio.Server | None = None
         self._heart: asyncio.Task[None] | None = None
+        self._empty = asyncio.Event()
 
     async def open(self, host: str, port: int) -> None:
         """Begin to listen. Raises OSError if the address is taken or is none of this machine's."""
@@ -141,9 +142,11 @@ class Endpoint:
         with contextlib.suppress(asyncio.CancelledError):
             await self._heart
         leaving = self._connections | self._shaking_hands
+        self._empty.clear()
         for connection in leaving:
             connection.close(CloseCode.GOING_AWAY, "the relay is stopping")
-        await asyncio.gather(*(connection.closed.wait() for connection in leaving))
+        if leaving:
+            await self._empty.wait()
 
     def admit(self, connection: Connection) -> str | None:
         """Count a client in and name it; None if there are too many."""
@@ -158,6 +161,8 @@ class Endpoint:
         """Count a client out."""
         self._shaking_hands.discard(connection)
         self._connections.discard(connection)
+        if not self._connections and not self._shaking_hands:
+            self._empty.set()
         self.hub.leave(connection)
 
     def _connection(self) -> Connection:
@@ -185,10 +190,10 @@ class Connection(asyncio.Protocol):
         "_ending",
         "_endpoint",
         "_eof",
-        "_fragments",
         "_largest",
         "_moved",
         "_offset",
+        "_partial",
         "_protocol",
         "_timer",
         "_transport",
@@ -207,7 +212,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._client_id: str | None = None
-        self._fragments: list[bytes] = []
+        self._partial: bytearray | None = None
         self._binary = False
         self._bad_messages = 0
         self._alive = True
@@ -224,7 +229,7 @@ class Connection(asyncio.Protocol):
         self._largest = 0
         self.ready = False
         self.inflates = False
-        self.closed = asyncio.Event()
+        self.closed = False
 
     # What the hub and the endpoint say
 
@@ -305,7 +310,7 @@ class Connection(asyncio.Protocol):
         self._backlog = None
         if self._timer:
             self._timer.cancel()
-        self.closed.set()
+        self.closed = True
         self._endpoint.forget(self)
         if self._client_id:
             log.info(
@@ -355,13 +360,15 @@ class Connection(asyncio.Protocol):
         if self._protocol.state is not State.OPEN:
             return
         if received.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            if received.data:
-                self._fragments.append(bytes(received.data))
             if received.opcode is not Opcode.CONT:
                 self._binary = received.opcode is Opcode.BINARY
+            if received.fin and self._partial is None:
+                self._receive_message(bytes(received.data))
+                return
+            self._partial = self._partial or bytearray()
+            self._partial += received.data
             if received.fin:
-                message = b"".join(self._fragments)
-                self._fragments.clear()
+                message, self._partial = bytes(self._partial), None
                 self._receive_message(message)
 
     def _receive_message(self, message: bytes) -> None:
