@@ -11,22 +11,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import click
 import dotenv
-import structlog
 
-from relay import config, daemon, demo, embedded, install
+from relay import config, daemon, demo, embedded, install, logs, worker
+
+_SHORT: Final[Mapping[str, str]] = {"WS_WORKERS": "--workers"}
+"""Settings that have a second, shorter option."""
 
 _USERS_MISTAKES: Final = (
     config.SettingsError,
-    daemon.StartError,
     demo.DemoError,
     embedded.EmbeddedPostgresError,
     install.InstallError,
+    worker.StartError,
 )
 
 
@@ -51,6 +52,7 @@ def _settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..
                 continue
             command = click.option(
                 "--" + name.lower().replace("_", "-"),
+                *([_SHORT[name]] if name in _SHORT else []),
                 name,
                 envvar=name,
                 show_envvar=True,
@@ -79,7 +81,7 @@ def _given(options: dict[str, str | None]) -> dict[str, str]:
 @_settings_options()
 def serve(**options: str | None) -> None:
     """Run the daemon until Ctrl-C or SIGTERM."""
-    _log_to(sys.stderr.isatty())
+    logs.start()
     with _one_line_errors():
         asyncio.run(daemon.serve(config.load(_given(options))))
 
@@ -94,7 +96,7 @@ def serve(**options: str | None) -> None:
 )
 def demo_command(postgres_port: int | None, **options: str | None) -> None:
     """Show a living board, from a throwaway Postgres, until Ctrl-C."""
-    _log_to(sys.stderr.isatty(), logging.WARNING)
+    logs.start(logging.WARNING)
     with _one_line_errors():
         asyncio.run(demo.run(config.load(_given(options)), postgres_port))
 
@@ -161,29 +163,3 @@ def sql_unwatch(table: str, **options: str | None) -> None:
     with _one_line_errors():
         install.unwatch(config.load(_given(options)).DATABASE_URL, table)
     click.echo(f"relay sql unwatch: {table} is not watched")
-
-
-def _log_to(terminal: bool, level: int = logging.INFO) -> None:
-    """Log to standard error: JSON for machines, colours for a terminal."""
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
-    )
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    # What the libraries log takes the same way out.
-    logging.basicConfig(handlers=[_LibraryLog()], level=logging.WARNING)
-
-
-class _LibraryLog(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        exc_info = record.exc_info or None
-        structlog.get_logger().log(record.levelno, record.getMessage(), logger=record.name, exc_info=exc_info)

@@ -38,7 +38,8 @@ class Settings(BaseModel):
         description="bytes that may wait for a client that reads slowly; then it is sent the board anew instead",
     )
     WS_COMPRESSION: bool = Field(False, description="whether to compress messages for clients that offer it")
-    HEALTH_PORT: Port = Field(4001, description="port of GET /health")
+    WS_WORKERS: int = Field(1, ge=1, le=256, description="processes that serve clients, each on a core of its own")
+    HEALTH_PORT: Port = Field(4001, description="port of GET /health and GET /metrics")
     DATABASE_URL: str = Field(
         "", description="connection string of the database; what it leaves out, libpq's PG* variables give"
     )
@@ -61,6 +62,7 @@ ALLOWED: Final[Mapping[str, str]] = {
     "WS_MAX_CONNECTIONS": "a whole number from 1",
     "WS_SEND_BUFFER": "bytes from 65536 to 1073741824",
     "WS_COMPRESSION": "true or false",
+    "WS_WORKERS": "a whole number from 1 to 256",
     "HEALTH_PORT": "a port from 0 to 65535, 0 for any free one",
     "DATABASE_URL": "postgresql://user@host/database, or key=value pairs as libpq takes them",
 }

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import structlog
 
 from relay.config import Settings
-from relay.feed import Feed
-from relay.hub import Hub
 from relay.monitor import Monitor
-from relay.server import Endpoint, deflated_frame, frame
+from relay.worker import Worker, named
+from relay.workers import Workers
 
 log = structlog.get_logger()
-
-
-class StartError(Exception):
-    """Why the daemon cannot start, in one line."""
 
 
 async def serve(settings: Settings) -> None:
@@ -30,9 +23,9 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
-    async with running(settings) as feed_task:
+    async with running(settings) as serving:
         stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({feed_task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         log.info("relay.stopping")
     log.info("relay.stopped")
@@ -40,53 +33,26 @@ async def serve(settings: Settings) -> None:
 
 @contextlib.asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
-    """Run feed, endpoint and monitor; yields the feed's task, which ends only by a fault of ours."""
-    feed = Feed(settings.DATABASE_URL)
-    hub = Hub(feed, frame, deflated_frame)
-    endpoint = None
-    if settings.WS_ENABLED:
-        endpoint = Endpoint(
-            hub,
-            heartbeat=settings.WS_HEARTBEAT / 1000,
-            max_connections=settings.WS_MAX_CONNECTIONS,
-            send_buffer=settings.WS_SEND_BUFFER,
-            compression=settings.WS_COMPRESSION,
-        )
-    monitor = Monitor(endpoint, feed, settings.WS_PORT)
+    """Serve clients from this process or from several, with a monitor; the task ends only by a fault of ours."""
+    several = settings.WS_ENABLED and settings.WS_WORKERS > 1
+    relay: Worker | Workers = Workers(settings) if several else Worker(settings)
+    monitor = Monitor(relay.status)
     async with contextlib.AsyncExitStack() as stack:
-        if endpoint:
-            with _named("WS_PORT", settings.WS_HOST, settings.WS_PORT):
-                await endpoint.open(settings.WS_HOST, settings.WS_PORT)
-            stack.push_async_callback(endpoint.close)
-        with _named("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
+        stack.push_async_callback(relay.close)
+        await relay.open()
+        with named("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
             stack.push_async_callback(monitor.close)
             health_port = await monitor.open(settings.WS_HOST, settings.HEALTH_PORT)
+        serving = await relay.start()
         log.info(
-            "websocket.listening" if endpoint else "websocket.disabled",
+            "websocket.listening" if settings.WS_ENABLED else "websocket.disabled",
             host=settings.WS_HOST,
-            port=endpoint.port if endpoint else settings.WS_PORT,
+            port=relay.port,
             health=health_port,
         )
-        feed_task = asyncio.create_task(feed.run(hub) if endpoint else _nothing(), name="feed")
         try:
-            yield feed_task
+            yield serving
         finally:
-            feed_task.cancel()
+            serving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await feed_task
-
-
-async def _nothing() -> None:
-    await asyncio.Event().wait()
-
-
-@contextlib.contextmanager
-def _named(setting: str, host: str, port: int) -> Iterator[None]:
-    """Say in one line which address could not be had, and how to choose another."""
-    try:
-        yield
-    except OSError as ex:
-        # asyncio wraps the system's words in its own, address and all; resolving a name has codes of its own.
-        reason = os.strerror(ex.errno) if ex.errno and ex.errno > 0 else ex.strerror
-        blamed = setting if ex.errno in {errno.EADDRINUSE, errno.EACCES} else "WS_HOST"
-        raise StartError(f"cannot listen on {host}:{port}: {reason}: choose another with {blamed}") from ex
+                await serving

@@ -58,7 +58,7 @@ LONGEST_RETRY_SECONDS: Final = 10.0
 
 
 @dataclass(slots=True)
-class _Retry:
+class Retry:
     """Back-off: doubling from the first to the longest, each time somewhere in its upper half."""
 
     seconds: float = FIRST_RETRY_SECONDS
@@ -97,12 +97,12 @@ class Feed:
 
     async def run(self, hub: Hub) -> None:
         """Feed the hub until cancelled."""
-        retry = _Retry()
+        retry = Retry()
         while True:
             try:
                 async with Session.open(self._conninfo) as session:
                     await self._begin(session, hub)
-                    retry = _Retry()
+                    retry = Retry()
                     await self._follow(session, hub)
             except* (psycopg.Error, OSError, FeedError, WatchOutdated) as group:
                 self._report(_one_line(_first(group)))

@@ -92,8 +92,26 @@ def deflated_frame(message: bytes) -> bytes:
 _DEFLATE: Final = (ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True),)
 
 
+class Places:
+    """How many may be connected at once."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+
+    def take(self) -> bool:
+        """Take a place for one more; false if there is none."""
+        free = self._taken < self._limit
+        self._taken += free
+        return free
+
+    def give_back(self) -> None:
+        """Give a place back."""
+        self._taken -= 1
+
+
 class Endpoint:
-    """Listens, and keeps the connections."""
+    """Listens, and keeps the connections. `places` are those that several endpoints share, if they do."""
 
     def __init__(
         self,
@@ -101,6 +119,7 @@ class Endpoint:
         *,
         heartbeat: float,
         max_connections: int,
+        places: Places | None = None,
         send_buffer: int = SEND_BUFFER_BYTES,
         compression: bool = False,
     ) -> None:
@@ -108,7 +127,7 @@ class Endpoint:
         self.send_buffer = send_buffer
         self.extensions = _DEFLATE if compression else ()
         self._heartbeat = heartbeat
-        self._max_connections = max_connections
+        self._places = places or Places(max_connections)
         self._connections: set[Connection] = set()
         self._shaking_hands: set[Connection] = set()
         self._numbers = itertools.count(1)
@@ -116,10 +135,12 @@ class Endpoint:
         self._heart: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
 
-    async def open(self, host: str, port: int) -> None:
-        """Begin to listen. Raises OSError if the address is taken or is none of this machine's."""
+    async def open(self, host: str, port: int, *, reuse_port: bool = False) -> None:
+        """Begin to listen, if wanted on a port that others share. Raises OSError if the address cannot be had."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connection, host, port, backlog=1024)
+        self._server = await loop.create_server(
+            self._connection, host, port, backlog=1024, reuse_port=reuse_port or None
+        )
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
 
     @property
@@ -150,7 +171,7 @@ class Endpoint:
 
     def admit(self, connection: Connection) -> str | None:
         """Count a client in and name it; None if there are too many."""
-        if len(self._connections) >= self._max_connections:
+        if not self._places.take():
             log.warning("websocket.refused", reason="too many connections", connections=self.connections)
             return None
         self._shaking_hands.discard(connection)
@@ -160,7 +181,9 @@ class Endpoint:
     def forget(self, connection: Connection) -> None:
         """Count a client out."""
         self._shaking_hands.discard(connection)
-        self._connections.discard(connection)
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self._places.give_back()
         if not self._connections and not self._shaking_hands:
             self._empty.set()
         self.hub.leave(connection)

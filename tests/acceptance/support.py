@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import ClientConnection, connect
 
 RELAY: Final = Path(sys.executable).parent / "relay"
@@ -94,6 +95,10 @@ class Program:
         """How it ended, None while it runs."""
         return self._process.poll()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def signal(self, signum: signal.Signals) -> None:
         self._process.send_signal(signum)
 
@@ -123,10 +128,14 @@ class Daemon(Program):
         self.health_port = 0
 
     async def listens(self) -> None:
-        """Wait for its first line, which tells the ports."""
-        await until(lambda: self.log() or self.exit_code is not None, "the daemon's first line")
+        """Wait for the line that tells the ports; only workers have something to say before."""
+
+        def told() -> list[dict[str, Any]]:
+            return [line for line in self.log() if "health" in line]
+
+        await until(lambda: told() or self.exit_code is not None, "the daemon's ports")
         assert self.exit_code is None, self.output
-        self.ws_port, self.health_port = self.log()[0]["port"], self.log()[0]["health"]
+        self.ws_port, self.health_port = told()[0]["port"], told()[0]["health"]
 
     @property
     def url(self) -> str:
@@ -150,6 +159,14 @@ class Daemon(Program):
             link.request("GET", "/health")
             response = link.getresponse()
             return response.status, json.load(response)
+
+    def metrics(self) -> dict[str, float]:
+        """Ask for its metrics: the value of each sample, by its name and labels."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.health_port, timeout=SECONDS)) as link:
+            link.request("GET", "/metrics")
+            families = text_string_to_metric_families(link.getresponse().read().decode())
+            samples = [sample for family in families for sample in family.samples]
+        return {" ".join((sample.name, *sample.labels.values())): sample.value for sample in samples}
 
     async def healthy(self) -> None:
         """Wait until it says that it is healthy."""

@@ -1,0 +1,177 @@
+"""A worker: feed, hub and endpoint of one process. The daemon is one worker, or starts several: see workers.py.
+
+Rules of one that was started as a process of its own (`main`):
+- It shares with the others the port, which each of them listens on while the kernel deals out who connects, and the
+  count of connections. Of Postgres it has its own feed: none waits for another.
+- Its orders come over its control socket: each line is the question for its `Status`. The end of it means to stop;
+  it comes too when the process that asks was killed. Signals are for that process alone: they are blocked here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import sys
+from collections.abc import Iterator
+
+import structlog
+
+from relay import config, logs
+from relay.config import Settings
+from relay.feed import Feed
+from relay.hub import Hub
+from relay.server import Endpoint, Places, deflated_frame, frame
+from relay.status import Counts, Status
+
+log = structlog.get_logger()
+
+
+class StartError(Exception):
+    """Why the daemon cannot start, in one line."""
+
+
+class Worker:
+    """Serves subscribers from this process."""
+
+    def __init__(self, settings: Settings, places: Places | None = None) -> None:
+        self._settings = settings
+        self._shares_port = places is not None
+        self._feed = Feed(settings.DATABASE_URL)
+        self._hub = Hub(self._feed, frame, deflated_frame)
+        self._endpoint: Endpoint | None = None
+        if settings.WS_ENABLED:
+            self._endpoint = Endpoint(
+                self._hub,
+                heartbeat=settings.WS_HEARTBEAT / 1000,
+                max_connections=settings.WS_MAX_CONNECTIONS,
+                places=places,
+                send_buffer=settings.WS_SEND_BUFFER,
+                compression=settings.WS_COMPRESSION,
+            )
+
+    @property
+    def port(self) -> int:
+        """Where clients connect, or would."""
+        return (self._endpoint and self._endpoint.port) or self._settings.WS_PORT
+
+    async def open(self) -> None:
+        """Take the port. Raises StartError."""
+        if self._endpoint:
+            host, port = self._settings.WS_HOST, self._settings.WS_PORT
+            with named("WS_PORT", host, port):
+                await self._endpoint.open(host, port, reuse_port=self._shares_port)
+
+    async def start(self) -> asyncio.Task[None]:
+        """Serve; the task ends only by a fault of ours."""
+        return asyncio.create_task(self._feed.run(self._hub) if self._endpoint else _nothing(), name="feed")
+
+    async def status(self) -> Status:
+        """Tell how it is."""
+        running = self._endpoint is not None and self._endpoint.port is not None
+        return Status(
+            running=running,
+            port=self.port,
+            connections=self._endpoint.connections if self._endpoint else 0,
+            subscriptions=self._hub.subscriptions,
+            feed_up=self._feed.problem is None,
+            problem=self._feed.problem if running else None,
+            counts=Counts(messages=self._hub.sent, bytes=self._hub.sent_bytes, fell_behind=self._hub.fell_behind),
+        )
+
+    async def close(self) -> None:
+        """Stop listening, and see the clients off."""
+        if self._endpoint:
+            await self._endpoint.close()
+
+
+async def _nothing() -> None:
+    await asyncio.Event().wait()
+
+
+@contextlib.contextmanager
+def named(setting: str, host: str, port: int) -> Iterator[None]:
+    """Say in one line which address could not be had, and how to choose another."""
+    try:
+        yield
+    except OSError as ex:
+        # asyncio wraps the system's words in its own, address and all; resolving a name has codes of its own.
+        reason = os.strerror(ex.errno) if ex.errno and ex.errno > 0 else ex.strerror
+        blamed = setting if ex.errno in {errno.EADDRINUSE, errno.EACCES} else "WS_HOST"
+        raise StartError(f"cannot listen on {host}:{port}: {reason}: choose another with {blamed}") from ex
+
+
+class SharedPlaces(Places):
+    """The places of all workers: how many each has taken stands in memory that they share, an open file's.
+
+    Each writes its own number only, and looks at the others' while none can take one: so the limit is exact.
+    """
+
+    def __init__(self, limit: int, file: int, workers: int, own: int = 0) -> None:
+        super().__init__(limit)
+        self._file = file
+        self._taken_by = memoryview(mmap.mmap(file, workers * 8)).cast("Q")
+        self._own = own
+
+    def take(self) -> bool:
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            if free := sum(self._taken_by) < self._limit:
+                self._taken_by[self._own] += 1
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
+        return free
+
+    def give_back(self) -> None:
+        self._taken_by[self._own] -= 1
+
+    def give_back_all(self, of: int) -> None:
+        """Give back the places of a worker that is gone."""
+        self._taken_by[of] = 0
+
+
+def main() -> None:
+    """Be one of several, as workers.py starts them: which one, its control socket, and the file of the places."""
+    number, control, places = map(int, sys.argv[1:])
+    logs.start(worker=number)
+    settings = config.load({name: os.environ[name] for name in Settings.model_fields if name in os.environ})
+    shared = SharedPlaces(settings.WS_MAX_CONNECTIONS, places, settings.WS_WORKERS, number - 1)
+    try:
+        asyncio.run(_obey(Worker(settings, shared), socket.socket(fileno=control)))
+    except StartError as ex:
+        log.error("worker.failed", problem=str(ex))  # noqa: TRY400  # one line says it all
+        sys.exit(1)
+
+
+async def _obey(worker: Worker, control: socket.socket) -> None:
+    """Serve until told to stop."""
+    reader, writer = await asyncio.open_connection(sock=control)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(writer.close)
+        stack.push_async_callback(worker.close)
+        await worker.open()
+        serving = await worker.start()
+        answering = asyncio.create_task(_answer(worker, reader, writer))
+        await asyncio.wait({serving, answering}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (answering, serving):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _answer(worker: Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer what is asked over the control socket, until its end."""
+    # Who was killed with an answer unread has reset the connection.
+    with contextlib.suppress(ConnectionError):
+        async for _question in reader:
+            status = await worker.status()
+            writer.write(status.model_dump_json().encode() + b"\n")
+            await writer.drain()
+
+
+if __name__ == "__main__":
+    main()

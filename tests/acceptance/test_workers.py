@@ -1,0 +1,287 @@
+"""`relay serve --workers N`: several processes on one port, that look like one from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from relay.embedded import HOST
+from tests.acceptance.support import Client, Daemon, Relays, mistake, run_relay, until
+from tests.proxy import Proxy
+from tests.servers import Database
+
+MANY = 24
+"""So many connections that each of two workers has some: that all go to one happens once in eight million times."""
+
+
+@contextlib.asynccontextmanager
+async def connected(daemon: Daemon, count: int = MANY) -> AsyncIterator[list[Client]]:
+    """Yield clients of all workers."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Client.to(daemon)) for _ in range(count)]
+
+
+async def workers_of(daemon: Daemon, clients: Sequence[Client]) -> list[int]:
+    """Subscribe each client to a board of its own, by which the log tells whose it is."""
+    found = []
+    for client in clients:
+        board = f"of {id(client)}"
+        await client.subscribe(board)
+        found.append((await daemon.logged("websocket.subscribe", board=board))["worker"])
+    return found
+
+
+def pid_of(daemon: Daemon, worker: int) -> int:
+    """Return the process of a worker that runs now."""
+    return int([line["pid"] for line in daemon.log("worker.running") if line["worker"] == worker][-1])
+
+
+def exists(pid: int) -> bool:
+    """Whether there is such a process; one that waits for whoever inherited it to notice its end does not count."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def healthy_json(daemon: Daemon, connections: int, workers: int = 2) -> dict[str, Any]:
+    return {
+        "status": "healthy",
+        "websocket": {"running": True, "connections": connections, "port": daemon.ws_port},
+        "workers": workers,
+    }
+
+
+# Serving
+
+
+async def test_subscribers_of_all_workers_get_every_change_once(database: Database, relay: Relays) -> None:
+    """Whichever worker a client is with, it gets each change, once and in order; health and metrics tell of all."""
+    daemon = await relay(database.dsn, "--workers", "2", WS_PORT="0")
+    async with connected(daemon) as clients:
+        assert set(await workers_of(daemon, clients)) == {1, 2}
+        for client in clients:
+            await client.subscribe()
+        for number in range(20):
+            database.execute("insert into tasks (id, title) values (%s, 'T')", str(number))
+        database.execute("delete from tasks")
+        for client in clients:
+            created = await client.receive_until(id="19")
+            deleted = [await client.receive() for _ in range(20)]
+            assert [message["data"]["id"] for message in created] == [str(number) for number in range(20)]
+            assert {message["type"] for message in created} == {"task.created"}
+            assert {message["type"] for message in deleted} == {"task.deleted"}
+            assert {message["data"]["id"] for message in deleted} == {str(number) for number in range(20)}
+
+        assert daemon.health() == (200, healthy_json(daemon, MANY))
+        metrics = daemon.metrics()
+        assert metrics.pop("relay_sent_bytes_total") > 42 * MANY
+        assert metrics == {
+            "relay_connections": MANY,
+            "relay_subscriptions": 2 * MANY,
+            "relay_messages_sent_total board.sync": 2 * MANY,
+            "relay_messages_sent_total task.created": 20 * MANY,
+            "relay_messages_sent_total task.deleted": 20 * MANY,
+            "relay_fell_behind_total": 0,
+            "relay_feed_up": 1,
+            "relay_workers": 2,
+        }
+
+
+async def test_limit_of_connections_is_that_of_all_workers(database: Database, relay: Relays) -> None:
+    """Who would exceed WS_MAX_CONNECTIONS is refused by any worker; a place that one gave back is any's to give."""
+    daemon = await relay(database.dsn, WS_WORKERS="2", WS_MAX_CONNECTIONS=str(MANY))
+    async with connected(daemon) as clients:
+        assert set(await workers_of(daemon, clients)) == {1, 2}
+        for _ in range(MANY):
+            assert await refused(daemon)
+        assert {line["worker"] for line in daemon.log("websocket.refused")} == {1, 2}
+    await until(lambda: daemon.health() == (200, healthy_json(daemon, 0)), "all to be gone")
+
+    async def stay(connecting: contextlib.AsyncExitStack) -> bool:
+        try:
+            await connecting.enter_async_context(Client.to(daemon))
+        except InvalidStatus:
+            return False
+        return True
+
+    async with contextlib.AsyncExitStack() as stack:
+        # All at once, so that both workers give the last places at the same time.
+        assert sum(await asyncio.gather(*(stay(stack) for _ in range(3 * MANY)))) == MANY
+
+
+async def refused(daemon: Daemon) -> bool:
+    try:
+        async with Client.to(daemon):
+            return False
+    except InvalidStatus as ex:
+        return ex.response.status_code == 503
+
+
+async def test_workers_that_have_lost_the_database_say_so_once(
+    database: Database, proxy: Proxy, relay: Relays
+) -> None:
+    """While no worker reaches the database, health gives the one reason, as of one process."""
+    daemon = await relay(proxy.through(database.dsn), WS_WORKERS="2")
+    await proxy.cut()
+
+    def problem() -> str | None:
+        status, answer = daemon.health()
+        return answer["problem"] if status == 503 else None
+
+    await until(lambda: "Connection refused" in (problem() or "") and "worker" not in (problem() or ""), "a reason")
+    assert daemon.metrics()["relay_feed_up"] == 0
+    await proxy.restore()
+    await daemon.healthy()
+    assert daemon.metrics()["relay_feed_up"] == 1
+
+
+# Workers that die
+
+
+async def test_worker_that_is_killed_is_started_again(database: Database, relay: Relays) -> None:
+    """After kill -9 of a worker health names it, its clients come back, the others go on, and no count goes back."""
+    daemon = await relay(database.dsn, WS_WORKERS="2", WS_MAX_CONNECTIONS=str(MANY))
+    async with connected(daemon) as clients:
+        workers = await workers_of(daemon, clients)
+        before = daemon.metrics()
+        os.kill(pid_of(daemon, 2), signal.SIGKILL)
+        for client in (client for client, worker in zip(clients, workers, strict=True) if worker == 2):
+            assert await client.closed() == 1006
+        await until(lambda: daemon.health()[0] == 503, "health to tell")
+        status, answer = daemon.health()
+        after = daemon.metrics()
+        died = await daemon.logged("worker.died", worker=2)
+
+        # It may be back by now, and then its feed is not yet: whatever is wrong, is wrong with it.
+        assert status == 503
+        assert answer["problem"].startswith("worker 2")
+        assert died["reason"] == "was killed by signal 9"
+        assert after["relay_feed_up"] == 0
+        assert after["relay_connections"] == workers.count(1)
+        counters = [name for name in before if "_total" in name]
+        assert {name: after[name] for name in counters} == {name: before[name] for name in counters}
+
+        await until(lambda: daemon.health() == (200, healthy_json(daemon, workers.count(1))), "it to be back")
+        async with connected(daemon, workers.count(2)) as again:
+            assert await refused(daemon)
+            for client in again:
+                await client.subscribe()
+            for client in (client for client, worker in zip(clients, workers, strict=True) if worker == 1):
+                await client.subscribe()
+            database.execute("insert into tasks (id, title) values ('a', 'A')")
+            for client in (client for client, worker in zip(clients, workers, strict=True) if worker == 1):
+                assert (await client.receive())["data"]["id"] == "a"
+            for client in again:
+                assert (await client.receive())["data"]["id"] == "a"
+            assert daemon.metrics()["relay_messages_sent_total board.sync"] == 2 * MANY
+
+
+async def test_worker_that_does_not_answer_is_told(database: Database, relay: Relays) -> None:
+    """Health names a worker that is stuck, and recovers with it."""
+    daemon = await relay(database.dsn, WS_WORKERS="2")
+    pid = pid_of(daemon, 1)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert daemon.health() == (
+            503,
+            healthy_json(daemon, 0, workers=1) | {"status": "unhealthy", "problem": "worker 1 does not answer"},
+        )
+        assert daemon.metrics()["relay_workers"] == 1
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await daemon.healthy()
+    assert daemon.log("worker.died") == []
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+async def test_stopping_tells_the_clients_of_all_workers(
+    database: Database, relay: Relays, signum: signal.Signals
+) -> None:
+    """SIGTERM and SIGINT end the daemon with exit code 0, all connections with 1001, and leave no process."""
+    daemon = await relay(database.dsn, WS_WORKERS="2")
+    pids = [pid_of(daemon, worker) for worker in (1, 2)]
+    async with connected(daemon) as clients:
+        assert set(await workers_of(daemon, clients)) == {1, 2}
+        assert await daemon.stop(signum) == 0
+        assert {await client.closed() for client in clients} == {1001}
+    assert [pid for pid in pids if exists(pid)] == []
+    assert daemon.log()[-1]["event"] == "relay.stopped"
+    assert daemon.log("worker.died") == []
+
+
+async def test_signal_to_all_processes_stops_them_once(database: Database, relay: Relays) -> None:
+    """Signals that go to the workers too, as Ctrl-C in a terminal does, and twice, are no death of theirs."""
+    daemon = await relay(database.dsn, WS_WORKERS="2")
+    async with connected(daemon) as clients:
+        for pid in (pid_of(daemon, 1), pid_of(daemon, 2), daemon.pid) * 2:
+            os.kill(pid, signal.SIGINT)
+        assert {await client.closed() for client in clients} == {1001}
+        await until(lambda: daemon.exit_code is not None, "its end")
+    assert daemon.exit_code == 0
+    assert daemon.log("worker.died") == []
+    assert daemon.log()[-1]["event"] == "relay.stopped"
+
+
+async def test_no_worker_outlives_a_daemon_that_was_killed(database: Database, relay: Relays) -> None:
+    """After kill -9 of the daemon its workers tell their clients, and end."""
+    daemon = await relay(database.dsn, WS_WORKERS="2")
+    pids = [pid_of(daemon, worker) for worker in (1, 2)]
+    async with connected(daemon) as clients:
+        await daemon.stop(signal.SIGKILL)
+        assert {await client.closed() for client in clients} == {1001}
+    await until(lambda: not any(map(exists, pids)), "the end of the workers")
+
+
+async def test_worker_that_does_not_stop_is_killed(database: Database, relay: Relays) -> None:
+    """A worker that is stuck holds up the end of the daemon for ten seconds, not for ever."""
+    daemon = await relay(database.dsn, WS_WORKERS="2")
+    pid = pid_of(daemon, 1)
+    os.kill(pid, signal.SIGSTOP)
+    assert await daemon.stop() == 0
+    assert not exists(pid)
+    assert [line["worker"] for line in daemon.log("worker.killed")] == [1]
+
+
+# Starting
+
+
+async def test_port_of_another_daemon_with_workers_is_one_line(
+    database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """A port is not shared with another daemon, although its workers share it with each other."""
+    daemon = await relay(database.dsn, WS_WORKERS="2")
+    ports = {"WS_PORT": str(daemon.ws_port), "HEALTH_PORT": "0"}
+    said = mistake(run_relay("serve", cwd=tmp_path, WS_WORKERS="2", DATABASE_URL=database.dsn, **ports))
+    assert str(daemon.ws_port) in said
+    assert "WS_PORT" in said
+
+
+async def test_taken_health_port_starts_no_worker(database: Database, relay: Relays, tmp_path: Path) -> None:
+    """What the daemon cannot use ends its start before it has started anything."""
+    daemon = await relay(database.dsn)
+    ports = {"WS_PORT": "0", "HEALTH_PORT": str(daemon.health_port), "WS_HOST": HOST}
+    said = mistake(run_relay("serve", cwd=tmp_path, WS_WORKERS="2", DATABASE_URL=database.dsn, **ports))
+    assert "HEALTH_PORT" in said
+
+
+async def test_working_folder_does_not_hide_the_relay_from_workers(
+    database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """Workers run the code of the daemon, also where a folder of the same name lies."""
+    (tmp_path / "relay").mkdir()
+    (tmp_path / "relay" / "__init__.py").write_text("raise SystemExit('the wrong relay')")
+    daemon = await relay(database.dsn, WS_WORKERS="2")
+    async with Client.to(daemon) as client:
+        assert (await client.subscribe())["type"] == "board.sync"
