@@ -212,6 +212,7 @@ class Board(Generic[S]):
                 tail.extend(steps)
         followers = [(None, self._live), *self._ahead]
         self._live, self._ahead = set(), []
+        all_alike: set[S] = set()
         for snapshot, group in followers:
             unseen = [step for step in steps if snapshot is None or not snapshot.sees(step.xid)]
             # First find its new place, for a subscriber may fall behind while it is sent to.
@@ -223,8 +224,12 @@ class Board(Generic[S]):
                 self._live |= group
             else:
                 self._ahead.append((snapshot, group))
-            if group and unseen:
+            if len(unseen) == len(steps):
+                all_alike |= group
+            elif group and unseen:
                 yield Delivery(group, unseen, position)
+        if all_alike and steps:
+            yield Delivery(all_alike, steps, position)
 
     def _place(self, group: set[S], snapshot: Snapshot, position: Snapshot) -> Snapshot:
         """Have a group follow that holds the board as of `snapshot`, and the tail; returns what it then holds."""

@@ -48,7 +48,12 @@ REFRESH_SECONDS: Final = 60.0
 """How often the cursors of quiet boards are renewed, lest the journal no longer hold what follows them."""
 
 GATHER_SECONDS: Final = 0.25
-"""How long after one read of the journal for resuming clients the next begins: meanwhile more of them gather."""
+"""How long after one read of the journal for resuming clients the next begins: meanwhile more of them gather. Also
+how long at most after one read of a board the next of the same board does."""
+
+GATHER_SHARE: Final = 4
+"""So many times as long as a board's read took, the next of the same board waits: so a stampede leaves time for
+all others."""
 
 LINK_SECONDS: Final = 0.25
 """How often the feed looks whether a connection has been silent for long."""
@@ -78,6 +83,8 @@ class Feed:
     def __init__(self, database_url: str) -> None:
         self._conninfo = conninfo(database_url)
         self._wanted: asyncio.Queue[str] = asyncio.Queue()
+        # Until when boards rest that were read just now.
+        self._resting: dict[str, float] = {}
         self._changes_wanted = asyncio.Event()
         self._position: Snapshot | None = None
         self._era: Era | None = None
@@ -89,7 +96,11 @@ class Feed:
 
     def ask(self, board: str) -> None:
         """Have a board read, for the hub."""
-        self._wanted.put_nowait(board)
+        loop = asyncio.get_running_loop()
+        if board in self._resting:
+            loop.call_at(self._resting[board], self._wanted.put_nowait, board)
+        else:
+            self._wanted.put_nowait(board)
 
     def ask_changes(self) -> None:
         """Have the journal read for those who resume, for the hub."""
@@ -205,17 +216,26 @@ class Feed:
             hub.begin(self._era, self._position, "schema_changed")
 
     async def _read_boards(self, session: Session, hub: Hub) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             name = await self._wanted.get()
             if not hub.begin_read(name):
                 continue
+            began = loop.time()
             try:
                 snapshot, data = await session.board(name)
+                self._rest(name, loop.time() - began)
                 async with self._between_batches:
                     hub.synced(name, snapshot, data)
             except BaseException:
                 hub.abandon_read(name)
                 raise
+
+    def _rest(self, name: str, read_seconds: float) -> None:
+        """Have the next read of a board wait, so that more who want it gather."""
+        loop = asyncio.get_running_loop()
+        self._resting[name] = loop.time() + min(GATHER_SHARE * read_seconds, GATHER_SECONDS)
+        loop.call_at(self._resting[name], self._resting.pop, name, None)
 
     async def _read_missed(self, session: Session, hub: Hub) -> None:
         while True:

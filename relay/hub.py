@@ -18,7 +18,7 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -97,6 +97,8 @@ class Hub:
         self._asked: set[str] = set()
         self._resuming: frozenset[str] = frozenset()
         self._quiet: set[str] = set()
+        # The boards that parts of the present batch were published to.
+        self._in_parts: set[str] = set()
         self._era: Era | None = None
         self._position: Snapshot | None = None
 
@@ -155,6 +157,7 @@ class Hub:
         """
         first = self._position is None
         self._era, self._position = era, position
+        self._in_parts.clear()
         for name, board in self._boards.items():
             for subscriber, cursor in board.release().items():
                 self._resume(era, subscriber, name, cursor)
@@ -172,10 +175,24 @@ class Hub:
         which a board could be handed over or a cursor be taken.
         """
         self._position = position or self._position
-        for name, steps in _steps(transactions, self._boards).items():
+        steps = _steps(transactions, self._boards)
+        for name, its_steps in steps.items():
             board = self._boards[name]
-            self._deliver(name, board, board.publish(steps, position))
+            self._deliver(name, board, board.publish(its_steps, position))
             self._ask_for(name, board)
+        if position is None:
+            self._in_parts |= steps.keys()
+        elif self._in_parts:
+            self._end_parts(position, steps)
+
+    def _end_parts(self, position: Snapshot, steps: Container[str]) -> None:
+        """Say where a batch ends that came in parts, to those of its boards that the last one did not touch."""
+        in_parts, self._in_parts = self._in_parts, set()
+        for name in in_parts:
+            if name not in steps and (board := self._boards.get(name)):
+                self._deliver(name, board, board.publish([], position))
+                resumable = board.live & self._resumable.get(name, frozenset())
+                self._deliver(name, board, [Delivery(resumable, (), position)])
 
     def refresh(self) -> None:
         """Renew the cursors of boards on which nothing happened since the last time, before they grow too old."""

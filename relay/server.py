@@ -84,7 +84,7 @@ def deflated_frame(message: bytes) -> bytes:
         local_max_window_bits=zlib.MAX_WBITS,
         compress_settings={"level": DEFLATE_LEVEL},
     )
-    return extension.encode(Frame(Opcode.TEXT, message)).serialize(mask=False)
+    return Frame(Opcode.TEXT, message).serialize(mask=False, extensions=[extension])
 
 
 # Each message by itself, in both directions: so one compressed message is good for many clients, and none costs

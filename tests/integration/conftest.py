@@ -11,7 +11,7 @@ import pytest
 from relay.embedded import EmbeddedPostgres
 from relay.feed import Feed
 from relay.hub import Hub
-from relay.server import Endpoint, frame
+from relay.server import Endpoint, deflated_frame, frame
 from tests.integration.client import Client
 from tests.servers import Database, install
 
@@ -19,10 +19,14 @@ from tests.servers import Database, install
 class Relay:
     """A running relay, as far as tests look into it."""
 
-    def __init__(self, database_url: str, *, heartbeat: float = 30.0, max_connections: int = 1000) -> None:
+    def __init__(
+        self, database_url: str, *, heartbeat: float = 30.0, max_connections: int = 1000, compression: bool = False
+    ) -> None:
         self.feed = Feed(database_url)
-        self.hub = Hub(source=self.feed, frame=frame)
-        self.endpoint = Endpoint(self.hub, heartbeat=heartbeat, max_connections=max_connections)
+        self.hub = Hub(self.feed, frame, deflated_frame)
+        self.endpoint = Endpoint(
+            self.hub, heartbeat=heartbeat, max_connections=max_connections, compression=compression
+        )
 
     @property
     def url(self) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg.rows import TupleRow
 
-from relay import feed
+from relay import feed, session
+from relay.changes import Transaction
 from relay.embedded import EmbeddedPostgres
 from relay.install import text
+from relay.session import Session
+from relay.snapshot import Snapshot
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.proxy import Proxy
@@ -234,3 +239,98 @@ async def test_large_board_holds_up_no_change(database: Database, relay: Relay) 
 
         assert len(client.tasks) == 20001
         assert client.tasks["t1"]["title"] == "U"
+
+
+# Large batches
+
+
+async def test_large_transaction_is_read_in_parts_and_is_one_batch_to_who_can_resume(
+    database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never more than a part is in memory, yet the cursor stands at the end only."""
+    monkeypatch.setattr(session, "PART_CHANGES", 10)
+    sizes = []
+    publish = relay.hub.publish
+
+    def noted(transactions: Sequence[Transaction], position: Snapshot | None) -> None:
+        sizes.append(sum(len(transaction.changes) for transaction in transactions))
+        publish(transactions, position)
+
+    monkeypatch.setattr(relay.hub, "publish", noted)
+    async with Client.to(relay.url) as resumable:
+        await resumable.resume("default", None)
+        database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 95) i")
+
+        batch = await resumable.receive_batch()
+        assert [data["id"] for _, data in batch] == [f"t{number}" for number in range(1, 96)]
+        await client.until_last(database)
+        assert client.tasks.keys() > resumable.tasks.keys()
+        assert max(sizes) == 10
+
+
+async def test_large_transaction_of_nested_statements_is_told_in_version_order(
+    database: Database, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the journal's order may not be that of the versions, the whole transaction is looked at."""
+    monkeypatch.setattr(session, "PART_CHANGES", 3)
+    database.execute(
+        "create function again() returns trigger language plpgsql as $$ begin "
+        "update tasks set title = 'second' where id = new.id; return null; end $$; "
+        "create trigger a_first after update on tasks for each row when (new.title = 'first') "
+        "execute function again()"
+    )
+    database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 20) i")
+    await client.until_last(database)
+    database.execute("update tasks set title = 'first' where title = 'T'")
+    titles: dict[str, list[str]] = {}
+    for _, data in await client.until_last(database):
+        titles.setdefault(data["id"], []).append(data["changes"]["title"])
+
+    assert list(titles.values()) == [["first", "second"]] * 20
+
+
+async def test_batch_that_is_cut_short_is_told_by_a_sync(
+    database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has a part of a batch when Postgres is lost is shown the board: the part would come again."""
+    monkeypatch.setattr(session, "PART_CHANGES", 10)
+    parts = session.Session._parts  # noqa: SLF001
+
+    async def cut_short(self: Session, outline: Iterable[TupleRow]) -> AsyncIterator[Any]:
+        monkeypatch.setattr(session.Session, "_parts", parts)
+        async for part in parts(self, outline):
+            yield part
+            raise psycopg.OperationalError("the connection is lost")
+
+    monkeypatch.setattr(session.Session, "_parts", cut_short)
+    async with Client.to(relay.url) as resumable:
+        await resumable.resume("default", None)
+        database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 35) i")
+        kinds = [(await client.receive())[0] for _ in range(11)]
+        await resumable.receive_batch()
+
+        assert kinds == ["task.created"] * 10 + ["board.sync"]
+        assert resumable.reason == "batch_cut_short"
+        assert len(client.tasks) == len(resumable.tasks) == 35
+        assert await client.until_last(database) == []
+
+
+async def test_more_transactions_than_fit_a_batch_are_told_by_a_sync(
+    database: Database, behind_proxy: Relay, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a long time without Postgres the board is the shorter answer."""
+    monkeypatch.setattr(session, "PART_CHANGES", 5)
+    monkeypatch.setattr(session, "BATCH_TRANSACTIONS", 10)
+    async with Client.to(behind_proxy.url) as client:
+        await client.resume("default", None)
+        await proxy.cut()
+        await until(lambda: behind_proxy.feed.problem is not None)
+        for number in range(11):
+            database.execute("insert into tasks (id, title) values (%s, 'T')", str(number))
+        await proxy.restore()
+        kinds = [kind for kind, _ in await client.receive_batch()]
+
+        assert (kinds, client.reason, len(client.tasks)) == (["board.sync"], "too_much_missed", 11)
+        assert behind_proxy.feed.problem is None
+        database.execute("insert into tasks (id, title) values ('after', 'T')")
+        assert [data["id"] for _, data in await client.receive_batch()] == ["after"]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
+from relay import session
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
 from tests.servers import Database
@@ -100,11 +101,12 @@ async def come_and_go(relay: Relay, chance: random.Random, *, rounds: int) -> No
                     await client.send({"type": "subscribe", "boardId": board})
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("seed", "part"), [(1, session.PART_CHANGES), (2, 1)])
 async def test_subscribers_equal_the_table_while_writers_are_busy(
-    database: Database, relay: Relay, seed: int
+    database: Database, relay: Relay, seed: int, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients that come and go under load get no change twice and miss none; who stays ends with the table."""
+    monkeypatch.setattr(session, "PART_CHANGES", part)
     chance = random.Random(seed)
     async with Client.to(relay.url) as one, Client.to(relay.url) as two:
         stayers = dict(zip(BOARDS, (one, two), strict=True))

@@ -258,11 +258,12 @@ async def test_many_who_come_back_at_once_cost_the_database_a_handful_of_queries
     assert 0 < reads < 10
 
 
-@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize(("seed", "part"), [(3, session.PART_CHANGES), (4, 1)])
 async def test_who_comes_and_goes_beside_busy_writers_ends_with_the_table(
-    database: Database, relay: Relay, seed: int
+    database: Database, relay: Relay, seed: int, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every cursor a client goes on exactly where it was, on one relay or another."""
+    monkeypatch.setattr(session, "PART_CHANGES", part)
     chance = random.Random(seed)
 
     async def wander(relays: list[Relay], board: str) -> None:

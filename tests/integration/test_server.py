@@ -15,12 +15,14 @@ import re
 import socket
 import struct
 import threading
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
 from websockets.frames import Frame, Opcode
 
 from relay import protocol, server
@@ -478,7 +480,7 @@ async def test_ping_of_the_protocol_is_answered(endpoint: Endpoint) -> None:
 
 
 async def test_compression_is_not_negotiated(endpoint: Endpoint) -> None:
-    """A client that offers permessage-deflate goes without: frames are made once, for everybody."""
+    """A client that offers permessage-deflate goes without, unless the operator wants it."""
     async with connect(url(endpoint), compression="deflate") as connection:
         assert connection.request is not None
         assert "permessage-deflate" in connection.request.headers["Sec-WebSocket-Extensions"]
@@ -486,6 +488,76 @@ async def test_compression_is_not_negotiated(endpoint: Endpoint) -> None:
         assert "Sec-WebSocket-Extensions" not in connection.response.headers
         await connection.send(PING)
         assert await connection.recv(decode=False) == PONG
+
+
+@pytest.fixture
+async def compressing(database: Database) -> AsyncIterator[Relay]:
+    """Yield a relay that compresses for clients that offer it."""
+    async with Relay(database.dsn, compression=True).running() as relay:
+        yield relay
+
+
+async def test_message_is_compressed_once_for_all_who_inflate(
+    database: Database, compressing: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, and who does not, get the same messages; each is compressed once however many they are."""
+    compressed = []
+    encode = PerMessageDeflate.encode
+
+    def counted(self: PerMessageDeflate, frame: Frame) -> Frame:
+        compressed.append(bytes(frame.data))
+        return encode(self, frame)
+
+    async with contextlib.AsyncExitStack() as stack:
+        deflates = ["deflate", "deflate", "deflate", None]
+        connections = [
+            await stack.enter_async_context(connect(compressing.url, compression=deflate)) for deflate in deflates
+        ]
+        for connection in connections:
+            await connection.send('{"type":"subscribe","boardId":"default"}')
+            await connection.recv()
+        with monkeypatch.context() as patch:
+            patch.setattr(PerMessageDeflate, "encode", counted)
+            database.execute("insert into tasks (id, title, description) values ('a', 'A', repeat('words ', 1000))")
+            received = [await connection.recv(decode=False) for connection in connections]
+
+        assert connections[0].response is not None
+        assert "server_no_context_takeover" in connections[0].response.headers["Sec-WebSocket-Extensions"]
+        assert json.loads(received[0])["data"]["description"] == "words " * 1000
+        assert received == [compressed[0]] * 4
+        assert len(compressed) == 1
+
+
+async def test_compressed_message_is_small_on_the_wire_and_a_small_one_is_left_alone(
+    database: Database, compressing: Relay
+) -> None:
+    """Frames say for themselves whether they are compressed."""
+    offer = HANDSHAKE.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n")
+    async with Peer.to(compressing.endpoint, shake_hands=False) as peer:
+        peer.write(offer)
+        assert b"permessage-deflate" in await peer.read_response()
+        peer.send(b'{"type":"subscribe","boardId":"default"}')
+        await peer.receive()
+        database.execute("insert into tasks (id, title, description) values ('a', 'A', repeat('words ', 1000))")
+        _, data = await peer.receive()
+        assert len(data) < 500
+        assert b"words words" in zlib.decompress(data + b"\x00\x00\xff\xff\x01\x00\x00\xff\xff", -15)
+        database.execute("delete from tasks")
+        assert await peer.receive() == (Opcode.TEXT, b'{"type":"task.deleted","data":{"id":"a"}}')
+
+
+async def test_client_that_wants_a_small_window_gets_its_messages_as_they_are(
+    database: Database, compressing: Relay
+) -> None:
+    """What is compressed for all does not fit it; the extension allows to leave a message alone."""
+    small = ClientPerMessageDeflateFactory(server_max_window_bits=9)
+    async with connect(compressing.url, compression=None, extensions=[small]) as connection:
+        await connection.send('{"type":"subscribe","boardId":"default"}')
+        await connection.recv()
+        database.execute("insert into tasks (id, title, description) values ('a', 'A', repeat('words ', 1000))")
+        assert json.loads(await connection.recv())["data"]["description"] == "words " * 1000
+        assert connection.response is not None
+        assert "server_max_window_bits=9" in connection.response.headers["Sec-WebSocket-Extensions"]
 
 
 # Handshakes
@@ -726,6 +798,27 @@ async def test_large_board_that_changes_all_the_time_is_sent_once(
         assert kinds.count("board.sync") == 1
         assert kinds.count("task.updated") == 10
         assert slow.tasks == table(database)
+
+
+async def test_client_that_reads_nothing_is_closed_with_1013(database: Database, accepted: list[Connection]) -> None:
+    """It is told so at the end of what its kernel took, should it read after all; in whole frames until then."""
+    database.execute("insert into tasks (id, title) values ('big', 'B')")
+    async with Relay(database.dsn, heartbeat=0.5).running() as relay, Client.to(relay.url) as client:
+        await client.subscribe("default")
+        async with Peer.to(relay.endpoint) as peer:
+            peer.send(b'{"type":"subscribe","boardId":"default"}')
+            for number in itertools.count():
+                if accepted[1].closed:
+                    break
+                await change(database, client, number)
+            opcode, data = await peer.receive()
+            while opcode is not Opcode.CLOSE:
+                if opcode is Opcode.TEXT:
+                    json.loads(data)
+                opcode, data = await peer.receive()
+
+        assert int.from_bytes(data[:2]) == 1013
+        assert accepted[1].waiting == 0
 
 
 async def test_client_that_never_reads_is_dropped(database: Database, accepted: list[Connection]) -> None:

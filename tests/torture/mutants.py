@@ -71,14 +71,22 @@ def horizon_ignored() -> None:
     session.Session.now = now_without_horizon  # type: ignore[method-assign]
 
 
+def in_parts() -> None:
+    """Is no mutant: reads batches in parts of three changes, as the real one does those of thousands."""
+    session.PART_CHANGES = 3  # type: ignore[misc]
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     mutant.__name__: mutant
     for mutant in (late_committers, tail_dropped, ahead_is_live, truncate_ignored, horizon_ignored)
 }
 
+BY_NAME: Final = MUTANTS | {in_parts.__name__: in_parts}
+"""What can be started by name."""
+
 
 def command(name: str | None) -> Sequence[str | Path]:
-    """Return how to start a relay: the real one, or one of the mutants."""
+    """Return how to start a relay: the real one, or one by name."""
     if name is None:
         return [RELAY]
     here = Path(__file__).parents[2]
@@ -88,5 +96,5 @@ def command(name: str | None) -> Sequence[str | Path]:
 
 def main() -> None:
     """Break the relay, then be it."""
-    MUTANTS[sys.argv.pop(1)]()
+    BY_NAME[sys.argv.pop(1)]()
     cli.main()

@@ -342,8 +342,10 @@ class World:
 
     async def _start_relay(self, number: int) -> None:
         dsn = self._proxy.through(self.dsn) if number else self.dsn
+        # The relay whose connections are cut has the smaller parts, so that some are cut between two of them.
+        name = self._mutant or (mutants.in_parts.__name__ if number else None)
         settings = {"DATABASE_URL": dsn, "WS_PORT": "0", "HEALTH_PORT": "0", "WS_HOST": "127.0.0.1"}
-        relay = Daemon([], self.folder, settings, mutants.command(self._mutant))
+        relay = Daemon([], self.folder, settings, mutants.command(name))
         self._relays[number] = relay
         await relay.listens()
 

@@ -115,6 +115,15 @@ def test_who_was_ahead_of_the_feed_joins_the_others_once_it_has_caught_up() -> N
     assert delivered(board.publish([step(11)], at("12:12:"))) == [({"ann", "bob"}, b"[11]")]
 
 
+def test_all_who_have_seen_nothing_of_a_batch_share_a_delivery_however_far_ahead_they_are() -> None:
+    board: Board[str] = Board()
+    for subscriber, snapshot in (("ann", "10:10:"), ("bob", "11:11:"), ("eve", "12:12:")):
+        board.join(subscriber)
+        board.begin_read()
+        list(board.synced(at(snapshot), at("10:10:")))
+    assert delivered(board.publish([step(12)], at("13:13:"))) == [({"ann", "bob", "eve"}, b"[12]")]
+
+
 def test_who_is_further_ahead_stays_so() -> None:
     board: Board[str] = Board()
     for subscriber, snapshot in (("ann", "11:11:"), ("bob", "13:13:")):
@@ -123,8 +132,8 @@ def test_who_is_further_ahead_stays_so() -> None:
         list(board.synced(at(snapshot), at("10:10:")))
     assert delivered(board.publish([step(10), step(11)], at("12:12:"))) == [({"ann"}, b"[11]")]
     assert delivered(board.publish([step(12), step(13)], at("14:14:"))) == [
-        ({"ann"}, b"[12][13]"),
         ({"bob"}, b"[13]"),
+        ({"ann"}, b"[12][13]"),
     ]
     assert delivered(board.publish([step(14)], at("15:15:"))) == [({"ann", "bob"}, b"[14]")]
 

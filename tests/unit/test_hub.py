@@ -47,6 +47,8 @@ class World:
 
     def __init__(self) -> None:
         self.postgres = LittlePostgres()
+        self.between_batches = True
+        """Else a part of a batch was published, and there is no telling what clients hold."""
         self.moments: dict[str, list[Rows]] = {board: [frozenset()] for board in ("a", "b")}
         self._entries: dict[int, list[Entry]] = {}
         self._last_entry: dict[int, int] = {}
@@ -102,6 +104,8 @@ class Held:
     rows: Rows = frozenset()
     synced: bool = False
     """It has had a board.sync since it asked last, or what it missed."""
+    whole: bool = True
+    """It has had the end of the last batch."""
     marks: list[tuple[str, Rows]] = field(default_factory=list)
     """Every cursor that it was sent, and what it held then."""
 
@@ -127,9 +131,11 @@ class Client:
             assert rows >= self.boards[board].rows, "the moment moved backwards"
             self.boards[board].rows = rows
             if cursor is not None:
+                assert self.world.between_batches, "a cursor stands between batches"
                 assert rows in self.world.moments[board], "there was no such moment to resume from"
                 self.boards[board].marks.append((cursor, rows))
-        assert self.boards[board].rows in self.world.moments[board], "there was no such moment"
+        if self.world.between_batches:
+            assert self.boards[board].rows in self.world.moments[board], "there was no such moment"
         if self.room is not None:
             self.room -= 1
             self.ready = self.room > 0
@@ -137,16 +143,19 @@ class Client:
     def _read(self, message: dict[str, object]) -> tuple[str, Rows, str | None]:
         match message:
             case {"type": "board.sync", "data": {"board": str(board), "rows": list(rows)}}:
-                self.boards[board].synced = True
+                self.boards[board].synced = self.boards[board].whole = True
                 assert ("cursor" in message) == self.resumable
                 return board, frozenset(rows), message.get("cursor")  # type: ignore[return-value]
-            case {"type": "batch", "boardId": str(board), "cursor": str(cursor), "data": list(messages)}:
+            case {"type": "batch", "boardId": str(board), "data": list(messages)}:
                 assert self.resumable, "it did not ask to resume"
+                cursor = message.get("cursor")
+                assert (cursor is not None) == self.world.between_batches, "each batch ends with a cursor"
                 self.boards[board].synced = True
+                self.boards[board].whole = cursor is not None
                 held = self.boards[board].rows
                 for each in messages:
                     held |= {self._created(each, board, held)}
-                return board, held, cursor
+                return board, held, cursor  # type: ignore[return-value]
             case {"type": "task.created", "data": {"boardId": str(board)}}:
                 assert not self.resumable, "it asked for batches"
                 assert self.boards[board].synced, "the board was to be sent first"
@@ -186,6 +195,7 @@ class Play:
         self.position = self.world.postgres.snapshot()
         self.published: set[int] = set()
         self.look: tuple[Snapshot, set[int]] | None = None
+        self.parts: deque[Transaction] | None = None
         self.read: Read | None = None
         self.resume: Resume | None = None
         self.missed: tuple[Snapshot, set[int]] | None = None
@@ -233,14 +243,25 @@ class Play:
 
     # The feed
 
-    def read_journal(self, _number: int) -> None:
-        """Look what is new, or publish what was found."""
+    def read_journal(self, number: int) -> None:
+        """Look what is new, or publish what was found, all of it or in parts."""
         if self.look is None:
             self.look = self.world.postgres.snapshot(), set(self.world.postgres.committed)
+            return
+        if self.parts is None:
+            new = self.world.transactions(self.look[1] - self.published)
+            self.parts = deque(part for transaction in new for part in in_parts(transaction))
+        if self.parts and number % 2:
+            self.world.between_batches = False
+            self.hub.publish([self.parts.popleft()], None)
         else:
-            (self.position, visible), self.look = self.look, None
-            new, self.published = visible - self.published, visible
-            self.hub.publish(self.world.transactions(new), self.position)
+            (self.position, self.published), self.look = self.look, None
+            rest, self.parts = list(self.parts), None
+            if not self.world.between_batches and rest:
+                self.hub.publish(rest, None)
+                rest = []
+            self.world.between_batches = True
+            self.hub.publish(together(rest), self.position)
 
     def read_boards(self, _number: int) -> None:
         """Begin to read a board, or see what is on it, or hand it over."""
@@ -250,7 +271,7 @@ class Play:
                 self.read = Read(board) if self.hub.begin_read(board) else None
         elif self.read.taken is None:
             self.read.taken = self.world.postgres.snapshot(), self.world.moments[self.read.board][-1]
-        else:
+        elif self.world.between_batches:
             board, (snapshot, rows), self.read = self.read.board, self.read.taken, None
             self.hub.synced(board, snapshot, data_of(board, rows))
 
@@ -262,28 +283,31 @@ class Play:
                 self.resume = self.hub.begin_resume()
         elif self.missed is None:
             self.missed = self.world.postgres.snapshot(), set(self.world.postgres.committed)
-        else:
+        elif self.world.between_batches:
             oldest, (now, visible) = self.resume.oldest, self.missed
             self.resume = self.missed = None
             unseen = {xid for xid in visible if not oldest.sees(xid)}
             self.hub.resumed(now, self.world.transactions(unseen), Snapshot.parse("3:3:"))
 
     def reconnect(self, number: int) -> None:
-        self.look = None
+        cut_short = not self.world.between_batches
+        self.look = self.parts = None
+        self.world.between_batches = True
         if self.resume is not None:
             self.resume = self.missed = None
             self.hub.abandon_resume()
         if self.read is not None:
             board, self.read = self.read.board, None
             self.hub.abandon_read(board)
-        if number % 2:
+        if number % 2 or cut_short:
             self.position, self.published = self.world.postgres.snapshot(), set(self.world.postgres.committed)
             self.hub.begin(ERA, self.position, "journal_pruned")
         else:
             self.hub.begin(ERA, self.position, None)
 
     def refresh(self, _number: int) -> None:
-        self.hub.refresh()
+        if self.world.between_batches:
+            self.hub.refresh()
 
     # The clients
 
@@ -337,8 +361,10 @@ class Play:
         """Let all catch up: then every subscriber has the board as it is."""
         for number in range(len(self.clients)):
             self.catch_up(number)
-        for _ in range(3 if self.look else 2):
-            self.read_journal(0)
+        for _ in range(2 if self.look else 1):
+            self.read_journal(1)
+            while self.look:
+                self.read_journal(1 if self.parts is None or self.parts else 0)
         for _ in range(1_000):
             if self.read is None and not self.wanted and self.resume is None and not self.changes_wanted:
                 break
@@ -349,6 +375,7 @@ class Play:
         for client in self.clients:
             for board, held in client.boards.items():
                 assert held.synced
+                assert held.whole
                 assert held.rows == self.world.moments[board][-1]
 
 
@@ -392,6 +419,22 @@ def test_every_delivery_leads_forward_to_a_moment_of_the_board_and_the_last_to_i
     for step, number in steps:
         step(play, number)
     play.settle()
+
+
+def in_parts(transaction: Transaction) -> list[Transaction]:
+    """Return the changes of a transaction one by one."""
+    if transaction.sync:
+        return [transaction]
+    return [Transaction(transaction.xid, [change]) for change in transaction.changes]
+
+
+def together(parts: Sequence[Transaction]) -> list[Transaction]:
+    """Put together again what was taken apart."""
+    whole: dict[int, Transaction] = {}
+    for part in parts:
+        into = whole.setdefault(part.xid, Transaction(part.xid, sync=part.sync))
+        into.changes += part.changes
+    return list(whole.values())
 
 
 # The rules one by one
