@@ -73,4 +73,4 @@ class _Metrics(Collector):
             "relay_fell_behind", "Times that a client read too slowly and missed something.", counts.fell_behind
         )
         yield GaugeMetricFamily("relay_feed_up", "1 while changes flow from Postgres to all.", status.feed_up)
-        yield GaugeMetricFamily("relay_workers", "Processes that serve clients.", status.workers)
+        yield GaugeMetricFamily("relay_workers", "Processes that serve clients and answer.", status.workers)

@@ -78,8 +78,11 @@ class Workers:
 
     async def start(self) -> asyncio.Task[None]:
         """Start the workers, and once they listen keep them running, which is the task's. Raises StartError."""
-        for process in self._processes:
-            await process.start()
+        try:
+            for process in self._processes:
+                await process.start()
+        except OSError as ex:
+            raise StartError(f"cannot start a worker: {ex.filename or sys.executable}: {ex.strerror}") from ex
         for process in self._processes:
             await process.listens()
         return asyncio.create_task(self._keep(), name="workers")

@@ -217,6 +217,7 @@ BAD_SETTINGS = [
     ("WS_ENABLED", "perhaps", "true or false"),
     ("WS_HEARTBEAT", "30s", "milliseconds from 100 to 3600000"),
     ("WS_MAX_CONNECTIONS", "0", "a whole number from 1"),
+    ("WS_WORKERS", "all", "a whole number from 1 to 256"),
 ]
 
 
@@ -231,9 +232,10 @@ def test_bad_setting_is_one_line(name: str, value: str, allowed: str, tmp_path: 
 
 def test_bad_option_is_one_line(tmp_path: Path) -> None:
     """An option that cannot be used is told like the variable that it stands for."""
-    said = mistake(run_relay("serve", "--ws-heartbeat", "soon", cwd=tmp_path))
-    assert "WS_HEARTBEAT" in said
-    assert "'soon'" in said
+    for option, name in (("--ws-heartbeat", "WS_HEARTBEAT"), ("--workers", "WS_WORKERS")):
+        said = mistake(run_relay("serve", option, "soon", cwd=tmp_path))
+        assert name in said
+        assert "'soon'" in said
 
 
 def test_bad_database_url_is_not_repeated(tmp_path: Path) -> None:
@@ -292,6 +294,7 @@ def test_help_names_every_setting(tmp_path: Path) -> None:
         "WS_ENABLED",
         "WS_HEARTBEAT",
         "WS_MAX_CONNECTIONS",
+        "WS_WORKERS",
         "HEALTH_PORT",
         "DATABASE_URL",
     ):

@@ -64,12 +64,34 @@ def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) 
     ran = 0
     for line in commands(document):
         program, *arguments = shlex.split(line, comments=True)
-        if program == "relay" and arguments != ["serve"]:
+        if program == "relay" and arguments[0] != "serve":
             finished = run_relay(*arguments, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
             assert (finished.returncode, finished.stderr) == (0, "")
             ran += 1
 
     assert ran > 0
+
+
+@pytest.mark.parametrize("document", [README, OPERATOR], ids=lambda path: path.name)
+async def test_daemons_run(document: Path, database: Database, relay: Relays) -> None:
+    """Every `relay serve` starts as printed, and is healthy."""
+    for line in commands(document):
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "relay" and arguments[0] == "serve":
+            daemon = await relay(database.dsn, *arguments[1:])
+            assert await daemon.stop() == 0
+
+    assert relay.started
+
+
+async def test_table_of_metrics_is_complete(database: Database, relay: Relays) -> None:
+    """The operator's guide lists every metric with its type, and no other."""
+    daemon = await relay(database.dsn)
+    async with Client.to(daemon) as client:
+        await client.subscribe()
+        served = {name.split()[0] for name in daemon.metrics()}
+
+    assert served == set(first_column(OPERATOR, "| metric | type |"))
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])
@@ -200,10 +222,10 @@ def test_tables_of_codes_are_complete() -> None:
 def test_table_of_log_lines_is_complete() -> None:
     """The README lists every event that the daemon logs, and no other."""
     code = "".join(path.read_text() for path in (ROOT / "relay").glob("*.py"))
-    logged = set(re.findall(r'"((?:websocket|feed|relay)\.[a-z_]+)"', code)) - {"relay.websockets"}
+    logged = set(re.findall(r'"((?:websocket|feed|worker|relay)\.[a-z_]+)"', code)) - {"relay.websockets"}
     table = README.read_text().split("| `event` |")[1].split("\n\n")[0]
 
-    assert logged == set(re.findall(r"`((?:websocket|feed|relay)\.[a-z_]+)`", table))
+    assert logged == set(re.findall(r"`((?:websocket|feed|worker|relay)\.[a-z_]+)`", table))
 
 
 def test_table_of_settings_is_complete() -> None:

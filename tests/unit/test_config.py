@@ -18,6 +18,7 @@ def test_the_defaults_are_the_guides() -> None:
         "WS_MAX_CONNECTIONS": 100,
         "WS_SEND_BUFFER": 1_048_576,
         "WS_COMPRESSION": False,
+        "WS_WORKERS": 1,
         "HEALTH_PORT": 4001,
         "DATABASE_URL": "",
     }
@@ -32,6 +33,7 @@ def test_settings_are_read_from_text() -> None:
         "WS_MAX_CONNECTIONS": "1",
         "WS_SEND_BUFFER": "65536",
         "WS_COMPRESSION": "true",
+        "WS_WORKERS": "256",
         "HEALTH_PORT": "65535",
         "DATABASE_URL": "host=db user=relay",
     }
@@ -43,6 +45,7 @@ def test_settings_are_read_from_text() -> None:
         "WS_MAX_CONNECTIONS": 1,
         "WS_SEND_BUFFER": 65_536,
         "WS_COMPRESSION": True,
+        "WS_WORKERS": 256,
         "HEALTH_PORT": 65_535,
         "DATABASE_URL": "host=db user=relay",
     }
@@ -77,6 +80,9 @@ def test_a_database_url_is_whatever_libpq_takes(url: str) -> None:
         ("WS_HEARTBEAT", "30s"),
         ("WS_MAX_CONNECTIONS", "0"),
         ("WS_MAX_CONNECTIONS", "1.5"),
+        ("WS_WORKERS", "0"),
+        ("WS_WORKERS", "257"),
+        ("WS_WORKERS", "all"),
         ("WS_SEND_BUFFER", "65535"),
         ("WS_SEND_BUFFER", "1073741825"),
         ("WS_COMPRESSION", "deflate"),

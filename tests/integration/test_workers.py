@@ -1,0 +1,129 @@
+"""Workers that do not start, or not again: what their operator is told, and that nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+
+import pytest
+from structlog.testing import capture_logs
+
+from relay import config, workers
+from relay.status import Counts, Status
+from relay.worker import StartError
+from relay.workers import Workers
+
+_SECONDS = 15.0
+_NOBODY = "postgresql://relay@127.0.0.1:1/relay"
+
+
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Return the system as the workers' parent sees it, to change it."""
+    system = SimpleNamespace(platform="linux", executable=sys.executable)
+    monkeypatch.setattr(workers, "sys", system)
+    return system
+
+
+@pytest.fixture
+async def relay() -> AsyncIterator[Workers]:
+    """Yield two workers on a free port, with no Postgres; they are not started."""
+    settings = config.load({"WS_PORT": "0", "WS_HOST": "127.0.0.1", "WS_WORKERS": "2", "DATABASE_URL": _NOBODY})
+    relay = Workers(settings)
+    yield relay
+    await relay.close()
+
+
+@contextlib.asynccontextmanager
+async def started(relay: Workers) -> AsyncIterator[None]:
+    """Run the workers and keep them running."""
+    await relay.open()
+    keeping = await relay.start()
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+
+
+async def status_with(relay: Workers, condition: Callable[[Status], bool]) -> Status:
+    """Ask until a status is as expected."""
+    async with asyncio.timeout(_SECONDS):
+        while not condition(status := await relay.status()):  # noqa: ASYNC110 - it tells who asks
+            await asyncio.sleep(0.01)
+    return status
+
+
+async def test_workers_are_refused_where_no_kernel_deals_out_connections(
+    relay: Workers, system: SimpleNamespace
+) -> None:
+    """Elsewhere than on Linux one line says so."""
+    system.platform = "darwin"
+    with pytest.raises(StartError, match=r"^WS_WORKERS: 2 works on Linux only: expected 1 here$"):
+        await relay.open()
+
+
+async def test_worker_that_ends_at_the_start_ends_the_start(relay: Workers, system: SimpleNamespace) -> None:
+    """A worker that cannot run is not tried again and again."""
+    system.executable = "/bin/false"
+    await relay.open()
+    with pytest.raises(StartError, match=r"^worker 1 ended with exit status 1 before it listened: see the log$"):
+        await relay.start()
+
+
+async def test_program_that_is_missing_ends_the_start(relay: Workers, system: SimpleNamespace) -> None:
+    """A Python that is gone is one line too."""
+    system.executable = "/nowhere/python"
+    await relay.open()
+    with pytest.raises(StartError, match=r"^cannot start a worker: /nowhere/python: No such file or directory$"):
+        await relay.start()
+
+
+async def test_worker_that_hangs_at_the_start_ends_the_start(
+    relay: Workers, system: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A worker that says nothing is waited for a while only, and killed."""
+    silent = tmp_path_factory.mktemp("silent") / "python"
+    silent.write_text("#!/bin/sh\nexec sleep 600\n")
+    silent.chmod(0o700)
+    system.executable = str(silent)
+    monkeypatch.setattr(workers, "START_SECONDS", 0.2)
+    monkeypatch.setattr(workers, "STOP_SECONDS", 0.2)
+    await relay.open()
+    with pytest.raises(StartError, match=r"^worker 1 does not listen after 0 seconds$"):
+        await relay.start()
+    with capture_logs() as lines:
+        await relay.close()
+    assert {line["event"] for line in lines} == {"worker.killed"}
+
+
+async def test_worker_that_cannot_be_started_again_is_tried_until_it_can(
+    relay: Workers, system: SimpleNamespace
+) -> None:
+    """While its program is gone health says so, and the other worker goes on."""
+    with capture_logs() as lines:
+        async with started(relay):
+            pids = {line["worker"]: line["pid"] for line in lines if line["event"] == "worker.running"}
+            system.executable = "/nowhere/python"
+            os.kill(pids[2], signal.SIGKILL)
+            status = await status_with(relay, lambda status: "cannot" in (status.problem or ""))
+            assert "worker 2 cannot be started again: No such file or directory" in (status.problem or "")
+            assert (status.running, status.workers, status.of, status.feed_up) == (True, 1, 2, False)
+            system.executable = sys.executable
+            await status_with(relay, lambda status: status.workers == 2)
+    assert [line["worker"] for line in lines if line["event"] == "worker.died"] == [2]
+
+
+def test_counts_of_two_are_added_by_type() -> None:
+    one = Counts(messages={"task.created": 1, "task.moved": 2}, bytes=3, fell_behind=4)
+    other = Counts(messages={"task.created": 10, "board.sync": 20}, bytes=30, fell_behind=40)
+
+    assert one + other == Counts(
+        messages={"task.created": 11, "task.moved": 2, "board.sync": 20}, bytes=33, fell_behind=44
+    )
