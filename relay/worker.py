@@ -117,10 +117,15 @@ class SharedPlaces(Places):
         self._taken_by = memoryview(mmap.mmap(file, workers * 8)).cast("Q")
         self._own = own
 
+    @property
+    def taken(self) -> int:
+        """How many are taken, by all."""
+        return sum(self._taken_by)
+
     def take(self) -> bool:
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         try:
-            if free := sum(self._taken_by) < self._limit:
+            if free := self.taken < self._limit:
                 self._taken_by[self._own] += 1
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
@@ -77,6 +80,20 @@ async def test_worker_that_ends_at_the_start_ends_the_start(relay: Workers, syst
         await relay.start()
 
 
+async def test_worker_that_cannot_listen_says_why(relay: Workers, capfd: pytest.CaptureFixture[str]) -> None:
+    """A port that is lost before the workers have it ends the start; the log says what it was."""
+    await relay.open()
+    with (
+        socket.create_server(("127.0.0.1", relay.port)),
+        pytest.raises(StartError, match=r"^worker 1 ended with exit status 1 before it listened: see the log$"),
+    ):
+        await relay.start()
+    await relay.close()
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert {line["event"] for line in lines} == {"worker.failed"}
+    assert f"127.0.0.1:{relay.port}: Address already in use" in lines[0]["problem"]
+
+
 async def test_program_that_is_missing_ends_the_start(relay: Workers, system: SimpleNamespace) -> None:
     """A Python that is gone is one line too."""
     system.executable = "/nowhere/python"
@@ -118,6 +135,50 @@ async def test_worker_that_cannot_be_started_again_is_tried_until_it_can(
             system.executable = sys.executable
             await status_with(relay, lambda status: status.workers == 2)
     assert [line["worker"] for line in lines if line["event"] == "worker.died"] == [2]
+
+
+TAKER = """
+import sys
+from relay.worker import SharedPlaces
+file, own = int(sys.argv[1]), int(sys.argv[2])
+places = SharedPlaces(1, file, 2, own)
+most = 0
+print(flush=True)
+sys.stdin.readline()
+for _ in range(30_000):
+    if places.take():
+        most = max(most, places.taken)
+        places.give_back()
+print(most)
+"""
+
+
+def test_last_place_is_given_once() -> None:
+    """Of two workers that want it at the same time, over and over, never both have it."""
+    file = os.memfd_create("places")
+    os.ftruncate(file, 16)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, file)
+        takers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", TAKER, str(file), str(own)],
+                    pass_fds=(file,),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for own in (0, 1)
+        ]
+        for taker in takers:
+            assert taker.stdout
+            taker.stdout.readline()
+        for taker in takers:
+            assert taker.stdin
+            taker.stdin.write("go\n")
+            taker.stdin.flush()
+        assert [taker.communicate()[0].strip() for taker in takers] == ["1", "1"]
 
 
 def test_counts_of_two_are_added_by_type() -> None:
