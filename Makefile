@@ -4,9 +4,10 @@ PYTHON ?= python3
 MINUTES ?= 1
 BIN := .venv/bin
 GUIDE := tests/acceptance/guide
+FANOUT := benchmarks/fanout
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture mutants check format clean
+.PHONY: help install demo test torture mutants bench check format clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,9 @@ mutants: install  ## See that the torture catches each of its broken relays
 		if $(BIN)/python -m tests.torture --minutes 5 --mutant $$mutant; then \
 			echo "$$mutant was not caught"; exit 1; fi; done
 
+bench: install $(FANOUT)/node_modules/.installed  ## Compare the fan-out with others', side by side: make bench ARGS='--only burst'
+	$(BIN)/python -m benchmarks.fanout $(ARGS)
+
 check: install  ## Lint, check formats, types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -38,14 +42,14 @@ format: install  ## Format the code
 	$(BIN)/ruff format
 
 clean:  ## Remove what was set up and made
-	rm -rf .venv torture $(GUIDE)/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv torture $(GUIDE)/node_modules $(FANOUT)/node_modules $(FANOUT)/build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-# The guide's Node clients. Where there is no npm, the tests that need them say so.
-$(GUIDE)/node_modules/.installed: $(GUIDE)/package.json
-	@if command -v npm >/dev/null; then npm install --prefix $(GUIDE) --no-audit --no-fund --loglevel=error; fi
+# The guide's Node clients, and the benchmark's Node server. Where there is no npm, what needs them says so.
+%/node_modules/.installed: %/package.json
+	@if command -v npm >/dev/null; then npm install --prefix $* --no-audit --no-fund --no-package-lock --loglevel=error; fi
 	@mkdir -p $(@D) && touch $@
