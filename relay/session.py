@@ -84,7 +84,8 @@ class Connection(AsyncConnection[TupleRow]):
         self.waiting_since = asyncio.get_running_loop().time()
         try:
             cursor = await self.execute(query, parameters or None)
-            return await cursor.fetchall() if cursor.description else []
+            result = cursor.pgresult  # cheaper to ask than `cursor.description`
+            return await cursor.fetchall() if result and result.nfields else []
         finally:
             self.waiting_since = None
 

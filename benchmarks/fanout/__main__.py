@@ -79,7 +79,7 @@ def machine(dsn: str, found: list[Contender]) -> dict[str, str]:
     model = [line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().split("\n") if "model name" in line]
     ceiling = json.loads(subprocess.run([BUILD / "load", "ceiling"], capture_output=True, check=True).stdout)
     return {
-        "machine": f"{len(model)} × {model[0] if model else platform.machine()}, Linux {platform.release()}",
+        "machine": f"{len(model)} cores of {model[0] if model else platform.machine()}, Linux {platform.release()}",
         "postgres": f"{row[0] if row else '?'}, fsync off",
         **{it.name: it.version() for it in found},
         "load": f"takes {ceiling['frames'] / 1e6:.0f} million frames a second; it shares its core with Postgres",

@@ -1,4 +1,4 @@
-"""What one would write first in Python: notifies(), and websockets.broadcast. Compared with by run.py.
+"""What one would write first in Python: notifies(), and websockets.broadcast. Baseline B.
 
 Written fairly: one text per change, not one per client; simultaneous subscribers share a query; no compression.
 """
@@ -6,6 +6,7 @@ Written fairly: one text per change, not one per client; simultaneous subscriber
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 from collections import defaultdict
@@ -26,13 +27,18 @@ async def read(board: str) -> str:
     return json.dumps({"type": "board.sync", "data": {"boardId": board, "tasks": tasks}}, default=str)
 
 
+def forget(board: str, _: object) -> None:
+    """Have whoever comes later read the board anew."""
+    del reads[board]
+
+
 async def client(connection: ServerConnection) -> None:
     """Serve one client until it leaves."""
     async for text in connection:
         board = json.loads(text)["boardId"]
         if board not in reads:
             reads[board] = asyncio.create_task(read(board))
-            reads[board].add_done_callback(lambda _, board=board: reads.pop(board))
+            reads[board].add_done_callback(functools.partial(forget, board))
         sync = await reads[board]
         boards[board].add(connection)
         await connection.send(sync)

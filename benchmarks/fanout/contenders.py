@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import importlib.metadata
 import json
@@ -87,25 +88,24 @@ def _status(pid: int, name: str) -> int:
     raise KeyError(name)
 
 
-class Contender:
+class Contender(abc.ABC):
     """A program that brings changes to subscribers."""
 
     name: str
     title: str
 
+    @abc.abstractmethod
     def version(self) -> str:
-        raise NotImplementedError
+        """Say which it is."""
 
     def prepare(self, dsn: str) -> None:
         """Set up its database, in which the tasks table is empty."""
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute(NAIVE)
 
-    @contextlib.contextmanager
-    def run(self, dsn: str) -> Iterator[Running]:
+    @abc.abstractmethod
+    def run(self, dsn: str) -> contextlib.AbstractContextManager[Running]:
         """Run it until the block ends."""
-        raise NotImplementedError
-        yield
 
 
 class Relay(Contender):
@@ -247,7 +247,7 @@ def _announced(command: list[str], core: str, dsn: str, port: int) -> Iterator[s
 
 def _lines(stream: IO[str] | None) -> Iterator[str]:
     assert stream
-    for line in stream:
+    for line in stream:  # noqa: UP028  # `yield from` would close it
         yield line
     raise RuntimeError("a contender ended before it listened; run it by hand to see why")
 

@@ -38,6 +38,9 @@ class Size:
 
     subscribers: int = 1000
     seconds: float = 6
+    changes: int = 400
+    """At least so many at each rate, for percentiles that mean something."""
+
     burst: int = 1000
     crowd: int = 10_000
     many: int = 5000
@@ -48,7 +51,16 @@ class Size:
 
 
 QUICK = Size(
-    subscribers=5, seconds=0.3, burst=20, crowd=30, many=20, rows=500, minute=0.5, rates=(20, 50), windows=(1, 4)
+    subscribers=5,
+    seconds=0.3,
+    changes=6,
+    burst=20,
+    crowd=30,
+    many=20,
+    rows=500,
+    minute=0.5,
+    rates=(20, 50),
+    windows=(1, 4),
 )
 
 
@@ -58,7 +70,7 @@ class Load:
     def __init__(self, running: Running, count: int, board: str = "board") -> None:
         path = f"/sub/{board}" if running.by_path else "/"
         first, text = ("0", "") if running.by_path else ("1", SUBSCRIBE % board)
-        command = ["taskset", "-c", LOAD_CORE, BUILD / "load", str(running.port), str(count), first, path, text]
+        command = ["taskset", "-c", LOAD_CORE, str(BUILD / "load"), str(running.port), str(count), first, path, text]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = self._process.pid
 
@@ -97,7 +109,8 @@ class Writer:
         """Put tasks on a board, each with a description of `size` characters."""
         self.connection.execute(
             "insert into public.tasks (id, board_id, title, description)"
-            " select %(board)s || '-' || i, %(board)s, 'T', repeat('x', %(size)s) from generate_series(1, %(tasks)s) i",
+            " select %(board)s || '-' || i, %(board)s, 'T', repeat('x', %(size)s)"
+            " from generate_series(1, %(tasks)s) i",
             {"board": board, "size": size, "tasks": tasks},
         )
 
@@ -132,8 +145,7 @@ class Writer:
                 " where t.id = tasks.id",
                 [time.monotonic_ns(), count],
             )
-            at = time.monotonic_ns()
-        return at
+            return time.monotonic_ns()
 
 
 @dataclass
@@ -269,16 +281,20 @@ def memory(bench: Bench, contender: Contender) -> Numbers:
 def stampede(bench: Bench, contender: Contender) -> Numbers:
     """Seconds in which many connect at once, subscribe, and receive a board of 50 KB each."""
     count = bench.size.many
-    with bench.writer(contender, tasks=150, size=120) as (_, dsn), contender.run(dsn) as running:
-        with contextlib.closing(Load(running, count)) as load:
-            return {"seconds": load.answer()["seconds"], "kb": load.ask("report")["bytes"] / count / KB}
+    with (
+        bench.writer(contender, tasks=150, size=120) as (_, dsn),
+        contender.run(dsn) as running,
+        contextlib.closing(Load(running, count)) as load,
+    ):
+        return {"seconds": load.answer()["seconds"], "kb": load.ask("report")["bytes"] / count / KB}
 
 
 def crowd(bench: Bench, contender: Contender, subscribers: int, boards: int, rate: int) -> Numbers:
     """Microseconds of processor per change of a board, when as many subscribers share it, or have one each."""
     with bench.writer(contender) as (writer, dsn):
         writer.connection.execute(
-            "insert into public.tasks (id, board_id, title) select 'x' || i, 'x' || i, 'T' from generate_series(0, %s) i",
+            "insert into public.tasks (id, board_id, title)"
+            " select 'x' || i, 'x' || i, 'T' from generate_series(0, %s) i",
             [boards],
         )
         with (
@@ -305,7 +321,8 @@ def transaction(bench: Bench, contender: Contender) -> Numbers:
         before = running.memory()
         with writer.connection.transaction():
             writer.connection.execute(
-                "update public.tasks set board_id = 'board', title = '@' || substr(id, 8) || ':1@' where board_id = 'board2'"
+                "update public.tasks set board_id = 'board', title = '@' || substr(id, 8) || ':1@'"
+                " where board_id = 'board2'"
             )
             at = time.monotonic_ns()
         frames = 0
@@ -345,7 +362,7 @@ def scenarios(size: Size) -> list[Scenario]:
         Scenario(
             f"rate-{rate}",
             f"{rate} changes/s to {size.subscribers:,} subscribers",
-            lambda bench, contender, rate=rate: _offered(bench, contender, rate, bench.size.seconds),
+            functools.partial(_offered, rate=rate, seconds=max(size.seconds, size.changes / rate)),
         )
         for rate in size.rates
     ]
@@ -353,7 +370,7 @@ def scenarios(size: Size) -> list[Scenario]:
         Scenario(
             f"sustained-{window}",
             f"sustained, {window} in flight, {size.subscribers:,} subscribers",
-            lambda bench, contender, window=window: sustained(bench, contender, window),
+            functools.partial(sustained, window=window),
         )
         for window in size.windows
     ]
@@ -371,15 +388,13 @@ def scenarios(size: Size) -> list[Scenario]:
     alone(
         "minute",
         f"{top} changes/s for {size.minute:g} s",
-        lambda bench, contender: _offered(bench, contender, top, bench.size.minute),
+        functools.partial(_offered, rate=top, seconds=size.minute),
         runs=1,
     )
     alone(
         "stalled",
         f"{top} changes/s, 1 % read nothing",
-        lambda bench, contender: _offered(
-            bench, contender, top, bench.size.seconds, max(1, bench.size.subscribers // 100)
-        ),
+        functools.partial(_offered, rate=top, seconds=size.seconds, stalled=max(1, size.subscribers // 100)),
     )
     many = size.crowd
     for name, title, subscribers, boards, rate in (
@@ -393,13 +408,13 @@ def scenarios(size: Size) -> list[Scenario]:
         alone(
             f"title-{padding}",
             f"sustained, 16 in flight, titles of {padding:,} characters",
-            lambda bench, contender, padding=padding: sustained(bench, contender, 16, padding),
+            functools.partial(sustained, window=16, padding=padding),
         )
     for workers in (1, 2):
         alone(
             f"workers-{workers}",
             f"sustained, 64 in flight, {workers} worker(s), both cores for all",
-            lambda bench, contender: sustained(bench, contender, 64),
-            contender=lambda workers=workers: Relay(workers, core="0,1"),
+            functools.partial(sustained, window=64),
+            contender=functools.partial(Relay, workers, core="0,1"),
         )
     return found

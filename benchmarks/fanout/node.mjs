@@ -1,4 +1,4 @@
-// What one would write first in Node: LISTEN, and a loop over the board's clients. Compared with by run.py.
+// What one would write first in Node: LISTEN, and a loop over the board's clients. Baseline A.
 //
 // Written fairly: one JSON text per change, not one per client; simultaneous subscribers share a query; no compression.
 

@@ -17,7 +17,9 @@ Results = Mapping[str, Mapping[str, list[dict[str, float]]]]
 def draw(results: Results, titles: Mapping[str, str], path: Path) -> None:
     """Draw it as SVG, the same bytes for the same results."""
     mpl.use("svg")
-    mpl.rcParams.update({"svg.hashsalt": "fanout", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    mpl.rcParams.update(
+        {"svg.hashsalt": "fanout", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    )
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for name, title in titles.items():
         _curve(left, results, name, title, "sustained-", "deliveries_per_s")
