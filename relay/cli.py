@@ -1,4 +1,4 @@
-"""The command line: `relay serve`, `relay demo`, `relay sql`.
+"""The command line: `relay serve`, `relay demo`, `relay sql`, `relay bench`.
 
 Rules:
 - A user's mistake is one line on standard error and exit code 1 or 2, never a traceback.
@@ -17,12 +17,13 @@ from typing import Any, Final
 import click
 import dotenv
 
-from relay import config, daemon, demo, embedded, install, logs, worker
+from relay import bench, config, daemon, demo, embedded, install, logs, worker
 
 _SHORT: Final[Mapping[str, str]] = {"WS_WORKERS": "--workers"}
 """Settings that have a second, shorter option."""
 
 _USERS_MISTAKES: Final = (
+    bench.BenchError,
     config.SettingsError,
     demo.DemoError,
     embedded.EmbeddedPostgresError,
@@ -163,3 +164,20 @@ def sql_unwatch(table: str, **options: str | None) -> None:
     with _one_line_errors():
         install.unwatch(config.load(_given(options)).DATABASE_URL, table)
     click.echo(f"relay sql unwatch: {table} is not watched")
+
+
+@cli.command("bench")
+@_settings_options("DATABASE_URL")
+@click.option(
+    "--subscribers", type=click.IntRange(1, 50_000), default=200, show_default=True, help="clients of one board"
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0.1, 3600), default=5, show_default=True, help="length of each phase"
+)
+@click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
+def bench_command(subscribers: int, seconds: float, as_json: bool, **options: str | None) -> None:
+    """Measure commit to client on your own server, in a scratch database, and remove that again."""
+    with _one_line_errors():
+        url = config.load(_given(options)).DATABASE_URL
+        result = bench.run(url, subscribers, seconds, lambda text: click.echo(text, err=True))
+    click.echo(bench.as_json(result) if as_json else bench.table(result))

@@ -1,0 +1,132 @@
+"""`relay bench` measures a user's own server, and leaves nothing on it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from tests.acceptance.support import RELAY, Program, environment, mistake, run_relay, until
+from tests.servers import Database, sole_use
+
+SHORT = ("--subscribers", "5", "--seconds", "0.3")
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> object:
+    """Keep other tests' scratch databases out of sight."""
+    with sole_use("bench"):
+        yield
+
+
+def scratch_databases(database: Database) -> list[tuple[object, ...]]:
+    return database.fetch("select datname from pg_database where datname ^@ 'relay_bench_'")
+
+
+def test_every_phase_has_its_figures(empty_database: Database, tmp_path: Path) -> None:
+    """The JSON has what was measured, for every delivery to every subscriber, and the database is gone."""
+    finished = run_relay("bench", "--json", *SHORT, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
+
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads(finished.stdout)
+    assert [phase["name"] for phase in result["phases"]] == ["one at a time", "16 in flight", "one transaction"]
+    for phase in result["phases"]:
+        found = phase["subscribers"]
+        assert found["deliveries"] == 5 * phase["changes"] > 0
+        assert 0 < found["p50"] <= found["p99"] <= found["max"]
+        assert phase["relay_cpu_us_per_delivery"] > 0
+    assert result["phases"][-1]["changes"] == 1000
+    assert scratch_databases(empty_database) == []
+
+
+def test_people_get_a_table(empty_database: Database, tmp_path: Path) -> None:
+    """Without --json there is one line for each phase, under one of headings."""
+    finished = run_relay("bench", *SHORT, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
+
+    assert finished.returncode == 0, finished.stderr
+    head, *phases = finished.stdout.split("\n\n")[1].splitlines()
+    assert "p99 ms" in head
+    assert [line.split("  ")[0] for line in phases] == ["one at a time", "16 in flight", "one transaction"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
+async def test_interrupted_it_leaves_nothing(
+    empty_database: Database, tmp_path: Path, signum: signal.Signals
+) -> None:
+    """Ctrl-C and SIGTERM end it soon, the database and all processes too, however often they come."""
+    options = ("bench", "--subscribers", "5", "--seconds", "600")
+    bench = Program([RELAY, *options], tmp_path, {"DATABASE_URL": empty_database.dsn})
+    try:
+        await until(lambda: "one at a time" in bench.output, "the first phase")
+        bench.signal(signum)
+        bench.signal(signum)
+        await until(lambda: bench.exit_code is not None, "its end")
+    finally:
+        bench.end()
+
+    assert bench.exit_code == 1
+    assert "Traceback" not in bench.output
+    assert scratch_databases(empty_database) == []
+    assert processes_of(bench.pid) == ""
+
+
+def processes_of(pid: int) -> str:
+    """List the processes that it has started."""
+    return subprocess.run(["pgrep", "--parent", str(pid)], capture_output=True, text=True, check=False).stdout
+
+
+def test_a_server_that_is_away_is_one_line(tmp_path: Path) -> None:
+    """A wrong address is a user's mistake."""
+    finished = run_relay("bench", *SHORT, cwd=tmp_path, DATABASE_URL="postgresql://127.0.0.1:1/nowhere")
+
+    assert "expected a Postgres server; check DATABASE_URL" in mistake(finished)
+
+
+def test_a_role_that_may_not_create_databases_is_one_line(database: Database, tmp_path: Path) -> None:
+    """Who may not have a scratch database is told what is missing."""
+    with sole_use("role-relay_poor"), database.connect() as connection:
+        connection.execute("create role relay_poor login password 'secret'")
+        try:
+            dsn = make_conninfo(database.dsn, user="relay_poor", password="secret")
+            finished = run_relay("bench", *SHORT, cwd=tmp_path, DATABASE_URL=dsn)
+        finally:
+            connection.execute("drop role relay_poor")
+
+    assert "permission denied to create database: expected a role with createdb" in mistake(finished)
+
+
+async def test_a_relay_that_fails_is_told(empty_database: Database, tmp_path: Path) -> None:
+    """When Postgres ends its sessions, the run says so and still removes its database."""
+    bench = Program(
+        [RELAY, "bench", "--subscribers", "5", "--seconds", "600"], tmp_path, {"DATABASE_URL": empty_database.dsn}
+    )
+    try:
+        await until(lambda: "one at a time" in bench.output, "the first phase")
+        empty_database.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname ^@ 'relay_bench_'"
+        )
+        await until(lambda: bench.exit_code is not None, "its end")
+    finally:
+        bench.end()
+
+    assert "Error: terminating connection" in bench.output
+    assert scratch_databases(empty_database) == []
+
+
+def test_more_subscribers_than_files_is_one_line(empty_database: Database, tmp_path: Path) -> None:
+    """The limit of open files is looked at before anything is made."""
+    finished = subprocess.run(
+        ["/bin/sh", "-c", f"ulimit -n 300; exec {RELAY} bench --subscribers 1000"],
+        cwd=tmp_path,
+        env=environment({"DATABASE_URL": empty_database.dsn}),
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+
+    assert "expected fewer --subscribers, or a higher limit (ulimit -n)" in mistake(finished)
