@@ -92,6 +92,10 @@ def deflated_frame(message: bytes) -> bytes:
 _DEFLATE: Final = (ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True),)
 
 
+TURNS: Final = 64
+"""Connections are pinged in so many turns: ten thousand at once would hold up changes for a quarter of a second."""
+
+
 class Places:
     """How many may be connected at once."""
 
@@ -128,7 +132,9 @@ class Endpoint:
         self.extensions = _DEFLATE if compression else ()
         self._heartbeat = heartbeat
         self._places = places or Places(max_connections)
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, set[Connection]] = {}
+        self._turns = tuple(set[Connection]() for _ in range(TURNS))
+        self._next_turn = itertools.cycle(self._turns)
         self._shaking_hands: set[Connection] = set()
         self._numbers = itertools.count(1)
         self._server: asyncio.Server | None = None
@@ -162,7 +168,7 @@ class Endpoint:
         self._heart.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._heart
-        leaving = self._connections | self._shaking_hands
+        leaving = self._connections.keys() | self._shaking_hands
         self._empty.clear()
         for connection in leaving:
             connection.close(CloseCode.GOING_AWAY, "the relay is stopping")
@@ -175,14 +181,15 @@ class Endpoint:
             log.warning("websocket.refused", reason="too many connections", connections=self.connections)
             return None
         self._shaking_hands.discard(connection)
-        self._connections.add(connection)
+        turn = self._connections[connection] = next(self._next_turn)
+        turn.add(connection)
         return f"client-{next(self._numbers)}"
 
     def forget(self, connection: Connection) -> None:
         """Count a client out."""
         self._shaking_hands.discard(connection)
-        if connection in self._connections:
-            self._connections.remove(connection)
+        if turn := self._connections.pop(connection, None):
+            turn.remove(connection)
             self._places.give_back()
         if not self._connections and not self._shaking_hands:
             self._empty.set()
@@ -194,9 +201,9 @@ class Endpoint:
         return connection
 
     async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(self._heartbeat)
-            for connection in tuple(self._connections):
+        for turn in itertools.cycle(self._turns):
+            await asyncio.sleep(self._heartbeat / TURNS)
+            for connection in tuple(turn):
                 connection.beat()
 
 

@@ -26,7 +26,7 @@ def draw(results: Results, titles: Mapping[str, str], path: Path) -> None:
         _curve(right, results, name, title, "rate-", "p99")
     _label(left, "Sustained throughput, 1,000 subscribers", "changes in flight", "deliveries a second")
     _label(right, "p99 from commit to client, 1,000 subscribers", "changes a second", "milliseconds")
-    left.legend(frameon=False, loc="center right")
+    left.legend(frameon=False, loc="upper left")
     figure.savefig(path, metadata={"Date": None})
 
 
@@ -48,5 +48,7 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+    axes.set_xticks(sorted({x for line in axes.lines for x in line.get_xdata()}))
+    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%d"))
+    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     axes.grid(alpha=0.25, which="major")

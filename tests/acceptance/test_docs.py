@@ -26,7 +26,8 @@ README = ROOT / "README.md"
 DBA = ROOT / "docs" / "dba.md"
 OPERATOR = ROOT / "docs" / "operator.md"
 CLIENTS = ROOT / "docs" / "clients.md"
-DOCUMENTS = (README, DBA, OPERATOR, CLIENTS)
+PERFORMANCE = ROOT / "docs" / "performance.md"
+DOCUMENTS = (README, DBA, OPERATOR, CLIENTS, PERFORMANCE)
 
 
 def examples(document: Path, language: str) -> list[str]:
@@ -53,7 +54,7 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("document", [README, DBA, OPERATOR], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [README, DBA, OPERATOR, PERFORMANCE], ids=lambda path: path.name)
 def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) -> None:
     """Every `relay` command that ends by itself runs as printed, in the order of the document."""
     run_relay("sql", "tasks", cwd=tmp_path, DATABASE_URL=empty_database.dsn)
@@ -96,10 +97,10 @@ async def test_table_of_metrics_is_complete(database: Database, relay: Relays) -
     assert served == set(first_column(OPERATOR, "| metric | type |"))
 
 
-@pytest.mark.parametrize("target", ["demo", "test"])
-def test_make_targets_exist(target: str) -> None:
-    """The two commands of the README are there."""
-    assert f"make {target}" in commands(README)
+@pytest.mark.parametrize(("target", "document"), [("demo", README), ("test", README), ("bench", PERFORMANCE)])
+def test_make_targets_exist(target: str, document: Path) -> None:
+    """Each make command of the documents is there."""
+    assert f"\nmake {target}\n" in document.read_text()
     finished = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert finished.returncode == 0
@@ -224,7 +225,8 @@ def test_tables_of_codes_are_complete() -> None:
 def test_table_of_log_lines_is_complete() -> None:
     """The README lists every event that the daemon logs, and no other."""
     code = "".join(path.read_text() for path in (ROOT / "relay").glob("*.py"))
-    logged = set(re.findall(r'"((?:websocket|feed|worker|relay)\.[a-z_]+)"', code)) - {"relay.websockets"}
+    modules = {"relay.websockets", "relay.subscribers"}
+    logged = set(re.findall(r'"((?:websocket|feed|worker|relay)\.[a-z_]+)"', code)) - modules
     table = README.read_text().split("| `event` |")[1].split("\n\n")[0]
 
     assert logged == set(re.findall(r"`((?:websocket|feed|worker|relay)\.[a-z_]+)`", table))

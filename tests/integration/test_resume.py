@@ -258,9 +258,9 @@ async def test_many_who_come_back_at_once_cost_the_database_a_handful_of_queries
     assert 0 < reads < 10
 
 
-@pytest.mark.parametrize(("seed", "part"), [(3, session.PART_CHANGES), (4, 1)])
+@pytest.mark.parametrize(("seed", "part", "visits"), [(3, session.PART_CHANGES, 25), (4, 1, 10)])
 async def test_who_comes_and_goes_beside_busy_writers_ends_with_the_table(
-    database: Database, relay: Relay, seed: int, part: int, monkeypatch: pytest.MonkeyPatch
+    database: Database, relay: Relay, seed: int, part: int, visits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every cursor a client goes on exactly where it was, on one relay or another."""
     monkeypatch.setattr(session, "PART_CHANGES", part)
@@ -269,7 +269,7 @@ async def test_who_comes_and_goes_beside_busy_writers_ends_with_the_table(
     async def wander(relays: list[Relay], board: str) -> None:
         cursor: str | None = None
         tasks: Tasks = {}
-        for _ in range(25):
+        for _ in range(visits):
             async with Client.to(chance.choice(relays).url) as client:
                 first = await client.resume(board, cursor, tasks)
                 assert cursor is None or not first or first[0][0] != "board.sync", client.reason

@@ -89,7 +89,8 @@ async def test_worker_that_cannot_listen_says_why(relay: Workers, capfd: pytest.
     ):
         await relay.start()
     await relay.close()
-    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    said = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    lines = [line for line in said if line["worker"] == 1]  # another may find the port free again
     assert {line["event"] for line in lines} == {"worker.failed"}
     assert f"127.0.0.1:{relay.port}: Address already in use" in lines[0]["problem"]
 
