@@ -25,7 +25,9 @@ def draw(results: Results, titles: Mapping[str, str], path: Path) -> None:
         _curve(left, results, name, title, "sustained-", "deliveries_per_s")
         _curve(right, results, name, title, "rate-", "p99")
     _label(left, "Sustained throughput, 1,000 subscribers", "changes in flight", "deliveries a second")
+    _ticks(left, results, "sustained-")
     _label(right, "p99 from commit to client, 1,000 subscribers", "changes a second", "milliseconds")
+    _ticks(right, results, "rate-")
     left.legend(frameon=False, loc="upper left")
     figure.savefig(path, metadata={"Date": None})
 
@@ -48,7 +50,11 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks(sorted({x for line in axes.lines for x in line.get_xdata()}))
-    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%d"))
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     axes.grid(alpha=0.25, which="major")
+
+
+def _ticks(axes: Axes, results: Results, prefix: str) -> None:
+    """Mark what was measured."""
+    values = [scenario.removeprefix(prefix) for scenario in results if scenario.startswith(prefix)]
+    axes.set_xticks([int(value) for value in values], values)
