@@ -92,20 +92,20 @@ def run(database_url: str, subscribers: int, seconds: float, tell: Callable[[str
     Raises BenchError, InstallError, and KeyboardInterrupt when told to stop.
     """
     _allow_files(subscribers + SPARE_FILES)
-    with _interrupted_once(), _scratch(database_url) as dsn:
+    with interrupted_once(), scratch(database_url) as dsn:
         install.run(dsn, "tasks")
         install.run(dsn, "install")
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("select relay.watch('public.tasks')")
             connection.execute("insert into public.tasks (id, board_id, title) values (%s, %s, 'T')", [BOARD, BOARD])
-            with _relay(dsn, subscribers) as (pid, port), _Subscribers(port, subscribers) as crew:
+            with running_relay(dsn, subscribers) as (pid, port), _Subscribers(port, subscribers) as crew:
                 bench = _Bench(connection, crew, pid, subscribers, tell)
                 phases = [
                     bench.phase("one at a time", lambda: bench.one_at_a_time(seconds)),
                     bench.phase(f"{IN_FLIGHT} in flight", lambda: bench.in_flight(seconds)),
                     bench.phase("one transaction", bench.burst),
                 ]
-                return Result(_machine(connection), phases)
+                return Result(machine(connection), phases)
 
 
 def table(result: Result) -> str:
@@ -276,7 +276,7 @@ def _ignore_signals() -> None:
 
 
 @contextlib.contextmanager
-def _interrupted_once() -> Iterator[None]:
+def interrupted_once() -> Iterator[None]:
     """Let SIGTERM take the same way out as Ctrl-C, and nothing disturb what is done on that way."""
 
     def interrupt(*_: object) -> NoReturn:
@@ -292,7 +292,7 @@ def _interrupted_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _scratch(database_url: str) -> Iterator[str]:
+def scratch(database_url: str) -> Iterator[str]:
     """Make a database for this run, and drop it afterwards."""
     name = f"relay_bench_{secrets.token_hex(6)}"
     _on_server(database_url, "create database {} template template0", name)
@@ -323,8 +323,11 @@ def _one_line(ex: psycopg.Error) -> str:
 
 
 @contextlib.contextmanager
-def _relay(dsn: str, subscribers: int) -> Iterator[tuple[int, int]]:
-    """Run the daemon with its defaults, but for ports and limits; yield its process id and port."""
+def running_relay(dsn: str, subscribers: int) -> Iterator[tuple[int, int]]:
+    """Run the daemon with its defaults, but for ports and limits; yield its process id and port.
+
+    Raises BenchError if it does not serve.
+    """
     defaults = {name: str(field.default) for name, field in Settings.model_fields.items()}
     ours = {"WS_HOST": "127.0.0.1", "WS_PORT": "0", "HEALTH_PORT": "0", "WS_MAX_CONNECTIONS": str(subscribers)}
     process = subprocess.Popen(  # a program of ours
@@ -376,7 +379,7 @@ def _cpu_seconds(pid: int) -> float | None:
     return sum(int(task[0]) for task in tasks) / 1e9 if tasks else None
 
 
-def _machine(connection: psycopg.Connection) -> dict[str, str]:
+def machine(connection: psycopg.Connection) -> dict[str, str]:
     """Say on what was measured; where commits wait for a disk, that is most of their time."""
     names = ("server_version", "fsync", "synchronous_commit")
     rows = [connection.execute("select current_setting(%s)", [name]).fetchone() for name in names]

@@ -59,15 +59,15 @@ class Watch:
     lane_column: str
     hidden: frozenset[str]
 
-    def read(self, image: str) -> Row:
-        """Turn a row's JSON into a task as clients see it.
-
-        Raises UnreadableRow, or WatchOutdated if it lacks the columns that make it a task.
-        """
+    def columns(self, image: str) -> dict[str, msgspec.Raw]:
+        """Take a row's JSON apart, under the columns' own names. Raises UnreadableRow."""
         try:
-            columns = _decode_row(image)
+            return _decode_row(image)
         except (msgspec.MsgspecError, UnicodeEncodeError) as ex:
             raise UnreadableRow(f"a row of {self.table} cannot be shown: {ex}: {image!a:.200}") from None
+
+    def task(self, columns: Row) -> Row:
+        """Turn a row into a task as clients see it. Raises WatchOutdated if it lacks the columns that make it one."""
         keys = _keys(self, tuple(columns))
         task = {keys[column]: value for column, value in columns.items() if column in keys}
         if missing := {"id", "boardId", "lane"} - task.keys():

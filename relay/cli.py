@@ -12,12 +12,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any, Final
 
 import click
 import dotenv
 
-from relay import bench, config, daemon, demo, embedded, install, logs, worker
+from relay import bench, config, daemon, demo, embedded, install, logs, worker, write_tax
 
 _SHORT: Final[Mapping[str, str]] = {"WS_WORKERS": "--workers"}
 """Settings that have a second, shorter option."""
@@ -125,7 +126,31 @@ def _add_sql_command(name: str, summary: str) -> None:
 
 _add_sql_command("tasks", "Create the tasks table, for a database that has none.")
 _add_sql_command("install", "Create or upgrade schema relay. Feeds nothing until a table is watched.")
+_add_sql_command("roles", "Create or complete role relay_daemon, with the least rights for the daemon.")
 _add_sql_command("uninstall", "Remove the triggers and schema relay. Touches no user data.")
+
+
+@sql.command("diff")
+@_settings_options("DATABASE_URL")
+@click.pass_context
+def sql_diff(context: click.Context, /, **options: str | None) -> None:
+    """Show what `relay sql install` would change. Exit code 1 if anything."""
+    with _one_line_errors():
+        lines = install.diff(config.load(_given(options)).DATABASE_URL)
+    for line in lines:
+        click.echo(line)
+    context.exit(1 if lines else 0)
+
+
+def _patience_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--patience",
+        type=click.FloatRange(0, 86_400),
+        default=30,
+        show_default=True,
+        metavar="SECONDS",
+        help="how long to try for the table's lock, a tenth of a second at a time",
+    )(command)
 
 
 @sql.command("watch")
@@ -139,6 +164,7 @@ _add_sql_command("uninstall", "Remove the triggers and schema relay. Touches no 
     multiple=True,
     help="order of tasks in a lane, like 'position desc'; may be repeated  [default: created_at if there is one]",
 )
+@_patience_option
 @_settings_options("DATABASE_URL")
 def sql_watch(
     table: str,
@@ -147,26 +173,37 @@ def sql_watch(
     lane: str,
     hidden: tuple[str, ...],
     order_by: tuple[str, ...],
+    patience: float,
     **options: str | None,
 ) -> None:
     """Start feeding TABLE, like public.tasks, or change how it is fed."""
     with _one_line_errors():
         url = config.load(_given(options)).DATABASE_URL
-        install.watch(url, table, id_column=id_column, board=board, lane=lane, hidden=hidden, order_by=order_by)
+        install.watch(
+            url,
+            table,
+            id_column=id_column,
+            board=board,
+            lane=lane,
+            hidden=hidden,
+            order_by=order_by,
+            patience=timedelta(seconds=patience),
+        )
     click.echo(f"relay sql watch: {table} is watched")
 
 
 @sql.command("unwatch")
 @click.argument("table")
+@_patience_option
 @_settings_options("DATABASE_URL")
-def sql_unwatch(table: str, **options: str | None) -> None:
+def sql_unwatch(table: str, patience: float, **options: str | None) -> None:
     """Stop feeding TABLE."""
     with _one_line_errors():
-        install.unwatch(config.load(_given(options)).DATABASE_URL, table)
+        install.unwatch(config.load(_given(options)).DATABASE_URL, table, timedelta(seconds=patience))
     click.echo(f"relay sql unwatch: {table} is not watched")
 
 
-@cli.command("bench")
+@cli.group("bench", invoke_without_command=True)
 @_settings_options("DATABASE_URL")
 @click.option(
     "--subscribers", type=click.IntRange(1, 50_000), default=200, show_default=True, help="clients of one board"
@@ -175,9 +212,37 @@ def sql_unwatch(table: str, **options: str | None) -> None:
     "--seconds", type=click.FloatRange(0.1, 3600), default=5, show_default=True, help="length of each phase"
 )
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
-def bench_command(subscribers: int, seconds: float, as_json: bool, **options: str | None) -> None:
+@click.pass_context
+def bench_command(
+    context: click.Context, /, subscribers: int, seconds: float, as_json: bool, **options: str | None
+) -> None:
     """Measure commit to client on your own server, in a scratch database, and remove that again."""
+    if context.invoked_subcommand:
+        return
     with _one_line_errors():
         url = config.load(_given(options)).DATABASE_URL
         result = bench.run(url, subscribers, seconds, lambda text: click.echo(text, err=True))
     click.echo(bench.as_json(result) if as_json else bench.table(result))
+
+
+@bench_command.command("writers")
+@_settings_options("DATABASE_URL")
+@click.option(
+    "--writers",
+    type=click.IntRange(1, 1000),
+    multiple=True,
+    default=(1, 8, 32),
+    show_default=True,
+    help="how many write at once; may be repeated",
+)
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=3, show_default=True, help="length of each run")
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="runs of each table")
+@click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
+def bench_writers(
+    writers: tuple[int, ...], seconds: float, rounds: int, as_json: bool, **options: str | None
+) -> None:
+    """Measure what the triggers cost your server's writers, in a scratch database, and remove that again."""
+    with _one_line_errors():
+        url = config.load(_given(options)).DATABASE_URL
+        tax = write_tax.run(url, writers, seconds, rounds, lambda text: click.echo(text, err=True))
+    click.echo(write_tax.as_json(tax) if as_json else write_tax.table(tax))

@@ -5,6 +5,8 @@ and what resuming clients missed, each with the snapshot it was read in.
 
 Rules:
 - The doorbell is a hint: the journal is read at least every `LOOK_SECONDS` in any case.
+- When there is much to do, the feed looks every few milliseconds by itself, and says so in the database: then the
+  triggers do not ring, which is what costs writers most. All relays of a database are awake together.
 - The position is a snapshot. "What is new since" and the next position come out of one statement; so no
   transaction is skipped and none read twice, however long it was open.
 - The position lives as long as its run of the server is known (see relay.epochs in sql/install.sql), the watched
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from dataclasses import dataclass, replace
 from typing import Final
@@ -37,6 +40,22 @@ log = structlog.get_logger()
 
 LOOK_SECONDS: Final = 1.0
 """How long the feed waits for the doorbell before it looks by itself; also at its tables' shape."""
+
+BUSY_TRANSACTIONS: Final = 250
+"""So many transactions a second, and the feed stays awake: reading them in groups costs everybody less."""
+
+BUSY_SECONDS: Final = 0.25
+"""Over about how long these are counted."""
+
+AWAKE_SECONDS: Final = 1.0
+"""How long the feed promises to stay awake, each time."""
+
+AWAKE_LOOK_SECONDS: Final = 0.005
+"""How long a feed that is awake waits between two looks."""
+
+DROWSY_LOOK_SECONDS: Final = 0.05
+"""The same while transactions may commit that did not ring, because feeds were awake when they wrote. Most of them
+commit within `LOOK_SECONDS`; also where the triggers never ring."""
 
 INSPECT_SECONDS: Final = 10.0
 """How often the feed makes sure that the triggers are still in place."""
@@ -72,6 +91,40 @@ class Retry:
         delay = self.seconds * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, not a secret
         self.seconds = min(self.seconds * 2, LONGEST_RETRY_SECONDS)
         return delay
+
+
+class Pace:
+    """When to look at the journal again. Times are in seconds, of one clock that only goes forward. Pure."""
+
+    def __init__(self, *, silent: bool) -> None:
+        self._silent = silent
+        self._level = 0.0
+        self._looked = -math.inf
+        self._awake_until = -math.inf
+
+    def looked(self, now: float, committed: int, awake: float) -> None:
+        """Take in what a look found: so many transactions; feeds are awake for so long from now on."""
+        self._level = self._level * math.exp((self._looked - now) / BUSY_SECONDS) + committed
+        self._looked = now
+        if awake > 0:
+            self._awake_until = now + awake
+
+    def must_stay_awake(self, now: float) -> bool:
+        """Whether to promise again that this feed looks by itself."""
+        busy = self._level > BUSY_TRANSACTIONS * BUSY_SECONDS
+        return busy and self._awake_until - now < AWAKE_SECONDS / 2
+
+    def stays_awake(self, now: float) -> None:
+        """Note that it was promised."""
+        self._awake_until = max(self._awake_until, now + AWAKE_SECONDS)
+
+    def wait(self, now: float) -> float:
+        """Return how long to wait for the doorbell."""
+        if now < self._awake_until:
+            return AWAKE_LOOK_SECONDS
+        if self._silent or now < self._awake_until + LOOK_SECONDS:
+            return DROWSY_LOOK_SECONDS
+        return LOOK_SECONDS
 
 
 class Feed:
@@ -111,7 +164,7 @@ class Feed:
         retry = Retry()
         while True:
             try:
-                async with Session.open(self._conninfo) as session:
+                async with Session.open(self._conninfo, hub) as session:
                     await self._begin(session, hub)
                     retry = Retry()
                     await self._follow(session, hub)
@@ -171,17 +224,23 @@ class Feed:
 
     async def _read_journal(self, session: Session, hub: Hub) -> None:
         clock = asyncio.get_running_loop()
-        looked = clock.time()
+        pace = Pace(silent=session.silent)
+        checked = clock.time()
         while True:
             async with self._between_batches:
-                await self._read_batch(session, hub)
-            if clock.time() - looked >= LOOK_SECONDS:
-                looked = clock.time()
+                committed, awake = await self._read_batch(session, hub)
+            pace.looked(clock.time(), committed, awake)
+            if pace.must_stay_awake(clock.time()):
+                await session.stay_awake(AWAKE_SECONDS)
+                pace.stays_awake(clock.time())
+            if clock.time() - checked >= LOOK_SECONDS:
+                checked = clock.time()
                 await self._check_shape(session, hub)
             self._report(session.unwatched())
-            await session.bell(LOOK_SECONDS)
+            await session.bell(pace.wait(clock.time()))
 
-    async def _read_batch(self, session: Session, hub: Hub) -> None:
+    async def _read_batch(self, session: Session, hub: Hub) -> tuple[int, float]:
+        """Read and publish what is new; return how many transactions that was, and for how long feeds are awake."""
         assert self._position is not None, "a session begins with a position"
         async with contextlib.aclosing(session.since(self._position)) as batches:
             async for batch in batches:
@@ -196,6 +255,7 @@ class Feed:
                     self._position = batch.now
                     self._cut_short = False
                     hub.publish(batch.transactions, batch.now)
+        return batch.committed, batch.awake
 
     def _give_up(self, hub: Hub, now: Snapshot) -> None:
         """Go on from now, for too much was committed since the position."""

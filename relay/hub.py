@@ -102,6 +102,10 @@ class Hub:
         self._era: Era | None = None
         self._position: Snapshot | None = None
 
+    def __contains__(self, board: object) -> bool:
+        """Whether anybody follows a board."""
+        return board in self._boards
+
     # What the server says
 
     def subscribe(

@@ -3,11 +3,17 @@
 Rules:
 - The files are the truth: nothing here knows what they do, and a DBA may run them by hand instead.
 - They bring their own BEGIN and COMMIT, so each is done whole or not at all.
+- What an install would change is found out without touching one: see `diff`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -16,7 +22,11 @@ import psycopg
 
 from relay.session import conninfo
 
-FILES: Final = ("tasks", "install", "uninstall")
+FILES: Final = ("tasks", "install", "roles", "uninstall")
+
+
+PATIENCE: Final = timedelta(seconds=30)
+"""How long relay.watch and relay.unwatch try for the table's lock, if nobody says otherwise."""
 
 
 class InstallError(Exception):
@@ -44,26 +54,97 @@ def watch(
     lane: str,
     hidden: Sequence[str],
     order_by: Sequence[str],
+    patience: timedelta = PATIENCE,
 ) -> None:
     """Start feeding a table; `order_by` empty leaves the order to `relay.watch`. Raises InstallError."""
     _execute(
         database_url,
-        b"select relay.watch(%s::text::regclass, %s, %s, %s, %s::name[], %s::text[])",
-        (table, id_column, board, lane, list(hidden), list(order_by) or None),
+        b"select relay.watch(%s::text::regclass, %s, %s, %s, %s::name[], %s::text[], %s)",
+        (table, id_column, board, lane, list(hidden), list(order_by) or None, patience),
     )
 
 
-def unwatch(database_url: str, table: str) -> None:
+def unwatch(database_url: str, table: str, patience: timedelta = PATIENCE) -> None:
     """Stop feeding a table. Raises InstallError."""
-    _execute(database_url, b"select relay.unwatch(%s::text::regclass)", (table,))
+    _execute(database_url, b"select relay.unwatch(%s::text::regclass, %s)", (table, patience))
+
+
+def diff(database_url: str) -> list[str]:
+    """Return what `relay sql install` would change, as the lines of a unified diff; none if nothing.
+
+    The file is run under another schema's name, beside the installed one, and rolled back: so this locks nothing that
+    anybody uses. Raises InstallError.
+    """
+    with _connection(database_url) as connection, connection.transaction(force_rollback=True):
+        installed = _objects(connection, "relay")
+        scratch = f"relay_{secrets.token_hex(4)}"
+        connection.execute(re.sub(r"\brelay\b", scratch, _without_transaction(text("install"))).encode())
+        if "table relay.watches" in installed:
+            connection.execute(_TRIGGER_FUNCTIONS.replace("scratch", scratch).encode())
+        wanted = _objects(connection, scratch)
+    dropped = _dropped(text("install"))
+    before = [line for name, lines in installed.items() if name in wanted or name in dropped for line in lines]
+    after = [line for lines in wanted.values() for line in lines]
+    return list(difflib.unified_diff(before, after, "installed", "sql/install.sql", lineterm=""))
+
+
+_TRIGGER_FUNCTIONS: Final = """
+    insert into scratch.watches overriding system value select * from relay.watches;
+    select scratch.make_journal_function(w) from scratch.watches w
+"""
+
+_OBJECTS: Final = """
+    select 'function ' || f.oid::regprocedure, pg_catalog.pg_get_functiondef(f.oid)
+    from pg_catalog.pg_proc f where f.pronamespace = %(schema)s::regnamespace
+    union all
+    select 'constraint ' || r.conname || ' of ' || r.conrelid::regclass, pg_catalog.pg_get_constraintdef(r.oid)
+    from pg_catalog.pg_constraint r where r.connamespace = %(schema)s::regnamespace and r.conparentid = 0
+    union all
+    select case c.relkind when 'S' then 'sequence ' when 'v' then 'view ' when 'i' then 'index '
+           when 'I' then 'index ' else 'table ' end || c.oid::regclass,
+           case c.relkind when 'v' then pg_catalog.pg_get_viewdef(c.oid) else '' end
+    from pg_catalog.pg_class c where c.relnamespace = %(schema)s::regnamespace
+"""
+
+
+def _objects(connection: psycopg.Connection, schema: str) -> dict[str, list[str]]:
+    """Describe what is in a schema, under the name of "relay"."""
+    connection.execute("set local search_path = ''")
+    row = connection.execute("select pg_catalog.to_regnamespace(%s) is null", [schema]).fetchone()
+    if row and row[0]:
+        return {}
+    rows = connection.execute(_OBJECTS.encode(), {"schema": schema}).fetchall()
+    described = ((name.replace(schema, "relay"), body.replace(schema, "relay")) for name, body in rows)
+    return {name: [name, *("  " + line for line in body.splitlines())] for name, body in sorted(described)}
+
+
+def _dropped(script: str) -> set[str]:
+    """Name what a script drops of older versions: everything else that it does not know stays."""
+    functions = re.findall(r"drop function if exists (relay\.\w+\(.*?\));", script)
+    constraints = re.findall(r"alter table (\S+) drop constraint (\w+);", script)
+    return {f"function {signature.replace(', ', ',')}" for signature in functions} | {
+        f"constraint {name} of {table}" for table, name in constraints
+    }
+
+
+def _without_transaction(script: str) -> str:
+    return re.sub(r"^(begin|commit);$", "", script, flags=re.MULTILINE)
 
 
 def _execute(database_url: str, query: bytes, parameters: Sequence[object] | None = None) -> None:
+    with _connection(database_url) as connection:
+        connection.execute(query, parameters)
+
+
+@contextmanager
+def _connection(database_url: str) -> Iterator[psycopg.Connection]:
     try:
         with psycopg.connect(conninfo(database_url), autocommit=True) as connection:
-            connection.execute(query, parameters)
+            yield connection
     except psycopg.errors.LockNotAvailable as ex:
-        raise InstallError(f"{_first_line(ex)}: somebody holds the table; nothing was changed, try again") from ex
+        said = _first_line(ex)
+        advice = "" if "nothing was changed" in said else ": somebody holds the table; nothing was changed, try again"
+        raise InstallError(said + advice) from ex
     except psycopg.errors.InvalidSchemaName as ex:
         raise InstallError(f"{_first_line(ex)}: run relay sql install first") from ex
     except psycopg.Error as ex:

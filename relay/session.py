@@ -4,10 +4,11 @@ Two connections. One listens to the doorbell and reads the journal; the other re
 missed, so that a large board holds up nobody's changes, and prunes the journal.
 
 Rules:
+- The daemon's role needs the rights of sql/roles.sql and no more: it reads boards through relay.board.
 - LISTEN is committed before the first read, so that nothing falls between the two.
 - What is read comes with the snapshot that it was read in, out of the same statement.
-- A board is read in one transaction that first locks the tables against DDL: a snapshot from before a TRUNCATE, or
-  an ALTER TABLE that rewrites rows, would show none of them.
+- A board is read in one transaction that first locks the tables against DDL, and by one statement, with a snapshot
+  from after that: an older one, from before a TRUNCATE or an ALTER TABLE that rewrites rows, would show no row.
 - A row that cannot be shown counts as absent, in boards and changes alike, and is reported.
 - A connection that is silent while Postgres is not at work for it is dead, whatever TCP thinks of it.
 """
@@ -17,11 +18,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Container, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final, LiteralString, Self, cast, get_args
 
+import msgspec
 import psycopg
 import structlog
 from psycopg import AsyncConnection
@@ -126,12 +128,17 @@ class Batch:
 
     The journal holds all that follows `horizon`. With `more`, it is a part of a large batch, and the next one goes on
     where it ends, even in the midst of a transaction.
+
+    `committed` counts its transactions, also those that concern nobody. For `awake` more seconds, the triggers do not
+    ring the doorbell.
     """
 
     now: Snapshot
     transactions: list[Transaction] | None
     horizon: Snapshot
     more: bool = False
+    committed: int = 0
+    awake: float = 0.0
 
 
 # The journal since a snapshot. An entry in another transaction's name (see relay.resume) stays unread until that one
@@ -139,7 +146,7 @@ class Batch:
 # that stays open are not looked through again and again. The join returns the snapshot even when nothing is new.
 _HEAD: Final[LiteralString] = """
     select pg_catalog.pg_current_snapshot()::text, h.seen::text,
-           h.pauses_known < (select pg_catalog.pg_sequence_last_value('relay.pauses'))
+           h.pauses_known < (select pg_catalog.pg_sequence_last_value('relay.pauses')), (select relay.awake_for())
 """
 _ENTRY: Final[LiteralString] = """
            j.xid::text::bigint, j.watch, j.op::text, j.old_board, j.new_board,
@@ -181,10 +188,23 @@ _BOARD: Final[LiteralString] = """
 
 
 class Session:
-    """The two connections while both are well."""
+    """The two connections while both are well.
 
-    def __init__(self, conninfo: str, listener: Connection, reader: Connection) -> None:
+    `silent`: the triggers never ring the doorbell here, for transactions may be prepared.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        followed: Container[str | None],
+        listener: Connection,
+        reader: Connection,
+        *,
+        silent: bool,
+    ) -> None:
+        self.silent = silent
         self._conninfo = conninfo
+        self._followed = followed
         self._listener = listener
         self._reader = reader
         self._reading = asyncio.Lock()
@@ -193,15 +213,20 @@ class Session:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, conninfo: str) -> AsyncIterator[Self]:
-        """Connect, listen, and check that the install is there. Raises FeedError or psycopg.Error."""
+    async def open(cls, conninfo: str, followed: Container[str | None]) -> AsyncIterator[Self]:
+        """Connect, listen, and check that the install is there. Raises FeedError or psycopg.Error.
+
+        Of live changes, only transactions that concern a board in `followed` are decoded. A board that comes there
+        later is read later, and shows them.
+        """
         async with await _connect(conninfo) as listener, await _connect(conninfo) as reader:
             await _require_install(listener)
             # The journal is read by its index alone: with statistics that lag behind, as they do for a table
             # that grows at one end, the planner may think that a third of it is new.
             await listener.rows("set enable_seqscan = off")
             await listener.rows("listen relay")
-            session = cls(conninfo, listener, reader)
+            silent = (await listener.row("select pg_catalog.current_setting('max_prepared_transactions') <> '0'"))[0]
+            session = cls(conninfo, followed, listener, reader, silent=silent)
             await session.load_watches()
             yield session
 
@@ -242,6 +267,10 @@ class Session:
             )
         return bool(row[0])
 
+    async def stay_awake(self, seconds: float) -> None:
+        """Promise to look at the journal without being rung for, so long."""
+        await self._listener.rows("select relay.stay_awake(%s)", round(seconds * 1000))
+
     async def now(self) -> tuple[Snapshot, Snapshot]:
         """Tell what is visible now, and the journal's horizon."""
         row = await self._listener.row(
@@ -254,17 +283,19 @@ class Session:
         new = (str(position.xmax), _running(position))
         rows = await self._listener.rows(_SINCE, *new, PART_CHANGES + 1)
         if len(rows) <= PART_CHANGES:
-            yield await self._batch(rows)
+            yield await self._batch(rows, self._followed)
             return
         del rows  # a part too many, and large
         await self._listener.rows("begin isolation level repeatable read, read only")
         whole = await self._batch(await self._listener.rows(_HEAD + "from relay.horizon h"))
         outline = await self._listener.rows(_OUTLINE, *new, BATCH_TRANSACTIONS + 1)
+        whole = replace(whole, committed=len(outline))
         if len(outline) > BATCH_TRANSACTIONS:
             whole = replace(whole, transactions=None)
         else:
             async for entries in self._parts(outline):
-                yield replace(whole, transactions=await self._read_entries(entries), more=True)
+                transactions = await self._read_entries(entries, self._followed)
+                yield replace(whole, transactions=transactions, more=True)
         await self._listener.rows("commit")
         yield whole
 
@@ -301,7 +332,7 @@ class Session:
             await self._reader.rows("commit")
         if len(rows) > RESUME_CHANGES:
             return Batch(Snapshot.parse(rows[0][0]), None, Snapshot.parse(rows[0][1]))
-        return await self._batch(rows)
+        return await self._batch(rows, boards)
 
     async def bell(self, seconds: float) -> None:
         """Wait for the doorbell, so long at most."""
@@ -353,9 +384,8 @@ class Session:
 
     async def _board_rows(self, name: str) -> list[TupleRow]:
         reader = self._reader
-        await reader.rows("begin isolation level repeatable read, read only")
-        if tables := ", ".join(watch.table for watch in self._watches.values()):
-            await reader.rows(f"lock table {tables} in access share mode".encode())
+        await reader.rows("begin read only")
+        await reader.rows("select relay.hold_tables()")
         try:
             rows = await reader.rows(_BOARD, name)
         except psycopg.errors.UntranslatableCharacter:
@@ -366,40 +396,40 @@ class Session:
         return rows
 
     def _board_data(self, rows: Iterable[TupleRow]) -> bytes:
-        tasks = (_read(self._watch(watch), image) for _, watch, image in rows if watch is not None)
-        return protocol.board_data([task for task in tasks if task is not None])
+        watched = ((self._watch(number), image) for _, number, image in rows if number is not None)
+        read = ((watch, _columns(watch, image)) for watch, image in watched)
+        return protocol.board_data([watch.task(columns) for watch, columns in read if columns is not None])
 
-    async def _batch(self, rows: Sequence[TupleRow]) -> Batch:
+    async def _batch(self, rows: Sequence[TupleRow], followed: Container[str | None] = ()) -> Batch:
         if not rows:
             raise FeedError("table relay.horizon is empty: run relay sql install")
-        now, horizon, paused = rows[0][:3]
+        now, horizon, paused, awake = rows[0][:4]
         if paused:
             raise FeedError("journalling was paused, for the journal was full: reading the boards again")
-        transactions = await self._read_entries([_Entry(*row[3:]) for row in rows if row[3:] and row[3] is not None])
-        return Batch(Snapshot.parse(now), transactions, Snapshot.parse(horizon))
+        entries = [_Entry(*row[4:]) for row in rows if row[4:] and row[4] is not None]
+        return Batch(
+            Snapshot.parse(now),
+            await self._read_entries(entries, followed),
+            Snapshot.parse(horizon),
+            committed=len({entry.xid for entry in entries}),
+            awake=awake / 1000,
+        )
 
-    async def _read_entries(self, entries: Sequence[_Entry]) -> list[Transaction]:
+    async def _read_entries(self, entries: Sequence[_Entry], followed: Container[str | None]) -> list[Transaction]:
         if any(entry.op == "S" or entry.watch not in self._watches for entry in entries):
             await self.load_watches()
-        return self._transactions(entries)
+        return [self._transaction(xid, its) for xid, its in _by_transaction(entries) if _concern(its, followed)]
 
-    def _transactions(self, entries: Iterable[_Entry]) -> list[Transaction]:
-        """Gather entries into transactions, in the order of their last entry.
-
-        Between transactions, this order respects every row's history: who changed a row after another did so
-        when that other had made all its entries.
-        """
-        found: dict[int, Transaction] = {}
+    def _transaction(self, xid: int, entries: Iterable[_Entry]) -> Transaction:
+        transaction = Transaction(xid)
         for entry in entries:
-            transaction = found.pop(entry.xid, None) or Transaction(entry.xid)
-            found[entry.xid] = transaction
             if entry.op == "S":
                 transaction.sync = _reason(entry.reason)
                 log.info("feed.sync", reason=entry.reason)
             elif entry.watch in self._watches and (change := _change(self._watches[entry.watch], entry)):
                 transaction.changes.append(change)
             # Else it was made under a watch that is no more; the transaction that ended it asks for a sync.
-        return list(found.values())
+        return transaction
 
     def _watch(self, number: int) -> Watch:
         try:
@@ -427,21 +457,41 @@ class _Entry:
     reason: str | None
 
 
+def _by_transaction(entries: Iterable[_Entry]) -> Iterable[tuple[int, list[_Entry]]]:
+    """Gather entries into transactions, in the order of their last entry.
+
+    Between transactions, this order respects every row's history: who changed a row after another did so when that
+    other had made all its entries.
+    """
+    found: dict[int, list[_Entry]] = {}
+    for entry in entries:
+        its = found.pop(entry.xid, None) or []
+        its.append(entry)
+        found[entry.xid] = its
+    return found.items()
+
+
+def _concern(entries: Iterable[_Entry], followed: Container[str | None]) -> bool:
+    return any(entry.op == "S" or entry.old_board in followed or entry.new_board in followed for entry in entries)
+
+
 def _change(watch: Watch, entry: _Entry) -> Change | None:
-    old = _side(watch, entry.part, entry.old_tid, entry.old_board, entry.old_row)
-    new = _side(watch, entry.part, entry.new_tid, entry.new_board, entry.new_row)
-    return Change(watch.id, old, new, entry.old_here, entry.depth) if old or new else None
+    new = _columns(watch, entry.new_row)
+    old = _columns(watch, entry.old_row)
+    if old is not None and new is not None:
+        old = new | old  # of a wide row, the journal has only the old columns that differ
+    before = _side(watch, old, entry.old_board, entry.part, entry.old_tid)
+    after = _side(watch, new, entry.new_board, entry.part, entry.new_tid)
+    return Change(watch.id, before, after, entry.old_here, entry.depth) if before or after else None
 
 
-def _side(watch: Watch, part: int, tid: str | None, board: str | None, image: str | None) -> Side | None:
-    if image is None or tid is None or (task := _read(watch, image)) is None:
-        return None
-    return Side(task, board, Version(part, tid))
+def _side(watch: Watch, columns: Row | None, board: str | None, part: int, tid: str | None) -> Side | None:
+    return Side(watch.task(columns), board, Version(part, tid)) if columns is not None and tid is not None else None
 
 
-def _read(watch: Watch, image: str) -> Row | None:
+def _columns(watch: Watch, image: str | None) -> dict[str, msgspec.Raw] | None:
     try:
-        return watch.read(image)
+        return None if image is None else watch.columns(image)
     except UnreadableRow as ex:
         log.error("feed.unreadable_row", problem=str(ex))  # noqa: TRY400  # the line says it all
         return None
@@ -491,10 +541,13 @@ async def _connect(conninfo: str) -> Connection:
 
 async def _require_install(connection: Connection) -> None:
     row = await connection.row(
-        "select pg_catalog.current_database(), pg_catalog.to_regclass('relay.slots') is not null"
+        "select pg_catalog.current_database(), pg_catalog.to_regclass('relay.awake') is not null"
     )
     if not row[1]:
-        raise FeedError(f"database {row[0]!r} lacks the relay's tables and triggers: run relay sql install")
+        raise FeedError(
+            f"database {row[0]!r} lacks the relay's tables and triggers, or has those of an older version: "
+            f"run relay sql install"
+        )
 
 
 async def _state_of(connection: Connection, conninfo: str) -> str:

@@ -5,6 +5,10 @@
 --     select relay.watch('public.tasks');
 --
 -- Safe to run twice, also over an older install: tables are kept, functions are replaced.
+-- Functions run with the search path "pg_catalog, pg_temp", not the empty one: under that, a temporary schema comes
+-- first where types are looked up, so that whoever calls a SECURITY DEFINER function could slip their own type into
+-- it. All names but those of types and operators are qualified all the same.
+--
 -- Words: a *change* is one entry of the journal, the *doorbell* is the NOTIFY that says "come and look",
 -- a *board* is the group of rows that share the value of the board column.
 
@@ -74,23 +78,23 @@ create table if not exists relay.journal (
     depth     integer,
     old_row   json,
     new_row   json,
-    reason    text,
-
-    constraint journal_op check (
-        case op
-            when 'I' then old_row is null and new_row is not null
-            when 'U' then old_row is not null and new_row is not null
-            when 'D' then old_row is not null and new_row is null
-            when 'S' then old_row is null and new_row is null and reason is not null
-            else false
-        end)
+    reason    text
+    -- No check constraint: it would be compiled anew for each statement, and costs a writer more than the row.
 ) partition by list (slot);
 
 comment on table relay.journal is 'What committed transactions did to the watched tables; pruned by relay.prune.';
-comment on column relay.journal.old_row is 'The row before the change, without its hidden columns'' values.';
+comment on column relay.journal.old_row is
+    'The row before the change, without its hidden columns'' values; of a wide row, only the columns that changed.';
 comment on column relay.journal.new_row is 'The row after the change, without its hidden columns'' values.';
 
-create index if not exists journal_xid on relay.journal (xid);
+-- Checked first, for "if not exists" locks the table all the same.
+do $$
+begin
+    if pg_catalog.to_regclass('relay.journal_xid') is null then
+        create index journal_xid on relay.journal (xid);
+    end if;
+end
+$$;
 
 -- Nothing in a slot is ever updated or deleted, and it ends by TRUNCATE: autovacuum would have nothing to do.
 do $$
@@ -123,14 +127,16 @@ create sequence if not exists relay.journal_seq;
 --   slot     the current slot
 --   pauses   goes up when the journal is full
 --   resumed  the last pause that is over: while it is lower than pauses, nothing is journalled
+--   awake    until when the relays look by themselves, in milliseconds of the epoch: no need to ring meanwhile
 create sequence if not exists relay.slot minvalue 0 maxvalue 3;
 create sequence if not exists relay.pauses minvalue 0;
 create sequence if not exists relay.resumed minvalue 0;
+create sequence if not exists relay.awake minvalue 0;
 do $$
 declare
     name text;
 begin
-    foreach name in array array['relay.slot', 'relay.pauses', 'relay.resumed'] loop
+    foreach name in array array['relay.slot', 'relay.pauses', 'relay.resumed', 'relay.awake'] loop
         if pg_catalog.pg_sequence_last_value(name::regclass) is null then
             perform pg_catalog.setval(name::regclass, 0);
         end if;
@@ -182,7 +188,7 @@ comment on table relay.epochs is 'The runs of the server whose snapshots are goo
 -- is over, so its changes are no longer to be told.
 create or replace function relay.settle_in(here text) returns void
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform from relay.horizon h where h.place = here;
@@ -200,7 +206,7 @@ $$;
 create or replace function relay.epoch() returns table (run text, key bytea)
     language plpgsql
     security definer
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     here constant text := pg_catalog.concat_ws('/',
@@ -228,7 +234,7 @@ comment on function relay.epoch() is 'The runs of the server between which no tr
 -- is enabled (a transaction that has notified cannot be prepared).
 create or replace function relay.ring(board text, target text) returns void
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     -- Cut, for a payload must stay below 8,000 bytes and a board's name may have any length.
@@ -245,11 +251,46 @@ begin
 end
 $$;
 
+-- For how many more milliseconds the relays look by themselves. The trigger functions hold a copy of this. A moment
+-- further ahead than anybody may promise is from before the clock was set back.
+create or replace function relay.awake_for() returns integer
+    language sql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when ms between 1 and 2000 then ms::integer else 0 end
+    from (select pg_catalog.pg_sequence_last_value('relay.awake')
+                 - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint as ms) rest
+$$;
+
+-- Promises that whoever calls will look at the journal by itself for so many milliseconds, two seconds at most: the
+-- triggers do not ring meanwhile, for transactions that notify commit one at a time in the whole cluster. When this
+-- begins it rings once itself, so that all other relays look by themselves too.
+create or replace function relay.stay_awake(ms integer) returns void
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    asleep constant boolean := relay.awake_for() = 0;
+begin
+    if relay.awake_for() < least(ms, 2000) then
+        perform pg_catalog.setval('relay.awake',
+            (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint + least(ms, 2000));
+    end if;
+    if asleep and pg_catalog.pg_notification_queue_usage() < 0.5 then
+        perform pg_catalog.pg_notify('relay', '{"awake": true}');
+    end if;
+end
+$$;
+
+comment on function relay.stay_awake(integer) is 'Spares writers the doorbell; a busy daemon calls it.';
+
 -- Whether the journal was full and no relay has come since.
 create or replace function relay.paused() returns boolean
     language sql
     stable
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
     select pg_catalog.pg_sequence_last_value('relay.pauses') > pg_catalog.pg_sequence_last_value('relay.resumed')
 $$;
@@ -258,7 +299,7 @@ $$;
 -- round: a counter that only goes up cannot undo the pause of another writer, however late it is.
 create or replace function relay.pause_if_full(slot smallint) returns void
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     bytes constant bigint :=
@@ -274,7 +315,7 @@ $$;
 -- Tells the daemon to read its boards again, and why: a word of docs/clients.md, then perhaps more for people.
 create or replace function relay.journal_sync(watch integer, target text, reason text) returns void
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 begin
     if relay.paused() then
@@ -291,7 +332,7 @@ $$;
 create or replace function relay.journal_truncate() returns trigger
     language plpgsql
     security definer
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform relay.journal_sync(tg_argv[0]::integer, tg_relid::regclass::text, 'truncate');
@@ -303,7 +344,7 @@ $$;
 -- 32 bits wide, those of transactions 64.
 create or replace function relay.made_here(xmin xid) returns boolean
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     top   constant bigint := pg_catalog.pg_current_xact_id()::text::bigint;
@@ -319,42 +360,92 @@ exception when others then
 end
 $$;
 
+-- The images of a row before and after a change, whatever the writer's settings are. The trigger functions make them
+-- without this, and for a third of the price, where the settings are these already.
+create or replace function relay.images(old_row record, new_row record) returns json[]
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set timezone = 'UTC'
+    set datestyle = 'ISO, MDY'
+    set intervalstyle = 'postgres'
+    set extra_float_digits = 1
+    set bytea_output = 'hex'
+as $$
+begin
+    return array[pg_catalog.row_to_json(old_row), pg_catalog.row_to_json(new_row)];
+end
+$$;
+
+-- The columns of a wide row's old image that are not the same in the new one, and those that it is known by: the
+-- reader takes the rest from the new one. All of them where an image cannot be taken apart, as with \u0000.
+create or replace function relay.changed(old_row json, new_row json, known_by text[]) returns json
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select coalesce(pg_catalog.json_object_agg(o.key, o.value), '{}')
+        from pg_catalog.json_each(old_row) o
+        left join pg_catalog.json_each(new_row) n on n.key = o.key
+        where n.value is null or n.value::text collate "C" <> o.value::text or o.key = any (known_by));
+exception when others then
+    return old_row;
+end
+$$;
+
 -- Makes the row trigger's function for one watch. Generated, for a column can be named in PL/pgSQL only as it is
 -- written: reading the board's value out of the JSON image would cost more, and fails on JSON that holds \u0000.
 -- The only columns it names are the board and the hidden ones. If a later schema change removes or retypes one of
 -- them, the block around them catches it: the writer goes on, and the daemon is told to read again.
+--
+-- Every writer pays for what stands here, so it calls nothing of ours but for rare cases, and inserts into the
+-- slot's own table: finding that through relay.journal would cost as much again as the insert itself.
 create or replace function relay.make_journal_function(w relay.watches) returns void
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $make$
 declare
     hide_old text := '';
     hide_new text := '';
+    hidden   text := '';
+    inserts  text := '';
     col name;
 begin
     foreach col in array w.hidden loop
         hide_old := hide_old || pg_catalog.format(' old.%I := null;', col);
         hide_new := hide_new || pg_catalog.format(' new.%I := null;', col);
     end loop;
+    if hide_old <> '' then
+        hidden := pg_catalog.format($hide$
+        if tg_op <> 'INSERT' then%s
+        end if;
+        if tg_op <> 'DELETE' then%s
+        end if;$hide$, hide_old, hide_new);
+    end if;
+    for slot in 0..3 loop
+        inserts := inserts || pg_catalog.format($branch$%s slot = %s then
+        insert into relay.journal_%s
+            (slot, seq, watch, op, old_board, new_board, part, old_tid, new_tid, old_here, depth, old_row, new_row)
+        values (slot, seq, %s, pg_catalog.left(tg_op, 1)::"char", old_board, new_board, tg_relid,
+                old.ctid, new.ctid,
+                -- The age spares nearly all rows the call: what is older than this transaction was not made by it.
+                tg_op <> 'INSERT' and pg_catalog.age(old.xmin) <= 0 and relay.made_here(old.xmin),
+                pg_catalog.pg_trigger_depth(), old_row, new_row);
+    $branch$, case slot when 0 then 'if' else 'elsif' end, slot, slot, w.id);
+    end loop;
 
     execute pg_catalog.format($body$
 create or replace function relay.journal_%1$s() returns trigger
     language plpgsql
     security definer
-    set search_path = ''
-    -- Row images must not depend on the settings of whoever writes.
-    set timezone = 'UTC'
-    set datestyle = 'ISO, MDY'
-    set intervalstyle = 'postgres'
-    set extra_float_digits = 1
-    set bytea_output = 'hex'
+    set search_path = pg_catalog, pg_temp
 as $journal$
 declare
     old_board text;
     new_board text;
     old_row   json;
     new_row   json;
-    old_here  boolean;
+    images    json[];
     board     text;
     slot      smallint;
     seq       bigint;
@@ -364,47 +455,60 @@ begin
         return null;
     end if;
     -- "new" is null in a delete, "old" in an insert, and so is all that is taken from them.
-    begin
-        if tg_op <> 'INSERT' then%3$s
-            old_board := old.%2$I::text;
-        end if;
-        if tg_op <> 'DELETE' then%4$s
-            new_board := new.%2$I::text;
-        end if;
+    begin%3$s
+        old_board := old.%2$I::text;
+        new_board := new.%2$I::text;
         if tg_op = 'UPDATE' and old operator(pg_catalog.*=) new then
             return null;
         end if;
-        old_row := pg_catalog.row_to_json(old);
-        new_row := pg_catalog.row_to_json(new);
-        -- The age spares nearly all rows the call: what is older than this transaction was not made by it.
-        old_here := tg_op <> 'INSERT' and pg_catalog.age(old.xmin) <= 0 and relay.made_here(old.xmin);
+        -- Row images must not depend on the settings of whoever writes.
+        if pg_catalog.current_setting('timezone') in ('UTC', 'Etc/UTC')
+            and pg_catalog.current_setting('datestyle') = 'ISO, MDY'
+            and pg_catalog.current_setting('intervalstyle') = 'postgres'
+            and pg_catalog.current_setting('extra_float_digits') = '1'
+            and pg_catalog.current_setting('bytea_output') = 'hex'
+        then
+            old_row := pg_catalog.row_to_json(old);
+            new_row := pg_catalog.row_to_json(new);
+        else
+            images := relay.images(old, new);
+            old_row := images[1];
+            new_row := images[2];
+        end if;
+        if tg_op = 'UPDATE' and pg_catalog.octet_length(old_row::text) > 2000 then
+            old_row := relay.changed(old_row, new_row, %6$L);
+        end if;
     exception when others then
-        perform relay.journal_sync(%1$s, %5$L, 'row_unreadable: ' || sqlerrm);
+        perform relay.journal_sync(%1$s, %4$L, 'row_unreadable: ' || sqlerrm);
         return null;
     end;
 
     slot := pg_catalog.pg_sequence_last_value('relay.slot');
     seq := pg_catalog.nextval('relay.journal_seq');
-    insert into relay.journal
-        (slot, seq, watch, op, old_board, new_board, part, old_tid, new_tid, old_here, depth, old_row, new_row)
-    values (slot, seq, %1$s, pg_catalog.left(tg_op, 1)::"char", old_board, new_board, tg_relid,
-            old.ctid, new.ctid, old_here, pg_catalog.pg_trigger_depth(), old_row, new_row);
+    %5$send if;
     -- Asking for the size costs more than an entry does.
     if seq %% 64 = 0 then
         perform relay.pause_if_full(slot);
     end if;
 
+    -- What relay.awake_for says, for less.
+    if pg_catalog.pg_sequence_last_value('relay.awake')
+       - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint between 1 and 2000
+    then
+        return null;
+    end if;
     board := coalesce(new_board, old_board);
     if pg_catalog.current_setting('relay.rung', true) is distinct from 'board ' || pg_catalog.left(board, 100) then
-        perform relay.ring(board, %5$L);
+        perform relay.ring(board, %4$L);
     end if;
     if old_board <> new_board then
-        perform relay.ring(old_board, %5$L);
+        perform relay.ring(old_board, %4$L);
     end if;
     return null;
 end
 $journal$
-$body$, w.id, w.board_column, hide_old, hide_new, w.target::text);
+$body$, w.id, w.board_column, hidden, w.target::text, inserts,
+        array[w.id_column, w.board_column, w.lane_column]::text[]);
 
     execute pg_catalog.format('revoke all on function relay.journal_%s() from public', w.id);
 end
@@ -416,7 +520,7 @@ $make$;
 create or replace function relay.base_type(typ oid) returns oid
     language sql
     stable
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
     with recursive base (oid, typbasetype) as (
         select t.oid, t.typbasetype from pg_catalog.pg_type t where t.oid = typ
@@ -431,7 +535,7 @@ create or replace function relay.order_parts(entry text, out col text, out direc
     returns setof record
     language sql
     immutable
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
     select m[1], coalesce(m[2], '') || coalesce(m[3], '')
     from pg_catalog.regexp_match(entry, '^\s*(.+?)(\s+(?:asc|desc))?(\s+nulls\s+(?:first|last))?\s*$', 'i') m
@@ -444,7 +548,7 @@ create or replace function relay.check_watch(
 ) returns void
     language plpgsql
     stable
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     kind     "char";
@@ -542,7 +646,7 @@ $$;
 create or replace function relay.parts(target regclass) returns setof regclass
     language sql
     stable
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
     -- pg_partition_tree knows nothing of a table that is neither partitioned nor a partition.
     select target
@@ -550,11 +654,52 @@ as $$
     select t.relid from pg_catalog.pg_partition_tree(target) t
 $$;
 
+-- Locks a table and its partitions without standing in anybody's way for long. Whoever asks for a lock and waits has
+-- everybody behind it wait too; so each attempt gives up after a tenth of a second, lets the others by, and there is
+-- another, until "patience" is over. Then it says who holds the table.
+create or replace function relay.lock_table(target regclass, mode text, patience interval) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '100ms'
+as $$
+declare
+    until constant timestamptz := pg_catalog.clock_timestamp() + patience;
+begin
+    loop
+        begin
+            execute pg_catalog.format('lock table %s in %s mode', target, mode);
+            return;
+        exception when lock_not_available then
+            if pg_catalog.clock_timestamp() >= until then
+                raise exception '% is in use by %, for more than %: nothing was changed; try again when it is over, '
+                    'or give it more patience', target, relay.holders(target, mode), patience
+                    using errcode = 'lock_not_available';
+            end if;
+        end;
+        perform pg_catalog.pg_sleep(0.1 + 0.3 * pg_catalog.random());
+    end loop;
+end
+$$;
+
+-- Names the processes that hold a table against a lock of that mode.
+create or replace function relay.holders(target regclass, mode text) returns text
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(pg_catalog.string_agg(distinct pg_catalog.concat('process ', l.pid, ' (',
+               coalesce(a.usename, a.backend_type, 'a background process'), ')'), ', '), 'others')
+    from pg_catalog.pg_locks l
+    left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+    where l.relation in (select p from relay.parts(target) p) and l.granted and l.pid <> pg_catalog.pg_backend_pid()
+      and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+      and (mode = 'access exclusive' or l.mode not in ('AccessShareLock', 'RowShareLock'))
+$$;
+
 -- Whether all triggers of a watch are in place and enabled always.
 create or replace function relay.triggers_complete(w relay.watches) returns boolean
     language sql
     stable
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
     select pg_catalog.bool_and(coalesce(found.n, 0) = 3)
     from relay.parts(w.target) p
@@ -571,7 +716,7 @@ $$;
 
 create or replace function relay.drop_triggers(target regclass) returns void
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     found record;
@@ -591,26 +736,27 @@ end
 $$;
 
 -- Row triggers, not statement triggers: they also fire in logical replication and for writes made straight to a
--- partition. "enable always", so that replicas and restores are not deaf. The "when" makes an update that changes
--- nothing nearly free; it compares the images of the rows, for "is distinct from" fails on types without equality.
+-- partition. "enable always", so that replicas and restores are not deaf. Without "when (old.* is distinct from new.*)":
+-- that is parsed and compiled anew for each statement, and costs more than it spares; the function compares the rows.
+-- Replaced rather than dropped, for that would take a lock that keeps readers out.
 create or replace function relay.create_triggers(w relay.watches) returns void
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     part regclass;
     name text;
 begin
     execute pg_catalog.format(
-        'create trigger relay_insert_delete after insert or delete on %s for each row execute function relay.journal_%s()',
-        w.target, w.id);
+        'create or replace trigger relay_insert_delete after insert or delete on %s for each row '
+        'execute function relay.journal_%s()', w.target, w.id);
     execute pg_catalog.format(
-        'create trigger relay_update after update on %s for each row when (old operator(pg_catalog.*<>) new) '
+        'create or replace trigger relay_update after update on %s for each row '
         'execute function relay.journal_%s()', w.target, w.id);
     for part in select p from relay.parts(w.target) p loop
         execute pg_catalog.format(
-            'create trigger relay_truncate after truncate on %s for each statement execute function relay.journal_truncate(%L)',
-            part, w.id);
+            'create or replace trigger relay_truncate after truncate on %s for each statement '
+            'execute function relay.journal_truncate(%L)', part, w.id);
         foreach name in array array['relay_insert_delete', 'relay_update', 'relay_truncate'] loop
             execute pg_catalog.format('alter table %s enable always trigger %I', part, name);
         end loop;
@@ -618,22 +764,27 @@ begin
 end
 $$;
 
+-- Two functions of an older install had fewer parameters.
+drop function if exists relay.watch(regclass, name, name, name, name[], text[]);
+drop function if exists relay.unwatch(regclass);
+
 -- Starts feeding a table, or changes how it is fed. Said again with the same settings it takes no lock and
 -- changes nothing, except that it covers partitions that have come since.
 --
--- Takes SHARE ROW EXCLUSIVE on the table (a changed watch: ACCESS EXCLUSIVE), for some milliseconds once it has
--- it, and gives up after two seconds of waiting, so that writers never queue behind it for longer.
+-- Takes SHARE ROW EXCLUSIVE on the table, which readers do not notice, until the end of the transaction: so give it
+-- one of its own. Waits for it in short attempts (see relay.lock_table), for as long as "patience" in all.
 create or replace function relay.watch(
     target       regclass,
-    id_column    name   default 'id',
-    board_column name   default 'board_id',
-    lane_column  name   default 'lane',
-    hidden       name[] default '{}',
+    id_column    name     default 'id',
+    board_column name     default 'board_id',
+    lane_column  name     default 'lane',
+    hidden       name[]   default '{}',
     -- "column [asc|desc] [nulls first|last]", …; the id decides among equals. Null: by created_at if there is one.
-    order_by     text[] default null
+    order_by     text[]   default null,
+    patience     interval default '30 seconds'
 ) returns void
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
     set lock_timeout = '2s'
 as $$
 declare
@@ -654,44 +805,39 @@ begin
     -- One at a time: two sessions that watch the same table must not each make their own.
     perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
     select * into current_watch from relay.watches w where w.target = watch.target;
-    if found then
-        if row(current_watch.id_column, current_watch.board_column, current_watch.lane_column,
-               current_watch.hidden, current_watch.order_by)
-           = row(wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by)
-           and relay.triggers_complete(current_watch)
-        then
-            return;
-        end if;
-        perform relay.stop_watch(current_watch);
+    if row(current_watch.id_column, current_watch.board_column, current_watch.lane_column,
+           current_watch.hidden, current_watch.order_by)
+       = row(wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by)
+       and relay.triggers_complete(current_watch)
+       -- Those of an older version had a condition, which costs writers.
+       and not exists (select from pg_catalog.pg_trigger t
+                       where t.tgrelid = wanted.target and t.tgname = 'relay_update' and t.tgqual is not null)
+    then
+        return;
     end if;
 
+    perform relay.lock_table(wanted.target, 'share row exclusive', patience);
+    delete from relay.watches w where w.id = current_watch.id;
     insert into relay.watches as w (target, id_column, board_column, lane_column, hidden, order_by)
     values (wanted.target, wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by)
     returning w.* into wanted;
     perform relay.make_journal_function(wanted);
     perform relay.create_triggers(wanted);
+    if current_watch.id is not null then
+        execute pg_catalog.format('drop function if exists relay.journal_%s()', current_watch.id);
+    end if;
     perform relay.journal_sync(wanted.id, wanted.target::text, 'watch_changed');
 end
 $$;
 
-comment on function relay.watch(regclass, name, name, name, name[], text[]) is
+comment on function relay.watch(regclass, name, name, name, name[], text[], interval) is
     'Starts feeding a table. Example: select relay.watch(''public.tasks'', hidden => ''{secret}'')';
 
-create or replace function relay.stop_watch(w relay.watches) returns void
+-- Stops feeding a table; its rows leave every board. Takes ACCESS EXCLUSIVE on the table, as dropping a trigger
+-- does, until the end of the transaction, and waits for it as relay.watch does.
+create or replace function relay.unwatch(target regclass, patience interval default '30 seconds') returns void
     language plpgsql
-    set search_path = ''
-as $$
-begin
-    perform relay.drop_triggers(w.target);
-    execute pg_catalog.format('drop function if exists relay.journal_%s()', w.id);
-    delete from relay.watches where id = w.id;
-end
-$$;
-
--- Stops feeding a table; its rows leave every board. Takes ACCESS EXCLUSIVE on the table for a moment.
-create or replace function relay.unwatch(target regclass) returns void
-    language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
     set lock_timeout = '2s'
 as $$
 declare
@@ -701,17 +847,20 @@ begin
     if not found then
         return;
     end if;
-    perform relay.stop_watch(current_watch);
+    perform relay.lock_table(current_watch.target, 'access exclusive', patience);
+    perform relay.drop_triggers(current_watch.target);
+    execute pg_catalog.format('drop function if exists relay.journal_%s()', current_watch.id);
+    delete from relay.watches w where w.id = current_watch.id;
     perform relay.journal_sync(null, current_watch.target::text, 'watch_changed: unwatch');
 end
 $$;
 
-comment on function relay.unwatch(regclass) is 'Stops feeding a table. Said again, it does nothing.';
+comment on function relay.unwatch(regclass, interval) is 'Stops feeding a table. Said again, it does nothing.';
 
 -- For what fires no trigger at all: a load with triggers disabled, a partition attached or detached.
 create or replace function relay.resync() returns void
     language sql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
     select relay.journal_sync(null, '*', 'resync')
 $$;
@@ -722,7 +871,7 @@ comment on function relay.resync() is 'Sends every subscriber its whole board ag
 create or replace function relay.unseen_columns(w relay.watches) returns name[]
     language sql
     stable
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
     select w.hidden || coalesce(pg_catalog.array_agg(a.attname), '{}')
     from pg_catalog.pg_attribute a
@@ -734,7 +883,8 @@ $$;
 create or replace function relay.shape() returns text
     language sql
     stable
-    set search_path = ''
+    security definer
+    set search_path = pg_catalog, pg_temp
 as $$
     select pg_catalog.left(pg_catalog.md5('relay.epochs'::regclass::oid || coalesce(pg_catalog.string_agg(pg_catalog.concat_ws(' ',
         w.id, a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped, a.xmin), ','
@@ -768,7 +918,7 @@ comment on view relay.watched is 'What is watched. triggers_complete false: run 
 create or replace function relay.is_written(board text, typ text) returns boolean
     language plpgsql
     stable
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     written text;
@@ -780,11 +930,34 @@ exception when data_exception then
 end
 $$;
 
--- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement.
+-- Keeps the watched tables from being truncated or rewritten until the end of the transaction: of such a table, an
+-- older snapshot shows no row. So the statement that reads comes after this one, and takes its snapshot then.
+create or replace function relay.hold_tables() returns void
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    held text;
+begin
+    select pg_catalog.string_agg(c.oid::regclass::text, ', ' order by w.id) into held
+    from relay.watches w
+    join pg_catalog.pg_class c on c.oid = w.target;
+    if held is not null then
+        execute 'lock table ' || held || ' in access share mode';
+    end if;
+end
+$$;
+
+-- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement. Runs as its
+-- owner: so a role that may read boards need not be able to read the tables, and their hidden columns.
 create or replace function relay.board(board text) returns table (watch integer, task json)
     language plpgsql
     stable
-    set search_path = ''
+    security definer
+    -- A policy that filters rows would leave boards silently empty; this makes it an error.
+    set row_security = off
+    set search_path = pg_catalog, pg_temp
     -- The same as where the journal's images are made.
     set timezone = 'UTC'
     set datestyle = 'ISO, MDY'
@@ -843,7 +1016,7 @@ comment on function relay.board(text) is 'The tasks of one board as subscribers 
 create or replace function relay.narrow(v pg_snapshot, bound xid8) returns pg_snapshot
     language sql
     stable
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
     select pg_catalog.concat(coalesce(min(x), b), ':', b, ':', pg_catalog.string_agg(x::text, ',' order by x))::pg_snapshot
     from (select least(bound, pg_catalog.pg_snapshot_xmax(v)) as b) capped
@@ -855,7 +1028,7 @@ $$;
 -- may lie above its xmax. A block with an exception clause is a subtransaction, and gets the next id when it writes.
 create or replace function relay.next_xid() returns xid8
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     top  constant bigint := pg_catalog.pg_current_xact_id()::text::bigint;
@@ -875,7 +1048,7 @@ $$;
 -- transaction has one.
 create or replace function relay.close_slots() returns void
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     chosen constant smallint := pg_catalog.pg_sequence_last_value('relay.slot');
@@ -897,7 +1070,7 @@ $$;
 -- Locks a slot, if no running transaction has entries in it and nobody reads it just now. Never waits.
 create or replace function relay.lock_slot(slot smallint) returns boolean
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 begin
     execute pg_catalog.format('lock table relay.journal_%s in access exclusive mode nowait', slot);
@@ -909,7 +1082,7 @@ $$;
 
 create or replace function relay.slot_bytes(slot smallint) returns bigint
     language sql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
     select case when pg_catalog.pg_relation_size(pg_catalog.to_regclass('relay.journal_' || slot)) = 0 then 0
            else pg_catalog.pg_total_relation_size(pg_catalog.to_regclass('relay.journal_' || slot)) end
@@ -920,7 +1093,7 @@ $$;
 create or replace function relay.empty_slots(keep interval, most bigint) returns bigint
     language plpgsql
     volatile
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     closed relay.slots;
@@ -953,7 +1126,7 @@ $$;
 -- Makes an empty slot the current one, if there is one.
 create or replace function relay.next_slot() returns boolean
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     chosen smallint := (
@@ -973,7 +1146,7 @@ $$;
 -- be too old.
 create or replace function relay.require_read_committed(caller text) returns void
     language plpgsql
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 begin
     if pg_catalog.current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
@@ -989,7 +1162,7 @@ $$;
 create or replace function relay.prune(keep interval default null, most bigint default null) returns bigint
     language plpgsql
     security definer
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     freed bigint;
@@ -1026,7 +1199,7 @@ comment on function relay.prune(interval, bigint) is 'Lets old changes go; the d
 create or replace function relay.resume() returns boolean
     language plpgsql
     security definer
-    set search_path = ''
+    set search_path = pg_catalog, pg_temp
 as $$
 declare
     pauses bigint;
@@ -1071,7 +1244,19 @@ comment on function relay.resume() is 'Ends a pause of the journal; the daemon c
 
 -- Upgrading ----------------------------------------------------------------------------------------------------
 
+-- An older journal had a check constraint. To drop it, the journal must be free of writers for a moment.
+do $$
+begin
+    if exists (select from pg_catalog.pg_constraint c
+               where c.conrelid = 'relay.journal'::regclass and c.conname = 'journal_op') then
+        perform relay.lock_table('relay.journal', 'access exclusive', '30 seconds');
+        alter table relay.journal drop constraint journal_op;
+    end if;
+end
+$$;
+
 -- Existing watches get this version's trigger functions. Replacing a function locks no table.
+drop function if exists relay.stop_watch(relay.watches);
 do $$
 declare
     w relay.watches;

@@ -23,8 +23,15 @@ create table if not exists public.tasks (
 
 comment on table public.tasks is 'Tasks on boards; each task stands in one lane of one board.';
 
--- One board is read whole, in the order in which its tasks were created.
-create index if not exists tasks_board on public.tasks (board_id, created_at);
+-- One board is read whole, in the order in which its tasks were created. The check spares a second run the lock that
+-- "if not exists" takes.
+do $$
+begin
+    if pg_catalog.to_regclass('public.tasks_board') is null then
+        create index tasks_board on public.tasks (board_id, created_at);
+    end if;
+end
+$$;
 
 -- updated_at is kept by the database, so that every writer keeps it: psql, an ORM, a bulk job.
 create or replace function public.tasks_set_updated_at() returns trigger

@@ -53,6 +53,33 @@ def test_people_get_a_table(empty_database: Database, tmp_path: Path) -> None:
     assert [line.split("  ")[0] for line in phases] == ["one at a time", "16 in flight", "one transaction"]
 
 
+WRITERS = ("writers", "--writers", "1", "--writers", "2", "--seconds", "0.1", "--rounds", "2")
+
+
+def test_writers_have_their_figures(empty_database: Database, tmp_path: Path) -> None:
+    """The JSON has every run of every table, and the database is gone."""
+    finished = run_relay("bench", *WRITERS, "--json", cwd=tmp_path, DATABASE_URL=empty_database.dsn)
+
+    assert finished.returncode == 0, finished.stderr
+    tax = json.loads(finished.stdout)
+    assert tax["commits"].keys() == {"1", "2"}
+    for runs in (*tax["commits"].values(), tax["copy"], tax["update"], tax["update_wal"]):
+        assert {table: len(found) for table, found in runs.items()} == {"none": 2, "relay": 2, "notify": 2}
+        assert all(figure > 0 for found in runs.values() for figure in found)
+    assert min(tax["update_wal"]["relay"]) > max(tax["update_wal"]["none"])
+    assert tax["journal_bytes"] > 100
+    assert scratch_databases(empty_database) == []
+
+
+def test_writers_have_a_table(empty_database: Database, tmp_path: Path) -> None:
+    """Without --json there is a line for each number of writers, and for each statement."""
+    finished = run_relay("bench", *WRITERS, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
+
+    assert finished.returncode == 0, finished.stderr
+    heads = [line[:20].strip() for line in finished.stdout.splitlines()]
+    assert {"1 writers", "2 writers", "COPY, seconds", "UPDATE, seconds", "UPDATE, WAL a row"} <= set(heads)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
 async def test_interrupted_it_leaves_nothing(
     empty_database: Database, tmp_path: Path, signum: signal.Signals

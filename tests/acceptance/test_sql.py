@@ -9,7 +9,7 @@ import pytest
 
 from relay.embedded import free_port
 from tests.acceptance.support import Client, Relays, mistake, run_relay
-from tests.servers import Database
+from tests.servers import Database, sole_use
 
 SQL = Path(__file__).parents[2] / "sql"
 
@@ -103,7 +103,7 @@ def test_watch_passes_on_its_options(installed: Database, tmp_path: Path) -> Non
     ]
 
 
-@pytest.mark.parametrize("name", ["tasks", "install", "uninstall"])
+@pytest.mark.parametrize("name", ["tasks", "install", "roles", "uninstall"])
 def test_print_shows_the_file(name: str, tmp_path: Path) -> None:
     """`print` shows the SQL file, to the byte, without a database."""
     finished = run_relay("sql", "print", name, cwd=tmp_path)
@@ -139,12 +139,48 @@ def test_watchers_mistake_is_one_line(
 
 
 def test_watching_a_held_table_is_one_line(installed: Database, tmp_path: Path) -> None:
-    """`watch` gives up soon when somebody holds the table, and says that nothing was changed."""
+    """`watch` and `unwatch` give up when their patience ends, and say who holds the table."""
     holder = installed.connect()
-    with holder.transaction():
-        holder.execute("lock table public.tasks in row exclusive mode")
-        assert "nothing was changed, try again" in fail(installed, tmp_path, "watch", "public.tasks")
-    assert watched(installed) == []
+    for command in ("watch", "unwatch"):
+        before = watched(installed)
+        with holder.transaction():
+            holder.execute("lock table public.tasks in row exclusive mode")
+            said = fail(installed, tmp_path, command, "public.tasks", "--patience", "0.2")
+        assert f"public.tasks is in use by process {holder.info.backend_pid} " in said
+        assert "nothing was changed; try again" in said
+        assert watched(installed) == before
+        succeed(installed, tmp_path, "watch", "public.tasks")
+
+
+async def test_daemon_runs_with_the_role_that_is_made_for_it(
+    database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """`roles`, said twice, makes a role whose rights are enough for `relay serve`."""
+    with sole_use("role-relay_daemon"), database.connect() as connection:
+        try:
+            assert succeed(database, tmp_path, "roles") == succeed(database, tmp_path, "roles")
+            connection.execute("alter role relay_daemon password 'secret'")
+            url = psycopg.conninfo.make_conninfo(database.dsn, user="relay_daemon", password="secret")
+            daemon = await relay(url)
+            async with Client.to(daemon) as client:
+                await client.subscribe()
+                connection.execute("insert into tasks (id, title) values ('a', 'A')")
+                assert (await client.receive())["type"] == "task.created"
+            await daemon.stop()
+        finally:
+            connection.execute("drop owned by relay_daemon; drop role relay_daemon")
+
+
+def test_diff_shows_what_an_install_would_change(database: Database, tmp_path: Path) -> None:
+    """`diff` prints nothing and succeeds if it is nothing; else a unified diff, and the exit code is 1."""
+    finished = run_relay("sql", "diff", cwd=tmp_path, DATABASE_URL=database.dsn)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+
+    database.execute("drop function relay.resync()")
+    finished = run_relay("sql", "diff", cwd=tmp_path, DATABASE_URL=database.dsn)
+    assert (finished.returncode, finished.stderr) == (1, "")
+    assert finished.stdout.startswith("--- installed\n+++ sql/install.sql\n")
+    assert "\n+function relay.resync()\n" in finished.stdout
 
 
 @pytest.mark.parametrize("command", ["install", "watch"])

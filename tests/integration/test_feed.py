@@ -211,7 +211,7 @@ async def test_reinstall_is_told_by_a_sync(database: Database, relay: Relay, cli
 
 
 async def test_row_security_that_would_hide_rows_is_reported(database: Database) -> None:
-    """A role whose policies would filter the boards is refused with Postgres's own words, not shown half a board."""
+    """An owner of the schema whose policies would filter boards is refused, not shown half of one."""
     database.execute(
         "do $$ begin create role relay_test_reader login password 'x'; exception when duplicate_object then end $$"
     )
@@ -220,6 +220,7 @@ async def test_row_security_that_would_hide_rows_is_reported(database: Database)
     database.execute("grant execute on all functions in schema relay to relay_test_reader")
     database.execute("grant select on tasks to relay_test_reader")
     database.execute("alter table tasks enable row level security")
+    database.execute("alter function relay.board(text) owner to relay_test_reader")
     try:
         dsn = psycopg.conninfo.make_conninfo(database.dsn, user="relay_test_reader", password="x")
         async with Relay(dsn).running() as relay, Client.to(relay.url) as client:

@@ -211,18 +211,6 @@ def test_second_watch_with_the_same_settings_takes_no_lock(database: Database) -
     writer.execute("rollback")
 
 
-def test_watch_gives_up_soon_and_changes_nothing_behind_a_long_transaction(database: Database) -> None:
-    """A transaction that holds the table makes watch fail after its lock_timeout, not queue for ever."""
-    database.execute("create table t (id int primary key, board_id text, lane text)")
-    writer = database.connect()
-    writer.execute("begin; insert into t values (1, 'b', 'todo')")
-
-    with pytest.raises(psycopg.errors.LockNotAvailable):
-        database.execute("select relay.watch('t')")
-    assert database.fetch("select table_name from relay.watched") == [("tasks",)]
-    writer.execute("rollback")
-
-
 def test_doorbell_rings_once_per_board_and_transaction(database: Database) -> None:
     """A transaction rings each board it touches, in JSON that a person can read."""
     listener = database.connect()

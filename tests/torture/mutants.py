@@ -48,12 +48,12 @@ def ahead_is_live() -> None:
 
 def truncate_ignored() -> None:
     """Does not read the boards again when it should."""
-    transactions = session.Session._transactions  # noqa: SLF001
+    transaction = session.Session._transaction  # noqa: SLF001
 
-    def without_sync(self: session.Session, entries: Any) -> Any:
-        return [replace(transaction, sync=None) for transaction in transactions(self, entries)]
+    def without_sync(self: session.Session, xid: int, entries: Any) -> Any:
+        return replace(transaction(self, xid, entries), sync=None)
 
-    session.Session._transactions = without_sync  # type: ignore[method-assign]  # noqa: SLF001
+    session.Session._transaction = without_sync  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def horizon_ignored() -> None:
@@ -61,8 +61,8 @@ def horizon_ignored() -> None:
     batch = session.Session._batch  # noqa: SLF001
     now = session.Session.now
 
-    async def without_horizon(self: session.Session, rows: Any) -> session.Batch:
-        return replace(await batch(self, rows), horizon=NOTHING)
+    async def without_horizon(self: session.Session, rows: Any, followed: Any = ()) -> session.Batch:
+        return replace(await batch(self, rows, followed), horizon=NOTHING)
 
     async def now_without_horizon(self: session.Session) -> tuple[Snapshot, Snapshot]:
         return (await now(self))[0], NOTHING

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from relay.changes import Change, Side, Transaction, Version, Watch, messages
-from relay.protocol import Message
+from relay.protocol import Message, Row
 
 WATCH = Watch(1, "public.tasks", "id", "board_id", "lane", frozenset())
 
@@ -19,7 +19,12 @@ BOARDS = frozenset({"b", "c"})
 def side(place: int, *, key: object = 1, board: str | None = "b", part: int = 1, **columns: object) -> Side:
     """Return the version of a row that stands at this place."""
     image = {"id": key, "board_id": board, "lane": "todo", **columns}
-    return Side(WATCH.read(json.dumps(image)), board, Version(part, f"(0,{place})"))
+    return Side(task(WATCH, json.dumps(image)), board, Version(part, f"(0,{place})"))
+
+
+def task(watch: Watch, image: str) -> Row:
+    """Return what clients see of a row."""
+    return watch.task(watch.columns(image))
 
 
 def inserted(new: Side, *, depth: int = 1) -> Change:

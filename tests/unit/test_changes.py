@@ -13,7 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.changes import Change, Side, Transaction, UnreadableRow, Version, Watch, WatchOutdated, messages
-from tests.unit.tasks import BOARDS, WATCH, all_applied, applied, deleted, held, inserted, said, side, untold, updated
+from tests.unit.tasks import (
+    BOARDS,
+    WATCH,
+    all_applied,
+    applied,
+    deleted,
+    held,
+    inserted,
+    said,
+    side,
+    task,
+    untold,
+    updated,
+)
 from tests.unit.true_histories import History, histories
 
 # What each change is to clients
@@ -147,8 +160,8 @@ def test_changes_of_different_rows_stay_in_the_journals_order() -> None:
 
 def keys(watch: Watch, *columns: str) -> dict[str, object]:
     """Return the task that a row becomes whose every column holds its own name."""
-    task = watch.read(json.dumps({column: column for column in columns}))
-    return {key: msgspec.json.decode(value) for key, value in task.items()}
+    row = task(watch, json.dumps({column: column for column in columns}))
+    return {key: msgspec.json.decode(value) for key, value in row.items()}
 
 
 @pytest.mark.parametrize(
@@ -238,7 +251,7 @@ def test_a_hidden_column_takes_no_name_from_another() -> None:
 def test_numbers_keep_their_digits(number: str) -> None:
     def at(place: int, n: str) -> Side:
         image = f'{{"id":1,"board_id":"b","lane":"todo","n":{n}}}'
-        return Side(WATCH.read(image), "b", Version(1, f"(0,{place})"))
+        return Side(task(WATCH, image), "b", Version(1, f"(0,{place})"))
 
     changes = [inserted(at(1, number)), updated(at(1, "1"), at(2, number))]
     told = [messages(Transaction(10, [change]), BOARDS)["b"] or [] for change in changes]
@@ -250,7 +263,8 @@ def test_numbers_keep_their_digits(number: str) -> None:
 
 def test_a_number_that_gains_a_digit_has_changed() -> None:
     old, new = (
-        Side(WATCH.read(f'{{"id":1,"board_id":"b","lane":"x","n":{n}}}'), "b", Version(1, n)) for n in ("1.5", "1.50")
+        Side(task(WATCH, f'{{"id":1,"board_id":"b","lane":"x","n":{n}}}'), "b", Version(1, n))
+        for n in ("1.5", "1.50")
     )
     assert len(said(updated(old, new))["b"]) == 1
 
@@ -259,13 +273,13 @@ def test_a_number_that_gains_a_digit_has_changed() -> None:
 def test_a_row_without_the_columns_that_make_it_a_task_says_that_the_watch_is_outdated(missing: str) -> None:
     row = dict.fromkeys({"id", "board_id", "lane"} - {missing})
     with pytest.raises(WatchOutdated, match=r"public\.tasks.*relay sql watch"):
-        WATCH.read(json.dumps(row))
+        task(WATCH, json.dumps(row))
 
 
 @pytest.mark.parametrize("image", ["", "[]", "{", '{"id":1,"board_id":"b","lane":"x","j":"\\ud800"}', "{} {}"])
 def test_a_row_that_is_no_json_object_cannot_be_shown(image: str) -> None:
     with pytest.raises(UnreadableRow, match=r"public\.tasks"):
-        WATCH.read(image)
+        task(WATCH, image)
 
 
 # What a table does not keep together

@@ -1,0 +1,1090 @@
+-- The install of an earlier version, as it was. Tests upgrade it in place.
+
+-- The relay's side of the database: the journal, the triggers that write it, and what the daemon reads.
+--
+-- Creates the schema "relay" and touches nothing outside it. Feeding a table is a second step:
+--
+--     select relay.watch('public.tasks');
+--
+-- Safe to run twice, also over an older install: tables are kept, functions are replaced.
+-- Words: a *change* is one entry of the journal, the *doorbell* is the NOTIFY that says "come and look",
+-- a *board* is the group of rows that share the value of the board column.
+
+begin;
+
+set local lock_timeout = '3s';
+set local client_min_messages = warning;
+
+create schema if not exists relay;
+
+comment on schema relay is 'The change feed of the watched tables. Removed by uninstall.sql.';
+
+-- Which tables are fed -----------------------------------------------------------------------------------
+
+-- A change names the watch it was made under. An id is never used again: a changed setting is a new watch, so
+-- that no change is ever read with the settings of another.
+create table if not exists relay.watches (
+    id           integer     generated always as identity primary key,
+    target       regclass    not null unique,
+    id_column    name        not null,
+    board_column name        not null,
+    lane_column  name        not null,
+    hidden       name[]      not null,
+    order_by     text[]      not null,
+    since        timestamptz not null default pg_catalog.now()
+);
+
+comment on table relay.watches is 'One row per watched table; written by relay.watch and relay.unwatch only.';
+
+-- The journal --------------------------------------------------------------------------------------------------
+
+-- The journal stands in four *slots*. Writers fill the current one; relay.prune moves on to an empty one and, when
+-- what a closed one holds is old enough, truncates it. So space comes back at once, without a row being deleted or
+-- a page being vacuumed, and no writer ever waits for it.
+
+-- An install from before there were slots: its journal goes, and so do its epochs, which tells every reader.
+do $$
+begin
+    if exists (select from pg_catalog.pg_class c
+               where c.oid = pg_catalog.to_regclass('relay.journal') and c.relkind = 'r') then
+        drop table relay.journal, relay.horizon, relay.ticks, relay.epochs;
+        drop function if exists relay.epoch();
+        drop function if exists relay.prune(interval, integer);
+    end if;
+end
+$$;
+
+create table if not exists relay.journal (
+    slot      smallint not null,
+    -- The order in which changes were made. Not the order of commits: that is what snapshots are for.
+    seq       bigint   not null,
+    -- The transaction that made the change. "What is new since snapshot S" is: xid >= xmax(S) or xid = any(xip(S)).
+    xid       xid8     not null default pg_catalog.pg_current_xact_id(),
+    watch     integer,
+    -- I insert, U update, D delete, S read the boards again (reason says why)
+    op        "char"   not null,
+    old_board text,
+    new_board text,
+    -- Where the row versions stand, table or partition and tid. They chain the versions of a row, whatever
+    -- order nested triggers made the entries in. A version that changed nothing visible has no entry, so a chain
+    -- may have gaps: then it helps to know whether the old version was made by this transaction too, and how
+    -- deep in triggers the statement was.
+    part      oid,
+    old_tid   tid,
+    new_tid   tid,
+    old_here  boolean,
+    depth     integer,
+    old_row   json,
+    new_row   json,
+    reason    text,
+
+    constraint journal_op check (
+        case op
+            when 'I' then old_row is null and new_row is not null
+            when 'U' then old_row is not null and new_row is not null
+            when 'D' then old_row is not null and new_row is null
+            when 'S' then old_row is null and new_row is null and reason is not null
+            else false
+        end)
+) partition by list (slot);
+
+comment on table relay.journal is 'What committed transactions did to the watched tables; pruned by relay.prune.';
+comment on column relay.journal.old_row is 'The row before the change, without its hidden columns'' values.';
+comment on column relay.journal.new_row is 'The row after the change, without its hidden columns'' values.';
+
+create index if not exists journal_xid on relay.journal (xid);
+
+-- Nothing in a slot is ever updated or deleted, and it ends by TRUNCATE: autovacuum would have nothing to do.
+do $$
+begin
+    for slot in 0..3 loop
+        execute pg_catalog.format(
+            'create table if not exists relay.journal_%1$s partition of relay.journal for values in (%1$s) '
+            'with (autovacuum_enabled = false, toast.autovacuum_enabled = false)', slot);
+    end loop;
+end
+$$;
+
+create table if not exists relay.slots (
+    slot         smallint    primary key,
+    opened_at    timestamptz not null default pg_catalog.clock_timestamp(),
+    closed_at    timestamptz,
+    -- Every transaction that has entries in the slot has a lower id.
+    closed_below xid8,
+    -- Since when no running transaction has entries in the slot.
+    free_since   timestamptz
+);
+insert into relay.slots (slot) select n from pg_catalog.generate_series(0, 3) n on conflict do nothing;
+
+comment on table relay.slots is 'The parts that the journal goes round in.';
+
+create sequence if not exists relay.journal_seq;
+
+-- What every writer must know at once is kept in sequences: they are outside transactions and snapshots, so that
+-- a writer in REPEATABLE READ sees what is true now and not what was true when it began.
+--   slot     the current slot
+--   pauses   goes up when the journal is full
+--   resumed  the last pause that is over: while it is lower than pauses, nothing is journalled
+create sequence if not exists relay.slot minvalue 0 maxvalue 3;
+create sequence if not exists relay.pauses minvalue 0;
+create sequence if not exists relay.resumed minvalue 0;
+do $$
+declare
+    name text;
+begin
+    foreach name in array array['relay.slot', 'relay.pauses', 'relay.resumed'] loop
+        if pg_catalog.pg_sequence_last_value(name::regclass) is null then
+            perform pg_catalog.setval(name::regclass, 0);
+        end if;
+    end loop;
+end
+$$;
+
+-- How much of the journal is kept. Change it with a plain UPDATE.
+create table if not exists relay.settings (
+    singleton  boolean  primary key default true check (singleton),
+    keep_age   interval not null default '1 hour' check (keep_age >= '0'),
+    keep_bytes bigint   not null default 536870912 check (keep_bytes > 0),
+    stop_bytes bigint   not null default 2147483648 check (stop_bytes > 0)
+);
+insert into relay.settings default values on conflict do nothing;
+
+comment on table relay.settings is 'How much of the journal is kept; one row.';
+comment on column relay.settings.keep_age is 'Changes go when they were committed longer ago.';
+comment on column relay.settings.keep_bytes is 'The oldest changes go, whatever their age, when the journal is larger.';
+comment on column relay.settings.stop_bytes is 'Nothing more is journalled, until a relay comes, when the journal is larger.';
+
+-- The journal's lower end. Changes of transactions that "seen" sees may be gone: a reader whose snapshot does not
+-- cover it has lost continuity and must read its boards again. So it must while a pause is not yet known here.
+create table if not exists relay.horizon (
+    singleton    boolean     primary key default true check (singleton),
+    seen         pg_snapshot not null default '3:3:',
+    pauses_known bigint      not null default 0,
+    -- Cluster, database and installation that the journal's transaction ids are of; see relay.epoch.
+    place        text
+);
+insert into relay.horizon default values on conflict do nothing;
+
+-- A snapshot taken in one run of the server is good in the next, if the next goes on where it ended. Unlogged on
+-- purpose: Postgres empties the table in crash recovery, in a restore and when a standby is promoted, just when
+-- transaction ids that were seen before may be given out again. One row per run, so that a copy of the server's
+-- files that is put back does not know the runs that came after it was made.
+create unlogged table if not exists relay.epochs (
+    run     text        primary key default pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 12),
+    key     bytea       not null default pg_catalog.sha256(pg_catalog.convert_to(
+                            pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, 'UTF8')),
+    place   text        not null,
+    started timestamptz not null,
+    unique (place, started)
+);
+
+comment on table relay.epochs is 'The runs of the server whose snapshots are good; key seals the cursors of clients.';
+
+-- Begins anew where a dump was restored: the ids of its transactions are those of another place, or of a past that
+-- is over, so its changes are no longer to be told.
+create or replace function relay.settle_in(here text) returns void
+    language plpgsql
+    set search_path = ''
+as $$
+begin
+    perform from relay.horizon h where h.place = here;
+    if found then
+        return;
+    end if;
+    perform from relay.horizon for update;
+    -- What asks for a sync stays: one too many does no harm, and relay.resume may have asked just now.
+    delete from relay.journal where op <> 'S';
+    update relay.horizon set seen = pg_catalog.pg_current_snapshot(), place = here;
+end
+$$;
+
+-- The runs of the server whose snapshots are good, the present one first; it is noted now if it is not yet.
+create or replace function relay.epoch() returns table (run text, key bytea)
+    language plpgsql
+    security definer
+    set search_path = ''
+as $$
+declare
+    here constant text := pg_catalog.concat_ws('/',
+        (select system_identifier from pg_catalog.pg_control_system()),
+        (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()),
+        'relay.epochs'::regclass::oid);
+begin
+    perform relay.settle_in(here);
+    if not exists (select from relay.epochs e
+                   where e.place = here and e.started = pg_catalog.pg_postmaster_start_time()) then
+        insert into relay.epochs (place, started) values (here, pg_catalog.pg_postmaster_start_time())
+            on conflict do nothing;
+    end if;
+    return query select e.run, e.key from relay.epochs e where e.place = here order by e.started desc;
+end
+$$;
+
+comment on function relay.epoch() is 'The runs of the server between which no transaction id was lost or used twice.';
+
+-- Writing: runs inside the writer's transaction, so it must never fail it ------------------------------------
+
+-- Rings the doorbell: a NOTIFY on channel "relay" naming the board, once per transaction and run of changes to a
+-- board. It is only a hint, the daemon looks by itself too; so it stays silent where ringing could hurt the
+-- writer: when the server's notification queue fills up (a full one fails commits), and where two-phase commit
+-- is enabled (a transaction that has notified cannot be prepared).
+create or replace function relay.ring(board text, target text) returns void
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    -- Cut, for a payload must stay below 8,000 bytes and a board's name may have any length.
+    label constant text := case when pg_catalog.length(board) > 100 then pg_catalog.left(board, 99) || '…'
+                                else board end;
+begin
+    perform pg_catalog.set_config('relay.rung', 'board ' || pg_catalog.left(board, 100), true);
+    if pg_catalog.current_setting('max_prepared_transactions') = '0'
+        and pg_catalog.pg_notification_queue_usage() < 0.5
+    then
+        perform pg_catalog.pg_notify('relay',
+            pg_catalog.json_build_object('board', label, 'table', target)::text);
+    end if;
+end
+$$;
+
+-- Whether the journal was full and no relay has come since.
+create or replace function relay.paused() returns boolean
+    language sql
+    stable
+    set search_path = ''
+as $$
+    select pg_catalog.pg_sequence_last_value('relay.pauses') > pg_catalog.pg_sequence_last_value('relay.resumed')
+$$;
+
+-- Stops journalling when the current slot is full. A relay that comes calls relay.resume. Never the other way
+-- round: a counter that only goes up cannot undo the pause of another writer, however late it is.
+create or replace function relay.pause_if_full(slot smallint) returns void
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    bytes constant bigint :=
+        pg_catalog.pg_total_relation_size(pg_catalog.to_regclass('relay.journal_' || slot));
+begin
+    if bytes > (select s.stop_bytes / 4 from relay.settings s) and not relay.paused() then
+        perform pg_catalog.nextval('relay.pauses');
+        raise log 'relay: a slot of the journal holds % bytes: journalling pauses until a relay comes', bytes;
+    end if;
+end
+$$;
+
+-- Tells the daemon to read its boards again, and why: a word of docs/clients.md, then perhaps more for people.
+create or replace function relay.journal_sync(watch integer, target text, reason text) returns void
+    language plpgsql
+    set search_path = ''
+as $$
+begin
+    if relay.paused() then
+        return;  -- they will be read again in any case
+    end if;
+    insert into relay.journal (slot, seq, watch, op, reason)
+    values (pg_catalog.pg_sequence_last_value('relay.slot'), pg_catalog.nextval('relay.journal_seq'),
+            journal_sync.watch, 'S', journal_sync.reason);
+    perform relay.ring('*', target);
+end
+$$;
+
+-- TRUNCATE fires no row trigger.
+create or replace function relay.journal_truncate() returns trigger
+    language plpgsql
+    security definer
+    set search_path = ''
+as $$
+begin
+    perform relay.journal_sync(tg_argv[0]::integer, tg_relid::regclass::text, 'truncate');
+    return null;
+end
+$$;
+
+-- Whether a row version was made by the current transaction or a subtransaction of it. The ids of row versions are
+-- 32 bits wide, those of transactions 64.
+create or replace function relay.made_here(xmin xid) returns boolean
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    top   constant bigint := pg_catalog.pg_current_xact_id()::text::bigint;
+    ahead constant bigint := (xmin::text::bigint - top + 2147483648) & 4294967295;
+begin
+    if ahead <= 2147483648 then
+        return ahead = 2147483648;
+    end if;
+    -- Younger than this transaction: a subtransaction of it, or another one that committed meanwhile.
+    return pg_catalog.pg_xact_status((top + ahead - 2147483648)::text::xid8) = 'in progress';
+exception when others then
+    return false;  -- the future: an id from before the last wrap-around, of a version frozen long ago
+end
+$$;
+
+-- Makes the row trigger's function for one watch. Generated, for a column can be named in PL/pgSQL only as it is
+-- written: reading the board's value out of the JSON image would cost more, and fails on JSON that holds \u0000.
+-- The only columns it names are the board and the hidden ones. If a later schema change removes or retypes one of
+-- them, the block around them catches it: the writer goes on, and the daemon is told to read again.
+create or replace function relay.make_journal_function(w relay.watches) returns void
+    language plpgsql
+    set search_path = ''
+as $make$
+declare
+    hide_old text := '';
+    hide_new text := '';
+    col name;
+begin
+    foreach col in array w.hidden loop
+        hide_old := hide_old || pg_catalog.format(' old.%I := null;', col);
+        hide_new := hide_new || pg_catalog.format(' new.%I := null;', col);
+    end loop;
+
+    execute pg_catalog.format($body$
+create or replace function relay.journal_%1$s() returns trigger
+    language plpgsql
+    security definer
+    set search_path = ''
+    -- Row images must not depend on the settings of whoever writes.
+    set timezone = 'UTC'
+    set datestyle = 'ISO, MDY'
+    set intervalstyle = 'postgres'
+    set extra_float_digits = 1
+    set bytea_output = 'hex'
+as $journal$
+declare
+    old_board text;
+    new_board text;
+    old_row   json;
+    new_row   json;
+    old_here  boolean;
+    board     text;
+    slot      smallint;
+    seq       bigint;
+begin
+    -- What relay.paused says, for less.
+    if pg_catalog.pg_sequence_last_value('relay.pauses') > pg_catalog.pg_sequence_last_value('relay.resumed') then
+        return null;
+    end if;
+    -- "new" is null in a delete, "old" in an insert, and so is all that is taken from them.
+    begin
+        if tg_op <> 'INSERT' then%3$s
+            old_board := old.%2$I::text;
+        end if;
+        if tg_op <> 'DELETE' then%4$s
+            new_board := new.%2$I::text;
+        end if;
+        if tg_op = 'UPDATE' and old operator(pg_catalog.*=) new then
+            return null;
+        end if;
+        old_row := pg_catalog.row_to_json(old);
+        new_row := pg_catalog.row_to_json(new);
+        -- The age spares nearly all rows the call: what is older than this transaction was not made by it.
+        old_here := tg_op <> 'INSERT' and pg_catalog.age(old.xmin) <= 0 and relay.made_here(old.xmin);
+    exception when others then
+        perform relay.journal_sync(%1$s, %5$L, 'row_unreadable: ' || sqlerrm);
+        return null;
+    end;
+
+    slot := pg_catalog.pg_sequence_last_value('relay.slot');
+    seq := pg_catalog.nextval('relay.journal_seq');
+    insert into relay.journal
+        (slot, seq, watch, op, old_board, new_board, part, old_tid, new_tid, old_here, depth, old_row, new_row)
+    values (slot, seq, %1$s, pg_catalog.left(tg_op, 1)::"char", old_board, new_board, tg_relid,
+            old.ctid, new.ctid, old_here, pg_catalog.pg_trigger_depth(), old_row, new_row);
+    -- Asking for the size costs more than an entry does.
+    if seq %% 64 = 0 then
+        perform relay.pause_if_full(slot);
+    end if;
+
+    board := coalesce(new_board, old_board);
+    if pg_catalog.current_setting('relay.rung', true) is distinct from 'board ' || pg_catalog.left(board, 100) then
+        perform relay.ring(board, %5$L);
+    end if;
+    if old_board <> new_board then
+        perform relay.ring(old_board, %5$L);
+    end if;
+    return null;
+end
+$journal$
+$body$, w.id, w.board_column, hide_old, hide_new, w.target::text);
+
+    execute pg_catalog.format('revoke all on function relay.journal_%s() from public', w.id);
+end
+$make$;
+
+-- Watching -----------------------------------------------------------------------------------------------------
+
+-- The type's own name, or of what a domain is made of.
+create or replace function relay.base_type(typ oid) returns oid
+    language sql
+    stable
+    set search_path = ''
+as $$
+    with recursive base (oid, typbasetype) as (
+        select t.oid, t.typbasetype from pg_catalog.pg_type t where t.oid = typ
+        union all
+        select t.oid, t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.typbasetype
+    )
+    select b.oid from base b where b.typbasetype = 0
+$$;
+
+-- One "column [asc|desc] [nulls first|last]" of order_by in its parts, or no row if it is not of that form.
+create or replace function relay.order_parts(entry text, out col text, out direction text)
+    returns setof record
+    language sql
+    immutable
+    set search_path = ''
+as $$
+    select m[1], coalesce(m[2], '') || coalesce(m[3], '')
+    from pg_catalog.regexp_match(entry, '^\s*(.+?)(\s+(?:asc|desc))?(\s+nulls\s+(?:first|last))?\s*$', 'i') m
+    where m is not null
+$$;
+
+-- Refuses, in one sentence, a table that cannot be fed exactly.
+create or replace function relay.check_watch(
+    target regclass, id_column name, board_column name, lane_column name, hidden name[], order_by text[]
+) returns void
+    language plpgsql
+    stable
+    set search_path = ''
+as $$
+declare
+    kind     "char";
+    storage  "char";
+    child    boolean;
+    key_attr smallint;
+    found    text;
+    col      name;
+    role     text;
+    entry    text;
+begin
+    select c.relkind, c.relpersistence, c.relispartition into kind, storage, child
+    from pg_catalog.pg_class c where c.oid = target;
+    if kind is null or kind not in ('r', 'p') or storage = 't' then
+        raise exception 'relay.watch: % is not a permanent table: only ordinary and partitioned tables can be watched', target
+            using errcode = 'wrong_object_type';
+    end if;
+    if child then
+        raise exception 'relay.watch: % is a partition: watch the partitioned table that it belongs to', target
+            using errcode = 'wrong_object_type';
+    end if;
+
+    foreach role in array array['id_column', 'board_column', 'lane_column'] loop
+        col := case role when 'id_column' then id_column when 'board_column' then board_column else lane_column end;
+        select pg_catalog.format_type(a.atttypid, a.atttypmod) into found
+        from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+        where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
+          and (t.typcategory = 'S' or t.typname in ('uuid', 'int2', 'int4', 'int8')
+               or (role <> 'id_column' and t.typcategory = 'E'));
+        if found is null then
+            select pg_catalog.format_type(a.atttypid, a.atttypmod) into found
+            from pg_catalog.pg_attribute a
+            where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped;
+            if found is null then
+                raise exception 'relay.watch: % has no column %: name its own with % => ''…''',
+                    target, pg_catalog.quote_literal(col), role using errcode = 'undefined_column';
+            end if;
+            raise exception 'relay.watch: column % of % is of type %: as % it must be text, uuid or integer%',
+                pg_catalog.quote_ident(col), target, found, role,
+                case role when 'id_column' then '' else ', or an enum' end using errcode = 'datatype_mismatch';
+        end if;
+    end loop;
+    if id_column = board_column or id_column = lane_column or board_column = lane_column then
+        raise exception 'relay.watch: id_column, board_column and lane_column of % must be three columns, found %, % and %',
+            target, id_column, board_column, lane_column using errcode = 'invalid_parameter_value';
+    end if;
+
+    -- Messages name a row by its id alone, so the id alone must be a key.
+    select a.attnum into key_attr
+    from pg_catalog.pg_attribute a
+    where a.attrelid = target and a.attname = id_column and a.attnotnull;
+    if not exists (
+        select from pg_catalog.pg_index i
+        where i.indrelid = target and i.indisunique and i.indisvalid and i.indpred is null
+          and i.indnkeyatts = 1 and i.indkey[0] = key_attr
+          -- Rows that share a key until the end of a transaction could not be told apart.
+          and i.indimmediate
+    ) then
+        select pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' order by k.n) into found
+        from pg_catalog.pg_index i
+        cross join lateral pg_catalog.unnest(i.indkey::smallint[]) with ordinality k (attnum, n)
+        join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+        where i.indrelid = target and i.indisprimary;
+        raise exception 'relay.watch: column % of % is not a key by itself (primary key: %): '
+            'it needs a primary key or unique index of its own, not deferrable, and not null; '
+            'or name another with id_column => ''…''',
+            pg_catalog.quote_ident(id_column), target, coalesce('(' || found || ')', 'none')
+            using errcode = 'invalid_table_definition';
+    end if;
+
+    foreach col in array hidden loop
+        if not exists (select from pg_catalog.pg_attribute a
+                       where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped) then
+            raise exception 'relay.watch: % has no column % to hide', target, pg_catalog.quote_literal(col)
+                using errcode = 'undefined_column';
+        end if;
+        if col in (id_column, board_column, lane_column) then
+            raise exception 'relay.watch: column % of % cannot be hidden: messages need the id, the board and the lane',
+                pg_catalog.quote_ident(col), target using errcode = 'invalid_parameter_value';
+        end if;
+    end loop;
+    foreach entry in array order_by loop
+        if not exists (select from relay.order_parts(entry) p
+                       join pg_catalog.pg_attribute a on a.attname = p.col
+                       where a.attrelid = target and a.attnum > 0 and not a.attisdropped) then
+            raise exception 'relay.watch: order_by has %: expected a column of %, then optionally asc or desc, nulls first or last',
+                pg_catalog.quote_literal(entry), target using errcode = 'invalid_parameter_value';
+        end if;
+    end loop;
+end
+$$;
+
+-- Every table that carries triggers of a watch: the table itself and its partitions, at any depth.
+create or replace function relay.parts(target regclass) returns setof regclass
+    language sql
+    stable
+    set search_path = ''
+as $$
+    -- pg_partition_tree knows nothing of a table that is neither partitioned nor a partition.
+    select target
+    union
+    select t.relid from pg_catalog.pg_partition_tree(target) t
+$$;
+
+-- Whether all triggers of a watch are in place and enabled always.
+create or replace function relay.triggers_complete(w relay.watches) returns boolean
+    language sql
+    stable
+    set search_path = ''
+as $$
+    select pg_catalog.bool_and(coalesce(found.n, 0) = 3)
+    from relay.parts(w.target) p
+    left join lateral (
+        select pg_catalog.count(*) as n
+        from pg_catalog.pg_trigger t
+        join pg_catalog.pg_proc f on f.oid = t.tgfoid
+        where t.tgrelid = p and t.tgenabled = 'A'
+          and f.pronamespace = 'relay'::regnamespace
+          and f.proname in ('journal_' || w.id, 'journal_truncate')
+          and t.tgname in ('relay_insert_delete', 'relay_update', 'relay_truncate')
+    ) found on true
+$$;
+
+create or replace function relay.drop_triggers(target regclass) returns void
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    found record;
+begin
+    for found in
+        select t.tgname, t.tgrelid::regclass as part
+        from pg_catalog.pg_trigger t
+        join pg_catalog.pg_proc f on f.oid = t.tgfoid
+        where t.tgrelid in (select p from relay.parts(target) p)
+          and f.pronamespace = 'relay'::regnamespace
+          -- A partition's row triggers go with those of its parent.
+          and t.tgparentid = 0
+    loop
+        execute pg_catalog.format('drop trigger %I on %s', found.tgname, found.part);
+    end loop;
+end
+$$;
+
+-- Row triggers, not statement triggers: they also fire in logical replication and for writes made straight to a
+-- partition. "enable always", so that replicas and restores are not deaf. The "when" makes an update that changes
+-- nothing nearly free; it compares the images of the rows, for "is distinct from" fails on types without equality.
+create or replace function relay.create_triggers(w relay.watches) returns void
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    part regclass;
+    name text;
+begin
+    execute pg_catalog.format(
+        'create trigger relay_insert_delete after insert or delete on %s for each row execute function relay.journal_%s()',
+        w.target, w.id);
+    execute pg_catalog.format(
+        'create trigger relay_update after update on %s for each row when (old operator(pg_catalog.*<>) new) '
+        'execute function relay.journal_%s()', w.target, w.id);
+    for part in select p from relay.parts(w.target) p loop
+        execute pg_catalog.format(
+            'create trigger relay_truncate after truncate on %s for each statement execute function relay.journal_truncate(%L)',
+            part, w.id);
+        foreach name in array array['relay_insert_delete', 'relay_update', 'relay_truncate'] loop
+            execute pg_catalog.format('alter table %s enable always trigger %I', part, name);
+        end loop;
+    end loop;
+end
+$$;
+
+-- Starts feeding a table, or changes how it is fed. Said again with the same settings it takes no lock and
+-- changes nothing, except that it covers partitions that have come since.
+--
+-- Takes SHARE ROW EXCLUSIVE on the table (a changed watch: ACCESS EXCLUSIVE), for some milliseconds once it has
+-- it, and gives up after two seconds of waiting, so that writers never queue behind it for longer.
+create or replace function relay.watch(
+    target       regclass,
+    id_column    name   default 'id',
+    board_column name   default 'board_id',
+    lane_column  name   default 'lane',
+    hidden       name[] default '{}',
+    -- "column [asc|desc] [nulls first|last]", …; the id decides among equals. Null: by created_at if there is one.
+    order_by     text[] default null
+) returns void
+    language plpgsql
+    set search_path = ''
+    set lock_timeout = '2s'
+as $$
+declare
+    current_watch relay.watches;
+    wanted        relay.watches;
+begin
+    wanted.target := watch.target;
+    wanted.id_column := watch.id_column;
+    wanted.board_column := watch.board_column;
+    wanted.lane_column := watch.lane_column;
+    wanted.hidden := coalesce(watch.hidden, '{}');
+    wanted.order_by := coalesce(watch.order_by, (
+        select array['created_at'] from pg_catalog.pg_attribute a
+        where a.attrelid = watch.target and a.attname = 'created_at' and not a.attisdropped), '{}');
+    perform relay.check_watch(wanted.target, wanted.id_column, wanted.board_column, wanted.lane_column,
+                              wanted.hidden, wanted.order_by);
+
+    -- One at a time: two sessions that watch the same table must not each make their own.
+    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
+    select * into current_watch from relay.watches w where w.target = watch.target;
+    if found then
+        if row(current_watch.id_column, current_watch.board_column, current_watch.lane_column,
+               current_watch.hidden, current_watch.order_by)
+           = row(wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by)
+           and relay.triggers_complete(current_watch)
+        then
+            return;
+        end if;
+        perform relay.stop_watch(current_watch);
+    end if;
+
+    insert into relay.watches as w (target, id_column, board_column, lane_column, hidden, order_by)
+    values (wanted.target, wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by)
+    returning w.* into wanted;
+    perform relay.make_journal_function(wanted);
+    perform relay.create_triggers(wanted);
+    perform relay.journal_sync(wanted.id, wanted.target::text, 'watch_changed');
+end
+$$;
+
+comment on function relay.watch(regclass, name, name, name, name[], text[]) is
+    'Starts feeding a table. Example: select relay.watch(''public.tasks'', hidden => ''{secret}'')';
+
+create or replace function relay.stop_watch(w relay.watches) returns void
+    language plpgsql
+    set search_path = ''
+as $$
+begin
+    perform relay.drop_triggers(w.target);
+    execute pg_catalog.format('drop function if exists relay.journal_%s()', w.id);
+    delete from relay.watches where id = w.id;
+end
+$$;
+
+-- Stops feeding a table; its rows leave every board. Takes ACCESS EXCLUSIVE on the table for a moment.
+create or replace function relay.unwatch(target regclass) returns void
+    language plpgsql
+    set search_path = ''
+    set lock_timeout = '2s'
+as $$
+declare
+    current_watch relay.watches;
+begin
+    select * into current_watch from relay.watches w where w.target = unwatch.target;
+    if not found then
+        return;
+    end if;
+    perform relay.stop_watch(current_watch);
+    perform relay.journal_sync(null, current_watch.target::text, 'watch_changed: unwatch');
+end
+$$;
+
+comment on function relay.unwatch(regclass) is 'Stops feeding a table. Said again, it does nothing.';
+
+-- For what fires no trigger at all: a load with triggers disabled, a partition attached or detached.
+create or replace function relay.resync() returns void
+    language sql
+    set search_path = ''
+as $$
+    select relay.journal_sync(null, '*', 'resync')
+$$;
+
+comment on function relay.resync() is 'Sends every subscriber its whole board again.';
+
+-- Columns that no message shows: the hidden ones, and virtual generated ones, which triggers do not see.
+create or replace function relay.unseen_columns(w relay.watches) returns name[]
+    language sql
+    stable
+    set search_path = ''
+as $$
+    select w.hidden || coalesce(pg_catalog.array_agg(a.attname), '{}')
+    from pg_catalog.pg_attribute a
+    where a.attrelid = w.target and a.attgenerated = 'v' and not a.attisdropped and a.attname <> all (w.hidden)
+$$;
+
+-- Twelve characters that change when any watched table does: its columns, its partitions, itself. And when a dump is
+-- restored over it all.
+create or replace function relay.shape() returns text
+    language sql
+    stable
+    set search_path = ''
+as $$
+    select pg_catalog.left(pg_catalog.md5('relay.epochs'::regclass::oid || coalesce(pg_catalog.string_agg(pg_catalog.concat_ws(' ',
+        w.id, a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped, a.xmin), ','
+        order by w.id, a.attrelid, a.attnum), '')), 12)
+    from relay.watches w
+    cross join lateral relay.parts(w.target) p
+    join pg_catalog.pg_attribute a on a.attrelid = p and a.attnum > 0
+$$;
+
+create or replace view relay.watched as
+    select w.id,
+           n.nspname as schema_name,
+           c.relname as table_name,
+           w.id_column,
+           w.board_column,
+           w.lane_column,
+           relay.unseen_columns(w) as hidden,
+           w.order_by,
+           relay.triggers_complete(w) as triggers_complete,
+           w.since
+    from relay.watches w
+    join pg_catalog.pg_class c on c.oid = w.target
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace;
+
+comment on view relay.watched is 'What is watched. triggers_complete false: run relay.watch again.';
+
+-- Reading ------------------------------------------------------------------------------------------------------
+
+-- Whether a board's name, as text, is the text of a value of the column: 'abc' is no integer, and '007' is
+-- not how the integer 7 is written.
+create or replace function relay.is_written(board text, typ text) returns boolean
+    language plpgsql
+    stable
+    set search_path = ''
+as $$
+declare
+    written text;
+begin
+    execute pg_catalog.format('select $1::%s::text', typ) into written using board;
+    return written = board;
+exception when data_exception then
+    return false;
+end
+$$;
+
+-- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement.
+create or replace function relay.board(board text) returns table (watch integer, task json)
+    language plpgsql
+    stable
+    set search_path = ''
+    -- The same as where the journal's images are made.
+    set timezone = 'UTC'
+    set datestyle = 'ISO, MDY'
+    set intervalstyle = 'postgres'
+    set extra_float_digits = 1
+    set bytea_output = 'hex'
+as $$
+declare
+    w       record;
+    columns text;
+    ordered text;
+begin
+    for w in
+        select s.*, c.relkind, pg_catalog.format_type(a.atttypid, a.atttypmod) as board_type,
+               relay.unseen_columns(s) as unseen,
+               (select role.col from pg_catalog.unnest(array[s.id_column, s.board_column, s.lane_column]) role (col)
+                where not exists (select from pg_catalog.pg_attribute x where x.attrelid = s.target
+                                  and x.attname = role.col and not x.attisdropped) limit 1) as gone
+        from relay.watches s
+        join pg_catalog.pg_class c on c.oid = s.target
+        left join pg_catalog.pg_attribute a on a.attrelid = s.target and a.attname = s.board_column
+        order by s.id
+    loop
+        if w.gone is not null then
+            raise exception '% no longer has column %: run relay.watch again and name the columns as they are now',
+                w.target, pg_catalog.quote_ident(w.gone) using errcode = 'undefined_column';
+        end if;
+        continue when not relay.is_written(board, w.board_type);
+
+        select pg_catalog.string_agg(pg_catalog.format('t.%I', a.attname), ', ' order by a.attnum) into columns
+        from pg_catalog.pg_attribute a
+        where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.unseen);
+
+        select pg_catalog.string_agg(pg_catalog.format('t.%I%s, ', p.col, p.direction), '' order by o.n) into ordered
+        from pg_catalog.unnest(w.order_by) with ordinality o (entry, n)
+        cross join lateral relay.order_parts(o.entry) p
+        join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = p.col and not a.attisdropped;
+
+        -- The first condition finds the rows by an index; the second is exact where the first is not, as with
+        -- case-insensitive text.
+        return query execute pg_catalog.format(
+            'select $1, (select pg_catalog.row_to_json(v) from (select %s) v) from %s %s t '
+            'where t.%I = $2::%s and t.%I::text = $2 collate "C" order by %st.%I',
+            columns, case when w.relkind = 'r' then 'only' else '' end, w.target, w.board_column, w.board_type,
+            w.board_column, ordered, w.id_column)
+            using w.id, board;
+    end loop;
+end
+$$;
+
+comment on function relay.board(text) is 'The tasks of one board as subscribers see them.';
+
+-- Pruning ------------------------------------------------------------------------------------------------------
+
+-- The snapshot that sees what "v" sees, as far as it is below "bound".
+create or replace function relay.narrow(v pg_snapshot, bound xid8) returns pg_snapshot
+    language sql
+    stable
+    set search_path = ''
+as $$
+    select pg_catalog.concat(coalesce(min(x), b), ':', b, ':', pg_catalog.string_agg(x::text, ',' order by x))::pg_snapshot
+    from (select least(bound, pg_catalog.pg_snapshot_xmax(v)) as b) capped
+    left join lateral pg_catalog.pg_snapshot_xip(v) x on x < b
+    group by b
+$$;
+
+-- An id above that of every transaction which has one now. A snapshot does not tell: transactions that are running
+-- may lie above its xmax. A block with an exception clause is a subtransaction, and gets the next id when it writes.
+create or replace function relay.next_xid() returns xid8
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    top  constant bigint := pg_catalog.pg_current_xact_id()::text::bigint;
+    next bigint;
+begin
+    begin
+        update relay.horizon h set pauses_known = h.pauses_known returning h.xmin::text::bigint into next;
+    exception when no_data_found then
+        raise;
+    end;
+    -- The ids of row versions are 32 bits wide, those of transactions 64.
+    return (top + ((next - top) & 4294967295))::text::xid8;
+end
+$$;
+
+-- Notes which slots no writer can choose any more. Who chose one had an id by then, for a row trigger fires when its
+-- transaction has one.
+create or replace function relay.close_slots() returns void
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    chosen constant smallint := pg_catalog.pg_sequence_last_value('relay.slot');
+begin
+    -- A move to another slot counts at once, even if its transaction is then rolled back.
+    update relay.slots s
+    set opened_at = pg_catalog.clock_timestamp(), closed_at = null, closed_below = null, free_since = null
+    where s.closed_at is not null and s.slot = chosen;
+
+    if exists (select from relay.slots s where s.closed_at is null and s.slot <> chosen) then
+        update relay.slots s
+        set closed_at = pg_catalog.clock_timestamp(), closed_below = below.xid, free_since = null
+        from (select relay.next_xid() as xid) below
+        where s.closed_at is null and s.slot <> chosen;
+    end if;
+end
+$$;
+
+-- Locks a slot, if no running transaction has entries in it and nobody reads it just now. Never waits.
+create or replace function relay.lock_slot(slot smallint) returns boolean
+    language plpgsql
+    set search_path = ''
+as $$
+begin
+    execute pg_catalog.format('lock table relay.journal_%s in access exclusive mode nowait', slot);
+    return true;
+exception when lock_not_available then
+    return false;
+end
+$$;
+
+create or replace function relay.slot_bytes(slot smallint) returns bigint
+    language sql
+    set search_path = ''
+as $$
+    select case when pg_catalog.pg_relation_size(pg_catalog.to_regclass('relay.journal_' || slot)) = 0 then 0
+           else pg_catalog.pg_total_relation_size(pg_catalog.to_regclass('relay.journal_' || slot)) end
+$$;
+
+-- Truncates closed slots whose changes are older than "keep", and others, oldest first, while the journal is
+-- larger than "most"; returns the bytes that came free. The horizon rises to what was over by then.
+create or replace function relay.empty_slots(keep interval, most bigint) returns bigint
+    language plpgsql
+    volatile
+    set search_path = ''
+as $$
+declare
+    closed relay.slots;
+    bytes  bigint;
+    freed  bigint := 0;
+    total  bigint := (select pg_catalog.sum(relay.slot_bytes(s.slot)) from relay.slots s);
+begin
+    for closed in select * from relay.slots s where s.closed_at is not null
+                  and s.slot <> pg_catalog.pg_sequence_last_value('relay.slot') order by s.closed_at, s.slot loop
+        bytes := relay.slot_bytes(closed.slot);
+        continue when bytes = 0;
+        if closed.free_since is null then
+            continue when not relay.lock_slot(closed.slot);
+            closed.free_since := pg_catalog.clock_timestamp();
+            update relay.slots s set free_since = closed.free_since where s.slot = closed.slot;
+        end if;
+        continue when closed.free_since + keep > pg_catalog.clock_timestamp() and total <= most;
+        continue when not relay.lock_slot(closed.slot);
+        update relay.horizon h
+        set seen = relay.narrow(pg_catalog.pg_current_snapshot(),
+                                greatest(closed.closed_below, pg_catalog.pg_snapshot_xmax(h.seen)));
+        execute pg_catalog.format('truncate relay.journal_%s', closed.slot);
+        total := total - bytes;
+        freed := freed + bytes;
+    end loop;
+    return freed;
+end
+$$;
+
+-- Makes an empty slot the current one, if there is one.
+create or replace function relay.next_slot() returns boolean
+    language plpgsql
+    set search_path = ''
+as $$
+declare
+    chosen smallint := (
+        select s.slot from relay.slots s
+        where s.slot <> pg_catalog.pg_sequence_last_value('relay.slot') and relay.slot_bytes(s.slot) = 0
+        order by s.closed_at nulls first, s.slot limit 1);
+begin
+    if chosen is null then
+        return false;
+    end if;
+    perform pg_catalog.setval('relay.slot', chosen);
+    return true;
+end
+$$;
+
+-- What is decided here rests on the snapshot of each statement; one from the beginning of the transaction would
+-- be too old.
+create or replace function relay.require_read_committed(caller text) returns void
+    language plpgsql
+    set search_path = ''
+as $$
+begin
+    if pg_catalog.current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception '%: found isolation level %, expected read committed: call it in a transaction of its own',
+            caller, pg_catalog.current_setting('transaction_isolation') using errcode = 'invalid_transaction_state';
+    end if;
+end
+$$;
+
+-- Lets the oldest changes go, by age and by size (see relay.settings); returns the bytes that came free. Call it in
+-- a transaction of its own: it waits for nobody, and writers never wait for it, but readers of the journal wait for
+-- its commit. Two at once: the second does nothing.
+create or replace function relay.prune(keep interval default null, most bigint default null) returns bigint
+    language plpgsql
+    security definer
+    set search_path = ''
+as $$
+declare
+    freed bigint;
+begin
+    perform relay.require_read_committed('relay.prune');
+    perform from relay.horizon for update skip locked;
+    if not found then
+        return 0;
+    end if;
+    select coalesce(keep, s.keep_age), coalesce(most, s.keep_bytes) into keep, most from relay.settings s;
+    perform relay.close_slots();
+    freed := relay.empty_slots(keep, most);
+    if exists (select from relay.slots s
+               where s.slot = pg_catalog.pg_sequence_last_value('relay.slot') and relay.slot_bytes(s.slot) > 0
+               and (s.opened_at + keep / 2 <= pg_catalog.clock_timestamp() or relay.slot_bytes(s.slot) > most / 4))
+        and relay.next_slot()
+    then
+        perform relay.close_slots();
+        freed := freed + relay.empty_slots(keep, most);
+    end if;
+    return freed;
+end
+$$;
+
+comment on function relay.prune(interval, bigint) is 'Lets old changes go; the daemon calls it every few seconds.';
+
+-- Ends a pause: journalling goes on, and whoever read before it must read its boards again. False: there is no room
+-- yet, for running transactions hold every slot.
+--
+-- What the pause left out cannot fall into a crack: a transaction that skipped an entry had its id by then, so in
+-- the snapshot taken after journalling went on, it is either over (then the horizon, which is that snapshot, sees it)
+-- or still running. For each of the latter an entry is made in its name, which no reader takes before it is over.
+-- Should this be cut short, the pause is still unknown to the horizon, and the next call does it again.
+create or replace function relay.resume() returns boolean
+    language plpgsql
+    security definer
+    set search_path = ''
+as $$
+declare
+    pauses bigint;
+    below  bigint;
+    after  pg_snapshot;
+begin
+    perform relay.require_read_committed('relay.resume');
+    perform from relay.horizon for update;
+    pauses := pg_catalog.pg_sequence_last_value('relay.pauses');
+    if pauses <= (select h.pauses_known from relay.horizon h) then
+        return true;
+    end if;
+    perform relay.close_slots();
+    perform relay.empty_slots('0', 0);
+    if relay.slot_bytes(pg_catalog.pg_sequence_last_value('relay.slot')::smallint)
+           > (select st.stop_bytes / 4 from relay.settings st)
+       and not relay.next_slot()
+    then
+        return false;
+    end if;
+    perform pg_catalog.setval('relay.resumed', pauses);
+    below := relay.next_xid()::text::bigint;
+    after := pg_catalog.pg_current_snapshot();
+    update relay.horizon set seen = after, pauses_known = pauses;
+    insert into relay.journal (slot, seq, xid, op, reason)
+    select pg_catalog.pg_sequence_last_value('relay.slot'), pg_catalog.nextval('relay.journal_seq'), running.xid, 'S',
+           'journalling_paused'
+    from (
+        select x as xid from pg_catalog.pg_snapshot_xip(after) x
+        union all
+        select x::text::xid8
+        from pg_catalog.generate_series(pg_catalog.pg_snapshot_xmax(after)::text::bigint, below - 1) x
+    ) running
+    where running.xid <> pg_catalog.pg_current_xact_id();
+    perform relay.close_slots();
+    perform relay.empty_slots('0', 0);
+    return true;
+end
+$$;
+
+comment on function relay.resume() is 'Ends a pause of the journal; the daemon calls it when it comes.';
+
+-- Upgrading ----------------------------------------------------------------------------------------------------
+
+-- Existing watches get this version's trigger functions. Replacing a function locks no table.
+do $$
+declare
+    w relay.watches;
+begin
+    for w in select * from relay.watches loop
+        perform relay.make_journal_function(w);
+    end loop;
+end
+$$;
+
+-- Writers need no right on anything here: the trigger functions run as their owner.
+revoke all on all functions in schema relay from public;
+
+commit;
