@@ -30,6 +30,16 @@ from relay import bench, install, write_tax
 from relay.embedded import EmbeddedPostgres
 
 WRITERS = (1, 8, 32)
+
+STEPS = {
+    "empty": "",
+    "insert": "insert into public.entries (seq) values (nextval('public.entries_seq'));",
+    "images": "insert into public.entries (seq, old_row, new_row) "
+    "values (nextval('public.entries_seq'), row_to_json(old), row_to_json(new));",
+}
+"""What triggers do that show the floor: nothing; one row into a table with an index on the transaction; the images of
+the row before and after, too. No journal that row triggers write can cost less."""
+
 PROBES_A_SECOND = 20
 
 
@@ -52,6 +62,7 @@ def main() -> None:
             print_commits(server, watcher, given.seconds, given.rounds)
             print_bulk(watcher, given.rounds)
             print_latency(server, port, given.seconds * given.rounds)
+            print_floor(server, watcher, given.seconds, given.rounds)
 
 
 def print_commits(server: EmbeddedPostgres, watcher: psycopg.Connection, seconds: int, rounds: int) -> None:
@@ -169,6 +180,49 @@ def probe(dsn: str, port: int, seconds: int) -> list[float]:
             writer.execute("update public.relay set title = %s where id = 'probe'", [str(time.monotonic_ns())])
         receiver.join()
     return times
+
+
+def print_floor(server: EmbeddedPostgres, watcher: psycopg.Connection, seconds: int, rounds: int) -> None:
+    """Print what triggers cost that do less and less of what is needed, one row at a time."""
+    watcher.execute(
+        "create sequence public.entries_seq; create table public.entries "
+        "(seq bigint, xid xid8 default pg_current_xact_id(), old_row json, new_row json); "
+        "create index on public.entries (xid)"
+    )
+    for table, step in STEPS.items():
+        write_tax.make_table(watcher, table)
+        watcher.execute(
+            f"create function public.{table}_step() returns trigger language plpgsql as $$ "
+            f"begin {step} return null; end $$; "
+            f"create trigger step after update on public.{table} for each row execute function public.{table}_step()"
+        )
+    tables = ("none", *STEPS, "relay")
+    in_one: dict[str, list[float]] = {table: [] for table in tables}
+    at_once: dict[str, list[float]] = {table: [] for table in tables}
+    for _ in range(rounds):
+        for table in tables:
+            in_one[table].append(row_seconds(watcher, table))
+            at_once[table].append(pgbench(server, table, WRITERS[-1], seconds))
+    print(f"\nthe floor: µs of one row's update in a long transaction; commits a second of {WRITERS[-1]} writers")
+    for table in tables:
+        tps = statistics.median(at_once[table])
+        print(
+            f"{table:>24}{statistics.median(in_one[table]) * 1e6:8.1f}{tps:10.0f}"
+            f"{tps / statistics.median(at_once['none']):6.2f}"
+        )
+
+
+def row_seconds(watcher: psycopg.Connection, table: str, count: int = 5000) -> float:
+    """Return what the update of one row takes, in a transaction of many."""
+    loop = (
+        f"do $$ begin for i in 1..{count} loop update public.{table} set estimated_hours = i "
+        "where id = 'task-' || 1 + i % 1000; end loop; end $$"
+    )
+    watcher.execute("select relay.stay_awake(2000)")
+    watcher.execute(loop)
+    began = time.perf_counter()
+    watcher.execute(loop)
+    return (time.perf_counter() - began) / count
 
 
 if __name__ == "__main__":

@@ -119,10 +119,15 @@ def prepare(dsn: str) -> None:
     """Make the three tables, where the relay is installed."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         for table in TABLES:
-            connection.execute(_TABLE.format(table, ROWS).encode())
+            make_table(connection, table)
         connection.execute("select relay.watch('public.relay')")
         connection.execute(_NOTIFY)
         connection.execute("vacuum analyze")
+
+
+def make_table(connection: psycopg.Connection, table: str) -> None:
+    """Make a table with rows, and the procedure that writes it."""
+    connection.execute(_TABLE.format(table, ROWS).encode())
 
 
 def _turns(rounds: int) -> Iterator[str]:
