@@ -237,12 +237,15 @@ def bench_command(
 )
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), default=3, show_default=True, help="length of each run")
 @click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="runs of each table")
+@click.option(
+    "--rows", type=click.IntRange(1, 10_000_000), default=100_000, show_default=True, help="rows of one statement"
+)
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
 def bench_writers(
-    writers: tuple[int, ...], seconds: float, rounds: int, as_json: bool, **options: str | None
+    writers: tuple[int, ...], seconds: float, rounds: int, rows: int, as_json: bool, **options: str | None
 ) -> None:
     """Measure what the triggers cost your server's writers, in a scratch database, and remove that again."""
     with _one_line_errors():
         url = config.load(_given(options)).DATABASE_URL
-        tax = write_tax.run(url, writers, seconds, rounds, lambda text: click.echo(text, err=True))
+        tax = write_tax.run(url, writers, seconds, rounds, rows, lambda text: click.echo(text, err=True))
     click.echo(write_tax.as_json(tax) if as_json else write_tax.table(tax))

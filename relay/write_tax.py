@@ -32,7 +32,7 @@ ROWS: Final = 10_000
 """Rows that single writers update at random."""
 
 BULK_ROWS: Final = 100_000
-"""Rows of one statement."""
+"""Rows of one statement, if nothing else is said."""
 
 _TABLE: Final = """
     create table public."{0}" (
@@ -62,8 +62,6 @@ _NOTIFY: Final = """
     create trigger notify after insert or update on public.notify for each row execute function public.notify()
 """
 _UPDATE: Final = "update public.\"{0}\" set lane = 'done'"
-_COPY: Final = b"".join(b"task-%d\tboard-1\tA title\ttodo\n" % number for number in range(BULK_ROWS))
-
 Runs = dict[str, list[float]]
 """What each table's runs found."""
 
@@ -76,9 +74,10 @@ class Tax:
     commits: Mapping[int, Runs]
     """Commits a second of single-row updates, by the number of writers."""
 
+    rows: int
     copy: Runs
     update: Runs
-    """Seconds of one statement over BULK_ROWS rows."""
+    """Seconds of one statement over `rows` rows."""
 
     update_wal: Runs
     """Bytes of WAL for each row of that update."""
@@ -87,7 +86,9 @@ class Tax:
     """Bytes of the journal for each row of that update."""
 
 
-def run(database_url: str, writers: Sequence[int], seconds: float, rounds: int, tell: Callable[[str], None]) -> Tax:
+def run(
+    database_url: str, writers: Sequence[int], seconds: float, rounds: int, rows: int, tell: Callable[[str], None]
+) -> Tax:
     """Measure, with runs of so many seconds, and tell what.
 
     Raises BenchError, InstallError, and KeyboardInterrupt when told to stop.
@@ -100,19 +101,19 @@ def run(database_url: str, writers: Sequence[int], seconds: float, rounds: int, 
             for count in writers:
                 tell(f"single-row updates, {count} at once ...")
                 commits[count] = alternating(rounds, partial(_commits, dsn, count, seconds))
-            tell(f"one statement over {BULK_ROWS:,} rows ...")
+            tell(f"one statement over {rows:,} rows ...")
             copied: Runs = {table: [] for table in TABLES}
             updated: Runs = {table: [] for table in TABLES}
             wal: Runs = {table: [] for table in TABLES}
             journal = []
             for table in _turns(rounds):
-                found = bulk(connection, table)
+                found = bulk(connection, table, rows)
                 copied[table].append(found.copy)
                 updated[table].append(found.update)
                 wal[table].append(found.update_wal)
                 if table == "relay":
                     journal.append(found.journal_bytes)
-            return Tax(bench.machine(connection), commits, copied, updated, wal, statistics.median(journal))
+            return Tax(bench.machine(connection), commits, rows, copied, updated, wal, statistics.median(journal))
 
 
 def prepare(dsn: str) -> None:
@@ -156,7 +157,7 @@ def _commits(dsn: str, writers: int, seconds: float, table: str) -> float:
 
 @dataclass(frozen=True)
 class Bulk:
-    """What one COPY and one UPDATE of BULK_ROWS rows took: seconds, and bytes a row."""
+    """What one COPY and one UPDATE of many rows took: seconds, and bytes a row."""
 
     copy: float
     update: float
@@ -164,17 +165,18 @@ class Bulk:
     journal_bytes: float
 
 
-def bulk(connection: psycopg.Connection, table: str) -> Bulk:
+def bulk(connection: psycopg.Connection, table: str, rows: int = BULK_ROWS) -> Bulk:
     """Write many rows by one statement, in and over, into a table that is emptied first."""
     connection.execute(f'truncate public."{table}"'.encode())
+    data = b"".join(b"task-%d\tboard-1\tA title\ttodo\n" % number for number in range(rows))
     into = f'copy public."{table}" (id, board_id, title, lane) from stdin'.encode()
     with _seconds() as copied, connection.cursor() as cursor, cursor.copy(into) as copy:
-        copy.write(_COPY)
+        copy.write(data)
     before = _written(connection)
     with _seconds() as updated:
         connection.execute(_UPDATE.format(table).encode())
     after = _written(connection)
-    wal, journal = ((now - then) / BULK_ROWS for now, then in zip(after, before, strict=True))
+    wal, journal = ((now - then) / rows for now, then in zip(after, before, strict=True))
     return Bulk(copied[0], updated[0], wal, journal)
 
 
@@ -202,7 +204,7 @@ def table(tax: Tax) -> str:
     lines += ["", "median, lowest to highest, and how it compares with the table without triggers"]
     lines += ["", _line("commits a second", TABLES)]
     lines += [_line(f"{count} writers", _cells(runs, "{:,.0f}")) for count, runs in tax.commits.items()]
-    lines += ["", _line(f"{BULK_ROWS:,} rows", TABLES)]
+    lines += ["", _line(f"{tax.rows:,} rows", TABLES)]
     lines += [_line("COPY, seconds", _cells(tax.copy, "{:.2f}"))]
     lines += [_line("UPDATE, seconds", _cells(tax.update, "{:.2f}"))]
     lines += [_line("UPDATE, WAL a row", _cells(tax.update_wal, "{:,.0f}"))]

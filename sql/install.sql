@@ -692,7 +692,7 @@ as $$
     left join pg_catalog.pg_stat_activity a on a.pid = l.pid
     where l.relation in (select p from relay.parts(target) p) and l.granted and l.pid <> pg_catalog.pg_backend_pid()
       and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
-      and (mode = 'access exclusive' or l.mode not in ('AccessShareLock', 'RowShareLock'))
+      and (holders.mode = 'access exclusive' or l.mode not in ('AccessShareLock', 'RowShareLock'))
 $$;
 
 -- Whether all triggers of a watch are in place and enabled always.

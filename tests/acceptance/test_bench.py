@@ -53,7 +53,7 @@ def test_people_get_a_table(empty_database: Database, tmp_path: Path) -> None:
     assert [line.split("  ")[0] for line in phases] == ["one at a time", "16 in flight", "one transaction"]
 
 
-WRITERS = ("writers", "--writers", "1", "--writers", "2", "--seconds", "0.1", "--rounds", "2")
+WRITERS = ("writers", "--writers", "1", "--writers", "2", "--seconds", "0.1", "--rounds", "2", "--rows", "100")
 
 
 def test_writers_have_their_figures(empty_database: Database, tmp_path: Path) -> None:
