@@ -48,6 +48,9 @@ BURST: Final = 1000
 PATIENCE_SECONDS: Final = 60.0
 """How long deliveries may take before the run is given up."""
 
+NO_LIMITS: Final = dict.fromkeys(("WS_RATE_LIMIT_PER_CLIENT", "WS_RATE_LIMIT_TOTAL", "WS_MESSAGE_RATE"), "0")
+"""Settings with which a relay takes all that a bench does to it."""
+
 STOP_SECONDS: Final = 10.0
 """How long the daemon may take to stop before it is killed."""
 
@@ -332,7 +335,7 @@ def running_relay(dsn: str, subscribers: int) -> Iterator[tuple[int, int]]:
     ours = {"WS_HOST": "127.0.0.1", "WS_PORT": "0", "HEALTH_PORT": "0", "WS_MAX_CONNECTIONS": str(subscribers)}
     process = subprocess.Popen(  # a program of ours
         [sys.executable, "-m", "relay", "serve"],
-        env={**os.environ, **defaults, **ours, "DATABASE_URL": dsn},
+        env={**os.environ, **defaults, **NO_LIMITS, **ours, "DATABASE_URL": dsn},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a terminal's Ctrl-C is for us

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Final
@@ -50,7 +51,7 @@ def _settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, field in reversed(config.Settings.model_fields.items()):
-            if names and name not in names:
+            if name in config.NO_OPTION or (names and name not in names):
                 continue
             command = click.option(
                 "--" + name.lower().replace("_", "-"),
@@ -85,7 +86,8 @@ def serve(**options: str | None) -> None:
     """Run the daemon until Ctrl-C or SIGTERM."""
     logs.start()
     with _one_line_errors():
-        asyncio.run(daemon.serve(config.load(_given(options))))
+        secret = {name: os.environ[name] for name in config.NO_OPTION if name in os.environ}
+        asyncio.run(daemon.serve(config.load(_given(options) | secret)))
 
 
 @cli.command("demo")

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 import psycopg.conninfo
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from relay import access
+from relay.access import SHORTEST_SECRET_BYTES
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -39,10 +43,78 @@ class Settings(BaseModel):
     )
     WS_COMPRESSION: bool = Field(False, description="whether to compress messages for clients that offer it")
     WS_WORKERS: int = Field(1, ge=1, le=256, description="processes that serve clients, each on a core of its own")
+    WS_TOKENS: str = Field("", description="tokens that are good, each with its boards")
+    WS_TOKENS_FILE: str = Field("", description="file of such tokens, one a line")
+    WS_JWT_SECRET: str = Field("", description="secret of JSON Web Tokens (HS256)")
+    WS_JWT_KEYS: str = Field("", description="JWKS of JSON Web Tokens (RS256, ES256): a file, or an address")
+    WS_JWT_AUDIENCE: str = Field("", description="audience that a JSON Web Token must be for")
+    WS_JWT_ISSUER: str = Field("", description="issuer that a JSON Web Token must be from")
+    WS_MAY_READ: bool = Field(False, description="whether relay.may_read in the database decides about each board")
+    WS_ORIGINS: str = Field("http://localhost:4000", description="origins whose pages may connect, * for any")
+    WS_REQUIRE_ORIGIN: bool = Field(False, description="whether clients that send no origin are refused")
+    WS_TRUSTED_PROXIES: str = Field("", description="proxies whose X-Forwarded-For is believed")
+    WS_RATE_LIMIT_PER_CLIENT: int = Field(
+        10, ge=0, description="connections a minute from one address; more are refused with 429, 0 is no limit"
+    )
+    WS_RATE_LIMIT_TOTAL: int = Field(
+        100, ge=0, description="connections a minute from all; more are refused with 429, 0 is no limit"
+    )
+    WS_MESSAGE_RATE: int = Field(50, ge=0, description="messages a second from one client, 0 is no limit")
+    WS_MAX_BOARDS: int = Field(100, ge=1, description="boards that one client may follow")
+    WS_HANDSHAKE_TIMEOUT: int = Field(10_000, ge=100, description="milliseconds that a handshake may take")
+    WS_IDLE_TIMEOUT: int = Field(
+        300_000, ge=0, description="milliseconds that a client may follow no board; then it is closed, 0 is never"
+    )
+    WS_BACKLOG_TOTAL: int = Field(
+        256 * 1024 * 1024, ge=1024 * 1024, description="bytes that may wait for all clients together"
+    )
+    WS_TLS_CERT: str = Field("", description="file of the certificate, with its chain, for wss://")
+    WS_TLS_KEY: str = Field("", description="file of its key, if that is another")
     HEALTH_PORT: Port = Field(4001, description="port of GET /health and GET /metrics")
     DATABASE_URL: str = Field(
         "", description="connection string of the database; what it leaves out, libpq's PG* variables give"
     )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody gets in, for no credential is configured."""
+        return not (self.WS_TOKENS or self.WS_TOKENS_FILE or self.WS_JWT_SECRET or self.WS_JWT_KEYS)
+
+    @field_validator("WS_JWT_KEYS")
+    @classmethod
+    def _is_safe(cls, value: str) -> str:
+        if value.startswith("http://") and urlsplit(value).hostname not in {"localhost", "127.0.0.1", "::1"}:
+            raise ValueError("keys that anybody on the way could replace")
+        return value
+
+    @field_validator("WS_JWT_SECRET")
+    @classmethod
+    def _is_long(cls, value: str) -> str:
+        if value and len(value.encode()) < SHORTEST_SECRET_BYTES:
+            raise ValueError("too short")
+        return value
+
+    @field_validator("WS_TRUSTED_PROXIES")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        access.networks(value)
+        return value
+
+    @field_validator("WS_ORIGINS")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        for origin in value.replace(",", " ").split():
+            parts = urlsplit(origin)
+            if origin not in {"*", "null"} and not (parts.scheme and parts.netloc and parts.path in {"", "/"}):
+                raise ValueError("no origin")
+        return value
+
+    @field_validator("WS_TLS_KEY")
+    @classmethod
+    def _has_certificate(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("WS_TLS_CERT"):
+            raise ValueError("no certificate")
+        return value
 
     @field_validator("DATABASE_URL")
     @classmethod
@@ -63,12 +135,34 @@ ALLOWED: Final[Mapping[str, str]] = {
     "WS_SEND_BUFFER": "bytes from 65536 to 1073741824",
     "WS_COMPRESSION": "true or false",
     "WS_WORKERS": "a whole number from 1 to 256",
+    "WS_TOKENS": "token or token:board,board, separated by spaces",
+    "WS_TOKENS_FILE": "the path of a file",
+    "WS_JWT_SECRET": f"text of {SHORTEST_SECRET_BYTES} bytes or more",
+    "WS_JWT_KEYS": "the path of a file, or an address that begins with https://",
+    "WS_JWT_AUDIENCE": "text",
+    "WS_JWT_ISSUER": "text",
+    "WS_MAY_READ": "true or false",
+    "WS_ORIGINS": "origins like https://app.example.com, separated by commas",
+    "WS_REQUIRE_ORIGIN": "true or false",
+    "WS_TRUSTED_PROXIES": "addresses or networks like 10.0.0.0/8, separated by commas",
+    "WS_RATE_LIMIT_PER_CLIENT": "a whole number from 0",
+    "WS_RATE_LIMIT_TOTAL": "a whole number from 0",
+    "WS_MESSAGE_RATE": "a whole number from 0",
+    "WS_MAX_BOARDS": "a whole number from 1",
+    "WS_HANDSHAKE_TIMEOUT": "milliseconds from 100",
+    "WS_IDLE_TIMEOUT": "milliseconds from 0",
+    "WS_BACKLOG_TOTAL": "bytes from 1048576",
+    "WS_TLS_CERT": "the path of a file",
+    "WS_TLS_KEY": "the path of a file, along with WS_TLS_CERT",
     "HEALTH_PORT": "a port from 0 to 65535, 0 for any free one",
     "DATABASE_URL": "postgresql://user@host/database, or key=value pairs as libpq takes them",
 }
 
-SECRET: Final = frozenset({"DATABASE_URL"})
+SECRET: Final = frozenset({"DATABASE_URL", "WS_TOKENS", "WS_JWT_SECRET"})
 """Settings whose value no message repeats, for it may hold a password."""
+
+NO_OPTION: Final = frozenset({"WS_TOKENS", "WS_JWT_SECRET"})
+"""Settings that are no options of the command line, which every user of the machine can read."""
 
 
 def load(values: Mapping[str, str]) -> Settings:

@@ -18,21 +18,33 @@ log = structlog.get_logger()
 
 
 async def serve(settings: Settings) -> None:
-    """Run until SIGINT or SIGTERM. Raises StartError."""
+    """Run until SIGINT or SIGTERM; read credentials again at SIGHUP. Raises StartError."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
-    async with running(settings) as serving:
+    told = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, told.set)
+    async with running(settings) as (serving, relay):
+        reloading = asyncio.create_task(_reload(relay, told))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
+        reloading.cancel()
         log.info("relay.stopping")
     log.info("relay.stopped")
 
 
+async def _reload(relay: Worker | Workers, told: asyncio.Event) -> None:
+    """Read credentials and certificates again, each time that it is told."""
+    while True:
+        await told.wait()
+        told.clear()
+        await relay.reload()
+
+
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
+async def running(settings: Settings) -> AsyncIterator[tuple[asyncio.Task[None], Worker | Workers]]:
     """Serve clients from this process or from several, with a monitor; the task ends only by a fault of ours."""
     several = settings.WS_ENABLED and settings.WS_WORKERS > 1
     relay: Worker | Workers = Workers(settings) if several else Worker(settings)
@@ -50,9 +62,21 @@ async def running(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
             port=relay.port,
             health=health_port,
         )
+        if settings.WS_ENABLED and settings.is_open:
+            log.warning("access.open", problem=_open_to_all(settings.WS_HOST))
         try:
-            yield serving
+            yield serving, relay
         finally:
             serving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await serving
+
+
+def _open_to_all(host: str) -> str:
+    """Say loudly that no credential is asked for, and how to change that."""
+    if host in {"127.0.0.1", "::1", "localhost"}:
+        return "no credential is configured: every program on this machine may follow every board"
+    return (
+        f"no credential is configured: whoever reaches {host} may follow every board: "
+        "set WS_TOKENS, WS_TOKENS_FILE, WS_JWT_SECRET or WS_JWT_KEYS, or WS_HOST=127.0.0.1"
+    )

@@ -150,7 +150,7 @@ async def run(settings: Settings, postgres_port: int | None) -> None:
     # Postgres to stop, and not in the middle of making one.
     with postgres:
         await _prepare(postgres.dsn)
-        async with daemon.running(settings) as feed_task:
+        async with daemon.running(settings) as (feed_task, _):
             invitation = _invitation(postgres)
             _show_header(invitation, settings)
             writers = [_write(postgres.dsn) for _ in range(WRITERS)]

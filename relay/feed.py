@@ -24,8 +24,9 @@ import asyncio
 import contextlib
 import math
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 import structlog
@@ -127,6 +128,12 @@ class Pace:
         return LOOK_SECONDS
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    asked: Sequence[tuple[Mapping[str, Any], str]]
+    answer: asyncio.Future[Sequence[bool]]
+
+
 class Feed:
     """Follows the journal of one database and reads its boards: the hub's `Source`.
 
@@ -139,6 +146,7 @@ class Feed:
         # Until when boards rest that were read just now.
         self._resting: dict[str, float] = {}
         self._changes_wanted = asyncio.Event()
+        self._questions: asyncio.Queue[_Question] = asyncio.Queue()
         self._position: Snapshot | None = None
         self._era: Era | None = None
         # While a batch is published in parts, nothing else is handed over. If it is not published to its end, clients
@@ -158,6 +166,12 @@ class Feed:
     def ask_changes(self) -> None:
         """Have the journal read for those who resume, for the hub."""
         self._changes_wanted.set()
+
+    async def may_read(self, questions: Sequence[tuple[Mapping[str, Any], str]]) -> Sequence[bool]:
+        """Ask the database whether who has these claims may read this board, as soon as it is there."""
+        answer: asyncio.Future[Sequence[bool]] = asyncio.get_running_loop().create_future()
+        self._questions.put_nowait(_Question(questions, answer))
+        return await answer
 
     async def run(self, hub: Hub) -> None:
         """Feed the hub until cancelled."""
@@ -217,6 +231,7 @@ class Feed:
             tasks.create_task(self._read_journal(session, hub))
             tasks.create_task(self._read_boards(session, hub))
             tasks.create_task(self._read_missed(session, hub))
+            tasks.create_task(self._answer(session))
             tasks.create_task(_inspect(session))
             tasks.create_task(_prune(session))
             tasks.create_task(self._refresh(hub))
@@ -311,6 +326,17 @@ class Feed:
                 hub.abandon_resume()
                 raise
             await asyncio.sleep(GATHER_SECONDS)
+
+    async def _answer(self, session: Session) -> None:
+        while True:
+            question = await self._questions.get()
+            try:
+                answers = await session.may_read(question.asked)
+            except BaseException:
+                self._questions.put_nowait(question)
+                raise
+            if not question.answer.done():
+                question.answer.set_result(answers)
 
     async def _refresh(self, hub: Hub) -> None:
         while True:

@@ -140,13 +140,13 @@ class Hub:
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget a subscriber that is gone."""
-        for name in self._following(subscriber):
+        for name in self.following(subscriber):
             self._leave(subscriber, name)
         self._boards_of.pop(subscriber, None)
 
     def caught_up(self, subscriber: Subscriber) -> None:
         """Bring a subscriber up to date that was not ready and is again."""
-        for name in self._following(subscriber):
+        for name in self.following(subscriber):
             board = self._boards[name]
             if board.is_behind(subscriber):
                 board.join(subscriber, "fell_behind")
@@ -167,7 +167,7 @@ class Hub:
                 self._resume(era, subscriber, name, cursor)
         if lost and not first:
             for subscriber in self._boards_of:
-                for name in self._following(subscriber):
+                for name in self.following(subscriber):
                     self._boards[name].join(subscriber, lost)
         for name, board in self._boards.items():
             self._ask_for(name, board)
@@ -275,7 +275,8 @@ class Hub:
 
     # Inside
 
-    def _following(self, subscriber: Subscriber) -> list[str]:
+    def following(self, subscriber: Subscriber) -> list[str]:
+        """Name the boards that a subscriber follows."""
         return [name for name, still in self._boards_of.get(subscriber, {}).items() if still]
 
     def _resume(self, era: Era, subscriber: Subscriber, name: str, cursor: str) -> None:

@@ -72,5 +72,9 @@ class _Metrics(Collector):
         yield CounterMetricFamily(
             "relay_fell_behind", "Times that a client read too slowly and missed something.", counts.fell_behind
         )
+        refused = CounterMetricFamily("relay_refused", "Connections and tokens refused.", labels=["reason"])
+        for reason, count in sorted(counts.refused.items()):
+            refused.add_metric([reason], count)
+        yield refused
         yield GaugeMetricFamily("relay_feed_up", "1 while changes flow from Postgres to all.", status.feed_up)
         yield GaugeMetricFamily("relay_workers", "Processes that serve clients and answer.", status.workers)

@@ -39,13 +39,16 @@ Row = Mapping[str, msgspec.Raw]
 
 
 class CloseCode(IntEnum):
-    """Why the server closes a connection. A client should reconnect after all but 1008 and 1009."""
+    """Why the server closes a connection. A client should reconnect after all but 1008, 1009 and 4003."""
 
     GOING_AWAY = 1001  # the relay is stopping
     INVALID_TEXT = 1007  # a text message was not UTF-8
     POLICY = 1008  # the client sent nothing but bad messages
     TOO_BIG = 1009  # the client sent a message over the limit
     TRY_AGAIN_LATER = 1013  # the client did not read what it was sent
+    TOKEN_EXPIRED = 4001  # the client's token has expired; with a fresh one it may come back
+    TOKEN_REVOKED = 4003  # the client's token is not good any more
+    IDLE = 4008  # the client has followed no board for long
 
 
 class Subscribe(BaseModel):
@@ -80,19 +83,41 @@ class Ping(BaseModel):
     type: Literal["ping"]
 
 
-ClientMessage = Subscribe | Unsubscribe | Ping
+class Authenticate(BaseModel):
+    """Presents a fresh token, before the last one expires: subscriptions go on, as far as the new one allows them.
+
+    Is answered with `{"type":"authenticated"}`, or with an error; then the last token goes on to be good.
+    """
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+    type: Literal["authenticate"]
+    token: StrictStr = Field(repr=False)
+
+
+ClientMessage = Subscribe | Unsubscribe | Ping | Authenticate
 
 _client_message: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
 
-ErrorCode = Literal["invalid_json", "invalid_message", "unknown_type", "invalid_board_id", "binary_message"]
+ErrorCode = Literal[
+    "invalid_json",
+    "invalid_message",
+    "unknown_type",
+    "invalid_board_id",
+    "binary_message",
+    "not_allowed",
+    "not_authenticated",
+    "too_many_boards",
+    "too_many_messages",
+]
 
 
 class BadMessage(Exception):
     """A client's message that is not of this protocol. Its text says what was found and what was expected."""
 
-    def __init__(self, code: ErrorCode, text: str) -> None:
+    def __init__(self, code: ErrorCode, text: str, board: str | None = None) -> None:
         super().__init__(text)
         self.code: ErrorCode = code
+        self.board = board
 
 
 def parse(text: str) -> ClientMessage:
@@ -104,7 +129,7 @@ def parse(text: str) -> ClientMessage:
         message = _client_message.validate_json(text)
     except ValidationError as ex:
         raise _bad_message(ex) from None
-    if not isinstance(message, Ping) and "\0" in message.board_id:
+    if isinstance(message, Subscribe | Unsubscribe) and "\0" in message.board_id:
         # Postgres has no such text, so no board can be called that.
         raise BadMessage("invalid_board_id", "boardId has the character U+0000, which no board's name can hold")
     return message
@@ -118,10 +143,12 @@ def _bad_message(ex: ValidationError) -> BadMessage:
     if kind == "union_tag_invalid":
         tag = error["input"]["type"]
         found = f"{tag!r:.100} is unknown" if isinstance(tag, str) else f"is of type {_json_type(tag)}"
-        return BadMessage("unknown_type", f"type {found}: expected subscribe, unsubscribe or ping")
+        return BadMessage("unknown_type", f"type {found}: expected subscribe, unsubscribe, ping or authenticate")
     if field == "boardId":
         found = "is missing" if kind == "missing" else f"is of type {_json_type(error['input'])}"
         return BadMessage("invalid_board_id", f"boardId {found}: expected a string")
+    if field == "token":
+        return BadMessage("invalid_message", "token is missing or no string: expected the token as a string")
     return BadMessage(
         "invalid_message", 'expected an object with a type, like {"type":"subscribe","boardId":"default"}'
     )
@@ -149,11 +176,12 @@ class Message(NamedTuple):
 
 
 PONG: Final = Message("pong", b'{"type":"pong"}')
+AUTHENTICATED: Final = Message("authenticated", b'{"type":"authenticated"}')
 
 
-def error(code: ErrorCode, text: str) -> Message:
-    """Answer bad input."""
-    return _message("error", {"code": code, "message": text})
+def error(code: ErrorCode, text: str, board: str | None = None) -> Message:
+    """Answer bad input; of a board that may not be followed, say which it is."""
+    return _message("error", {"code": code, "message": text} | ({} if board is None else {"boardId": board}))
 
 
 def task_created(task: Row) -> Message:

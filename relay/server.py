@@ -10,6 +10,8 @@ Rules:
 - A connection is open while the protocol's state is OPEN. Nothing is sent to one that is not.
 - What a client does not take yet waits in its *backlog*, which refers to the buffers that all share; only the piece
   that the kernel took a part of is a copy. A backlog over its limit takes no more, whatever the hub has.
+- Who gets in, and to which boards, the `Gate` says, and perhaps the database. A credential is kept as long as its
+  connection, to be looked at again when the gate's credentials change, and is never logged.
 - One timer serves all connections: at each heartbeat, who has been silent since the last one is dropped, who has
   read nothing while something waited is given up, and the others are pinged.
 """
@@ -21,10 +23,15 @@ import contextlib
 import http
 import itertools
 import logging
+import math
 import socket
+import ssl
+import time
 import zlib
-from collections import deque
-from typing import Final, cast
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
 
 import structlog
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
@@ -32,8 +39,10 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
 from relay import protocol
+from relay.access import Gate, Grant, Refused, TooMany, UnknownKey, Visitor
 from relay.hub import Hub
 from relay.protocol import BadMessage, CloseCode, Message, Ping, Subscribe
 
@@ -96,6 +105,37 @@ TURNS: Final = 64
 """Connections are pinged in so many turns: ten thousand at once would hold up changes for a quarter of a second."""
 
 
+SUBPROTOCOL: Final = "relay"
+"""What a client may offer beside a credential: a browser wants one of what it offers to be taken."""
+
+NOT_ALLOWED: Final = "this board may not be followed"
+"""Said of boards that exist and of those that do not."""
+
+RETRY_SECONDS: Final = "5"
+"""When a client that found no place may try again."""
+
+EXPIRY_LOOK_SECONDS: Final = 30.0
+"""How often the clock is looked at that a token expires by: it may be set meanwhile."""
+
+JUDGE_SECONDS: Final = 30.0
+"""How often the database is asked again about every board that is followed."""
+
+QUESTIONS: Final = 1000
+"""So many are asked at once."""
+
+MESSAGE_BURST: Final = 4
+"""How many seconds' worth of messages may come at once."""
+
+
+def _our_subprotocol(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None
+
+
+def _listed(values: Iterable[str]) -> list[str]:
+    """Split the values of a header that is a list."""
+    return [each.strip() for value in values for each in value.split(",")]
+
+
 class Places:
     """How many may be connected at once."""
 
@@ -114,21 +154,57 @@ class Places:
         self._taken -= 1
 
 
-class Endpoint:
-    """Listens, and keeps the connections. `places` are those that several endpoints share, if they do."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may take, and all together. 0 or None is no limit."""
 
-    def __init__(
+    send_buffer: int = SEND_BUFFER_BYTES
+    all_buffers: int | None = None
+    messages_a_second: int = 0
+    boards: int | None = None
+    handshake_seconds: float = OPEN_SECONDS
+    idle_seconds: float = 0.0
+
+
+Question = tuple[Mapping[str, Any], str]
+"""The claims of a token, and the board that is to be read with it."""
+
+
+class Judge(Protocol):
+    """Who decides about boards, beside the token that names them."""
+
+    async def may_read(self, questions: Sequence[Question]) -> Sequence[bool]:
+        """Answer each question, however long it takes."""
+
+
+class Endpoint:
+    """Listens, and keeps the connections. `places` are those that several endpoints share, if they do.
+
+    `new_keys` has the gate's keys read again, for a token is signed with one that it does not know.
+    """
+
+    def __init__(  # the parts of one process, put together in one place
         self,
         hub: Hub,
         *,
         heartbeat: float,
         max_connections: int,
         places: Places | None = None,
-        send_buffer: int = SEND_BUFFER_BYTES,
+        limits: Limits | None = None,
         compression: bool = False,
+        gate: Gate | None = None,
+        new_keys: Callable[[], Awaitable[None]] | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.hub = hub
-        self.send_buffer = send_buffer
+        self.limits = limits or Limits()
+        self.gate = gate or Gate()
+        self.new_keys = new_keys
+        self.refused: Counter[str] = Counter()
+        self.buffered = 0
+        self._judge = judge
+        self._questions: asyncio.Queue[tuple[Connection, str]] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.extensions = _DEFLATE if compression else ()
         self._heartbeat = heartbeat
         self._places = places or Places(max_connections)
@@ -140,14 +216,26 @@ class Endpoint:
         self._server: asyncio.Server | None = None
         self._heart: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
+        self._said: dict[str, tuple[float, int]] = {}
 
-    async def open(self, host: str, port: int, *, reuse_port: bool = False) -> None:
+    async def open(
+        self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None
+    ) -> None:
         """Begin to listen, if wanted on a port that others share. Raises OSError if the address cannot be had."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            self._connection, host, port, backlog=1024, reuse_port=reuse_port or None
+            self._connection,
+            host,
+            port,
+            backlog=1024,
+            reuse_port=reuse_port or None,
+            ssl=tls,
+            ssl_handshake_timeout=self.limits.handshake_seconds if tls else None,
         )
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
+        if self._judge:
+            self.spend(self._judged(self._judge))
+            self.spend(self._judged_again(self._judge))
 
     @property
     def port(self) -> int | None:
@@ -165,9 +253,10 @@ class Endpoint:
         if self._server is None or self._heart is None:
             return
         self._server.close()
-        self._heart.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._heart
+        for task in (self._heart, *self._tasks):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         leaving = self._connections.keys() | self._shaking_hands
         self._empty.clear()
         for connection in leaving:
@@ -178,7 +267,7 @@ class Endpoint:
     def admit(self, connection: Connection) -> str | None:
         """Count a client in and name it; None if there are too many."""
         if not self._places.take():
-            log.warning("websocket.refused", reason="too many connections", connections=self.connections)
+            self.refuse("too many connections")
             return None
         self._shaking_hands.discard(connection)
         turn = self._connections[connection] = next(self._next_turn)
@@ -194,6 +283,54 @@ class Endpoint:
         if not self._connections and not self._shaking_hands:
             self._empty.set()
         self.hub.leave(connection)
+
+    def refuse(self, reason: str) -> None:
+        """Count a refusal, and log it: one a second for each reason, for there may be a flood of them."""
+        self.refused[reason] += 1
+        now = asyncio.get_running_loop().time()
+        last, unsaid = self._said.get(reason, (-math.inf, 0))
+        if now - last < 1:
+            self._said[reason] = (last, unsaid + 1)
+            return
+        self._said[reason] = (now, 0)
+        more = {"more": unsaid} if unsaid else {}
+        log.warning("websocket.refused", reason=reason, connections=self.connections, **more)
+
+    def ask(self, connection: Connection, board: str) -> bool:
+        """Have it decided whether a client may follow a board, if that is not decided yet: `decided`, soon."""
+        if self._judge:
+            self._questions.put_nowait((connection, board))
+        return self._judge is not None
+
+    def spend(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside, until it is done or the endpoint is closed."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def check_grants(self) -> None:
+        """Look at every client's credential again, for others may be good now."""
+        for connection in tuple(self._connections):
+            connection.check_grant()
+
+    async def _judged(self, judge: Judge) -> None:
+        while True:
+            asked = [await self._questions.get()]
+            while not self._questions.empty() and len(asked) < QUESTIONS:
+                asked.append(self._questions.get_nowait())
+            answers = await judge.may_read([(connection.claims, board) for connection, board in asked])
+            for (connection, board), may in zip(asked, answers, strict=True):
+                connection.decided(board, may=may)
+
+    async def _judged_again(self, judge: Judge) -> None:
+        while True:
+            await asyncio.sleep(JUDGE_SECONDS)
+            followed = [(one, board) for one in tuple(self._connections) for board in self.hub.following(one)]
+            for some in (followed[start : start + QUESTIONS] for start in range(0, len(followed), QUESTIONS)):
+                answers = await judge.may_read([(connection.claims, board) for connection, board in some])
+                for (connection, board), may in zip(some, answers, strict=True):
+                    if not may:
+                        connection.revoke(board)
 
     def _connection(self) -> Connection:
         connection = Connection(self)
@@ -217,10 +354,17 @@ class Connection(asyncio.Protocol):
         "_binary",
         "_blocked",
         "_client_id",
+        "_counted",
+        "_credential",
+        "_early",
         "_ending",
         "_endpoint",
         "_eof",
+        "_expiry",
+        "_grant",
+        "_idle_since",
         "_largest",
+        "_left",
         "_moved",
         "_offset",
         "_partial",
@@ -229,6 +373,7 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_unsent",
         "_waiting",
+        "_wanted",
         "closed",
         "inflates",
         "ready",
@@ -237,7 +382,10 @@ class Connection(asyncio.Protocol):
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._protocol = ServerProtocol(
-            extensions=endpoint.extensions, max_size=protocol.MAX_MESSAGE_BYTES, logger=_quiet
+            extensions=endpoint.extensions,
+            max_size=protocol.MAX_MESSAGE_BYTES,
+            logger=_quiet,
+            select_subprotocol=_our_subprotocol,
         )
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
@@ -257,6 +405,16 @@ class Connection(asyncio.Protocol):
         self._unsent = 0
         self._moved = False
         self._largest = 0
+        # What it presented, what that is worth, and the boards that it has asked for and nobody has decided about.
+        self._credential: str | None = None
+        self._grant = Grant()
+        self._expiry: asyncio.TimerHandle | None = None
+        self._wanted: dict[str, Subscribe] = {}
+        self._early: bytes | None = None
+        # How many messages it may send at once, as of when; and since when it has followed no board.
+        self._left = math.inf
+        self._counted = 0.0
+        self._idle_since: float | None = None
         self.ready = False
         self.inflates = False
         self.closed = False
@@ -284,6 +442,10 @@ class Connection(asyncio.Protocol):
         """Drop the client if it is silent since the last beat, give it up if it did not read; else ping it."""
         if self._protocol.state is not State.OPEN:
             return
+        if self._is_idle():
+            log.info("websocket.dropped", clientId=self._client_id, reason="follows no board")
+            self.close(CloseCode.IDLE, "no board was followed for long")
+            return
         unsent, self._unsent = self._unsent, self._transport.get_write_buffer_size()
         moved, self._moved = self._moved, False
         if unsent and self._unsent >= unsent and not moved:
@@ -306,17 +468,22 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         # The backlog is ours: the transport says at once when it could not write all, and when it then has.
-        self._transport.set_write_buffer_limits(high=0)
+        # Under TLS it says so when so much waits, else when more does.
+        self._transport.set_write_buffer_limits(high=1 if transport.get_extra_info("ssl_object") else 0, low=0)
         self._limit_unsent(UNSENT_BYTES)
-        self._cut_off_in(OPEN_SECONDS)
+        self._cut_off_in(self._endpoint.limits.handshake_seconds)
 
     def data_received(self, data: bytes) -> None:
         self._alive = True
         if self._protocol.state is State.CONNECTING:
+            if self._holds_back(data):
+                return
             # What a client sends along with its handshake is answered after it, not before.
             handshake, end, data = data.partition(b"\r\n\r\n")
             self._protocol.receive_data(handshake + end)
             self._handle()
+            if self._holds_back(data):
+                return
         if data:
             self._protocol.receive_data(data)
             self._handle()
@@ -340,6 +507,10 @@ class Connection(asyncio.Protocol):
         self._backlog = None
         if self._timer:
             self._timer.cancel()
+        if self._expiry:
+            self._expiry.cancel()
+        self._endpoint.buffered -= self._waiting
+        self._waiting = 0
         self.closed = True
         self._endpoint.forget(self)
         if self._client_id:
@@ -349,6 +520,13 @@ class Connection(asyncio.Protocol):
                 code=self._protocol.close_code,
                 connections=self._endpoint.connections,
             )
+
+    def _holds_back(self, data: bytes) -> bool:
+        """Keep what comes while the handshake waits for the gate's keys."""
+        if self._early is None:
+            return False
+        self._early += data
+        return True
 
     # What the client says
 
@@ -367,6 +545,61 @@ class Connection(asyncio.Protocol):
             self._end_soon()
 
     def _open(self, request: Request) -> None:
+        visitor = self._visitor(request)
+        try:
+            self._grant = self._endpoint.gate.admit(visitor, asyncio.get_running_loop().time())
+        except UnknownKey as ex:
+            if self._endpoint.new_keys is None:
+                self._turn_away(ex)
+            else:
+                self._early = b""
+                self._transport.pause_reading()
+                self._endpoint.spend(self._open_later(request, visitor, self._endpoint.new_keys))
+        except Refused as ex:
+            self._turn_away(ex)
+        else:
+            self._welcome(request, visitor)
+
+    async def _open_later(self, request: Request, visitor: Visitor, new_keys: Callable[[], Awaitable[None]]) -> None:
+        """Go on with the handshake when the keys have been read again."""
+        await new_keys()
+        early, self._early = self._early, None
+        if self.closed or self._ending or self._transport.is_closing():
+            return
+        try:
+            self._grant = self._endpoint.gate.access.grant(visitor.credential)
+        except Refused as ex:
+            self._turn_away(ex)
+        else:
+            self._welcome(request, visitor)
+        self._handle()
+        self._transport.resume_reading()
+        if early and self._protocol.state is State.OPEN:
+            self.data_received(early)
+
+    def _visitor(self, request: Request) -> Visitor:
+        peer = self._transport.get_extra_info("peername")
+        headers = request.headers
+        return Visitor(
+            peer=peer[0] if peer else "",
+            target=request.path,
+            authorization=headers.get_all("Authorization"),
+            subprotocols=_listed(headers.get_all("Sec-WebSocket-Protocol")),
+            origins=[origin.lower() for origin in headers.get_all("Origin")],
+            forwarded=headers.get_all("X-Forwarded-For"),
+        )
+
+    def _turn_away(self, why: Refused) -> None:
+        """Answer in few bytes, and not with what was wrong: that is for the log."""
+        self._endpoint.refuse(str(why))
+        response = self._protocol.reject(why.status, f"{why.status.phrase}\n")
+        if isinstance(why, TooMany):
+            response.headers["Retry-After"] = str(why.seconds)
+        else:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        self._protocol.send_response(response)
+
+    def _welcome(self, request: Request, visitor: Visitor) -> None:
         response = self._protocol.accept(request)
         if response.status_code == http.HTTPStatus.SWITCHING_PROTOCOLS:
             self._client_id = self._endpoint.admit(self)
@@ -374,10 +607,13 @@ class Connection(asyncio.Protocol):
                 response = self._protocol.reject(
                     http.HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections: try again later.\n"
                 )
+                response.headers["Retry-After"] = RETRY_SECONDS
         self._protocol.send_response(response)
         if self._client_id is not None:
             self._cut_off_in(None)
             self.ready = True
+            self._credential = None if self._endpoint.gate.access.open else visitor.credential
+            self._expire()
             # One that asked for a smaller window is sent its messages as they are, as the extension allows.
             self.inflates = any(
                 isinstance(extension, PerMessageDeflate) and extension.local_max_window_bits == zlib.MAX_WBITS
@@ -403,6 +639,7 @@ class Connection(asyncio.Protocol):
 
     def _receive_message(self, message: bytes) -> None:
         try:
+            self._count_message()
             if self._binary:
                 raise BadMessage("binary_message", "found a binary message: expected text")  # noqa: TRY301
             self._act(protocol.parse(message.decode()))
@@ -416,18 +653,132 @@ class Connection(asyncio.Protocol):
         match message:
             case Ping():
                 self._answer(protocol.PONG)
-            case Subscribe(board_id=board, cursor=cursor):
-                log.info("websocket.subscribe", clientId=self._client_id, board=board[:100])
-                # What is not even text is as good as any text that is no cursor.
-                text = cursor if cursor is None or isinstance(cursor, str) else ""
-                self._endpoint.hub.subscribe(self, board, resumable=message.resumable, cursor=text)
+            case Subscribe():
+                self._subscribe(message)
             case protocol.Unsubscribe(board_id=board):
                 log.info("websocket.unsubscribe", clientId=self._client_id, board=board[:100])
+                self._wanted.pop(board, None)
                 self._endpoint.hub.unsubscribe(self, board)
+            case protocol.Authenticate(token=token):
+                self._authenticate(token)
+
+    def _subscribe(self, message: Subscribe) -> None:
+        board, most = message.board_id, self._endpoint.limits.boards
+        if most is not None:
+            boards = {*self._endpoint.hub.following(self), *self._wanted}
+            if board not in boards and len(boards) >= most:
+                raise BadMessage("too_many_boards", f"{most} boards are followed already: expected no more", board)
+        if not self._grant.names(board):
+            raise BadMessage("not_allowed", NOT_ALLOWED, board)
+        if self._endpoint.ask(self, board):
+            self._wanted[board] = message
+        else:
+            self._follow(message)
+
+    def decided(self, board: str, *, may: bool) -> None:
+        """Follow a board that was asked for, or say that it may not be."""
+        message = self._wanted.pop(board, None)
+        if message is None or self._protocol.state is not State.OPEN:
+            return
+        if may and self._grant.names(board):
+            self._follow(message)
+        else:
+            self._refuse(BadMessage("not_allowed", NOT_ALLOWED, board))
+
+    def _follow(self, message: Subscribe) -> None:
+        board, cursor = message.board_id, message.cursor
+        log.info("websocket.subscribe", clientId=self._client_id, board=board[:100])
+        # What is not even text is as good as any text that is no cursor.
+        text = cursor if cursor is None or isinstance(cursor, str) else ""
+        self._endpoint.hub.subscribe(self, board, resumable=message.resumable, cursor=text)
+
+    # What its credential is worth
+
+    @property
+    def claims(self) -> Mapping[str, Any]:
+        """What its token says."""
+        return self._grant.claims
+
+    def revoke(self, board: str) -> None:
+        """Send nothing more of a board, and say so."""
+        if board in self._endpoint.hub.following(self) and self._protocol.state is State.OPEN:
+            self._endpoint.hub.unsubscribe(self, board)
+            log.info("websocket.revoked", clientId=self._client_id, board=board[:100])
+            self._answer(protocol.error("not_allowed", NOT_ALLOWED, board))
+
+    def check_grant(self) -> None:
+        """Look at the credential again; close a connection whose is not good any more."""
+        if self._protocol.state is not State.OPEN:
+            return
+        try:
+            grant = self._endpoint.gate.access.grant(self._credential)
+        except Refused:
+            self._end_grant(CloseCode.TOKEN_REVOKED, "the token is not good any more")
+        else:
+            self._take(grant)
+
+    def _authenticate(self, token: str) -> None:
+        try:
+            grant = self._endpoint.gate.access.grant(token)
+        except Refused as ex:
+            self._endpoint.refuse(str(ex))
+            raise BadMessage("not_authenticated", "the token is not good: the one before it still is") from None
+        self._credential = None if self._endpoint.gate.access.open else token
+        self._answer(protocol.AUTHENTICATED)
+        self._take(grant)
+
+    def _take(self, grant: Grant) -> None:
+        self._grant = grant
+        self._expire()
+        for board in self._endpoint.hub.following(self):
+            if not grant.names(board):
+                self.revoke(board)
+
+    def _expire(self) -> None:
+        """Close the connection when its token expires; look again then, for the clock may have been set."""
+        if self._expiry:
+            self._expiry.cancel()
+            self._expiry = None
+        if self._grant.expires is None:
+            return
+        left = self._grant.expires - time.time()
+        if left <= 0:
+            self._end_grant(CloseCode.TOKEN_EXPIRED, "the token has expired")
+        else:
+            loop = asyncio.get_running_loop()
+            self._expiry = loop.call_later(min(left, EXPIRY_LOOK_SECONDS), self._expire)
+
+    def _end_grant(self, code: CloseCode, reason: str) -> None:
+        log.info("websocket.dropped", clientId=self._client_id, reason=reason)
+        self._endpoint.hub.leave(self)
+        self.close(code, reason)
+
+    # What it may take
+
+    def _count_message(self) -> None:
+        """Count a message against the limit a second. Raises BadMessage."""
+        if not (rate := self._endpoint.limits.messages_a_second):
+            return
+        now = asyncio.get_running_loop().time()
+        self._left = min(MESSAGE_BURST * rate, self._left + (now - self._counted) * rate)
+        self._counted = now
+        if self._left < 1:
+            raise BadMessage("too_many_messages", f"found more than {rate} messages a second: expected fewer")
+        self._left -= 1
+
+    def _is_idle(self) -> bool:
+        if not (most := self._endpoint.limits.idle_seconds):
+            return False
+        now = asyncio.get_running_loop().time()
+        if self._wanted or self._endpoint.hub.following(self):
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        return self._idle_since is not None and now - self._idle_since >= most
 
     def _refuse(self, bad: BadMessage) -> None:
         log.info("websocket.error", clientId=self._client_id, code=bad.code, message=str(bad))
-        self._answer(protocol.error(bad.code, str(bad)))
+        self._answer(protocol.error(bad.code, str(bad), bad.board))
         self._bad_messages += 1
         if self._bad_messages >= protocol.MAX_BAD_MESSAGES:
             self._protocol.fail(CloseCode.POLICY, f"{self._bad_messages} bad messages in a row")
@@ -458,13 +809,20 @@ class Connection(asyncio.Protocol):
             self._backlog = deque()
         self._backlog.append(data)
         self._waiting += len(data)
+        self._endpoint.buffered += len(data)
         self._largest = max(self._largest, len(data))
         if not self._blocked:
             self._write_backlog()
-        if self._waiting > self._endpoint.send_buffer + self._largest:
+        if self._is_over(self._endpoint.limits):
             self.ready = False
             # Who does not read our answers shall not make us write more of them.
             self._transport.pause_reading()
+
+    def _is_over(self, limits: Limits) -> bool:
+        """Whether it may have no more wait: for it has too much, or all together have."""
+        if self._waiting > limits.send_buffer + self._largest:
+            return True
+        return limits.all_buffers is not None and self._waiting > 0 and self._endpoint.buffered > limits.all_buffers
 
     def _write_backlog(self) -> None:
         while self._backlog and not self._blocked:
@@ -491,12 +849,17 @@ class Connection(asyncio.Protocol):
                 backlog.popleft()
                 self._offset = 0
         self._waiting -= PIECE_BYTES - room
+        self._endpoint.buffered -= PIECE_BYTES - room
         return b"".join(parts)
 
     def _end_if_said(self) -> None:
-        if self._eof and self._transport.can_write_eof() and not self._transport.is_closing():
-            self._eof = False
+        if not self._eof or self._transport.is_closing():
+            return
+        self._eof = False
+        if self._transport.can_write_eof():
             self._transport.write_eof()
+        else:
+            self._transport.close()  # TLS has no half-closed connections
 
     def _give_up(self) -> None:
         """Close a connection that nobody reads, with a code that tells the client should it read after all.
@@ -507,7 +870,9 @@ class Connection(asyncio.Protocol):
         if self._backlog:
             begun = [self._backlog[0]] if self._offset else []
             self._backlog = deque(begun)
+            self._endpoint.buffered -= self._waiting
             self._waiting = sum(map(len, begun)) - self._offset
+            self._endpoint.buffered += self._waiting
         # The kernel shall take that, and the close frame, and keep them for a while when we are gone.
         self._limit_unsent(0)
         self._transport.resume_reading()

@@ -16,12 +16,13 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Container, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Final, LiteralString, NamedTuple, Self, cast, get_args
+from typing import Any, Final, LiteralString, NamedTuple, Self, cast, get_args
 
 import msgspec
 import psycopg
@@ -56,6 +57,9 @@ PART_CHANGES: Final = 2_000
 BATCH_TRANSACTIONS: Final = 100_000
 """Of so many transactions at once, which may have gathered in an hour without the relay, it makes one batch; if there
 are more, a `board.sync` costs everybody less."""
+
+MAY_READ_TIMEOUT: Final = "2s"
+"""How long relay.may_read may think about what is asked at once."""
 
 LARGE_BOARD_TASKS: Final = 1_000
 """Above it, a board is encoded in a thread, so that the others' changes go on meanwhile."""
@@ -187,6 +191,13 @@ _BOARD: Final[LiteralString] = """
     select pg_catalog.pg_current_snapshot()::text, b.watch, b.task::text
     from (values (0)) one
     left join relay.board(%s) b on true
+"""
+
+
+_MAY_READ: Final[LiteralString] = """
+    select coalesce(relay.may_read(q.claims::jsonb, q.board), false)
+    from unnest(%s::text[], %s::text[]) with ordinality q (claims, board, n)
+    order by q.n
 """
 
 
@@ -359,6 +370,38 @@ class Session:
         async with self._reading:
             await self._reader.rows("select relay.prune()")
 
+    async def may_read(self, questions: Sequence[tuple[Mapping[str, Any], str]]) -> list[bool]:
+        """Ask relay.may_read about each claims and board; a question that it fails at is answered with no."""
+        texts = [(json.dumps(claims), board) for claims, board in questions]
+        async with self._reading:
+            try:
+                return await self._answers(texts)
+            except psycopg.Error as ex:
+                if ex.sqlstate is None or self._reader.closed:
+                    raise
+                log.error("access.may_read_failed", problem=_line_of(ex))  # noqa: TRY400  # the line says it all
+            if len(texts) == 1:
+                return [False]
+            return [await self._answered_alone(text) for text in texts]
+
+    async def _answers(self, questions: Sequence[tuple[str, str]]) -> list[bool]:
+        await self._reader.rows("begin")
+        try:
+            await self._reader.rows("select pg_catalog.set_config('statement_timeout', %s, true)", MAY_READ_TIMEOUT)
+            rows = await self._reader.rows(_MAY_READ, *map(list, zip(*questions, strict=True)))
+        finally:
+            if not self._reader.closed:
+                await self._reader.rows("rollback")
+        return [may for (may,) in rows]
+
+    async def _answered_alone(self, question: tuple[str, str]) -> bool:
+        try:
+            return (await self._answers([question]))[0]
+        except psycopg.Error as ex:
+            if ex.sqlstate is None or self._reader.closed:
+                raise
+            return False
+
     async def load_watches(self) -> None:
         """Read what is watched, and whether its triggers are in place."""
         async with self._reading:
@@ -503,6 +546,10 @@ def _reason(text: str | None) -> Reason:
     """Take the first word of what the database gave as a reason, if it is one that clients know."""
     word = (text or "").partition(":")[0]
     return cast(Reason, word) if word in get_args(Reason) else "resync"
+
+
+def _line_of(ex: psycopg.Error) -> str:
+    return ex.diag.message_primary or " ".join(str(ex).split())
 
 
 def _running(snapshot: Snapshot) -> list[str]:

@@ -18,12 +18,15 @@ class Counts(BaseModel):
     bytes: int = 0
     fell_behind: int = 0
     """How often a subscriber could take no more."""
+    refused: Mapping[str, int] = {}
+    """Connections and tokens that were refused, by reason."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
             messages=Counter(self.messages) + Counter(other.messages),
             bytes=self.bytes + other.bytes,
             fell_behind=self.fell_behind + other.fell_behind,
+            refused=Counter(self.refused) + Counter(other.refused),
         )
 
 

@@ -3,8 +3,9 @@
 Rules of one that was started as a process of its own (`main`):
 - It shares with the others the port, which each of them listens on while the kernel deals out who connects, and the
   count of connections. Of Postgres it has its own feed: none waits for another.
-- Its orders come over its control socket: each line is the question for its `Status`. The end of it means to stop;
-  it comes too when the process that asks was killed. Signals are for that process alone: they are blocked here.
+- Its orders come over its control socket: each line is the question for its `Status`, but for the one that tells it
+  to read its credentials again. The end of it means to stop; it comes too when the process that asks was killed.
+  Signals are for that process alone: they are blocked here.
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Final
 
 import structlog
 
 from relay import config, logs
+from relay.access import AccessError, Rates
 from relay.config import Settings
 from relay.feed import Feed
+from relay.guard import Guard
 from relay.hub import Hub
-from relay.server import Endpoint, Places, deflated_frame, frame
+from relay.server import Endpoint, Limits, Places, deflated_frame, frame
 from relay.status import Counts, Status
 
 log = structlog.get_logger()
+
+RELOAD: Final = b"reload\n"
+"""The line on the control socket that tells a worker to read its credentials again."""
 
 
 class StartError(Exception):
@@ -38,10 +45,11 @@ class StartError(Exception):
 class Worker:
     """Serves subscribers from this process."""
 
-    def __init__(self, settings: Settings, places: Places | None = None) -> None:
+    def __init__(self, settings: Settings, places: Places | None = None, rates: Rates | None = None) -> None:
         self._settings = settings
         self._shares_port = places is not None
         self._feed = Feed(settings.DATABASE_URL)
+        self._guard = Guard(settings, rates or Rates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL))
         self._hub = Hub(self._feed, frame, deflated_frame)
         self._endpoint: Endpoint | None = None
         if settings.WS_ENABLED:
@@ -50,8 +58,11 @@ class Worker:
                 heartbeat=settings.WS_HEARTBEAT / 1000,
                 max_connections=settings.WS_MAX_CONNECTIONS,
                 places=places,
-                send_buffer=settings.WS_SEND_BUFFER,
+                limits=_limits(settings),
                 compression=settings.WS_COMPRESSION,
+                gate=self._guard.gate,
+                new_keys=self._guard.new_keys if settings.WS_JWT_KEYS else None,
+                judge=self._feed if settings.WS_MAY_READ else None,
             )
 
     @property
@@ -62,13 +73,28 @@ class Worker:
     async def open(self) -> None:
         """Take the port. Raises StartError."""
         if self._endpoint:
+            try:
+                await self._guard.open()
+            except AccessError as ex:
+                raise StartError(str(ex)) from ex
             host, port = self._settings.WS_HOST, self._settings.WS_PORT
             with named("WS_PORT", host, port):
-                await self._endpoint.open(host, port, reuse_port=self._shares_port)
+                await self._endpoint.open(host, port, reuse_port=self._shares_port, tls=self._guard.tls)
 
     async def start(self) -> asyncio.Task[None]:
         """Serve; the task ends only by a fault of ours."""
-        return asyncio.create_task(self._feed.run(self._hub) if self._endpoint else _nothing(), name="feed")
+        return asyncio.create_task(self._serve() if self._endpoint else _nothing(), name="feed")
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._feed.run(self._hub))
+            tasks.create_task(self._guard.run())
+
+    async def reload(self) -> None:
+        """Read credentials and certificates again; close connections whose credential is not good any more."""
+        if self._endpoint:
+            await self._guard.reload()
+            self._endpoint.check_grants()
 
     async def status(self) -> Status:
         """Tell how it is."""
@@ -80,13 +106,29 @@ class Worker:
             subscriptions=self._hub.subscriptions,
             feed_up=self._feed.problem is None,
             problem=self._feed.problem if running else None,
-            counts=Counts(messages=self._hub.sent, bytes=self._hub.sent_bytes, fell_behind=self._hub.fell_behind),
+            counts=Counts(
+                messages=self._hub.sent,
+                bytes=self._hub.sent_bytes,
+                fell_behind=self._hub.fell_behind,
+                refused=self._endpoint.refused if self._endpoint else {},
+            ),
         )
 
     async def close(self) -> None:
         """Stop listening, and see the clients off."""
         if self._endpoint:
             await self._endpoint.close()
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        send_buffer=settings.WS_SEND_BUFFER,
+        all_buffers=settings.WS_BACKLOG_TOTAL,
+        messages_a_second=settings.WS_MESSAGE_RATE,
+        boards=settings.WS_MAX_BOARDS,
+        handshake_seconds=settings.WS_HANDSHAKE_TIMEOUT / 1000,
+        idle_seconds=settings.WS_IDLE_TIMEOUT / 1000,
+    )
 
 
 async def _nothing() -> None:
@@ -139,14 +181,30 @@ class SharedPlaces(Places):
         self._taken_by[of] = 0
 
 
+class SharedRates(Rates):
+    """The rates of all workers, in memory that they share, an open file's."""
+
+    def __init__(self, per_client: int, total: int, file: int) -> None:
+        super().__init__(per_client, total, memoryview(mmap.mmap(file, Rates.BYTES)))
+        self._file = file
+
+    def take(self, address: str, now: float) -> float:
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            return super().take(address, now)
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+
 def main() -> None:
-    """Be one of several, as workers.py starts them: which one, its control socket, and the file of the places."""
-    number, control, places = map(int, sys.argv[1:])
+    """Be one of several, as workers.py starts them: which one, its control socket, the files of places and rates."""
+    number, control, places, rates_file = map(int, sys.argv[1:])
     logs.start(worker=number)
     settings = config.load({name: os.environ[name] for name in Settings.model_fields if name in os.environ})
     shared = SharedPlaces(settings.WS_MAX_CONNECTIONS, places, settings.WS_WORKERS, number - 1)
     try:
-        asyncio.run(_obey(Worker(settings, shared), socket.socket(fileno=control)))
+        rates = SharedRates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL, rates_file)
+        asyncio.run(_obey(Worker(settings, shared, rates), socket.socket(fileno=control)))
     except StartError as ex:
         log.error("worker.failed", problem=str(ex))  # noqa: TRY400  # one line says it all
         sys.exit(1)
@@ -172,7 +230,10 @@ async def _answer(worker: Worker, reader: asyncio.StreamReader, writer: asyncio.
     """Answer what is asked over the control socket, until its end."""
     # Who was killed with an answer unread has reset the connection.
     with contextlib.suppress(ConnectionError):
-        async for _question in reader:
+        async for question in reader:
+            if question == RELOAD:
+                await worker.reload()
+                continue
             status = await worker.status()
             writer.write(status.model_dump_json().encode() + b"\n")
             await writer.drain()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -24,10 +25,11 @@ from typing import Final
 import structlog
 
 from relay import worker
+from relay.access import Rates
 from relay.config import Settings
 from relay.feed import LONGEST_RETRY_SECONDS, Retry
 from relay.status import Counts, Status
-from relay.worker import SharedPlaces, StartError, named
+from relay.worker import RELOAD, SharedPlaces, StartError, named
 
 log = structlog.get_logger()
 
@@ -60,8 +62,12 @@ class Workers:
         self._lifetime.callback(os.close, file)
         os.ftruncate(file, count * 8)
         places = SharedPlaces(self._settings.WS_MAX_CONNECTIONS, file, count)
+        rates = os.memfd_create("relay-rates")
+        self._lifetime.callback(os.close, rates)
+        os.ftruncate(rates, Rates.BYTES)
+        os.pwrite(rates, secrets.token_bytes(Rates.KEY_BYTES), 0)
         settings = self._settings.model_copy(update={"WS_PORT": self.port})
-        self._processes = [_Process(number, settings, places, file) for number in range(1, count + 1)]
+        self._processes = [_Process(number, settings, places, (file, rates)) for number in range(1, count + 1)]
 
     async def _bind(self) -> None:
         host = self._settings.WS_HOST
@@ -104,6 +110,11 @@ class Workers:
             of=len(answers),
         )
 
+    async def reload(self) -> None:
+        """Have the workers read credentials and certificates again."""
+        for process in self._processes:
+            process.reload()
+
     async def close(self) -> None:
         """Have the workers see their clients off, and wait until they are gone."""
         with self._lifetime:
@@ -122,13 +133,13 @@ class _Process:
     process, `known.problem` what is with its feed.
     """
 
-    def __init__(self, number: int, settings: Settings, places: SharedPlaces, file: int) -> None:
+    def __init__(self, number: int, settings: Settings, places: SharedPlaces, files: tuple[int, int]) -> None:
         self.number = number
         self.known: Status | None = None
         self.problem: str | None = "is starting"
         self._settings = {name: str(value) for name, value in settings.model_dump().items()}
         self._places = places
-        self._file = file
+        self._files = files
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._answers: asyncio.Task[None] | None = None
@@ -190,6 +201,11 @@ class _Process:
                 self.problem = f"cannot be started again: {ex.strerror}"
                 log.error("worker.failed", worker=self.number, problem=self.problem)  # noqa: TRY400  # one line
 
+    def reload(self) -> None:
+        """Tell it to read credentials and certificates again."""
+        if self._writer:
+            self._writer.write(RELOAD)
+
     async def stop(self) -> None:
         """Tell it to stop, and wait until it is gone."""
         if self._writer:
@@ -211,10 +227,10 @@ class _Process:
                 "-P",  # it shall import what this process did, whatever lies in the working folder
                 "-m",
                 worker.__name__,
-                *map(str, (self.number, control, self._file)),
+                *map(str, (self.number, control, *self._files)),
                 env={**os.environ, **self._settings},
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(control, self._file),
+                pass_fds=(control, *self._files),
             )
 
     def _ask(self, writer: asyncio.StreamWriter) -> asyncio.Future[Status | None]:

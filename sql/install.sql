@@ -1010,6 +1010,23 @@ $$;
 
 comment on function relay.board(text) is 'The tasks of one board as subscribers see them.';
 
+-- Who may read a board, where the daemon is told to ask (WS_MAY_READ): replace this function as you like. "claims" are
+-- those of the client's token. Where they name boards, the daemon has compared them already. Left alone when it is there.
+do $$
+begin
+    if pg_catalog.to_regprocedure('relay.may_read(jsonb, text)') is null then
+        create function relay.may_read(claims jsonb, board text) returns boolean
+            language sql
+            stable
+            set search_path = pg_catalog, pg_temp
+        as 'select claims ? ''boards''';
+
+        comment on function relay.may_read(jsonb, text) is
+            'Whether who has a token with these claims may read a board. Replace it with a rule of your own.';
+    end if;
+end
+$$;
+
 -- Pruning ------------------------------------------------------------------------------------------------------
 
 -- The snapshot that sees what "v" sees, as far as it is below "bound".

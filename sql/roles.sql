@@ -33,6 +33,6 @@ grant execute on function relay.parts(regclass), relay.triggers_complete(relay.w
 
 -- What runs as the schema's owner.
 grant execute on function relay.epoch(), relay.shape(), relay.hold_tables(), relay.board(text), relay.awake_for(),
-    relay.stay_awake(integer), relay.prune(interval, bigint), relay.resume() to relay_daemon;
+    relay.stay_awake(integer), relay.prune(interval, bigint), relay.resume(), relay.may_read(jsonb, text) to relay_daemon;
 
 commit;

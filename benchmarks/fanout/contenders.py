@@ -29,6 +29,7 @@ from typing import IO
 import psycopg
 
 from relay import install
+from relay.bench import NO_LIMITS
 from relay.embedded import free_port
 
 HERE = Path(__file__).parent
@@ -126,7 +127,7 @@ class Relay(Contender):
     @contextlib.contextmanager
     def run(self, dsn: str) -> Iterator[Running]:
         settings = {"WS_PORT": "0", "HEALTH_PORT": "0", "WS_HOST": "127.0.0.1", "WS_MAX_CONNECTIONS": "19000"}
-        settings |= {"WS_WORKERS": str(self._workers), "DATABASE_URL": dsn}
+        settings |= NO_LIMITS | {"WS_WORKERS": str(self._workers), "DATABASE_URL": dsn}
         with _process([self._program(), "serve"], self._core, settings) as process:
             port = 0
             for line in _lines(process.stderr):

@@ -19,6 +19,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import ClientConnection, connect
 
+from relay.bench import NO_LIMITS
+
 RELAY: Final = Path(sys.executable).parent / "relay"
 """The console script, as an operator starts it."""
 
@@ -205,7 +207,7 @@ class Relays:
     ) -> Daemon:
         """Start one on a database; it listens, on free ports and healthy unless the test wants something else."""
         ports = {"WS_PORT": str(ws_port), "HEALTH_PORT": "0"}
-        daemon = Daemon(options, self._folder, {"DATABASE_URL": dsn, **ports, **settings})
+        daemon = Daemon(options, self._folder, {"DATABASE_URL": dsn, **ports, **NO_LIMITS, **settings})
         self.started.append(daemon)
         await daemon.listens()
         if healthy:

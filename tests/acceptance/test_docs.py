@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from relay import protocol
-from relay.config import Settings
+from relay.config import NO_OPTION, Settings
 from relay.cursor import Reason
 from relay.install import text
 from tests.acceptance.support import Client, Daemon, Program, Relays, run_relay, until
@@ -28,7 +29,8 @@ DBA = ROOT / "docs" / "dba.md"
 OPERATOR = ROOT / "docs" / "operator.md"
 CLIENTS = ROOT / "docs" / "clients.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
-DOCUMENTS = (README, DBA, OPERATOR, CLIENTS, PERFORMANCE)
+SECURITY = ROOT / "docs" / "security.md"
+DOCUMENTS = (README, DBA, OPERATOR, CLIENTS, PERFORMANCE, SECURITY)
 
 
 def examples(document: Path, language: str) -> list[str]:
@@ -107,9 +109,12 @@ async def test_daemons_run(document: Path, database: Database, relay: Relays) ->
 
 async def test_table_of_metrics_is_complete(database: Database, relay: Relays) -> None:
     """The operator's guide lists every metric with its type, and no other."""
-    daemon = await relay(database.dsn)
+    daemon = await relay(database.dsn, WS_MAX_CONNECTIONS="1")
     async with Client.to(daemon) as client:
         await client.subscribe()
+        with pytest.raises(InvalidStatus):
+            async with Client.to(daemon):
+                pass
         served = {name.split()[0] for name in daemon.metrics()}
 
     assert served == set(first_column(OPERATOR, "| metric | type |"))
@@ -223,17 +228,17 @@ def test_table_of_log_lines_is_complete() -> None:
     """The README lists every event that the daemon logs, and no other."""
     code = "".join(path.read_text() for path in (ROOT / "relay").glob("*.py"))
     modules = {"relay.websockets", "relay.subscribers"}
-    logged = set(re.findall(r'"((?:websocket|feed|worker|relay)\.[a-z_]+)"', code)) - modules
+    logged = set(re.findall(r'"((?:websocket|feed|worker|relay|access)\.[a-z_]+)"', code)) - modules
     table = README.read_text().split("| `event` |")[1].split("\n\n")[0]
 
-    assert logged == set(re.findall(r"`((?:websocket|feed|worker|relay)\.[a-z_]+)`", table))
+    assert logged == set(re.findall(r"`((?:websocket|feed|worker|relay|access)\.[a-z_]+)`", table))
 
 
 def test_table_of_settings_is_complete() -> None:
     """The README lists every setting with its default."""
-    rows = re.findall(r"^\| `(\w+)` \| `--([\w-]+)` \| (?:`(\S+)` )?\|", README.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`--([\w-]+)` )?\| (?:`(\S+)` )?\|", README.read_text(), re.MULTILINE)
 
     assert rows == [
-        (name, name.lower().replace("_", "-"), str(field.default).lower())
+        (name, "" if name in NO_OPTION else name.lower().replace("_", "-"), str(field.default).lower())
         for name, field in Settings.model_fields.items()
     ]

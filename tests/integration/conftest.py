@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from relay.access import Gate
 from relay.embedded import EmbeddedPostgres
 from relay.feed import Feed
 from relay.hub import Hub
-from relay.server import Endpoint, deflated_frame, frame
+from relay.server import Endpoint, Limits, deflated_frame, frame
 from tests.integration.client import Client
 from tests.servers import Database, install
 
@@ -19,13 +20,29 @@ from tests.servers import Database, install
 class Relay:
     """A running relay, as far as tests look into it."""
 
-    def __init__(
-        self, database_url: str, *, heartbeat: float = 30.0, max_connections: int = 1000, compression: bool = False
+    def __init__(  # what the endpoint may be told
+        self,
+        database_url: str,
+        *,
+        heartbeat: float = 30.0,
+        max_connections: int = 1000,
+        compression: bool = False,
+        gate: Gate | None = None,
+        limits: Limits | None = None,
+        judged: bool = False,
+        new_keys: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.feed = Feed(database_url)
         self.hub = Hub(self.feed, frame, deflated_frame)
         self.endpoint = Endpoint(
-            self.hub, heartbeat=heartbeat, max_connections=max_connections, compression=compression
+            self.hub,
+            heartbeat=heartbeat,
+            max_connections=max_connections,
+            compression=compression,
+            gate=gate,
+            limits=limits,
+            judge=self.feed if judged else None,
+            new_keys=new_keys,
         )
 
     @property

@@ -17,6 +17,7 @@ import struct
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -624,10 +625,10 @@ async def test_what_is_no_http_request_is_ended(endpoint: Endpoint, garbage: byt
 
 @pytest.mark.parametrize("said", [b"", HANDSHAKE[:-2]])
 async def test_client_without_handshake_is_cut_off(
-    endpoint: Endpoint, accepted: list[Connection], monkeypatch: pytest.MonkeyPatch, said: bytes
+    endpoint: Endpoint, accepted: list[Connection], said: bytes
 ) -> None:
     """Who connects and does not finish its handshake in time is cut off."""
-    monkeypatch.setattr(server, "OPEN_SECONDS", 0.1)
+    endpoint.limits = replace(endpoint.limits, handshake_seconds=0.1)
     async with Peer.to(endpoint, shake_hands=False) as peer:
         peer.write(said)
 
@@ -635,11 +636,9 @@ async def test_client_without_handshake_is_cut_off(
         await eventually(lambda: accepted[0].closed)
 
 
-async def test_handshake_in_time_is_not_cut_off(
-    endpoint: Endpoint, accepted: list[Connection], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_handshake_in_time_is_not_cut_off(endpoint: Endpoint, accepted: list[Connection]) -> None:
     """The time limit of the handshake ends with it."""
-    monkeypatch.setattr(server, "OPEN_SECONDS", 0.2)
+    endpoint.limits = replace(endpoint.limits, handshake_seconds=0.2)
     async with Peer.to(endpoint) as peer, Peer.to(endpoint, shake_hands=False) as later:
         await later.read_rest()  # it came later and its time is over
         await eventually(lambda: accepted[1].closed)

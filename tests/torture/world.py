@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import psycopg
 
+from relay.bench import NO_LIMITS
 from relay.embedded import EmbeddedPostgres
 from tests.acceptance.support import Daemon
 from tests.proxy import Proxy
@@ -344,7 +345,7 @@ class World:
         dsn = self._proxy.through(self.dsn) if number else self.dsn
         # The relay whose connections are cut has the smaller parts, so that some are cut between two of them.
         name = self._mutant or (mutants.in_parts.__name__ if number else None)
-        settings = {"DATABASE_URL": dsn, "WS_PORT": "0", "HEALTH_PORT": "0", "WS_HOST": "127.0.0.1"}
+        settings = {"DATABASE_URL": dsn, "WS_PORT": "0", "HEALTH_PORT": "0", "WS_HOST": "127.0.0.1", **NO_LIMITS}
         relay = Daemon([], self.folder, settings, mutants.command(name))
         self._relays[number] = relay
         await relay.listens()

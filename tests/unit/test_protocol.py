@@ -139,7 +139,10 @@ def test_a_missing_board_id_is_told() -> None:
 
 
 def test_an_unknown_type_is_told_what_was_found_and_what_is_known() -> None:
-    assert complaint('{"type":"publish"}') == "type 'publish' is unknown: expected subscribe, unsubscribe or ping"
+    assert (
+        complaint('{"type":"publish"}')
+        == "type 'publish' is unknown: expected subscribe, unsubscribe, ping or authenticate"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,396 @@
+"""Who gets in, and to which boards. Pure: what the time is, and what stands in files and at addresses, it is told.
+
+A *credential* is what a client presents: a static token, or a JSON Web Token. A *grant* is what it is worth: which
+boards, and until when. An `Access` knows the credentials that are good.
+
+Rules:
+- No credential is ever part of an error, a log line or a repr. What is refused is refused in the same words, whatever
+  was wrong with it; the reason is for the log.
+- Static tokens are compared in constant time. Of a JSON Web Token, the key decides which algorithm is good, never the
+  token: a public key cannot be taken for a secret.
+- A board's name comes from strangers: matching it against a pattern takes time in proportion to its length.
+- With no credential configured everybody gets in, as the guide's clients expect. `Access.open` says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import math
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+import jwt
+
+LEEWAY_SECONDS: Final = 5
+"""By how much the clocks of the relay and of who issues tokens may differ."""
+
+SHORTEST_SECRET_BYTES: Final = 32
+"""A shorter secret for HS256 can be guessed from one token; RFC 7518 asks for as many."""
+
+_ALGORITHMS: Final = {"RSA": ("RS256",), "EC": ("ES256",)}
+
+
+class Refused(Exception):
+    """Why somebody does not get in, in a word for the log; and what HTTP says to that."""
+
+    status = HTTPStatus.UNAUTHORIZED
+
+
+class UnknownKey(Refused):
+    """The token is signed with a key that is not known, perhaps not yet."""
+
+
+class TooMany(Refused):
+    """Too many connections came; there is room for one again in so many seconds."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason)
+        self.seconds = math.ceil(seconds)
+
+
+class AccessError(Exception):
+    """Why a configured credential cannot be used, in one line, without showing it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Names of boards: each `*` stands for any characters, all else for itself."""
+
+    parts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Pattern:
+        """Read a pattern."""
+        return cls(tuple(text.split("*")))
+
+    def matches(self, name: str) -> bool:
+        """Tell whether a name is one of them."""
+        first, *rest = self.parts
+        if not rest:
+            return name == first
+        *middle, last = rest
+        if not name.startswith(first) or not name.endswith(last) or len(name) < len(first) + len(last):
+            return False
+        # The first place where a part fits leaves the most room for those that follow: no need to try another.
+        place, end = len(first), len(name) - len(last)
+        for part in middle:
+            if (place := name.find(part, place, end)) < 0:
+                return False
+            place += len(part)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a credential is worth.
+
+    `boards` are those that it names; None if that is left to the database, or to nobody. `claims` are what the
+    database is asked with, if it decides. `expires` is in seconds of the epoch, None if it does not.
+    """
+
+    boards: tuple[Pattern, ...] | None = None
+    claims: Mapping[str, Any] = field(default_factory=dict)
+    expires: float | None = None
+
+    def names(self, board: str) -> bool:
+        """Tell whether it names a board."""
+        return self.boards is None or any(pattern.matches(board) for pattern in self.boards)
+
+
+class Access:
+    """The credentials that are good."""
+
+    def __init__(  # one for each way to be known
+        self,
+        tokens: Mapping[bytes, Grant] | None = None,
+        *,
+        secret: str = "",
+        keys: Sequence[jwt.PyJWK] | None = None,
+        audience: str = "",
+        issuer: str = "",
+        database_decides: bool = False,
+    ) -> None:
+        self._database_decides = database_decides
+        self._tokens = dict(tokens or {})
+        self._secret = secret
+        self._keys = keys
+        self._audience = audience
+        self._issuer = issuer
+
+    @property
+    def open(self) -> bool:
+        """Whether everybody gets in, for no credential is configured."""
+        return not self._tokens and not self._secret and self._keys is None
+
+    def grant(self, credential: str | None) -> Grant:
+        """Say what a credential is worth. Raises Refused."""
+        if self.open:
+            return Grant()
+        if not credential:
+            raise Refused("no credential")
+        if (grant := self._static(credential)) is not None:
+            return grant
+        if not self._secret and self._keys is None:
+            raise Refused("wrong credential")
+        return self._signed(credential)
+
+    def _static(self, credential: str) -> Grant | None:
+        """Look at every token, lest the time tell which is nearly right."""
+        presented = digest(credential)
+        found = None
+        for known, grant in self._tokens.items():
+            if hmac.compare_digest(known, presented):
+                found = grant
+        return found
+
+    def _signed(self, token: str) -> Grant:
+        try:
+            key, algorithms = self._key(jwt.get_unverified_header(token))
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=algorithms,
+                audience=self._audience or None,
+                issuer=self._issuer or None,
+                leeway=LEEWAY_SECONDS,
+                options={"require": ["exp"], "verify_aud": bool(self._audience)},
+            )
+        except jwt.ExpiredSignatureError:
+            raise Refused("expired token") from None
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as ex:
+            raise Refused(f"wrong token: {type(ex).__name__}") from None
+        named = _boards(claims)
+        if named is None and not self._database_decides:
+            named = ()
+        return Grant(named, claims, float(claims["exp"]) + LEEWAY_SECONDS)
+
+    def _key(self, header: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
+        """Choose the key for a token, and with it the algorithm. Raises Refused."""
+        if header.get("alg") == "HS256" and self._secret:
+            return self._secret, ("HS256",)
+        kid = header.get("kid")
+        for key in self._keys or ():
+            algorithms = _ALGORITHMS[str(key.key_type)]
+            if header.get("alg") in algorithms and (key.key_id == kid or kid is None):
+                return key.key, algorithms
+        if self._keys is not None and header.get("alg") in ("RS256", "ES256"):
+            raise UnknownKey("unknown key")
+        raise Refused("wrong token: no key for its algorithm")
+
+
+def _boards(claims: Mapping[str, Any]) -> tuple[Pattern, ...] | None:
+    """Return the boards that a token names: none if its claim is not a list of texts; None without the claim."""
+    if "boards" not in claims:
+        return None
+    named = claims["boards"]
+    if isinstance(named, str):
+        named = [named]
+    if not isinstance(named, list) or not all(isinstance(board, str) for board in named):
+        return ()
+    return tuple(map(Pattern.of, named))
+
+
+def digest(token: str) -> bytes:
+    """Return what a static token is known by: all of them have the same length."""
+    return hashlib.sha256(token.encode(errors="surrogatepass")).digest()
+
+
+def static_tokens(entries: Iterable[str], where: str) -> dict[bytes, Grant]:
+    """Read tokens as they are configured: `token`, good for every board, or `token:board,team-*`.
+
+    Raises AccessError, which names `where` and the entry by its number.
+    """
+    tokens: dict[bytes, Grant] = {}
+    for number, entry in enumerate(entries, 1):
+        token, colon, boards = entry.partition(":")
+        named = [board for board in boards.split(",") if board]
+        if not token or (colon and not named):
+            raise AccessError(f"{where}: entry {number} is no token: expected token or token:board,board")
+        if (key := digest(token)) in tokens:
+            raise AccessError(f"{where}: entry {number} has the token of another: expected each once")
+        named = named or ["*"]
+        tokens[key] = Grant(tuple(map(Pattern.of, named)), {"boards": named})
+    return tokens
+
+
+def token_lines(text: str) -> list[str]:
+    """Return the entries of a file of tokens: one a line, but for empty ones and those that begin with #."""
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def signing_keys(text: str | bytes, where: str) -> list[jwt.PyJWK]:
+    """Read a JWKS, the keys for RS256 and ES256 in it. Raises AccessError."""
+    try:
+        keys = jwt.PyJWKSet.from_json(text if isinstance(text, str) else text.decode()).keys
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise AccessError(f"{where}: is no JWKS: expected a JSON object with the keys of RS256 or ES256") from None
+    usable = [key for key in keys if key.key_type in _ALGORITHMS and key.public_key_use in (None, "sig")]
+    if not usable:
+        raise AccessError(f"{where}: has no key for RS256 or ES256: expected at least one")
+    return usable
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Read addresses and networks, separated by commas or spaces. Raises ValueError."""
+    return tuple(ipaddress.ip_network(each, strict=False) for each in text.replace(",", " ").split())
+
+
+def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
+    """Say who connects: the peer, or, as far as the way there is through trusted proxies, whom they name.
+
+    `forwarded` are the values of X-Forwarded-For. Each proxy adds at the end whom it heard from, so they are read
+    from there; what stands before the first that is not trusted anybody may have written.
+    """
+    address = peer
+    hops = [hop.strip() for value in forwarded for hop in value.split(",")]
+    while hops and _is_in(address, trusted):
+        hop = hops.pop()
+        if _parsed(hop) is None:
+            break
+        address = hop
+    return address
+
+
+def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _is_in(text: str, trusted: Sequence[Network]) -> bool:
+    address = _parsed(text)
+    return address is not None and any(address in network for network in trusted)
+
+
+def rate_key(address: str) -> str:
+    """Return by what connections are counted: an IPv4 address, the /64 of an IPv6 one, which one client has whole."""
+    parsed = _parsed(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed or address)
+
+
+class Rates:
+    """How many connections a minute, from each address and from all: token buckets, full at first.
+
+    They stand in a fixed piece of memory, which several processes may share. Addresses that fall into the same slot
+    share a bucket; which do, nobody can foretell without the key in the memory's first bytes. 0 is no limit.
+    """
+
+    SLOTS: Final = 65_536
+    BYTES: Final = 16 * (SLOTS + 2)
+    KEY_BYTES: Final = 16
+    PERIOD_SECONDS: Final = 60.0
+
+    def __init__(self, per_client: int, total: int, memory: memoryview | None = None) -> None:
+        self._limits = (per_client, total)
+        if memory is None:
+            memory = memoryview(bytearray(self.BYTES))
+            memory[: self.KEY_BYTES] = secrets.token_bytes(self.KEY_BYTES)
+        self._key = bytes(memory[: self.KEY_BYTES])
+        self._cells = memory.cast("d")
+
+    def take(self, address: str, now: float) -> float:
+        """Count one in; return 0, or how many seconds to wait. Who is refused is not counted."""
+        per_client, total = self._limits
+        wait = self._fill(self._slot(address), per_client, now) or self._fill(1, total, now)
+        if not wait:
+            self._cells[2 * self._slot(address)] -= 1
+            self._cells[2] -= 1
+        return wait
+
+    def _slot(self, address: str) -> int:
+        found = hashlib.blake2b(rate_key(address).encode(), key=self._key, digest_size=4).digest()
+        return 2 + int.from_bytes(found) % self.SLOTS
+
+    def _fill(self, slot: int, limit: int, now: float) -> float:
+        """Fill a bucket up to this moment; return how long until there is one in it."""
+        if limit == 0:
+            return 0.0
+        left, filled = self._cells[2 * slot], self._cells[2 * slot + 1]
+        rate = limit / self.PERIOD_SECONDS
+        left = float(limit) if filled == 0.0 else min(float(limit), left + max(now - filled, 0.0) * rate)
+        self._cells[2 * slot], self._cells[2 * slot + 1] = left, now
+        return 0.0 if left >= 1 else (1 - left) / rate
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who knocks: what stands in the request for the connection, and where it comes from."""
+
+    peer: str
+    target: str = "/"
+    authorization: Sequence[str] = ()
+    subprotocols: Sequence[str] = ()
+    origins: Sequence[str] = ()
+    forwarded: Sequence[str] = ()
+
+    @property
+    def credential(self) -> str | None:
+        """What it presents: as a header, as a subprotocol `bearer.…`, or as `?token=…`."""
+        for value in self.authorization:
+            scheme, _, token = value.partition(" ")
+            if scheme.lower() == "bearer":
+                return token.strip()
+        for offered in self.subprotocols:
+            if offered.startswith(BEARER):
+                return offered.removeprefix(BEARER)
+        try:
+            return dict(parse_qsl(self.target.partition("?")[2], max_num_fields=100)).get("token")
+        except ValueError:
+            return None
+
+
+BEARER: Final = "bearer."
+"""What a subprotocol begins with that is a credential."""
+
+
+class Gate:
+    """What is asked of whoever knocks. `access` may be replaced at any time.
+
+    `origins` None lets pages of any origin in.
+    """
+
+    def __init__(
+        self,
+        access: Access | None = None,
+        *,
+        origins: frozenset[str] | None = None,
+        require_origin: bool = False,
+        trusted: Sequence[Network] = (),
+        rates: Rates | None = None,
+    ) -> None:
+        self.access = access or Access()
+        self._origins = origins
+        self._require_origin = require_origin
+        self._trusted = trusted
+        self._rates = rates
+
+    def admit(self, visitor: Visitor, now: float) -> Grant:
+        """Say what a visitor may see, at a moment of a clock that only goes forward. Raises Refused.
+
+        What costs least comes first, so that a flood costs little.
+        """
+        if self._rates:
+            address = client_address(visitor.peer, visitor.forwarded, self._trusted)
+            if wait := self._rates.take(address, now):
+                raise TooMany("too many connections a minute", wait)
+        if not visitor.origins and self._require_origin:
+            raise Refused("no origin")
+        if self._origins is not None and any(origin not in self._origins for origin in visitor.origins):
+            raise Refused("foreign origin")
+        return self.access.grant(visitor.credential)

@@ -1,0 +1,168 @@
+"""The guard of a process: keeps its `Gate` true to what stands in the settings, in files and at addresses.
+
+Rules:
+- What was good stays good until what is to replace it has been read whole: a broken file, or an address that is away,
+  changes nothing and is logged.
+- An address of keys is asked every few minutes; also when a token is signed with a key that is not known, but then
+  not sooner than `SOONEST_SECONDS` after the last time, however many such tokens come.
+- A file is read when the process starts, and when it is told to (SIGHUP).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import jwt
+import structlog
+
+from relay import access
+from relay.access import Access, AccessError, Gate, Rates
+from relay.config import Settings
+
+log = structlog.get_logger()
+
+REFRESH_SECONDS: Final = 300.0
+"""How often an address of keys is asked."""
+
+SOONEST_SECONDS: Final = 10.0
+"""How long after it was asked it may be asked again, for a key that is not known."""
+
+FETCH_SECONDS: Final = 5.0
+"""How long it may take to answer."""
+
+LARGEST_KEYS_BYTES: Final = 1024 * 1024
+
+
+class Guard:
+    """Reads credentials and certificates, and reads them again."""
+
+    def __init__(self, settings: Settings, rates: Rates | None = None) -> None:
+        self._settings = settings
+        self._asked = -SOONEST_SECONDS
+        self._fetching = asyncio.Lock()
+        self._keys: Sequence[jwt.PyJWK] | None = None
+        self.tls: ssl.SSLContext | None = None
+        self.gate = Gate(
+            origins=_origins(settings),
+            require_origin=settings.WS_REQUIRE_ORIGIN,
+            trusted=access.networks(settings.WS_TRUSTED_PROXIES),
+            rates=rates,
+        )
+
+    async def open(self) -> None:
+        """Read everything for the first time. Raises AccessError."""
+        if self._settings.WS_TLS_CERT:
+            self.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        await self._read()
+
+    async def reload(self) -> None:
+        """Read everything again; what cannot be read stays as it was."""
+        try:
+            await self._read()
+        except AccessError as ex:
+            log.error("access.reload_failed", problem=str(ex))  # noqa: TRY400  # the line says it all
+        else:
+            log.info("access.reloaded")
+
+    async def run(self) -> None:
+        """Ask the address of keys now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            if _is_address(self._settings.WS_JWT_KEYS):
+                await self.new_keys()
+
+    async def new_keys(self) -> None:
+        """Read the keys again, for there may be one more; unless that was done just now."""
+        loop = asyncio.get_running_loop()
+        async with self._fetching:
+            if loop.time() - self._asked < SOONEST_SECONDS:
+                return
+            try:
+                await self._read_keys()
+            except AccessError as ex:
+                log.error("access.keys_failed", problem=str(ex))  # noqa: TRY400  # the line says it all
+        self._replace_access()
+
+    async def _read(self) -> None:
+        if self.tls:
+            self._read_certificate(self.tls)
+        tokens = self._tokens()
+        async with self._fetching:
+            await self._read_keys()
+        self._static = tokens
+        self._replace_access()
+
+    def _replace_access(self) -> None:
+        settings = self._settings
+        self.gate.access = Access(
+            self._static,
+            secret=settings.WS_JWT_SECRET,
+            keys=self._keys,
+            audience=settings.WS_JWT_AUDIENCE,
+            issuer=settings.WS_JWT_ISSUER,
+            database_decides=settings.WS_MAY_READ,
+        )
+
+    def _read_certificate(self, tls: ssl.SSLContext) -> None:
+        try:
+            tls.load_cert_chain(self._settings.WS_TLS_CERT, self._settings.WS_TLS_KEY or None)
+        except (OSError, ssl.SSLError) as ex:
+            raise AccessError(
+                f"WS_TLS_CERT, WS_TLS_KEY: {ex.strerror or ex}: expected a certificate and its key, in PEM"
+            ) from None
+
+    def _tokens(self) -> dict[bytes, access.Grant]:
+        tokens = access.static_tokens(self._settings.WS_TOKENS.split(), "WS_TOKENS")
+        if path := self._settings.WS_TOKENS_FILE:
+            lines = access.token_lines(_text(path, "WS_TOKENS_FILE"))
+            if not lines and not tokens:
+                # An empty file must not open the doors.
+                raise AccessError(f"WS_TOKENS_FILE: {path} has no token: expected one a line")
+            tokens |= access.static_tokens(lines, f"WS_TOKENS_FILE: {path}")
+        return tokens
+
+    async def _read_keys(self) -> None:
+        source = self._settings.WS_JWT_KEYS
+        if not source:
+            return
+        self._asked = asyncio.get_running_loop().time()
+        text = await _fetched(source) if _is_address(source) else _text(source, "WS_JWT_KEYS")
+        self._keys = access.signing_keys(text, f"WS_JWT_KEYS: {source}")
+
+
+def _origins(settings: Settings) -> frozenset[str] | None:
+    """Return the origins whose pages get in: those of the setting, and the relay's own page on this machine."""
+    named = settings.WS_ORIGINS.replace(",", " ").split()
+    if "*" in named:
+        return None
+    own = [f"http://{host}:{settings.HEALTH_PORT}" for host in ("localhost", "127.0.0.1", "[::1]")]
+    return frozenset(origin.rstrip("/").lower() for origin in [*named, *own])
+
+
+def _is_address(source: str) -> bool:
+    return source.startswith(("https://", "http://"))
+
+
+def _text(path: str, setting: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as ex:
+        reason = ex.strerror if isinstance(ex, OSError) else "it is no text"
+        raise AccessError(f"{setting}: cannot read {path}: {reason}") from None
+
+
+async def _fetched(address: str) -> bytes:
+    timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, raise_for_status=True) as session,
+            session.get(address, allow_redirects=False) as response,
+        ):
+            return await response.content.read(LARGEST_KEYS_BYTES)
+    except (aiohttp.ClientError, TimeoutError, ValueError) as ex:
+        raise AccessError(f"WS_JWT_KEYS: {address} does not answer: {str(ex) or type(ex).__name__}") from None

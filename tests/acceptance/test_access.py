@@ -1,0 +1,262 @@
+"""`relay serve` with credentials: how they are configured, changed while it runs, and kept to itself."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import http
+import ipaddress
+import json
+import signal
+import ssl
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+
+from tests.acceptance.support import Daemon, Relays, mistake, run_relay, until
+from tests.servers import Database
+
+LOOPBACK = ipaddress.ip_address("127.0.0.1")
+SECRET = "a secret that is long enough, by far"
+SUBSCRIBE = json.dumps({"type": "subscribe", "boardId": "default"})
+
+
+async def gets_in(daemon: Daemon, token: str, **options: Any) -> bool:
+    """Tell whether a client with this token gets its board."""
+    try:
+        async with connect(f"{daemon.url}?token={token}", proxy=None, **options) as connection:
+            await connection.send(SUBSCRIBE)
+            async with asyncio.timeout(20):
+                return bool(json.loads(await connection.recv())["type"] == "board.sync")
+    except InvalidStatus as ex:
+        if ex.response.status_code != http.HTTPStatus.UNAUTHORIZED:
+            raise
+        return False
+
+
+def key_and_jwk(kid: str) -> tuple[ec.EllipticCurvePrivateKey, dict[str, Any]]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key, ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": kid}
+
+
+def signed(key: Any, kid: str, **claims: Any) -> str:
+    claims = {"exp": time.time() + 60, "boards": "*"} | claims
+    return jwt.encode(claims, key, "ES256", headers={"kid": kid})
+
+
+async def test_without_credentials_it_says_loudly_that_it_is_open(database: Database, relay: Relays) -> None:
+    """And how to close it, where others can reach it."""
+    for host, expected in (("0.0.0.0", "set WS_TOKENS"), ("127.0.0.1", "every program on this machine")):
+        daemon = await relay(database.dsn, WS_HOST=host)
+        line = await daemon.logged("access.open")
+        assert expected in line["problem"]
+    closed = await relay(database.dsn, WS_TOKENS="one")
+    assert "access.open" not in closed.output
+
+
+async def test_tokens_of_the_environment_and_of_a_file_are_good(
+    database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """Both at once; the file may be changed while it runs, and what is wrong with it then changes nothing."""
+    file = tmp_path / "tokens"
+    file.write_text("# of others\ntwo:default\n")
+    daemon = await relay(database.dsn, WS_TOKENS="one", WS_TOKENS_FILE=str(file))
+    assert [await gets_in(daemon, token) for token in ("one", "two", "three")] == [True, True, False]
+
+    file.write_text("three:other,default\n")
+    daemon.signal(signal.SIGHUP)
+    await daemon.logged("access.reloaded")
+    assert [await gets_in(daemon, token) for token in ("one", "two", "three")] == [True, False, True]
+
+    file.write_text("four:\n")
+    daemon.signal(signal.SIGHUP)
+    line = await daemon.logged("access.reload_failed")
+    assert "entry 1 is no token" in line["problem"]
+    assert await gets_in(daemon, "three")
+
+
+async def test_changed_tokens_reach_every_worker(database: Database, relay: Relays, tmp_path: Path) -> None:
+    """SIGHUP goes to the daemon, which tells them."""
+    file = tmp_path / "tokens"
+    file.write_text("old\n")
+    daemon = await relay(database.dsn, WS_TOKENS_FILE=str(file), WS_WORKERS="2")
+    file.write_text("new\n")
+    daemon.signal(signal.SIGHUP)
+    await until(lambda: daemon.output.count("access.reloaded") == 2, "both workers' word")
+    for _ in range(8):
+        assert await gets_in(daemon, "new")
+        assert not await gets_in(daemon, "old")
+
+
+async def test_a_file_of_keys_is_read_and_read_again(database: Database, relay: Relays, tmp_path: Path) -> None:
+    """A key that is taken out closes the connections of its tokens."""
+    (one, one_jwk), (two, two_jwk) = key_and_jwk("one"), key_and_jwk("two")
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps({"keys": [one_jwk]}))
+    daemon = await relay(database.dsn, WS_JWT_KEYS=str(file), WS_JWT_AUDIENCE="relay", WS_JWT_ISSUER="us")
+    good = {"aud": "relay", "iss": "us"}
+    assert await gets_in(daemon, signed(one, "one", **good))
+    assert not await gets_in(daemon, signed(one, "one"))
+    async with connect(f"{daemon.url}?token={signed(one, 'one', **good)}", proxy=None) as connection:
+        file.write_text(json.dumps({"keys": [two_jwk]}))
+        daemon.signal(signal.SIGHUP)
+        await daemon.logged("access.reloaded")
+        assert await gets_in(daemon, signed(two, "two", **good))
+        assert not await gets_in(daemon, signed(one, "one", **good))
+        await still_or_no_more(connection)
+
+
+async def still_or_no_more(connection: ClientConnection) -> None:
+    """Wait for the end of a connection whose token is not good any more."""
+    async with asyncio.timeout(20):
+        await connection.wait_closed()
+    assert connection.close_code == 4003
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"WS_TOKENS": "hush:"}, "WS_TOKENS: entry 1 is no token"),
+        ({"WS_TOKENS_FILE": "nowhere"}, "WS_TOKENS_FILE: cannot read nowhere: No such file or directory"),
+        ({"WS_JWT_KEYS": "/dev/null"}, "WS_JWT_KEYS: /dev/null: is no JWKS"),
+        ({"WS_JWT_KEYS": "http://127.0.0.1:1/keys"}, "WS_JWT_KEYS: http://127.0.0.1:1/keys does not answer"),
+        ({"WS_TLS_CERT": "nowhere"}, "expected a certificate and its key, in PEM"),
+        ({"WS_JWT_SECRET": "hush"}, "WS_JWT_SECRET: its value is not allowed: expected text of 32 bytes or more"),
+        ({"WS_ORIGINS": "localhost"}, "WS_ORIGINS: 'localhost' is not allowed: expected origins like"),
+    ],
+)
+def test_a_credential_that_cannot_be_used_is_one_line(
+    settings: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    """The daemon does not start, and never by mistake without."""
+    said = mistake(run_relay("serve", "--ws-port", "0", "--health-port", "0", cwd=tmp_path, **settings))
+    assert expected in said
+    assert "hush" not in said
+
+
+def process_list() -> str:
+    """Return all that everybody may see of this machine's processes."""
+    command = ["ps", "-e", "-o", "args"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+async def test_no_secret_shows(database: Database, relay: Relays) -> None:
+    """Neither in the log nor in the process list nor in the metrics, whatever is done with them."""
+    token = jwt.encode({"exp": time.time() + 60, "boards": ["default"], "sub": "hush-sub"}, SECRET, "HS256")
+    wrong = jwt.encode({"exp": time.time() - 60, "boards": ["hush-board"]}, SECRET, "HS256")
+    daemon = await relay(database.dsn, WS_TOKENS="hush-token:default", WS_JWT_SECRET=SECRET, WS_WORKERS="2")
+    for presented in ("hush-token", token, wrong, "hush-wrong", "hush.wrong.too"):
+        await gets_in(daemon, presented)
+    async with connect(f"{daemon.url}?token={token}", proxy=None) as connection:
+        for message in ({"type": "authenticate", "token": wrong}, {"type": "authenticate", "hush-key": 1}):
+            await connection.send(json.dumps(message))
+            assert json.loads(await connection.recv())["type"] == "error"
+    processes = process_list()
+    metrics = str(daemon.metrics())
+    await daemon.stop()
+
+    for shown in (daemon.output, processes, metrics):
+        for secret in ("hush", SECRET, token, wrong, token.split(".")[2], wrong.split(".")[2]):
+            assert secret not in shown
+
+
+async def test_rates_are_of_all_workers_together(database: Database, relay: Relays) -> None:
+    """Whichever of them a client comes to."""
+    daemon = await relay(database.dsn, WS_WORKERS="2", WS_RATE_LIMIT_PER_CLIENT="5")
+    refused = 0
+    for _ in range(12):
+        try:
+            async with connect(daemon.url, proxy=None):
+                pass
+        except InvalidStatus as ex:
+            refused += ex.response.status_code == http.HTTPStatus.TOO_MANY_REQUESTS
+    assert refused == 7
+    assert daemon.metrics()["relay_refused_total too many connections a minute"] == 7
+
+
+# TLS
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1 that vouches for itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    cert, private = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return cert, private
+
+
+async def name_of_the_server(daemon: Daemon, cert: Path) -> str:
+    """Follow a board over TLS, trusting that certificate alone; return whom it names."""
+    trusted = ssl.create_default_context(cafile=cert)
+    async with connect(daemon.url.replace("ws:", "wss:"), ssl=trusted, proxy=None) as connection:
+        await connection.send(SUBSCRIBE)
+        assert json.loads(await connection.recv())["type"] == "board.sync"
+        subject = connection.transport.get_extra_info("peercert")["subject"]
+        return str(subject[0][0][1])
+
+
+async def test_it_serves_over_tls_and_takes_a_new_certificate(
+    database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """At SIGHUP; connections that are there go on with the old one."""
+    cert, key = certificate(tmp_path, "first")
+    daemon = await relay(database.dsn, WS_TLS_CERT=str(cert), WS_TLS_KEY=str(key))
+    assert await name_of_the_server(daemon, cert) == "first"
+    trusted = ssl.create_default_context(cafile=cert)
+    async with connect(daemon.url.replace("ws:", "wss:"), ssl=trusted, proxy=None) as connection:
+        certificate(tmp_path, "second")
+        daemon.signal(signal.SIGHUP)
+        await daemon.logged("access.reloaded")
+        assert await name_of_the_server(daemon, cert) == "second"
+        await connection.send(SUBSCRIBE)
+        assert json.loads(await connection.recv())["type"] == "board.sync"
+
+
+async def test_large_boards_and_slow_readers_go_over_tls_too(
+    database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """Whole and in order: the backlog is ours there as well."""
+    database.execute(
+        "insert into tasks (id, title, description) "
+        "select 't' || i, 'T', repeat('x', 1000) from generate_series(1, 20000) i"
+    )
+    cert, key = certificate(tmp_path, "large")
+    daemon = await relay(database.dsn, WS_TLS_CERT=str(cert), WS_TLS_KEY=str(key))
+    trusted = ssl.create_default_context(cafile=cert)
+    async with connect(
+        daemon.url.replace("ws:", "wss:"), ssl=trusted, proxy=None, max_size=None, max_queue=1
+    ) as connection:
+        await connection.send(SUBSCRIBE)
+        async with asyncio.timeout(20):
+            board = json.loads(await connection.recv())
+        assert len(board["data"]["lanes"]["backlog"]) == 20000
+        database.execute("update tasks set title = 'U' where id = 't1'")
+        assert json.loads(await connection.recv())["data"]["id"] == "t1"
