@@ -7,7 +7,7 @@ GUIDE := tests/acceptance/guide
 FANOUT := benchmarks/fanout
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture mutants bench check format clean
+.PHONY: help install demo test torture mutants fuzz soak bench check format clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,13 @@ mutants: install  ## See that the torture catches each of its broken relays
 	@for mutant in late_committers tail_dropped ahead_is_live truncate_ignored horizon_ignored; do \
 		if $(BIN)/python -m tests.torture --minutes 5 --mutant $$mutant; then \
 			echo "$$mutant was not caught"; exit 1; fi; done
+
+fuzz: install  ## Fuzz all that strangers can send, guided by coverage: make fuzz MINUTES=10
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+soak: install  ## Let strangers and clients come and go, and watch the memory: make soak MINUTES=60
+	$(BIN)/python -m tests.fuzz.soak --minutes $(MINUTES)
 
 bench: install $(FANOUT)/node_modules/.installed  ## Compare the fan-out with others', side by side: make bench ARGS='--only burst'
 	$(BIN)/python -m benchmarks.fanout $(ARGS)

@@ -306,12 +306,16 @@ class Rates:
 
     def take(self, address: str, now: float) -> float:
         """Count one in; return 0, or how many seconds to wait. Who is refused is not counted."""
-        per_client, total = self._limits
-        wait = self._fill(self._slot(address), per_client, now) or self._fill(1, total, now)
+        wait = self.wait(address, now)
         if not wait:
             self._cells[2 * self._slot(address)] -= 1
             self._cells[2] -= 1
         return wait
+
+    def wait(self, address: str, now: float) -> float:
+        """Return 0 if one may come, or how many seconds to wait."""
+        per_client, total = self._limits
+        return self._fill(self._slot(address), per_client, now) or self._fill(1, total, now)
 
     def _slot(self, address: str) -> int:
         found = hashlib.blake2b(rate_key(address).encode(), key=self._key, digest_size=4).digest()
@@ -379,6 +383,12 @@ class Gate:
         self._require_origin = require_origin
         self._trusted = trusted
         self._rates = rates
+
+    def flooded(self, peer: str, now: float) -> float:
+        """Return how many seconds a peer has to wait, if that is known before it says who sent it."""
+        if self._rates is None or (self._trusted and _is_in(peer, self._trusted)):
+            return 0.0
+        return self._rates.wait(peer, now)
 
     def admit(self, visitor: Visitor, now: float) -> Grant:
         """Say what a visitor may see, at a moment of a clock that only goes forward. Raises Refused.

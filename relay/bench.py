@@ -326,8 +326,8 @@ def _one_line(ex: psycopg.Error) -> str:
 
 
 @contextlib.contextmanager
-def running_relay(dsn: str, subscribers: int) -> Iterator[tuple[int, int]]:
-    """Run the daemon with its defaults, but for ports and limits; yield its process id and port.
+def running_relay(dsn: str, subscribers: int, **settings: str) -> Iterator[tuple[int, int]]:
+    """Run the daemon with its defaults, but for ports, limits and these settings; yield its process id and port.
 
     Raises BenchError if it does not serve.
     """
@@ -335,7 +335,7 @@ def running_relay(dsn: str, subscribers: int) -> Iterator[tuple[int, int]]:
     ours = {"WS_HOST": "127.0.0.1", "WS_PORT": "0", "HEALTH_PORT": "0", "WS_MAX_CONNECTIONS": str(subscribers)}
     process = subprocess.Popen(  # a program of ours
         [sys.executable, "-m", "relay", "serve"],
-        env={**os.environ, **defaults, **NO_LIMITS, **ours, "DATABASE_URL": dsn},
+        env={**os.environ, **defaults, **NO_LIMITS, **ours, **settings, "DATABASE_URL": dsn},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a terminal's Ctrl-C is for us

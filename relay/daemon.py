@@ -26,6 +26,8 @@ async def serve(settings: Settings) -> None:
     told = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, told.set)
     async with running(settings) as (serving, relay):
+        if settings.WS_ENABLED and settings.is_open:
+            log.warning("access.open", problem=_open_to_all(settings.WS_HOST))
         reloading = asyncio.create_task(_reload(relay, told))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -62,8 +64,6 @@ async def running(settings: Settings) -> AsyncIterator[tuple[asyncio.Task[None],
             port=relay.port,
             health=health_port,
         )
-        if settings.WS_ENABLED and settings.is_open:
-            log.warning("access.open", problem=_open_to_all(settings.WS_HOST))
         try:
             yield serving, relay
         finally:

@@ -24,6 +24,7 @@ import http
 import itertools
 import logging
 import math
+import os
 import socket
 import ssl
 import time
@@ -127,6 +128,21 @@ MESSAGE_BURST: Final = 4
 """How many seconds' worth of messages may come at once."""
 
 
+FLOOD: Final = "too many connections a minute"
+FLOOD_SECONDS: Final = 1.0
+"""How long who is one of a flood may take to read the answer."""
+
+ACCEPTED_AT_ONCE: Final = 16
+"""So many connections are taken before all else has its turn: a flood must not hold up the others."""
+
+WAITING: Final = 1024
+"""So many may wait to be taken."""
+
+_TOO_MANY: Final = (
+    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: %d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+)
+
+
 def _our_subprotocol(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None
 
@@ -224,14 +240,18 @@ class Endpoint:
         """Begin to listen, if wanted on a port that others share. Raises OSError if the address cannot be had."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            self._connection,
+            lambda: Doorstep(self),
             host,
             port,
-            backlog=1024,
+            backlog=ACCEPTED_AT_ONCE,
             reuse_port=reuse_port or None,
             ssl=tls,
             ssl_handshake_timeout=self.limits.handshake_seconds if tls else None,
         )
+        for sock in self._server.sockets:
+            # asyncio takes as many at once as it lets wait: so the kernel alone is told that more may.
+            with socket.socket(fileno=os.dup(sock.fileno())) as same:
+                same.listen(WAITING)
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
         if self._judge:
             self.spend(self._judged(self._judge))
@@ -332,7 +352,8 @@ class Endpoint:
                     if not may:
                         connection.revoke(board)
 
-    def _connection(self) -> Connection:
+    def connection(self) -> Connection:
+        """Make what keeps a client that has come."""
         connection = Connection(self)
         self._shaking_hands.add(connection)
         return connection
@@ -342,6 +363,35 @@ class Endpoint:
             await asyncio.sleep(self._heartbeat / TURNS)
             for connection in tuple(turn):
                 connection.beat()
+
+
+class Doorstep(asyncio.Protocol):
+    """Where everybody comes: who is one of a flood stays here, and costs next to nothing."""
+
+    __slots__ = ("_endpoint", "_transport")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        loop = asyncio.get_running_loop()
+        peer = transport.get_extra_info("peername")
+        if wait := self._endpoint.gate.flooded(peer[0] if peer else "", loop.time()):
+            self._endpoint.refuse(FLOOD)
+            self._transport.write(_TOO_MANY % math.ceil(wait))
+            # It has yet to send its request: closed before that, it might not see the answer.
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            loop.call_later(FLOOD_SECONDS, self._transport.abort)
+        else:
+            connection = self._endpoint.connection()
+            self._transport.set_protocol(connection)
+            connection.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002  # whatever it is, the answer is given
+        self._transport.close()
 
 
 class Connection(asyncio.Protocol):

@@ -30,8 +30,9 @@ import pytest
 from playwright.async_api import Page, async_playwright, expect
 
 from tests.acceptance.support import Message, Program, environment, until
-from tests.servers import Database, do_without
+from tests.servers import Database, do_without, sole_use
 
+PAGE_PORT: Final = 4000
 GUIDE: Final = Path(__file__).parent / "guide"
 TIME: Final = "2026-01-31T12:00:00+00:00"
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -269,15 +270,20 @@ async def page(guide_server: str) -> AsyncIterator[Page]:
 
 @pytest.fixture
 def guide_server() -> Iterator[str]:
-    """Serve the guide's browser client with the page around it, and yield the URL."""
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(QuietHandler, directory=GUIDE)
-    ) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    """Serve the guide's browser client with the page around it, from where the guide's pages come; yield the URL."""
+    with sole_use(f"port-{PAGE_PORT}"):
+        try:
+            server = http.server.ThreadingHTTPServer(
+                ("127.0.0.1", PAGE_PORT), functools.partial(QuietHandler, directory=GUIDE)
+            )
+        except OSError as ex:
+            do_without(f"the guide's pages come from port {PAGE_PORT}, which another program has: stop it ({ex})")
+        with server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            yield f"http://localhost:{PAGE_PORT}"
+            server.shutdown()
+            thread.join()
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

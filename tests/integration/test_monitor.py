@@ -117,6 +117,7 @@ async def test_metrics_of_several_workers_are_those_of_their_status() -> None:
 
     async def status() -> Status:
         counts = Counts(messages={"board.sync": 3, "task.moved": 70}, bytes=5_000_000_000, fell_behind=4)
+        counts = counts.model_copy(update={"refused": {"no credential": 2}})
         return Status(running=True, port=1, connections=5, subscriptions=6, counts=counts, workers=1, of=2)
 
     async with monitoring(status) as url, ClientSession() as session, session.get(f"{url}/metrics") as response:
@@ -135,6 +136,8 @@ async def test_metrics_of_several_workers_are_those_of_their_status() -> None:
         "relay_sent_bytes_total 5e+09",
         "# TYPE relay_fell_behind_total counter",
         "relay_fell_behind_total 4.0",
+        "# TYPE relay_refused_total counter",
+        'relay_refused_total{reason="no credential"} 2.0',
         "# TYPE relay_feed_up gauge",
         "relay_feed_up 0.0",
         "# TYPE relay_workers gauge",

@@ -1,0 +1,245 @@
+"""What is fuzzed: each target takes any bytes, and raises only if the relay did what it must not.
+
+Rules:
+- A target is quick, keeps nothing from one input to the next, and needs no network, no Postgres and no clock.
+- What is documented to be raised is caught; everything else is a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, cast
+
+import jwt
+from websockets.frames import Frame, Opcode
+
+from relay import protocol, session
+from relay.access import Access, AccessError, Gate, Rates, Refused, Visitor, client_address, networks, static_tokens
+from relay.access import signing_keys as read_keys
+from relay.changes import Transaction, Watch, WatchOutdated, messages
+from relay.cursor import CursorRefused, Era
+from relay.hub import Hub
+from relay.protocol import BadMessage
+from relay.server import Connection, Endpoint, Limits, deflated_frame, frame
+from relay.snapshot import Snapshot
+
+SECRET: Final = "a secret that is long enough, by far"
+ERA: Final = Era("0123456789ab", {"0123456789ab": b"key"}, "abcdef012345")
+WATCH: Final = Watch(1, "public.tasks", "id", "board_id", "lane", frozenset({"hidden"}))
+BOARD: Final = protocol.board_data([])
+
+_HANDSHAKE: Final = (
+    "GET /?token=all HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+).encode()
+_KEYS: Final = '{"keys":[{"kty":"EC","crv":"P-256","kid":"k","x":"%s","y":"%s"}]}'
+
+
+def _sent(*texts: str) -> bytes:
+    """Return messages as a client sends them."""
+    return b"".join(Frame(Opcode.TEXT, text.encode()).serialize(mask=True) for text in texts)
+
+
+_TOKEN: Final = jwt.encode({"exp": 4_000_000_000, "boards": ["a", "b-*"]}, SECRET, "HS256")
+_CURSOR: Final = ERA.seal("a", Snapshot.parse("10:20:11,15"))
+
+
+class _Source:
+    """A database in which every board is empty, and nothing happens."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def ask(self, board: str) -> None:
+        self.asked.append(board)
+
+    def ask_changes(self) -> None:
+        pass
+
+
+class _Transport:
+    """A socket that takes everything, or from some point on nothing more until told."""
+
+    def __init__(self, protocol: Connection, room: int) -> None:
+        self._protocol, self._room, self._held = protocol, room, 0
+        self._closing = False
+
+    def get_extra_info(self, name: str) -> Any:
+        return {"peername": ("10.0.0.1", 1), "socket": self}.get(name)
+
+    def setsockopt(self, *_: object) -> None:
+        pass
+
+    def set_write_buffer_limits(self, **_: int) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
+        self._room -= len(data)
+        if self._room < 0 and not self._held:
+            self._held = -self._room
+            self._protocol.pause_writing()
+
+    def take_all(self) -> None:
+        self._room, held, self._held = 1 << 40, self._held, 0
+        if held:
+            self._protocol.resume_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self._held
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def abort(self) -> None:
+        self._closing = True
+
+    close = write_eof = abort
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def pause_reading(self) -> None:
+        pass
+
+    resume_reading = pause_reading
+
+
+def connection(data: bytes) -> None:
+    """A whole connection: the first bytes say how it comes, the rest is what comes."""
+    if len(data) > 2:
+        _runner.run(_connection(data))
+
+
+_runner: Final = asyncio.Runner()
+
+
+async def _connection(data: bytes) -> None:
+    mode, chunk, data = data[0], data[1] + 1, data[2:]
+    source = _Source()
+    hub = Hub(source, frame, deflated_frame)
+    hub.begin(ERA, Snapshot.parse("10:20:11,15"), None)
+    gate = Gate(
+        Access(static_tokens(["all", "some:a,b-*"], "here"), secret=SECRET),
+        origins=frozenset({"http://localhost:4000"}),
+        trusted=networks("10.0.0.0/8"),
+        rates=Rates(1000, 0),
+    )
+    limits = Limits(send_buffer=65_536, all_buffers=1 << 20, messages_a_second=10, boards=3, idle_seconds=1e-9)
+    endpoint = Endpoint(hub, heartbeat=30, max_connections=1, gate=gate, limits=limits, compression=bool(mode & 1))
+    client = endpoint.connection()
+    transport = _Transport(client, 1000 if mode & 2 else 1 << 40)
+    client.connection_made(cast(asyncio.Transport, transport))
+    if mode & 4:
+        data = _HANDSHAKE + (_sent(*data.decode(errors="replace").split("\n")) if mode & 8 else data)
+    for start in range(0, len(data), 1 << 20 if mode & 16 else chunk):
+        if not transport.is_closing():
+            client.data_received(data[start : start + (1 << 20 if mode & 16 else chunk)])
+    for board in source.asked:
+        if hub.begin_read(board):
+            hub.synced(board, Snapshot.parse("10:20:11,15"), BOARD)
+    client.beat()
+    transport.take_all()
+    client.beat()
+    client.connection_lost(None)
+    assert endpoint.connections == 0, "a connection that is gone is counted"
+    assert endpoint.buffered == 0, "a backlog of nobody is counted"
+    assert hub.subscriptions == 0, "a board is followed by nobody"
+
+
+def message(data: bytes) -> None:
+    """A client's message."""
+    with contextlib.suppress(BadMessage):
+        protocol.parse(data.decode(errors="replace"))
+
+
+def credential(data: bytes) -> None:
+    """A token, a request's target, the headers."""
+    text = data.decode(errors="surrogateescape")
+    access = Access(static_tokens(["all"], "here"), secret=SECRET, keys=read_keys(_public_key(), "here"))
+    visitor = Visitor("10.0.0.1", target=text, authorization=[text], subprotocols=text.split(","), forwarded=[text])
+    client_address(visitor.peer, visitor.forwarded, networks("10.0.0.0/8"))
+    for presented in (text, visitor.credential):
+        with contextlib.suppress(Refused):
+            access.grant(presented).names(text)
+
+
+def _public_key() -> str:
+    # The generator of P-256, a point like any.
+    x = base64.urlsafe_b64encode(bytes.fromhex("6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"))
+    y = base64.urlsafe_b64encode(bytes.fromhex("4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"))
+    return _KEYS % (x.rstrip(b"=").decode(), y.rstrip(b"=").decode())
+
+
+def keys(data: bytes) -> None:
+    """A set of keys."""
+    with contextlib.suppress(AccessError):
+        read_keys(data, "here")
+
+
+def cursor(data: bytes) -> None:
+    """A cursor, and the board that it is presented for."""
+    board, _, text = data.decode(errors="surrogateescape").partition("\n")
+    with contextlib.suppress(CursorRefused):
+        assert ERA.seal(board, ERA.open(board, text)) == text, "a cursor is opened that was not sealed"
+
+
+def row(data: bytes) -> None:
+    """A journal entry: two images, and the boards."""
+    parts = [None if part == b"-" else part.decode(errors="surrogateescape") for part in data.split(b"\n", 3)]
+    old_row, new_row, old_board, new_board = (*parts, None, None, None, None)[:4]
+    entry = session._Entry(  # noqa: SLF001  # what the session makes of a row
+        1, 1, "U", old_board, new_board, 1, "(0,1)", "(0,2)", False, 1, old_row, new_row, None
+    )
+    with contextlib.suppress(WatchOutdated):
+        change = session._change(WATCH, entry)  # noqa: SLF001
+        told = messages(Transaction(1, [change] if change else []), {old_board, new_board})
+        for encoded in (each.json for its in told.values() for each in its or ()):
+            assert isinstance(json.loads(encoded)["data"], dict), "no message"
+
+
+TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
+    target.__name__: target for target in (connection, message, credential, keys, cursor, row)
+}
+
+SEEDS: Final[Mapping[str, Sequence[bytes]]] = {
+    "connection": [
+        bytes([mode, 255]) + body
+        for mode in (0, 4, 5, 6, 12, 14, 28, 31)
+        for body in (
+            _HANDSHAKE + _sent('{"type":"ping"}'),
+            b'{"type":"subscribe","boardId":"a"}\n{"type":"unsubscribe","boardId":"a"}',
+            b'{"type":"subscribe","boardId":"a","cursor":null}\n{"type":"ping"}',
+            f'{{"type":"subscribe","boardId":"a","cursor":"{_CURSOR}"}}'.encode(),
+            f'{{"type":"authenticate","token":"{_TOKEN}"}}'.encode(),
+            _sent("x" * 300)
+            + Frame(Opcode.PING, b"x").serialize(mask=True)
+            + Frame(Opcode.CLOSE, b"").serialize(mask=True),
+        )
+    ],
+    "message": [
+        b'{"type":"ping"}',
+        b'{"type":"subscribe","boardId":"a","cursor":[{"a":1e999}]}',
+        b'{"type":"authenticate","token":"\\ud800"}',
+        b"[" * 300,
+    ],
+    "credential": [
+        _TOKEN.encode(),
+        b"Bearer all",
+        b"/?token=all&a=%ff",
+        b"10.0.0.2, ::1, x",
+        b"relay,bearer.all",
+        b"e30.e30.",
+    ],
+    "keys": [_public_key().encode(), b'{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}'],
+    "cursor": [b"a\n" + _CURSOR.encode(), b"b\n" + _CURSOR.encode()],
+    "row": [
+        b'{"id":1,"board_id":"a","lane":"x","n":1.50}\n{"id":1,"board_id":"a","lane":"y","n":2}\na\na',
+        b'{"id":"\\u0000","board_id":null,"lane":[]}\n-\na\n-',
+        b'-\n{"id":{},"id_":1,"board_id":"b","lane":"x","Some Key":"\xff"}\n-\nb',
+    ],
+}
