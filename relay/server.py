@@ -368,10 +368,11 @@ class Endpoint:
 class Doorstep(asyncio.Protocol):
     """Where everybody comes: who is one of a flood stays here, and costs next to nothing."""
 
-    __slots__ = ("_endpoint", "_transport")
+    __slots__ = ("_endpoint", "_timer", "_transport")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -384,7 +385,7 @@ class Doorstep(asyncio.Protocol):
             # It has yet to send its request: closed before that, it might not see the answer.
             if self._transport.can_write_eof():
                 self._transport.write_eof()
-            loop.call_later(FLOOD_SECONDS, self._transport.abort)
+            self._timer = loop.call_later(FLOOD_SECONDS, self._transport.abort)
         else:
             connection = self._endpoint.connection()
             self._transport.set_protocol(connection)
@@ -392,6 +393,10 @@ class Doorstep(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:  # noqa: ARG002  # whatever it is, the answer is given
         self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        if self._timer:
+            self._timer.cancel()
 
 
 class Connection(asyncio.Protocol):

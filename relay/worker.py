@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import gc
 import mmap
 import os
 import socket
@@ -83,6 +84,9 @@ class Worker:
 
     async def start(self) -> asyncio.Task[None]:
         """Serve; the task ends only by a fault of ours."""
+        # What is there now stays: not looking through it each time spares everybody pauses of 50 ms under load.
+        gc.collect()
+        gc.freeze()
         return asyncio.create_task(self._serve() if self._endpoint else _nothing(), name="feed")
 
     async def _serve(self) -> None:

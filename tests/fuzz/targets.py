@@ -31,6 +31,12 @@ SECRET: Final = "a secret that is long enough, by far"
 ERA: Final = Era("0123456789ab", {"0123456789ab": b"key"}, "abcdef012345")
 WATCH: Final = Watch(1, "public.tasks", "id", "board_id", "lane", frozenset({"hidden"}))
 BOARD: Final = protocol.board_data([])
+GATE: Final = Gate(
+    Access(static_tokens(["all", "some:a,b-*"], "here"), secret=SECRET),
+    origins=frozenset({"http://localhost:4000"}),
+    trusted=networks("10.0.0.0/8"),
+    rates=Rates(0, 0),
+)
 
 _HANDSHAKE: Final = (
     "GET /?token=all HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -123,14 +129,8 @@ async def _connection(data: bytes) -> None:
     source = _Source()
     hub = Hub(source, frame, deflated_frame)
     hub.begin(ERA, Snapshot.parse("10:20:11,15"), None)
-    gate = Gate(
-        Access(static_tokens(["all", "some:a,b-*"], "here"), secret=SECRET),
-        origins=frozenset({"http://localhost:4000"}),
-        trusted=networks("10.0.0.0/8"),
-        rates=Rates(1000, 0),
-    )
     limits = Limits(send_buffer=65_536, all_buffers=1 << 20, messages_a_second=10, boards=3, idle_seconds=1e-9)
-    endpoint = Endpoint(hub, heartbeat=30, max_connections=1, gate=gate, limits=limits, compression=bool(mode & 1))
+    endpoint = Endpoint(hub, heartbeat=30, max_connections=1, gate=GATE, limits=limits, compression=bool(mode & 1))
     client = endpoint.connection()
     transport = _Transport(client, 1000 if mode & 2 else 1 << 40)
     client.connection_made(cast(asyncio.Transport, transport))

@@ -240,6 +240,13 @@ def test_diff_leaves_out_what_is_not_the_relays(database: Database) -> None:
     """What a user made in the schema stays, so nothing is said of it; a function that was changed by hand is."""
     database.execute("create function relay.mine() returns int language sql as 'select 1'")
     assert install.diff(database.dsn) == []
+    database.execute(
+        "create or replace function relay.may_read(claims jsonb, board text) returns boolean "
+        "language sql as 'select true'"
+    )
+    assert install.diff(database.dsn) == []
+    database.execute(install.text("install"))
+    assert database.fetch("select relay.may_read('{}', 'b')") == [(True,)]
     database.execute("create or replace function relay.paused() returns boolean language sql as 'select false'")
     assert any("select false" in line for line in install.diff(database.dsn))
 
