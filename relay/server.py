@@ -680,6 +680,8 @@ class Connection(asyncio.Protocol):
         """Act on a frame; pings, pongs and closing are the protocol's."""
         if self._protocol.state is not State.OPEN:
             return
+        if received.opcode in (Opcode.PING, Opcode.CONT):
+            self._count_frame()
         if received.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             if received.opcode is not Opcode.CONT:
                 self._binary = received.opcode is Opcode.BINARY
@@ -809,6 +811,13 @@ class Connection(asyncio.Protocol):
         self.close(code, reason)
 
     # What it may take
+
+    def _count_frame(self) -> None:
+        """Count a frame that is no message: it is as much work as one."""
+        try:
+            self._count_message()
+        except BadMessage as ex:
+            self._refuse(ex)
 
     def _count_message(self) -> None:
         """Count a message against the limit a second. Raises BadMessage."""

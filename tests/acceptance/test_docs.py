@@ -95,7 +95,7 @@ def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) 
     assert ran > 0
 
 
-@pytest.mark.parametrize("document", [README, OPERATOR], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [README, OPERATOR, SECURITY], ids=lambda path: path.name)
 async def test_daemons_run(document: Path, database: Database, relay: Relays) -> None:
     """Every `relay serve` starts as printed, and is healthy."""
     for line in commands(document):

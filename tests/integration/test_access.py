@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
+from websockets.frames import Frame, Opcode
 from websockets.typing import Origin, Subprotocol
 
 from relay import config, server
@@ -399,6 +400,21 @@ async def test_too_many_messages_are_refused_and_then_the_client_is(database: Da
     assert connection.close_code == 1008
     assert received[:20] == ["pong"] * 20
     assert set(received[20:]) == {"error"}
+
+
+@pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.CONT])
+async def test_too_many_frames_are_too_many_messages(database: Database, opcode: Opcode) -> None:
+    """Pings and empty pieces of a message are work too."""
+    async with (
+        relay_of(database, limits=Limits(messages_a_second=5)) as relay,
+        connect(relay.url, proxy=None, max_queue=None) as connection,
+    ):
+        begin = Frame(Opcode.TEXT, b"", fin=False).serialize(mask=True)
+        more = Frame(opcode, b"", fin=opcode is Opcode.PING).serialize(mask=True)
+        connection.transport.write(begin + more * 100)
+        async with asyncio.timeout(20):
+            await connection.wait_closed()
+    assert connection.close_code == 1008
 
 
 async def test_who_follows_no_board_for_long_is_closed(database: Database) -> None:
