@@ -16,7 +16,9 @@ import contextlib
 import json
 import os
 import platform
+import socket
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -47,7 +49,7 @@ def main() -> None:
     options.add_argument("--flood", type=int, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.flood:
-        asyncio.run(flood(given.flood, given.rate, given.seconds))
+        flood(given.flood, given.rate, given.seconds)
         return
     with EmbeddedPostgres() as server:
         install.run(server.dsn, "tasks")
@@ -126,26 +128,23 @@ async def write(writer: psycopg.AsyncConnection, seconds: float) -> None:
         await writer.execute("update tasks set title = %s where id = 't'", [str(time.monotonic_ns())])
 
 
-async def flood(port: int, rate: int, seconds: float) -> None:
-    """Connect, be refused, and again; print what was answered."""
+def flood(port: int, rate: int, seconds: float) -> None:
+    """Connect many times at once, be refused, and again; print what was answered."""
     answers: Counter[str] = Counter()
-    until = time.monotonic() + seconds
-
-    async def come_again() -> None:
-        while time.monotonic() < until:
-            began = time.monotonic()
-            try:
-                reader, peer = await asyncio.open_connection("127.0.0.1", port)
-                peer.write(REQUEST)
-                line = await reader.readline()
-                answers[line[9:12].decode() or "none"] += 1
-                peer.transport.abort()
-            except OSError:
-                answers["no connection"] += 1
-            await asyncio.sleep(max(0, AT_ONCE / rate - (time.monotonic() - began)))
-
-    await asyncio.gather(*(come_again() for _ in range(AT_ONCE)))
-    print(json.dumps({"refused": sum(answers.values()), "answers": answers}))
+    began = time.monotonic()
+    while (passed := time.monotonic() - began) < seconds:
+        if answers.total() > passed * rate:
+            time.sleep(0.001)
+            continue
+        peers = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(AT_ONCE)]
+        for peer in peers:
+            # Gone at once when it is closed: else there would soon be no ports left.
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.send(REQUEST)
+        for peer in peers:
+            with peer:
+                answers[peer.recv(100)[9:12].decode() or "none"] += 1
+    print(json.dumps({"refused": answers.total(), "answers": answers}))
 
 
 if __name__ == "__main__":
