@@ -105,6 +105,10 @@ class Grant:
         return self.boards is None or any(pattern.matches(board) for pattern in self.boards)
 
 
+EVERYBODY: Final = Grant()
+"""What everybody has where no credential is configured."""
+
+
 class Access:
     """The credentials that are good."""
 
@@ -133,7 +137,7 @@ class Access:
     def grant(self, credential: str | None) -> Grant:
         """Say what a credential is worth. Raises Refused."""
         if self.open:
-            return Grant()
+            return EVERYBODY
         if not credential:
             raise Refused("no credential")
         if (grant := self._static(credential)) is not None:

@@ -43,7 +43,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from relay import protocol
-from relay.access import Gate, Grant, Refused, TooMany, UnknownKey, Visitor
+from relay.access import EVERYBODY, Gate, Grant, Refused, TooMany, UnknownKey, Visitor
 from relay.hub import Hub
 from relay.protocol import BadMessage, CloseCode, Message, Ping, Subscribe
 
@@ -462,7 +462,7 @@ class Connection(asyncio.Protocol):
         self._largest = 0
         # What it presented, what that is worth, and the boards that it has asked for and nobody has decided about.
         self._credential: str | None = None
-        self._grant = Grant()
+        self._grant = EVERYBODY
         self._expiry: asyncio.TimerHandle | None = None
         self._wanted: dict[str, Subscribe] = {}
         self._early: bytes | None = None
@@ -735,7 +735,7 @@ class Connection(asyncio.Protocol):
     def decided(self, board: str, *, may: bool) -> None:
         """Follow a board that was asked for, or say that it may not be."""
         message = self._wanted.pop(board, None)
-        if message is None or self._protocol.state is not State.OPEN:
+        if message is None or self.closed or self._protocol.state is not State.OPEN:
             return
         if may and self._grant.names(board):
             self._follow(message)

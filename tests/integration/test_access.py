@@ -329,6 +329,22 @@ async def test_who_unsubscribes_before_the_answer_is_sent_nothing(database: Data
         assert (await client.receive())[0] == "pong"
 
 
+async def test_who_is_gone_before_the_answer_follows_nothing(database: Database) -> None:
+    """Even if it left without a word: a board of nobody would be kept for ever."""
+    database.execute(
+        "create or replace function relay.may_read(claims jsonb, board text) returns boolean language plpgsql "
+        "as $$ begin perform pg_sleep(0.5); return true; end $$"
+    )
+    async with relay_of(database, judged=True) as relay, Client.to(relay.url) as other:
+        async with connect(relay.url, proxy=None) as connection:
+            await connection.send(json.dumps({"type": "subscribe", "boardId": "public"}))
+            assert await said(connection, {"type": "ping"}) == {"type": "pong"}
+            connection.transport.abort()
+        await until(lambda: relay.endpoint.connections == 1)
+        await other.subscribe("public")
+        assert relay.hub.subscriptions == 1
+
+
 # Origins, rates, limits
 
 
