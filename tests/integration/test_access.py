@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -339,6 +341,8 @@ async def test_who_is_gone_before_the_answer_follows_nothing(database: Database)
         async with connect(relay.url, proxy=None) as connection:
             await connection.send(json.dumps({"type": "subscribe", "boardId": "public"}))
             assert await said(connection, {"type": "ping"}) == {"type": "pong"}
+            sock = connection.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # by a reset
             connection.transport.abort()
         await until(lambda: relay.endpoint.connections == 1)
         await other.subscribe("public")
