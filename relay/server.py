@@ -129,9 +129,6 @@ MESSAGE_BURST: Final = 4
 
 
 FLOOD: Final = "too many connections a minute"
-FLOOD_SECONDS: Final = 1.0
-"""How long who is one of a flood may take to read the answer."""
-
 ACCEPTED_AT_ONCE: Final = 16
 """So many connections are taken before all else has its turn: a flood must not hold up the others."""
 
@@ -141,6 +138,15 @@ WAITING: Final = 1024
 _TOO_MANY: Final = (
     b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: %d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
+
+
+def _turn_back(sock: socket.socket, wait: float, *, plain: bool) -> None:
+    """Answer one of a flood. Its request, if it is here, is taken first, or the answer might be lost."""
+    with contextlib.suppress(OSError), sock:
+        if plain:
+            with contextlib.suppress(BlockingIOError):
+                sock.recv(PIECE_BYTES)
+            sock.send(_TOO_MANY % math.ceil(wait))
 
 
 def _our_subprotocol(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
@@ -232,6 +238,8 @@ class Endpoint:
         self._server: asyncio.Server | None = None
         self._heart: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
+        self._listening: list[socket.socket] = []
+        self._tls: ssl.SSLContext | None = None
         self._said: dict[str, tuple[float, int]] = {}
 
     async def open(
@@ -240,18 +248,16 @@ class Endpoint:
         """Begin to listen, if wanted on a port that others share. Raises OSError if the address cannot be had."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: Doorstep(self),
-            host,
-            port,
-            backlog=ACCEPTED_AT_ONCE,
-            reuse_port=reuse_port or None,
-            ssl=tls,
-            ssl_handshake_timeout=self.limits.handshake_seconds if tls else None,
+            asyncio.Protocol, host, port, reuse_port=reuse_port or None, start_serving=False
         )
-        for sock in self._server.sockets:
-            # asyncio takes as many at once as it lets wait: so the kernel alone is told that more may.
-            with socket.socket(fileno=os.dup(sock.fileno())) as same:
-                same.listen(WAITING)
+        self._tls = tls
+        for bound in self._server.sockets:
+            # Taken from the server, which would make a transport even for those who are refused.
+            sock = socket.socket(fileno=os.dup(bound.fileno()))
+            sock.setblocking(False)
+            sock.listen(WAITING)
+            self._listening.append(sock)
+            loop.add_reader(sock, self._accept, sock)
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
         if self._judge:
             self.spend(self._judged(self._judge))
@@ -273,6 +279,10 @@ class Endpoint:
         if self._server is None or self._heart is None:
             return
         self._server.close()
+        while self._listening:
+            sock = self._listening.pop()
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
         for task in (self._heart, *self._tasks):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -352,6 +362,38 @@ class Endpoint:
                     if not may:
                         connection.revoke(board)
 
+    def _accept(self, listening: socket.socket) -> None:
+        """Take those who have come, a few before all else has its turn; answer who is one of a flood at once."""
+        loop = asyncio.get_running_loop()
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                sock, peer = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as ex:  # no file is free: there may be one soon
+                self.refuse(f"cannot accept: {ex.strerror}")
+                loop.remove_reader(listening)
+                loop.call_later(1.0, self._accept_again, listening)
+                return
+            sock.setblocking(False)
+            if wait := self.gate.flooded(peer[0], loop.time()):
+                self.refuse(FLOOD)
+                _turn_back(sock, wait, plain=self._tls is None)
+            else:
+                self.spend(self._take(sock))
+
+    def _accept_again(self, listening: socket.socket) -> None:
+        if listening.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    async def _take(self, sock: socket.socket) -> None:
+        timeout = self.limits.handshake_seconds if self._tls else None
+        # Who gives up in the midst of it, or does not speak TLS, is nobody's concern.
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self.connection, sock, ssl=self._tls, ssl_handshake_timeout=timeout
+            )
+
     def connection(self) -> Connection:
         """Make what keeps a client that has come."""
         connection = Connection(self)
@@ -363,40 +405,6 @@ class Endpoint:
             await asyncio.sleep(self._heartbeat / TURNS)
             for connection in tuple(turn):
                 connection.beat()
-
-
-class Doorstep(asyncio.Protocol):
-    """Where everybody comes: who is one of a flood stays here, and costs next to nothing."""
-
-    __slots__ = ("_endpoint", "_timer", "_transport")
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._timer: asyncio.TimerHandle | None = None
-        self._transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        loop = asyncio.get_running_loop()
-        peer = transport.get_extra_info("peername")
-        if wait := self._endpoint.gate.flooded(peer[0] if peer else "", loop.time()):
-            self._endpoint.refuse(FLOOD)
-            self._transport.write(_TOO_MANY % math.ceil(wait))
-            # It has yet to send its request: closed before that, it might not see the answer.
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
-            self._timer = loop.call_later(FLOOD_SECONDS, self._transport.abort)
-        else:
-            connection = self._endpoint.connection()
-            self._transport.set_protocol(connection)
-            connection.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:  # noqa: ARG002  # whatever it is, the answer is given
-        self._transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
-        if self._timer:
-            self._timer.cancel()
 
 
 class Connection(asyncio.Protocol):
