@@ -391,14 +391,12 @@ class Endpoint:
         # Who gives up in the midst of it, or does not speak TLS, is nobody's concern.
         with contextlib.suppress(OSError):
             await asyncio.get_running_loop().connect_accepted_socket(
-                self.connection, sock, ssl=self._tls, ssl_handshake_timeout=timeout
+                lambda: Connection(self), sock, ssl=self._tls, ssl_handshake_timeout=timeout
             )
 
-    def connection(self) -> Connection:
-        """Make what keeps a client that has come."""
-        connection = Connection(self)
+    def arrive(self, connection: Connection) -> None:
+        """Note a connection that may begin its handshake."""
         self._shaking_hands.add(connection)
-        return connection
 
     async def _beat(self) -> None:
         for turn in itertools.cycle(self._turns):
@@ -530,6 +528,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._endpoint.arrive(self)
         # The backlog is ours: the transport says at once when it could not write all, and when it then has.
         # Under TLS it says so when so much waits, else when more does.
         self._transport.set_write_buffer_limits(high=1 if transport.get_extra_info("ssl_object") else 0, low=0)

@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import InvalidMessage, InvalidStatus
 
 from tests.acceptance.support import Daemon, Relays, mistake, run_relay, until
 from tests.certificates import certificate
@@ -193,6 +193,13 @@ async def name_of_the_server(daemon: Daemon, cert: Path) -> str:
         return str(subject[0][0][1])
 
 
+async def speak_plainly(daemon: Daemon) -> None:
+    """Send what is no TLS; that connection ends, and nothing else."""
+    with pytest.raises((InvalidMessage, OSError)):
+        async with connect(daemon.url, proxy=None):
+            pass
+
+
 async def test_it_serves_over_tls_and_takes_a_new_certificate(
     database: Database, relay: Relays, tmp_path: Path
 ) -> None:
@@ -205,6 +212,7 @@ async def test_it_serves_over_tls_and_takes_a_new_certificate(
         certificate(tmp_path, "second")
         daemon.signal(signal.SIGHUP)
         await daemon.logged("access.reloaded")
+        await speak_plainly(daemon)
         assert await name_of_the_server(daemon, cert) == "second"
         await connection.send(SUBSCRIBE)
         assert json.loads(await connection.recv())["type"] == "board.sync"

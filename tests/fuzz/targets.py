@@ -131,7 +131,7 @@ async def _connection(data: bytes) -> None:
     hub.begin(ERA, Snapshot.parse("10:20:11,15"), None)
     limits = Limits(send_buffer=65_536, all_buffers=1 << 20, messages_a_second=10, boards=3, idle_seconds=1e-9)
     endpoint = Endpoint(hub, heartbeat=30, max_connections=1, gate=GATE, limits=limits, compression=bool(mode & 1))
-    client = endpoint.connection()
+    client = Connection(endpoint)
     transport = _Transport(client, 1000 if mode & 2 else 1 << 40)
     client.connection_made(cast(asyncio.Transport, transport))
     if mode & 4:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import jwt
 import pytest
@@ -373,6 +374,49 @@ async def test_too_many_connections_a_minute_are_refused(database: Database) -> 
     assert refusal.response.status_code == 429
     assert 1 <= int(refusal.response.headers["Retry-After"]) <= 30
     assert relay.endpoint.refused == {"too many connections a minute": 1}
+
+
+async def test_one_of_a_flood_is_answered_before_it_says_anything(database: Database) -> None:
+    """In few bytes, and the connection ends: it costs next to nothing."""
+    async with (
+        relay_of(database, Gate(rates=Rates(per_client=1, total=0))) as relay,
+        connect(relay.url, proxy=None),
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.endpoint.port)
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: ")
+    assert answer.endswith(b"Content-Length: 0\r\n\r\n")
+    assert len(answer) < 120
+
+
+class Full:
+    """A listening socket when no file is free, once."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+        self._full = True
+
+    def fileno(self) -> int:
+        return self._listening.fileno()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self._full:
+            self._full = False
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self._listening.accept()
+
+
+async def test_when_no_file_is_free_it_goes_on_as_soon_as_one_is(database: Database) -> None:
+    """Who comes meanwhile waits, and is served then."""
+    async with relay_of(database) as relay:
+        endpoint = relay.endpoint
+        endpoint._accept(cast(socket.socket, Full(endpoint._listening[0])))  # noqa: SLF001  # as the event loop does
+        assert endpoint.refused == {"cannot accept: Too many open files": 1}
+        async with connect(relay.url, proxy=None) as connection:
+            assert (await said(connection, SUBSCRIBE))["type"] == "board.sync"
 
 
 async def test_behind_a_trusted_proxy_its_clients_are_counted(database: Database) -> None:
