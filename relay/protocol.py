@@ -43,7 +43,7 @@ class CloseCode(IntEnum):
 
     GOING_AWAY = 1001  # the relay is stopping
     INVALID_TEXT = 1007  # a text message was not UTF-8
-    POLICY = 1008  # the client sent nothing but bad messages
+    POLICY = 1008  # the client sent nothing but bad messages, or tokens that are not good
     TOO_BIG = 1009  # the client sent a message over the limit
     TRY_AGAIN_LATER = 1013  # the client did not read what it was sent
     TOKEN_EXPIRED = 4001  # the client's token has expired; with a fresh one it may come back

@@ -118,6 +118,9 @@ RETRY_SECONDS: Final = "5"
 EXPIRY_LOOK_SECONDS: Final = 30.0
 """How often the clock is looked at that a token expires by: it may be set meanwhile."""
 
+MAX_BAD_TOKENS: Final = 5
+"""So many on one connection close it: here nobody shall guess faster than at the door."""
+
 JUDGE_SECONDS: Final = 30.0
 """How often the database is asked again about every board that is followed."""
 
@@ -412,6 +415,7 @@ class Connection(asyncio.Protocol):
         "_alive",
         "_backlog",
         "_bad_messages",
+        "_bad_tokens",
         "_binary",
         "_blocked",
         "_client_id",
@@ -472,6 +476,7 @@ class Connection(asyncio.Protocol):
         self._expiry: asyncio.TimerHandle | None = None
         self._wanted: dict[str, Subscribe] = {}
         self._early: bytes | None = None
+        self._bad_tokens = 0
         # How many messages it may send at once, as of when; and since when it has followed no board.
         self._left = math.inf
         self._counted = 0.0
@@ -786,6 +791,10 @@ class Connection(asyncio.Protocol):
             grant = self._endpoint.gate.access.grant(token)
         except Refused as ex:
             self._endpoint.refuse(str(ex))
+            self._bad_tokens += 1
+            if self._bad_tokens >= MAX_BAD_TOKENS:
+                self._protocol.fail(CloseCode.POLICY, f"{self._bad_tokens} tokens that are not good")
+                return
             raise BadMessage("not_authenticated", "the token is not good: the one before it still is") from None
         self._credential = None if self._endpoint.gate.access.open else token
         self._answer(protocol.AUTHENTICATED)

@@ -151,6 +151,18 @@ async def test_a_bad_token_on_the_way_changes_nothing(database: Database) -> Non
         assert (await said(connection, SUBSCRIBE))["type"] == "board.sync"
 
 
+async def test_who_guesses_tokens_is_closed(database: Database) -> None:
+    """Good messages between the guesses do not help."""
+    async with relay_of(database, guarded()) as relay, connect(f"{relay.url}?token=some", proxy=None) as connection:
+        for number in range(5):
+            await connection.send(json.dumps({"type": "authenticate", "token": f"guess-{number}"}))
+            await connection.send('{"type":"ping"}')
+        async with asyncio.timeout(20):
+            await connection.wait_closed()
+    assert connection.close_code == 1008
+    assert relay.endpoint.refused.total() == 5
+
+
 async def test_when_credentials_change_connections_are_looked_at_again(database: Database) -> None:
     """One whose token is gone is closed with a code of its own, one whose boards changed loses these, others stay."""
     gate = guarded()
