@@ -138,6 +138,9 @@ ACCEPTED_AT_ONCE: Final = 16
 WAITING: Final = 1024
 """So many may wait to be taken."""
 
+_END: Final = b"\r\n\r\n"
+"""The end of a handshake."""
+
 _TOO_MANY: Final = (
     b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: %d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
@@ -434,6 +437,7 @@ class Connection(asyncio.Protocol):
         "_offset",
         "_partial",
         "_protocol",
+        "_tail",
         "_timer",
         "_transport",
         "_unsent",
@@ -477,6 +481,8 @@ class Connection(asyncio.Protocol):
         self._wanted: dict[str, Subscribe] = {}
         self._early: bytes | None = None
         self._bad_tokens = 0
+        # The last bytes of an unfinished handshake.
+        self._tail = b""
         # How many messages it may send at once, as of when; and since when it has followed no board.
         self._left = math.inf
         self._counted = 0.0
@@ -546,8 +552,8 @@ class Connection(asyncio.Protocol):
             if self._holds_back(data):
                 return
             # What a client sends along with its handshake is answered after it, not before.
-            handshake, end, data = data.partition(b"\r\n\r\n")
-            self._protocol.receive_data(handshake + end)
+            handshake, data = self._handshake_of(data)
+            self._protocol.receive_data(handshake)
             self._handle()
             if self._holds_back(data):
                 return
@@ -587,6 +593,16 @@ class Connection(asyncio.Protocol):
                 code=self._protocol.close_code,
                 connections=self._endpoint.connections,
             )
+
+    def _handshake_of(self, data: bytes) -> tuple[bytes, bytes]:
+        """Part what belongs to the handshake from what follows; its end may have come in pieces."""
+        seen = self._tail + data
+        end = seen.find(_END)
+        if end < 0:
+            self._tail = seen[1 - len(_END) :]
+            return data, b""
+        length = end + len(_END) - len(self._tail)
+        return data[:length], data[length:]
 
     def _holds_back(self, data: bytes) -> bool:
         """Keep what comes while the handshake waits for the gate's keys."""

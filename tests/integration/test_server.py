@@ -647,6 +647,23 @@ async def test_handshake_in_time_is_not_cut_off(endpoint: Endpoint, accepted: li
         assert await peer.receive() == (Opcode.TEXT, PONG)
 
 
+@pytest.mark.parametrize("pieces", range(1, 5))
+@pytest.mark.parametrize("good", [True, False])
+async def test_handshake_may_end_in_pieces_with_more_behind_it(
+    endpoint: Endpoint, accepted: list[Connection], pieces: int, *, good: bool
+) -> None:
+    """Wherever it is cut, what follows is not read before it is answered; nothing is raised."""
+    handshake = HANDSHAKE if good else HANDSHAKE.replace(b"Upgrade: websocket", b"Upgrade: nothing")
+    async with Peer.to(endpoint, shake_hands=False) as peer:
+        peer.write(handshake[:-pieces])
+        await eventually(lambda: bool(accepted) and accepted[0]._tail == handshake[:-pieces][-3:])  # noqa: SLF001
+        peer.write(handshake[-pieces:] + b"no frame at all")
+        answer = await peer.read_rest()
+
+    assert answer.startswith(b"HTTP/1.1 101 " if good else b"HTTP/1.1 426 ")
+    await eventually(lambda: accepted[0].closed)
+
+
 async def test_message_that_comes_with_the_handshake_is_answered_after_it(endpoint: Endpoint) -> None:
     """What a hasty client sends in the same segment as its handshake is answered behind the response."""
     async with Peer.to(endpoint, shake_hands=False) as peer:
