@@ -258,9 +258,9 @@ async def test_many_who_come_back_at_once_cost_the_database_a_handful_of_queries
     assert 0 < reads < 10
 
 
-@pytest.mark.parametrize(("seed", "part", "visits"), [(3, session.PART_CHANGES, 20), (4, 1, 5)])
+@pytest.mark.parametrize(("seed", "part", "visits", "writers"), [(3, session.PART_CHANGES, 20, 4), (4, 1, 5, 1)])
 async def test_who_comes_and_goes_beside_busy_writers_ends_with_the_table(
-    database: Database, relay: Relay, seed: int, part: int, visits: int, monkeypatch: pytest.MonkeyPatch
+    database: Database, relay: Relay, seed: int, part: int, visits: int, writers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every cursor a client goes on exactly where it was, on one relay or another."""
     monkeypatch.setattr(session, "PART_CHANGES", part)
@@ -280,7 +280,7 @@ async def test_who_comes_and_goes_beside_busy_writers_ends_with_the_table(
 
     wandered: list[tuple[str, str | None, Tasks]] = []
     async with Relay(database.dsn).running() as other:
-        with Writers(database.dsn, seed).busy(4):
+        with Writers(database.dsn, seed).busy(writers):
             await asyncio.gather(*(wander([relay, other], board) for board in BOARDS for _ in range(3)))
         for board, cursor, tasks in wandered:
             async with Client.to(relay.url) as client, Client.to(relay.url) as fresh:
