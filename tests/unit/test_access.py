@@ -161,7 +161,7 @@ def test_a_signed_token_is_worth_what_it_says(key: Any, algorithm: str, kid: str
         token(exp=time.time() - 60),
         token(exp=None),
         token(exp="soon"),
-        token(nbf=time.time() + 60),
+        token(nbf=time.time() + 3600, exp=time.time() + 7200),
         token(SECRET, "HS512"),
         jwt.encode({"exp": time.time() + 60}, "", "none"),
         "a.b.c",
