@@ -83,18 +83,21 @@ class Guard:
             if loop.time() - self._asked < SOONEST_SECONDS:
                 return
             try:
-                await self._read_keys()
+                self._keys = await self._read_keys()
             except AccessError as ex:
                 log.error("access.keys_failed", problem=str(ex))  # noqa: TRY400  # the line says it all
         self._replace_access()
 
     async def _read(self) -> None:
-        if self.tls:
-            self._read_certificate(self.tls)
         tokens = self._tokens()
+        if self.tls:
+            # Tried on another first: one that fails in the midst would leave a certificate without its key.
+            self._read_certificate(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
         async with self._fetching:
-            await self._read_keys()
-        self._static = tokens
+            keys = await self._read_keys()
+            if self.tls:
+                self._read_certificate(self.tls)
+            self._static, self._keys = tokens, keys
         self._replace_access()
 
     def _replace_access(self) -> None:
@@ -126,13 +129,13 @@ class Guard:
             tokens |= access.static_tokens(lines, f"WS_TOKENS_FILE: {path}")
         return tokens
 
-    async def _read_keys(self) -> None:
+    async def _read_keys(self) -> Sequence[jwt.PyJWK] | None:
         source = self._settings.WS_JWT_KEYS
         if not source:
-            return
+            return None
         self._asked = asyncio.get_running_loop().time()
         text = await _fetched(source) if _is_address(source) else _text(source, "WS_JWT_KEYS")
-        self._keys = access.signing_keys(text, f"WS_JWT_KEYS: {source}")
+        return access.signing_keys(text, f"WS_JWT_KEYS: {source}")
 
 
 def _origins(settings: Settings) -> frozenset[str] | None:

@@ -231,7 +231,7 @@ class Endpoint:
         self.refused: Counter[str] = Counter()
         self.buffered = 0
         self._judge = judge
-        self._questions: asyncio.Queue[tuple[Connection, str]] = asyncio.Queue()
+        self._questions: asyncio.Queue[tuple[Connection, str, Grant]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self.extensions = _DEFLATE if compression else ()
         self._heartbeat = heartbeat
@@ -267,7 +267,7 @@ class Endpoint:
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
         if self._judge:
             self.spend(self._judged(self._judge))
-            self.spend(self._judged_again(self._judge))
+            self.spend(self._ask_again())
 
     @property
     def port(self) -> int | None:
@@ -289,10 +289,10 @@ class Endpoint:
             sock = self._listening.pop()
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
-        for task in (self._heart, *self._tasks):
+        beside = (self._heart, *self._tasks)
+        for task in beside:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*beside, return_exceptions=True)
         leaving = self._connections.keys() | self._shaking_hands
         self._empty.clear()
         for connection in leaving:
@@ -332,10 +332,10 @@ class Endpoint:
         more = {"more": unsaid} if unsaid else {}
         log.warning("websocket.refused", reason=reason, connections=self.connections, **more)
 
-    def ask(self, connection: Connection, board: str) -> bool:
-        """Have it decided whether a client may follow a board, if that is not decided yet: `decided`, soon."""
+    def ask(self, connection: Connection, board: str, grant: Grant) -> bool:
+        """Have it decided whether a client may follow a board: `decided`, soon. False if the token alone decides."""
         if self._judge:
-            self._questions.put_nowait((connection, board))
+            self._questions.put_nowait((connection, board, grant))
         return self._judge is not None
 
     def spend(self, work: Coroutine[Any, Any, None]) -> None:
@@ -354,19 +354,15 @@ class Endpoint:
             asked = [await self._questions.get()]
             while not self._questions.empty() and len(asked) < QUESTIONS:
                 asked.append(self._questions.get_nowait())
-            answers = await judge.may_read([(connection.claims, board) for connection, board in asked])
-            for (connection, board), may in zip(asked, answers, strict=True):
-                connection.decided(board, may=may)
+            answers = await judge.may_read([(grant.claims, board) for _, board, grant in asked])
+            for (connection, board, grant), may in zip(asked, answers, strict=True):
+                connection.decided(board, grant, may=may)
 
-    async def _judged_again(self, judge: Judge) -> None:
+    async def _ask_again(self) -> None:
         while True:
             await asyncio.sleep(JUDGE_SECONDS)
-            followed = [(one, board) for one in tuple(self._connections) for board in self.hub.following(one)]
-            for some in (followed[start : start + QUESTIONS] for start in range(0, len(followed), QUESTIONS)):
-                answers = await judge.may_read([(connection.claims, board) for connection, board in some])
-                for (connection, board), may in zip(some, answers, strict=True):
-                    if not may:
-                        connection.revoke(board)
+            for connection in self._connections:
+                connection.ask_again()
 
     def _accept(self, listening: socket.socket) -> None:
         """Take those who have come, a few before all else has its turn; answer who is one of a flood at once."""
@@ -755,20 +751,30 @@ class Connection(asyncio.Protocol):
                 raise BadMessage("too_many_boards", f"{most} boards are followed already: expected no more", board)
         if not self._grant.names(board):
             raise BadMessage("not_allowed", NOT_ALLOWED, board)
-        if self._endpoint.ask(self, board):
+        if self._endpoint.ask(self, board, self._grant):
             self._wanted[board] = message
         else:
             self._follow(message)
 
-    def decided(self, board: str, *, may: bool) -> None:
-        """Follow a board that was asked for, or say that it may not be."""
-        message = self._wanted.pop(board, None)
-        if message is None or self.closed or self._protocol.state is not State.OPEN:
+    def decided(self, board: str, grant: Grant, *, may: bool) -> None:
+        """Follow a board that was asked for, or say that it may not be, or not any more.
+
+        An answer to what its last token was worth counts no more: all was asked again when it came.
+        """
+        if grant is not self._grant or self.closed or self._protocol.state is not State.OPEN:
             return
-        if may and self._grant.names(board):
+        if (message := self._wanted.pop(board, None)) is None:
+            if not may:
+                self.revoke(board)
+        elif may and grant.names(board):
             self._follow(message)
         else:
             self._refuse(BadMessage("not_allowed", NOT_ALLOWED, board))
+
+    def ask_again(self) -> None:
+        """Have it decided again about every board that it follows or waits for."""
+        for board in {*self._endpoint.hub.following(self), *self._wanted}:
+            self._endpoint.ask(self, board, self._grant)
 
     def _follow(self, message: Subscribe) -> None:
         board, cursor = message.board_id, message.cursor
@@ -778,11 +784,6 @@ class Connection(asyncio.Protocol):
         self._endpoint.hub.subscribe(self, board, resumable=message.resumable, cursor=text)
 
     # What its credential is worth
-
-    @property
-    def claims(self) -> Mapping[str, Any]:
-        """What its token says."""
-        return self._grant.claims
 
     def revoke(self, board: str) -> None:
         """Send nothing more of a board, and say so."""
@@ -822,6 +823,7 @@ class Connection(asyncio.Protocol):
         for board in self._endpoint.hub.following(self):
             if not grant.names(board):
                 self.revoke(board)
+        self.ask_again()
 
     def _expire(self) -> None:
         """Close the connection when its token expires; look again then, for the clock may have been set."""

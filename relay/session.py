@@ -372,17 +372,24 @@ class Session:
 
     async def may_read(self, questions: Sequence[tuple[Mapping[str, Any], str]]) -> list[bool]:
         """Ask relay.may_read about each claims and board; a question that it fails at is answered with no."""
-        texts = [(json.dumps(claims), board) for claims, board in questions]
-        async with self._reading:
-            try:
-                return await self._answers(texts)
-            except psycopg.Error as ex:
-                if ex.sqlstate is None or self._reader.closed:
-                    raise
+        return await self._answered([(json.dumps(claims), board) for claims, board in questions])
+
+    async def _answered(self, questions: Sequence[tuple[str, str]]) -> list[bool]:
+        """Answer; if that fails, each half by itself, until those are alone that it fails at.
+
+        The connection is free between two statements: boards are read and the journal is pruned meanwhile.
+        """
+        try:
+            async with self._reading:
+                return await self._answers(questions)
+        except psycopg.Error as ex:
+            if ex.sqlstate is None or self._reader.closed:
+                raise
+            if len(questions) == 1:
                 log.error("access.may_read_failed", problem=_line_of(ex))  # noqa: TRY400  # the line says it all
-            if len(texts) == 1:
                 return [False]
-            return [await self._answered_alone(text) for text in texts]
+        half = len(questions) // 2
+        return await self._answered(questions[:half]) + await self._answered(questions[half:])
 
     async def _answers(self, questions: Sequence[tuple[str, str]]) -> list[bool]:
         await self._reader.rows("begin")
@@ -393,14 +400,6 @@ class Session:
             if not self._reader.closed:
                 await self._reader.rows("rollback")
         return [may for (may,) in rows]
-
-    async def _answered_alone(self, question: tuple[str, str]) -> bool:
-        try:
-            return (await self._answers([question]))[0]
-        except psycopg.Error as ex:
-            if ex.sqlstate is None or self._reader.closed:
-                raise
-            return False
 
     async def load_watches(self) -> None:
         """Read what is watched, and whether its triggers are in place."""

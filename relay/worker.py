@@ -234,9 +234,13 @@ async def _answer(worker: Worker, reader: asyncio.StreamReader, writer: asyncio.
     """Answer what is asked over the control socket, until its end."""
     # Who was killed with an answer unread has reset the connection.
     with contextlib.suppress(ConnectionError):
+        reloading: set[asyncio.Task[None]] = set()
         async for question in reader:
             if question == RELOAD:
-                await worker.reload()
+                # Beside the answers: an address of keys may take its time.
+                task = asyncio.create_task(worker.reload())
+                reloading.add(task)
+                task.add_done_callback(reloading.discard)
                 continue
             status = await worker.status()
             writer.write(status.model_dump_json().encode() + b"\n")

@@ -843,6 +843,8 @@ as $$
 declare
     current_watch relay.watches;
 begin
+    -- One at a time, as in relay.watch: one that waits for the table must not take away what another has just made.
+    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
     select * into current_watch from relay.watches w where w.target = unwatch.target;
     if not found then
         return;

@@ -1,61 +1,55 @@
 -- The tasks table, for databases that have none yet.
 --
--- Safe to run twice: what exists is left as it is. Nothing here depends on the relay, and removing the
--- relay leaves this table alone. A table of your own serves as well: see relay.watch in install.sql.
+-- Safe to run twice: a table public.tasks that is there, this one or yours, is left as it is, and nobody waits for a
+-- lock. Nothing here depends on the relay, and removing the relay leaves this table alone. A table of your own serves
+-- as well: see relay.watch in install.sql.
 
 begin;
 
 set local lock_timeout = '3s';
 set local client_min_messages = warning;
 
-create table if not exists public.tasks (
-    id              text        primary key default 'task-' || pg_catalog.gen_random_uuid(),
-    board_id        text        not null default 'default',
-    title           text        not null check (title <> ''),
-    description     text,
-    lane            text        not null default 'backlog' check (lane <> ''),
-    status          text,
-    priority        text        not null default 'medium',
-    estimated_hours numeric     check (estimated_hours >= 0),
-    created_at      timestamptz not null default pg_catalog.now(),
-    updated_at      timestamptz not null default pg_catalog.now()
-);
-
-comment on table public.tasks is 'Tasks on boards; each task stands in one lane of one board.';
-
--- One board is read whole, in the order in which its tasks were created. The check spares a second run the lock that
--- "if not exists" takes.
-do $$
+do $tasks$
 begin
-    if pg_catalog.to_regclass('public.tasks_board') is null then
-        create index tasks_board on public.tasks (board_id, created_at);
+    if pg_catalog.to_regclass('public.tasks') is not null then
+        return;
     end if;
-end
-$$;
 
--- updated_at is kept by the database, so that every writer keeps it: psql, an ORM, a bulk job.
-create or replace function public.tasks_set_updated_at() returns trigger
-    language plpgsql
-    set search_path = ''
-as $$
-begin
-    new.updated_at := pg_catalog.now();
-    return new;
-end
-$$;
+    create table public.tasks (
+        id              text        primary key default 'task-' || pg_catalog.gen_random_uuid(),
+        board_id        text        not null default 'default',
+        title           text        not null check (title <> ''),
+        description     text,
+        lane            text        not null default 'backlog' check (lane <> ''),
+        status          text,
+        priority        text        not null default 'medium',
+        estimated_hours numeric     check (estimated_hours >= 0),
+        created_at      timestamptz not null default pg_catalog.now(),
+        updated_at      timestamptz not null default pg_catalog.now()
+    );
 
--- An update that changes nothing is no update, and does not count as one. The check spares a second run the
--- lock that replacing a trigger takes.
-do $$
-begin
-    if not exists (select from pg_catalog.pg_trigger
-                   where tgrelid = 'public.tasks'::regclass and tgname = 'tasks_set_updated_at') then
-        create trigger tasks_set_updated_at
-            before update on public.tasks
-            for each row when (old operator(pg_catalog.*<>) new)
-            execute function public.tasks_set_updated_at();
-    end if;
+    comment on table public.tasks is 'Tasks on boards; each task stands in one lane of one board.';
+
+    -- One board is read whole, in the order in which its tasks were created.
+    create index tasks_board on public.tasks (board_id, created_at);
+
+    -- updated_at is kept by the database, so that every writer keeps it: psql, an ORM, a bulk job.
+    create or replace function public.tasks_set_updated_at() returns trigger
+        language plpgsql
+        set search_path = ''
+    as $$
+    begin
+        new.updated_at := pg_catalog.now();
+        return new;
+    end
+    $$;
+
+    -- An update that changes nothing is no update, and does not count as one.
+    create trigger tasks_set_updated_at
+        before update on public.tasks
+        for each row when (old operator(pg_catalog.*<>) new)
+        execute function public.tasks_set_updated_at();
 end
-$$;
+$tasks$;
 
 commit;

@@ -18,7 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidMessage, InvalidStatus
+from websockets.typing import Origin
 
+from relay.embedded import free_port
 from tests.acceptance.support import Daemon, Relays, mistake, run_relay, until
 from tests.certificates import certificate
 from tests.servers import Database
@@ -166,6 +168,68 @@ async def test_no_secret_shows(database: Database, relay: Relays) -> None:
             assert secret not in shown
 
 
+async def test_foreign_pages_are_refused_and_its_own_is_not(database: Database, relay: Relays) -> None:
+    """Without a word about origins: the guide's page and the relay's own get in, from this machine."""
+    health = free_port()
+    daemon = await relay(database.dsn, HEALTH_PORT=str(health), WS_TOKENS="one")
+    for origin in ("http://localhost:4000", f"http://localhost:{health}", f"http://127.0.0.1:{health}"):
+        assert await gets_in(daemon, "one", origin=Origin(origin))
+    for origin in ("http://evil.example", "http://localhost", "null", f"http://evil.example:{health}"):
+        assert not await gets_in(daemon, "one", origin=Origin(origin))
+    strict = await relay(database.dsn, WS_ORIGINS="https://app.example", WS_REQUIRE_ORIGIN="true", WS_TOKENS="one")
+    assert await gets_in(strict, "one", origin=Origin("https://app.example"))
+    assert not await gets_in(strict, "one", origin=Origin("http://localhost:4000"))
+    assert not await gets_in(strict, "one")
+
+
+async def test_limits_are_those_of_the_settings(database: Database, relay: Relays) -> None:
+    """Each of them reaches the connections."""
+    daemon = await relay(
+        database.dsn,
+        WS_HEARTBEAT="100",
+        WS_MAX_BOARDS="1",
+        WS_MESSAGE_RATE="2",
+        WS_IDLE_TIMEOUT="300",
+        WS_HANDSHAKE_TIMEOUT="300",
+        WS_TRUSTED_PROXIES="127.0.0.1",
+        WS_RATE_LIMIT_PER_CLIENT="1",
+        WS_MAY_READ="true",
+        WS_TOKENS="one:a,b,default",
+    )
+
+    def client(address: str) -> connect:
+        headers = {"Authorization": "Bearer one", "X-Forwarded-For": address}
+        return connect(daemon.url, additional_headers=headers, proxy=None, max_queue=None)
+
+    async with client("192.0.2.1") as connection:
+        for board, expected in (("a", "board.sync"), ("b", "error")):
+            await connection.send(json.dumps({"type": "subscribe", "boardId": board}))
+            answer = json.loads(await connection.recv())
+            assert answer["type"] == expected
+        assert answer["data"]["code"] == "too_many_boards"
+        for _ in range(40):
+            await connection.send('{"type":"ping"}')
+        await connection.wait_closed()
+        assert connection.close_code == 1008
+    with pytest.raises(InvalidStatus):
+        async with client("192.0.2.1"):
+            pass
+    async with client("192.0.2.2") as idle:
+        await idle.wait_closed()
+        assert idle.close_code == 4008
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.ws_port)
+    async with asyncio.timeout(20):
+        assert await reader.read() == b""
+    writer.close()
+    database.execute(
+        "create or replace function relay.may_read(claims jsonb, board text) returns boolean "
+        "language sql as 'select false'"
+    )
+    async with client("192.0.2.3") as refused:
+        await refused.send(SUBSCRIBE)
+        assert json.loads(await refused.recv())["data"]["code"] == "not_allowed"
+
+
 async def test_rates_are_of_all_workers_together(database: Database, relay: Relays) -> None:
     """Whichever of them a client comes to."""
     daemon = await relay(database.dsn, WS_WORKERS="2", WS_RATE_LIMIT_PER_CLIENT="5")
@@ -213,6 +277,13 @@ async def test_it_serves_over_tls_and_takes_a_new_certificate(
         daemon.signal(signal.SIGHUP)
         await daemon.logged("access.reloaded")
         await speak_plainly(daemon)
+        assert await name_of_the_server(daemon, cert) == "second"
+        good = cert.read_bytes()
+        certificate(tmp_path, "third")
+        key.write_text("no key")
+        daemon.signal(signal.SIGHUP)
+        await daemon.logged("access.reload_failed")
+        cert.write_bytes(good)  # what clients trust
         assert await name_of_the_server(daemon, cert) == "second"
         await connection.send(SUBSCRIBE)
         assert json.loads(await connection.recv())["type"] == "board.sync"

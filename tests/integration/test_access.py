@@ -332,6 +332,39 @@ async def test_a_rule_that_gives_no_answer_is_a_no(database: Database, body: str
         assert relay.feed.problem is None
 
 
+async def test_a_question_that_fails_is_a_no_to_nobody_else(database: Database) -> None:
+    """Those that are asked in the same statement have their answers."""
+    database.execute(
+        "create or replace function relay.may_read(claims jsonb, board text) returns boolean language plpgsql "
+        "as $$ begin return 1 / (board <> 'bad')::integer = 1; end $$"
+    )
+    async with Relay(database.dsn).running() as relay:
+        await until(lambda: relay.feed.problem is None)
+        boards = ["a", "b", "bad", "c", "d", "bad", "e"]
+        assert await relay.feed.may_read([({}, board) for board in boards]) == [board != "bad" for board in boards]
+
+
+async def test_a_fresh_tokens_boards_are_decided_anew_at_once(database: Database) -> None:
+    """By its own claims: what the database said of the token before it counts no more, nor what it has yet to say."""
+    database.execute(
+        RULE.replace("claims ->> 'sub' = board", "pg_sleep(0.2) is not null and claims ->> 'sub' = board")
+    )
+    async with (
+        relay_of(database, guarded(database_decides=True), judged=True) as relay,
+        connect(f"{relay.url}?token={token(None, sub='mine')}", proxy=None) as connection,
+    ):
+        assert (await said(connection, SUBSCRIBE | {"boardId": "mine"}))["type"] == "board.sync"
+        await connection.send(json.dumps(SUBSCRIBE | {"boardId": "yours"}))
+        assert (await said(connection, {"type": "ping"})) == {"type": "pong"}
+        answer = await said(connection, {"type": "authenticate", "token": token(None, sub="yours")})
+        assert answer == {"type": "authenticated"}
+        found = [json.loads(await connection.recv()) for _ in range(2)]
+        assert {message["type"] for message in found} == {"error", "board.sync"}
+        [refusal] = [message["data"] for message in found if message["type"] == "error"]
+        assert (refusal["code"], refusal["boardId"]) == ("not_allowed", "mine")
+        assert relay.hub.following(next(iter(relay.endpoint._connections))) == ["yours"]  # noqa: SLF001
+
+
 async def test_who_unsubscribes_before_the_answer_is_sent_nothing(database: Database) -> None:
     """The wish that counts is the last one."""
     database.execute(RULE)

@@ -11,7 +11,7 @@ import pytest
 from psycopg.rows import TupleRow
 
 from relay import feed, session
-from relay.changes import Transaction
+from relay.changes import Transaction, Watch
 from relay.embedded import EmbeddedPostgres
 from relay.install import text
 from relay.session import Session
@@ -240,6 +240,43 @@ async def test_large_board_holds_up_no_change(database: Database, relay: Relay) 
 
         assert len(client.tasks) == 20001
         assert client.tasks["t1"]["title"] == "U"
+
+
+async def test_transactions_of_boards_that_nobody_follows_are_not_decoded(
+    database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost the relay little; and a board that is followed later shows what they did."""
+    decoded: list[str | None] = []
+    change = session._change  # noqa: SLF001  # what takes an entry apart
+
+    def counted(watch: Watch, entry: session._Entry) -> Any:
+        decoded.append(entry.new_board)
+        return change(watch, entry)
+
+    monkeypatch.setattr(session, "_change", counted)
+    database.execute(
+        "insert into tasks (id, board_id, title) select 'o' || i, 'other', 'T' from generate_series(1, 9) i"
+    )
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    assert (await client.receive())[1]["id"] == "a"
+    assert decoded == ["default"]
+    async with Client.to(relay.url) as other:
+        await other.subscribe("other")
+        assert len(other.tasks) == 9
+
+
+async def test_a_task_that_wanders_over_other_boards_and_back_is_told_once(
+    database: Database, client: Client
+) -> None:
+    """A transaction is decoded whole if it touches a board that is followed: a part of a history says nothing."""
+    database.execute("insert into tasks (id, title) values ('a', 'A'), ('b', 'B')")
+    with database.connect() as writer, writer.transaction():
+        for board in ("x", "y", "z"):
+            writer.execute("update tasks set board_id = %s", [board])
+        writer.execute("update tasks set board_id = 'default', title = 'C' where id = 'a'")
+    await client.until_last(database)
+
+    assert {key: task["title"] for key, task in client.tasks.items() if key in {"a", "b"}} == {"a": "C"}
 
 
 # Large batches

@@ -138,6 +138,34 @@ def test_whose_patience_ends_is_told_who_holds_the_table(database: Database, sta
     assert database.fetch("select * from relay.watches") == before
 
 
+def test_unwatching_waits_for_who_changes_the_watch(database: Database) -> None:
+    """Two at once never leave a watch without its triggers."""
+    with database.connect() as writer:
+        writer.execute(WRITER)
+        with in_background(database, "select relay.watch('tasks', hidden => '{description}')"):
+            wait_for_attempts(database, "ShareRowExclusiveLock")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                database.execute("select relay.unwatch('tasks')")
+            writer.execute("commit")
+
+    assert database.fetch("select hidden, triggers_complete from relay.watched") == [(["description"], True)]
+
+
+def test_tasks_table_that_is_there_is_left_as_it_is(empty_database: Database) -> None:
+    """It gets no index, which would block writers while it is built, and no trigger; nobody is waited for."""
+    empty_database.execute(
+        "create table tasks (id text primary key, board_id text, lane text, created_at timestamptz)"
+    )
+    with empty_database.connect() as writer:
+        writer.execute("begin; insert into tasks values ('a', 'b', 'todo')")
+        empty_database.execute(install.text("tasks"))
+        writer.execute("commit")
+
+    assert empty_database.fetch("select count(*) from pg_index where indrelid = 'tasks'::regclass") == [(1,)]
+    assert empty_database.fetch("select count(*) from pg_trigger where tgrelid = 'tasks'::regclass") == [(0,)]
+    assert empty_database.fetch("select obj_description('tasks'::regclass)") == [(None,)]
+
+
 def test_installing_again_waits_for_nobody(database: Database) -> None:
     """Not for an open transaction that has written tasks, nor for one that reads the journal."""
     with database.connect() as writer, database.connect() as reader:
