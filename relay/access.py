@@ -36,6 +36,10 @@ SHORTEST_SECRET_BYTES: Final = 32
 _ALGORITHMS: Final = {"RSA": ("RS256",), "EC": ("ES256",)}
 
 
+FLOOD: Final = "too many connections a minute"
+"""What the log calls it, wherever it is noticed."""
+
+
 class Refused(Exception):
     """Why somebody does not get in, in a word for the log; and what HTTP says to that."""
 
@@ -51,8 +55,8 @@ class TooMany(Refused):
 
     status = HTTPStatus.TOO_MANY_REQUESTS
 
-    def __init__(self, reason: str, seconds: float) -> None:
-        super().__init__(reason)
+    def __init__(self, seconds: float) -> None:
+        super().__init__(FLOOD)
         self.seconds = math.ceil(seconds)
 
 
@@ -402,7 +406,7 @@ class Gate:
         if self._rates:
             address = client_address(visitor.peer, visitor.forwarded, self._trusted)
             if wait := self._rates.take(address, now):
-                raise TooMany("too many connections a minute", wait)
+                raise TooMany(wait)
         if not visitor.origins and self._require_origin:
             raise Refused("no origin")
         if self._origins is not None and any(origin not in self._origins for origin in visitor.origins):

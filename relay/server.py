@@ -43,7 +43,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from relay import protocol
-from relay.access import EVERYBODY, Gate, Grant, Refused, TooMany, UnknownKey, Visitor
+from relay.access import EVERYBODY, FLOOD, Gate, Grant, Refused, TooMany, UnknownKey, Visitor
 from relay.hub import Hub
 from relay.protocol import BadMessage, CloseCode, Message, Ping, Subscribe
 
@@ -131,7 +131,6 @@ MESSAGE_BURST: Final = 4
 """How many seconds' worth of messages may come at once."""
 
 
-FLOOD: Final = "too many connections a minute"
 ACCEPTED_AT_ONCE: Final = 16
 """So many connections are taken before all else has its turn: a flood must not hold up the others."""
 

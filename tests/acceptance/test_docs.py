@@ -141,6 +141,18 @@ def test_sql_of_the_dbas_guide_runs_in_its_order(empty_database: Database, tmp_p
     assert empty_database.fetch("select * from relay.watched") == []
 
 
+def test_everything_that_is_made_is_in_the_dbas_guide(database: Database) -> None:
+    """Each table, view and sequence; each function that is called from outside, by name."""
+    ours = "= 'relay'::regnamespace"
+    made = f"select relname::text from pg_class where relnamespace {ours} and relkind in ('r', 'p', 'v', 'S')"
+    called = f"select proname::text from pg_proc where pronamespace {ours} and obj_description(oid) <> ''"
+    identity = {("watches_id_seq",)}  # of the column's own
+    told = set(re.findall(r"`(\w+)`", DBA.read_text().split("## What it made")[1].split("\n## ")[0]))
+
+    names = {name for (name,) in {*database.fetch(made), *database.fetch(called)} - identity}
+    assert {re.sub(r"_[123]$", "_0", name) for name in names} - {"journal_0"} <= told
+
+
 async def watch_example(program: Program, database: Database, relay: Relays, daemon: Daemon) -> None:
     """See an example client follow the board, also across a restart of the relay."""
     await until(lambda: "board.sync: 0 tasks" in program.output, "its first board.sync")
