@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Final
@@ -83,11 +83,13 @@ def _given(options: dict[str, str | None]) -> dict[str, str]:
 @cli.command()
 @_settings_options()
 def serve(**options: str | None) -> None:
-    """Run the daemon until Ctrl-C or SIGTERM."""
-    logs.start()
+    """Run the daemon until Ctrl-C or SIGTERM; a second one cuts its clients off, and exit code 1 says so."""
     with _one_line_errors():
         secret = {name: os.environ[name] for name in config.NO_OPTION if name in os.environ}
-        asyncio.run(daemon.serve(config.load(_given(options) | secret)))
+        settings = config.load(_given(options) | secret)
+        logs.start(settings.LOG_LEVEL)
+        if not asyncio.run(daemon.serve(settings)):
+            sys.exit(1)
 
 
 @cli.command("demo")
@@ -100,7 +102,7 @@ def serve(**options: str | None) -> None:
 )
 def demo_command(postgres_port: int | None, **options: str | None) -> None:
     """Show a living board, from a throwaway Postgres, until Ctrl-C."""
-    logs.start(logging.WARNING)
+    logs.start("warning")
     with _one_line_errors():
         asyncio.run(demo.run(config.load(_given(options)), postgres_port))
 

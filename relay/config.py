@@ -7,7 +7,7 @@ in words what a setting may be, for `--help` and for errors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 import psycopg.conninfo
@@ -68,9 +68,16 @@ class Settings(BaseModel):
     WS_BACKLOG_TOTAL: int = Field(
         256 * 1024 * 1024, ge=1024 * 1024, description="bytes that may wait for all clients together"
     )
+    WS_DRAIN: int = Field(
+        5000, ge=0, le=3_600_000, description="milliseconds over which clients are seen off when the relay stops"
+    )
     WS_TLS_CERT: str = Field("", description="file of the certificate, with its chain, for wss://")
     WS_TLS_KEY: str = Field("", description="file of its key, if that is another")
-    HEALTH_PORT: Port = Field(4001, description="port of GET /health and GET /metrics")
+    HEALTH_PORT: Port = Field(4001, description="port of GET /health, /ready, /live and /metrics")
+    HEALTH_BUDGET: int = Field(
+        10_000, ge=100, description="milliseconds in which a canary must come back; else the relay is not ready"
+    )
+    LOG_LEVEL: Literal["info", "warning", "error"] = Field("info", description="least level of what is logged")
     DATABASE_URL: str = Field(
         "", description="connection string of the database; what it leaves out, libpq's PG* variables give"
     )
@@ -152,9 +159,12 @@ ALLOWED: Final[Mapping[str, str]] = {
     "WS_HANDSHAKE_TIMEOUT": "milliseconds from 100",
     "WS_IDLE_TIMEOUT": "milliseconds from 0",
     "WS_BACKLOG_TOTAL": "bytes from 1048576",
+    "WS_DRAIN": "milliseconds from 0 to 3600000",
     "WS_TLS_CERT": "the path of a file",
     "WS_TLS_KEY": "the path of a file, along with WS_TLS_CERT",
     "HEALTH_PORT": "a port from 0 to 65535, 0 for any free one",
+    "HEALTH_BUDGET": "milliseconds from 100",
+    "LOG_LEVEL": "info, warning or error",
     "DATABASE_URL": "postgresql://user@host/database, or key=value pairs as libpq takes them",
 }
 

@@ -5,44 +5,76 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable
 
 import structlog
 
 from relay.config import Settings
 from relay.monitor import Monitor
+from relay.supervisor import Supervisor
 from relay.worker import Worker, named
 from relay.workers import Workers
 
 log = structlog.get_logger()
 
 
-async def serve(settings: Settings) -> None:
-    """Run until SIGINT or SIGTERM; read credentials again at SIGHUP. Raises StartError."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, stop.set)
-    told = asyncio.Event()
-    loop.add_signal_handler(signal.SIGHUP, told.set)
+class Signals:
+    """What the daemon is told from outside."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.stop_at_once = asyncio.Event()
+        self.reload = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, self._told_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload.set)
+
+    def _told_to_stop(self) -> None:
+        (self.stop_at_once if self.stop.is_set() else self.stop).set()
+
+
+async def serve(settings: Settings) -> bool:
+    """Run until SIGINT or SIGTERM; read credentials again at SIGHUP. Raises StartError.
+
+    False if a second such signal came before all clients were seen off.
+    """
+    signals, supervisor = Signals(), Supervisor()
     async with running(settings) as (serving, relay):
         if settings.WS_ENABLED and settings.is_open:
             log.warning("access.open", problem=_open_to_all(settings.WS_HOST))
-        reloading = asyncio.create_task(_reload(relay, told))
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        reloading.cancel()
+        beside = asyncio.gather(_reload(relay, signals.reload, supervisor), supervisor.keep())
+        supervisor.tell("READY=1")
+        await _either(serving, signals.stop.wait())
         log.info("relay.stopping")
+        supervisor.tell("STOPPING=1")
+        if not serving.done():
+            await _either(relay.drain(), signals.stop_at_once.wait())
+        if signals.stop_at_once.is_set():
+            log.warning("relay.cut_short", problem="a second signal came before all clients were seen off")
+            relay.abort()
+        beside.cancel()
     log.info("relay.stopped")
+    return not signals.stop_at_once.is_set()
 
 
-async def _reload(relay: Worker | Workers, told: asyncio.Event) -> None:
+async def _either(*awaited: Awaitable[object]) -> None:
+    """Wait for one of them; those made here end with it."""
+    tasks = {asyncio.ensure_future(each) for each in awaited}
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks - set(awaited):
+        task.cancel()
+
+
+async def _reload(relay: Worker | Workers, told: asyncio.Event, supervisor: Supervisor) -> None:
     """Read credentials and certificates again, each time that it is told."""
     while True:
         await told.wait()
         told.clear()
+        supervisor.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         await relay.reload()
+        supervisor.tell("READY=1")
 
 
 @contextlib.asynccontextmanager

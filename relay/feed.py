@@ -14,6 +14,8 @@ Rules:
   sent their boards anew, and told why.
 - Who resumes is served with others: one read of the journal, from the oldest of their cursors on, and the next not
   before more have gathered. So ten thousand who come back at once cost Postgres a handful of queries.
+- Every few seconds it writes a canary: a change that concerns nobody, and comes back through doorbell, journal and
+  hub if all of them are alive, whatever the connections look like.
 - Postgres never waits for a client: the hub takes everything at once.
 - A fault of any connection ends the session; the feed connects again, with back-off and jitter, for ever.
 """
@@ -24,9 +26,12 @@ import asyncio
 import contextlib
 import math
 import random
-from collections.abc import Mapping, Sequence
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psycopg
 import structlog
@@ -34,8 +39,9 @@ import structlog
 from relay.changes import WatchOutdated
 from relay.cursor import Era, Reason
 from relay.hub import Hub
-from relay.session import FeedError, Session, conninfo
+from relay.session import FeedError, Session, Vitals, conninfo
 from relay.snapshot import Snapshot
+from relay.status import Database, Histogram
 
 log = structlog.get_logger()
 
@@ -58,11 +64,18 @@ DROWSY_LOOK_SECONDS: Final = 0.05
 """The same while transactions may commit that did not ring, because feeds were awake when they wrote. Most of them
 commit within `LOOK_SECONDS`; also where the triggers never ring."""
 
+CANARY_SECONDS: Final = 2.0
+"""How often a canary is written."""
+
+CATCH_UP_SECONDS: Final = 5.0
+"""How long a relay that is to stop may take to pass on what was committed before."""
+
 INSPECT_SECONDS: Final = 10.0
 """How often the feed makes sure that the triggers are still in place."""
 
 PRUNE_SECONDS: Final = 5.0
-"""How often the journal is pruned: between two prunes it grows beyond what is to be kept."""
+"""How often the journal is pruned: between two prunes it grows beyond what is to be kept. And how often it is looked
+at how the journal is."""
 
 REFRESH_SECONDS: Final = 60.0
 """How often the cursors of quiet boards are renewed, lest the journal no longer hold what follows them."""
@@ -128,6 +141,55 @@ class Pace:
         return LOOK_SECONDS
 
 
+class Canary:
+    """The canary of one feed, which is written again and again. Times are as in `Pace`. Pure.
+
+    It is back when its doorbell was heard and its entry has been passed on, with all that was committed before it.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.took: float | None = None
+        self._prefix = secrets.token_hex(6)
+        self._number = 0
+        # Since when one is due or under way, None while the last one is back.
+        self._since: float | None = now
+        self._written = now
+        self._missing: set[str] = set()
+
+    def due(self, now: float) -> None:
+        """Note that one is to be written: from here on it is waited for."""
+        self._since = now if self._since is None else self._since
+
+    def write(self, now: float) -> str:
+        """Write one, in place of one that is not back: return its label."""
+        self._number += 1
+        self._written = now
+        self._missing = {"doorbell", "journal"}
+        return f"{self._prefix}-{self._number}"
+
+    def came(self, label: str, way: Literal["doorbell", "journal"], now: float) -> float | None:
+        """Note what came back; return how long it took if that is all of it."""
+        if label != f"{self._prefix}-{self._number}" or way not in self._missing:
+            return None
+        self._missing.discard(way)
+        if self._missing:
+            return None
+        self._since = None
+        self.took = now - self._written
+        return self.took
+
+    def problem(self, now: float, budget: float) -> str | None:
+        """Say in one line what has not come back in time."""
+        if self._since is None or now - self._since <= budget:
+            return None
+        waited = f"no canary has come back for {now - self._since:.0f} seconds"
+        if self._missing == {"doorbell"}:
+            return f"{waited}: the doorbell is not heard: is there a transaction pooler in between?"
+        if not self._missing:
+            return f"{waited}: none could be written: is a watched table locked, or a board very large?"
+        return f"{waited}: the journal is not read in time"
+
+
 @dataclass(frozen=True, slots=True)
 class _Question:
     asked: Sequence[tuple[Mapping[str, Any], str]]
@@ -138,9 +200,22 @@ class Feed:
     """Follows the journal of one database and reads its boards: the hub's `Source`.
 
     `problem` says in one line why the feed is not running, and is None while it is.
+
+    For metrics: `commit_to_socket` is how long canaries took, `transactions` counts those that were found, `rung` the
+    doorbells that were heard, `skipped` about how many transactions did not ring, `sessions` how often it was
+    connected, `continuity_lost` how often it could not go on from its position.
     """
 
     def __init__(self, database_url: str) -> None:
+        self.commit_to_socket = Histogram()
+        self.transactions = self.rung = self.skipped = self.sessions = 0
+        self.continuity_lost: Counter[str] = Counter()
+        self._vitals: Vitals | None = None
+        self._canary = Canary(time.monotonic())
+        self._canary_wanted = asyncio.Event()
+        # When the last look began that all was passed on of, and who waits for one that begins later.
+        self._looked = time.monotonic()
+        self._catching_up: list[asyncio.Future[None]] = []
         self._conninfo = conninfo(database_url)
         self._wanted: asyncio.Queue[str] = asyncio.Queue()
         # Until when boards rest that were read just now.
@@ -173,17 +248,60 @@ class Feed:
         self._questions.put_nowait(_Question(questions, answer))
         return await answer
 
+    def trouble(self, budget: float) -> str | None:
+        """Say in one line why changes do not come through, where a canary has so many seconds to do so."""
+        return self.problem or self._canary.problem(time.monotonic(), budget)
+
+    @property
+    def proven(self) -> bool:
+        """Whether a canary has come through since the start."""
+        return self._canary.took is not None
+
+    @property
+    def lag(self) -> float:
+        """All that was committed so many seconds ago has been passed on."""
+        return time.monotonic() - self._looked
+
+    @property
+    def database(self) -> Database | None:
+        """Tell how the database's side is, while it is connected."""
+        if self._vitals is None:
+            return None
+        return Database(
+            journal=self._vitals.journal,
+            queue_usage=self._vitals.queue_usage,
+            canary_seconds=self._canary.took,
+            lag_seconds=self.lag,
+        )
+
+    async def catch_up(self) -> bool:
+        """Wait until all is passed on that is committed now; false if the feed does not run or takes too long."""
+        if self.problem:
+            return False
+        caught_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._catching_up.append(caught_up)
+        self._canary_wanted.set()
+        try:
+            async with asyncio.timeout(CATCH_UP_SECONDS):
+                await caught_up
+        except TimeoutError:
+            return False
+        return True
+
     async def run(self, hub: Hub) -> None:
         """Feed the hub until cancelled."""
         retry = Retry()
         while True:
             try:
                 async with Session.open(self._conninfo, hub) as session:
+                    self.sessions += 1
                     await self._begin(session, hub)
                     retry = Retry()
                     await self._follow(session, hub)
             except* (psycopg.Error, OSError, FeedError, WatchOutdated) as group:
                 self._report(_one_line(_first(group)))
+            finally:
+                self._vitals = None
             await asyncio.sleep(retry.next())
 
     def _report(self, problem: str | None) -> None:
@@ -206,6 +324,7 @@ class Feed:
             self._position = now
             self._cut_short = False
         if lost:
+            self.continuity_lost[lost] += 1
             log.warning("feed.continuity_lost", reason=lost)
         self._era = era
         hub.begin(era, self._position, lost)
@@ -233,7 +352,8 @@ class Feed:
             tasks.create_task(self._read_missed(session, hub))
             tasks.create_task(self._answer(session))
             tasks.create_task(_inspect(session))
-            tasks.create_task(_prune(session))
+            tasks.create_task(self._prune(session))
+            tasks.create_task(self._write_canaries(session))
             tasks.create_task(self._refresh(hub))
             tasks.create_task(_watch_links(session))
 
@@ -242,8 +362,12 @@ class Feed:
         pace = Pace(silent=session.silent)
         checked = clock.time()
         while True:
+            began, catching_up = time.monotonic(), self._catching_up
+            self._catching_up = []
             async with self._between_batches:
                 committed, awake = await self._read_batch(session, hub)
+            self.transactions += committed
+            self._looked_since(began, session.canaries(), catching_up)
             pace.looked(clock.time(), committed, awake)
             if pace.must_stay_awake(clock.time()):
                 await session.stay_awake(AWAKE_SECONDS)
@@ -252,7 +376,29 @@ class Feed:
                 checked = clock.time()
                 await self._check_shape(session, hub)
             self._report(session.unwatched())
-            await session.bell(pace.wait(clock.time()))
+            self._heard(await session.bell(pace.wait(clock.time())))
+
+    def _looked_since(
+        self, began: float, canaries: Iterable[str], catching_up: Iterable[asyncio.Future[None]]
+    ) -> None:
+        """Note that all is passed on that was committed before a look began."""
+        self._looked = began
+        for label in canaries:
+            self._came(label, "journal")
+        for waiting in catching_up:
+            if not waiting.done():
+                waiting.set_result(None)
+
+    def _heard(self, rings: Sequence[str | None]) -> None:
+        """Take in the doorbells that rang since the last look."""
+        self.rung += len(rings)
+        self.skipped = max(self.skipped, self.transactions - self.rung)
+        for label in filter(None, rings):
+            self._came(label, "doorbell")
+
+    def _came(self, label: str, way: Literal["doorbell", "journal"]) -> None:
+        if (took := self._canary.came(label, way, time.monotonic())) is not None:
+            self.commit_to_socket = self.commit_to_socket.observe(took)
 
     async def _read_batch(self, session: Session, hub: Hub) -> tuple[int, float]:
         """Read and publish what is new; return how many transactions that was, and for how long feeds are awake."""
@@ -276,6 +422,7 @@ class Feed:
         """Go on from now, for too much was committed since the position."""
         assert self._era is not None, "a session begins with an era"
         self._position = now
+        self.continuity_lost["too_much_missed"] += 1
         log.info("feed.sync", reason="too_much_missed")
         hub.begin(self._era, now, "too_much_missed")
 
@@ -338,6 +485,23 @@ class Feed:
             if not question.answer.done():
                 question.answer.set_result(answers)
 
+    async def _write_canaries(self, session: Session) -> None:
+        while True:
+            self._canary.due(time.monotonic())
+            label, rang = await session.write_canary(lambda: self._canary.write(time.monotonic()))
+            if not rang:
+                self._came(label, "doorbell")  # there is none to wait for
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CANARY_SECONDS):
+                    await self._canary_wanted.wait()
+            self._canary_wanted.clear()
+
+    async def _prune(self, session: Session) -> None:
+        while True:
+            await session.prune()
+            self._vitals = await session.vitals()
+            await asyncio.sleep(PRUNE_SECONDS)
+
     async def _refresh(self, hub: Hub) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
@@ -349,12 +513,6 @@ async def _inspect(session: Session) -> None:
     while True:
         await asyncio.sleep(INSPECT_SECONDS)
         await session.load_watches()
-
-
-async def _prune(session: Session) -> None:
-    while True:
-        await session.prune()
-        await asyncio.sleep(PRUNE_SECONDS)
 
 
 async def _watch_links(session: Session) -> None:

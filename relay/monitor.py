@@ -1,4 +1,4 @@
-"""What an operator sees of the daemon, over HTTP: health, and metrics for Prometheus.
+"""What an operator sees of the daemon, over HTTP: health, readiness and liveness, and metrics for Prometheus.
 
 It knows the relay by its `Status` alone, so one process and several look the same.
 """
@@ -6,23 +6,36 @@ It knows the relay by its `Status` alone, so one process and several look the sa
 from __future__ import annotations
 
 import http
-from collections.abc import Awaitable, Callable, Iterator
+import itertools
+import math
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from importlib.metadata import version
+from typing import Any
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from relay.status import Status
+from relay.status import LATENCY_BUCKETS, Counts, Database, Histogram, Status
+
+_VERSION = version("pg-relay")
 
 
 class Monitor:
-    """Answers GET /health with the guide's JSON, 200 while clients are served and 503 if not; and GET /metrics."""
+    """Answers GET /health, /ready, /live and /metrics.
+
+    Health is the guide's JSON and the database's side, 200 while clients are served and 503 if not. Ready is the same
+    answer for load balancers, in few bytes, once a canary has come through. Live is 200 while anything is answered.
+    """
 
     def __init__(self, status: Callable[[], Awaitable[Status]]) -> None:
         self._status = status
         app = web.Application()
         app.router.add_get("/health", self._health)
+        app.router.add_get("/ready", self._ready)
+        app.router.add_get("/live", _live)
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
 
@@ -37,21 +50,40 @@ class Monitor:
 
     async def _health(self, _request: web.Request) -> web.Response:
         status = await self._status()
-        body: dict[str, object] = {
+        body: dict[str, Any] = {
             "status": "unhealthy" if status.problem else "healthy",
             "websocket": {"running": status.running, "connections": status.connections, "port": status.port},
+            "database": _database(status.database),
         }
         if status.of > 1:
             body["workers"] = status.workers
         if status.problem:
             body["problem"] = status.problem
-        code = http.HTTPStatus.SERVICE_UNAVAILABLE if status.problem else http.HTTPStatus.OK
-        return web.json_response(body, status=code)
+        if status.warnings:
+            body["warnings"] = status.warnings
+        return _answer(body, ok=not status.problem)
+
+    async def _ready(self, _request: web.Request) -> web.Response:
+        unready = (await self._status()).unready
+        return _answer({"ready": False, "problem": unready} if unready else {"ready": True}, ok=not unready)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         registry = CollectorRegistry()
         registry.register(_Metrics(await self._status()))
+        ProcessCollector(registry=registry)
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _live(_request: web.Request) -> web.Response:
+    return _answer({"live": True}, ok=True)
+
+
+def _answer(body: Mapping[str, Any], *, ok: bool) -> web.Response:
+    return web.json_response(body, status=http.HTTPStatus.OK if ok else http.HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def _database(database: Database | None) -> dict[str, Any]:
+    return {"connected": True} | database.model_dump(by_alias=True) if database else {"connected": False}
 
 
 class _Metrics(Collector):
@@ -61,20 +93,82 @@ class _Metrics(Collector):
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        status, counts = self._status, self._status.counts
-        yield GaugeMetricFamily("relay_connections", "Clients that are connected.", status.connections)
-        yield GaugeMetricFamily("relay_subscriptions", "Boards that clients follow, over all.", status.subscriptions)
-        messages = CounterMetricFamily("relay_messages_sent", "Messages sent, to each client.", labels=["type"])
-        for kind, count in sorted(counts.messages.items()):
-            messages.add_metric([kind], count)
-        yield messages
-        yield CounterMetricFamily("relay_sent_bytes", "Bytes of these messages, as framed.", counts.bytes)
-        yield CounterMetricFamily(
-            "relay_fell_behind", "Times that a client read too slowly and missed something.", counts.fell_behind
+        status = self._status
+        yield from _gauges(status)
+        if status.database:
+            yield from _journal(status.database)
+        yield from _counters(status.counts)
+        yield _histogram(
+            "relay_commit_to_socket_seconds",
+            "From a commit to the sockets, of canaries.",
+            status.counts.commit_to_socket,
         )
-        refused = CounterMetricFamily("relay_refused", "Connections and tokens refused.", labels=["reason"])
-        for reason, count in sorted(counts.refused.items()):
-            refused.add_metric([reason], count)
-        yield refused
-        yield GaugeMetricFamily("relay_feed_up", "1 while changes flow from Postgres to all.", status.feed_up)
-        yield GaugeMetricFamily("relay_workers", "Processes that serve clients and answer.", status.workers)
+
+
+def _gauges(status: Status) -> Iterator[Metric]:
+    build = GaugeMetricFamily("relay_build_info", "1; the version is its label.", labels=["version"])
+    build.add_metric([_VERSION], 1)
+    yield build
+    yield GaugeMetricFamily("relay_connections", "Clients that are connected.", status.connections)
+    yield GaugeMetricFamily("relay_max_connections", "Clients that may be connected.", status.max_connections)
+    yield GaugeMetricFamily("relay_subscriptions", "Boards that clients follow, over all.", status.subscriptions)
+    yield GaugeMetricFamily("relay_clients_behind", "Clients that have not read what they were sent.", status.behind)
+    yield GaugeMetricFamily("relay_backlog_bytes", "Bytes that wait for clients.", status.backlog)
+    yield GaugeMetricFamily("relay_feed_up", "1 while changes flow from Postgres to all.", status.feed_up)
+    yield GaugeMetricFamily(
+        "relay_feed_lag_seconds", "All that was committed so long ago has been passed on.", status.lag_seconds
+    )
+    yield GaugeMetricFamily("relay_ready", "1 while canaries come through in time.", not status.unready)
+    yield GaugeMetricFamily("relay_workers", "Processes that serve clients and answer.", status.workers)
+    yield GaugeMetricFamily("relay_workers_configured", "Processes that should.", status.of)
+
+
+def _journal(database: Database) -> Iterator[Metric]:
+    journal = database.journal
+    for name, meaning, value in (
+        ("relay_journal_rows", "Changes in the journal, about.", journal.rows),
+        ("relay_journal_bytes", "Size of the journal.", journal.bytes),
+        ("relay_journal_keep_bytes", "From this size on, it is pruned whatever its age.", journal.keep_bytes),
+        ("relay_journal_stop_bytes", "At this size, journalling stops.", journal.stop_bytes),
+        ("relay_journal_age_seconds", "Age of the oldest change in the journal, at most.", journal.age_seconds),
+        ("relay_journal_overdue_seconds", "For how long a part should have been pruned.", journal.overdue_seconds),
+        ("relay_journal_paused", "1 while nothing is journalled, for the journal was full.", journal.paused),
+        ("relay_notification_queue_usage_ratio", "Used share of Postgres's queue.", database.queue_usage),
+    ):
+        yield GaugeMetricFamily(name, meaning, value)
+
+
+def _counters(counts: Counts) -> Iterator[Metric]:
+    yield CounterMetricFamily("relay_connections_opened", "Connections that clients made.", counts.opened)
+    yield _by_label("relay_connections_closed", "Connections that ended.", "code", counts.closed)
+    yield _by_label("relay_refused", "Connections and tokens refused.", "reason", counts.refused)
+    yield _by_label("relay_messages_sent", "Messages sent, to each client.", "type", counts.messages)
+    yield CounterMetricFamily("relay_sent_bytes", "Bytes of these messages, as framed.", counts.bytes)
+    yield CounterMetricFamily(
+        "relay_fell_behind", "Times that a client read too slowly and missed something.", counts.fell_behind
+    )
+    yield CounterMetricFamily("relay_feed_reconnects", "Times that the feed connected again.", counts.reconnects)
+    yield _by_label(
+        "relay_continuity_lost", "Times that all were sent their boards anew.", "reason", counts.continuity_lost
+    )
+    yield CounterMetricFamily("relay_transactions_read", "Transactions in the journal.", counts.transactions)
+    yield _by_label(
+        "relay_doorbells",
+        "Doorbells heard, and transactions that did not ring, about.",
+        "state",
+        {"rung": counts.rung, "skipped": counts.skipped},
+    )
+    yield CounterMetricFamily("relay_log_lines_suppressed", "Lines not logged, in a flood.", counts.suppressed)
+
+
+def _by_label(name: str, meaning: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, meaning, labels=[label])
+    for value, count in sorted(counts.items()):
+        family.add_metric([value], count)
+    return family
+
+
+def _histogram(name: str, meaning: str, histogram: Histogram) -> HistogramMetricFamily:
+    bounds = map(floatToGoString, (*LATENCY_BUCKETS, math.inf))
+    upto = itertools.accumulate(histogram.counts)
+    return HistogramMetricFamily(name, meaning, list(zip(bounds, upto, strict=True)), histogram.seconds)

@@ -41,10 +41,10 @@ Row = Mapping[str, msgspec.Raw]
 class CloseCode(IntEnum):
     """Why the server closes a connection. A client should reconnect after all but 1008, 1009 and 4003."""
 
-    GOING_AWAY = 1001  # the relay is stopping
     INVALID_TEXT = 1007  # a text message was not UTF-8
     POLICY = 1008  # the client sent nothing but bad messages, or tokens that are not good
     TOO_BIG = 1009  # the client sent a message over the limit
+    SERVICE_RESTART = 1012  # the relay is stopping
     TRY_AGAIN_LATER = 1013  # the client did not read what it was sent
     TOKEN_EXPIRED = 4001  # the client's token has expired; with a fresh one it may come back
     TOKEN_REVOKED = 4003  # the client's token is not good any more

@@ -55,6 +55,11 @@ OPEN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 3.0
 """How long a client may take to answer a closing handshake."""
 
+APART_SECONDS: Final = 0.05
+"""How far apart clients are seen off at most: a few of them need not wait."""
+
+_STOPPING: Final = "the relay is stopping"
+
 SEND_BUFFER_BYTES: Final = 1024 * 1024
 """So much may wait for a client, if nothing else is said, beside the largest buffer that it was sent: were a large
 board's sync counted, the next change would call for another."""
@@ -228,6 +233,8 @@ class Endpoint:
         self.gate = gate or Gate()
         self.new_keys = new_keys
         self.refused: Counter[str] = Counter()
+        self.opened = 0
+        self.closed: Counter[str] = Counter()
         self.buffered = 0
         self._judge = judge
         self._questions: asyncio.Queue[tuple[Connection, str, Grant]] = asyncio.Queue()
@@ -246,6 +253,7 @@ class Endpoint:
         self._listening: list[socket.socket] = []
         self._tls: ssl.SSLContext | None = None
         self._said: dict[str, tuple[float, int]] = {}
+        self._stopping = False
 
     async def open(
         self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None
@@ -279,15 +287,41 @@ class Endpoint:
         """How many clients are connected."""
         return len(self._connections)
 
-    async def close(self) -> None:
-        """Stop listening, tell every client that the relay goes away, and wait until they are gone."""
-        if self._server is None or self._heart is None:
-            return
-        self._server.close()
+    @property
+    def behind(self) -> int:
+        """How many clients have not read what they were sent."""
+        return sum(not connection.ready for connection in self._connections)
+
+    def stop_listening(self) -> None:
+        """Let nobody in any more."""
+        self._stopping = True
+        if self._server:
+            self._server.close()
         while self._listening:
             sock = self._listening.pop()
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
+
+    async def see_off(self, seconds: float) -> None:
+        """Close every client's connection, spread over so many seconds: they shall not all come back at once."""
+        loop = asyncio.get_running_loop()
+        leaving, began = tuple(self._connections), loop.time()
+        apart = min(seconds / max(1, len(leaving)), APART_SECONDS)
+        for number, connection in enumerate(leaving):
+            await asyncio.sleep(began + number * apart - loop.time())
+            if connection in self._connections:
+                connection.close(CloseCode.SERVICE_RESTART, _STOPPING)
+
+    def abort(self) -> None:
+        """Cut every client off."""
+        for connection in tuple(self._connections.keys() | self._shaking_hands):
+            connection.abort()
+
+    async def close(self) -> None:
+        """Stop listening, tell every client that is left that the relay goes away, and wait until they are gone."""
+        if self._server is None or self._heart is None:
+            return
+        self.stop_listening()
         beside = (self._heart, *self._tasks)
         for task in beside:
             task.cancel()
@@ -295,15 +329,16 @@ class Endpoint:
         leaving = self._connections.keys() | self._shaking_hands
         self._empty.clear()
         for connection in leaving:
-            connection.close(CloseCode.GOING_AWAY, "the relay is stopping")
+            connection.close(CloseCode.SERVICE_RESTART, _STOPPING)
         if leaving:
             await self._empty.wait()
 
     def admit(self, connection: Connection) -> str | None:
-        """Count a client in and name it; None if there are too many."""
-        if not self._places.take():
-            self.refuse("too many connections")
+        """Count a client in and name it; None if there are too many, or the relay is stopping."""
+        if self._stopping or not self._places.take():
+            self.refuse(_STOPPING if self._stopping else "too many connections")
             return None
+        self.opened += 1
         self._shaking_hands.discard(connection)
         turn = self._connections[connection] = next(self._next_turn)
         turn.add(connection)
@@ -505,6 +540,10 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.abort()
 
+    def abort(self) -> None:
+        """Cut the client off."""
+        self._transport.abort()
+
     def beat(self) -> None:
         """Drop the client if it is silent since the last beat, give it up if it did not read; else ping it."""
         if self._protocol.state is not State.OPEN:
@@ -582,10 +621,12 @@ class Connection(asyncio.Protocol):
         self.closed = True
         self._endpoint.forget(self)
         if self._client_id:
+            code = self._protocol.close_code
+            self._endpoint.closed[str(code)] += 1
             log.info(
                 "websocket.close",
                 clientId=self._client_id,
-                code=self._protocol.close_code,
+                code=code,
                 connections=self._endpoint.connections,
             )
 

@@ -19,7 +19,17 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Container, Iterable, Mapping, Sequence
+import re
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Container,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, LiteralString, NamedTuple, Self, cast, get_args
@@ -39,6 +49,7 @@ from relay.changes import Change, Side, Transaction, UnreadableRow, Version, Wat
 from relay.cursor import Era, Reason
 from relay.protocol import Row
 from relay.snapshot import Snapshot
+from relay.status import Journal
 
 log = structlog.get_logger()
 
@@ -194,6 +205,11 @@ _BOARD: Final[LiteralString] = """
 """
 
 
+_VITALS: Final[LiteralString] = """
+    select journal_rows, journal_bytes, oldest_seconds, overdue_seconds, keep_bytes, stop_bytes, paused, queue_usage
+    from relay.vitals()
+"""
+
 _MAY_READ: Final[LiteralString] = """
     select coalesce(relay.may_read(q.claims::jsonb, q.board), false)
     from unnest(%s::text[], %s::text[]) with ordinality q (claims, board, n)
@@ -224,6 +240,7 @@ class Session:
         self._reading = asyncio.Lock()
         self._watches: dict[int, Watch] = {}
         self._incomplete: list[str] = []
+        self._arrived: list[str] = []
 
     @classmethod
     @asynccontextmanager
@@ -348,10 +365,28 @@ class Session:
             return Batch(Snapshot.parse(rows[0][0]), None, Snapshot.parse(rows[0][1]))
         return await self._batch(rows, boards)
 
-    async def bell(self, seconds: float) -> None:
-        """Wait for the doorbell, so long at most."""
-        async for _ in self._listener.notifies(timeout=seconds, stop_after=1):
-            pass
+    async def bell(self, seconds: float) -> list[str | None]:
+        """Wait for the doorbell, so long at most; return for each time that it rang which canary did, if one."""
+        rings = self._listener.notifies(timeout=seconds, stop_after=1)
+        return [_canary_of(notify.payload) async for notify in rings]
+
+    def canaries(self) -> list[str]:
+        """Return the canaries that were read since the last time."""
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    async def write_canary(self, label: Callable[[], str]) -> tuple[str, bool]:
+        """Write a canary and say whether it rang the doorbell; its label is asked for in the moment of writing."""
+        async with self._reading:
+            written = label()
+            return written, bool((await self._reader.row("select relay.canary(%s)", written))[0])
+
+    async def vitals(self) -> Vitals:
+        """Ask how the journal is."""
+        async with self._reading:
+            row = await self._reader.row(_VITALS)
+        names = ("rows", "bytes", "age_seconds", "overdue_seconds", "keep_bytes", "stop_bytes", "paused")
+        return Vitals(Journal(**dict(zip(names, row[:-1], strict=True))), row[-1])
 
     async def board(self, name: str) -> tuple[Snapshot, bytes]:
         """Read a board: the snapshot, and the data of its `board.sync`."""
@@ -461,6 +496,8 @@ class Session:
         )
 
     async def _read_entries(self, entries: Sequence[_Entry], followed: Container[str | None]) -> list[Transaction]:
+        self._arrived += [entry.reason for entry in entries if entry.op == "C" and entry.reason]
+        entries = [entry for entry in entries if entry.op != "C"]
         if any(entry.op == "S" or entry.watch not in self._watches for entry in entries):
             await self.load_watches()
         return [self._transaction(xid, its) for xid, its in _by_transaction(entries) if _concern(its, followed)]
@@ -481,6 +518,13 @@ class Session:
             return self._watches[number]
         except KeyError:
             raise FeedError("the watched tables changed while a board was read: reading again") from None
+
+
+class Vitals(NamedTuple):
+    """How the journal is, and what share of the notification queue is in use."""
+
+    journal: Journal
+    queue_usage: float
 
 
 class _Entry(NamedTuple):
@@ -547,6 +591,12 @@ def _reason(text: str | None) -> Reason:
     return cast(Reason, word) if word in get_args(Reason) else "resync"
 
 
+def _canary_of(payload: str) -> str | None:
+    """Take the canary out of what a doorbell says; anybody may ring it, and say anything."""
+    found = re.fullmatch(r'\{"canary" : "([\w-]+)"\}', payload)
+    return found and found[1]
+
+
 def _line_of(ex: psycopg.Error) -> str:
     return ex.diag.message_primary or " ".join(str(ex).split())
 
@@ -589,7 +639,7 @@ async def _connect(conninfo: str) -> Connection:
 
 async def _require_install(connection: Connection) -> None:
     row = await connection.row(
-        "select pg_catalog.current_database(), pg_catalog.to_regclass('relay.awake') is not null"
+        "select pg_catalog.current_database(), pg_catalog.to_regprocedure('relay.vitals()') is not null"
     )
     if not row[1]:
         raise FeedError(

@@ -3,8 +3,8 @@
 Rules of one that was started as a process of its own (`main`):
 - It shares with the others the port, which each of them listens on while the kernel deals out who connects, and the
   count of connections. Of Postgres it has its own feed: none waits for another.
-- Its orders come over its control socket: each line is the question for its `Status`, but for the one that tells it
-  to read its credentials again. The end of it means to stop; it comes too when the process that asks was killed.
+- Its orders come over its control socket, a line each: tell your `Status`, read your credentials again, see your
+  clients off and end. The end of the socket means the last, too: it comes when the process that asks was killed.
   Signals are for that process alone: they are blocked here.
 """
 
@@ -35,8 +35,12 @@ from relay.status import Counts, Status
 
 log = structlog.get_logger()
 
+STATUS: Final = b"status\n"
 RELOAD: Final = b"reload\n"
-"""The line on the control socket that tells a worker to read its credentials again."""
+DRAIN: Final = b"drain\n"
+"""The lines on the control socket."""
+
+STOPPING: Final = "the relay is stopping"
 
 
 class StartError(Exception):
@@ -49,6 +53,7 @@ class Worker:
     def __init__(self, settings: Settings, places: Places | None = None, rates: Rates | None = None) -> None:
         self._settings = settings
         self._shares_port = places is not None
+        self._stopping = False
         self._feed = Feed(settings.DATABASE_URL)
         self._guard = Guard(settings, rates or Rates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL))
         self._hub = Hub(self._feed, frame, deflated_frame)
@@ -100,28 +105,70 @@ class Worker:
             await self._guard.reload()
             self._endpoint.check_grants()
 
+    async def drain(self) -> None:
+        """Let nobody in any more, pass on what was committed until now, and see the clients off, over WS_DRAIN."""
+        self._stopping = True
+        if self._endpoint is None:
+            return
+        self._endpoint.stop_listening()
+        if self._endpoint.connections and not await self._feed.catch_up():
+            log.warning("relay.not_caught_up", problem=self._feed.problem or "the feed took too long")
+        await self._endpoint.see_off(self._settings.WS_DRAIN / 1000)
+
+    def abort(self) -> None:
+        """Cut the clients off."""
+        if self._endpoint:
+            self._endpoint.abort()
+
     async def status(self) -> Status:
         """Tell how it is."""
-        running = self._endpoint is not None and self._endpoint.port is not None
+        if self._endpoint is None:
+            return Status(running=False, port=self.port, problem=self._stops, unready=self._stops)
+        endpoint, feed = self._endpoint, self._feed
+        problem = self._stops or feed.trouble(self._settings.HEALTH_BUDGET / 1000)
         return Status(
-            running=running,
+            running=endpoint.port is not None,
             port=self.port,
-            connections=self._endpoint.connections if self._endpoint else 0,
+            connections=endpoint.connections,
+            max_connections=self._settings.WS_MAX_CONNECTIONS,
             subscriptions=self._hub.subscriptions,
-            feed_up=self._feed.problem is None,
-            problem=self._feed.problem if running else None,
-            counts=Counts(
-                messages=self._hub.sent,
-                bytes=self._hub.sent_bytes,
-                fell_behind=self._hub.fell_behind,
-                refused=self._endpoint.refused if self._endpoint else {},
-            ),
+            behind=endpoint.behind,
+            backlog=endpoint.buffered,
+            feed_up=feed.problem is None,
+            problem=problem,
+            unready=problem or (None if feed.proven else "no canary has come back yet"),
+            lag_seconds=feed.lag,
+            database=feed.database,
+            counts=_counts(self._hub, endpoint, feed),
         )
 
+    @property
+    def _stops(self) -> str | None:
+        return STOPPING if self._stopping else None
+
     async def close(self) -> None:
-        """Stop listening, and see the clients off."""
+        """Stop listening, and see off at once who is left."""
+        self._stopping = True
         if self._endpoint:
             await self._endpoint.close()
+
+
+def _counts(hub: Hub, endpoint: Endpoint, feed: Feed) -> Counts:
+    return Counts(
+        messages=hub.sent,
+        bytes=hub.sent_bytes,
+        fell_behind=hub.fell_behind,
+        refused=endpoint.refused,
+        opened=endpoint.opened,
+        closed=endpoint.closed,
+        commit_to_socket=feed.commit_to_socket,
+        reconnects=max(0, feed.sessions - 1),
+        continuity_lost=feed.continuity_lost,
+        transactions=feed.transactions,
+        rung=feed.rung,
+        skipped=feed.skipped,
+        suppressed=logs.suppressed(),
+    )
 
 
 def _limits(settings: Settings) -> Limits:
@@ -203,8 +250,8 @@ class SharedRates(Rates):
 def main() -> None:
     """Be one of several, as workers.py starts them: which one, its control socket, the files of places and rates."""
     number, control, places, rates_file = map(int, sys.argv[1:])
-    logs.start(worker=number)
     settings = config.load({name: os.environ[name] for name in Settings.model_fields if name in os.environ})
+    logs.start(settings.LOG_LEVEL, worker=number)
     shared = SharedPlaces(settings.WS_MAX_CONNECTIONS, places, settings.WS_WORKERS, number - 1)
     try:
         rates = SharedRates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL, rates_file)
@@ -222,29 +269,41 @@ async def _obey(worker: Worker, control: socket.socket) -> None:
         stack.push_async_callback(worker.close)
         await worker.open()
         serving = await worker.start()
-        answering = asyncio.create_task(_answer(worker, reader, writer))
-        await asyncio.wait({serving, answering}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (answering, serving):
+        stops = asyncio.Event()
+        answering = asyncio.create_task(_answer(worker, reader, writer, stops))
+        draining = asyncio.create_task(_drain(worker, stops))
+        await asyncio.wait({serving, draining}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (answering, draining, serving):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
 
-async def _answer(worker: Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer what is asked over the control socket, until its end."""
+async def _drain(worker: Worker, stops: asyncio.Event) -> None:
+    await stops.wait()
+    await worker.drain()
+
+
+async def _answer(
+    worker: Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stops: asyncio.Event
+) -> None:
+    """Do what is asked over the control socket, until its end, which stops the worker if nothing did."""
     # Who was killed with an answer unread has reset the connection.
     with contextlib.suppress(ConnectionError):
         reloading: set[asyncio.Task[None]] = set()
-        async for question in reader:
-            if question == RELOAD:
+        async for order in reader:
+            if order == RELOAD:
                 # Beside the answers: an address of keys may take its time.
                 task = asyncio.create_task(worker.reload())
                 reloading.add(task)
                 task.add_done_callback(reloading.discard)
-                continue
-            status = await worker.status()
-            writer.write(status.model_dump_json().encode() + b"\n")
-            await writer.drain()
+            elif order == DRAIN:
+                stops.set()
+            else:
+                status = await worker.status()
+                writer.write(status.model_dump_json().encode() + b"\n")
+                await writer.drain()
+    stops.set()
 
 
 if __name__ == "__main__":

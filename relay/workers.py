@@ -24,12 +24,12 @@ from typing import Final
 
 import structlog
 
-from relay import worker
+from relay import logs, worker
 from relay.access import Rates
 from relay.config import Settings
 from relay.feed import LONGEST_RETRY_SECONDS, Retry
 from relay.status import Counts, Status
-from relay.worker import RELOAD, SharedPlaces, StartError, named
+from relay.worker import DRAIN, RELOAD, STATUS, STOPPING, SharedPlaces, StartError, named
 
 log = structlog.get_logger()
 
@@ -40,7 +40,7 @@ ANSWER_SECONDS: Final = 1.0
 """How long a worker may take to say how it is."""
 
 STOP_SECONDS: Final = 10.0
-"""How long a worker may take to stop; its clients have less."""
+"""How long a worker may take to stop, beside the time over which it sees its clients off."""
 
 
 class Workers:
@@ -50,6 +50,8 @@ class Workers:
         self._settings = settings
         self._lifetime = contextlib.ExitStack()
         self._processes: list[_Process] = []
+        self._keeping: asyncio.Task[None] | None = None
+        self._stopping = False
         self.port = settings.WS_PORT
 
     async def open(self) -> None:
@@ -91,21 +93,33 @@ class Workers:
             raise StartError(f"cannot start a worker: {ex.filename or sys.executable}: {ex.strerror}") from ex
         for process in self._processes:
             await process.listens()
-        return asyncio.create_task(self._keep(), name="workers")
+        self._keeping = asyncio.create_task(self._keep(), name="workers")
+        return self._keeping
 
     async def status(self) -> Status:
         """Ask all workers how they are, and tell it of the whole."""
         answers = await asyncio.gather(*(process.status() for process in self._processes))
         present = [answer for answer in answers if answer]
         known = [process.known for process in self._processes if process.known]
+        stops = STOPPING if self._stopping else None
+        problem = _one_line(self._processes)
+        unready = [status.unready for status in present if status.unready]
+        databases = [status.database for status in present if status.database]
         return Status(
-            running=bool(present),
+            running=bool(present) and not stops,
             port=self.port,
             connections=sum(status.connections for status in known),
+            max_connections=self._settings.WS_MAX_CONNECTIONS,
             subscriptions=sum(status.subscriptions for status in known),
+            behind=sum(status.behind for status in known),
+            backlog=sum(status.backlog for status in known),
             feed_up=len(present) == len(answers) and all(status.feed_up for status in present),
-            problem=_one_line(self._processes),
-            counts=sum((process.counts for process in self._processes), Counts()),
+            problem=stops or problem,
+            # Where a worker is missing, the others serve who comes.
+            unready=stops or next(iter(unready), None if present else problem),
+            lag_seconds=max((status.lag_seconds for status in present), default=0.0),
+            database=max(databases, key=lambda database: database.lag_seconds, default=None),
+            counts=sum((process.counts for process in self._processes), Counts(suppressed=logs.suppressed())),
             workers=len(present),
             of=len(answers),
         )
@@ -115,10 +129,23 @@ class Workers:
         for process in self._processes:
             process.reload()
 
-    async def close(self) -> None:
+    async def drain(self) -> None:
         """Have the workers see their clients off, and wait until they are gone."""
+        self._stopping = True
+        if self._keeping:
+            self._keeping.cancel()
+        seconds = self._settings.WS_DRAIN / 1000 + STOP_SECONDS
+        await asyncio.gather(*(process.stop(seconds) for process in self._processes))
+
+    def abort(self) -> None:
+        """End the workers as they are."""
+        for process in self._processes:
+            process.kill()
+
+    async def close(self) -> None:
+        """Wait until the workers are gone."""
         with self._lifetime:
-            await asyncio.gather(*(process.stop() for process in self._processes))
+            await self.drain()
 
     async def _keep(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -206,19 +233,25 @@ class _Process:
         if self._writer:
             self._writer.write(RELOAD)
 
-    async def stop(self) -> None:
-        """Tell it to stop, and wait until it is gone."""
-        if self._writer:
-            self._writer.close()
-        if self._process is None:
+    async def stop(self, seconds: float) -> None:
+        """Tell it to stop, and wait until it is gone, which may take so long."""
+        if self._writer is None or self._process is None:
             return
+        if self._process.returncode is None:
+            self._writer.write(DRAIN)
         try:
-            async with asyncio.timeout(STOP_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self._process.wait()
         except TimeoutError:
             log.error("worker.killed", worker=self.number, reason="it did not stop")  # noqa: TRY400  # one line
-            self._process.kill()
+            self.kill()
             await self._process.wait()
+        self._writer.close()
+
+    def kill(self) -> None:
+        """End it as it is."""
+        if self._process and self._process.returncode is None:
+            self._process.kill()
 
     async def _spawn(self, control: int) -> asyncio.subprocess.Process:
         with _signals_blocked():
@@ -237,7 +270,7 @@ class _Process:
         """Ask it how it is, unless it has not answered yet; who asks meanwhile shares the answer."""
         if self._answer is None or self._answer.done():
             self._answer = asyncio.get_running_loop().create_future()
-            writer.write(b"status\n")
+            writer.write(STATUS)
         return self._answer
 
     async def _read(self, reader: asyncio.StreamReader) -> None:

@@ -63,7 +63,7 @@ create table if not exists relay.journal (
     -- The transaction that made the change. "What is new since snapshot S" is: xid >= xmax(S) or xid = any(xip(S)).
     xid       xid8     not null default pg_catalog.pg_current_xact_id(),
     watch     integer,
-    -- I insert, U update, D delete, S read the boards again (reason says why)
+    -- I insert, U update, D delete, S read the boards again (reason says why), C a canary (reason names it)
     op        "char"   not null,
     old_board text,
     new_board text,
@@ -1194,6 +1194,11 @@ begin
     select coalesce(keep, s.keep_age), coalesce(most, s.keep_bytes) into keep, most from relay.settings s;
     perform relay.close_slots();
     freed := relay.empty_slots(keep, most);
+    -- One that nobody has written in is as good as new.
+    update relay.slots s
+    set opened_at = pg_catalog.clock_timestamp()
+    where s.slot = pg_catalog.pg_sequence_last_value('relay.slot') and relay.slot_bytes(s.slot) = 0
+      and s.opened_at + keep / 2 <= pg_catalog.clock_timestamp();
     if exists (select from relay.slots s
                where s.slot = pg_catalog.pg_sequence_last_value('relay.slot') and relay.slot_bytes(s.slot) > 0
                and (s.opened_at + keep / 2 <= pg_catalog.clock_timestamp() or relay.slot_bytes(s.slot) > most / 4))
@@ -1260,6 +1265,65 @@ end
 $$;
 
 comment on function relay.resume() is 'Ends a pause of the journal; the daemon calls it when it comes.';
+
+-- Watching over it ---------------------------------------------------------------------------------------------
+
+-- A canary: an entry that concerns no board, with a doorbell of its own. The daemon that wrote it finds out whether
+-- both come back to it, and how soon. True if the doorbell was rung, which it is not when its queue fills up.
+create or replace function relay.canary(label text) returns boolean
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if relay.paused() then
+        return false;  -- the next look at the journal says so
+    end if;
+    insert into relay.journal (slot, seq, op, reason)
+    values (pg_catalog.pg_sequence_last_value('relay.slot'), pg_catalog.nextval('relay.journal_seq'), 'C',
+            pg_catalog.left(label, 100));
+    if pg_catalog.pg_notification_queue_usage() >= 0.5 then
+        return false;
+    end if;
+    perform pg_catalog.pg_notify('relay', pg_catalog.json_build_object('canary', pg_catalog.left(label, 100))::text);
+    return true;
+end
+$$;
+
+comment on function relay.canary(text) is 'Writes a change that concerns nobody; daemons call it to see that changes come through.';
+
+-- How the journal is. "journal_rows" is what the statistics say, a second late and too few after a crash of the
+-- server; "oldest_seconds" how old the oldest changes are at most; "overdue_seconds" for how long a slot has been due
+-- to be emptied, or left, and was not.
+create or replace function relay.vitals(
+    out journal_rows bigint, out journal_bytes bigint, out oldest_seconds double precision,
+    out overdue_seconds double precision, out keep_bytes bigint, out stop_bytes bigint, out paused boolean,
+    out queue_usage double precision
+)
+    language sql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select sum(pg_catalog.pg_stat_get_live_tuples(pg_catalog.to_regclass('relay.journal_' || s.slot)))::bigint,
+           sum(s.bytes)::bigint,
+           coalesce(max(s.age) filter (where s.bytes > 0), 0),
+           greatest(max(s.overdue) filter (where s.bytes > 0), 0),
+           st.keep_bytes,
+           st.stop_bytes,
+           relay.paused(),
+           pg_catalog.pg_notification_queue_usage()
+    from relay.settings st
+    cross join lateral (
+        select s.slot, relay.slot_bytes(s.slot) as bytes,
+               pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - s.opened_at) as age,
+               pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - st.keep_age
+                   - coalesce(s.free_since, s.closed_at, s.opened_at)) as overdue
+        from relay.slots s
+    ) s
+    group by st.keep_bytes, st.stop_bytes
+$$;
+
+comment on function relay.vitals() is 'How large and how old the journal is, and whether it is pruned as it should be.';
 
 -- Upgrading ----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@
 -- none; give it one with \password relay_daemon in psql, or alter role relay_daemon password '…'.
 --
 -- The role reads boards through relay.board, which runs as the schema's owner: so it needs no right on your tables,
--- and cannot see hidden columns, or write anything but what prune, resume and stay_awake do. The journal, which it
+-- and cannot see hidden columns, or write anything but what prune, resume, stay_awake and canary do. The journal, which it
 -- reads, holds no hidden values either. uninstall.sql leaves the role: drop role relay_daemon.
 
 begin;
@@ -33,6 +33,7 @@ grant execute on function relay.parts(regclass), relay.triggers_complete(relay.w
 
 -- What runs as the schema's owner.
 grant execute on function relay.epoch(), relay.shape(), relay.hold_tables(), relay.board(text), relay.awake_for(),
-    relay.stay_awake(integer), relay.prune(interval, bigint), relay.resume(), relay.may_read(jsonb, text) to relay_daemon;
+    relay.stay_awake(integer), relay.prune(interval, bigint), relay.resume(), relay.canary(text), relay.vitals(),
+    relay.may_read(jsonb, text) to relay_daemon;
 
 commit;
