@@ -44,7 +44,9 @@ async def serve(settings: Settings) -> bool:
     async with running(settings) as (serving, relay):
         if settings.WS_ENABLED and settings.is_open:
             log.warning("access.open", problem=_open_to_all(settings.WS_HOST))
-        beside = asyncio.gather(_reload(relay, signals.reload, supervisor), supervisor.keep())
+        beside = [
+            asyncio.create_task(each) for each in (_reload(relay, signals.reload, supervisor), supervisor.keep())
+        ]
         supervisor.tell("READY=1")
         await _either(serving, signals.stop.wait())
         log.info("relay.stopping")
@@ -54,7 +56,8 @@ async def serve(settings: Settings) -> bool:
         if signals.stop_at_once.is_set():
             log.warning("relay.cut_short", problem="a second signal came before all clients were seen off")
             relay.abort()
-        beside.cancel()
+        for task in beside:
+            task.cancel()
     log.info("relay.stopped")
     return not signals.stop_at_once.is_set()
 

@@ -215,7 +215,7 @@ class Feed:
         self._canary_wanted = asyncio.Event()
         # When the last look began that all was passed on of, and who waits for one that begins later.
         self._looked = time.monotonic()
-        self._catching_up: list[asyncio.Future[None]] = []
+        self._catching_up: list[tuple[float, asyncio.Future[bool]]] = []
         self._conninfo = conninfo(database_url)
         self._wanted: asyncio.Queue[str] = asyncio.Queue()
         # Until when boards rest that were read just now.
@@ -278,15 +278,13 @@ class Feed:
         """Wait until all is passed on that is committed now; false if the feed does not run or takes too long."""
         if self.problem:
             return False
-        caught_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._catching_up.append(caught_up)
+        caught_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._catching_up.append((time.monotonic(), caught_up))
         self._canary_wanted.set()
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CATCH_UP_SECONDS):
-                await caught_up
-        except TimeoutError:
-            return False
-        return True
+                return await caught_up
+        return False
 
     async def run(self, hub: Hub) -> None:
         """Feed the hub until cancelled."""
@@ -313,6 +311,7 @@ class Feed:
             log.info("feed.running")
         else:
             log.error("feed.problem", problem=problem)
+            self._end_waiting(math.inf, caught_up=False)
 
     async def _begin(self, session: Session, hub: Hub) -> None:
         """Go on from the position, if what follows it is still there; else from now, and say why."""
@@ -327,6 +326,7 @@ class Feed:
             self.continuity_lost[lost] += 1
             log.warning("feed.continuity_lost", reason=lost)
         self._era = era
+        self._vitals = await session.vitals()
         hub.begin(era, self._position, lost)
         self._report(session.unwatched())
 
@@ -362,12 +362,11 @@ class Feed:
         pace = Pace(silent=session.silent)
         checked = clock.time()
         while True:
-            began, catching_up = time.monotonic(), self._catching_up
-            self._catching_up = []
+            began = time.monotonic()
             async with self._between_batches:
                 committed, awake = await self._read_batch(session, hub)
             self.transactions += committed
-            self._looked_since(began, session.canaries(), catching_up)
+            self._looked_since(began, session.canaries())
             pace.looked(clock.time(), committed, awake)
             if pace.must_stay_awake(clock.time()):
                 await session.stay_awake(AWAKE_SECONDS)
@@ -378,16 +377,19 @@ class Feed:
             self._report(session.unwatched())
             self._heard(await session.bell(pace.wait(clock.time())))
 
-    def _looked_since(
-        self, began: float, canaries: Iterable[str], catching_up: Iterable[asyncio.Future[None]]
-    ) -> None:
+    def _looked_since(self, began: float, canaries: Iterable[str]) -> None:
         """Note that all is passed on that was committed before a look began."""
         self._looked = began
         for label in canaries:
             self._came(label, "journal")
-        for waiting in catching_up:
-            if not waiting.done():
-                waiting.set_result(None)
+        self._end_waiting(began, caught_up=True)
+
+    def _end_waiting(self, until: float, *, caught_up: bool) -> None:
+        """Tell those who have waited since before then."""
+        for asked, waiting in self._catching_up:
+            if asked <= until and not waiting.done():
+                waiting.set_result(caught_up)
+        self._catching_up = [(asked, waiting) for asked, waiting in self._catching_up if not waiting.done()]
 
     def _heard(self, rings: Sequence[str | None]) -> None:
         """Take in the doorbells that rang since the last look."""

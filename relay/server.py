@@ -53,7 +53,10 @@ OPEN_SECONDS: Final = 10.0
 """How long a client may take over its handshake."""
 
 CLOSE_SECONDS: Final = 3.0
-"""How long a client may take to answer a closing handshake."""
+"""How long a client may take to answer a closing handshake, from when it last took some of what waits for it."""
+
+LAST_SECONDS: Final = 8.0
+"""How long it may take in all to read what waits for it, when its connection is to end."""
 
 APART_SECONDS: Final = 0.05
 """How far apart clients are seen off at most: a few of them need not wait."""
@@ -462,6 +465,7 @@ class Connection(asyncio.Protocol):
         "_grant",
         "_idle_since",
         "_largest",
+        "_last_moment",
         "_left",
         "_moved",
         "_offset",
@@ -494,6 +498,7 @@ class Connection(asyncio.Protocol):
         self._bad_messages = 0
         self._alive = True
         self._ending = False
+        self._last_moment = math.inf
         # The backlog, if there is one, how far its first buffer is written, and how much of it waits.
         self._backlog: deque[bytes] | None = None
         self._offset = 0
@@ -607,6 +612,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._blocked = False
         self._moved = True
+        if self._ending:
+            self._cut_off_in(min(CLOSE_SECONDS, self._last_moment - asyncio.get_running_loop().time()))
         self._write_backlog()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
@@ -1026,6 +1033,7 @@ class Connection(asyncio.Protocol):
         """Cut off a connection that is to end and does not, whatever the client goes on sending."""
         if not self._ending:
             self._ending = True
+            self._last_moment = asyncio.get_running_loop().time() + LAST_SECONDS
             self._cut_off_in(CLOSE_SECONDS)
 
     def _cut_off_in(self, seconds: float | None) -> None:

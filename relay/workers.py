@@ -39,7 +39,7 @@ START_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 1.0
 """How long a worker may take to say how it is."""
 
-STOP_SECONDS: Final = 10.0
+STOP_SECONDS: Final = 15.0
 """How long a worker may take to stop, beside the time over which it sees its clients off."""
 
 

@@ -21,15 +21,17 @@ from tests.servers import Database, install
 
 
 async def test_health_is_the_guides_json(database: Database, relay: Relays) -> None:
-    """GET /health answers 200 with the guide's JSON and nothing else, and counts who is connected."""
+    """GET /health answers 200 with the guide's JSON and the database's side, and counts who is connected."""
     daemon = await relay(database.dsn)
-    assert daemon.health() == (200, healthy_json(daemon, connections=0))
+    code, answer = daemon.health()
+    assert answer.pop("database")["connected"] is True
+    assert (code, answer) == (200, healthy_json(daemon, connections=0))
 
     async with Client.to(daemon), Client.to(daemon):
-        assert daemon.health() == (200, healthy_json(daemon, connections=2))
+        assert daemon.guides_health() == (200, healthy_json(daemon, connections=2))
 
     await until(
-        lambda: daemon.health() == (200, healthy_json(daemon, connections=0)), "both clients to be counted out"
+        lambda: daemon.guides_health() == (200, healthy_json(daemon, connections=0)), "both clients to be counted out"
     )
 
 
@@ -42,7 +44,7 @@ async def test_disabled_endpoint_is_shut(database: Database, relay: Relays) -> N
         async with Client.to(daemon):
             pass
     status = {"running": False, "connections": 0, "port": port}
-    assert daemon.health() == (200, {"status": "healthy", "websocket": status})
+    assert daemon.guides_health() == (200, {"status": "healthy", "websocket": status})
 
 
 def healthy_json(daemon: Daemon, connections: int) -> dict[str, Any]:
@@ -103,7 +105,10 @@ async def test_asks_for_a_watch_and_recovers(database: Database, relay: Relays) 
 
 def assert_unhealthy(daemon: Daemon, problem: str) -> None:
     """Check that health is 503 and says what the log said."""
-    assert daemon.health() == (503, healthy_json(daemon, connections=0) | {"status": "unhealthy", "problem": problem})
+    expected = healthy_json(daemon, connections=0) | {"status": "unhealthy", "problem": problem}
+    assert daemon.guides_health() == (503, expected)
+    assert daemon.ask("/ready") == (503, {"ready": False, "problem": problem})
+    assert daemon.ask("/live") == (200, {"live": True})
 
 
 def task_ids(sync: dict[str, Any]) -> list[str]:
@@ -156,7 +161,9 @@ async def test_too_many_connections_are_refused(database: Database, relay: Relay
                 async with Client.to(daemon):
                     pass
             assert refused.value.response.status_code == 503
-        await until(lambda: daemon.health() == (200, healthy_json(daemon, connections=1)), "the second to be gone")
+        await until(
+            lambda: daemon.guides_health() == (200, healthy_json(daemon, connections=1)), "the second to be gone"
+        )
         async with Client.to(daemon) as client:
             assert (await client.subscribe())["type"] == "board.sync"
 
@@ -180,12 +187,12 @@ async def test_log_tells_connections_and_broadcasts(database: Database, relay: R
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 async def test_stopping_tells_the_clients(database: Database, relay: Relays, signum: signal.Signals) -> None:
-    """SIGTERM and SIGINT end the daemon with exit code 0, and its clients' connections with code 1001."""
+    """SIGTERM and SIGINT end the daemon with exit code 0, and its clients' connections with code 1012."""
     daemon = await relay(database.dsn)
     async with Client.to(daemon) as subscriber, Client.to(daemon) as idler:
         await subscriber.subscribe()
         assert await daemon.stop(signum) == 0
-        assert [await subscriber.closed(), await idler.closed()] == [1001, 1001]
+        assert [await subscriber.closed(), await idler.closed()] == [1012, 1012]
     assert daemon.log()[-1]["event"] == "relay.stopped"
 
 

@@ -26,7 +26,7 @@ from tests.servers import Database, do_without, sole_use
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DBA = ROOT / "docs" / "dba.md"
-OPERATOR = ROOT / "docs" / "operator.md"
+OPERATOR = ROOT / "docs" / "operations.md"
 CLIENTS = ROOT / "docs" / "clients.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 SECURITY = ROOT / "docs" / "security.md"

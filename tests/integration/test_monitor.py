@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay import config
+from relay import config, feed
 from relay.monitor import Monitor
-from relay.status import Counts, Status
+from relay.status import Counts, Histogram, Status
 from relay.worker import Worker
 from tests.integration.client import Client
-from tests.servers import Database
+from tests.proxy import Proxy
+from tests.servers import Database, install
+
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
 _DEADLINE = 15.0
 _NOBODY = "postgresql://relay@127.0.0.1:1/relay"
@@ -73,22 +78,35 @@ async def get_metrics(url: str) -> dict[str, float]:
 
 
 async def test_health_of_a_running_relay(database: Database) -> None:
-    """While clients are served, health is the guide's JSON, with as many connections as there are."""
+    """While clients are served, health is the guide's JSON, with as many connections as there are, and more."""
     async with serving(database.dsn) as worker, feeding(worker), monitoring(worker.status) as url:
         address = f"ws://127.0.0.1:{worker.port}"
         async with Client.to(address) as client, Client.to(address):
             await client.subscribe("default")
-            assert await get(f"{url}/health?verbose=1") == (
-                200,
-                {
-                    "status": "healthy",
-                    "websocket": {"running": True, "connections": 2, "port": worker.port},
-                },
-            )
+            await until_ready(url)
+            status, answer = await get(f"{url}/health?verbose=1")
+            port = worker.port
+    side = answer.pop("database")
+
+    assert status == 200
+    assert answer == {"status": "healthy", "websocket": {"running": True, "connections": 2, "port": port}}
+    assert side.keys() == {"connected", "journal", "queueUsage", "canarySeconds", "lagSeconds"}
+    assert side["connected"] is True
+    assert 0 < side["canarySeconds"] < 20
+    assert side["journal"].keys() == {
+        "rows", "bytes", "ageSeconds", "overdueSeconds", "keepBytes", "stopBytes", "paused",
+    }  # fmt: skip
+    assert (side["journal"]["keepBytes"], side["journal"]["stopBytes"]) == (512 * 1024**2, 2 * 1024**3)
+
+
+async def until_ready(url: str) -> None:
+    async with asyncio.timeout(_DEADLINE):
+        while (await get(f"{url}/ready"))[0] != 200:  # noqa: ASYNC110 - a canary tells nobody else
+            await asyncio.sleep(0.01)
 
 
 async def test_metrics_of_a_running_relay(database: Database) -> None:
-    """Prometheus is told how many are connected and follow boards, and what was sent."""
+    """Prometheus is told how many are connected and follow boards, what was sent, and how the journal is."""
     async with serving(database.dsn) as worker, feeding(worker), monitoring(worker.status) as url:
         address = f"ws://127.0.0.1:{worker.port}"
         async with Client.to(address) as one, Client.to(address) as other, Client.to(address):
@@ -97,57 +115,79 @@ async def test_metrics_of_a_running_relay(database: Database) -> None:
             database.execute("insert into tasks (id, title) values ('a', 'A'), ('b', 'B')")
             for client in (one, other):
                 assert [kind for kind, _ in (await client.receive(), await client.receive())] == ["task.created"] * 2
+            await until_ready(url)
             metrics = await get_metrics(url)
-    bytes_sent = metrics.pop("relay_sent_bytes_total")
 
-    assert metrics == {
+    expected = {
         "relay_connections": 3,
+        "relay_max_connections": 100,
         "relay_subscriptions": 2,
+        "relay_clients_behind": 0,
+        "relay_backlog_bytes": 0,
+        "relay_connections_opened_total": 3,
         "relay_messages_sent_total board.sync": 2,
         "relay_messages_sent_total task.created": 4,
         "relay_fell_behind_total": 0,
         "relay_feed_up": 1,
+        "relay_ready": 1,
+        "relay_feed_reconnects_total": 0,
+        "relay_journal_paused": 0,
+        "relay_journal_stop_bytes": 2 * 1024**3,
+        "relay_notification_queue_usage_ratio": 0,
         "relay_workers": 1,
+        "relay_workers_configured": 1,
     }
-    assert bytes_sent > 0
+    assert {name: metrics.get(name) for name in expected} == expected
+    assert metrics["relay_sent_bytes_total"] > 0
+    assert metrics["relay_journal_bytes"] > 0
+    assert metrics["relay_commit_to_socket_seconds_count"] >= 1
+    assert metrics["relay_commit_to_socket_seconds_bucket +Inf"] == metrics["relay_commit_to_socket_seconds_count"]
+    assert 0 < metrics["relay_commit_to_socket_seconds_sum"] < metrics["relay_commit_to_socket_seconds_count"] * 20
+    # The canary's transaction and the one with the tasks.
+    assert metrics["relay_transactions_read_total"] >= 2
+    assert metrics["relay_doorbells_total rung"] + metrics["relay_doorbells_total skipped"] >= 2
+    assert 0 <= metrics["relay_feed_lag_seconds"] < 20
 
 
 async def test_metrics_of_several_workers_are_those_of_their_status() -> None:
-    """Names, types and label are as documented; nothing else stands there."""
+    """Names, types and labels are as documented; nothing else stands there but what is told of the process."""
 
     async def status() -> Status:
+        latency = Histogram().observe(0.001).observe(0.002).observe(60.0)
         counts = Counts(messages={"board.sync": 3, "task.moved": 70}, bytes=5_000_000_000, fell_behind=4)
-        counts = counts.model_copy(update={"refused": {"no credential": 2}})
+        counts = counts.model_copy(update={"refused": {"no credential": 2}, "commit_to_socket": latency})
         return Status(running=True, port=1, connections=5, subscriptions=6, counts=counts, workers=1, of=2)
 
     async with monitoring(status) as url, ClientSession() as session, session.get(f"{url}/metrics") as response:
         text = await response.text()
-    lines = [line for line in text.splitlines() if not line.startswith("# HELP")]
+    names = set(re.findall(r"^# TYPE (relay_\S+ \S+)$", text, re.MULTILINE))
 
-    assert lines == [
-        "# TYPE relay_connections gauge",
+    assert names == {f"{name} {kind}" for name, kind in documented_metrics() if not name.startswith("relay_journal_")
+                     and name != "relay_notification_queue_usage_ratio"}  # fmt: skip
+    for line in (
         "relay_connections 5.0",
-        "# TYPE relay_subscriptions gauge",
-        "relay_subscriptions 6.0",
-        "# TYPE relay_messages_sent_total counter",
         'relay_messages_sent_total{type="board.sync"} 3.0',
-        'relay_messages_sent_total{type="task.moved"} 70.0',
-        "# TYPE relay_sent_bytes_total counter",
         "relay_sent_bytes_total 5e+09",
-        "# TYPE relay_fell_behind_total counter",
-        "relay_fell_behind_total 4.0",
-        "# TYPE relay_refused_total counter",
         'relay_refused_total{reason="no credential"} 2.0',
-        "# TYPE relay_feed_up gauge",
-        "relay_feed_up 0.0",
-        "# TYPE relay_workers gauge",
+        'relay_commit_to_socket_seconds_bucket{le="0.001"} 1.0',
+        'relay_commit_to_socket_seconds_bucket{le="0.0025"} 2.0',
+        'relay_commit_to_socket_seconds_bucket{le="10.0"} 2.0',
+        'relay_commit_to_socket_seconds_bucket{le="+Inf"} 3.0',
         "relay_workers 1.0",
-    ]
+        "relay_workers_configured 2.0",
+    ):
+        assert f"\n{line}\n" in text
+
+
+def documented_metrics() -> list[tuple[str, str]]:
+    """Return the names and types that stand in the operator's guide."""
+    table = OPERATIONS.read_text().split("\n| metric | type |", 1)[1].split("\n\n", 1)[0]
+    return re.findall(r"^\| `(relay_\w+)`[^|]* \| (\w+) \|", table, re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", ["", "/", "/health/", "/metrics/"])
 async def test_other_paths_are_not_found(path: str) -> None:
-    """The monitor has two pages."""
+    """The monitor has four pages."""
     async with (
         monitoring(Worker(config.load({})).status) as url,
         ClientSession() as session,
@@ -165,8 +205,13 @@ async def test_health_of_a_relay_without_websocket() -> None:
     ):
         assert await get(f"{url}/health") == (
             200,
-            {"status": "healthy", "websocket": {"running": False, "connections": 0, "port": 8080}},
+            {
+                "status": "healthy",
+                "websocket": {"running": False, "connections": 0, "port": 8080},
+                "database": {"connected": False},
+            },
         )
+        assert await get(f"{url}/ready") == (200, {"ready": True})
         assert (await get_metrics(url))["relay_feed_up"] == 0
 
 
@@ -176,8 +221,10 @@ async def test_health_before_the_feed_has_connected_names_the_problem() -> None:
         expected: dict[str, object] = {
             "status": "unhealthy",
             "websocket": {"running": True, "connections": 0, "port": worker.port},
+            "database": {"connected": False},
         }
         assert await get(f"{url}/health") == (503, {**expected, "problem": "not connected yet"})
+        assert await get(f"{url}/live") == (200, {"live": True})
 
         async with feeding(worker), asyncio.timeout(_DEADLINE):
             while (await worker.status()).problem == "not connected yet":  # noqa: ASYNC110 - the feed tells nobody
@@ -188,3 +235,120 @@ async def test_health_before_the_feed_has_connected_names_the_problem() -> None:
         assert (status, answer) == (503, expected)
         assert "127.0.0.1" in problem
         assert "\n" not in problem
+
+
+# What other relays are silent about
+
+
+async def until_told(worker: Worker, words: str, *, part: str = "problem") -> None:
+    """Wait until the relay says something of this kind about itself."""
+    async with asyncio.timeout(_DEADLINE):
+        while words not in str(getattr(await worker.status(), part)):  # noqa: ASYNC110 - the feed tells nobody
+            await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def relay_on(database_url: str, **settings: str) -> AsyncIterator[Worker]:
+    """Yield a relay that is ready, with a small budget."""
+    async with serving(database_url, HEALTH_BUDGET="300", **settings) as worker, feeding(worker):
+        await until_told(worker, "None", part="unready")
+        yield worker
+
+
+@pytest.fixture
+def quick_canaries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have canaries and looks at the journal's state follow one another soon."""
+    for name in ("CANARY_SECONDS", "PRUNE_SECONDS", "INSPECT_SECONDS"):
+        monkeypatch.setattr(feed, name, 0.05)
+
+
+@pytest.mark.usefixtures("quick_canaries")
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            "insert into relay.journal (slot, seq, op, reason) select last_value, 0, 'C', label from relay.slot",
+            "the doorbell is not heard",
+        ),
+        ("perform pg_notify('relay', json_build_object('canary', label)::text)", "the journal is not read in time"),
+    ],
+)
+async def test_relay_that_half_of_the_canary_reaches_is_not_ready(database: Database, body: str, words: str) -> None:
+    """All connections look fine, and what is written does not come through: the answer says which way is broken."""
+    async with relay_on(database.dsn) as worker, monitoring(worker.status) as url:
+        database.execute(
+            "create or replace function relay.canary(label text) returns boolean language plpgsql security definer "
+            f"as $$ begin {body}; return true; end $$"
+        )
+        await until_told(worker, words)
+        assert await get(f"{url}/ready") == (503, {"ready": False, "problem": (await worker.status()).unready})
+        assert (await get(f"{url}/health"))[0] == 503
+        assert (await get_metrics(url))["relay_ready"] == 0
+
+        install(database.dsn)
+        await until_ready(url)
+
+
+@pytest.mark.usefixtures("quick_canaries")
+async def test_relay_that_cannot_read_boards_is_not_ready(database: Database) -> None:
+    """While somebody locks the table, who subscribes gets nothing, and the relay says so."""
+    locker = database.connect()
+    async with relay_on(database.dsn) as worker, Client.to(f"ws://127.0.0.1:{worker.port}") as client:
+        with locker.transaction():
+            locker.execute("lock table tasks in access exclusive mode")
+            await client.send({"type": "subscribe", "boardId": "default"})
+            await until_told(worker, "none could be written: is a watched table locked")
+        assert (await client.receive())[0] == "board.sync"
+        await until_told(worker, "None", part="unready")
+
+
+@pytest.mark.usefixtures("quick_canaries")
+async def test_relay_whose_trigger_is_gone_says_so(database: Database) -> None:
+    """A canary comes through, but no change of the table would."""
+    async with relay_on(database.dsn) as worker:
+        ((trigger,),) = database.fetch(
+            "select tgname from pg_trigger where tgrelid = 'tasks'::regclass and tgname like 'relay%%' limit 1"
+        )
+        database.execute(f"drop trigger {trigger} on tasks")
+        await until_told(worker, "triggers of public.tasks are missing or disabled", part="unready")
+        database.execute("select relay.watch('tasks')")
+        await until_told(worker, "None", part="unready")
+
+
+@pytest.mark.usefixtures("quick_canaries")
+async def test_journal_that_is_not_pruned_is_a_warning(database: Database) -> None:
+    """Somebody's lock keeps a slot from being emptied: clients are served, and health says what is the matter."""
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    holder = database.connect()
+    with holder.transaction():
+        holder.execute("lock table relay.journal_0 in access share mode")
+        # The slot is closed, as after half an hour, and then is old.
+        database.execute("select relay.prune('0', 1)")
+        database.execute("update relay.slots set closed_at = closed_at - interval '2 hours' where slot = 0")
+        async with relay_on(database.dsn) as worker, monitoring(worker.status) as url:
+            await until_told(worker, "the journal is not pruned", part="warnings")
+            status, answer = await get(f"{url}/health")
+            assert (status, answer["status"]) == (200, "healthy")
+            assert "has been due for 3" in answer["warnings"][0]
+            assert (await get_metrics(url))["relay_journal_overdue_seconds"] > 3000
+            holder.execute("rollback")
+            await until_told(worker, "[]", part="warnings")
+
+
+async def test_relay_behind_a_half_open_link_is_not_ready(database: Database, proxy: Proxy) -> None:
+    """No packet comes and nothing ends: it is told within seconds, and so is the way back."""
+    async with relay_on(proxy.through(database.dsn)) as worker:
+        proxy.freeze()
+        await until_told(worker, "connect", part="unready")
+        proxy.thaw()
+        await until_told(worker, "None", part="unready")
+
+
+async def test_database_that_only_reads_is_no_primary(database: Database) -> None:
+    """A session that may not write, as on a standby, is refused, and the relay says so."""
+    ((name,),) = database.fetch("select current_database()")
+    database.execute(f"alter database {name} set default_transaction_read_only = on")
+    async with serving(database.dsn) as worker, feeding(worker):
+        await until_told(worker, "session is read-only", part="unready")
+        database.execute(f"alter database {name} reset default_transaction_read_only")
+        await until_told(worker, "None", part="unready")

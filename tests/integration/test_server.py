@@ -959,7 +959,7 @@ async def test_end_of_stream_ends_at_once(endpoint: Endpoint, accepted: list[Con
     assert accepted[0].closed
 
 
-async def test_stopping_says_1001_to_all_and_waits_for_nobody(
+async def test_stopping_says_1012_to_all_and_waits_for_nobody(
     accepted: list[Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who answers the closing is gone properly, and who does not is cut off."""
@@ -972,11 +972,11 @@ async def test_stopping_says_1001_to_all_and_waits_for_nobody(
 
             assert endpoint.connections == 0
             assert all(connection.closed for connection in accepted)
-            assert await silent.close_code() == 1001
+            assert await silent.close_code() == 1012
         for connection in (one, two):
             with pytest.raises(ConnectionClosed):
                 await connection.recv()
-            assert (connection.close_code, connection.close_reason) == (1001, "the relay is stopping")
+            assert (connection.close_code, connection.close_reason) == (1012, "the relay is stopping")
         with pytest.raises(OSError, match="Connect call failed"):
             await connect(address)
 

@@ -17,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay import config, workers
-from relay.status import Counts, Status
+from relay.status import Status
 from relay.worker import StartError
 from relay.workers import Workers
 
@@ -180,12 +180,3 @@ def test_last_place_is_given_once() -> None:
             taker.stdin.write("go\n")
             taker.stdin.flush()
         assert [taker.communicate()[0].strip() for taker in takers] == ["1", "1"]
-
-
-def test_counts_of_two_are_added_by_type() -> None:
-    one = Counts(messages={"task.created": 1, "task.moved": 2}, bytes=3, fell_behind=4)
-    other = Counts(messages={"task.created": 10, "board.sync": 20}, bytes=30, fell_behind=40)
-
-    assert one + other == Counts(
-        messages={"task.created": 11, "task.moved": 2, "board.sync": 20}, bytes=33, fell_behind=44
-    )
