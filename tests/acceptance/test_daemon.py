@@ -178,6 +178,9 @@ async def test_log_tells_connections_and_broadcasts(database: Database, relay: R
         await one.receive_until(id="a")
         await daemon.logged("websocket.broadcast", type="task.created", recipients=2)
 
+    # The guide's users look for them with `grep WebSocket`, and with `grep -i websocket`.
+    for line in daemon.output.splitlines():
+        assert ('"event": "websocket.' in line) == ("WebSocket" in line)
     connected = daemon.log("websocket.connection")
     assert [line["connections"] for line in connected] == [1, 2]
     assert len({line["clientId"] for line in connected}) == 2
@@ -213,6 +216,21 @@ async def test_stops_while_the_database_is_silent(database: Database, proxy: Pro
         async with asyncio.timeout(5):
             assert await daemon.stop() == 0
     assert daemon.log()[-1]["event"] == "relay.stopped"
+
+
+# The log
+
+
+async def test_log_level_leaves_out_what_is_below_it(database: Database, tmp_path: Path) -> None:
+    """With LOG_LEVEL=warning, a daemon on which nothing goes wrong says what there is to see to, and no more."""
+    settings = {"WS_PORT": "0", "HEALTH_PORT": "0", "DATABASE_URL": database.dsn, "LOG_LEVEL": "warning"}
+    daemon = Daemon([], tmp_path, settings)
+    try:
+        await daemon.logged("access.open")
+        assert await daemon.stop() == 0
+        assert [line["event"] for line in daemon.log()] == ["access.open"]
+    finally:
+        daemon.end()
 
 
 # Settings
