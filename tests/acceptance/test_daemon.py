@@ -184,8 +184,8 @@ async def test_log_tells_connections_and_broadcasts(database: Database, relay: R
     connected = daemon.log("websocket.connection")
     assert [line["connections"] for line in connected] == [1, 2]
     assert len({line["clientId"] for line in connected}) == 2
-    for line in connected:
-        await daemon.logged("websocket.close", clientId=line["clientId"], code=1000)
+    for record in connected:
+        await daemon.logged("websocket.close", clientId=record["clientId"], code=1000)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
