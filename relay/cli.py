@@ -1,4 +1,4 @@
-"""The command line: `relay serve`, `relay demo`, `relay sql`, `relay bench`.
+"""The command line: `relay serve`, `relay tail`, `relay status`, `relay demo`, `relay sql`, `relay bench`.
 
 Rules:
 - A user's mistake is one line on standard error and exit code 1 or 2, never a traceback.
@@ -13,13 +13,27 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import click
 import dotenv
 
-from relay import bench, config, daemon, demo, embedded, install, logs, worker, write_tax
+from relay import (
+    bench,
+    config,
+    daemon,
+    demo,
+    embedded,
+    install,
+    logs,
+    overview,
+    tail,
+    terminal,
+    worker,
+    write_tax,
+)
 
 _SHORT: Final[Mapping[str, str]] = {"WS_WORKERS": "--workers"}
 """Settings that have a second, shorter option."""
@@ -30,6 +44,8 @@ _USERS_MISTAKES: Final = (
     demo.DemoError,
     embedded.EmbeddedPostgresError,
     install.InstallError,
+    overview.AddressError,
+    tail.TailError,
     worker.StartError,
 )
 
@@ -90,6 +106,117 @@ def serve(**options: str | None) -> None:
         logs.start(settings.LOG_LEVEL)
         if not asyncio.run(daemon.serve(settings)):
             sys.exit(1)
+
+
+@cli.command("tail")
+@click.argument("board")
+@click.option(
+    "--url",
+    default="ws://localhost:4002",
+    envvar="RELAY_URL",
+    show_envvar=True,
+    show_default=True,
+    help="the relay's WebSocket endpoint",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="file of the token, read at each connection; without it the variable RELAY_TOKEN counts",
+)
+@click.option("--json", "as_json", is_flag=True, help="print messages as they came, each in one line")
+@click.option(
+    "--type", "types", multiple=True, metavar="TYPE", help="only this type, like task.moved; may be repeated"
+)
+@click.option(
+    "--lane",
+    "lanes",
+    multiple=True,
+    metavar="LANE",
+    help="only tasks in this lane, or to or from it; may be repeated",
+)
+@click.option("--id", "tasks", multiple=True, metavar="ID", help="only this task; may be repeated")
+@click.option(
+    "--match", "text", default="", metavar="TEXT", help="only changes with this in the id, a lane or a value"
+)
+@click.option("--no-sync", is_flag=True, help="leave the first board out")
+@click.option(
+    "--cursor-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="go on where the last run with this file ended",
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="end after so many messages")
+def tail_command(
+    board: str,
+    url: str,
+    token_file: Path | None,
+    as_json: bool,
+    types: tuple[str, ...],
+    lanes: tuple[str, ...],
+    tasks: tuple[str, ...],
+    text: str,
+    no_sync: bool,
+    cursor_file: Path | None,
+    count: int | None,
+) -> None:
+    """Watch a BOARD: print its messages as they come, until Ctrl-C."""
+    wanted = tail.Filter(frozenset(types), frozenset(lanes), frozenset(tasks), text, first_board=not no_sync)
+    colours = terminal.has_colours(sys.stdout)
+
+    def show(message: tail.Message) -> None:
+        if as_json:
+            click.echo(terminal.harmless(message.json.decode()).encode())
+        else:
+            click.echo(tail.line(message, datetime.now().astimezone(), colours=colours), color=colours)
+
+    def tell(line: str) -> None:
+        click.secho(line, err=True, dim=True, color=terminal.has_colours(sys.stderr))
+
+    with _one_line_errors(), bench.interrupted_once(), terminal.quiet_end():
+        target = tail.Target(url, board, tail.token_from(token_file, os.environ.get("RELAY_TOKEN")))
+        cursors = tail.CursorFile(cursor_file) if cursor_file else None
+        asyncio.run(tail.run(target, tail.Output(wanted, show, tell, count, cursors)))
+
+
+@cli.command("status")
+@click.option(
+    "--url",
+    default="http://localhost:4001",
+    envvar="RELAY_HEALTH_URL",
+    show_envvar=True,
+    show_default=True,
+    help="where the relay's HEALTH_PORT is",
+)
+@click.option("--json", "as_json", is_flag=True, help="print the figures as one JSON object in a line")
+@click.option(
+    "--watch", type=click.FloatRange(0.1, 86_400), metavar="SECONDS", help="show them again and again, with rates"
+)
+@click.pass_context
+def status_command(context: click.Context, /, url: str, as_json: bool, watch: float | None) -> None:
+    """Show how a running relay is. Exit code 0 if healthy and ready, 1 if not, 2 if there is no answer."""
+    colours = terminal.has_colours(sys.stdout)
+    full_screen = watch is not None and not as_json and sys.stdout.isatty()
+    code = 0
+    with (
+        _one_line_errors(),
+        bench.interrupted_once(),
+        terminal.quiet_end(),
+        terminal.pages(full_screen=full_screen) as show_page,
+    ):
+
+        def show(found: overview.Overview | overview.NoAnswer) -> None:
+            if isinstance(found, overview.NoAnswer) and not full_screen:
+                click.echo(f"Error: {found}", err=True)
+            elif isinstance(found, overview.NoAnswer):
+                show_page([str(found)])
+            elif as_json:
+                click.echo(overview.as_json(found))
+            else:
+                show_page(overview.screen(found, url, f"{datetime.now().astimezone():%H:%M:%S}", colours=colours))
+
+        code = asyncio.run(overview.watch(url, watch, show))
+    context.exit(code)
 
 
 @cli.command("demo")
