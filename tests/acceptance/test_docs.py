@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from relay import protocol
 from relay.config import NO_OPTION, Settings
 from relay.cursor import Reason
 from relay.install import text
-from tests.acceptance.support import Client, Daemon, Program, Relays, run_relay, until
+from tests.acceptance.support import RELAY, Client, Daemon, Program, Relays, run_relay, until
 from tests.servers import Database, do_without, sole_use
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,10 @@ CLIENTS = ROOT / "docs" / "clients.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 SECURITY = ROOT / "docs" / "security.md"
 DOCUMENTS = (README, DBA, OPERATOR, CLIENTS, PERFORMANCE, SECURITY)
+
+
+NEEDS_DAEMON = {"tail", "status"}
+"""Commands that watch a running relay."""
 
 
 def examples(document: Path, language: str) -> list[str]:
@@ -85,7 +90,7 @@ def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) 
     with role_of_the_daemon(empty_database):
         for line in commands(document):
             program, *arguments = shlex.split(line, comments=True)
-            if program == "relay" and arguments[0] != "serve":
+            if program == "relay" and arguments[0] not in NEEDS_DAEMON | {"serve"}:
                 shorter = shortened(arguments)
                 finished = run_relay(*arguments, *shorter, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
                 assert finished.returncode == 0, finished.stderr
@@ -105,6 +110,34 @@ async def test_daemons_run(document: Path, database: Database, relay: Relays) ->
             assert await daemon.stop() == 0
 
     assert relay.started
+
+
+async def test_watching_commands_run(database: Database, relay: Relays, tmp_path: Path) -> None:
+    """Every `relay tail` and `relay status` shows something of a running relay, as printed."""
+    daemon = await relay(database.dsn)
+    settings = {"RELAY_URL": daemon.url, "RELAY_HEALTH_URL": f"http://127.0.0.1:{daemon.health_port}"}
+    lines = [shlex.split(line, comments=True) for line in commands(OPERATOR)]
+    watching = [arguments for program, *arguments in lines if program == "relay" and arguments[0] in NEEDS_DAEMON]
+    programs = [
+        Program([RELAY, *arguments, *(["--count", "1"] if arguments[0] == "tail" else [])], tmp_path, settings)
+        for arguments in watching
+    ]
+    try:
+        for program, arguments in zip(programs, watching, strict=True):
+            told = "live" if arguments[0] == "tail" else "healthy"
+            await until(lambda: told in program.output or program.exit_code is not None, told)  # noqa: B023  # at once
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        database.execute("update tasks set lane = 'done'")
+        for program, arguments in zip(programs, watching, strict=True):
+            if "--watch" in arguments:
+                program.signal(signal.SIGINT)
+            await until(lambda: program.exit_code is not None, "its end")  # noqa: B023  # at once
+            assert program.exit_code == 0, program.output
+    finally:
+        for program in programs:
+            program.end()
+
+    assert {arguments[0] for arguments in watching} == NEEDS_DAEMON
 
 
 async def test_table_of_metrics_is_complete(database: Database, relay: Relays) -> None:
