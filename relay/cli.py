@@ -1,4 +1,4 @@
-"""The command line: `relay serve`, `relay tail`, `relay status`, `relay demo`, `relay sql`, `relay bench`.
+"""The command line: `relay serve`, `relay check`, `relay tail`, `relay status`, `relay demo`, `relay sql`, `relay bench`.
 
 Rules:
 - A user's mistake is one line on standard error and exit code 1 or 2, never a traceback.
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,6 +27,7 @@ from relay import (
     config,
     daemon,
     demo,
+    doctor,
     embedded,
     install,
     logs,
@@ -96,16 +99,62 @@ def _given(options: dict[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _secrets() -> dict[str, str]:
+    return {name: os.environ[name] for name in config.NO_OPTION if name in os.environ}
+
+
 @cli.command()
 @_settings_options()
 def serve(**options: str | None) -> None:
     """Run the daemon until Ctrl-C or SIGTERM; a second one cuts its clients off, and exit code 1 says so."""
     with _one_line_errors():
-        secret = {name: os.environ[name] for name in config.NO_OPTION if name in os.environ}
-        settings = config.load(_given(options) | secret)
+        settings = config.load(_given(options) | _secrets())
         logs.start(settings.LOG_LEVEL)
         if not asyncio.run(daemon.serve(settings)):
             sys.exit(1)
+
+
+@cli.command()
+@_settings_options()
+@click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+@click.pass_context
+def check(context: click.Context, /, as_json: bool, **options: str | None) -> None:
+    """Look at all that the daemon needs, and say how to mend what is not well.
+
+    To be run where the daemon runs, with its settings. Exit code 1 if anything is wrong, 2 if a setting is not
+    allowed; warnings do no harm.
+    """
+    logs.start("error")
+    try:
+        settings = config.load(_given(options) | _secrets())
+    except config.SettingsError as ex:
+        raise click.BadParameter(str(ex)) from None
+    context.exit(asyncio.run(_show(settings, as_json=as_json)))
+
+
+async def _show(settings: config.Settings, *, as_json: bool) -> int:
+    """Print the findings, for people as they come; return the exit code."""
+    findings = []
+    async for finding in doctor.run(settings):
+        findings.append(finding)
+        if not as_json:
+            _show_finding(finding)
+    counted = Counter(finding.status for finding in findings)
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        click.echo("relay check: " + ", ".join(f"{count} {status}" for status, count in counted.items()))
+    return 1 if counted["failed"] else 0
+
+
+_COLOURS: Final = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
+
+
+def _show_finding(finding: doctor.Finding) -> None:
+    status = click.style(f"{finding.status:9}", fg=_COLOURS[finding.status])
+    click.echo(f"{status}{finding.check:{doctor.LONGEST_NAME + 2}}{finding.found}")
+    if finding.mend:
+        click.echo(f"{'':{doctor.LONGEST_NAME + 11}}mend: {finding.mend}")
 
 
 @cli.command("tail")

@@ -43,7 +43,7 @@ async def serve(settings: Settings) -> bool:
     signals, supervisor = Signals(), Supervisor()
     async with running(settings) as (serving, relay):
         if settings.WS_ENABLED and settings.is_open:
-            log.warning("access.open", problem=_open_to_all(settings.WS_HOST))
+            log.warning("access.open", problem=": ".join(filter(None, open_to_all(settings.WS_HOST))))
         beside = [
             asyncio.create_task(each) for each in (_reload(relay, signals.reload, supervisor), supervisor.keep())
         ]
@@ -107,11 +107,11 @@ async def running(settings: Settings) -> AsyncIterator[tuple[asyncio.Task[None],
                 await serving
 
 
-def _open_to_all(host: str) -> str:
-    """Say loudly that no credential is asked for, and how to change that."""
+def open_to_all(host: str) -> tuple[str, str]:
+    """Say loudly that no credential is asked for; and how to change that, unless only this machine is concerned."""
     if host in {"127.0.0.1", "::1", "localhost"}:
-        return "no credential is configured: every program on this machine may follow every board"
+        return "no credential is configured: every program on this machine may follow every board", ""
     return (
-        f"no credential is configured: whoever reaches {host} may follow every board: "
-        "set WS_TOKENS, WS_TOKENS_FILE, WS_JWT_SECRET or WS_JWT_KEYS, or WS_HOST=127.0.0.1"
+        f"no credential is configured: whoever reaches {host} may follow every board",
+        "set WS_TOKENS, WS_TOKENS_FILE, WS_JWT_SECRET or WS_JWT_KEYS, or WS_HOST=127.0.0.1",
     )

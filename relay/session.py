@@ -250,7 +250,7 @@ class Session:
         Of live changes, only transactions that concern a board in `followed` are decoded. A board that comes there
         later is read later, and shows them.
         """
-        async with await _connect(conninfo) as listener, await _connect(conninfo) as reader:
+        async with await _connected(conninfo) as listener, await _connected(conninfo) as reader:
             await _require_install(listener)
             # The journal is read by its index alone: with statistics that lag behind, as they do for a table
             # that grows at one end, the planner may think that a third of it is new.
@@ -384,9 +384,7 @@ class Session:
     async def vitals(self) -> Vitals:
         """Ask how the journal is."""
         async with self._reading:
-            row = await self._reader.row(_VITALS)
-        names = ("rows", "bytes", "age_seconds", "overdue_seconds", "keep_bytes", "stop_bytes", "paused")
-        return Vitals(Journal(**dict(zip(names, row[:-1], strict=True))), row[-1])
+            return await read_vitals(self._reader)
 
     async def board(self, name: str) -> tuple[Snapshot, bytes]:
         """Read a board: the snapshot, and the data of its `board.sync`."""
@@ -527,6 +525,13 @@ class Vitals(NamedTuple):
     queue_usage: float
 
 
+async def read_vitals(connection: Connection) -> Vitals:
+    """Ask how the journal is."""
+    row = await connection.row(_VITALS)
+    names = ("rows", "bytes", "age_seconds", "overdue_seconds", "keep_bytes", "stop_bytes", "paused")
+    return Vitals(Journal(**dict(zip(names, row[:-1], strict=True))), row[-1])
+
+
 class _Entry(NamedTuple):
     """One row of the journal. A tuple, for thousands of them are made in a second."""
 
@@ -619,8 +624,14 @@ class _AsUtf8(StrDumper):
         return obj.encode(errors="surrogateescape")
 
 
-async def _connect(conninfo: str) -> Connection:
+async def _connected(conninfo: str) -> Connection:
     connection = await Connection.connect(conninfo, autocommit=True)
+    await set_up(connection)
+    return connection
+
+
+async def set_up(connection: Connection) -> None:
+    """Make the settings of a session."""
     # Whatever the role or the database has as a default, each statement sees what was committed before it.
     await connection.execute("set default_transaction_isolation = 'read committed'")
     # A policy that filters rows would leave boards silently empty; this makes it an error.
@@ -634,7 +645,6 @@ async def _connect(conninfo: str) -> Connection:
         for name in ("text", "name"):
             connection.adapters.register_loader(name, _AnyText)
         connection.adapters.register_dumper(str, _AsUtf8)
-    return connection
 
 
 async def _require_install(connection: Connection) -> None:

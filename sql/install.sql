@@ -393,14 +393,14 @@ exception when others then
 end
 $$;
 
--- Makes the row trigger's function for one watch. Generated, for a column can be named in PL/pgSQL only as it is
+-- What the row trigger's function of one watch does. Generated, for a column can be named in PL/pgSQL only as it is
 -- written: reading the board's value out of the JSON image would cost more, and fails on JSON that holds \u0000.
 -- The only columns it names are the board and the hidden ones. If a later schema change removes or retypes one of
 -- them, the block around them catches it: the writer goes on, and the daemon is told to read again.
 --
 -- Every writer pays for what stands here, so it calls nothing of ours but for rare cases, and inserts into the
 -- slot's own table: finding that through relay.journal would cost as much again as the insert itself.
-create or replace function relay.make_journal_function(w relay.watches) returns void
+create or replace function relay.journal_body(w relay.watches) returns text
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $make$
@@ -434,12 +434,7 @@ begin
     $branch$, case slot when 0 then 'if' else 'elsif' end, slot, slot, w.id);
     end loop;
 
-    execute pg_catalog.format($body$
-create or replace function relay.journal_%1$s() returns trigger
-    language plpgsql
-    security definer
-    set search_path = pg_catalog, pg_temp
-as $journal$
+    return pg_catalog.format($body$
 declare
     old_board text;
     new_board text;
@@ -506,13 +501,23 @@ begin
     end if;
     return null;
 end
-$journal$
 $body$, w.id, w.board_column, hidden, w.target::text, inserts,
         array[w.id_column, w.board_column, w.lane_column]::text[]);
-
-    execute pg_catalog.format('revoke all on function relay.journal_%s() from public', w.id);
 end
 $make$;
+
+create or replace function relay.make_journal_function(w relay.watches) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute pg_catalog.format(
+        'create or replace function relay.journal_%s() returns trigger language plpgsql security definer '
+        'set search_path = pg_catalog, pg_temp as %L', w.id, relay.journal_body(w));
+    execute pg_catalog.format('revoke all on function relay.journal_%s() from public', w.id);
+end
+$$;
+
 
 -- Watching -----------------------------------------------------------------------------------------------------
 
@@ -695,7 +700,7 @@ as $$
       and (holders.mode = 'access exclusive' or l.mode not in ('AccessShareLock', 'RowShareLock'))
 $$;
 
--- Whether all triggers of a watch are in place and enabled always.
+-- Whether all triggers of a watch are in place, as relay.create_triggers makes them, and enabled always.
 create or replace function relay.triggers_complete(w relay.watches) returns boolean
     language sql
     stable
@@ -710,7 +715,10 @@ as $$
         where t.tgrelid = p and t.tgenabled = 'A'
           and f.pronamespace = 'relay'::regnamespace
           and f.proname in ('journal_' || w.id, 'journal_truncate')
-          and t.tgname in ('relay_insert_delete', 'relay_update', 'relay_truncate')
+          -- For each row after insert or delete, and after update; for each statement after truncate.
+          and (t.tgname, t.tgtype) in (('relay_insert_delete', 13), ('relay_update', 17), ('relay_truncate', 32))
+          -- of any column
+          and t.tgattr::text = ''
     ) found on true
 $$;
 
@@ -1325,6 +1333,80 @@ $$;
 
 comment on function relay.vitals() is 'How large and how old the journal is, and whether it is pruned as it should be.';
 
+-- The watches whose trigger function is not the one that relay.make_journal_function would make now.
+create or replace function relay.altered() returns setof integer
+    language sql
+    stable
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select w.id from relay.watches w
+    where not exists (
+        select from pg_catalog.pg_proc f
+        where f.oid = pg_catalog.to_regprocedure('relay.journal_' || w.id || '()')
+          and f.prosrc = relay.journal_body(w) and f.prosecdef
+          and f.proconfig = array['search_path=pg_catalog, pg_temp'])
+$$;
+
+comment on function relay.altered() is 'Which trigger functions somebody has altered; relay check asks.';
+
+-- How wide rows are, from a sample: of each watch, how many rows of its largest part were looked at, and about how many
+-- bytes the widest has as JSON, without its hidden columns. Values that Postgres has compressed count as such, for
+-- nothing is unpacked: so it may be more. Reads at most 64 blocks, and waits for nobody longer than a tenth of a second.
+create or replace function relay.widest(out watch integer, out sampled bigint, out bytes bigint) returns setof record
+    language plpgsql
+    stable
+    security definer
+    set row_security = off
+    set lock_timeout = '100ms'
+    set enable_seqscan = off
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    w      relay.watches;
+    part   regclass;
+    width  text;
+    blocks bigint;
+    places tid[];
+begin
+    for w in select * from relay.watches s order by s.id loop
+        select c.oid into part
+        from relay.parts(w.target) p
+        join pg_catalog.pg_class c on c.oid = p
+        where c.relkind = 'r'
+        order by c.relpages desc, c.oid limit 1;
+        continue when part is null;
+
+        select pg_catalog.string_agg(
+                   -- the name, its quotes, the value's, a colon and a comma
+                   (pg_catalog.octet_length(a.attname::text) + 6)
+                   || pg_catalog.format(
+                       case when t.typname in ('text', 'varchar', 'bpchar') then ' + coalesce(pg_catalog.octet_length(t.%I), 0)'
+                            when t.typname = 'bytea' then ' + coalesce(2 * pg_catalog.octet_length(t.%I), 0)'
+                            else ' + coalesce(pg_catalog.pg_column_size(t.%I), 0)' end, a.attname), ' + ') into width
+        from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+        where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped
+          and a.attname <> all (relay.unseen_columns(w));
+
+        begin
+            blocks := pg_catalog.pg_relation_size(part) / pg_catalog.current_setting('block_size')::bigint;
+            -- The first rows of blocks all over it, the last among them; the fewer blocks, the more rows of each.
+            select pg_catalog.array_agg(distinct pg_catalog.format('(%s,%s)', (blocks - 1) * i / 63, line)::tid) into places
+            from pg_catalog.generate_series(0, 63) i
+            cross join pg_catalog.generate_series(1, least(300, 1024 / least(greatest(blocks, 1), 64))) line;
+            execute pg_catalog.format('select $1, count(*), max(%s) from only %s t where t.ctid = any ($2)', width, part)
+                into watch, sampled, bytes using w.id, places;
+            return next;
+        exception when lock_not_available then
+            null;  -- somebody rewrites it just now
+        end;
+    end loop;
+end
+$$;
+
+comment on function relay.widest() is 'About how wide the rows of the watched tables are; relay check asks.';
+
 -- Upgrading ----------------------------------------------------------------------------------------------------
 
 -- An older journal had a check constraint. To drop it, the journal must be free of writers for a moment.
@@ -1352,5 +1434,20 @@ $$;
 
 -- Writers need no right on anything here: the trigger functions run as their owner.
 revoke all on all functions in schema relay from public;
+
+-- Where a publication is for all tables, it is for the journal too, and rows of a table without a key could then not be
+-- deleted, which relay.settle_in does. A slot that is in use just now keeps what it has until the next install.
+do $$
+begin
+    for slot in 0..3 loop
+        if exists (select from pg_catalog.pg_class c
+                   where c.oid = pg_catalog.to_regclass('relay.journal_' || slot) and c.relreplident = 'd')
+           and relay.lock_slot(slot::smallint)
+        then
+            execute pg_catalog.format('alter table relay.journal_%s replica identity full', slot);
+        end if;
+    end loop;
+end
+$$;
 
 commit;

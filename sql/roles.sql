@@ -34,6 +34,6 @@ grant execute on function relay.parts(regclass), relay.triggers_complete(relay.w
 -- What runs as the schema's owner.
 grant execute on function relay.epoch(), relay.shape(), relay.hold_tables(), relay.board(text), relay.awake_for(),
     relay.stay_awake(integer), relay.prune(interval, bigint), relay.resume(), relay.canary(text), relay.vitals(),
-    relay.may_read(jsonb, text) to relay_daemon;
+    relay.may_read(jsonb, text), relay.altered(), relay.widest() to relay_daemon;
 
 commit;

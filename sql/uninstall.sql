@@ -57,12 +57,13 @@ begin
         from pg_catalog.pg_proc f
         where f.pronamespace = pg_catalog.to_regnamespace('relay')
           and (f.proname ~ '^journal_[0-9]+$' or f.proname in (
-              'awake_for', 'base_type', 'board', 'canary', 'changed', 'check_watch', 'close_slots', 'create_triggers',
-              'drop_triggers', 'empty_slots', 'epoch', 'hold_tables', 'holders', 'images', 'is_written', 'journal_sync',
-              'journal_truncate', 'lock_slot', 'lock_table', 'made_here', 'make_journal_function', 'may_read', 'narrow',
-              'next_slot', 'next_xid', 'order_parts', 'parts', 'pause_if_full', 'paused', 'prune',
-              'require_read_committed', 'resume', 'resync', 'ring', 'settle_in', 'shape', 'slot_bytes', 'stay_awake',
-              'stop_watch', 'triggers_complete', 'unseen_columns', 'unwatch', 'vitals', 'watch'))
+              'altered', 'awake_for', 'base_type', 'board', 'canary', 'changed', 'check_watch', 'close_slots',
+              'create_triggers', 'drop_triggers', 'empty_slots', 'epoch', 'hold_tables', 'holders', 'images',
+              'is_written', 'journal_body', 'journal_sync', 'journal_truncate', 'lock_slot', 'lock_table',
+              'made_here', 'make_journal_function', 'may_read', 'narrow', 'next_slot', 'next_xid', 'order_parts',
+              'parts', 'pause_if_full', 'paused', 'prune', 'require_read_committed', 'resume', 'resync', 'ring',
+              'settle_in', 'shape', 'slot_bytes', 'stay_awake', 'stop_watch', 'triggers_complete', 'unseen_columns',
+              'unwatch', 'vitals', 'watch', 'widest'))
     loop
         execute pg_catalog.format('drop function %s', found.signature);
     end loop;

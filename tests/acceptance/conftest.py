@@ -38,3 +38,12 @@ async def guide_relay(database: Database, relay: Relays) -> Daemon:
         except OSError as ex:
             do_without(f"the guide's clients need port {GUIDE_PORT}, which another program has: stop it ({ex})")
     return await relay(database.dsn, ws_port=GUIDE_PORT)
+
+
+@pytest.fixture
+def library_that_fakes_time() -> Path:
+    """Return the library with which a program sees another clock than the machine's."""
+    found = sorted(Path("/usr/lib").glob("**/faketime/libfaketimeMT.so.1"))
+    if not found:
+        do_without("this sets a program's clock with libfaketime: on Debian and Ubuntu, apt install faketime")
+    return found[0]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.support import Client, Message, Relays, until
-from tests.servers import Database, do_without
+from tests.servers import Database
 
 MANY = 100_000
 
@@ -67,15 +67,6 @@ async def test_two_daemons_each_deliver_everything_once(database: Database, rela
             assert [(message["type"], message["data"]["id"]) for message in received] == [
                 ("task.created", name) for name in names
             ]
-
-
-@pytest.fixture
-def library_that_fakes_time() -> Path:
-    """Return the library with which a program sees another clock than the machine's."""
-    found = sorted(Path("/usr/lib").glob("**/faketime/libfaketimeMT.so.1"))
-    if not found:
-        do_without("this sets the daemon's clock with libfaketime: on Debian and Ubuntu, apt install faketime")
-    return found[0]
 
 
 async def test_set_clock_is_not_noticed(

@@ -1,0 +1,494 @@
+"""The doctor: each finding with the thing truly broken, and all well again after what it says was done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from relay import config, doctor, install
+from relay.doctor import Finding
+from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError, free_port
+from relay.session import Connection
+from tests.certificates import certificate
+from tests.integration.client import until
+from tests.servers import Database, Server, Standby, do_without, sole_use, temporary_database
+from tests.servers import install as install_all
+
+ROLES = Path(__file__).parents[2] / "sql" / "roles.sql"
+
+LOCAL = {"WS_HOST": "127.0.0.1", "WS_PORT": "0", "HEALTH_PORT": "0"}
+
+
+async def check(dsn: str, **settings: str) -> dict[str, Finding]:
+    """Run the doctor, and return the findings by name."""
+    given = config.load({"DATABASE_URL": dsn} | LOCAL | settings)
+    found = [finding async for finding in doctor.run(given)]
+    names = [finding.check for finding in found]
+    assert len(set(names)) == len(names)
+    for finding in found:
+        assert "\n" not in finding.found
+        assert bool(finding.mend) == (finding.status in {"warning", "failed"})
+    return {finding.check: finding for finding in found}
+
+
+def not_ok(found: dict[str, Finding]) -> dict[str, str]:
+    return {name: finding.status for name, finding in found.items() if finding.status != "ok"}
+
+
+@pytest.fixture
+def daemon_dsn(database: Database) -> Iterator[str]:
+    """Yield how to connect as the role of sql/roles.sql."""
+    with sole_use("role-relay_daemon"):
+        database.execute(ROLES.read_text())
+        database.execute("alter role relay_daemon password 'hush'")
+        try:
+            yield make_conninfo(database.dsn, user="relay_daemon", password="hush")
+        finally:
+            database.execute("drop owned by relay_daemon cascade; drop role relay_daemon")
+
+
+async def test_all_is_well_with_the_daemons_rights(database: Database, daemon_dsn: str) -> None:
+    """Nothing to mend, rows looked at, no password shown, and no session left."""
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    found = await check(daemon_dsn)
+
+    assert not_ok(found) == {}
+    assert "widest of 1 sampled rows of public.tasks" in found["rows"].found
+    assert "hush" not in str(found)
+    assert "relay_daemon on " in found["connection"].found
+    await until(lambda: not database.fetch("select from pg_stat_activity where application_name = 'relay'"))
+
+
+_TRIGGER = "trigger relay_update after update {} on tasks for each row execute function relay.journal_1()"
+
+
+@pytest.mark.parametrize(
+    ("broken", "name", "found", "mend"),
+    [
+        (
+            "drop schema relay cascade",
+            "install",
+            "schema relay is not installed",
+            "run relay sql install",
+        ),
+        ("drop function relay.resync()", "install", "not there: relay.resync", "run relay sql install"),
+        (
+            "create or replace function relay.ring(board text, target text) returns void language sql as ''",
+            "install",
+            "not as this version makes them: relay.ring",
+            "run relay sql install",
+        ),
+        ("alter function relay.board(text) security invoker", "install", "relay.board", "run relay sql install"),
+        ("select relay.unwatch('tasks')", "watched", "nothing is watched", "run relay sql watch"),
+        (
+            "alter table tasks disable trigger relay_update",
+            "triggers",
+            "relay_update of public.tasks is disabled",
+            "run relay sql watch public.tasks",
+        ),
+        (
+            "alter table tasks enable trigger relay_update",
+            "triggers",
+            "relay_update of public.tasks is not enabled always",
+            "run relay sql watch public.tasks",
+        ),
+        (
+            "drop trigger relay_truncate on tasks",
+            "triggers",
+            "relay_truncate of public.tasks is missing",
+            "run relay sql watch public.tasks",
+        ),
+        (
+            f"create or replace {_TRIGGER.format('of title')}; alter table tasks enable always trigger relay_update",
+            "triggers",
+            "relay_update of public.tasks is not as relay.watch makes it",
+            "run relay sql watch public.tasks",
+        ),
+        (
+            "do $$ begin execute replace(pg_get_functiondef('relay.journal_1'::regproc), 'tg_op', 'tg_when'); end $$",
+            "trigger functions",
+            "that of public.tasks was altered",
+            "run relay sql install",
+        ),
+        (
+            "alter function relay.journal_1() security invoker",
+            "trigger functions",
+            "that of public.tasks was altered",
+            "run relay sql install",
+        ),
+    ],
+)
+async def test_install_that_is_broken(database: Database, broken: str, name: str, found: str, mend: str) -> None:
+    """It is told what is broken; the command that is told mends it; what rests on it is skipped meanwhile."""
+    database.execute(broken)
+    before = await check(database.dsn)
+
+    assert before[name].status == "failed"
+    assert found in before[name].found
+    assert str(before[name].mend).startswith(mend)
+    statuses = [finding.status for finding in before.values()]
+    gate = name in {"install", "watched"}
+    assert set(statuses[list(before).index(name) + 1 :]) == ({"skipped"} if gate else {"ok"})
+
+    if mend.startswith("run relay sql install"):
+        install.run(database.dsn, "install")
+    if name != "trigger functions":
+        install.watch(
+            database.dsn, "public.tasks", id_column="id", board="board_id", lane="lane", hidden=(), order_by=()
+        )
+    assert not_ok(await check(database.dsn)) == {}
+
+
+async def test_partition_that_came_later(database: Database) -> None:
+    """Row triggers come by themselves to a partition, that of TRUNCATE does not."""
+    database.execute(
+        "create table cards (id bigint not null primary key, board_id text, lane text) partition by range (id);"
+        "create table cards_1 partition of cards for values from (0) to (10);"
+        "select relay.watch('cards');"
+    )
+    assert not_ok(await check(database.dsn)) == {}
+    database.execute("create table cards_2 partition of cards for values from (10) to (20)")
+
+    triggers = (await check(database.dsn))["triggers"]
+    assert triggers.found == "relay_truncate of public.cards_2 is missing"
+    assert triggers.mend == "run relay sql watch public.cards"
+    database.execute("select relay.watch('cards')")
+    assert not_ok(await check(database.dsn)) == {}
+
+
+async def test_column_that_is_gone(database: Database) -> None:
+    """One that the table is watched by, or that is to be hidden, was renamed."""
+    database.execute("alter table tasks rename column lane to stage")
+    columns = (await check(database.dsn))["columns"]
+
+    assert columns.found.startswith("public.tasks no longer has column lane")
+    assert str(columns.mend).startswith("run relay sql watch public.tasks")
+    database.execute("select relay.watch('tasks', lane_column => 'stage')")
+    assert not_ok(await check(database.dsn)) == {}
+
+
+@pytest.mark.parametrize(
+    ("revoked", "named"),
+    [
+        ("execute on function relay.board(text)", "relay.board()"),
+        ("select on relay.journal", "relay.journal"),
+        ("select on relay.pauses", "relay.pauses"),
+        ("usage on schema relay", "schema relay"),
+    ],
+)
+async def test_right_that_was_revoked(database: Database, daemon_dsn: str, revoked: str, named: str) -> None:
+    """It is named, and `relay sql roles` gives it back."""
+    database.execute(f"revoke {revoked} from relay_daemon")
+    grants = (await check(daemon_dsn))["grants"]
+
+    assert (grants.status, grants.found) == ("failed", f"role relay_daemon has no right on {named}")
+    assert grants.mend == "run relay sql roles"
+    install.run(database.dsn, "roles")
+    assert not_ok(await check(daemon_dsn)) == {}
+
+
+async def test_journal_that_is_full(database: Database) -> None:
+    """A pause is a failure; before that, it is nearly full."""
+    database.execute("update relay.settings set stop_bytes = 10000")
+    nearly = (await check(database.dsn))["journal"]
+    assert (nearly.status, nearly.found.partition(":")[0]) == ("warning", "nearly full")
+
+    database.execute("select relay.pause_if_full(0::smallint)")
+    full = (await check(database.dsn))["journal"]
+    assert (full.status, full.found.partition(",")[0]) == ("failed", "journalling is paused")
+    database.execute("update relay.settings set stop_bytes = default; select relay.resume()")
+    assert not_ok(await check(database.dsn)) == {}
+
+
+async def test_journal_that_is_not_pruned(database: Database, daemon_dsn: str) -> None:
+    """Who holds it is named, with the daemon's rights too; else it takes somebody who prunes."""
+    with database.connect() as holder, holder.transaction():
+        holder.execute("insert into tasks (id, title) values ('a', 'A')")
+        database.execute("update relay.slots set opened_at = now() - interval '3 hours'")
+        held = (await check(daemon_dsn))["journal"]
+        assert held.status == "warning"
+        assert f"is held by process {holder.info.backend_pid} ({holder.info.user})" in held.found
+
+    left = (await check(daemon_dsn))["journal"]
+    assert (left.status, "select relay.prune()" in str(left.mend)) == ("warning", True)
+    database.execute("select relay.prune()")
+    assert not_ok(await check(daemon_dsn)) == {}
+
+
+async def test_published_table_without_identity(database: Database) -> None:
+    """Postgres refuses to change its rows, and the finding says so before a writer does."""
+    database.execute("alter table tasks replica identity nothing; set client_min_messages = error")
+    database.execute("create publication relay_test_some for table tasks")
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    replication = (await check(database.dsn))["replication"]
+
+    assert replication.status == "failed"
+    assert replication.found.startswith("publication relay_test_some has public.tasks, which has no replica identity")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        database.execute("update tasks set title = 'B'")
+    database.execute(str(replication.mend).rpartition("or ")[2])
+    database.execute("update tasks set title = 'B'")
+    assert not_ok(await check(database.dsn)) == {}
+
+
+async def test_publication_for_all_tables(database: Database) -> None:
+    """It has the relay's own tables too, which are made so that the relay can delete there all the same."""
+    database.execute("set client_min_messages = error; create publication relay_test_all for all tables")
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    replication = (await check(database.dsn))["replication"]
+    assert replication.status == "warning"
+    assert replication.found.startswith("publication relay_test_all sends the relay's own tables")
+    assert database.fetch("select count(*) from relay.epoch()") == [(1,)]  # which deletes from the journal
+
+    database.execute("alter table relay.journal_2 replica identity default")
+    replication = (await check(database.dsn))["replication"]
+    assert replication.status == "failed"
+    assert "relay.journal_2" in replication.found
+    install.run(database.dsn, "install")
+    assert (await check(database.dsn))["replication"].status == "warning"
+
+
+async def test_wide_rows(database: Database, daemon_dsn: str) -> None:
+    """What clients are shown counts, unpacked where that costs nothing, and not what is hidden."""
+    database.execute("alter table tasks add column notes text, add column secret bytea")
+    database.execute("select relay.watch('tasks', hidden => '{secret}')")
+    database.execute("insert into tasks (id, title) select 'a' || n, 'A' from generate_series(1, 1000) n")
+    database.execute("update tasks set secret = convert_to(repeat('x', 2000000), 'UTF8') where id = 'a1000'")
+    assert not_ok(await check(daemon_dsn)) == {}
+
+    database.execute("update tasks set notes = repeat('x', 2000000) where id = 'a1'")
+    rows = (await check(daemon_dsn))["rows"]
+    assert rows.status == "warning"
+    assert "sampled rows of public.tasks has about 2,000," in rows.found
+
+
+async def test_rows_of_a_table_that_is_locked_are_not_waited_for(database: Database, daemon_dsn: str) -> None:
+    """The check goes on without them."""
+    with database.connect() as holder, holder.transaction():
+        holder.execute("insert into tasks (id, title) values ('a', 'A'); lock table tasks")
+        assert not_ok(await check(daemon_dsn)) == {}
+
+
+async def test_no_room_for_the_daemons_connections(database: Database) -> None:
+    """The limit of the database counts, and what each worker needs."""
+    name = psycopg.conninfo.conninfo_to_dict(database.dsn)["dbname"]
+    database.execute(f"alter database {name} connection limit 2")  # superusers get in all the same
+    connections = (await check(database.dsn))["connections"]
+    assert connections.status == "failed"
+    assert connections.found == "there is room for 1 more, and the daemon needs 2"
+
+    database.execute(f"alter database {name} connection limit 9")
+    assert not_ok(await check(database.dsn, WS_WORKERS="4")) == {}
+    assert not_ok(await check(database.dsn, WS_WORKERS="5")) == {"connections": "failed"}
+
+
+# The server -----------------------------------------------------------------------------------------------------
+
+
+async def test_server_that_is_gone() -> None:
+    """The first check says why, all that rest on it are skipped, and no password is shown."""
+    found = await check(make_conninfo(host="127.0.0.1", port=free_port(), user="a", dbname="b", password="hush"))
+    assert found["connection"].status == "failed"
+    assert "Connection refused" in found["connection"].found
+    names = list(found)
+    assert {found[name].status for name in names[names.index("connection") + 1 :]} == {"skipped"}
+    assert "hush" not in str(found)
+
+
+async def test_database_that_is_read_only(database: Database) -> None:
+    """Found although libpq, told to look for one that takes writes, does not connect."""
+    name = psycopg.conninfo.conninfo_to_dict(database.dsn)["dbname"]
+    database.execute(f"alter database {name} set default_transaction_read_only = on")
+    found = await check(database.dsn)
+    assert (found["connection"].status, found["primary"].status) == ("ok", "failed")
+    assert "default_transaction_read_only" in found["primary"].found
+
+
+async def test_standby(own_server: EmbeddedPostgres) -> None:
+    """It is told from a server that does not answer."""
+    with Standby(own_server) as standby:
+        found = await check(standby.dsn)
+    assert (found["connection"].status, found["primary"].status) == ("ok", "failed")
+    assert "standby" in found["primary"].found
+
+
+async def test_silent_doorbell() -> None:
+    """Where transactions may be prepared, and while the notification queue is half full."""
+    settings = {"max_prepared_transactions": "1", "max_notify_queue_pages": "64"}
+    try:
+        server = EmbeddedPostgres(settings=settings)
+    except EmbeddedPostgresError as error:
+        do_without(str(error))
+    with server, Database(server.dsn) as database:
+        install_all(server.dsn)
+        prepared = (await check(server.dsn))["notifications"]
+        assert prepared.status == "ok"
+        assert "50 ms" in prepared.found
+
+        listener = database.connect()
+        listener.execute("listen anything")
+        listener.execute("begin")
+        database.execute("select pg_notify('anything', repeat('x', 7000) || n) from generate_series(1, 50) n")
+        queue = (await check(server.dsn))["notifications"]
+    assert queue.status == "warning"
+    assert "the doorbell is silent" in queue.found
+
+
+# What is in between ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def pgbouncer(database: Database, folder: Path, mode: str) -> Iterator[str]:
+    """Run PgBouncer in front of a database; yield the way through it."""
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if not program:
+        do_without("this needs PgBouncer: on Debian and Ubuntu, apt install pgbouncer")
+    with psycopg.connect(database.dsn) as connection:
+        info = connection.info
+        host, server_port, name, user, password = info.hostaddr, info.port, info.dbname, info.user, info.password
+    port = free_port()
+    secret = f" password={password}" if password else ""
+    settings = folder / f"{mode}.ini"
+    settings.write_text(
+        f"[databases]\n{name} = host={host} port={server_port} user={user}{secret}\n[pgbouncer]\n"
+        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n"
+        # What libpq sends as it connects, of which PgBouncer knows only some.
+        "ignore_startup_parameters = extra_float_digits\n"
+    )
+    # Started by root, it refuses to stay root.
+    as_another = ["-u", "nobody"] if os.geteuid() == 0 else []
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, *as_another, settings], stdin=subprocess.DEVNULL, stderr=log)
+    try:
+        wait_until_listening(port)
+        yield make_conninfo(host="127.0.0.1", port=port, dbname=name, user=user)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_until_listening(port: int) -> None:
+    """Return once something accepts connections there."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        else:
+            return
+
+
+async def test_transaction_pooler(database: Database, tmp_path: Path) -> None:
+    """It is told before anything is set or listened to, for that would stay in connections that others use."""
+    with pgbouncer(database, tmp_path, "transaction") as dsn:
+        found = await check(dsn)
+        with psycopg.connect(dsn, autocommit=True) as other:
+            kept = other.execute("select pg_listening_channels(), current_setting('search_path')").fetchall()
+            path = other.execute("show search_path").fetchall()
+    assert found["pooler"].status == "failed"
+    assert "transaction pooler" in found["pooler"].found
+    assert str(found["pooler"].mend).startswith("connect to Postgres itself")
+    assert found["install"].status == "skipped"
+    assert (kept, path) == ([], [('"$user", public',)])
+
+
+async def test_session_pooler(database: Database, tmp_path: Path) -> None:
+    """One that keeps sessions is all right: the doorbell comes through."""
+    with pgbouncer(database, tmp_path, "session") as dsn:
+        assert not_ok(await check(dsn)) == {}
+
+
+async def test_doorbell_that_does_not_come_through(
+    database: Database, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where two connections end in two places."""
+    monkeypatch.setattr(doctor, "DOORBELL_SECONDS", 0.1)
+    with temporary_database(server) as elsewhere:
+        async with (
+            await Connection.connect(database.dsn, autocommit=True) as one,
+            await Connection.connect(elsewhere, autocommit=True) as other,
+        ):
+            assert await doctor.ring(one, other) is None
+            assert await doctor.ring(one, one) is not None
+
+
+# This machine ---------------------------------------------------------------------------------------------------
+
+
+async def test_credentials_that_cannot_be_read(tmp_path: Path) -> None:
+    """A file that is not there, a certificate whose key is another's; and doors that are open to all."""
+    missing = await check("", WS_TOKENS_FILE=str(tmp_path / "none"))
+    assert missing["access"].status == "failed"
+    assert missing["access"].found.startswith("WS_TOKENS_FILE: cannot read")
+
+    other = tmp_path / "other"
+    other.mkdir()
+    cert, _ = certificate(tmp_path, "a")
+    _, key = certificate(other, "b")
+    wrong = await check("", WS_TOKENS="hush", WS_TLS_CERT=str(cert), WS_TLS_KEY=str(key))
+    assert wrong["access"].status == "failed"
+    assert wrong["access"].found.startswith("WS_TLS_CERT")
+    assert "hush" not in str(wrong)
+
+    assert (await check("", WS_HOST="0.0.0.0"))["access"].status == "warning"
+    assert (await check("", WS_HOST="0.0.0.0", WS_TOKENS="hush"))["access"].status == "ok"
+
+
+async def test_port_that_is_taken() -> None:
+    """By a program that is no relay; and one port for two."""
+    with socket.create_server(("127.0.0.1", 0)) as program:
+        port = str(program.getsockname()[1])
+        for setting in ("WS_PORT", "HEALTH_PORT"):
+            ports = (await check("", **{setting: port}))["ports"]
+            assert (ports.status, ports.mend) == ("failed", f"choose another with {setting}")
+            assert ports.found == f"cannot listen on 127.0.0.1:{port}: Address already in use"
+    assert (await check("", WS_PORT=port, HEALTH_PORT=port))["ports"].status == "failed"
+    assert (await check("", WS_PORT=port))["ports"].status == "ok"
+
+
+async def test_more_clients_than_files() -> None:
+    """The limit of this process is held against the setting."""
+    files = (await check("", WS_MAX_CONNECTIONS="2000000000"))["files"]
+    assert files.status == "failed"
+    assert "needs 2000000064" in files.found
+
+
+# What cannot be broken here -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(130022, "failed"), (140000, "ok"), (180006, "ok"), (190000, "warning")],
+)
+def test_versions(number: int, status: str) -> None:
+    """Postgres 14 to 18 are known; a later one may work."""
+    assert doctor.judge_version(number).status == status
+
+
+def test_clocks_differ_by_what_the_round_trip_leaves_open() -> None:
+    """The quickest of the readings counts, and its uncertainty is in favour of the clocks."""
+    assert doctor.judge_clock([(100.0, 105.0, 110.0)]).status == "ok"
+    assert doctor.judge_clock([(100.0, 107.0, 110.0)]).status == "ok"
+    assert doctor.judge_clock([(100.0, 107.0, 110.0), (110.0, 112.0, 110.2)]).status == "warning"
+    behind = doctor.judge_clock([(100.0, 97.9, 100.2)])
+    assert behind.found.startswith("the server's clock is 2.2 s behind this machine's")
+
+
+def test_the_internet_asks_for_tls() -> None:
+    """Inside a network of one's own nobody is told what to do."""
+    assert doctor.judge_tls("", "93.184.216.34", tls=False).status == "warning"
+    assert doctor.judge_tls("", "93.184.216.34", tls=True).status == "ok"
+    assert doctor.judge_tls("", "10.1.2.3", tls=False).status == "ok"
+    assert doctor.judge_tls("", "", tls=False).status == "ok"
