@@ -1,4 +1,4 @@
-"""The command line: `relay serve`, `relay check`, `relay tail`, `relay status`, `relay demo`, `relay sql`, `relay bench`.
+"""The command line: `relay serve`, `check`, `tail`, `status`, `demo`, `sql` and `bench`.
 
 Rules:
 - A user's mistake is one line on standard error and exit code 1 or 2, never a traceback.

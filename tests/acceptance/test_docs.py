@@ -157,6 +157,14 @@ async def test_table_of_metrics_is_complete(database: Database, relay: Relays) -
     assert {re.sub(r"_seconds_(bucket|sum|count)$", "_seconds", name) for name in served} == listed - first_to_come
 
 
+def test_table_of_checks_is_complete(database: Database, tmp_path: Path) -> None:
+    """The operator's guide lists what `relay check` looks at, in its order."""
+    settings = {"WS_PORT": "0", "HEALTH_PORT": "0", "DATABASE_URL": database.dsn}
+    found = json.loads(run_relay("check", "--json", cwd=tmp_path, **settings).stdout)
+
+    assert [finding["check"] for finding in found] == first_column(OPERATOR, "| check |")
+
+
 @pytest.mark.parametrize(("target", "document"), [("demo", README), ("test", README), ("bench", PERFORMANCE)])
 def test_make_targets_exist(target: str, document: Path) -> None:
     """Each make command of the documents is there."""
