@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
@@ -155,6 +156,28 @@ async def test_table_of_metrics_is_complete(database: Database, relay: Relays) -
     listed = set(first_column(OPERATOR, "| metric | type |"))
     first_to_come = {"relay_connections_closed_total", "relay_continuity_lost_total"}
     assert {re.sub(r"_seconds_(bucket|sum|count)$", "_seconds", name) for name in served} == listed - first_to_come
+
+
+def test_problems_of_the_troubleshooting_are_those_of_the_code() -> None:
+    """What an operator looks up there is what health and log say."""
+    code = "".join(path.read_text() for path in (ROOT / "relay").glob("*.py")).replace('"\n            f"', "")
+    others = {"Connection refused", "session is read-only", "permission denied", "row-level security"}  # Postgres's
+
+    listed = first_column(OPERATOR, "| in the problem |")
+    assert len(listed) > len(others)
+    assert {words for words in listed if words not in code} <= others
+
+
+async def test_answers_of_the_daemon_come_where_the_documents_ask(database: Database, relay: Relays) -> None:
+    """Each curl command finds something."""
+    daemon = await relay(database.dsn)
+    curl = shutil.which("curl") or do_without("curl is not installed")
+    asked = {line.split()[1] for document in DOCUMENTS for line in commands(document) if line.startswith("curl ")}
+    for address in asked:
+        here = address.replace("localhost:4001", f"127.0.0.1:{daemon.health_port}")
+        program = await asyncio.create_subprocess_exec(curl, "--silent", "--fail", here, stdout=subprocess.DEVNULL)
+        assert await program.wait() == 0, address
+    assert len(asked) > 1
 
 
 def test_table_of_checks_is_complete(database: Database, tmp_path: Path) -> None:

@@ -283,3 +283,17 @@ def test_diff_of_an_empty_database_is_all_of_it(empty_database: Database) -> Non
     lines = install.diff(empty_database.dsn)
     assert "+table relay.journal" in lines
     assert empty_database.fetch("select count(*) from pg_namespace where nspname ^@ 'relay'") == [(0,)]
+
+
+def test_older_install_over_this_one_feeds_on(database: Database) -> None:
+    """Rolling back needs no uninstall: the older triggers journal, and this version may come again."""
+    database.execute(OLDER)
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    database.execute(install.text("install"))
+    database.execute("insert into tasks (id, title) values ('b', 'B')")
+
+    assert database.fetch("select new_row ->> 'id' from relay.journal where op = 'I' order by seq") == [
+        ("a",),
+        ("b",),
+    ]
+    assert database.fetch("select triggers_complete from relay.watched") == [(True,)]
