@@ -5,12 +5,14 @@ MINUTES ?= 1
 BIN := .venv/bin
 GUIDE := tests/acceptance/guide
 FANOUT := benchmarks/fanout
+LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.13 --python-platform linux \
+	--custom-compile-command 'make lock' $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture mutants fuzz soak bench check format clean
+.PHONY: help install demo test torture mutants fuzz soak bench containers lock check format clean
 
 help:  ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/.installed  ## Set up .venv with the relay and everything to develop it
 
@@ -37,6 +39,15 @@ soak: install  ## Let strangers and clients come and go, and watch the memory: m
 
 bench: install $(FANOUT)/node_modules/.installed  ## Compare the fan-out with others', side by side: make bench ARGS='--only burst'
 	$(BIN)/python -m benchmarks.fanout $(ARGS)
+
+containers: install  ## Build the image twice over, and try it with Compose on this machine's Docker engine
+	BUILD_TWICE=1 $(BIN)/python -m pytest -n 0 tests/acceptance/test_containers.py
+
+lock: install  ## Pin the versions that the image is built of: make lock ARGS=--upgrade
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lock]'
+	$(LOCK) pyproject.toml --output-file deploy/requirements.lock
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])' \
+		| $(LOCK) - --output-file deploy/build.lock
 
 check: install  ## Lint, check formats, types and the direction of imports
 	$(BIN)/ruff check

@@ -136,11 +136,12 @@ async def test_rolling_restart_behind_a_proxy_loses_nothing(
     database: Database, relay: Relays, tmp_path: Path
 ) -> None:
     """Two relays behind HAProxy are restarted in turn while rows are written: each client is told of each, once."""
-    if shutil.which("haproxy") is None:
-        do_without("haproxy is not installed: apt-get install haproxy")
+    haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+    if haproxy is None:
+        do_without("HAProxy is not installed: on Debian and Ubuntu, apt install haproxy")
     ports = {name: str(free_port()) for name in ("FRONT", "WS_A", "WS_B", "HEALTH_A", "HEALTH_B")}
     daemons = {name: await start(relay, database, ports, name) for name in ("A", "B")}
-    proxy = Program(["haproxy", "-db", "-f", HAPROXY], tmp_path, ports)
+    proxy = Program([haproxy, "-db", "-f", HAPROXY], tmp_path, ports)
     followers = [Follower(f"ws://{HOST}:{ports['FRONT']}") for _ in range(6)]
     tasks = [asyncio.create_task(follower.run()) for follower in followers]
     writing = asyncio.create_task(write(database))

@@ -1,0 +1,205 @@
+"""The image and compose.yaml on a real Docker engine, as an operator brings them up.
+
+Where no engine answers, or it can get no base image, these tests are skipped, in CI too: an engine is not for every
+machine to have. The image is built from what lies here, with the package index that the environment names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.acceptance.conftest import GUIDE_PORT
+from tests.acceptance.support import Program, until
+from tests.servers import sole_use
+
+ROOT: Final = Path(__file__).parents[2]
+GUIDE_CLIENT: Final = Path(__file__).parent / "guide" / "client.py"
+IMAGE: Final = "pg-relay:test"
+BASES: Final = ("python:3.13-slim", "postgres:17")
+USER: Final = "65532"
+FROM_THE_ENVIRONMENT: Final = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+ENGINE_SECONDS: Final = 10.0
+BUILD_SECONDS: Final = 240.0
+
+pytestmark = pytest.mark.timeout(2 * BUILD_SECONDS)
+
+
+def docker(*arguments: str, check: bool = True, seconds: float = BUILD_SECONDS) -> subprocess.CompletedProcess[str]:
+    """Run a command of Docker's; one that fails and should not fails the test with what it said."""
+    return run("docker", *arguments, check=check, seconds=seconds)
+
+
+def run(
+    *command: str, check: bool = True, seconds: float = BUILD_SECONDS, settings: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in the folder of compose.yaml."""
+    finished = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | dict(settings or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert finished.returncode == 0 or not check, finished.stdout + finished.stderr
+    return finished
+
+
+@pytest.fixture(scope="module")
+def engine() -> None:
+    """Skip what needs a Docker engine and its base images if there are none."""
+    if shutil.which("docker") is None:
+        pytest.skip("Docker is not installed")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        if docker("info", check=False, seconds=ENGINE_SECONDS).returncode == 0:
+            for base in BASES:
+                if docker("image", "inspect", base, check=False).returncode:
+                    pulled = docker("pull", base, check=False)
+                    if pulled.returncode:
+                        pytest.skip(f"Docker cannot get {base}: {pulled.stderr.strip().splitlines()[-1]}")
+            return
+    pytest.skip("no Docker engine answers: see docker info")
+
+
+@functools.cache
+def compose_command() -> tuple[str, ...]:
+    """Return how Compose is called here: a part of Docker, or the older program by itself."""
+    for command in (("docker", "compose"), ("docker-compose",)):
+        if shutil.which(command[0]) and run(*command, "version", check=False).returncode == 0:
+            return command
+    pytest.skip("Docker Compose is not installed")
+
+
+def build(tag: str, *options: str) -> None:
+    """Build the image. The network is this machine's, for an index or a proxy that only it can reach."""
+    given = [f"--build-arg={name}" for name in FROM_THE_ENVIRONMENT if os.environ.get(name)]
+    docker("build", "--network=host", *given, *options, f"--tag={tag}", ".")
+
+
+class Deployment:
+    """What `docker compose up` starts, under a name of its own."""
+
+    def __init__(self) -> None:
+        self._project = f"pg-relay-test-{secrets.token_hex(4)}"
+
+    def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        # Port 0 is any free one; the guide's client finds the other.
+        settings = {"RELAY_IMAGE": IMAGE, "WS_PORT": str(GUIDE_PORT), "HEALTH_PORT": "0", "WS_TOKENS": ""}
+        return run(*compose_command(), "--project-name", self._project, *arguments, check=check, settings=settings)
+
+    def inside(self, service: str, *command: str, check: bool = True) -> str:
+        """Run a command in a service's container and return what it printed."""
+        return self.compose("exec", "-T", service, *command, check=check).stdout
+
+    def sql(self, query: str) -> str:
+        return self.inside("postgres", "psql", "-U", "postgres", "-Atc", query).strip()
+
+    def container(self, service: str) -> str:
+        """Return the id of a service's container, also of one that has ended."""
+        return self.compose("ps", "--quiet", "--all", service).stdout.strip()
+
+    def state(self, service: str, field: str) -> str:
+        return docker("inspect", "--format", f"{{{{.State.{field}}}}}", self.container(service)).stdout.strip()
+
+    def logged(self) -> str:
+        logs = docker("logs", self.container("relay"))
+        return logs.stdout + logs.stderr
+
+
+@pytest.fixture
+def deployment(engine: None) -> Iterator[Deployment]:  # noqa: ARG001  # asked for first
+    """Yield the relay and its database in containers; they end with the test, and so do their volumes."""
+    build(IMAGE)
+    deployed = Deployment()
+    with sole_use(f"port-{GUIDE_PORT}"):
+        try:
+            deployed.compose("up", "--detach", "--no-build")
+            yield deployed
+        finally:
+            deployed.compose("down", "--volumes", "--timeout", "5")
+
+
+async def test_compose_serves_the_guides_client(deployment: Deployment, tmp_path: Path) -> None:
+    """A deployment gets healthy, serves the guide's client as nobody special, outlives Postgres, and ends with 0."""
+    await until(lambda: deployment.state("relay", "Health.Status") == "healthy", "a healthy container")
+    expect_little_privilege(deployment)
+    await expect_changes(deployment, tmp_path)
+    assert any("websocket" in line.lower() for line in deployment.logged().splitlines())
+
+    deployment.compose("stop", "postgres")
+    await until(
+        lambda: deployment.compose("exec", "-T", "relay", "healthcheck", "/ready", check=False).returncode, "503"
+    )
+    assert json.loads(deployment.inside("relay", "healthcheck", "/live").removeprefix("200 ")) == {"live": True}
+
+    deployment.compose("stop")
+    assert [deployment.state(service, "ExitCode") for service in ("postgres", "sql", "relay")] == ["0", "0", "0"]
+    assert "relay.stopped" in deployment.logged()
+
+
+def expect_little_privilege(deployment: Deployment) -> None:
+    """See that neither process is root, may become it, or may write where its program is; and that no pip is left."""
+    for service in ("relay", "postgres"):
+        status = dict(
+            line.split(":\t", 1) for line in deployment.inside(service, "cat", "/proc/1/status").splitlines()
+        )
+        assert "0" not in status["Uid"].split()
+        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+        assert status["NoNewPrivs"] == "1"
+        root = next(
+            line for line in deployment.inside(service, "cat", "/proc/1/mounts").splitlines() if " / " in line
+        )
+        assert "ro" in root.split()[3].split(",")
+    assert deployment.inside("relay", "id", "-u").strip() == USER
+    assert (
+        "No module named pip" in deployment.compose("exec", "-T", "relay", "python", "-m", "pip", check=False).stderr
+    )
+    who = "select distinct usename from pg_stat_activity where application_name = 'relay'"
+    assert deployment.sql(who) == "relay_daemon"
+
+
+async def expect_changes(deployment: Deployment, folder: Path) -> None:
+    """See that the guide's Python client, verbatim, shows the board and then a write."""
+    client = Program([sys.executable, "-u", GUIDE_CLIENT], folder, {})
+    try:
+        await until(lambda: "'board.sync'" in client.output, "the board")
+        deployment.sql("insert into tasks (title) values ('Hello')")
+        await until(lambda: "'task.created'" in client.output and "'Hello'" in client.output, "the task")
+    finally:
+        client.end()
+
+
+@pytest.mark.skipif("BUILD_TWICE" not in os.environ, reason="two builds from nothing take a minute: make containers")
+@pytest.mark.usefixtures("engine")
+def test_build_is_reproducible() -> None:
+    """Two builds from nothing give the same files, byte for byte, with the same times."""
+    manifests = []
+    for number in range(2):
+        build(f"{IMAGE}-{number}", "--no-cache")
+        manifests.append(docker("run", "--rm", "--entrypoint=python", f"{IMAGE}-{number}", "-c", MANIFEST).stdout)
+
+    assert manifests[0].count("\n") > 1000
+    assert manifests[0].splitlines() == manifests[1].splitlines()
+
+
+MANIFEST: Final = """
+import hashlib, pathlib
+for path in sorted(pathlib.Path("/relay").rglob("*")):
+    stat = path.lstat()
+    content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    print(path, oct(stat.st_mode), stat.st_uid, stat.st_mtime_ns, content)
+"""
