@@ -20,7 +20,7 @@ demo: install  ## Watch a living board arrive over WebSocket: no database, no Do
 	@$(BIN)/relay demo
 
 test: install $(GUIDE)/node_modules/.installed  ## Run all tests: make test ARGS='-k truncate'
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 torture: install  ## Prove it amid faults, until one is told wrong: make torture MINUTES=60 SEED=7
 	$(BIN)/python -m tests.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
