@@ -31,7 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import psycopg
 import structlog
@@ -141,6 +141,10 @@ class Pace:
         return LOOK_SECONDS
 
 
+Way = Literal["doorbell", "journal"]
+"""How a canary comes back."""
+
+
 class Canary:
     """The canary of one feed, which is written again and again. Times are as in `Pace`. Pure.
 
@@ -151,28 +155,34 @@ class Canary:
         self.took: float | None = None
         self._prefix = secrets.token_hex(6)
         self._number = 0
-        # Since when one is due or under way, None while the last one is back.
-        self._since: float | None = now
         self._written = now
-        self._missing: set[str] = set()
+        self._came: set[Way] = set()
+        # Since when one is due or under way, None while the last one is back; whether one has been written since
+        # then, and in which ways one has come.
+        self._since: float | None = now
+        self._was_written = False
+        self._ever_came: set[Way] = set()
 
     def due(self, now: float) -> None:
         """Note that one is to be written: from here on it is waited for."""
-        self._since = now if self._since is None else self._since
+        if self._since is None:
+            self._since, self._was_written, self._ever_came = now, False, set()
 
     def write(self, now: float) -> str:
         """Write one, in place of one that is not back: return its label."""
         self._number += 1
         self._written = now
-        self._missing = {"doorbell", "journal"}
+        self._was_written = True
+        self._came = set()
         return f"{self._prefix}-{self._number}"
 
-    def came(self, label: str, way: Literal["doorbell", "journal"], now: float) -> float | None:
+    def came(self, label: str, way: Way, now: float) -> float | None:
         """Note what came back; return how long it took if that is all of it."""
-        if label != f"{self._prefix}-{self._number}" or way not in self._missing:
+        if self._since is None or label != f"{self._prefix}-{self._number}":
             return None
-        self._missing.discard(way)
-        if self._missing:
+        self._came.add(way)
+        self._ever_came.add(way)
+        if len(self._came) < len(get_args(Way)):
             return None
         self._since = None
         self.took = now - self._written
@@ -183,11 +193,11 @@ class Canary:
         if self._since is None or now - self._since <= budget:
             return None
         waited = f"no canary has come back for {now - self._since:.0f} seconds"
-        if self._missing == {"doorbell"}:
-            return f"{waited}: the doorbell is not heard: is there a transaction pooler in between?"
-        if not self._missing:
+        if not self._was_written:
             return f"{waited}: none could be written: is a watched table locked, or a board very large?"
-        return f"{waited}: the journal is not read in time"
+        if "journal" not in self._ever_came:
+            return f"{waited}: the journal is not read in time"
+        return f"{waited}: the doorbell is not heard: is there a transaction pooler in between?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,7 +408,7 @@ class Feed:
         for label in filter(None, rings):
             self._came(label, "doorbell")
 
-    def _came(self, label: str, way: Literal["doorbell", "journal"]) -> None:
+    def _came(self, label: str, way: Way) -> None:
         if (took := self._canary.came(label, way, time.monotonic())) is not None:
             self.commit_to_socket = self.commit_to_socket.observe(took)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 import pytest
 
-from relay.feed import Canary
+from relay.feed import Canary, Way
 
-Way = Literal["doorbell", "journal"]
 WAYS: Final[tuple[Way, ...]] = get_args(Way)
 BUDGET = 10.0
 
