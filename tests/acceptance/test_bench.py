@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -140,7 +141,8 @@ async def test_a_relay_that_fails_is_told(empty_database: Database, tmp_path: Pa
     finally:
         bench.end()
 
-    assert "Error: terminating connection" in bench.output
+    # Postgres's own word may be lost when a write meets the closed connection first.
+    assert re.search("Error: .*(terminating connection|server closed the connection)", bench.output)
     assert scratch_databases(empty_database) == []
 
 
