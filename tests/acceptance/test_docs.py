@@ -298,10 +298,16 @@ def test_messages_in_the_documents_are_of_the_protocol() -> None:
 
 
 def test_tables_of_codes_are_complete() -> None:
-    """The clients' guide lists every error, reason and close code, and no other."""
+    """The clients' guide lists every error, reason and close code, the operator's every close code, and no other."""
     assert first_column(CLIENTS, "| reason | why the board was sent |") == list(get_args(Reason))
     assert first_column(CLIENTS, "| code | sent for |") == list(get_args(protocol.ErrorCode))
-    assert {int(code) for code in first_column(CLIENTS, "| close code |")} == {*protocol.CloseCode, 1000, 1002, 1006}
+    for document in (CLIENTS, OPERATOR):
+        assert {int(code) for code in first_column(document, "| close code |")} == {
+            *protocol.CloseCode,
+            1000,
+            1002,
+            1006,
+        }
 
 
 def test_table_of_log_lines_is_complete() -> None:
