@@ -135,6 +135,7 @@ def deployment(engine: None) -> Iterator[Deployment]:  # noqa: ARG001  # asked f
 
 async def test_compose_serves_the_guides_client(deployment: Deployment, tmp_path: Path) -> None:
     """A deployment gets healthy, serves the guide's client as nobody special, outlives Postgres, and ends with 0."""
+    deployment.compose("--profile", "monitoring", "config", "--quiet")
     await until(lambda: deployment.state("relay", "Health.Status") == "healthy", "a healthy container")
     expect_little_privilege(deployment)
     await expect_changes(deployment, tmp_path)
@@ -191,6 +192,7 @@ def test_build_is_reproducible() -> None:
     for number in range(2):
         build(f"{IMAGE}-{number}", "--no-cache")
         manifests.append(docker("run", "--rm", "--entrypoint=python", f"{IMAGE}-{number}", "-c", MANIFEST).stdout)
+        docker("image", "rm", f"{IMAGE}-{number}")
 
     assert manifests[0].count("\n") > 1000
     assert manifests[0].splitlines() == manifests[1].splitlines()
