@@ -2,7 +2,7 @@
 
 The protocol itself (handshake, frames, closing) is `websockets.server.ServerProtocol`, which does no I/O; here is
 the I/O around it, as an `asyncio.BufferedProtocol`: cheaper per connection than a task and streams each, and the
-transport is ours, so that one buffer of frames, made once for a board, is written as it is to each of its subscribers.
+transport is ours, so that one buffer of frames, made once for a board, is written as it is to all of its subscribers.
 
 Rules:
 - Everything the protocol has to say is written in the same step that made it say so. So between steps it holds
