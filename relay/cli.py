@@ -1,4 +1,4 @@
-"""The command line: `relay serve`, `check`, `tail`, `status`, `demo`, `sql` and `bench`.
+"""The command line: `relay serve`, `check`, `tail`, `status`, `schema`, `demo`, `sql` and `bench`.
 
 Rules:
 - A user's mistake is one line on standard error and exit code 1 or 2, never a traceback.
@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import click
 import dotenv
@@ -25,6 +25,7 @@ import dotenv
 from relay import (
     bench,
     config,
+    contract,
     daemon,
     demo,
     doctor,
@@ -266,6 +267,21 @@ def status_command(context: click.Context, /, url: str, as_json: bool, watch: fl
 
         code = asyncio.run(overview.watch(url, watch, show))
     context.exit(code)
+
+
+@cli.command("schema")
+@click.option(
+    "--format",
+    "its_format",
+    type=click.Choice(get_args(contract.Format)),
+    default="json-schema",
+    show_default=True,
+    help="JSON Schema 2020-12, or AsyncAPI 3.0 as JSON",
+)
+def schema_command(its_format: contract.Format) -> None:
+    """Print the contract for machines: all messages that clients send and receive."""
+    with terminal.quiet_end():
+        click.echo(contract.text(its_format), nl=False)
 
 
 @cli.command("demo")

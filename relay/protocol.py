@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictStr, TypeAdapter, ValidationError
@@ -51,6 +51,13 @@ class CloseCode(IntEnum):
     IDLE = 4008  # the client has followed no board for long
 
 
+_BOARD_ID: Final[Any] = Field(
+    alias="boardId",
+    description="The board's name. Postgres has no text with U+0000.",
+    json_schema_extra={"pattern": r"^[^\u0000]*$"},
+)
+
+
 class Subscribe(BaseModel):
     """Asks for a board: its `board.sync`, then its changes. Asked again, it sends a fresh `board.sync`.
 
@@ -60,8 +67,10 @@ class Subscribe(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     type: Literal["subscribe"]
-    board_id: StrictStr = Field(alias="boardId")
-    cursor: JsonValue = None
+    board_id: StrictStr = _BOARD_ID
+    cursor: JsonValue = Field(
+        default=None, description="The last one that you were sent of this board, null at first."
+    )
 
     @property
     def resumable(self) -> bool:
@@ -73,7 +82,7 @@ class Unsubscribe(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     type: Literal["unsubscribe"]
-    board_id: StrictStr = Field(alias="boardId")
+    board_id: StrictStr = _BOARD_ID
 
 
 class Ping(BaseModel):
@@ -91,7 +100,7 @@ class Authenticate(BaseModel):
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
     type: Literal["authenticate"]
-    token: StrictStr = Field(repr=False)
+    token: StrictStr = Field(repr=False, description="A static token or a JSON Web Token.")
 
 
 ClientMessage = Subscribe | Unsubscribe | Ping | Authenticate
