@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import ClientConnection, connect
 
 from relay.bench import NO_LIMITS
+from tests.contract import checked
 
 RELAY: Final = Path(sys.executable).parent / "relay"
 """The console script, as an operator starts it."""
@@ -249,7 +250,7 @@ class Client:
     async def receive(self) -> Message:
         """Return the next message."""
         async with asyncio.timeout(SECONDS):
-            message: Message = json.loads(await self._connection.recv())
+            message: Message = checked(await self._connection.recv())
         return message
 
     async def receive_until(self, **data: object) -> list[Message]:

@@ -23,6 +23,7 @@ from websockets.typing import Origin
 from relay.embedded import free_port
 from tests.acceptance.support import Daemon, Relays, mistake, run_relay, until
 from tests.certificates import certificate
+from tests.contract import checked
 from tests.servers import Database
 
 SECRET = "a secret that is long enough, by far"
@@ -35,7 +36,7 @@ async def gets_in(daemon: Daemon, token: str, **options: Any) -> bool:
         async with connect(f"{daemon.url}?token={token}", proxy=None, **options) as connection:
             await connection.send(SUBSCRIBE)
             async with asyncio.timeout(20):
-                return bool(json.loads(await connection.recv())["type"] == "board.sync")
+                return bool(checked(await connection.recv())["type"] == "board.sync")
     except InvalidStatus as ex:
         if ex.response.status_code != http.HTTPStatus.UNAUTHORIZED:
             raise
@@ -158,7 +159,7 @@ async def test_no_secret_shows(database: Database, relay: Relays) -> None:
     async with connect(f"{daemon.url}?token={token}", proxy=None) as connection:
         for message in ({"type": "authenticate", "token": wrong}, {"type": "authenticate", "hush-key": 1}):
             await connection.send(json.dumps(message))
-            assert json.loads(await connection.recv())["type"] == "error"
+            assert checked(await connection.recv())["type"] == "error"
     processes = process_list()
     metrics = str(daemon.metrics())
     await daemon.stop()
@@ -204,7 +205,7 @@ async def test_limits_are_those_of_the_settings(database: Database, relay: Relay
     async with client("192.0.2.1") as connection:
         for board, expected in (("a", "board.sync"), ("b", "error")):
             await connection.send(json.dumps({"type": "subscribe", "boardId": board}))
-            answer = json.loads(await connection.recv())
+            answer = checked(await connection.recv())
             assert answer["type"] == expected
         assert answer["data"]["code"] == "too_many_boards"
         for _ in range(40):
@@ -227,7 +228,7 @@ async def test_limits_are_those_of_the_settings(database: Database, relay: Relay
     )
     async with client("192.0.2.3") as refused:
         await refused.send(SUBSCRIBE)
-        assert json.loads(await refused.recv())["data"]["code"] == "not_allowed"
+        assert checked(await refused.recv())["data"]["code"] == "not_allowed"
 
 
 async def test_rates_are_of_all_workers_together(database: Database, relay: Relays) -> None:
@@ -252,7 +253,7 @@ async def name_of_the_server(daemon: Daemon, cert: Path) -> str:
     trusted = ssl.create_default_context(cafile=cert)
     async with connect(daemon.url.replace("ws:", "wss:"), ssl=trusted, proxy=None) as connection:
         await connection.send(SUBSCRIBE)
-        assert json.loads(await connection.recv())["type"] == "board.sync"
+        assert checked(await connection.recv())["type"] == "board.sync"
         subject = connection.transport.get_extra_info("peercert")["subject"]
         return str(subject[0][0][1])
 
@@ -286,7 +287,7 @@ async def test_it_serves_over_tls_and_takes_a_new_certificate(
         cert.write_bytes(good)  # what clients trust
         assert await name_of_the_server(daemon, cert) == "second"
         await connection.send(SUBSCRIBE)
-        assert json.loads(await connection.recv())["type"] == "board.sync"
+        assert checked(await connection.recv())["type"] == "board.sync"
 
 
 async def test_large_boards_and_slow_readers_go_over_tls_too(
@@ -305,7 +306,7 @@ async def test_large_boards_and_slow_readers_go_over_tls_too(
     ) as connection:
         await connection.send(SUBSCRIBE)
         async with asyncio.timeout(20):
-            board = json.loads(await connection.recv())
+            board = checked(await connection.recv())
         assert len(board["data"]["lanes"]["backlog"]) == 20000
         database.execute("update tasks set title = 'U' where id = 't1'")
-        assert json.loads(await connection.recv())["data"]["id"] == "t1"
+        assert checked(await connection.recv())["data"]["id"] == "t1"

@@ -22,6 +22,7 @@ from websockets.asyncio.client import connect
 from relay.cli import cli
 from relay.embedded import free_port
 from tests.acceptance.support import RELAY, SECONDS, Program, environment, mistake, run_relay, until
+from tests.contract import checked
 
 MESSAGE = re.compile(r"^\d\d:\d\d:\d\d  (board\.sync|task\.\w+) +(.+)$", re.MULTILINE)
 
@@ -136,7 +137,7 @@ async def test_the_printed_addresses_answer(demo: Start) -> None:
     health = (await running.printed(r"curl http://localhost:(\d+/health)"))[1]
     async with connect(f"ws://127.0.0.1:{url}", proxy=None) as connection:
         await connection.send(subscribe)
-        assert json.loads(await connection.recv())["type"] == "board.sync"
+        assert checked(await connection.recv())["type"] == "board.sync"
     assert json.loads(await asyncio.to_thread(_got, f"http://127.0.0.1:{health}"))["status"] == "healthy"
 
 

@@ -13,16 +13,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
 
 import pytest
+from jsonschema import Draft202012Validator
 from websockets.exceptions import InvalidStatus
 
-from relay import protocol
 from relay.config import NO_OPTION, Settings
-from relay.cursor import Reason
+from relay.contract import CLOSE_CODES, ERRORS, REASONS, json_schema
 from relay.install import text
 from tests.acceptance.support import RELAY, Client, Daemon, Program, Relays, run_relay, until
+from tests.contract import checked
 from tests.servers import Database, do_without, sole_use
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +55,13 @@ def first_column(document: Path, header: str) -> list[str]:
     return re.findall(r"^\| `?([^`|]+?)`? \|", table, re.MULTILINE)
 
 
+def rows(document: Path, header: str) -> list[list[str]]:
+    """Return the rows of the table with that header, the first column's words without their marks."""
+    table = document.read_text().split(f"\n{header}\n", 1)[1].split("\n\n", 1)[0]
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines()[1:]]
+    return [[first.strip("`"), *others] for first, *others in cells]
+
+
 def shortened(arguments: list[str]) -> list[str]:
     """Return options that make a command short which takes its time, or let it run beside other tests."""
     if arguments[0] == "check":
@@ -81,7 +88,7 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("document", [README, DBA, OPERATOR, PERFORMANCE], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [README, DBA, OPERATOR, CLIENTS, PERFORMANCE], ids=lambda path: path.name)
 def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) -> None:
     """Every `relay` command that ends by itself runs as printed, in the order of the document."""
     run_relay("sql", "tasks", cwd=tmp_path, DATABASE_URL=empty_database.dsn)
@@ -287,27 +294,28 @@ async def test_javascript_example_follows_a_board(
 
 
 def test_messages_in_the_documents_are_of_the_protocol() -> None:
-    """Each JSON example is a message that clients can receive."""
-    kinds = {"board.sync", "task.created", "task.moved", "task.updated", "task.deleted", "batch", "error"}
-    for block in examples(CLIENTS, "json"):
-        for line in block.splitlines():
-            message = json.loads(line)
-            resumable = {"boardId", "cursor"} if "boardId" in message else set()
-            assert {"type", "data"} | resumable == message.keys()
-            assert message["type"] in kinds
+    """Each JSON example, and each line sent in a table or a dialogue, is a message of the schema."""
+    lines = [line for block in examples(CLIENTS, "json") for line in block.splitlines()]
+    sent = [
+        *re.findall(r'`(\{"type":[^`]*)`', CLIENTS.read_text()),
+        *re.findall(r"^[<>] (.*)", CLIENTS.read_text(), re.MULTILINE),
+    ]
+    schema = Draft202012Validator(json_schema())
+    for line in lines:
+        checked(line)
+    for line in sent:
+        schema.validate(json.loads(line))
+    assert len(lines) > 5
+    assert len(sent) > 5
 
 
 def test_tables_of_codes_are_complete() -> None:
-    """The clients' guide lists every error, reason and close code, the operator's every close code, and no other."""
-    assert first_column(CLIENTS, "| reason | why the board was sent |") == list(get_args(Reason))
-    assert first_column(CLIENTS, "| code | sent for |") == list(get_args(protocol.ErrorCode))
-    for document in (CLIENTS, OPERATOR):
-        assert {int(code) for code in first_column(document, "| close code |")} == {
-            *protocol.CloseCode,
-            1000,
-            1002,
-            1006,
-        }
+    """The clients' guide tells of every error, reason and close code what the schema tells; the operator's has all."""
+    assert rows(CLIENTS, "| reason | why the board was sent |") == [[*row] for row in REASONS.items()]
+    assert rows(CLIENTS, "| code | sent for |") == [[*row] for row in ERRORS.items()]
+    closes = [[str(int(code)), *close] for code, close in CLOSE_CODES.items()]
+    assert rows(CLIENTS, "| close code | meaning | reconnect? |") == closes
+    assert {int(code) for code in first_column(OPERATOR, "| close code |")} == set(CLOSE_CODES)
 
 
 def test_table_of_log_lines_is_complete() -> None:

@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from relay.embedded import HOST, free_port
 from tests.acceptance.support import SECONDS, Client, Daemon, Program, Relays, until
+from tests.contract import checked
 from tests.servers import Database, do_without
 
 HAPROXY = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
@@ -114,7 +115,7 @@ class Follower:
                     await connection.send(json.dumps(subscribe))
                     try:
                         async for text in connection:
-                            self._take(json.loads(text))
+                            self._take(checked(text))
                     except ConnectionClosed:
                         pass
                     self.codes.append(connection.close_code)

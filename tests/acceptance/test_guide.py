@@ -30,6 +30,7 @@ import pytest
 from playwright.async_api import Page, async_playwright, expect
 
 from tests.acceptance.support import Message, Program, environment, until
+from tests.contract import checked
 from tests.servers import Database, do_without, sole_use
 
 PAGE_PORT: Final = 4000
@@ -186,7 +187,7 @@ class Terminal:
 
     def messages(self) -> list[Message]:
         """Return the messages shown, each after a "<" and before wscat changes the colour back."""
-        return [json.loads(text) for text in re.findall(r"< ([^\x1b]*)\x1b", self.shown)]
+        return [checked(text) for text in re.findall(r"< ([^\x1b]*)\x1b", self.shown)]
 
     def type(self, line: str) -> None:
         os.write(self._descriptor, f"{line}\n".encode())

@@ -25,6 +25,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 
 from relay import bench, install
 from relay.embedded import EmbeddedPostgres
+from tests.contract import checked
 from tests.fuzz.targets import SECRET, SEEDS
 
 BOARDS: Final = 20
@@ -160,7 +161,7 @@ class Soak:
         until = time.monotonic() + self._chance.uniform(0, 10)
         while time.monotonic() < until:
             async with asyncio.timeout(30):  # changes come all the time: silence is a fault
-                message = json.loads(await connection.recv())
+                message = checked(await connection.recv())
             self.counts[f"received: {message['type']}"] += 1
             cursor = message.get("cursor", cursor)
             if self._chance.random() < 0.02:

@@ -11,6 +11,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.contract import checked
 from tests.servers import Database
 
 Message = tuple[str, dict[str, Any]]
@@ -63,7 +64,7 @@ class Client:
         cursor = None
         while cursor is None:
             async with asyncio.timeout(_SECONDS):
-                message = json.loads(await self._connection.recv())
+                message = checked(await self._connection.recv())
             assert message.keys() - {"cursor", "reason"} == {"type", "boardId", "data"}
             cursor = message.get("cursor")
             if message["type"] == "board.sync":
@@ -87,7 +88,7 @@ class Client:
     async def receive(self) -> Message:
         """Return the next message, applied to the board."""
         async with asyncio.timeout(_SECONDS):
-            message = json.loads(await self._connection.recv())
+            message = checked(await self._connection.recv())
         if message["type"] == "pong":
             return "pong", {}
         assert {"type", "data"} == message.keys()

@@ -27,6 +27,7 @@ from relay import config, server
 from relay.access import Access, Gate, Rates, networks, static_tokens
 from relay.guard import Guard
 from relay.server import Limits
+from tests.contract import checked
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.servers import Database
@@ -62,7 +63,7 @@ async def said(connection: ClientConnection, message: object) -> Any:
     """Send a message and return the answer."""
     await connection.send(json.dumps(message))
     async with asyncio.timeout(20):
-        return json.loads(await connection.recv())
+        return checked(await connection.recv())
 
 
 SUBSCRIBE = {"type": "subscribe", "boardId": "default"}
@@ -132,11 +133,11 @@ async def test_a_fresh_token_keeps_the_subscriptions(database: Database) -> None
         assert (await said(connection, SUBSCRIBE | {"boardId": "old"}))["type"] == "board.sync"
         answer = await said(connection, {"type": "authenticate", "token": token(["default"])})
         assert answer == {"type": "authenticated"}
-        revoked = json.loads(await connection.recv())
+        revoked = checked(await connection.recv())
         assert (revoked["data"]["code"], revoked["data"]["boardId"]) == ("not_allowed", "old")
         await stale.wait_closed()
         database.execute("insert into tasks (id, board_id, title) values ('o', 'old', 'T'), ('a', 'default', 'T')")
-        assert json.loads(await connection.recv())["data"]["id"] == "a"
+        assert checked(await connection.recv())["data"]["id"] == "a"
 
 
 async def test_a_bad_token_on_the_way_changes_nothing(database: Database) -> None:
@@ -178,7 +179,7 @@ async def test_when_credentials_change_connections_are_looked_at_again(database:
         relay.endpoint.check_grants()
         async with asyncio.timeout(20):
             await gone.wait_closed()
-            revoked = json.loads(await less.recv())
+            revoked = checked(await less.recv())
         assert (revoked["data"]["code"], revoked["data"]["boardId"]) == ("not_allowed", "default")
         assert gone.close_code == 4003
         assert await said(same, {"type": "ping"}) == {"type": "pong"}
@@ -359,7 +360,7 @@ async def test_a_fresh_tokens_boards_are_decided_anew_at_once(database: Database
         answer = await said(connection, {"type": "authenticate", "token": token(None, sub="yours")})
         assert answer == {"type": "authenticated"}
         async with asyncio.timeout(server.JUDGE_SECONDS / 2):  # at once, and not when all are asked again
-            found = [json.loads(await connection.recv()) for _ in range(2)]
+            found = [checked(await connection.recv()) for _ in range(2)]
         assert {message["type"] for message in found} == {"error", "board.sync"}
         [refusal] = [message["data"] for message in found if message["type"] == "error"]
         assert (refusal["code"], refusal["boardId"]) == ("not_allowed", "mine")
@@ -505,7 +506,7 @@ async def test_too_many_messages_are_refused_and_then_the_client_is(database: Da
         received = []
         with contextlib.suppress(ConnectionClosedError):
             while True:
-                received.append(json.loads(await connection.recv())["type"])
+                received.append(checked(await connection.recv())["type"])
 
     assert connection.close_code == 1008
     assert received[:20] == ["pong"] * 20

@@ -10,7 +10,6 @@ import asyncio
 import base64
 import contextlib
 import itertools
-import json
 import re
 import socket
 import struct
@@ -29,6 +28,7 @@ from websockets.frames import Frame, Opcode
 from relay import protocol, server
 from relay.hub import Hub
 from relay.server import Connection, Endpoint, frame
+from tests.contract import checked
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.servers import Database
@@ -438,7 +438,7 @@ async def test_fragmented_binary_message_is_one_bad_message(endpoint: Endpoint) 
         peer.send(PING.encode()[5:], Opcode.CONT)
         peer.send(PING.encode())
 
-        assert json.loads((await peer.receive())[1])["data"]["code"] == "binary_message"
+        assert checked((await peer.receive())[1])["data"]["code"] == "binary_message"
         assert await peer.receive() == (Opcode.TEXT, PONG)
 
 
@@ -524,7 +524,7 @@ async def test_message_is_compressed_once_for_all_who_inflate(
 
         assert connections[0].response is not None
         assert "server_no_context_takeover" in connections[0].response.headers["Sec-WebSocket-Extensions"]
-        assert json.loads(received[0])["data"]["description"] == "words " * 1000
+        assert checked(received[0])["data"]["description"] == "words " * 1000
         assert received == [compressed[0]] * 4
         assert len(compressed) == 1
 
@@ -556,7 +556,7 @@ async def test_client_that_wants_a_small_window_gets_its_messages_as_they_are(
         await connection.send('{"type":"subscribe","boardId":"default"}')
         await connection.recv()
         database.execute("insert into tasks (id, title, description) values ('a', 'A', repeat('words ', 1000))")
-        assert json.loads(await connection.recv())["data"]["description"] == "words " * 1000
+        assert checked(await connection.recv())["data"]["description"] == "words " * 1000
         assert connection.response is not None
         assert "server_max_window_bits=9" in connection.response.headers["Sec-WebSocket-Extensions"]
 
@@ -830,7 +830,7 @@ async def test_client_that_reads_nothing_is_closed_with_1013(database: Database,
             opcode, data = await peer.receive()
             while opcode is not Opcode.CLOSE:
                 if opcode is Opcode.TEXT:
-                    json.loads(data)
+                    checked(data)
                 opcode, data = await peer.receive()
 
         assert int.from_bytes(data[:2]) == 1013

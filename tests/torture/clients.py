@@ -21,6 +21,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
+from tests.contract import checked
 from tests.torture.oracle import Audit, Step
 
 Task = dict[str, Any]
@@ -83,7 +84,7 @@ class Client:
             except TimeoutError:
                 continue
             self.raw.append((time.time(), str(text)))
-            self._take(json.loads(text))
+            self._take(checked(text))
             if self._chance.random() < 0.002:
                 again = subscribe | ({"cursor": self._cursor} if self.resumable else {})
                 await connection.send(json.dumps(again))
