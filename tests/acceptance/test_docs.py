@@ -88,7 +88,7 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("document", [README, DBA, OPERATOR, CLIENTS, PERFORMANCE], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [README, DBA, OPERATOR, PERFORMANCE], ids=lambda path: path.name)
 def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) -> None:
     """Every `relay` command that ends by itself runs as printed, in the order of the document."""
     run_relay("sql", "tasks", cwd=tmp_path, DATABASE_URL=empty_database.dsn)
@@ -108,6 +108,14 @@ def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) 
                 ran += 1
 
     assert ran > 0
+
+
+def test_commands_of_the_clients_guide_run(tmp_path: Path) -> None:
+    """They need no database, and print JSON."""
+    ran = [run_relay(*shlex.split(line)[1:], cwd=tmp_path) for line in commands(CLIENTS)]
+
+    assert [finished.stderr for finished in ran] == ["", ""]
+    assert all(json.loads(finished.stdout) for finished in ran)
 
 
 @pytest.mark.parametrize("document", [README, OPERATOR, SECURITY], ids=lambda path: path.name)
@@ -296,9 +304,10 @@ async def test_javascript_example_follows_a_board(
 def test_messages_in_the_documents_are_of_the_protocol() -> None:
     """Each JSON example, and each line sent in a table or a dialogue, is a message of the schema."""
     lines = [line for block in examples(CLIENTS, "json") for line in block.splitlines()]
+    text_of_guide = CLIENTS.read_text()
     sent = [
-        *re.findall(r'`(\{"type":[^`]*)`', CLIENTS.read_text()),
-        *re.findall(r"^[<>] (.*)", CLIENTS.read_text(), re.MULTILINE),
+        *re.findall(r'`(\{"type":[^`]*)`', text_of_guide),
+        *re.findall(r"^[<>] (.*)", text_of_guide, re.MULTILINE),
     ]
     schema = Draft202012Validator(json_schema())
     for line in lines:
@@ -310,7 +319,7 @@ def test_messages_in_the_documents_are_of_the_protocol() -> None:
 
 
 def test_tables_of_codes_are_complete() -> None:
-    """The clients' guide tells of every error, reason and close code what the schema tells; the operator's has all."""
+    """The clients' guide says of every error, reason and close code what the schema says; the operator's has all."""
     assert rows(CLIENTS, "| reason | why the board was sent |") == [[*row] for row in REASONS.items()]
     assert rows(CLIENTS, "| code | sent for |") == [[*row] for row in ERRORS.items()]
     closes = [[str(int(code)), *close] for code, close in CLOSE_CODES.items()]
