@@ -398,13 +398,13 @@ def _references(models: Mapping[type[BaseModel], object]) -> list[dict[str, str]
 
 
 def _schemas(ref_template: str) -> dict[str, Any]:
-    """Make the schemas of all models, by name, with what JSON Schema has no place for in pydantic."""
+    """Make the schemas of all models, by name, with examples, and words for each code and reason."""
     messages = _all_messages()
     _, made = models_json_schema(
         [(model, "validation") for model in messages], ref_template=ref_template, schema_generator=_Generator
     )
-    schemas: dict[str, Any] = {"JsonValue": {"description": "Any JSON."}}
-    schemas = {name: _one_line(schema) for name, schema in {**made["$defs"], **schemas}.items()}
+    made["$defs"]["JsonValue"] = {"description": "Any JSON."}
+    schemas: dict[str, Any] = {name: _one_line(schema) for name, schema in made["$defs"].items()}
     for model, examples in messages.items():
         schemas[model.__name__]["examples"] = examples
     schemas["Mistake"]["properties"]["code"]["x-enum-descriptions"] = ERRORS
