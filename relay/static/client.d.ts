@@ -1,0 +1,138 @@
+/** The types of client.js. */
+
+/** An id as the relay sends it. An integer that a JavaScript number would round is a bigint, in any column. */
+export type TaskId = string | number | bigint;
+
+/** A row, as clients see it: column names in camelCase. */
+export interface Task {
+  readonly id: TaskId;
+  readonly lane: unknown;
+  readonly [column: string]: unknown;
+}
+
+/** How the connection is. `"offline"` while there is none after the first attempt, also when the next is being made. */
+export type RelayState = "connecting" | "live" | "offline";
+
+/** How a board is: `"live"` when it is as the database's, `"offline"` too if it was refused or left. */
+export type BoardState = "connecting" | "catching up" | "live" | "offline";
+
+/** One change, which the board shows already. Tasks in it are never changed afterwards. */
+export type Change<T extends Task = Task> =
+  | BoardSync
+  | TaskCreated<T>
+  | TaskUpdated<T>
+  | TaskMoved<T>
+  | TaskDeleted<T>;
+
+/** The whole board was replaced. */
+export interface BoardSync {
+  readonly type: "board.sync";
+  /** Why, if it is not what was asked for: see the clients' guide. */
+  readonly reason: string | undefined;
+}
+
+interface OfATask {
+  readonly id: TaskId;
+  /** The same for all changes that became visible together; undefined from a server without cursors. */
+  readonly batch?: number;
+}
+
+export interface TaskCreated<T extends Task = Task> extends OfATask {
+  readonly type: "task.created";
+  readonly task: T;
+}
+
+export interface TaskUpdated<T extends Task = Task> extends OfATask {
+  readonly type: "task.updated";
+  readonly before: T;
+  readonly task: T;
+  /** The columns that changed, and only those. */
+  readonly changes: Partial<T>;
+}
+
+/** The task went to the end of another lane. A `task.updated` with the same lane follows in the same batch. */
+export interface TaskMoved<T extends Task = Task> extends OfATask {
+  readonly type: "task.moved";
+  readonly before: T;
+  readonly task: T;
+  readonly fromLane: T["lane"];
+  readonly toLane: T["lane"];
+}
+
+export interface TaskDeleted<T extends Task = Task> extends OfATask {
+  readonly type: "task.deleted";
+  readonly before: T;
+  readonly task: undefined;
+}
+
+/**
+ * What went wrong. Codes are those of the clients' guide, and
+ * `"closed"`: the connection ended in a way that waiting does not mend, see `closeCode`; or close() was called;
+ * `"unreachable"`: an attempt to connect failed (told once until it succeeds; the client goes on trying);
+ * `"unsubscribed"`: the board was left before it came.
+ */
+export class RelayError extends Error {
+  constructor(code: string, message: string, about?: { boardId?: string; closeCode?: number });
+  readonly code: string;
+  readonly boardId?: string;
+  readonly closeCode?: number;
+}
+
+/** One board, as it is in the database. It may change whenever messages come, never in the midst of your code. */
+export interface Board<T extends Task = Task> {
+  readonly id: string;
+  /** The tasks by id. */
+  readonly tasks: ReadonlyMap<TaskId, T>;
+  /** The tasks of each lane in order. The array of a lane that has not changed is the same as the last time. */
+  readonly lanes: Readonly<Record<string, readonly T[]>>;
+  readonly state: BoardState;
+  /** Is kept when the board is there; broken if it is refused, left or closed before. */
+  readonly ready: Promise<void>;
+
+  /** Calls the listener at each change; returns a function that ends that. */
+  on(event: "change", listener: (change: Change<T>) => void): () => void;
+  on(event: "state", listener: (state: BoardState) => void): () => void;
+  on(event: "error", listener: (error: RelayError) => void): () => void;
+
+  /** Follows the board no longer; it stays as it is. */
+  unsubscribe(): void;
+}
+
+/** A connection to a relay, made again whenever it is lost. */
+export interface Relay {
+  readonly state: RelayState;
+
+  /** Follows a board: the same object, if it is followed already. */
+  subscribe<T extends Task = Task>(boardId: string): Board<T>;
+
+  /** Presents a fresh token; kept when the relay has taken it, or at once while there is no connection. */
+  authenticate(token: string): Promise<void>;
+
+  on(event: "state", listener: (state: RelayState) => void): () => void;
+  /** Hears of the boards' errors too. */
+  on(event: "error", listener: (error: RelayError) => void): () => void;
+
+  /** Ends everything. The boards stay as they are. */
+  close(): void;
+}
+
+export type Token = string | null | undefined;
+
+export interface Options {
+  /** The token, or what gives it before each attempt to connect. */
+  token?: Token | (() => Token | Promise<Token>);
+  /** The WebSocket class, where there is no global one. */
+  WebSocket?: new (url: string, protocols: string[]) => unknown;
+  /** For tests: time in milliseconds, and chance from 0 to 1. */
+  clock?: Clock;
+}
+
+export interface Clock {
+  setTimeout(callback: () => void, milliseconds: number): unknown;
+  clearTimeout(timer: unknown): void;
+  now(): number;
+  random(): number;
+}
+
+/** Connects to a relay. Throws TypeError for what is no address, and where there is no WebSocket. */
+export function connect(url: string, options?: Options): Relay;

@@ -1,0 +1,173 @@
+// Runs cases.json on the JavaScript client, with a connection and a clock of its own: nothing waits.
+// Prints a JSON object: the name of each case, and what was wrong with it or null.
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { connect } from "../../relay/static/client.js";
+
+/** All that the client sees of the world. */
+class World {
+  now = 0;
+  timers = [];
+  sockets = []; // one for each attempt
+  sent = [];
+
+  clock = {
+    setTimeout: (callback, milliseconds) => {
+      this.timers.push({ at: this.now + Math.round(milliseconds), callback });
+      return this.timers.at(-1);
+    },
+    clearTimeout: (timer) => {
+      this.timers = this.timers.filter((other) => other !== timer);
+    },
+    now: () => this.now,
+    random: () => 1,
+  };
+
+  WebSocket = ((world) =>
+    class {
+      constructor(url, protocols) {
+        Object.assign(this, { token: protocols[1]?.slice("bearer.".length), state: "connecting" });
+        world.sockets.push(this);
+      }
+
+      send(text) {
+        assert.equal(this.state, "open", `sent on a socket that is ${this.state}: ${text}`);
+        world.sent.push(JSON.parse(text));
+      }
+
+      close() {
+        this.closedByClient = this.state === "open";
+        this.state = "closed";
+      }
+    })(this);
+
+  get socket() {
+    return this.sockets.at(-1);
+  }
+
+  async wait(seconds) {
+    const until = this.now + Math.round(seconds * 1000);
+    for (;;) {
+      const due = this.timers.filter(({ at }) => at <= until).sort((one, other) => one.at - other.at)[0];
+      if (!due) break;
+      this.now = due.at;
+      this.clock.clearTimeout(due);
+      due.callback();
+      await settled();
+    }
+    this.now = until;
+  }
+}
+
+/** Lets everything happen that needs no time. */
+const settled = () => new Promise(setImmediate);
+
+class Run {
+  constructor({ boards = ["default"], tokens }) {
+    this.world = new World();
+    const { clock, WebSocket } = this.world;
+    const token = tokens && (async () => tokens.shift());
+    this.relay = connect("ws://relay.test", { clock, WebSocket, token });
+    this.boards = {};
+    this.seen = {};
+    for (const board of boards) this.subscribe(board);
+  }
+
+  subscribe(id) {
+    const board = this.relay.subscribe(id);
+    if (this.boards[id] === board) return;
+    this.boards[id] = board;
+    const seen = (this.seen[id] = { changes: [], errors: [] });
+    board.on("change", (change) => {
+      const last = seen.changes.at(-1);
+      if (change.batch !== undefined && last?.[0].batch === change.batch) last.push(change);
+      else seen.changes.push([change]);
+    });
+    board.on("error", (error) => seen.errors.push(error));
+  }
+
+  async step(step) {
+    const [[kind, value]] = Object.entries(step);
+    const { world } = this;
+    if (kind === "open") {
+      assert.equal(world.socket?.state, "connecting", "no attempt to connect");
+      world.socket.state = "open";
+      world.socket.onopen?.({});
+    } else if (kind === "receive") world.socket.onmessage?.({ data: JSON.stringify(value) });
+    else if (kind === "receive_text") world.socket.onmessage?.({ data: value });
+    else if (kind === "close") {
+      assert.notEqual(world.socket.state, "closed", "nothing to close");
+      world.socket.state = "closed";
+      world.socket.onclose?.({ code: value, reason: "" });
+    } else if (kind === "wait") await world.wait(value);
+    else if (kind === "call") this.call(value, step);
+    else if (kind === "expect") this.expect(value);
+    else assert.fail(`unknown step ${kind}`);
+    await settled();
+  }
+
+  call(name, { board, token }) {
+    if (name === "subscribe") this.subscribe(board);
+    else if (name === "unsubscribe") this.boards[board].unsubscribe();
+    else if (name === "authenticate") this.relay.authenticate(token).catch(() => {});
+    else if (name === "close") this.relay.close();
+    else assert.fail(`unknown call ${name}`);
+  }
+
+  expect({ board: id = "default", ...expected }) {
+    const board = this.boards[id];
+    const lasting = {
+      lanes: () => Object.fromEntries(Object.entries(board.lanes).map(([lane, tasks]) => [lane, tasks.map(({ id }) => id)])),
+      tasks: () => Object.fromEntries([...board.tasks].map(([key, task]) => [String(key), task])),
+      state: () => board.state,
+      closed: () => Boolean(this.world.sockets.findLast(({ state }) => state !== "connecting")?.closedByClient),
+      attempting: () => this.world.socket?.state === "connecting",
+      token: () => this.world.socket.token,
+      sent: () => this.world.sent.splice(0),
+    };
+    const { changes, errors } = this.seen[id];
+    const passing = { changes: () => changes.splice(0), errors: () => errors.splice(0) };
+    for (const [key, value] of Object.entries(expected)) {
+      const wanted = withIntegers(value);
+      if (key in lasting) assert.deepEqual(lasting[key](), wanted, key);
+      else if (key in passing) assert.deepEqual(only(passing[key](), wanted), wanted, key);
+      else assert.fail(`unknown expectation ${key}`);
+    }
+  }
+
+  end() {
+    assert.deepEqual(this.world.sent, [], "sent, and not expected");
+  }
+}
+
+/** Puts integers for what stands for them. */
+function withIntegers(value) {
+  if (Array.isArray(value)) return value.map(withIntegers);
+  if (typeof value !== "object" || value === null) return value;
+  if ("$integer" in value) return BigInt(value.$integer);
+  return Object.fromEntries(Object.entries(value).map(([key, its]) => [key, withIntegers(its)]));
+}
+
+/** Leaves what is not listed out of changes and errors; what is listed stays whole. */
+function only(found, listed) {
+  if (Array.isArray(found)) return found.map((its, index) => only(its, listed[index] ?? {}));
+  return Object.fromEntries(Object.keys(listed).map((key) => [key, found[key]]));
+}
+
+const results = {};
+for (const example of JSON.parse(readFileSync(new URL("cases.json", import.meta.url)))) {
+  const run = new Run(example);
+  results[example.name] = null;
+  for (const [index, step] of [...example.steps.entries(), [example.steps.length, null]]) {
+    try {
+      await settled();
+      if (step) await run.step(step);
+      else run.end();
+    } catch (error) {
+      results[example.name] = `step ${index} ${JSON.stringify(step)}: ${error.message}`;
+      break;
+    }
+  }
+}
+console.log(JSON.stringify(results));
