@@ -1,16 +1,19 @@
 """What an operator sees of the daemon, over HTTP: health, readiness and liveness, and metrics for Prometheus.
 
-It knows the relay by its `Status` alone, so one process and several look the same.
+It knows the relay by its `Status` alone, so one process and several look the same. Browsers find the JavaScript
+client here too, of the same version as the relay.
 """
 
 from __future__ import annotations
 
+import hashlib
 import http
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
@@ -22,9 +25,14 @@ from relay.status import LATENCY_BUCKETS, Counts, Database, Histogram, Status
 
 _VERSION = version("pg-relay")
 
+_STATIC: Final = Path(__file__).parent / "static"
+
+CLIENT_FILES: Final[Mapping[str, str]] = {"client.js": "text/javascript", "client.d.ts": "text/plain"}
+"""The JavaScript client: a module and its types, each with its content type."""
+
 
 class Monitor:
-    """Answers GET /health, /ready, /live and /metrics.
+    """Answers GET /health, /ready, /live and /metrics, and GET /client.js and /client.d.ts, the JavaScript client.
 
     Health is the guide's JSON and the database's side, 200 while clients are served and 503 if not. Ready is the same
     answer for load balancers, in few bytes, once a canary has come through. Live is 200 while anything is answered.
@@ -37,6 +45,7 @@ class Monitor:
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/live", _live)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_routes([_file(name, content_type) for name, content_type in CLIENT_FILES.items()])
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
 
     async def open(self, host: str, port: int) -> int:
@@ -76,6 +85,26 @@ class Monitor:
 
 async def _live(_request: web.Request) -> web.Response:
     return _answer({"live": True}, ok=True)
+
+
+def _file(name: str, content_type: str) -> web.RouteDef:
+    """Serve a file, that browsers ask for anew each time and fetch when it has changed.
+
+    Pages of any origin may load it, for there is no secret in it: it is who connects that is asked for one.
+    """
+    body = (_STATIC / name).read_bytes()
+    etag = hashlib.sha256(body).hexdigest()
+    headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Access-Control-Allow-Origin": "*"}
+
+    async def serve(request: web.Request) -> web.Response:
+        if any(known.value in {etag, "*"} for known in request.if_none_match or ()):
+            response = web.Response(status=http.HTTPStatus.NOT_MODIFIED, headers=headers)
+        else:
+            response = web.Response(body=body, content_type=content_type, charset="utf-8", headers=headers)
+        response.etag = etag
+        return response
+
+    return web.get(f"/{name}", serve)
 
 
 def _answer(body: Mapping[str, Any], *, ok: bool) -> web.Response:

@@ -426,7 +426,7 @@ class Link {
 
   async open(url, WebSocket, token) {
     try {
-      const given = typeof token === "function" ? await token() : token;
+      const given = await (typeof token === "function" ? token() : token); // never before connect() has returned
       if (this.#over) return;
       this.#socket = new WebSocket(url, subprotocols(given), { maxPayload: 0 }); // of the package ws: no limit
     } catch (error) {

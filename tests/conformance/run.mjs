@@ -4,64 +4,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { connect } from "../../relay/static/client.js";
-
-/** All that the client sees of the world. */
-class World {
-  now = 0;
-  timers = [];
-  sockets = []; // one for each attempt
-  sent = [];
-
-  clock = {
-    setTimeout: (callback, milliseconds) => {
-      this.timers.push({ at: this.now + Math.round(milliseconds), callback });
-      return this.timers.at(-1);
-    },
-    clearTimeout: (timer) => {
-      this.timers = this.timers.filter((other) => other !== timer);
-    },
-    now: () => this.now,
-    random: () => 1,
-  };
-
-  WebSocket = ((world) =>
-    class {
-      constructor(url, protocols) {
-        Object.assign(this, { token: protocols[1]?.slice("bearer.".length), state: "connecting" });
-        world.sockets.push(this);
-      }
-
-      send(text) {
-        assert.equal(this.state, "open", `sent on a socket that is ${this.state}: ${text}`);
-        world.sent.push(JSON.parse(text));
-      }
-
-      close() {
-        this.closedByClient = this.state === "open";
-        this.state = "closed";
-      }
-    })(this);
-
-  get socket() {
-    return this.sockets.at(-1);
-  }
-
-  async wait(seconds) {
-    const until = this.now + Math.round(seconds * 1000);
-    for (;;) {
-      const due = this.timers.filter(({ at }) => at <= until).sort((one, other) => one.at - other.at)[0];
-      if (!due) break;
-      this.now = due.at;
-      this.clock.clearTimeout(due);
-      due.callback();
-      await settled();
-    }
-    this.now = until;
-  }
-}
-
-/** Lets everything happen that needs no time. */
-const settled = () => new Promise(setImmediate);
+import { World, settled } from "./world.mjs";
 
 class Run {
   constructor({ boards = ["default"], tokens }) {
@@ -92,14 +35,12 @@ class Run {
     const { world } = this;
     if (kind === "open") {
       assert.equal(world.socket?.state, "connecting", "no attempt to connect");
-      world.socket.state = "open";
-      world.socket.onopen?.({});
-    } else if (kind === "receive") world.socket.onmessage?.({ data: JSON.stringify(value) });
-    else if (kind === "receive_text") world.socket.onmessage?.({ data: value });
+      world.socket.open();
+    } else if (kind === "receive") world.socket.receive(JSON.stringify(value));
+    else if (kind === "receive_text") world.socket.receive(value);
     else if (kind === "close") {
       assert.notEqual(world.socket.state, "closed", "nothing to close");
-      world.socket.state = "closed";
-      world.socket.onclose?.({ code: value, reason: "" });
+      world.socket.end(value);
     } else if (kind === "wait") await world.wait(value);
     else if (kind === "call") this.call(value, step);
     else if (kind === "expect") this.expect(value);
@@ -118,7 +59,7 @@ class Run {
   expect({ board: id = "default", ...expected }) {
     const board = this.boards[id];
     const lasting = {
-      lanes: () => Object.fromEntries(Object.entries(board.lanes).map(([lane, tasks]) => [lane, tasks.map(({ id }) => id)])),
+      lanes: () => mapValues(board.lanes, (tasks) => tasks.map((task) => task.id)),
       tasks: () => Object.fromEntries([...board.tasks].map(([key, task]) => [String(key), task])),
       state: () => board.state,
       closed: () => Boolean(this.world.sockets.findLast(({ state }) => state !== "connecting")?.closedByClient),
@@ -146,7 +87,11 @@ function withIntegers(value) {
   if (Array.isArray(value)) return value.map(withIntegers);
   if (typeof value !== "object" || value === null) return value;
   if ("$integer" in value) return BigInt(value.$integer);
-  return Object.fromEntries(Object.entries(value).map(([key, its]) => [key, withIntegers(its)]));
+  return mapValues(value, withIntegers);
+}
+
+function mapValues(object, change) {
+  return Object.fromEntries(Object.entries(object).map(([key, value]) => [key, change(value)]));
 }
 
 /** Leaves what is not listed out of changes and errors; what is listed stays whole. */

@@ -1,0 +1,234 @@
+// What is the JavaScript client's own, beside what all clients do: promises, listeners, and a browser's network.
+
+import assert from "node:assert/strict";
+import { afterEach, test } from "node:test";
+import { connect } from "../../../relay/static/client.js";
+import { World, settled } from "../../conformance/world.mjs";
+
+const PING = { type: "ping" };
+const sync = (...tasks) => JSON.stringify({ type: "board.sync", boardId: "default", cursor: "c1", data: { lanes: { todo: tasks } } });
+const batch = (...data) => JSON.stringify({ type: "batch", boardId: "default", cursor: "c2", data });
+const refusal = JSON.stringify({ type: "error", data: { code: "not_allowed", message: "no", boardId: "default" } });
+const created = (id) => ({ type: "task.created", data: { id, lane: "todo" } });
+
+async function start(options) {
+  const world = new World();
+  const relay = connect("ws://relay.test/?token=secret", { ...world, ...options });
+  const board = relay.subscribe("default");
+  await settled();
+  return { world, relay, board };
+}
+
+async function live(options) {
+  const all = await start(options);
+  all.world.socket.open();
+  all.world.socket.receive(sync());
+  await settled();
+  all.world.sent.length = 0;
+  return all;
+}
+
+/** Makes this a browser's window. */
+function browser() {
+  globalThis.window = new EventTarget();
+  globalThis.document = Object.assign(new EventTarget(), { visibilityState: "visible" });
+}
+
+afterEach(() => {
+  delete globalThis.window;
+  delete globalThis.document;
+});
+
+test("ready is kept with the first board, and broken if the board is refused before", async () => {
+  const { world, board } = await start();
+  world.socket.open();
+  world.socket.receive(refusal);
+  await assert.rejects(board.ready, { name: "RelayError", code: "not_allowed", boardId: "default" });
+  world.socket.end(1006);
+  await world.wait(0.5);
+  world.socket.open();
+  world.socket.receive(sync());
+  await board.ready;
+});
+
+test("ready is broken by leaving, closing and a close that waiting does not mend", async () => {
+  const left = await start();
+  left.board.unsubscribe();
+  await assert.rejects(left.board.ready, { code: "unsubscribed" });
+  const closed = await start();
+  closed.relay.close();
+  await assert.rejects(closed.board.ready, { code: "closed" });
+  const revoked = await start();
+  revoked.world.socket.open();
+  revoked.world.socket.end(4003);
+  await assert.rejects(revoked.board.ready, { code: "closed", closeCode: 4003 });
+  await assert.rejects(revoked.relay.subscribe("other").ready, { code: "closed" });
+});
+
+test("after a revoked token, a fresh one connects again", async () => {
+  const { world, relay, board } = await live({ token: "old" });
+  world.socket.end(4003);
+  await relay.authenticate("fresh");
+  await settled();
+  assert.equal(world.socket.token, "fresh");
+  world.socket.open();
+  assert.equal(board.state, "catching up");
+});
+
+test("authenticate is kept when the relay has taken the token, which is then used; broken when it has not", async () => {
+  const { world, relay } = await live({ token: "old" });
+  const good = relay.authenticate("good");
+  const bad = relay.authenticate("bad");
+  world.socket.receive('{"type":"authenticated"}');
+  world.socket.receive('{"type":"error","data":{"code":"not_authenticated","message":"no"}}');
+  await good;
+  await assert.rejects(bad, { code: "not_authenticated" });
+  const lost = relay.authenticate("lost");
+  world.socket.end(1006);
+  await assert.rejects(lost, { code: "closed" });
+  await world.wait(0.5);
+  assert.equal(world.socket.token, "good");
+});
+
+test("a token that cannot be had or presented is told without it, and asked for again", async () => {
+  for (const [token, problem] of [[async () => { throw new Error("no session"); }, "no session"], ["to ken", "the token"]]) {
+    const errors = [];
+    const world = new World();
+    connect("ws://relay.test/?token=secret", { ...world, token }).on("error", (error) => errors.push(error));
+    await settled();
+    assert.equal(errors.length, 1);
+    assert.equal(errors[0].code, "unreachable");
+    assert.ok(errors[0].message.startsWith(`no connection to ws://relay.test/: ${problem}`), errors[0].message);
+    assert.doesNotMatch(errors[0].message, /secret|to ken/);
+    assert.equal(world.timers.length, 1);
+  }
+});
+
+test("what is no address or no WebSocket is a TypeError that says what to do", async () => {
+  assert.throws(() => connect("ftp://relay.test", new World()), /^TypeError: ftp:.* is no address of a relay/);
+  assert.throws(() => connect("ws://relay.test", { WebSocket: null }), /^TypeError: no WebSocket was found: pass one/);
+  const { relay } = await start();
+  assert.throws(() => relay.subscribe(7), /^TypeError: boardId is of type number/);
+});
+
+test("a listener that throws disturbs neither the board nor the others, and is heard of", async (t) => {
+  const { world, board } = await live();
+  const faults = [];
+  t.mock.method(globalThis, "queueMicrotask", (callback) => faults.push(callback));
+  const heard = [];
+  board.on("change", () => { throw new Error("mine"); });
+  const end = board.on("change", (change) => heard.push([change.id, [...board.tasks.keys()]]));
+  world.socket.receive(batch(created("a"), created("b")));
+  end();
+  world.socket.receive(batch(created("c")));
+  assert.deepEqual(heard, [["a", ["a", "b"]], ["b", ["a", "b"]]]);
+  assert.equal(faults.length, 3);
+  assert.throws(faults[0], /mine/);
+});
+
+test("a listener that leaves hears no more", async () => {
+  const { world, board } = await live();
+  const heard = [];
+  board.on("change", (change) => {
+    heard.push(change.id);
+    board.unsubscribe();
+  });
+  world.socket.receive(batch(created("a"), created("b")));
+  assert.deepEqual(heard, ["a"]);
+});
+
+test("objects that were handed out stay as they are, and lanes that did not change are the same", async () => {
+  const { world, board } = await live();
+  world.socket.receive(batch(created("a"), { type: "task.moved", data: { id: "a", fromLane: "todo", toLane: "done" } }));
+  const [before, lanes] = [board.tasks.get("a"), board.lanes];
+  world.socket.receive(batch(created("b")));
+  assert.equal(board.lanes.done, lanes.done);
+  assert.deepEqual(lanes.todo, []);
+  assert.equal(board.lanes, board.lanes);
+  world.socket.receive(batch({ type: "task.updated", data: { id: "a", changes: { title: "New" } } }));
+  assert.deepEqual(before, { id: "a", lane: "done" });
+});
+
+test("names like __proto__ are names", async () => {
+  const { world, board } = await live();
+  const lane = "__proto__";
+  world.socket.receive(`{"type":"board.sync","boardId":"default","data":{"lanes":{"${lane}":[{"id":"a","lane":"${lane}"}]}}}`);
+  world.socket.receive('{"type":"constructor","data":{"id":"a"}}');
+  world.socket.receive(`{"type":"task.updated","data":{"id":"a","changes":{"${lane}":{"polluted":true}}}}`);
+  assert.deepEqual(Object.keys(board.lanes), [lane]);
+  assert.equal(board.lanes[lane].length, 1);
+  assert.equal(board.tasks.get("a").polluted, undefined);
+});
+
+test("answers that never fit are asked for with pauses", async () => {
+  const { world, board } = await live();
+  for (const pause of [0, 0.5, 1, 2]) {
+    world.socket.receive('{"type":"board.sync","boardId":"default","cursor":"c","data":{"lanes":7}}');
+    if (pause) {
+      await world.wait(pause - 0.1);
+      assert.deepEqual(world.sent, []);
+      await world.wait(0.1);
+    }
+    assert.deepEqual(world.sent.splice(0), [{ type: "subscribe", boardId: "default", cursor: null }]);
+    assert.equal(board.state, "catching up");
+  }
+});
+
+test("too many messages: what was not heard is said again", async () => {
+  const { world } = await start();
+  world.socket.open();
+  world.sent.length = 0;
+  world.socket.receive('{"type":"error","data":{"code":"too_many_messages","message":"slower"}}');
+  await world.wait(2);
+  assert.deepEqual(world.sent, [{ type: "subscribe", boardId: "default", cursor: null }]);
+});
+
+test("an attempt that is not answered within ten seconds has failed", async () => {
+  const { world, board } = await start();
+  await world.wait(10);
+  assert.equal(board.state, "offline");
+  await world.wait(0.5);
+  assert.equal(world.sockets.length, 2);
+});
+
+test("a network that comes back is tried at once, one that goes is not", async () => {
+  browser();
+  const { world } = await live();
+  world.socket.end(1006);
+  window.dispatchEvent(new Event("offline"));
+  await settled();
+  assert.equal(world.sockets.length, 1);
+  window.dispatchEvent(new Event("online"));
+  await settled();
+  assert.equal(world.sockets.length, 2);
+  await world.wait(9);
+  assert.equal(world.sockets.length, 2);
+});
+
+test("a page that wakes asks for a sign of life, and cuts a dead link after five seconds", async () => {
+  browser();
+  const { world, board } = await live();
+  document.visibilityState = "hidden";
+  document.dispatchEvent(new Event("visibilitychange"));
+  assert.deepEqual(world.sent, []);
+  document.visibilityState = "visible";
+  document.dispatchEvent(new Event("visibilitychange"));
+  assert.deepEqual(world.sent.splice(0), [PING]);
+  world.socket.receive('{"type":"pong"}');
+  await world.wait(5);
+  assert.equal(board.state, "live");
+  document.dispatchEvent(new Event("visibilitychange"));
+  await world.wait(5);
+  assert.equal(board.state, "offline");
+});
+
+test("after close nothing is left: no timer, no listener, no reconnect", async () => {
+  browser();
+  const { world, relay } = await live();
+  relay.close();
+  window.dispatchEvent(new Event("online"));
+  await settled();
+  assert.deepEqual(world.timers, []);
+  assert.equal(world.sockets.length, 1);
+  assert.throws(() => relay.subscribe("default"), { code: "closed" });
+});
