@@ -22,6 +22,7 @@ from relay.config import NO_OPTION, Settings
 from relay.contract import CLOSE_CODES, ERRORS, REASONS, json_schema
 from relay.install import text
 from tests.acceptance.support import RELAY, Client, Daemon, Program, Relays, run_relay, until
+from tests.acceptance.test_guide import node, npm_package
 from tests.contract import checked
 from tests.servers import Database, do_without, sole_use
 
@@ -283,22 +284,32 @@ async def test_resuming_example_gets_what_it_missed(
         program.end()
 
 
-async def test_javascript_example_follows_a_board(
+async def test_javascript_example_gets_what_it_missed(
     guide_relay: Daemon, database: Database, relay: Relays, tmp_path: Path
 ) -> None:
-    """The JavaScript client of the clients' guide holds the board, and comes back by itself."""
-    node = shutil.which("node")
-    modules = ROOT / "tests" / "acceptance" / "guide" / "node_modules"
-    if node is None or not (modules / "ws").exists():
-        do_without("this needs Node and its package ws: install Node with npm, then run make test")
+    """The JavaScript program of the clients' guide holds the board, and comes back to a new relay by itself."""
     [example] = examples(CLIENTS, "javascript")
     (tmp_path / "example.mjs").write_text(example)
-    (tmp_path / "node_modules").symlink_to(modules)
-    program = Program([node, "example.mjs"], tmp_path, {})
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "ws").symlink_to(npm_package("ws"))
+    (tmp_path / "node_modules" / "pg-relay-client").symlink_to(ROOT / "relay" / "static")
+    program = Program([node(), "example.mjs"], tmp_path, {"TOKEN": "any"})
     try:
-        await watch_example(program, database, relay, guide_relay)
+        await until(lambda: "'backlog'" in program.output, "its first board")
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        await until(lambda: "task.created: 1 tasks" in program.output, "the change")
+        await guide_relay.stop()
+        database.execute("insert into tasks (id, title) values ('b', 'B'), ('c', 'C')")
+        await relay(database.dsn, ws_port=guide_relay.ws_port)
+        await until(lambda: "task.created: 3 tasks\n" * 2 in program.output, "what it missed")
+        database.execute("delete from tasks")
+        await until(lambda: "task.deleted: 0 tasks" in program.output, "the last task's end")
     finally:
         program.end()
+    states = [line for line in program.output.splitlines() if line in {"catching up", "live", "offline"}]
+
+    assert states == ["catching up", "live", "offline", "catching up", "live"]
+    assert program.output.count("board.sync") == 1
 
 
 def test_messages_in_the_documents_are_of_the_protocol() -> None:

@@ -6,7 +6,8 @@ import { connect } from "../../../relay/static/client.js";
 import { World, settled } from "../../conformance/world.mjs";
 
 const PING = { type: "ping" };
-const sync = (...tasks) => JSON.stringify({ type: "board.sync", boardId: "default", cursor: "c1", data: { lanes: { todo: tasks } } });
+const sync = (...todo) =>
+  JSON.stringify({ type: "board.sync", boardId: "default", cursor: "c1", data: { lanes: { todo } } });
 const batch = (...data) => JSON.stringify({ type: "batch", boardId: "default", cursor: "c2", data });
 const refusal = JSON.stringify({ type: "error", data: { code: "not_allowed", message: "no", boardId: "default" } });
 const created = (id) => ({ type: "task.created", data: { id, lane: "todo" } });
@@ -75,7 +76,7 @@ test("after a revoked token, a fresh one connects again", async () => {
   assert.equal(board.state, "catching up");
 });
 
-test("authenticate is kept when the relay has taken the token, which is then used; broken when it has not", async () => {
+test("authenticate is kept when the relay has taken the token, which is then used, and else broken", async () => {
   const { world, relay } = await live({ token: "old" });
   const good = relay.authenticate("good");
   const bad = relay.authenticate("bad");
@@ -91,7 +92,8 @@ test("authenticate is kept when the relay has taken the token, which is then use
 });
 
 test("a token that cannot be had or presented is told without it, and asked for again", async () => {
-  for (const [token, problem] of [[async () => { throw new Error("no session"); }, "no session"], ["to ken", "the token"]]) {
+  const away = () => Promise.reject(new Error("no session"));
+  for (const [token, problem] of [[away, "no session"], ["to ken", "the token"]]) {
     const errors = [];
     const world = new World();
     connect("ws://relay.test/?token=secret", { ...world, token }).on("error", (error) => errors.push(error));
@@ -106,7 +108,7 @@ test("a token that cannot be had or presented is told without it, and asked for 
 
 test("what is no address or no WebSocket is a TypeError that says what to do", async () => {
   assert.throws(() => connect("ftp://relay.test", new World()), /^TypeError: ftp:.* is no address of a relay/);
-  assert.throws(() => connect("ws://relay.test", { WebSocket: null }), /^TypeError: no WebSocket was found: pass one/);
+  assert.throws(() => connect("ws://relay.test", { WebSocket: null }), /^TypeError: no WebSocket was found: pass/);
   const { relay } = await start();
   assert.throws(() => relay.subscribe(7), /^TypeError: boardId is of type number/);
 });
@@ -139,7 +141,8 @@ test("a listener that leaves hears no more", async () => {
 
 test("objects that were handed out stay as they are, and lanes that did not change are the same", async () => {
   const { world, board } = await live();
-  world.socket.receive(batch(created("a"), { type: "task.moved", data: { id: "a", fromLane: "todo", toLane: "done" } }));
+  const moved = { type: "task.moved", data: { id: "a", fromLane: "todo", toLane: "done" } };
+  world.socket.receive(batch(created("a"), moved));
   const [before, lanes] = [board.tasks.get("a"), board.lanes];
   world.socket.receive(batch(created("b")));
   assert.equal(board.lanes.done, lanes.done);
@@ -152,7 +155,8 @@ test("objects that were handed out stay as they are, and lanes that did not chan
 test("names like __proto__ are names", async () => {
   const { world, board } = await live();
   const lane = "__proto__";
-  world.socket.receive(`{"type":"board.sync","boardId":"default","data":{"lanes":{"${lane}":[{"id":"a","lane":"${lane}"}]}}}`);
+  const lanes = `{"${lane}":[{"id":"a","lane":"${lane}"}]}`;
+  world.socket.receive(`{"type":"board.sync","boardId":"default","data":{"lanes":${lanes}}}`);
   world.socket.receive('{"type":"constructor","data":{"id":"a"}}');
   world.socket.receive(`{"type":"task.updated","data":{"id":"a","changes":{"${lane}":{"polluted":true}}}}`);
   assert.deepEqual(Object.keys(board.lanes), [lane]);

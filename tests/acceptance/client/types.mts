@@ -1,0 +1,61 @@
+// What a program in TypeScript can say of the client, and what the compiler must find wrong. Never run.
+
+import { connect, RelayError, type Board, type Change, type Task, type TaskId } from "pg-relay-client";
+
+interface Card extends Task {
+  readonly id: string;
+  readonly lane: string;
+  readonly title: string;
+  readonly estimatedHours: number | null;
+}
+
+const relay = connect("wss://relay.example.com", { token: async () => "token", WebSocket });
+const plain: Board = relay.subscribe("default");
+const board = relay.subscribe<Card>("default");
+
+function told(change: Change<Card>): string {
+  switch (change.type) {
+    case "board.sync":
+      return change.reason ?? "here it is";
+    case "task.created":
+      return change.task.title;
+    case "task.updated":
+      return `${change.before.title} ${change.changes.title ?? ""} ${change.batch ?? 0}`;
+    case "task.moved":
+      return change.fromLane.concat(change.toLane);
+    case "task.deleted":
+      return change.before.title;
+  }
+}
+
+const end: () => void = board.on("change", (change) => console.log(told(change)));
+board.on("state", (state) => console.log(state === "catching up"));
+board.on("error", (error: RelayError) => console.log(error.code, error.boardId?.length, error.closeCode));
+relay.on("state", (state) => console.log(state === "offline"));
+await board.ready;
+await relay.authenticate("fresh");
+const titles: string[] = (board.lanes["todo"] ?? []).map(({ title }) => title);
+const ids: TaskId[] = [...plain.tasks.keys()];
+end();
+board.unsubscribe();
+relay.close();
+console.log(titles, ids, board.tasks.get("a")?.estimatedHours, relay.state, board.state);
+
+// @ts-expect-error a board is asked for by name
+relay.subscribe(7);
+// @ts-expect-error there is no such event
+board.on("changed", () => {});
+// @ts-expect-error there is no such state
+board.on("state", (state) => state === "online");
+// @ts-expect-error the board is the relay's to change
+board.tasks.set("a", {});
+// @ts-expect-error and so are its lanes
+board.lanes["todo"]?.push({});
+// @ts-expect-error and its tasks
+board.tasks.get("a")!.title = "New";
+// @ts-expect-error a column of any table may be anything
+const title: string = plain.tasks.get("a")?.["title"];
+// @ts-expect-error a token is text
+connect("ws://localhost:4002", { token: 7 });
+// @ts-expect-error what is deleted is not there afterwards
+board.on("change", (change) => change.type === "task.deleted" && change.task.title);

@@ -1,0 +1,227 @@
+"""The JavaScript client: conformance, types, package; and in Node and Chromium against the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import subprocess
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from playwright.async_api import Page, async_playwright, expect
+
+from relay.embedded import free_port
+from tests.acceptance.support import SECONDS, Message, Program, Relays, until
+from tests.acceptance.test_docs import CLIENTS, examples
+from tests.acceptance.test_guide import BROWSERS, node, npm_package
+from tests.servers import Database, do_without
+
+ROOT: Final = Path(__file__).parents[2]
+STATIC: Final = ROOT / "relay" / "static"
+CONFORMANCE: Final = ROOT / "tests" / "conformance"
+HERE: Final = Path(__file__).parent / "client"
+STRICT: Final = ("--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes", "--noEmit")
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a program that ends by itself."""
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=SECONDS * 2, check=False)
+
+
+# The client alone
+
+
+def test_client_conforms() -> None:
+    """The client does what every case of the conformance suite asks for."""
+    finished = run(node(), CONFORMANCE / "run.mjs")
+    assert finished.returncode == 0, finished.stderr
+    found: dict[str, str | None] = json.loads(finished.stdout)
+    names = [case["name"] for case in json.loads((CONFORMANCE / "cases.json").read_text())]
+
+    assert {name: problem for name, problem in found.items() if problem} == {}
+    assert list(found) == names
+    assert len(set(names)) == len(names)
+
+
+def test_client_does_what_is_its_own() -> None:
+    """Promises, listeners and tokens are kept as said, and a browser's network is heeded."""
+    finished = run(node(), "--test", HERE / "client.test.mjs")
+
+    assert finished.returncode == 0, finished.stdout
+
+
+def test_types_are_strict(tmp_path: Path) -> None:
+    """A program in strict TypeScript can use the client, and what is wrong does not compile."""
+    compiler = HERE / "node_modules" / "typescript" / "bin" / "tsc"
+    if not compiler.exists():
+        do_without("the TypeScript compiler is not installed: npm install --prefix tests/acceptance/client")
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "pg-relay-client").symlink_to(STATIC)
+    shutil.copy(HERE / "types.mts", tmp_path)
+    finished = run(node(), compiler, *STRICT, "--target", "es2022", "--module", "nodenext", "types.mts", cwd=tmp_path)
+
+    assert finished.stdout == ""
+    assert finished.returncode == 0
+
+
+def test_package_is_complete() -> None:
+    """The npm package has the module, its types and nothing else, and the version of the relay."""
+    npm = shutil.which("npm") or do_without("npm is not installed: https://nodejs.org")
+    finished = run(npm, "pack", "--dry-run", "--json", cwd=STATIC)
+    assert finished.returncode == 0, finished.stderr
+    [package] = json.loads(finished.stdout)
+
+    assert {file["path"] for file in package["files"]} == {"client.js", "client.d.ts", "package.json"}
+    assert (package["name"], package["version"]) == ("pg-relay-client", version_of_the_relay())
+
+
+def version_of_the_relay() -> str:
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+
+
+# Against the daemon
+
+
+def table(database: Database) -> dict[str, str]:
+    """Return the board as it is in the table: the lane of each task."""
+    return dict(database.fetch("select id, lane from tasks where board_id = 'default'"))
+
+
+def shown(lanes: dict[str, list[Message]]) -> dict[str, str]:
+    """Return the board as it is shown: the lane of each task, if it stands there."""
+    return {task["id"]: lane for lane, tasks in lanes.items() for task in tasks if task["lane"] == lane}
+
+
+def write(database: Database, first: int) -> None:
+    """Make twenty changes of each kind."""
+    numbers = range(first, first + 20)
+    for number in numbers:
+        database.execute("insert into tasks (id, title) values (%s, 'T')", f"t{number}")
+        database.execute("update tasks set title = %s where id = 'counter'", str(number))
+        database.execute("update tasks set lane = 'done' where id = %s", f"t{number}")
+        if number % 2:
+            database.execute("delete from tasks where id = %s", f"t{number}")
+
+
+async def test_node_follows_through_kills(database: Database, relay: Relays, tmp_path: Path) -> None:
+    """Killed and started again while changes come, the relay costs the client none: each comes once, on one board."""
+    npm_package("ws")
+    database.execute("insert into tasks (id, title) values ('counter', 'T')")
+    daemon = await relay(database.dsn)
+    program = Program([node(), HERE / "follow.mjs", daemon.url], tmp_path, {})
+    try:
+
+        def lines() -> list[dict[str, Any]]:
+            return [json.loads(line) for line in program.output.splitlines()]
+
+        await until(lambda: {"state": "live"} in lines(), "the first board")
+        for first in (0, 40):
+            written = asyncio.create_task(asyncio.to_thread(write, database, first))
+            await until(lambda: any(line.get("title") == str(first + 3) for line in lines()), "some")  # noqa: B023
+            await daemon.stop(signal.SIGKILL)
+            await written
+            await asyncio.to_thread(write, database, first + 20)
+            daemon = await relay(database.dsn, ws_port=daemon.ws_port)
+        await until(lambda: any(line.get("title") == "79" for line in lines()), "the last change but two")
+        await until(
+            lambda: lines()[-1].get("type") == "task.deleted" and lines()[-1]["id"] == "t79", "the last change"
+        )
+    finally:
+        program.end()
+    changes = [line for line in lines() if "type" in line]
+    counted = [line["title"] for line in changes if line["type"] == "task.updated" and line["id"] == "counter"]
+
+    assert shown(changes[-1]["lanes"]) == table(database)
+    assert counted == [str(number) for number in range(80)]
+    for kind, odd in (("task.created", 1), ("task.moved", 1), ("task.deleted", 2)):
+        ids = [line["id"] for line in changes if line["type"] == kind]
+        assert ids == [f"t{number}" for number in range(odd - 1, 80, odd)]
+    assert [line["type"] for line in changes].count("board.sync") == 1
+    assert [line["state"] for line in lines() if "state" in line] == [
+        *("catching up", "live"),
+        *("offline", "catching up", "live"),
+        *("offline", "catching up", "live"),
+    ]
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[Page]:
+    """Yield a page of the browser that is installed; a fault in the page's scripts fails the test."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        do_without("no Chromium or Chrome is installed: on Debian and Ubuntu, apt install chromium")
+    quiet = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-component-update", *quiet]
+        )
+        page = await (await browser.new_context()).new_page()
+        faults: list[str] = []
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        yield page
+        await browser.close()
+    assert faults == []
+
+
+async def show(page: Page, address: str, html: str) -> None:
+    """Show a page as if it came from an address."""
+    await page.route(address, lambda route: route.fulfill(content_type="text/html", body=html))
+    await page.goto(address)
+
+
+async def test_browser_follows_through_a_kill(database: Database, relay: Relays, page: Page) -> None:
+    """In Chromium, a page of the relay's own origin and that of the clients' guide from elsewhere keep up."""
+    origin = f"http://localhost:{(port := free_port())}"
+    settings = {"HEALTH_PORT": str(port), "WS_ORIGINS": f"http://localhost:4000,{origin}"}
+    daemon = await relay(database.dsn, **settings)
+    [example] = examples(CLIENTS, "html")
+    there = example.replace("http://localhost:4001", origin).replace("ws://localhost:4002", daemon.url)
+    assert there.count(str(port)) == there.count(str(daemon.ws_port)) == 1
+    guide = await page.context.new_page()
+    await show(guide, "http://localhost:4000/", there)
+    await show(page, f"{origin}/page", PAGE.replace("URL", daemon.url))
+    await expect(page.locator("#states")).to_have_text("catching up, live")
+    for title in ("First", "Second"):
+        database.execute("insert into tasks (id, title, lane) values (%s, %s, 'todo')", title, title)
+    await expect(guide.locator("#todo li")).to_have_text(["First", "Second"])
+
+    await daemon.stop(signal.SIGKILL)
+    await expect(page.locator("#states")).to_have_text("catching up, live, offline")
+    database.execute("update tasks set lane = 'done' where id = 'First'")
+    database.execute("insert into tasks (id, title, lane) values ('Third', 'Third', 'todo')")
+    await relay(database.dsn, ws_port=daemon.ws_port, **settings)
+    await page.evaluate("window.dispatchEvent(new Event('online'))")
+
+    await expect(guide.locator("#todo li")).to_have_text(["Second", "Third"], timeout=SECONDS * 1000)
+    await expect(page.locator("#states")).to_have_text("catching up, live, offline, catching up, live")
+    told = json.loads(await page.locator("#changes").inner_text())
+    assert told == [
+        ["board.sync", None],
+        *(["task.created", "First"], ["task.created", "Second"]),
+        *(["task.moved", "First"], ["task.updated", "First"], ["task.created", "Third"]),
+    ]
+    assert shown(await page.evaluate("board.lanes")) == table(database)
+
+
+PAGE: Final = """
+<p id="states"></p>
+<p id="changes"></p>
+<script type="module">
+  import { connect } from "/client.js";
+
+  const states = [];
+  const changes = [];
+  globalThis.board = connect("URL").subscribe("default");
+  board.on("state", (state) => (document.querySelector("#states").textContent = states.concat(state).join(", ")));
+  board.on("state", (state) => states.push(state));
+  board.on("change", ({ type, id }) => {
+    changes.push([type, id ?? null]);
+    document.querySelector("#changes").textContent = JSON.stringify(changes);
+  });
+</script>
+"""
