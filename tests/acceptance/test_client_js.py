@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import shutil
 import signal
@@ -170,8 +171,8 @@ async def test_browser_follows_through_a_kill(database: Database, relay: Relays,
     """In Chromium, a page of the relay's own origin and that of the clients' guide of another keep up."""
     port = free_port()
     origin, elsewhere = f"http://localhost:{port}", f"http://127.0.0.1:{port}"
-    settings = {"HEALTH_PORT": str(port), "WS_ORIGINS": f"{origin},{elsewhere}"}
-    daemon = await relay(database.dsn, **settings)
+    start = functools.partial(relay, database.dsn, HEALTH_PORT=str(port), WS_ORIGINS=f"{origin},{elsewhere}")
+    daemon = await start()
     [example] = examples(CLIENTS, "html")
     there = example.replace("http://localhost:4001", origin).replace("ws://localhost:4002", daemon.url)
     assert there.count(str(port)) == there.count(str(daemon.ws_port)) == 1
@@ -187,8 +188,9 @@ async def test_browser_follows_through_a_kill(database: Database, relay: Relays,
     await expect(page.locator("#states")).to_have_text("catching up, live, offline")
     database.execute("update tasks set lane = 'done' where id = 'First'")
     database.execute("insert into tasks (id, title, lane) values ('Third', 'Third', 'todo')")
-    await relay(database.dsn, ws_port=daemon.ws_port, **settings)
-    await page.evaluate("window.dispatchEvent(new Event('online'))")
+    await start(ws_port=daemon.ws_port)
+    for waiting in (page, guide):
+        await waiting.evaluate("window.dispatchEvent(new Event('online'))")
 
     await expect(guide.locator("#todo li")).to_have_text(["Second", "Third"], timeout=SECONDS * 1000)
     await expect(page.locator("#states")).to_have_text("catching up, live, offline, catching up, live")

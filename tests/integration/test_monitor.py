@@ -22,6 +22,7 @@ from tests.proxy import Proxy
 from tests.servers import Database, install
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+STATIC = Path(__file__).parents[2] / "relay" / "static"
 
 _DEADLINE = 15.0
 _NOBODY = "postgresql://relay@127.0.0.1:1/relay"
@@ -103,6 +104,29 @@ async def until_ready(url: str) -> None:
     async with asyncio.timeout(_DEADLINE):
         while (await get(f"{url}/ready"))[0] != 200:  # noqa: ASYNC110 - a canary tells nobody else
             await asyncio.sleep(0.01)
+
+
+async def test_client_is_served_to_any_page_and_asked_for_anew() -> None:
+    """Browsers get the JavaScript client and its types as files of their kind, and again only when they changed."""
+
+    async def stopped() -> Status:
+        return Status(running=False, port=0)
+
+    async with monitoring(stopped) as url, ClientSession() as session:
+        for name, kind in (("client.js", "text/javascript"), ("client.d.ts", "text/plain")):
+            async with session.get(f"{url}/{name}") as response:
+                assert response.status == 200
+                assert await response.read() == (STATIC / name).read_bytes()
+                assert response.headers["Content-Type"] == f"{kind}; charset=utf-8"
+                assert response.headers["Cache-Control"] == "no-cache"
+                assert response.headers["X-Content-Type-Options"] == "nosniff"
+                assert response.headers["Access-Control-Allow-Origin"] == "*"
+                etag = response.headers["ETag"]
+            for known, status in ((etag, 304), ('"another"', 200)):
+                async with session.get(f"{url}/{name}", headers={"If-None-Match": known}) as response:
+                    assert (response.status, response.headers["ETag"]) == (status, etag)
+        async with session.get(f"{url}/package.json") as response:
+            assert response.status == 404
 
 
 async def test_metrics_of_a_running_relay(database: Database) -> None:
