@@ -152,7 +152,6 @@ class Replica {
     this.tasks.clear();
     for (const [id, task] of tasks) this.tasks.set(id, task);
     this.#lanes = lanes;
-    this.#shown = {};
     this.#stale = new Set([...lanes.keys()]);
   }
 

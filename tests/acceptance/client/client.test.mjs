@@ -178,6 +178,68 @@ test("answers that never fit are asked for with pauses", async () => {
   }
 });
 
+test("a connection that breaks during such a pause is asked once for the board", async () => {
+  const { world, board } = await live();
+  const misfit = '{"type":"board.sync","boardId":"default","cursor":"c","data":{}}';
+  world.socket.receive(misfit);
+  world.socket.receive(misfit);
+  world.sent.length = 0;
+  world.socket.end(1012);
+  await world.wait(1.9);
+  assert.equal(board.state, "offline");
+  await world.wait(0.1);
+  world.socket.open();
+  await world.wait(29);
+  assert.deepEqual(world.sent, [{ type: "subscribe", boardId: "default", cursor: null }]);
+});
+
+test("a board that comes during such a pause is not asked for again", async () => {
+  const { world, board } = await live();
+  const misfit = '{"type":"board.sync","boardId":"default","cursor":"c","data":{}}';
+  world.socket.receive(misfit);
+  world.socket.receive(misfit);
+  world.sent.length = 0;
+  world.socket.receive(sync());
+  await world.wait(29);
+  assert.deepEqual(world.sent, []);
+  assert.equal(board.state, "live");
+});
+
+test("of a plain server, a task of another board is passed over, and a lane need not be said twice", async () => {
+  const { world, board } = await live();
+  world.socket.receive('{"type":"board.sync","data":{"lanes":{"todo":[{"id":"a"},{"id":"b","lane":"todo"}]}}}');
+  world.socket.receive('{"type":"task.created","data":{"id":"c","boardId":"other","lane":"todo"}}');
+  world.socket.receive('{"type":"task.moved","data":{"id":"a","fromLane":"todo","toLane":"done"}}');
+  assert.deepEqual(board.lanes, { todo: [{ id: "b", lane: "todo" }], done: [{ id: "a", lane: "done" }] });
+});
+
+test("a board that was refused is left without a word", async () => {
+  const { world, board } = await live();
+  world.socket.receive(refusal);
+  board.unsubscribe();
+  assert.deepEqual(world.sent, []);
+});
+
+test("a relay that is not reached is told once, until it is", async () => {
+  const { world, relay } = await start();
+  const codes = [];
+  relay.on("error", ({ code }) => codes.push(code));
+  for (const pause of [0.5, 1]) {
+    world.socket.end(1006);
+    await world.wait(pause);
+  }
+  assert.deepEqual(codes, ["unreachable"]);
+});
+
+test("closed while a token is awaited, it does not connect", async () => {
+  let answer;
+  const { world, relay } = await start({ token: () => new Promise((resolve) => (answer = resolve)) });
+  relay.close();
+  answer("late");
+  await settled();
+  assert.deepEqual(world.sockets, []);
+});
+
 test("too many messages: what was not heard is said again", async () => {
   const { world } = await start();
   world.socket.open();
@@ -185,6 +247,19 @@ test("too many messages: what was not heard is said again", async () => {
   world.socket.receive('{"type":"error","data":{"code":"too_many_messages","message":"slower"}}');
   await world.wait(2);
   assert.deepEqual(world.sent, [{ type: "subscribe", boardId: "default", cursor: null }]);
+});
+
+test("a connection that was given up is heard no more", async () => {
+  const { world, board } = await live();
+  const old = world.socket;
+  await world.wait(60);
+  await world.wait(0.5);
+  world.socket.open();
+  world.socket.receive(batch(created("a")));
+  old.receive(batch({ type: "task.deleted", data: { id: "a" } }));
+  old.end(4003);
+  assert.equal(board.state, "live");
+  assert.equal(board.tasks.size, 1);
 });
 
 test("an attempt that is not answered within ten seconds has failed", async () => {
