@@ -73,10 +73,11 @@ class Settings(BaseModel):
     )
     WS_TLS_CERT: str = Field("", description="file of the certificate, with its chain, for wss://")
     WS_TLS_KEY: str = Field("", description="file of its key, if that is another")
-    HEALTH_PORT: Port = Field(4001, description="port of GET /health, /ready, /live and /metrics")
+    HEALTH_PORT: Port = Field(4001, description="port of GET /health, /ready, /live and /metrics, and the board page")
     HEALTH_BUDGET: int = Field(
         10_000, ge=100, description="milliseconds in which a canary must come back; else the relay is not ready"
     )
+    BOARD_PAGE: bool = Field(True, description="whether there is a page on HEALTH_PORT that shows boards")
     LOG_LEVEL: Literal["info", "warning", "error"] = Field("info", description="least level of what is logged")
     DATABASE_URL: str = Field(
         "", description="connection string of the database; what it leaves out, libpq's PG* variables give"
@@ -164,6 +165,7 @@ ALLOWED: Final[Mapping[str, str]] = {
     "WS_TLS_KEY": "the path of a file, along with WS_TLS_CERT",
     "HEALTH_PORT": "a port from 0 to 65535, 0 for any free one",
     "HEALTH_BUDGET": "milliseconds from 100",
+    "BOARD_PAGE": "true or false",
     "LOG_LEVEL": "info, warning or error",
     "DATABASE_URL": "postgresql://user@host/database, or key=value pairs as libpq takes them",
 }

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 
 import structlog
+from aiohttp import web
 
 from relay.config import Settings
 from relay.monitor import Monitor
+from relay.page import Page
 from relay.supervisor import Supervisor
 from relay.worker import Worker, named
 from relay.workers import Workers
@@ -81,11 +83,17 @@ async def _reload(relay: Worker | Workers, told: asyncio.Event, supervisor: Supe
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[tuple[asyncio.Task[None], Worker | Workers]]:
-    """Serve clients from this process or from several, with a monitor; the task ends only by a fault of ours."""
+async def running(
+    settings: Settings, writer: str | None = None, routes: Iterable[web.RouteDef] = ()
+) -> AsyncIterator[tuple[asyncio.Task[None], Worker | Workers]]:
+    """Serve clients from this process or from several, with a monitor; the task ends only by a fault of ours.
+
+    `routes` are answered beside those of the monitor; `writer` is the one of them with which the page writes tasks.
+    """
     several = settings.WS_ENABLED and settings.WS_WORKERS > 1
     relay: Worker | Workers = Workers(settings) if several else Worker(settings)
-    monitor = Monitor(relay.status)
+    page = Page(settings, relay.status, writer).routes() if settings.BOARD_PAGE else []
+    monitor = Monitor(relay.status, [*page, *routes])
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(relay.close)
         await relay.open()

@@ -4,7 +4,8 @@ Its place is beside the daemon, above all else but the command line.
 
 Rules:
 - Nothing is pretended. The writers use plain SQL and know no relay; the subscriber is a client like any other, on
-  a real WebSocket, and what it shows it knows from messages alone.
+  a real WebSocket, and what it shows it knows from messages alone. So does the board page; demo_tasks.py writes for
+  it.
 - Signals only ask it to stop. So Ctrl-C at any moment takes the same way out, and leaves nothing behind.
 - Nobody but this machine can connect.
 """
@@ -32,7 +33,7 @@ from psycopg.rows import DictRow, dict_row
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from relay import daemon, install
+from relay import daemon, demo_tasks, install
 from relay.config import Settings
 from relay.embedded import HOST, EmbeddedPostgres, free_port
 
@@ -143,6 +144,9 @@ async def run(settings: Settings, postgres_port: int | None) -> None:
             "WS_HOST": HOST,
             "WS_PORT": settings.WS_PORT or free_port(),
             "HEALTH_PORT": settings.HEALTH_PORT or free_port(),
+            # Every connection is from this machine: a page that is loaded again and again is no flood.
+            "WS_RATE_LIMIT_PER_CLIENT": 0,
+            "WS_RATE_LIMIT_TOTAL": 0,
         }
     )
     click.secho("Starting Postgres in a temporary folder …", dim=True)
@@ -150,7 +154,11 @@ async def run(settings: Settings, postgres_port: int | None) -> None:
     # Postgres to stop, and not in the middle of making one.
     with postgres:
         await _prepare(postgres.dsn)
-        async with daemon.running(settings) as (feed_task, _):
+        desk = demo_tasks.Writer(postgres.dsn)
+        async with (
+            contextlib.aclosing(desk),
+            daemon.running(settings, demo_tasks.PATH, desk.routes()) as (feed_task, _),
+        ):
             invitation = _invitation(postgres)
             _show_header(invitation, settings)
             writers = [_write(postgres.dsn) for _ in range(WRITERS)]
@@ -208,6 +216,10 @@ def _show_header(invitation: str, settings: Settings) -> None:
     url = f"ws://localhost:{settings.WS_PORT}"
     click.echo(f"\n{click.style('relay demo', bold=True)}: a few writers, a Postgres, the relay, a subscriber.")
     click.echo("What it receives is shown below. Ctrl-C ends it all and leaves nothing behind.\n")
+    _show_advice(
+        "Open the board in two windows, drag a card in one, and see it move in the other:",
+        f"http://localhost:{settings.HEALTH_PORT}/",
+    )
     _show_advice("Change a task yourself, in another terminal, and see it arrive here:", invitation)
     _show_advice(
         "Subscribe yourself: connect with one of the first two, then send the third:",

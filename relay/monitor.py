@@ -1,7 +1,7 @@
 """What an operator sees of the daemon, over HTTP: health, readiness and liveness, and metrics for Prometheus.
 
 It knows the relay by its `Status` alone, so one process and several look the same. Browsers find the JavaScript
-client here too, of the same version as the relay.
+client here too, of the same version as the relay; what else the port answers, the board page above all, is given.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import http
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -36,9 +36,10 @@ class Monitor:
 
     Health is the guide's JSON and the database's side, 200 while clients are served and 503 if not. Ready is the same
     answer for load balancers, in few bytes, once a canary has come through. Live is 200 while anything is answered.
+    `routes` are answered too.
     """
 
-    def __init__(self, status: Callable[[], Awaitable[Status]]) -> None:
+    def __init__(self, status: Callable[[], Awaitable[Status]], routes: Iterable[web.RouteDef] = ()) -> None:
         self._status = status
         app = web.Application()
         app.router.add_get("/health", self._health)
@@ -46,6 +47,7 @@ class Monitor:
         app.router.add_get("/live", _live)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_routes([_file(name, content_type) for name, content_type in CLIENT_FILES.items()])
+        app.router.add_routes(routes)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
 
     async def open(self, host: str, port: int) -> int:

@@ -26,7 +26,7 @@ _SENTENCES: pytest.StashKey[set[str]] = pytest.StashKey()
 
 # Whoever runs the tests may have a database of their own set up: no test reads it, let alone writes to it.
 for _name in list(os.environ):
-    if _name.startswith(("WS_", "PG", "HEALTH_", "DATABASE_URL")):
+    if _name.startswith(("WS_", "PG", "HEALTH_", "BOARD_", "DATABASE_URL")):
         del os.environ[_name]
 
 # A port is free only until somebody takes it: two workers must not choose from the same ones.

@@ -41,6 +41,7 @@ def test_the_defaults_are_the_guides() -> None:
         "WS_TLS_KEY": "",
         "HEALTH_PORT": 4001,
         "HEALTH_BUDGET": 10_000,
+        "BOARD_PAGE": True,
         "LOG_LEVEL": "info",
         "DATABASE_URL": "",
     }
@@ -73,6 +74,7 @@ def test_settings_are_read_from_text() -> None:
         "WS_HANDSHAKE_TIMEOUT": "100",
         "WS_DRAIN": "0",
         "HEALTH_BUDGET": "100",
+        "BOARD_PAGE": "false",
         "LOG_LEVEL": "error",
         "WS_IDLE_TIMEOUT": "0",
         "WS_BACKLOG_TOTAL": "1048576",
@@ -107,6 +109,7 @@ def test_settings_are_read_from_text() -> None:
         "WS_HANDSHAKE_TIMEOUT": 100,
         "WS_DRAIN": 0,
         "HEALTH_BUDGET": 100,
+        "BOARD_PAGE": False,
         "LOG_LEVEL": "error",
         "WS_IDLE_TIMEOUT": 0,
         "WS_BACKLOG_TOTAL": 1048576,
@@ -159,6 +162,7 @@ def test_a_database_url_is_whatever_libpq_takes(url: str) -> None:
         ("WS_TLS_KEY", "/key"),
         ("WS_SEND_BUFFER", "1073741825"),
         ("WS_COMPRESSION", "deflate"),
+        ("BOARD_PAGE", "no page"),
     ],
 )
 def test_a_bad_value_gives_one_line_with_the_setting_the_value_and_what_is_allowed(name: str, value: str) -> None:

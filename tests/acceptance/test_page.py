@@ -1,0 +1,503 @@
+"""The board page in Chromium: two windows in step, a relay that goes and comes, tokens, what strangers may try."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import jwt
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+
+from relay.access import LEEWAY_SECONDS
+from relay.embedded import free_port
+from relay.page import policy
+from tests.acceptance.support import RELAY, Daemon, Program, Relays, until
+from tests.acceptance.test_guide import BROWSERS
+from tests.servers import Database, Server, do_without, temporary_database
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SECRET: Final = "s" * 32
+CUT_OFF: Final = re.compile(r"WebSocket connection to .* failed|net::ERR_(CONNECTION|INTERNET)")
+"""What Chromium itself says of a link that is cut, or of a relay that lets nobody in."""
+
+
+# What the tests share ---------------------------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """Yield the browser that is installed."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        do_without("no Chromium or Chrome is installed: on Debian and Ubuntu, apt install chromium")
+    quiet = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync")
+    async with async_playwright() as playwright:
+        started = await playwright.chromium.launch(
+            executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-component-update", *quiet]
+        )
+        yield started
+        await started.close()
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Yield a folder that Postgres's user may pass through, as /tmp is."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def demo(folder: Path) -> AsyncIterator[str]:
+    """Run the demo, and yield the page's address: the first that it prints."""
+    options = ("--ws-port", "0", "--health-port", "0")
+    program = Program([RELAY, "demo", *options], folder, {"TMPDIR": str(folder)})
+    try:
+        address = re.compile(r"\b(?:https?|wss?|postgresql)://\S+")
+        await until(lambda: address.search(program.output) or program.exit_code is not None, "the page's address")
+        found = address.search(program.output)
+        assert found, program.output
+        assert re.fullmatch(r"http://localhost:\d+/", found[0])
+        yield found[0]
+    finally:
+        program.end()
+
+
+@pytest.fixture(scope="module")
+def tasks(server: Server, _template: str) -> Iterator[Database]:
+    """Yield a database for all tests of the module: each has a board of its own."""
+    with temporary_database(server, _template) as dsn, Database(dsn) as database:
+        yield database
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def relays(folder: Path, tasks: Database) -> AsyncIterator[Relays]:
+    """Yield what starts daemons with a page; they end with the module, and before their database."""
+    assert tasks
+    async with AsyncExitStack() as stack:
+        started = Relays(folder, stack)
+        yield started
+        for daemon in started.started:
+            stack.push_async_callback(daemon.end_and_show, sys.stdout)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def daemon(relays: Relays, tasks: Database) -> Daemon:
+    """Return a daemon that asks for no token."""
+    return await relays(tasks.dsn, HEALTH_PORT=str(free_port()))
+
+
+@dataclass
+class Window:
+    """A window of the browser, and what it complained of."""
+
+    page: Page
+    faults: list[str] = field(default_factory=list)
+
+    def card(self, title: str) -> Locator:
+        return self.page.locator(".lane .card").filter(has_text=title)
+
+    def in_lane(self, lane: str, title: str) -> Locator:
+        return self.page.locator(f'.lane[data-lane="{lane}"] .card').filter(has_text=title)
+
+    async def is_(self, state: str) -> None:
+        """Wait until it says how it is connected."""
+        await expect(self.page.locator("#state")).to_have_attribute("data-state", state, timeout=10_000)
+
+    async def add(self, title: str, lane: str = "todo") -> None:
+        """Add a task by hand."""
+        await self.page.locator(f'.lane[data-lane="{lane}"] .add').click()
+        await self.page.keyboard.type(title)
+        await self.page.keyboard.press("Enter")
+        await self.page.keyboard.press("Escape")
+        await expect(self.in_lane(lane, title)).to_have_count(1)
+
+
+Open = Callable[..., Awaitable[Window]]
+
+
+@asynccontextmanager
+async def opening(browser: Browser) -> AsyncIterator[Open]:
+    """Yield what opens windows; none of their scripts may have had a fault, or broken the policy, in the end."""
+    opened: list[Window] = []
+
+    async def open_window(url: str, **options: Any) -> Window:
+        context = await browser.new_context(viewport={"width": 1200, "height": 800}, **options)
+        new = Window(await context.new_page())
+        opened.append(new)
+        new.page.on("pageerror", lambda error: new.faults.append(str(error)))
+        new.page.on("console", lambda said: new.faults.extend([said.text] if said.type == "error" else []))
+        await new.page.goto(url)
+        return new
+
+    yield open_window
+    for each in opened:
+        await each.page.context.close()
+    assert [fault for each in opened for fault in each.faults if not CUT_OFF.search(fault)] == []
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def window(browser: Browser) -> AsyncIterator[Open]:
+    """Yield what opens windows, for one test."""
+    async with opening(browser) as open_window:
+        yield open_window
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair(browser: Browser, demo: str) -> AsyncIterator[tuple[Window, Window]]:
+    """Yield two windows of the demo, for all tests of it."""
+    async with opening(browser) as open_window:
+        one, other = await asyncio.gather(open_window(demo), open_window(demo))
+        await asyncio.gather(one.is_("live"), other.is_("live"))
+        yield one, other
+
+
+def address(of: Daemon, board: str) -> str:
+    return f"http://localhost:{of.health_port}/?board={board}"
+
+
+# The demo, in which the page writes -------------------------------------------------------------------------------
+
+
+async def test_two_windows_are_in_step(pair: tuple[Window, Window]) -> None:
+    """What is added, edited and deleted in one window happens in the other."""
+    one, other = pair
+    await one.add("Paint the fence")
+    await expect(other.in_lane("todo", "Paint the fence")).to_have_count(1)
+
+    await other.card("Paint the fence").locator(".title").click()
+    await other.page.get_by_label("Title").fill("Paint the fence green")
+    await other.page.get_by_label("Lane").select_option("done")
+    await other.page.get_by_label("Hours").fill("2.5")
+    await other.page.get_by_role("button", name="Save").click()
+    await expect(one.in_lane("done", "Paint the fence green")).to_contain_text("2.5 h")
+
+    await one.in_lane("done", "Paint the fence green").locator(".title").press("Delete")
+    await expect(other.card("Paint the fence")).to_have_count(0)
+    await expect(one.card("Paint the fence")).to_have_count(0)
+
+
+async def test_a_drag_is_seen_in_the_other_window(pair: tuple[Window, Window]) -> None:
+    """A card that the mouse takes to another lane goes there in both windows, and the click opens nothing."""
+    one, other = pair
+    await one.add("Carry me")
+    await expect(other.card("Carry me")).to_have_count(1)
+
+    source = await one.card("Carry me").bounding_box()
+    target = await one.page.locator('.lane[data-lane="recovery"]').bounding_box()
+    assert source
+    assert target
+    await one.page.mouse.move(source["x"] + 30, source["y"] + 12)
+    await one.page.mouse.down()
+    await one.page.mouse.move(target["x"] + 60, target["y"] + 300, steps=4)
+    await expect(one.page.locator(".lane.target")).to_have_attribute("data-lane", "recovery")
+    await expect(other.in_lane("todo", "Carry me")).to_have_count(1)
+    await one.page.mouse.up()
+
+    await expect(other.in_lane("recovery", "Carry me")).to_have_count(1)
+    await expect(one.in_lane("recovery", "Carry me")).to_have_count(1)
+    await expect(one.page.locator("#stage .card")).to_have_count(0)
+    await expect(one.page.locator("#details")).to_be_hidden()
+    await expect(one.page.locator("#latency-value")).to_have_text(re.compile(r"^[\d.]+ ms$"))
+    await one.card("Carry me").locator(".title").press("Delete")
+
+
+async def test_the_keyboard_moves_a_card_and_keeps_it(pair: tuple[Window, Window]) -> None:
+    """Shift and an arrow move the card on which the focus is, and stays; arrows alone walk; it is said aloud."""
+    one, _ = pair
+    await one.add("Walk with me", "in_progress")
+    title = one.card("Walk with me").locator(".title")
+    await title.focus()
+    await one.page.keyboard.press("Shift+ArrowRight")
+    await expect(one.in_lane("done", "Walk with me")).to_have_count(1)
+    await expect(title).to_be_focused()
+    await expect(one.page.locator("#said")).to_have_text("Walk with me moved to Done")
+
+    await one.page.keyboard.press("ArrowLeft")
+    focused = one.page.locator(".title:focus")
+    await expect(focused).to_have_count(1)
+    await expect(title).not_to_be_focused()
+    assert await one.page.locator('.lane .title[tabindex="0"]').count() == 1
+    await title.press("Delete")
+    await expect(one.card("Walk with me")).to_have_count(0)
+
+
+async def test_nobody_but_the_page_writes(demo: str) -> None:
+    """Other sites, other hosts, forms, and bodies that are no task are refused, each with its reason."""
+    own, url = demo.removesuffix("/"), f"{demo}demo/tasks"
+    good = {"Origin": own, "Content-Type": "application/json", "Sec-Fetch-Site": "same-origin"}
+    task = json.dumps({"title": "Forged"})
+    refused: list[tuple[dict[str, str], str, int, str]] = [
+        ({"Origin": "https://evil.example"}, task, 403, "the origin is another"),
+        ({"Origin": "null"}, task, 403, "the origin is another"),
+        ({"Sec-Fetch-Site": "cross-site"}, task, 403, "comes from another site"),
+        ({"Sec-Fetch-Site": "same-site"}, task, 403, "comes from another site"),
+        ({"Host": "evil.example:80", "Origin": "http://evil.example:80"}, task, 403, "the host is 'evil.example:80'"),
+        ({"Content-Type": "text/plain"}, task, 415, "the type is text/plain"),
+        ({}, '{"title":"Forged","createdAt":"now"}', 400, "createdAt: Extra inputs are not permitted"),
+        ({}, "{", 400, "the body: Invalid JSON"),
+        ({}, "{}", 400, "nothing to write"),
+        ({}, json.dumps({"title": "\0"}), 400, "title: String should match"),
+        ({}, json.dumps({"title": "F", "description": "x" * 70_000}), 400, "the body is too long"),
+        ({}, json.dumps({"lane": "todo"}), 409, "not written: "),
+    ]
+    async with aiohttp.ClientSession() as session:
+        async with session.post(url, data=task, headers={"Content-Type": "application/json"}) as response:
+            assert response.status == 403
+        for headers, body, status, reason in refused:
+            async with session.post(url, data=body, headers=good | headers) as response:
+                assert (response.status, headers | {"body": body[:60]}) == (status, headers | {"body": body[:60]})
+                assert reason in (await response.json())["problem"]
+        for method in ("PATCH", "DELETE"):
+            async with session.request(method, f"{url}/none", data=task, headers=good) as response:
+                assert response.status == 404
+            async with session.request(
+                method, f"{url}/task-101", data=task, headers=good | refused[0][0]
+            ) as response:
+                assert response.status == 403
+        async with session.post(
+            url, data=json.dumps({"title": "'); drop table tasks; --"}), headers=good
+        ) as response:
+            assert response.status == 201
+            number = (await response.json())["id"]
+        async with session.delete(f"{url}/{number}", headers=good) as response:
+            assert response.status == 204
+
+
+# A daemon, whose page shows and does not write --------------------------------------------------------------------
+
+
+async def test_the_page_cannot_write_outside_the_demo(daemon: Daemon, tasks: Database, window: Open) -> None:
+    """The daemon has no writer, and the page offers none; a task is opened to be read."""
+    tasks.execute("insert into tasks (board_id, title, description) values ('read', 'Read me', 'Line by line')")
+    one = await window(address(daemon, "read"))
+    await one.card("Read me").locator(".title").press("Enter")
+    await expect(one.page.locator("#details dd").filter(has_text="Line by line")).to_have_count(1)
+    assert await one.page.locator(".add").count() == 0
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{address(daemon, '')}demo/tasks", json={}) as answer,
+    ):
+        assert answer.status in {404, 405}
+
+
+async def test_a_hostile_title_is_text(daemon: Daemon, tasks: Database, window: Open) -> None:
+    """What a database says never becomes markup, on a card, in the messages, or in the dialog."""
+    hostile = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+    tasks.execute("insert into tasks (board_id, title, lane) values ('hostile', %s, %s)", hostile, hostile)
+    one = await window(address(daemon, "hostile"))
+    await one.page.locator("#log-switch").click()
+    await expect(one.page.locator(".title")).to_have_text(hostile)
+    tasks.execute("update tasks set status = %s where board_id = 'hostile'", hostile)
+    await expect(one.page.locator(".card .status")).to_have_text(hostile)
+    await expect(one.page.locator("#log-list")).to_contain_text("onerror")
+    await one.page.locator(".title").press("Enter")
+    await expect(one.page.locator("#details h2")).to_have_text(hostile)
+    assert await one.page.locator("img, body script").count() == 0
+    assert await one.page.title() == "hostile · Board"
+
+
+async def test_the_policy_holds(daemon: Daemon, window: Open) -> None:
+    """A script that got in all the same could neither write markup nor reach another server."""
+    one = await window(address(daemon, "policy"))
+    await one.is_("live")
+    broken: list[str] = await one.page.evaluate(
+        """async () => {
+            const broken = [];
+            document.addEventListener("securitypolicyviolation", (event) => broken.push(event.effectiveDirective));
+            try { document.body.innerHTML = "<b>markup</b>"; } catch {}
+            try { await fetch("http://127.0.0.1:1/"); } catch {}
+            try { new WebSocket("ws://localhost:1/"); } catch {}
+            await new Promise((resolve) => setTimeout(resolve, 50));
+            return broken;
+        }"""
+    )
+    assert sorted(broken) == ["connect-src", "connect-src", "require-trusted-types-for"]
+    assert len(one.faults) >= len(broken)
+    one.faults.clear()
+
+
+async def test_two_thousand_cards_move_one_by_one(daemon: Daemon, tasks: Database, window: Open) -> None:
+    """A large board is shown whole, and a move touches the card that moves and no other."""
+    tasks.execute(
+        "insert into tasks (id, board_id, title, lane) select 'large-' || n, 'large', 'Task ' || n, "
+        "(array['backlog', 'todo', 'in_progress', 'done'])[1 + n % 4] from generate_series(1, 2000) n"
+    )
+    started = time.perf_counter()
+    one = await window(address(daemon, "large"))
+    await expect(one.page.locator(".lane .card")).to_have_count(2000)
+    shown = time.perf_counter() - started
+    await one.page.evaluate(
+        """() => {
+            window.touched = 0;
+            window.frames = [];
+            new MutationObserver((records) => {
+                for (const { target, addedNodes, removedNodes } of records) {
+                    if (target.matches(".cards")) window.touched += addedNodes.length + removedNodes.length;
+                }
+            }).observe(document.getElementById("lanes"), { subtree: true, childList: true });
+            let last = performance.now();
+            const next = (now) => { window.frames.push(now - last); last = now; requestAnimationFrame(next); };
+            requestAnimationFrame(next);
+        }"""
+    )
+    for number in range(4, 24, 4):
+        tasks.execute("update tasks set lane = 'recovery' where id = %s", f"large-{number}")
+        await expect(one.page.locator(f'.lane[data-lane="recovery"] .card:has-text("large-{number}")')).to_have_count(
+            1
+        )
+    assert await one.page.evaluate("window.touched") == 10
+    frames: list[float] = sorted(await one.page.evaluate("window.frames"))
+    print(  # noqa: T201 - for who looks; a busy machine has no budget to keep
+        f"2,000 cards: shown in {shown:.2f} s; frames while cards move: "
+        f"median {frames[len(frames) // 2]:.1f} ms, worst {frames[-1]:.1f} ms"
+    )
+
+
+async def test_a_relay_that_is_killed_and_comes_back(relays: Relays, tasks: Database, window: Open) -> None:
+    """The page says that it is cut off, keeps what it has, and is true again once a relay is there."""
+    tasks.execute("insert into tasks (id, board_id, title) values ('lasting', 'restart', 'Lasting')")
+    ws_port, health_port = free_port(), str(free_port())
+    first = await relays(tasks.dsn, ws_port=ws_port, HEALTH_PORT=health_port)
+    one = await window(address(first, "restart"))
+    await one.is_("live")
+    await first.stop(signal.SIGKILL)
+    await expect(one.page.locator("#state")).not_to_have_attribute("data-state", "live")
+    await expect(one.card("Lasting")).to_have_count(1)
+    tasks.execute("update tasks set lane = 'done' where id = 'lasting'")
+    await relays(tasks.dsn, ws_port=ws_port, HEALTH_PORT=health_port)
+    await one.is_("live")
+    await expect(one.in_lane("done", "Lasting")).to_have_count(1)
+
+
+async def test_a_network_that_goes_and_comes(daemon: Daemon, tasks: Database, window: Open) -> None:
+    """Offline, the page says so; online, it catches up with what was committed meanwhile."""
+    tasks.execute("insert into tasks (id, board_id, title) values ('away', 'network', 'Away')")
+    one = await window("about:blank")
+    await one.page.clock.install()
+    await one.page.goto(address(daemon, "network"))
+    await one.is_("live")
+    await one.page.context.set_offline(True)
+    await one.page.clock.fast_forward(5000)  # for which a link may be silent that was asked for a sign of life
+    await one.is_("offline")
+    tasks.execute("update tasks set lane = 'done', priority = 'high' where id = 'away'")
+    await one.page.context.set_offline(False)
+    await one.is_("live")
+    await expect(one.in_lane("done", "Away")).to_contain_text("high")
+
+
+async def give_token(one: Window, token: str) -> None:
+    """Give the page the token that it asks for."""
+    await expect(one.page.locator("#asks")).to_be_visible()
+    await one.page.locator("#token").fill(token)
+    await one.page.get_by_role("button", name="Connect").click()
+
+
+async def test_a_token_is_asked_for_and_again_when_it_is_not_good(
+    relays: Relays, tasks: Database, window: Open, folder: Path
+) -> None:
+    """A token that is wrong, expired or revoked is asked for anew, with the reason; it is kept for the tab alone."""
+    tokens = folder / "tokens"
+    tokens.write_text("first\n")
+    guarded = await relays(tasks.dsn, HEALTH_PORT=str(free_port()), WS_TOKENS_FILE=str(tokens), WS_JWT_SECRET=SECRET)
+    tasks.execute("insert into tasks (board_id, title) values ('guarded', 'Secret')")
+    one = await window(address(guarded, "guarded"))
+    why = one.page.locator("#asks-why")
+
+    def token(seconds: float) -> str:
+        return jwt.encode({"exp": time.time() + seconds - LEEWAY_SECONDS, "boards": ["guarded"]}, SECRET, "HS256")
+
+    await give_token(one, "wrong")
+    await expect(why).to_have_text("The relay did not take the one you gave.")
+    assert await one.page.locator(".card").count() == 0
+    await give_token(one, token(2.5))
+    await expect(one.card("Secret")).to_have_count(1)
+    await expect(why).to_have_text("The one you gave has expired.")
+    await give_token(one, "first")
+    await one.is_("live")
+    tokens.write_text("second\n")
+    guarded.signal(signal.SIGHUP)
+    await expect(why).to_have_text("The one you gave is not good any more.")
+    await give_token(one, token(3600))
+    await one.is_("live")
+    kept: list[str] = await one.page.evaluate("[JSON.stringify(localStorage), location.href, document.cookie]")
+    assert all("eyJ" not in each for each in kept)
+    await one.page.reload()
+    await expect(one.card("Secret")).to_have_count(1)
+
+    await one.page.locator("#board").fill("other")
+    await one.page.locator("#board").press("Enter")
+    await expect(one.page.locator("#notice")).to_contain_text("You may not read the board other")
+
+
+async def test_boards_are_chosen_and_remembered(daemon: Daemon, tasks: Database, window: Open) -> None:
+    """A board's name leads to it, the address names it, and going back leads back."""
+    tasks.execute("insert into tasks (board_id, title) values ('north', 'Polar bear'), ('süd/1', 'Penguin')")
+    one = await window(address(daemon, "north"))
+    await expect(one.card("Polar bear")).to_have_count(1)
+    await one.page.locator("#board").fill("süd/1")
+    await one.page.locator("#board").press("Enter")
+    await expect(one.card("Penguin")).to_have_count(1)
+    await expect(one.card("Polar bear")).to_have_count(0)
+    assert one.page.url.endswith("?board=s%C3%BCd%2F1")
+    known = await one.page.locator("#boards option").evaluate_all("options => options.map(each => each.value)")
+    assert known == ["süd/1", "north"]
+    await one.page.go_back()
+    await expect(one.card("Polar bear")).to_have_count(1)
+
+
+async def test_the_page_can_be_switched_off(relays: Relays, tasks: Database) -> None:
+    """Without the page its addresses are not there, and health still is."""
+    bare = await relays(tasks.dsn, healthy=False, BOARD_PAGE="false")
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{bare.health_port}") as session:
+        for path in ("/", "/board.js", "/board.css", "/page.json"):
+            async with session.get(path) as answer:
+                assert answer.status == 404
+        async with session.get("/live") as answer:
+            assert answer.status == 200
+
+
+async def test_the_page_is_guarded_by_its_headers(daemon: Daemon) -> None:
+    """Every file has its type and may not be guessed at; nothing else of the folder is served."""
+    async with aiohttp.ClientSession(f"http://localhost:{daemon.health_port}") as session:
+        for path, kind in {"/": "html", "/board.js": "javascript", "/board.css": "css", "/page.json": "json"}.items():
+            async with session.get(path) as answer:
+                assert kind in answer.headers["Content-Type"]
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                assert answer.headers["Referrer-Policy"] == "no-referrer"
+        async with session.get("/") as answer:
+            assert answer.headers["Content-Security-Policy"] == policy("localhost", daemon.ws_port)
+        async with session.get("/index.html") as answer:
+            assert answer.status == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "source"),
+    [
+        ("localhost:4001", "ws://localhost:4002"),
+        ("relay.example.com", "ws://relay.example.com:4002"),
+        ("[::1]:4001", "ws:"),
+        ("evil; script-src *", "ws:"),
+        ("a b", "ws:"),
+        ("", "ws:"),
+    ],
+)
+async def test_the_policy_names_the_host_and_nothing_that_it_smuggles(host: str, source: str) -> None:
+    """A policy cannot name an IPv6 address; and a forged host adds nothing to it."""
+    assert f"; connect-src 'self' {source}; " in policy(host, 4002)
+    assert policy(host, 4002).count(";") == policy("localhost", 4002).count(";")
