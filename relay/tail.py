@@ -3,8 +3,9 @@
 A client like any other, that knows a running relay by its WebSocket endpoint alone. It follows its board resumably
 (docs/clients.md), so a connection that breaks costs nothing but a pause: each change is shown once.
 
-Its parts, from the socket up: `follow` keeps a connection, and gives one delivery after another; `Parts` makes
-deliveries of what comes; `Reader` reads their messages; `Filter` says which are wanted; `line` shows one.
+Its parts, from the socket up: `follow` keeps a connection (made by relay.client), and gives one delivery after
+another; `Parts` makes deliveries of what comes; `Reader` reads their messages; `Filter` says which are wanted;
+`line` shows one.
 
 Rules:
 - A delivery is shown whole before its cursor counts: what was not shown comes again.
@@ -19,57 +20,29 @@ import asyncio
 import contextlib
 import os
 import random
-import ssl
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from http import HTTPStatus
 from pathlib import Path
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
 
 import click
 import msgspec
 from msgspec import Raw
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import (
-    ConnectionClosed,
-    InvalidProxy,
-    InvalidStatus,
-    InvalidURI,
-    WebSocketException,
-)
-from websockets.uri import parse_uri
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from relay import terminal
+from relay.client import link
+from relay.client.core import HOPELESS_CODES, PING_SECONDS, longest_pause
 from relay.terminal import harmless
-
-PING_SECONDS: Final = 30.0
-"""How often the relay is sent a ping; one that was silent since the last is taken for gone."""
-
-OPEN_SECONDS: Final = 10.0
-"""How long a connection may take to be made."""
-
-CLOSE_SECONDS: Final = 1.0
-"""How long the relay has to say goodbye."""
-
-FIRST_PAUSE_SECONDS: Final = 0.5
-LONGEST_PAUSE_SECONDS: Final = 30.0
-"""A random share of a pause is waited between two attempts; it doubles with each, up to this."""
-
-LONGEST_RETRY_AFTER_SECONDS: Final = 300.0
-"""A relay that asks for more patience than this is asked again nevertheless."""
 
 VALUE_CHARACTERS: Final = 60
 """A longer value is cut, except in JSON."""
 
 _NULL: Final = Raw(b"null")
 _PING: Final = '{"type":"ping"}'
-_HOPELESS_CODES: Final = frozenset({1002, 1007, 1008, 1009, 4003})
-"""Close codes after which coming back changes nothing; see docs/clients.md."""
-
-_PASSING_STATUSES: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 _COLOURS: Final = {
     "board.sync": "magenta",
     "task.created": "green",
@@ -322,7 +295,7 @@ async def follow(
     attempt = 0
     while True:
         parts, asked_from, least = Parts(), cursor, 0.0
-        tell("connecting", without_secrets(target.url))
+        tell("connecting", link.without_secrets(target.url))
         try:
             async with _connected(target) as connection:
                 await connection.send(_subscribe(target.board, cursor))
@@ -338,10 +311,10 @@ async def follow(
                         yield delivery
                         cursor = delivery.cursor or cursor
                         tell("live", "")
-        except (OSError, WebSocketException, ImportError) as ex:
+        except link.FAILURES as ex:
             if why := hopeless(ex):
                 raise TailError(why) from None
-            least = retry_after(ex)
+            least = link.retry_after(ex)
             tell("offline", _reason(ex))
         await asyncio.sleep(least + pause(attempt))
         attempt += 1
@@ -349,50 +322,28 @@ async def follow(
 
 def pause(attempt: int) -> float:
     """Return how long to wait after a failure, in seconds: full jitter, so that not everybody comes back at once."""
-    return _random.uniform(0, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(attempt, 20)))
-
-
-class _Connection(ClientConnection):
-    """A connection that knows when it last heard anything, be it a part of a message."""
-
-    heard_at = 0.0
-
-    def data_received(self, data: bytes) -> None:
-        self.heard_at = self.loop.time()
-        super().data_received(data)
+    return _random.uniform(0, longest_pause(attempt + 1))
 
 
 @contextlib.asynccontextmanager
 async def _connected(target: Target) -> AsyncIterator[ClientConnection]:
-    token = target.token()
-    local = urlsplit(target.url).hostname in {"localhost", "127.0.0.1", "::1"}
-    async with connect(
-        target.url,
-        additional_headers={"Authorization": f"Bearer {token}"} if token else None,
-        proxy=None if local else True,  # whatever proxy there may be leads away from this machine
-        max_size=None,
-        open_timeout=OPEN_SECONDS,
-        close_timeout=CLOSE_SECONDS,
-        ping_interval=None,  # a pong would wait behind a large board
-        create_connection=_Connection,
-    ) as connection:
-        assert isinstance(connection, _Connection)
-        pinging = asyncio.create_task(_ping(connection, target.ping_seconds))
+    heard = asyncio.Event()
+    async with link.connected(target.url, target.token(), heard.set) as connection:
+        pinging = asyncio.create_task(_ping(connection, heard, target.ping_seconds))
         try:
             yield connection
         finally:
             pinging.cancel()
-            await connection.close()  # by itself it would call our leaving an error
 
 
-async def _ping(connection: _Connection, seconds: float) -> None:
+async def _ping(connection: ClientConnection, heard: asyncio.Event, seconds: float) -> None:
     """Send pings, as the guide asks clients to, and cut the connection if nothing at all came since the last."""
     with contextlib.suppress(ConnectionClosed):
         while True:
-            asked = connection.loop.time()
+            heard.clear()
             await connection.send(_PING)
             await asyncio.sleep(seconds)
-            if connection.heard_at < asked:
+            if not heard.is_set():
                 connection.transport.abort()
 
 
@@ -402,32 +353,10 @@ def _subscribe(board: str, cursor: str | None) -> str:
 
 def hopeless(ex: Exception) -> str | None:
     """Say what waiting cannot mend, and what may; None for anything else."""
-    match ex:
-        case InvalidStatus(response=response):
-            return _hopeless_status(response.status_code)
-        case ConnectionClosed() if ex.rcvd and ex.rcvd.code in _HOPELESS_CODES:
-            return harmless(f"the relay closed the connection: {ex.rcvd.reason or 'no reason'} ({ex.rcvd.code})")
-        case ssl.SSLCertVerificationError():
-            return f"the relay's certificate is not trusted: {ex.verify_message}: see SSL_CERT_FILE"
-        case InvalidURI() | InvalidProxy() | ImportError():
-            return terminal.why(ex)
-    return None
-
-
-def _hopeless_status(status: int) -> str | None:
-    if not HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING_STATUSES:
-        return None
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return f"the relay refused the connection (HTTP {status}): give a good token in RELAY_TOKEN or --token-file"
-    return f"HTTP {status} was answered: expected the WebSocket endpoint of a relay, so check --url"
-
-
-def retry_after(ex: Exception) -> float:
-    """Return the seconds that a relay which refused asks to wait for."""
-    if not isinstance(ex, InvalidStatus):
-        return 0.0
-    asked = ex.response.headers.get("Retry-After", "")
-    return min(float(asked), LONGEST_RETRY_AFTER_SECONDS) if asked.isdecimal() else 0.0
+    if isinstance(ex, ConnectionClosed) and ex.rcvd and ex.rcvd.code in HOPELESS_CODES:
+        return harmless(f"the relay closed the connection: {ex.rcvd.reason or 'no reason'} ({ex.rcvd.code})")
+    told = link.hopeless(ex, credential="a good token in RELAY_TOKEN or --token-file", address="--url")
+    return told and harmless(told)
 
 
 def _reason(ex: Exception) -> str:
@@ -439,17 +368,8 @@ def _reason(ex: Exception) -> str:
         case InvalidStatus(response=response):
             return f"HTTP {response.status_code}"
         case TimeoutError():
-            return f"no answer within {OPEN_SECONDS:.0f} seconds"
+            return f"no answer within {link.OPEN_SECONDS:.0f} seconds"
     return terminal.why(ex)
-
-
-def without_secrets(url: str) -> str:
-    """Give an address without user, password and query, which may hold a token."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "that"
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 # The command -----------------------------------------------------------------------------------------------
@@ -458,12 +378,9 @@ def without_secrets(url: str) -> str:
 def check_url(url: str) -> None:
     """Raise TailError for what is no address of a WebSocket endpoint."""
     try:
-        parse_uri(url)
-        _ = urlsplit(url).port
-    except (WebSocketException, ValueError):
-        raise TailError(
-            f"{harmless(repr(without_secrets(url)))} is no address of a relay: expected one like ws://localhost:4002"
-        ) from None
+        link.check(url)
+    except ValueError as ex:
+        raise TailError(harmless(str(ex))) from None
 
 
 def token_from(file: Path | None, token: str | None) -> Callable[[], str | None]:

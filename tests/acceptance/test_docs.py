@@ -255,7 +255,7 @@ async def test_python_example_follows_a_board(
     guide_relay: Daemon, database: Database, relay: Relays, tmp_path: Path
 ) -> None:
     """The Python client of the clients' guide holds the board, and comes back by itself."""
-    _, example = examples(CLIENTS, "python")
+    *_, example = examples(CLIENTS, "python")
     (tmp_path / "example.py").write_text(example)
     program = Program([sys.executable, "example.py"], tmp_path, {})
     try:
@@ -268,7 +268,7 @@ async def test_resuming_example_gets_what_it_missed(
     guide_relay: Daemon, database: Database, relay: Relays, tmp_path: Path
 ) -> None:
     """The resuming client of the clients' guide comes back to a new relay and is sent no board again."""
-    example, _ = examples(CLIENTS, "python")
+    example, *_ = examples(CLIENTS, "python")
     (tmp_path / "example.py").write_text(example)
     program = Program([sys.executable, "example.py"], tmp_path, {})
     try:
@@ -282,6 +282,34 @@ async def test_resuming_example_gets_what_it_missed(
         assert program.output.count("board.sync") == 1
     finally:
         program.end()
+
+
+async def test_examples_of_the_python_client_come_back(
+    guide_relay: Daemon, database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """With asyncio and without, they tell each change once, also those of while the relay was away."""
+    _, *ours, _ = examples(CLIENTS, "python")
+    programs = []
+    for i, example in enumerate(ours):
+        (tmp_path / f"example_{i}.py").write_text(example)
+        programs.append(Program([sys.executable, f"example_{i}.py"], tmp_path, {}))
+
+    async def all_print(lines: str) -> None:
+        await until(lambda: all(program.output == lines for program in programs), lines)
+
+    try:
+        await all_print("board.sync None: 0 tasks\n")
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        await all_print("board.sync None: 0 tasks\ntask.created a: 1 tasks\n")
+        await guide_relay.stop()
+        database.execute("delete from tasks")
+        await relay(database.dsn, ws_port=guide_relay.ws_port)
+        await all_print("board.sync None: 0 tasks\ntask.created a: 1 tasks\ntask.deleted a: 0 tasks\n")
+    finally:
+        for program in programs:
+            program.end()
+
+    assert len(programs) == 2
 
 
 async def test_javascript_example_gets_what_it_missed(

@@ -21,6 +21,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
+import relay.client
 from tests.contract import checked
 from tests.torture.oracle import Audit, Step
 
@@ -188,3 +189,63 @@ class Client:
                 self._violate(f"from {stretch.first} to {stretch.last} it was not told all once: {missing}")
         self._steps, self._marks = [], []
         self._stretches = [Stretch(self._cursor, self._cursor)] if self._cursor else []
+
+
+class PackagedClient(Client):
+    """The client of the package, which this only watches: what it tells must lead to what it holds.
+
+    Rules:
+    - It comes back by itself; here its connection is torn, and each attempt is sent to one relay or the other.
+    - After the first, a board.sync that it tells must bring a reason, for it always resumes.
+    """
+
+    def __init__(self, name: str, board: str, urls: Callable[[], list[str]], seed: str) -> None:
+        super().__init__(name, board, urls, seed, resumable=False)
+        self._watched: relay.client.Board | None = None
+
+    async def live(self) -> None:
+        """Follow the board, for ever, and tear the connection now and then."""
+        async with relay.client.connect("ws://relay.invalid", token=self._choose_relay) as self._relay:
+            self._watched = await self._relay.subscribe(self.board)
+            tearing = asyncio.create_task(self._tear())
+            try:
+                async for change in self._watched:
+                    self._note(change)
+            finally:
+                tearing.cancel()
+
+    async def _choose_relay(self) -> None:
+        """Be called before each attempt, as the token function; there is no token."""
+        self._relay._url = self._chance.choice(self._urls())  # noqa: SLF001  # that of a relay which runs
+
+    async def _tear(self) -> None:
+        while True:
+            await asyncio.sleep(self._chance.expovariate(1 / 4))
+            link = self._relay._link  # noqa: SLF001  # a network has no public name either
+            if link and link._connection and not self.calm.is_set():  # noqa: SLF001
+                link._connection.transport.abort()  # noqa: SLF001
+                self.counts["torn"] += 1
+
+    def _note(self, change: relay.client.Change) -> None:
+        self.raw.append((time.time(), repr(change)))
+        self.counts[f"packaged: {change.type}"] += 1
+        match change.type:
+            case "board.sync":
+                if self._synced and not change.reason:
+                    self._violate("the board came instead of what was missed, without a reason")
+                self._synced = True
+                self.tasks = {str(name): dict(task) for name, task in (change.tasks or {}).items()}
+            case "task.created":
+                self._apply(change.type, dict(change.task or {}))
+            case "task.updated":
+                self._apply(change.type, {"id": change.id, "changes": change.changes})
+            case "task.moved":
+                lanes = {"fromLane": change.from_lane, "toLane": change.to_lane}
+                self._apply(change.type, {"id": change.id} | lanes)
+            case _:
+                self._apply(change.type, {"id": change.id})
+
+    def check(self, audit: Audit) -> None:
+        super().check(audit)
+        if self._watched is None or self._watched.tasks != self.tasks:
+            self._violate("the board that it holds is not what its changes lead to")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
-from tests.torture.clients import Client
+from tests.torture.clients import Client, PackagedClient
 from tests.torture.oracle import Audit
 from tests.torture.world import BOARDS, World, Writers
 
@@ -66,7 +66,7 @@ async def torture(seed: str, seconds: float, keep: Path, mutant: str | None, out
     with tempfile.TemporaryDirectory() as scratch:
         world = World(Path(scratch), seed, mutant)
         async with world.running():
-            clients = [
+            clients: list[Client] = [
                 Client(
                     f"{kind}-{board}-{i}",
                     board,
@@ -77,6 +77,9 @@ async def torture(seed: str, seconds: float, keep: Path, mutant: str | None, out
                 for kind in ("plain", "resumable")
                 for board in BOARDS
                 for i in range(3)
+            ]
+            clients += [
+                PackagedClient(f"packaged-{board}", board, world.urls, f"{seed}/packaged/{board}") for board in BOARDS
             ]
             writers = Writers(world.dsn, seed, WRITERS)
             tasks = [asyncio.create_task(client.live()) for client in clients]

@@ -18,6 +18,7 @@ from websockets.frames import Close
 from websockets.http11 import Response
 
 from relay import protocol, tail
+from relay.client import link
 from relay.tail import CursorFile, Delivery, Filter, Message, Parts, Reader, States, TailError, line
 from relay.terminal import harmless
 
@@ -276,12 +277,12 @@ def test_answers_say_whether_and_when_to_come_back(
     headers = Headers({"Retry-After": asked} if asked else {})
     refused = InvalidStatus(Response(status, "", headers))
     assert (tail.hopeless(refused) is not None) == hopeless
-    assert tail.retry_after(refused) == pause
+    assert link.retry_after(refused) == pause
 
 
 def test_addresses_are_told_without_secrets() -> None:
     """Neither a password nor a token in the query is repeated."""
-    assert tail.without_secrets("wss://me:pw@relay.example.com:443/ws?token=t#f") == "wss://relay.example.com:443/ws"
+    assert link.without_secrets("wss://me:pw@relay.example.com:443/ws?token=t#f") == "wss://relay.example.com:443/ws"
 
 
 @pytest.mark.parametrize("url", ["localhost:4002", "http://localhost:4002", "ws://", "ws://host:port", "ws://[::1"])

@@ -1,0 +1,15 @@
+"""The Python client: holds boards as they are in the database, whatever happens to the connection.
+
+    async with connect("ws://localhost:4002", token=token) as relay:
+        board = await relay.subscribe("default")
+        async for change in board:
+            print(change.type, len(board.tasks))
+
+For programs without asyncio there is `relay.client.sync`. Nothing of the daemon is needed, nor imported.
+"""
+
+from relay.client import sync
+from relay.client.core import Change, RelayError, State, Task, TaskId
+from relay.client.shell import Board, Relay, Token, connect
+
+__all__ = ["Board", "Change", "Relay", "RelayError", "State", "Task", "TaskId", "Token", "connect", "sync"]

@@ -1,0 +1,708 @@
+"""What the Python client knows and decides, without a socket and without a clock. Pure.
+
+The shell (`shell.py`) tells a `Session` what happened and when: a connection opened, a message came, it ended, time
+went on. The session answers with *effects*, in `take_effects()`: what to send, when to connect, what to tell the
+program. From the inside out: a `Replica` is the tasks of one board; a `Following` knows what of it is still to come;
+the `Session` holds boards over one connection after another; a `Backlog` is what a program has not looked at yet.
+
+Rules (those of tests/conformance, which the JavaScript client keeps too):
+- A batch is applied whole or not at all, so a board is at any time what the table was at some moment.
+- What does not fit is never guessed at: the board is asked for anew.
+- Tasks are never changed in place: a change makes a new dict, so one that a program holds stays as it is.
+- Nothing of a connection that has ended is heard any more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, Final, Literal
+
+Task = dict[str, Any]
+"""A row as the relay shows it: camelCase keys, values as JSON gives them; integers keep every digit."""
+
+TaskId = str | int | float
+"""An id as it is in the messages: "1" and 1 are two tasks."""
+
+State = Literal["connecting", "catching up", "live", "offline"]
+"""`offline` whenever there is no connection after the first attempt, and of a board that was refused or left."""
+
+FIRST_PAUSE_SECONDS: Final = 0.5
+LONGEST_PAUSE_SECONDS: Final = 30.0
+"""A random share of a pause is waited after a failure; it doubles with each failure in a row, up to this."""
+
+RESTART_PAUSE_SECONDS: Final = 2.0
+"""A random share of this is waited after 1012: another relay may be there already."""
+
+PING_SECONDS: Final = 30.0
+"""How often the relay is sent a ping; a connection that brought nothing since the last is cut."""
+
+CALM_SECONDS: Final = 60.0
+"""So long after a misfit, the next one counts as the first again."""
+
+BACKLOG_CHANGES: Final = 10_000
+"""So many changes may wait for a program that does not iterate, beside the batch that was first to wait."""
+
+_BROKEN: Final = 1006
+_RESTARTING: Final = 1012
+_EXPIRED: Final = 4001
+HOPELESS_CODES: Final = frozenset({1002, 1007, 1008, 1009, 4003})
+"""Close codes after which coming back changes nothing; see docs/clients.md."""
+
+
+class RelayError(Exception):
+    """What went wrong, in one line. `code` is for programs.
+
+    The codes are those of docs/clients.md, and `closed` (turned away, in a way that waiting does not mend),
+    `unsubscribed` (the board was left before it came).
+    """
+
+    def __init__(
+        self, code: str, message: str, *, board_id: str | None = None, close_code: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.board_id = board_id
+        self.close_code = close_code
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change, which the board shows already."""
+
+    type: str
+    """`task.created`, `task.updated`, `task.moved`, `task.deleted`, or `board.sync`: the board was replaced."""
+    id: TaskId | None = None
+    """The task's; None if the whole board was replaced."""
+    task: Task | None = None
+    """The task after it; None if it was deleted."""
+    before: Task | None = None
+    """The task before it; None if it was created."""
+    changes: Task | None = None
+    """Of an update, the columns that changed, and only those."""
+    from_lane: Any = None
+    to_lane: Any = None
+    reason: str | None = None
+    """Of a `board.sync` that was not asked for: why, see docs/clients.md."""
+    tasks: Mapping[TaskId, Task] | None = None
+    """Of a `board.sync`: the board that the next changes follow."""
+    batch: int | None = None
+    """The same for all changes that became visible together; None from a server without cursors."""
+
+
+# What is read ----------------------------------------------------------------------------------------------
+
+
+def parse(text: str | bytes) -> dict[str, Any] | None:
+    """Read a message; None for what is none: no JSON, no object, no type."""
+    try:
+        try:
+            message = json.loads(text)
+        except json.JSONDecodeError:
+            return None
+        except ValueError:  # an integer of more digits than Python's int() takes; or no UTF-8, which is told again
+            message = json.loads(text, parse_int=_long_integer)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) and isinstance(message.get("type"), str) else None
+
+
+def _long_integer(digits: str) -> int | Decimal:
+    try:
+        return int(digits)
+    except ValueError:
+        return Decimal(digits)
+
+
+def lane_name(lane: object) -> str:
+    """Give the key under which a lane is listed: a string as it is, null or a number as JSON."""
+    return lane if isinstance(lane, str) else json.dumps(lane, default=str)
+
+
+# What is held ----------------------------------------------------------------------------------------------
+
+
+class Misfit(Exception):
+    """What cannot be, if we hold what the relay thinks we hold."""
+
+
+_Held = Callable[[Any], Task | None]
+
+
+class Replica:
+    """The tasks of one board, by id and by lane. Its methods raise Misfit, and then have changed nothing."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[TaskId, Task] = {}
+        self._lanes: dict[str, dict[TaskId, Task]] = {}
+        self._shown: dict[str, list[Task]] = {}
+
+    @property
+    def lanes(self) -> dict[str, list[Task]]:
+        """Each lane's tasks in order. The list of a lane that has not changed is the same as the last time."""
+        for lane, tasks in self._lanes.items():
+            if lane not in self._shown:
+                self._shown[lane] = list(tasks.values())
+        return {lane: self._shown[lane] for lane in self._lanes}
+
+    def replace(self, data: object) -> None:
+        """Hold another board, given the data of a `board.sync`."""
+        tasks: dict[TaskId, Task] = {}
+        lanes: dict[str, dict[TaskId, Task]] = {}
+        for lane, listed in _object(_object(data).get("lanes")).items():
+            if not isinstance(listed, list):
+                raise Misfit
+            its = lanes[lane] = {}
+            for each in listed:
+                task = _object(each)
+                name = _id(task)
+                if name in tasks:
+                    raise Misfit
+                its[name] = tasks[name] = task if lane_name(task.get("lane")) == lane else task | {"lane": lane}
+        self.tasks, self._lanes, self._shown = tasks, lanes, {}
+
+    def apply(self, messages: Iterable[object], batch: int | None = None) -> list[Change]:
+        """Apply messages, all or none, and return what changed."""
+        staged: dict[TaskId, Task | None] = {}
+
+        def held(name: TaskId) -> Task | None:
+            return staged[name] if name in staged else self.tasks.get(name)
+
+        changes = []
+        for each in messages:
+            message = _object(each)
+            step = _STEPS.get(_text(message.get("type")))
+            if step is None:
+                continue  # of a newer relay
+            change = replace(step(_object(message.get("data")), held), batch=batch)
+            assert change.id is not None
+            staged[change.id] = change.task
+            changes.append(change)
+        for change in changes:
+            self._commit(change)
+        return changes
+
+    def _commit(self, change: Change) -> None:
+        name, before, task = change.id, change.before, change.task
+        assert name is not None
+        leaves = None if before is None else lane_name(before.get("lane"))
+        enters = None if task is None else lane_name(task.get("lane"))
+        if leaves is not None and leaves != enters:
+            del self._lane(leaves)[name]
+        if task is None or enters is None:
+            del self.tasks[name]
+        else:
+            self.tasks[name] = self._lane(enters)[name] = task
+
+    def _lane(self, lane: str) -> dict[TaskId, Task]:
+        self._shown.pop(lane, None)
+        return self._lanes.setdefault(lane, {})
+
+
+def _object(value: object) -> Task:
+    if not isinstance(value, dict):
+        raise Misfit
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise Misfit
+    return value
+
+
+def _id(data: Task) -> TaskId:
+    name = data.get("id")
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        raise Misfit
+    return name
+
+
+def _known(data: Task, held: _Held) -> tuple[TaskId, Task]:
+    name = _id(data)
+    before = held(name)
+    if before is None:
+        raise Misfit
+    return name, before
+
+
+def _created(data: Task, held: _Held) -> Change:
+    name = _id(data)
+    if held(name) is not None:
+        raise Misfit
+    return Change("task.created", name, task=data)
+
+
+def _updated(data: Task, held: _Held) -> Change:
+    name, before = _known(data, held)
+    changes = _object(data.get("changes"))
+    if changes.get("id", name) != name:
+        raise Misfit
+    return Change("task.updated", name, task=before | changes, before=before, changes=changes)
+
+
+def _moved(data: Task, held: _Held) -> Change:
+    name, before = _known(data, held)
+    if "toLane" not in data:
+        raise Misfit
+    lane = data["toLane"]
+    return Change(
+        "task.moved",
+        name,
+        task=before | {"lane": lane},
+        before=before,
+        from_lane=data.get("fromLane"),
+        to_lane=lane,
+    )
+
+
+def _deleted(data: Task, held: _Held) -> Change:
+    name, before = _known(data, held)
+    return Change("task.deleted", name, before=before)
+
+
+_STEPS: Final[Mapping[str, Callable[[Task, _Held], Change]]] = {
+    "task.created": _created,
+    "task.updated": _updated,
+    "task.moved": _moved,
+    "task.deleted": _deleted,
+}
+
+
+class Backlog:
+    """Changes that a program has not looked at yet. If it does not look for long, one `board.sync` stands for all.
+
+    A `board.sync` that waits is of the board as it is when the program comes to it, so nothing is kept after it.
+    """
+
+    def __init__(self, limit: int = BACKLOG_CHANGES) -> None:
+        self._limit = limit
+        self._waiting: deque[Change] = deque()
+
+    def put(self, changes: Sequence[Change]) -> None:
+        """Keep changes that the board shows from now on; a `board.sync` comes alone."""
+        if self._waiting and self._waiting[-1].type == "board.sync":
+            return
+        if self._waiting and len(self._waiting) + len(changes) > self._limit:
+            self._waiting = deque([Change("board.sync", reason="fell_behind")])
+        else:
+            self._waiting += changes
+
+    def get(self) -> Change | None:
+        """Return the next change, None if the program has seen them all."""
+        return self._waiting.popleft() if self._waiting else None
+
+
+# Effects ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Connect; then say `opened` or `ended`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this on the connection."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hangup:
+    """End the connection, or the attempt, and say nothing more of it."""
+
+    politely: bool
+    """Whether there is somebody to say good-bye to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Tell of changes, all of which the board shows."""
+
+    board: Following
+    changes: list[Change]
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """Tell of a board's new state."""
+
+    board: Following
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Tell of an error; of a board, or of the connection."""
+
+    board: Following | None
+    error: RelayError
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """Tell who presented the longest waiting token that it was taken, or why not."""
+
+    error: RelayError | None = None
+
+
+Effect = Attempt | Send | Hangup | Changed | Entered | Failed | Authenticated
+
+
+# A board ---------------------------------------------------------------------------------------------------
+
+
+class Following:
+    """One board that is followed: what is held, and how far it has come. Its methods are for the session."""
+
+    def __init__(self, name: str, state: State) -> None:
+        self.name = name
+        self.state: State = state
+        self.replica = Replica()
+        self.cursor: str | None = None
+        self.present = False
+        """Whether there has been a board."""
+        self._parts: list[object] = []
+        self._batches = 0
+        self._misfits = 0
+        self._last_misfit = float("-inf")
+
+    @property
+    def followed(self) -> bool:
+        """Whether messages of it may come."""
+        return self.state in {"live", "catching up"}
+
+    def ask(self) -> str:
+        """Return what asks for it."""
+        self._parts = []
+        return json.dumps({"type": "subscribe", "boardId": self.name, "cursor": self.cursor})
+
+    def receive(self, message: dict[str, Any]) -> list[Change] | None:
+        """Take a message; return what changed, None while the board is not there or whole. Raises Misfit."""
+        match message["type"]:
+            case "board.sync":
+                return self._take_board(message)
+            case "batch":
+                return self._take_part(message)
+            case _:
+                return self._take_plain(message)
+
+    def _take_board(self, message: dict[str, Any]) -> list[Change]:
+        self.replica.replace(message.get("data"))
+        self._parts = []
+        self.cursor = _cursor(message)
+        self.present = True
+        reason = message.get("reason")
+        return [Change("board.sync", reason=reason if isinstance(reason, str) else None)]
+
+    def _take_part(self, message: dict[str, Any]) -> list[Change] | None:
+        if self.cursor is None:
+            return None  # a board.sync is to come first
+        data, cursor = message.get("data"), _cursor(message)
+        if not isinstance(data, list):
+            raise Misfit
+        self._parts += data
+        if cursor is None:
+            return None
+        changes = self.replica.apply(self._parts, self._batches + 1)
+        self._parts, self.cursor = [], cursor
+        self._batches += 1
+        return changes
+
+    def _take_plain(self, message: dict[str, Any]) -> list[Change] | None:
+        """From a server without cursors."""
+        if self.cursor is not None or self.state != "live":
+            return None
+        return self.replica.apply([message])
+
+    def misfit(self, now: float) -> int:
+        """Forget how far it has come; return how many misfits there were shortly before this one."""
+        self._misfits = 0 if now - self._last_misfit > CALM_SECONDS else self._misfits + 1
+        self._last_misfit = now
+        self._parts, self.cursor = [], None
+        return self._misfits
+
+
+def _cursor(message: dict[str, Any]) -> str | None:
+    cursor = message.get("cursor")
+    return cursor if isinstance(cursor, str) else None
+
+
+# The session -----------------------------------------------------------------------------------------------
+
+_Timer = Literal["attempt", "ping"] | Following
+_PING: Final = '{"type":"ping"}'
+
+
+class Session:
+    """Boards, over one connection after another. Times are seconds of any clock that only goes forward."""
+
+    def __init__(self, chance: Callable[[], float], ping_seconds: float = PING_SECONDS) -> None:
+        self.boards: dict[str, Following] = {}
+        self.state: Literal["connecting", "live", "offline"] = "connecting"
+        self.stopped: RelayError | None = None
+        """Why it does not come back by itself."""
+        self.has_held_a_board = False
+        self._chance = chance
+        self._ping_seconds = ping_seconds
+        self._link: Literal["none", "attempt", "open"] = "none"
+        self._effects: list[Effect] = []
+        self._timers: dict[_Timer, float] = {}
+        self._failures = 0
+        self._board_came = False
+        self._heard = False
+        self._authenticating = 0
+        self._closed = False
+
+    def take_effects(self) -> list[Effect]:
+        """Return what is to be done, in order; to be asked after each other call."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    @property
+    def due(self) -> float | None:
+        """When to say `tick` next."""
+        return min(self._timers.values(), default=None)
+
+    # What the program wants
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._attempt()
+
+    def subscribe(self, name: str) -> Following:
+        """Follow a board: the same object, if it is followed already."""
+        if self._closed:
+            raise RelayError("closed", "this relay was closed: connect again", board_id=name)
+        if name in self.boards:
+            return self.boards[name]
+        board = Following(name, "connecting" if self.state == "live" else self.state)
+        self.boards[name] = board
+        if self._link == "open":
+            self._ask(board)
+        elif self.stopped:
+            self._fail(board, self.stopped)
+        elif self._link == "none" and "attempt" not in self._timers:
+            self._attempt()
+        return board
+
+    def unsubscribe(self, board: Following) -> None:
+        """Follow a board no longer; it stays as it is."""
+        if self.boards.get(board.name) is not board:
+            return
+        del self.boards[board.name]
+        self._timers.pop(board, None)
+        if board.followed:
+            self._send({"type": "unsubscribe", "boardId": board.name})
+        self._enter(board, "offline")
+
+    def authenticate(self, token: str) -> bool:
+        """Present a fresh token; tell whether there is a connection to do so, on which an answer is to come."""
+        if self._link == "open":
+            self._authenticating += 1
+            self._send({"type": "authenticate", "token": token})
+            return True
+        if self.stopped and not self._closed:
+            self.stopped = None
+            self._attempt()
+        return False
+
+    def close(self) -> None:
+        """End everything; the boards stay as they are."""
+        if self._closed:
+            return
+        self._closed = True
+        self._hang_up(politely=True)
+        for board in list(self.boards.values()):
+            self._enter(board, "offline")
+
+    # What happened
+
+    def opened(self, now: float) -> None:
+        """Take note that the attempt has led to a connection."""
+        self._link, self.state, self._heard = "open", "live", True
+        self._timers["ping"] = now + self._ping_seconds
+        for board in self.boards.values():
+            self._ask(board)
+
+    def heard(self) -> None:
+        """Take note that something came, be it a part of a message."""
+        self._heard = True
+
+    def received(self, text: str | bytes, now: float) -> None:
+        """Take a message."""
+        if self._link != "open":
+            return
+        self._heard = True
+        message = parse(text)
+        if message is None:
+            self._hang_up(politely=False)
+            self._come_back(now, _BROKEN)
+        elif message["type"] == "authenticated":
+            self._answer(None)
+            for board in self.boards.values():
+                if not board.followed:
+                    self._ask(board)
+        elif message["type"] == "error":
+            self._refused(message.get("data"), now)
+        else:
+            self._receive(self._board_of(message), message, now)
+
+    def ended(
+        self, code: int, reason: str, now: float, *, at_least: float = 0.0, hopeless: str | None = None
+    ) -> None:
+        """Take note that the connection, or the attempt, has ended.
+
+        `at_least` is the pause that the relay asked for, `hopeless` says why waiting does not mend it.
+        """
+        if self._link == "none":
+            return
+        if code in HOPELESS_CODES and hopeless is None:
+            hopeless = f"the relay closed the connection: {reason or 'no reason'} ({code})"
+        self._end_link()
+        if hopeless is None:
+            self._come_back(now, code, at_least)
+            return
+        self.stopped = RelayError("closed", hopeless, close_code=code)
+        self._effects.append(Failed(None, self.stopped))
+        for board in list(self.boards.values()):
+            self._fail(board, self.stopped)
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        for timer in sorted(self._timers, key=lambda each: self._timers[each]):
+            if self._timers.get(timer, now + 1) > now:
+                continue
+            del self._timers[timer]
+            if timer == "attempt":
+                self._attempt()
+            elif timer == "ping":
+                self._ping(now)
+            elif isinstance(timer, Following):
+                self._ask(timer)
+
+    # Messages
+
+    def _board_of(self, message: dict[str, Any]) -> Following | None:
+        if "boardId" in message:
+            name = message["boardId"]
+            board = self.boards.get(name) if isinstance(name, str) else None
+            return board if board and board.followed else None
+        # A server without cursors does not say of which board it speaks.
+        followed = [board for board in self.boards.values() if board.followed]
+        data = message.get("data")
+        named = data.get("boardId") if message["type"] == "task.created" and isinstance(data, dict) else None
+        return followed[0] if len(followed) == 1 and named in {None, followed[0].name} else None
+
+    def _receive(self, board: Following | None, message: dict[str, Any], now: float) -> None:
+        if board is None:
+            return
+        try:
+            changes = board.receive(message)
+        except Misfit:
+            self._ask_anew(board, now)
+            return
+        if changes is None:
+            return
+        self._timers.pop(board, None)
+        self._board_came = self.has_held_a_board = True
+        self._failures = 0
+        self._enter(board, "live")
+        if changes:
+            self._effects.append(Changed(board, changes))
+
+    def _ask_anew(self, board: Following, now: float) -> None:
+        """At once the first time; but a relay whose answers never fit is not to be asked without end."""
+        misfits = board.misfit(now)
+        if misfits == 0:
+            self._ask(board)
+        else:
+            self._enter(board, "catching up")
+            self._timers[board] = now + self._chance() * longest_pause(misfits)
+
+    def _refused(self, data: object, now: float) -> None:
+        told = data if isinstance(data, dict) else {}
+        code, name = str(told.get("code")), told.get("boardId")
+        error = RelayError(code, f"the relay refused: {told.get('message')} ({code})", board_id=name)
+        board = self.boards.get(name) if isinstance(name, str) else None
+        if board:
+            self._timers.pop(board, None)
+            self._fail(board, error)
+        elif code == "not_authenticated":
+            self._answer(error)
+        else:
+            self._effects.append(Failed(None, error))
+        if code == "too_many_messages":
+            for other in self.boards.values():  # one that asked for a board may be among those not heard
+                if other.state == "catching up":
+                    self._timers[other] = now + self._chance() * RESTART_PAUSE_SECONDS
+
+    def _answer(self, error: RelayError | None) -> None:
+        if self._authenticating:
+            self._authenticating -= 1
+            self._effects.append(Authenticated(error))
+
+    def _ask(self, board: Following) -> None:
+        self._enter(board, "catching up")
+        self._effects.append(Send(board.ask()))
+
+    def _send(self, message: object) -> None:
+        self._effects.append(Send(json.dumps(message)))
+
+    def _enter(self, board: Following, state: State) -> None:
+        if board.state != state:
+            board.state = state
+            self._effects.append(Entered(board))
+
+    def _fail(self, board: Following, error: RelayError) -> None:
+        self._enter(board, "offline")
+        self._effects.append(Failed(board, error))
+
+    # The connection
+
+    def _attempt(self) -> None:
+        self._timers.pop("attempt", None)
+        self._link, self._board_came = "attempt", False
+        self._effects.append(Attempt())
+
+    def _ping(self, now: float) -> None:
+        if self._heard:
+            self._heard = False
+            self._effects.append(Send(_PING))
+            self._timers["ping"] = now + self._ping_seconds
+        else:
+            self._hang_up(politely=False)
+            self._come_back(now, _BROKEN)
+
+    def _hang_up(self, *, politely: bool) -> None:
+        if self._link != "none":
+            self._effects.append(Hangup(politely))
+        self._end_link()
+
+    def _end_link(self) -> None:
+        self._link, self.state = "none", "offline"
+        self._timers.clear()
+        while self._authenticating:
+            self._answer(RelayError("closed", "the connection ended before the token was answered: present it again"))
+        for board in self.boards.values():
+            self._enter(board, "offline")
+
+    def _come_back(self, now: float, code: int, at_least: float = 0.0) -> None:
+        if self._closed or not self.boards:
+            return  # until a board is wanted
+        if code == _RESTARTING:
+            pause = self._chance() * RESTART_PAUSE_SECONDS
+        elif code == _EXPIRED and self._board_came:
+            pause = 0.0
+        else:
+            self._failures += 1
+            pause = self._chance() * longest_pause(self._failures)
+        self._timers["attempt"] = now + at_least + pause
+
+
+def longest_pause(failures: int) -> float:
+    """Return the longest pause after so many failures in a row, in seconds."""
+    return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 20))

@@ -1,0 +1,342 @@
+"""The Python client over asyncio: does what the `Session` of `core.py` decides, and tells the program.
+
+Rules:
+- Whatever is said to the session, its effects are carried out in the same step (`Relay._act`).
+- One task makes a connection and reads it, one writes; what one that was given up still has to say is not heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Final, Self
+
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from relay.client import core, link
+from relay.client.core import Backlog, Change, Following, RelayError, Session, State, Task, TaskId
+
+log: Final = logging.getLogger("relay.client")
+
+TokenFunction = Callable[[], str | Awaitable[str | None] | None]
+Token = str | None | TokenFunction
+
+_BROKEN: Final = 1006
+
+
+def connect(url: str, *, token: Token = None) -> Relay:
+    """Connect to a relay, and again whenever the connection is lost: `async with connect(…) as relay`.
+
+    `token` is a token, or a function (it may be async) that is called before each attempt to connect.
+    Raises ValueError for what is no address, or no token.
+    """
+    return Relay(url, token)
+
+
+class Board:
+    """One board, as it is in the database. Iterate over it for its changes, each once, in order.
+
+    The first is a `board.sync`: the board as it is then. A later loop goes on where the last one left. A program that
+    lets too many changes wait is given one `board.sync` instead of them, whose `reason` is `fell_behind`.
+    It ends when the board is left, and raises RelayError when the relay turns us away, or refuses the board.
+    """
+
+    def __init__(self, relay: Relay, following: Following) -> None:
+        self._relay = relay
+        self._following = following
+        self._backlog = Backlog()
+        self._woken = asyncio.Event()
+        self._error: RelayError | None = None
+        self._left = False
+        self._looping = False
+        self._waiting = 0
+        """How many calls of `subscribe` wait for it."""
+
+    @property
+    def id(self) -> str:
+        return self._following.name
+
+    @property
+    def tasks(self) -> Mapping[TaskId, Task]:
+        """The tasks by id. Yours to read; a change makes a new dict for its task."""
+        return self._following.replica.tasks
+
+    @property
+    def lanes(self) -> Mapping[str, list[Task]]:
+        """Each lane's tasks in order."""
+        return self._following.replica.lanes
+
+    @property
+    def state(self) -> State:
+        return self._following.state
+
+    def unsubscribe(self) -> None:
+        """Follow the board no longer; it stays as it is, and loops over it end."""
+        self._relay._leave(self)  # noqa: SLF001  # the two are one
+
+    def __aiter__(self) -> AsyncIterator[Change]:
+        return self
+
+    async def __anext__(self) -> Change:
+        if self._looping:
+            raise RuntimeError("two loops over one board: each change would reach only one of them")
+        self._looping = True
+        try:
+            return await self._next()
+        finally:
+            self._looping = False
+
+    async def _next(self) -> Change:
+        while True:
+            if change := self._backlog.get():
+                return replace(change, tasks=dict(self.tasks)) if change.type == "board.sync" else change
+            self._raise_error()
+            if self._left:
+                raise StopAsyncIteration
+            self._woken.clear()
+            await self._woken.wait()
+
+    async def _first(self) -> None:
+        """Wait until the board is there. Raises RelayError."""
+        while not self._following.present:
+            self._raise_error()
+            if self._left:
+                raise RelayError("unsubscribed", "the board was left before it came", board_id=self.id)
+            self._woken.clear()
+            await self._woken.wait()
+
+    def _raise_error(self) -> None:
+        """Tell an error once, for the relay may yet allow the board; but as often as asked that all is over."""
+        if error := self._error:
+            self._error = self._relay._session.stopped  # noqa: SLF001  # the two are one
+            raise error
+
+    # For the relay
+
+    def _changed(self, changes: list[Change]) -> None:
+        self._backlog.put(changes)
+        self._error = None
+        self._woken.set()
+
+    def _failed(self, error: RelayError) -> None:
+        self._error = error
+        self._woken.set()
+
+    def _end(self) -> None:
+        self._left = True
+        self._woken.set()
+
+
+class Relay:
+    """Boards over one connection after another; see `connect`."""
+
+    def __init__(self, url: str, token: Token = None, *, ping_seconds: float = core.PING_SECONDS) -> None:
+        link.check(url)
+        self._url = url
+        self._token = token if callable(token) else link.check_token(token)
+        self._session = Session(random.random, ping_seconds)
+        self._boards: dict[Following, Board] = {}
+        self._link: _Link | None = None
+        self._links: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._authenticating: deque[tuple[str, asyncio.Future[None]]] = deque()
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._session.start()
+        self._act()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def state(self) -> State:
+        return self._session.state
+
+    async def subscribe(self, board_id: str) -> Board:
+        """Follow a board; return once it is there, however long that takes. The same object, if called twice.
+
+        Raises RelayError if the relay turns us away or refuses the board.
+        """
+        following = self._session.subscribe(board_id)
+        board = self._boards.setdefault(following, Board(self, following))
+        self._act()
+        board._waiting += 1  # noqa: SLF001  # the two are one
+        try:
+            await board._first()  # noqa: SLF001
+        finally:
+            board._waiting -= 1  # noqa: SLF001
+            if not following.present and not board._waiting:  # noqa: SLF001
+                board.unsubscribe()  # nobody has it
+        return board
+
+    async def authenticate(self, token: str) -> None:
+        """Present a fresh token; return when the relay has taken it, or at once while there is no connection.
+
+        Raises RelayError with code `not_authenticated` if it is not good; the last one then still is.
+        """
+        if link.check_token(token) is None:
+            raise ValueError("there is no token: expected a string")
+        if not self._session.authenticate(token):
+            self._keep(token)
+            self._act()
+            return
+        answer = self._loop.create_future()
+        self._authenticating.append((token, answer))
+        self._act()
+        await answer
+
+    async def close(self) -> None:
+        """End everything. The boards stay as they are, and loops over them end."""
+        self._session.close()
+        self._act()
+        for board in self._boards.values():
+            board._end()  # noqa: SLF001  # the two are one
+        await asyncio.gather(*self._links, return_exceptions=True)
+
+    def _leave(self, board: Board) -> None:
+        self._session.unsubscribe(board._following)  # noqa: SLF001  # the two are one
+        self._boards.pop(board._following, None)  # noqa: SLF001
+        board._end()  # noqa: SLF001
+        self._act()
+
+    def _keep(self, token: str) -> None:
+        """Present this from now on; a function is asked each time."""
+        if not callable(self._token):
+            self._token = token
+
+    # What the session decides
+
+    def _act(self) -> None:
+        while effects := self._session.take_effects():
+            for effect in effects:
+                self._carry_out(effect)
+        if self._timer:
+            self._timer.cancel()
+        due = self._session.due
+        self._timer = None if due is None else self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._session.tick(self._loop.time())
+        self._act()
+
+    def _carry_out(self, effect: core.Effect) -> None:
+        match effect:
+            case core.Attempt():
+                self._link = _Link(self)
+                self._links.add(self._link.task)
+                self._link.task.add_done_callback(self._links.discard)
+            case core.Send(text):
+                assert self._link
+                self._link.outgoing.put_nowait(text)
+            case core.Hangup(politely):
+                assert self._link
+                self._link.hang_up(politely=politely)
+                self._link = None
+            case core.Changed(following, changes):
+                if board := self._boards.get(following):
+                    board._changed(changes)  # noqa: SLF001  # the two are one
+            case core.Failed(following, error):
+                log.warning("%s", error)
+                if following and (board := self._boards.get(following)):
+                    board._failed(error)  # noqa: SLF001
+            case core.Authenticated(error):
+                token, answer = self._authenticating.popleft()
+                self._answer(token, answer, error)
+            case core.Entered(following):
+                log.debug("board %r is %s", following.name, following.state)
+
+    def _answer(self, token: str, answer: asyncio.Future[None], error: RelayError | None) -> None:
+        if error is None:
+            self._keep(token)
+        if answer.done():
+            return  # nobody waits for it any more
+        if error is None:
+            answer.set_result(None)
+        else:
+            answer.set_exception(error)
+
+    # What the connection tells
+
+    async def _fresh_token(self) -> str | None:
+        token = self._token() if callable(self._token) else self._token
+        return link.check_token(await token if inspect.isawaitable(token) else token)
+
+    def _opened(self, of: _Link) -> None:
+        if of is self._link:
+            log.info("connected to %s", link.without_secrets(self._url))
+            self._session.opened(self._loop.time())
+            self._act()
+
+    def _received(self, of: _Link, text: bytes) -> None:
+        if of is self._link:
+            self._session.received(text, self._loop.time())
+            self._act()
+
+    def _ended(self, of: _Link, ex: Exception) -> None:
+        if of is not self._link:
+            return
+        self._link = None
+        code = ex.rcvd.code if isinstance(ex, ConnectionClosed) and ex.rcvd else _BROKEN
+        log.info("no connection to %s: %s (%d)", link.without_secrets(self._url), link.reason(ex), code)
+        mendable = link.is_refused(ex) and callable(self._token) and self._session.has_held_a_board
+        self._session.ended(
+            code,
+            link.reason(ex),
+            self._loop.time(),
+            at_least=link.retry_after(ex),
+            hopeless=None if mendable else link.hopeless(ex),
+        )
+        self._act()
+
+
+class _Link:
+    """One attempt to connect, and the connection that it leads to."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._connection: ClientConnection | None = None
+        self.outgoing: asyncio.Queue[str] = asyncio.Queue()
+        self.task = asyncio.create_task(self._run())
+
+    def hang_up(self, *, politely: bool) -> None:
+        if self._connection and not politely:
+            self._connection.transport.abort()
+        self.task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.timeout(link.OPEN_SECONDS):
+                token = await self._relay._fresh_token()  # noqa: SLF001  # the two are one
+        except Exception as ex:  # noqa: BLE001  # whatever the program's function raises
+            self._relay._ended(self, OSError(f"the token function failed: {ex!r}"))  # noqa: SLF001
+            return
+        try:
+            async with link.connected(self._relay._url, token, self._relay._session.heard) as self._connection:  # noqa: SLF001
+                await self._follow(self._connection)
+        except link.FAILURES as ex:
+            self._relay._ended(self, ex)  # noqa: SLF001
+
+    async def _follow(self, connection: ClientConnection) -> None:
+        writing = asyncio.create_task(self._write(connection))
+        try:
+            self._relay._opened(self)  # noqa: SLF001
+            while True:
+                self._relay._received(self, await connection.recv(decode=False))  # noqa: SLF001
+        finally:
+            writing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writing
+
+    async def _write(self, connection: ClientConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):  # the reader tells
+            while True:
+                await connection.send(await self.outgoing.get())

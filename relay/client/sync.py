@@ -1,0 +1,156 @@
+"""The Python client for programs without asyncio: the same boards, kept up to date by a thread.
+
+    with relay.client.sync.connect("ws://localhost:4002") as relay:
+        board = relay.subscribe("default")
+        for change in board: …
+
+Rules:
+- All of the client runs in one event loop, in a thread of its own; each call here asks it and waits.
+- What a board shows is a copy, for it may change at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any, Self, TypeVar
+
+from relay.client import core, shell
+from relay.client.core import Change, State, Task, TaskId
+
+_T = TypeVar("_T")
+
+
+def connect(url: str, *, token: shell.Token = None) -> Relay:
+    """Connect to a relay, and again whenever the connection is lost: `with connect(…) as relay`.
+
+    `token` is a token, or a function that is called before each attempt to connect, in the client's thread.
+    Raises ValueError for what is no address, or no token.
+    """
+    return Relay(shell.connect(url, token=token))
+
+
+class Board:
+    """One board, as it is in the database; see `relay.client.Board`."""
+
+    def __init__(self, relay: Relay, board: shell.Board) -> None:
+        self._relay = relay
+        self._board = board
+
+    @property
+    def id(self) -> str:
+        return self._board.id
+
+    @property
+    def tasks(self) -> Mapping[TaskId, Task]:
+        """The tasks by id, as they are now."""
+        return self._relay._ask(lambda: dict(self._board.tasks))  # noqa: SLF001  # the two are one
+
+    @property
+    def lanes(self) -> Mapping[str, list[Task]]:
+        """Each lane's tasks in order, as they are now."""
+        return self._relay._ask(lambda: dict(self._board.lanes))  # noqa: SLF001
+
+    @property
+    def state(self) -> State:
+        return self._board.state
+
+    def unsubscribe(self) -> None:
+        """Follow the board no longer; it stays as it is, and loops over it end."""
+        self._relay._ask(self._board.unsubscribe)  # noqa: SLF001
+
+    def __iter__(self) -> Iterator[Change]:
+        return self
+
+    def __next__(self) -> Change:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Change:
+        """Return the next change. Raises TimeoutError if none comes in so many seconds, StopIteration at the end."""
+        if self._relay.is_open and (change := self._relay._wait(self._next(), timeout)):  # noqa: SLF001
+            return change
+        raise StopIteration
+
+    async def _next(self) -> Change | None:
+        return await anext(self._board, None)
+
+
+class Relay:
+    """Boards over one connection after another; see `connect`. Its calls may come from any thread."""
+
+    def __init__(self, relay: shell.Relay) -> None:
+        self._relay = relay
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._boards: dict[shell.Board, Board] = {}
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="relay.client", daemon=True)
+        self._thread.start()
+        self._wait(self._relay.__aenter__(), None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def state(self) -> State:
+        return self._relay.state
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is within its `with` block."""
+        return self._loop is not None
+
+    def subscribe(self, board_id: str, timeout: float | None = None) -> Board:
+        """Follow a board; return once it is there. The same object, if called twice.
+
+        Raises RelayError if the relay turns us away or refuses the board, TimeoutError if it does not come in so
+        many seconds.
+        """
+        board = self._wait(self._relay.subscribe(board_id), timeout)
+        return self._boards.setdefault(board, Board(self, board))
+
+    def authenticate(self, token: str) -> None:
+        """Present a fresh token; see `relay.client.Relay.authenticate`."""
+        self._wait(self._relay.authenticate(token), None)
+
+    def close(self) -> None:
+        """End everything. The boards stay as they are, and loops over them end."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            return
+        self._wait(self._relay.close(), None)
+        self._loop = self._thread = None
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    def _ask(self, question: Callable[[], _T]) -> _T:
+        """Have the client's thread answer, which alone touches boards; without it nothing changes them."""
+
+        async def answer() -> _T:  # for the loop runs nothing else
+            return question()
+
+        return self._wait(answer(), None) if self._loop else question()
+
+    def _wait(self, what: Coroutine[Any, Any, _T], timeout: float | None) -> _T:
+        if self._loop is None:
+            what.close()
+            raise core.RelayError("closed", "this relay is not open: use it in `with relay.client.sync.connect(…)`")
+        future = asyncio.run_coroutine_threadsafe(_within(timeout, what), self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # Ctrl-C, too, ends what is waited for
+
+
+async def _within(timeout: float | None, what: Coroutine[Any, Any, _T]) -> _T:  # noqa: ASYNC109  # that of a call
+    """Wait for so many seconds, in the loop itself: a change that comes at the last moment is not lost."""
+    try:
+        async with asyncio.timeout(timeout):
+            return await what
+    except TimeoutError:
+        raise TimeoutError(f"nothing came within {timeout} seconds") from None
