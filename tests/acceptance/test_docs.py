@@ -33,7 +33,8 @@ OPERATOR = ROOT / "docs" / "operations.md"
 CLIENTS = ROOT / "docs" / "clients.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 SECURITY = ROOT / "docs" / "security.md"
-DOCUMENTS = (README, DBA, OPERATOR, CLIENTS, PERFORMANCE, SECURITY)
+CONSISTENCY = ROOT / "docs" / "consistency.md"
+DOCUMENTS = (README, DBA, OPERATOR, CLIENTS, CONSISTENCY, PERFORMANCE, SECURITY)
 
 
 NEEDS_DAEMON = {"tail", "status"}
