@@ -105,7 +105,7 @@ def hopeless(ex: Exception, *, credential: str = "a good token", address: str = 
     match ex:
         case InvalidStatus(response=response):
             status = response.status_code
-            if not HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING_STATUSES:
+            if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING_STATUSES:
                 return None
             if is_refused(ex):
                 return f"the relay refused the connection (HTTP {status}): give {credential}"

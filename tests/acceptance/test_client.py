@@ -131,7 +131,7 @@ async def turned_away(daemon: Daemon) -> None:
     cases = {
         (daemon.url, "bad"): ("closed", "the relay refused the connection (HTTP 401): give a good token"),
         (daemon.url, other): ("not_allowed", "the relay refused: "),
-        (f"ws://{HOST}:{daemon.health_port}", None): ("closed", "HTTP 404 was answered: expected the WebSocket"),
+        (f"ws://{HOST}:{daemon.health_port}", None): ("closed", "HTTP 200 was answered: expected the WebSocket"),
     }
     for (url, token), (code, message) in cases.items():
         async with asyncio.timeout(SECONDS), client.connect(url, token=token) as connection:

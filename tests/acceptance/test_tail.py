@@ -245,5 +245,5 @@ async def test_what_cannot_be_mended_is_one_line(database: Database, relay: Rela
     assert elsewhere.returncode == 1
     assert elsewhere.stderr.splitlines() == [
         f"relay tail: connecting: {health}",
-        "Error: HTTP 404 was answered: expected the WebSocket endpoint of a relay, so check --url",
+        "Error: HTTP 200 was answered: expected the WebSocket endpoint of a relay, so check --url",
     ]
