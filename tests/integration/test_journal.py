@@ -218,3 +218,15 @@ async def test_long_transaction_costs_reading_nothing(database: Database, relay:
 
     assert found
     assert sum(found) < 100
+
+
+def test_slot_that_nobody_wrote_in_counts_as_new(database: Database) -> None:
+    """After days without a change, the first one is neither old nor overdue."""
+    database.execute("select relay.prune('0', 1)")  # what relay.watch wrote
+    database.execute("update relay.slots set opened_at = opened_at - interval '3 days'")
+    database.execute("select relay.prune()")
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+
+    ((oldest, overdue),) = database.fetch("select oldest_seconds, overdue_seconds from relay.vitals()")
+    assert 0 < oldest < 600
+    assert overdue == 0

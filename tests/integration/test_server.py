@@ -92,6 +92,11 @@ class Peer:
         async with asyncio.timeout(DEADLINE):
             return await self._reader.readuntil(b"\r\n\r\n")
 
+    async def read_exactly(self, count: int) -> bytes:
+        """Return so many bytes."""
+        async with asyncio.timeout(DEADLINE):
+            return await self._reader.readexactly(count)
+
     async def read_rest(self) -> bytes:
         """Return all there is until the server ends the connection, in whatever way."""
         found = b""
@@ -997,6 +1002,26 @@ async def test_stopping_does_not_wait_for_who_keeps_talking(monkeypatch: pytest.
                 await endpoint.close()
         finally:
             talking.cancel()
+
+
+async def test_stopping_waits_for_who_still_reads(
+    accepted: list[Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that takes longer than the closing may, but goes on reading, is sent all that waits, and the close."""
+    monkeypatch.setattr(server, "CLOSE_SECONDS", 0.3)
+    message = frame(b"x" * MEBIBYTE)
+    async with listening() as endpoint, Peer.to(endpoint) as peer:
+        for _ in range(4):
+            accepted[0].send(message)
+        closing = asyncio.create_task(endpoint.close())
+        began, left = asyncio.get_running_loop().time(), 4 * len(message)
+        while left:
+            left -= len(await peer.read_exactly(min(left, MEBIBYTE // 4)))
+            await asyncio.sleep(0.05)  # as slow as it is
+
+        assert asyncio.get_running_loop().time() - began > 2 * server.CLOSE_SECONDS
+        assert await peer.close_code() == 1012
+        await closing
 
 
 async def test_stopping_cuts_off_who_has_not_shaken_hands(endpoint: Endpoint, accepted: list[Connection]) -> None:
