@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
 from relay.embedded import free_port
 from tests.acceptance.support import SECONDS, Message, Program, Relays, until
 from tests.acceptance.test_docs import CLIENTS, examples
-from tests.acceptance.test_guide import BROWSERS, node, npm_package
+from tests.acceptance.test_guide import installed_browser, node, npm_package
 from tests.servers import Database, do_without
 
 ROOT: Final = Path(__file__).parents[2]
@@ -145,19 +145,11 @@ async def test_node_follows_through_a_kill(database: Database, relay: Relays, tm
 @pytest.fixture
 async def page() -> AsyncIterator[Page]:
     """Yield a page of the browser that is installed; a fault in the page's scripts fails the test."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        do_without("no Chromium or Chrome is installed: on Debian and Ubuntu, apt install chromium")
-    quiet = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-component-update", *quiet]
-        )
+    async with installed_browser() as browser:
         page = await (await browser.new_context()).new_page()
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         yield page
-        await browser.close()
     assert faults == []
 
 

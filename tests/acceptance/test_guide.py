@@ -27,7 +27,7 @@ from typing import Any, Final
 from unittest.mock import ANY
 
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.acceptance.support import Message, Program, environment, until
 from tests.contract import checked
@@ -250,9 +250,9 @@ async def expect_board(page: Page, **lanes: list[str]) -> None:
         await expect(page.locator(f"[data-lane={lane}] .task")).to_have_text(cards)
 
 
-@pytest.fixture
-async def page(guide_server: str) -> AsyncIterator[Page]:
-    """Yield a page of the browser that is installed; a fault in the page's scripts fails the test."""
+@contextlib.asynccontextmanager
+async def installed_browser() -> AsyncIterator[Browser]:
+    """Run the browser that is installed."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         do_without("no Chromium or Chrome is installed: on Debian and Ubuntu, apt install chromium")
@@ -261,11 +261,18 @@ async def page(guide_server: str) -> AsyncIterator[Page]:
         browser = await playwright.chromium.launch(
             executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-component-update", *quiet]
         )
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def page(guide_server: str) -> AsyncIterator[Page]:
+    """Yield a page of the browser that is installed; a fault in the page's scripts fails the test."""
+    async with installed_browser() as browser:
         page = await browser.new_page(base_url=guide_server)
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         yield page
-        await browser.close()
     assert faults == []
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -20,14 +19,14 @@ import aiohttp
 import jwt
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, Locator, Page, expect
 
 from relay.access import LEEWAY_SECONDS
 from relay.embedded import free_port
 from relay.page import policy
 from tests.acceptance.support import RELAY, Daemon, Program, Relays, until
-from tests.acceptance.test_guide import BROWSERS
-from tests.servers import Database, Server, do_without, temporary_database
+from tests.acceptance.test_guide import installed_browser
+from tests.servers import Database, Server, temporary_database
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,16 +41,8 @@ CUT_OFF: Final = re.compile(r"WebSocket connection to .* failed|net::ERR_(CONNEC
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     """Yield the browser that is installed."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        do_without("no Chromium or Chrome is installed: on Debian and Ubuntu, apt install chromium")
-    quiet = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync")
-    async with async_playwright() as playwright:
-        started = await playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-component-update", *quiet]
-        )
+    async with installed_browser() as started:
         yield started
-        await started.close()
 
 
 @pytest.fixture(scope="module")
