@@ -85,11 +85,9 @@ class Board(Generic[S]):
         return bool(self._waiting) and self._tail is None
 
     @property
-    def oldest(self) -> Snapshot | None:
-        """The earliest cursor of those who wait to resume, if any do and no read of the journal is under way."""
-        if not self._resuming or self._missed_tail is not None:
-            return None
-        return earliest(self._resuming.values())
+    def resuming(self) -> set[Snapshot]:
+        """The cursors of those who wait to resume, if any do and no read of the journal is under way."""
+        return set() if self._missed_tail is not None else set(self._resuming.values())
 
     @property
     def live(self) -> AbstractSet[S]:
@@ -246,13 +244,16 @@ class Board(Generic[S]):
         yield from (group for _, group in self._ahead)
 
 
-def earliest(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Return the snapshot that all others see at least as much as."""
+def bounds(snapshots: Iterable[Snapshot]) -> tuple[Snapshot, Snapshot]:
+    """Return the snapshot that all others see at least as much as, and the one that sees all that others do."""
     first, *others = snapshots
+    earliest = latest = first
     for other in others:
-        if first.covers(other):
-            first = other
-    return first
+        if earliest.covers(other):
+            earliest = other
+        if not latest.covers(other):
+            latest = other
+    return earliest, latest
 
 
 def _reason(steps: Iterable[Step]) -> Reason | None:

@@ -1,7 +1,7 @@
 """What Postgres says: the journal's entries, and how they become messages. Pure.
 
 A *change* is one entry of the journal: a row went from one version to another. A *transaction* is all the changes
-that became visible together. `messages` turns a transaction into the messages of each board it touches.
+that became visible together. Its `messages` are those of each board it touches.
 
 Rules:
 - Row images stay as Postgres wrote them. Columns are compared by their JSON text: both images of a change were
@@ -142,18 +142,17 @@ class Transaction:
     changes: list[Change] = field(default_factory=list)
     sync: Reason | None = None
 
+    def messages(self, boards: Container[str | None]) -> dict[str, list[Message] | None]:
+        """Give each of `boards` that it touches the messages for its subscribers, in order.
 
-def messages(transaction: Transaction, boards: Container[str | None]) -> dict[str, list[Message] | None]:
-    """Give each of `boards` that a transaction touches the messages for its subscribers, in order.
-
-    None instead of messages: the board must be read again. Those of other boards are not even encoded.
-    """
-    ordered, untold = _in_version_order(_one_key_each(transaction.changes))
-    found: dict[str, list[Message]] = defaultdict(list)
-    for change in ordered:
-        for board, message in _change_messages(change, boards):
-            found[board].append(message)
-    return {**found, **{board: None for board in untold if board is not None and board in boards}}
+        None instead of messages: the board must be read again. Those of other boards are not even encoded.
+        """
+        ordered, untold = _in_version_order(_one_key_each(self.changes))
+        found: dict[str, list[Message]] = defaultdict(list)
+        for change in ordered:
+            for board, message in _change_messages(change, boards):
+                found[board].append(message)
+        return {**found, **{board: None for board in untold if board is not None and board in boards}}
 
 
 def _change_messages(change: Change, boards: Container[str | None]) -> Iterator[tuple[str, Message]]:

@@ -1,4 +1,4 @@
-"""The command line: `relay serve`, `check`, `tail`, `status`, `schema`, `demo`, `sql` and `bench`.
+"""The command line: `relay serve`, `publish`, `check`, `tail`, `status`, `schema`, `demo`, `sql` and `bench`.
 
 Rules:
 - A user's mistake is one line on standard error and exit code 1 or 2, never a traceback.
@@ -39,7 +39,7 @@ from relay import (
     write_tax,
 )
 
-_SHORT: Final[Mapping[str, str]] = {"WS_WORKERS": "--workers"}
+_SHORT: Final[Mapping[str, str]] = {"WS_WORKERS": "--workers", "SERVE_FROM": "--from", "PUBLISH_TO": "--to"}
 """Settings that have a second, shorter option."""
 
 _USERS_MISTAKES: Final = (
@@ -104,8 +104,24 @@ def _secrets() -> dict[str, str]:
     return {name: os.environ[name] for name in config.NO_OPTION if name in os.environ}
 
 
+_SERVERS: Final = tuple(name for name in config.Settings.model_fields if name not in config.PUBLISHERS)
+_PUBLISHERS: Final = (
+    *config.PUBLISHERS,
+    "DATABASE_URL",
+    "NATS_STREAM",
+    "NATS_CREDENTIALS",
+    "NATS_CA",
+    "NATS_CERT",
+    "NATS_KEY",
+    "WS_HOST",
+    "HEALTH_PORT",
+    "HEALTH_BUDGET",
+    "LOG_LEVEL",
+)
+
+
 @cli.command()
-@_settings_options()
+@_settings_options(*_SERVERS)
 def serve(**options: str | None) -> None:
     """Run the daemon until Ctrl-C or SIGTERM; a second one cuts its clients off, and exit code 1 says so."""
     with _one_line_errors():
@@ -116,7 +132,17 @@ def serve(**options: str | None) -> None:
 
 
 @cli.command()
-@_settings_options()
+@_settings_options(*_PUBLISHERS)
+def publish(**options: str | None) -> None:
+    """Publish all boards to NATS JetStream, for relays that serve from there, until Ctrl-C or SIGTERM."""
+    with _one_line_errors():
+        settings = config.load(_given(options))
+        logs.start(settings.LOG_LEVEL)
+        asyncio.run(daemon.publish(settings))
+
+
+@cli.command()
+@_settings_options(*_SERVERS)
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
 @click.pass_context
 def check(context: click.Context, /, as_json: bool, **options: str | None) -> None:

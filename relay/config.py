@@ -83,6 +83,21 @@ class Settings(BaseModel):
         "", description="connection string of the database; what it leaves out, libpq's PG* variables give"
     )
 
+    SERVE_FROM: str = Field("", description="NATS servers that clients are served from, instead of the database")
+    PUBLISH_TO: str = Field("nats://localhost:4222", description="NATS servers that the feed is published to")
+    NATS_STREAM: str = Field(
+        "relay",
+        pattern="^[A-Za-z0-9_-]{1,64}$",
+        description="name of the JetStream stream, and first part of subjects",
+    )
+    NATS_CREDENTIALS: str = Field("", description="file of credentials for NATS, as nsc makes it")
+    NATS_CA: str = Field("", description="file of the authorities that NATS's certificate must be from")
+    NATS_CERT: str = Field("", description="file of a certificate to show to NATS")
+    NATS_KEY: str = Field("", description="file of its key, if that is another")
+    NATS_KEEP: int = Field(3600, ge=60, description="seconds that a stream made by the publisher keeps changes")
+    NATS_KEEP_BYTES: int = Field(1024**3, ge=1024**2, description="bytes of them that it keeps at most")
+    NATS_REPLICAS: int = Field(1, ge=1, le=5, description="NATS servers that it is kept on")
+
     @property
     def is_open(self) -> bool:
         """Whether everybody gets in, for no credential is configured."""
@@ -117,6 +132,22 @@ class Settings(BaseModel):
                 raise ValueError("no origin")
         return value
 
+    @field_validator("SERVE_FROM", "PUBLISH_TO")
+    @classmethod
+    def _are_servers(cls, value: str) -> str:
+        for server in filter(None, value.split(",")):
+            parts = urlsplit(server.strip())
+            if parts.scheme not in {"nats", "tls"} or not parts.hostname or parts.path:
+                raise ValueError("no NATS server")
+        return value
+
+    @field_validator("NATS_KEY")
+    @classmethod
+    def _has_nats_certificate(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("NATS_CERT"):
+            raise ValueError("no certificate")
+        return value
+
     @field_validator("WS_TLS_KEY")
     @classmethod
     def _has_certificate(cls, value: str, info: ValidationInfo) -> str:
@@ -133,6 +164,8 @@ class Settings(BaseModel):
             raise ValueError("no connection string") from None
         return value
 
+
+_SERVERS: Final = "addresses like nats://host:4222 or tls://host:4222, separated by commas"
 
 ALLOWED: Final[Mapping[str, str]] = {
     "WS_PORT": "a port from 0 to 65535, 0 for any free one",
@@ -168,10 +201,23 @@ ALLOWED: Final[Mapping[str, str]] = {
     "BOARD_PAGE": "true or false",
     "LOG_LEVEL": "info, warning or error",
     "DATABASE_URL": "postgresql://user@host/database, or key=value pairs as libpq takes them",
+    "SERVE_FROM": _SERVERS,
+    "PUBLISH_TO": _SERVERS,
+    "NATS_STREAM": "up to 64 letters, digits, _ and -",
+    "NATS_CREDENTIALS": "the path of a file",
+    "NATS_CA": "the path of a file",
+    "NATS_CERT": "the path of a file",
+    "NATS_KEY": "the path of a file, along with NATS_CERT",
+    "NATS_KEEP": "seconds from 60",
+    "NATS_KEEP_BYTES": "bytes from 1048576",
+    "NATS_REPLICAS": "a whole number from 1 to 5",
 }
 
-SECRET: Final = frozenset({"DATABASE_URL", "WS_TOKENS", "WS_JWT_SECRET"})
+SECRET: Final = frozenset({"DATABASE_URL", "WS_TOKENS", "WS_JWT_SECRET", "SERVE_FROM", "PUBLISH_TO"})
 """Settings whose value no message repeats, for it may hold a password."""
+
+PUBLISHERS: Final = frozenset({"PUBLISH_TO", "NATS_KEEP", "NATS_KEEP_BYTES", "NATS_REPLICAS"})
+"""Settings that are the publisher's alone."""
 
 NO_OPTION: Final = frozenset({"WS_TOKENS", "WS_JWT_SECRET"})
 """Settings that are no options of the command line, which every user of the machine can read."""

@@ -1,4 +1,4 @@
-"""The daemon: puts the parts together, starts them, and stops them when told to."""
+"""The daemons: put the parts together, start them, and stop them when told to. One serves clients, one publishes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from relay.config import Settings
 from relay.monitor import Monitor
 from relay.page import Page
 from relay.supervisor import Supervisor
-from relay.worker import Worker, named
+from relay.worker import Worker, named, nats_installed
 from relay.workers import Workers
 
 log = structlog.get_logger()
@@ -62,6 +62,32 @@ async def serve(settings: Settings) -> bool:
             task.cancel()
     log.info("relay.stopped")
     return not signals.stop_at_once.is_set()
+
+
+async def publish(settings: Settings) -> None:
+    """Publish the feed until SIGINT or SIGTERM. Raises StartError."""
+    with nats_installed("PUBLISH_TO"):
+        from relay.publisher import Publisher  # noqa: PLC0415  # of an extra, which not everybody has
+    signals, supervisor = Signals(), Supervisor()
+    publisher = Publisher(settings)
+    monitor = Monitor(publisher.status)
+    async with contextlib.AsyncExitStack() as stack:
+        with named("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
+            stack.push_async_callback(monitor.close)
+            health_port = await monitor.open(settings.WS_HOST, settings.HEALTH_PORT)
+        log.info("publisher.running", health=health_port)
+        publishing = asyncio.create_task(publisher.run(), name="publisher")
+        keeping = asyncio.create_task(supervisor.keep())
+        supervisor.tell("READY=1")
+        await _either(publishing, signals.stop.wait())
+        supervisor.tell("STOPPING=1")
+        if not publishing.done():
+            await _either(publisher.leave(), signals.stop_at_once.wait())
+        for task in (publishing, keeping):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+    log.info("relay.stopped")
 
 
 async def _either(*awaited: Awaitable[object]) -> None:

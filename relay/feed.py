@@ -31,14 +31,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, Protocol, get_args
 
 import psycopg
 import structlog
 
-from relay.changes import WatchOutdated
+from relay.changes import Transaction, WatchOutdated
 from relay.cursor import Era, Reason
-from relay.hub import Hub
+from relay.hub import Resume
 from relay.session import FeedError, Session, Vitals, conninfo
 from relay.snapshot import Snapshot
 from relay.status import Database, Histogram
@@ -200,6 +200,33 @@ class Canary:
         return f"{waited}: the doorbell is not heard: is there a transaction pooler in between?"
 
 
+class Follower(Protocol):
+    """Who takes what the feed finds: a `Hub`, or a publisher. See there what each method means."""
+
+    def __contains__(self, board: object) -> bool: ...
+
+    def begin(self, era: Era, position: Snapshot, lost: Reason | None) -> None: ...
+
+    def publish(self, transactions: Sequence[Transaction], position: Snapshot | None) -> None: ...
+
+    async def settled(self) -> None:
+        """Wait until it can be told more."""
+
+    def refresh(self) -> None: ...
+
+    def begin_read(self, name: str) -> bool: ...
+
+    def abandon_read(self, name: str) -> None: ...
+
+    def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None: ...
+
+    def begin_resume(self) -> Resume | None: ...
+
+    def abandon_resume(self) -> None: ...
+
+    def resumed(self, now: Snapshot, transactions: Sequence[Transaction] | None, horizon: Snapshot) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Question:
     asked: Sequence[tuple[Mapping[str, Any], str]]
@@ -209,16 +236,17 @@ class _Question:
 class Feed:
     """Follows the journal of one database and reads its boards: the hub's `Source`.
 
-    `problem` says in one line why the feed is not running, and is None while it is.
+    It begins now, or goes on from a position in an era. `problem` says in one line why it is not running, and is None
+    while it is.
 
     For metrics: `commit_to_socket` is how long canaries took, `transactions` counts those that were found, `rung` the
     doorbells that were heard, `skipped` about how many transactions did not ring, `sessions` how often it was
     connected, `continuity_lost` how often it could not go on from its position.
     """
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, era: Era | None = None, position: Snapshot | None = None) -> None:
         self.commit_to_socket = Histogram()
-        self.transactions = self.rung = self.skipped = self.sessions = 0
+        self.transactions = self.rung = self.skipped = self.sessions = self.entries = 0
         self.continuity_lost: Counter[str] = Counter()
         self._vitals: Vitals | None = None
         self._canary = Canary(time.monotonic())
@@ -232,8 +260,8 @@ class Feed:
         self._resting: dict[str, float] = {}
         self._changes_wanted = asyncio.Event()
         self._questions: asyncio.Queue[_Question] = asyncio.Queue()
-        self._position: Snapshot | None = None
-        self._era: Era | None = None
+        self._position = position
+        self._era = era
         # While a batch is published in parts, nothing else is handed over. If it is not published to its end, clients
         # have a part of it that would come to them again.
         self._between_batches = asyncio.Lock()
@@ -273,6 +301,10 @@ class Feed:
         return time.monotonic() - self._looked
 
     @property
+    def stream(self) -> None:
+        """Tell nothing of a stream: there is none between the database and this feed."""
+
+    @property
     def database(self) -> Database | None:
         """Tell how the database's side is, while it is connected."""
         if self._vitals is None:
@@ -296,7 +328,7 @@ class Feed:
                 return await caught_up
         return False
 
-    async def run(self, hub: Hub) -> None:
+    async def run(self, hub: Follower) -> None:
         """Feed the hub until cancelled."""
         retry = Retry()
         while True:
@@ -323,7 +355,7 @@ class Feed:
             log.error("feed.problem", problem=problem)
             self._end_waiting(math.inf, caught_up=False)
 
-    async def _begin(self, session: Session, hub: Hub) -> None:
+    async def _begin(self, session: Session, hub: Follower) -> None:
         """Go on from the position, if what follows it is still there; else from now, and say why."""
         era = await session.era()
         paused = await session.end_pause()
@@ -338,6 +370,7 @@ class Feed:
         self._era = era
         self._vitals = await session.vitals()
         hub.begin(era, self._position, lost)
+        await hub.settled()
         self._report(session.unwatched())
 
     def _lost(self, era: Era, now: Snapshot, horizon: Snapshot, *, paused: bool) -> Reason | None:
@@ -355,7 +388,7 @@ class Feed:
             return "batch_cut_short"
         return None if era.shape == self._era.shape else "schema_changed"
 
-    async def _follow(self, session: Session, hub: Hub) -> None:
+    async def _follow(self, session: Session, hub: Follower) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read_journal(session, hub))
             tasks.create_task(self._read_boards(session, hub))
@@ -367,7 +400,7 @@ class Feed:
             tasks.create_task(self._refresh(hub))
             tasks.create_task(_watch_links(session))
 
-    async def _read_journal(self, session: Session, hub: Hub) -> None:
+    async def _read_journal(self, session: Session, hub: Follower) -> None:
         clock = asyncio.get_running_loop()
         pace = Pace(silent=session.silent)
         checked = clock.time()
@@ -412,7 +445,7 @@ class Feed:
         if (took := self._canary.came(label, way, time.monotonic())) is not None:
             self.commit_to_socket = self.commit_to_socket.observe(took)
 
-    async def _read_batch(self, session: Session, hub: Hub) -> tuple[int, float]:
+    async def _read_batch(self, session: Session, hub: Follower) -> tuple[int, float]:
         """Read and publish what is new; return how many transactions that was, and for how long feeds are awake."""
         assert self._position is not None, "a session begins with a position"
         async with contextlib.aclosing(session.since(self._position)) as batches:
@@ -428,9 +461,10 @@ class Feed:
                     self._position = batch.now
                     self._cut_short = False
                     hub.publish(batch.transactions, batch.now)
+                await hub.settled()
         return batch.committed, batch.awake
 
-    def _give_up(self, hub: Hub, now: Snapshot) -> None:
+    def _give_up(self, hub: Follower, now: Snapshot) -> None:
         """Go on from now, for too much was committed since the position."""
         assert self._era is not None, "a session begins with an era"
         self._position = now
@@ -438,7 +472,7 @@ class Feed:
         log.info("feed.sync", reason="too_much_missed")
         hub.begin(self._era, now, "too_much_missed")
 
-    async def _check_shape(self, session: Session, hub: Hub) -> None:
+    async def _check_shape(self, session: Session, hub: Follower) -> None:
         """Send everybody their boards anew when a watched table is no longer what it was."""
         assert self._era is not None, "a session begins with an era"
         assert self._position is not None, "a session begins with a position"
@@ -448,8 +482,9 @@ class Feed:
             self._era = replace(self._era, shape=shape)
             log.info("feed.sync", reason="schema_changed")
             hub.begin(self._era, self._position, "schema_changed")
+            await hub.settled()
 
-    async def _read_boards(self, session: Session, hub: Hub) -> None:
+    async def _read_boards(self, session: Session, hub: Follower) -> None:
         loop = asyncio.get_running_loop()
         while True:
             name = await self._wanted.get()
@@ -471,7 +506,7 @@ class Feed:
         self._resting[name] = loop.time() + min(GATHER_SHARE * read_seconds, GATHER_SECONDS)
         loop.call_at(self._resting[name], self._resting.pop, name, None)
 
-    async def _read_missed(self, session: Session, hub: Hub) -> None:
+    async def _read_missed(self, session: Session, hub: Follower) -> None:
         while True:
             await self._changes_wanted.wait()
             self._changes_wanted.clear()
@@ -514,7 +549,7 @@ class Feed:
             self._vitals = await session.vitals()
             await asyncio.sleep(PRUNE_SECONDS)
 
-    async def _refresh(self, hub: Hub) -> None:
+    async def _refresh(self, hub: Follower) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             async with self._between_batches:

@@ -18,16 +18,16 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Protocol
 
 import structlog
 
 from relay import protocol
-from relay.board import Board, Delivery, Step, earliest
-from relay.changes import Transaction, messages
+from relay.board import Board, Delivery, Step, bounds
 from relay.cursor import CursorRefused, Era, Reason
 from relay.protocol import Message
 from relay.snapshot import Snapshot
@@ -64,11 +64,28 @@ class Source(Protocol):
         """Have the journal read: `begin_resume`, then `resumed` or `abandon_resume`."""
 
 
+class Committed(Protocol):
+    """A transaction: `changes.Transaction`, or one whose messages a publisher has encoded.
+
+    With `sync`, it did what only reading the boards again can show: the reason.
+    """
+
+    @property
+    def xid(self) -> int: ...
+
+    @property
+    def sync(self) -> Reason | None: ...
+
+    def messages(self, boards: Container[str | None]) -> Mapping[str, list[Message] | None]:
+        """Give each of `boards` that it touches the messages for its subscribers; None: it must be read again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """What is to be read for those who resume: the changes of these boards since a snapshot."""
+    """What is to be read for those who resume, whose cursors are between two: the changes of these boards."""
 
     oldest: Snapshot
+    newest: Snapshot
     boards: frozenset[str]
 
 
@@ -172,7 +189,7 @@ class Hub:
         for name, board in self._boards.items():
             self._ask_for(name, board)
 
-    def publish(self, transactions: Sequence[Transaction], position: Snapshot | None) -> None:
+    def publish(self, transactions: Sequence[Committed], position: Snapshot | None) -> None:
         """Deliver what was committed since the last position, in this order.
 
         Without a position, more of it follows, perhaps of the same transaction; until it has, there is no moment at
@@ -197,6 +214,9 @@ class Hub:
                 self._deliver(name, board, board.publish([], position))
                 resumable = board.live & self._resumable.get(name, frozenset())
                 self._deliver(name, board, [Delivery(resumable, (), position)])
+
+    async def settled(self) -> None:
+        """Wait for nothing: a hub takes everything at once."""
 
     def refresh(self) -> None:
         """Renew the cursors of boards on which nothing happened since the last time, before they grow too old."""
@@ -236,20 +256,21 @@ class Hub:
 
     def begin_resume(self) -> Resume | None:
         """Note that the feed begins to read the journal for those who resume; None if nobody does any more."""
-        oldest = {name: since for name, board in self._boards.items() if (since := board.oldest)}
-        if not oldest or self._resuming:
+        cursors = {name: cursors for name, board in self._boards.items() if (cursors := board.resuming)}
+        if not cursors or self._resuming:
             return None
-        self._resuming = frozenset(oldest)
+        self._resuming = frozenset(cursors)
         for name in self._resuming:
             self._boards[name].begin_resume()
-        return Resume(earliest(oldest.values()), self._resuming)
+        oldest, newest = bounds(chain.from_iterable(cursors.values()))
+        return Resume(oldest, newest, self._resuming)
 
     def abandon_resume(self) -> None:
         """Note that the read failed; it is asked for again."""
         for _, board in self._end_resume():
             board.abandon_resume()
 
-    def resumed(self, now: Snapshot, transactions: Sequence[Transaction] | None, horizon: Snapshot) -> None:
+    def resumed(self, now: Snapshot, transactions: Sequence[Committed] | None, horizon: Snapshot) -> None:
         """Hand over what became visible between `Resume.oldest` and `now` on these boards; None if it is too much.
 
         The journal holds all that follows `horizon`.
@@ -396,7 +417,7 @@ def _messages(delivery: Delivery[Subscriber]) -> Iterator[Message]:
         yield from step.messages
 
 
-def _steps(transactions: Iterable[Transaction], boards: dict[str, Board[Subscriber]]) -> dict[str, list[Step]]:
+def _steps(transactions: Iterable[Committed], boards: dict[str, Board[Subscriber]]) -> dict[str, list[Step]]:
     """Tell what the transactions mean to each of the boards."""
     steps: defaultdict[str, list[Step]] = defaultdict(list)
     for transaction in transactions:
@@ -404,7 +425,7 @@ def _steps(transactions: Iterable[Transaction], boards: dict[str, Board[Subscrib
             for name in boards:
                 steps[name].append(Step(transaction.xid, (), transaction.sync))
             continue
-        for name, found in messages(transaction, boards).items():
+        for name, found in transaction.messages(boards).items():
             sync: Reason | None = "order_unknown" if found is None else None
             steps[name].append(Step(transaction.xid, found or (), sync))
     return steps

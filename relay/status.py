@@ -71,6 +71,8 @@ class Counts(BaseModel):
     """Doorbells that the feed heard."""
     skipped: int = 0
     """About how many transactions did not ring."""
+    entries: int = 0
+    """Entries of the stream, written or read."""
     suppressed: int = 0
     """Lines that were not logged, for there were too many of their kind."""
 
@@ -114,6 +116,18 @@ class Database(BaseModel):
     """All that was committed so long ago has been passed on."""
 
 
+class StreamStatus(BaseModel):
+    """The stream of NATS JetStream, as a publisher or an edge sees it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    connected: bool
+    active: bool | None = None
+    """Whether this publisher is the active one; None for an edge."""
+    entry: int | None = None
+    """The sequence of the last entry that was written, or read."""
+
+
 class Status(BaseModel):
     """How it is at a moment."""
 
@@ -138,7 +152,9 @@ class Status(BaseModel):
     lag_seconds: float = 0.0
     """All that was committed so long ago has been passed on."""
     database: Database | None = None
-    """None while the feed is not connected."""
+    """None while the feed is not connected, or is not one of a database."""
+    stream: StreamStatus | None = None
+    """None where clients are served from the database."""
     counts: Counts = Counts()
     workers: int = 1
     """How many processes serve clients; `of` so many."""

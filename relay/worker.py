@@ -20,7 +20,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -32,6 +32,9 @@ from relay.guard import Guard
 from relay.hub import Hub
 from relay.server import Endpoint, Limits, Places, deflated_frame, frame
 from relay.status import Counts, Status
+
+if TYPE_CHECKING:
+    from relay.edge import Edge
 
 log = structlog.get_logger()
 
@@ -54,7 +57,7 @@ class Worker:
         self._settings = settings
         self._shares_port = places is not None
         self._stopping = False
-        self._feed = Feed(settings.DATABASE_URL)
+        self._feed = _feed(settings)
         self._guard = Guard(settings, rates or Rates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL))
         self._hub = Hub(self._feed, frame, deflated_frame)
         self._endpoint: Endpoint | None = None
@@ -139,6 +142,7 @@ class Worker:
             unready=problem or (None if feed.proven else "no canary has come back yet"),
             lag_seconds=feed.lag,
             database=feed.database,
+            stream=feed.stream,
             counts=_counts(self._hub, endpoint, feed),
         )
 
@@ -153,7 +157,27 @@ class Worker:
             await self._endpoint.close()
 
 
-def _counts(hub: Hub, endpoint: Endpoint, feed: Feed) -> Counts:
+def _feed(settings: Settings) -> Feed | Edge:
+    """Choose where changes come from. Raises StartError if what it takes is not installed."""
+    if not settings.SERVE_FROM:
+        return Feed(settings.DATABASE_URL)
+    with nats_installed("SERVE_FROM"):
+        from relay.edge import Edge  # noqa: PLC0415  # of an extra, which not everybody has
+    return Edge(settings)
+
+
+@contextlib.contextmanager
+def nats_installed(setting: str) -> Iterator[None]:
+    """Say in one line how to install what it takes to speak with NATS."""
+    try:
+        yield
+    except ModuleNotFoundError as ex:
+        if (ex.name or "").partition(".")[0] != "nats":
+            raise
+        raise StartError(f"{setting}: nats-py is not installed: run pip install 'pg-relay[nats]'") from None
+
+
+def _counts(hub: Hub, endpoint: Endpoint, feed: Feed | Edge) -> Counts:
     return Counts(
         messages=hub.sent,
         bytes=hub.sent_bytes,
@@ -167,6 +191,7 @@ def _counts(hub: Hub, endpoint: Endpoint, feed: Feed) -> Counts:
         transactions=feed.transactions,
         rung=feed.rung,
         skipped=feed.skipped,
+        entries=feed.entries,
         suppressed=logs.suppressed(),
     )
 

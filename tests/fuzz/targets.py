@@ -20,7 +20,7 @@ from websockets.frames import Frame, Opcode
 from relay import protocol, session
 from relay.access import Access, AccessError, Gate, Rates, Refused, Visitor, client_address, networks, static_tokens
 from relay.access import signing_keys as read_keys
-from relay.changes import Transaction, Watch, WatchOutdated, messages
+from relay.changes import Transaction, Watch, WatchOutdated
 from relay.cursor import CursorRefused, Era
 from relay.hub import Hub
 from relay.protocol import BadMessage
@@ -197,7 +197,7 @@ def row(data: bytes) -> None:
     )
     with contextlib.suppress(WatchOutdated):
         change = session._change(WATCH, entry)  # noqa: SLF001
-        told = messages(Transaction(1, [change] if change else []), {old_board, new_board})
+        told = Transaction(1, [change] if change else []).messages({old_board, new_board})
         for encoded in (each.json for its in told.values() for each in its or ()):
             assert isinstance(json.loads(encoded)["data"], dict), "no message"
 

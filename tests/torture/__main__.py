@@ -9,14 +9,17 @@ from pathlib import Path
 
 import click
 
+from tests.torture.edges import EdgesWorld
 from tests.torture.mutants import MUTANTS
 from tests.torture.run import torture
+from tests.torture.world import World
 
 
 @click.command()
 @click.option("--minutes", type=float, default=1.0, show_default=True, help="how long to torture")
 @click.option("--seed", default=None, help="what chance starts from  [default: a new one]")
 @click.option("--mutant", type=click.Choice(sorted(MUTANTS)), help="torture a broken relay instead")
+@click.option("--nats", is_flag=True, help="with NATS JetStream, publishers and edges beside the relay")
 @click.option(
     "--keep",
     type=click.Path(path_type=Path),
@@ -24,9 +27,10 @@ from tests.torture.run import torture
     show_default=True,
     help="the folder in which a failure leaves what it takes to understand it",
 )
-def main(minutes: float, seed: str | None, mutant: str | None, keep: Path) -> None:
+def main(minutes: float, seed: str | None, mutant: str | None, nats: bool, keep: Path) -> None:
     """Torture the relay and say whether anybody was told anything but the truth."""
-    verdict = asyncio.run(torture(seed or secrets.token_hex(4), minutes * 60, keep, mutant, sys.stdout))
+    world = EdgesWorld if nats else World
+    verdict = asyncio.run(torture(seed or secrets.token_hex(4), minutes * 60, keep, mutant, sys.stdout, world))
     sys.exit(1 if verdict.violations else 0)
 
 

@@ -58,13 +58,15 @@ def _list(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
 
 
-async def torture(seed: str, seconds: float, keep: Path, mutant: str | None, output: IO[str]) -> Verdict:
-    """Torture a relay for a while; print what happens."""
+async def torture(
+    seed: str, seconds: float, keep: Path, mutant: str | None, output: IO[str], kind: type[World] = World
+) -> Verdict:
+    """Torture relays for a while; print what happens."""
     print(f"seed {seed}" + (f", mutant {mutant}" if mutant else ""), file=output, flush=True)
     started = time.monotonic()
     verdict = Verdict(seed)
     with tempfile.TemporaryDirectory() as scratch:
-        world = World(Path(scratch), seed, mutant)
+        world = kind(Path(scratch), seed, mutant)
         async with world.running():
             clients: list[Client] = [
                 Client(

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import psycopg
 
@@ -177,7 +177,10 @@ def _statement(connection: psycopg.Connection, chance: random.Random) -> None:
 
 
 class World:
-    """Everything but the clients."""
+    """Everything but the clients. `forgiven` is what a fault may raise that comes upon another."""
+
+    faults_known: ClassVar[tuple[Callable[[Any], Awaitable[None]], ...]] = ()
+    forgiven: ClassVar[tuple[type[Exception], ...]] = ()
 
     def __init__(self, folder: Path, seed: str, mutant: str | None) -> None:
         self.folder = folder
@@ -197,15 +200,20 @@ class World:
         with EmbeddedPostgres() as self._postgres:
             await asyncio.to_thread(install, self.dsn)
             await self.execute(_AUDIT)
-            async with Proxy("127.0.0.1", self._postgres.port) as self._proxy:
+            async with Proxy("127.0.0.1", self._postgres.port) as self._proxy, self._beside():
                 try:
-                    for number in range(2):
+                    for number in range(len(self._relays)):
                         await self._start_relay(number)
                     yield
                 finally:
                     for relay in self._relays:
                         if relay:
                             relay.end()
+
+    @contextlib.asynccontextmanager
+    async def _beside(self) -> AsyncIterator[None]:
+        """Run what there is beside Postgres and the relays."""
+        yield
 
     @property
     def dsn(self) -> str:
@@ -237,11 +245,11 @@ class World:
 
     async def fault(self) -> None:
         """Have one thing go wrong, and mend it."""
-        happens = self._chance.choice(FAULTS)
+        happens = self._chance.choice(self.faults_known or FAULTS)
         name = happens.__name__
         self.faults[name] += 1
         self.story.append(f"{time.time():.3f} {name} begins")
-        with contextlib.suppress(psycopg.OperationalError, psycopg.errors.LockNotAvailable):
+        with contextlib.suppress(psycopg.OperationalError, psycopg.errors.LockNotAvailable, *self.forgiven):
             await happens(self)
         self.story.append(f"{time.time():.3f} {name} is over")
 
@@ -270,7 +278,7 @@ class World:
 
     async def kill_relay(self) -> None:
         """A relay is killed, and started again."""
-        number = self._chance.randrange(2)
+        number = self._chance.randrange(len(self._relays))
         if relay := self._relays[number]:
             self._relays[number] = None
             relay.signal(signal.SIGKILL)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from relay.changes import Change, Side, Transaction, Version, Watch, messages
+from relay.changes import Change, Side, Transaction, Version, Watch
 from relay.protocol import Message, Row
 
 WATCH = Watch(1, "public.tasks", "id", "board_id", "lane", frozenset())
@@ -41,7 +41,7 @@ def deleted(old: Side, *, here: bool = False, depth: int = 1) -> Change:
 
 def said(*changes: Change, boards: Iterable[str | None] = BOARDS) -> dict[str, list[tuple[str, Any]]]:
     """Return what each board's subscribers are told of one transaction: type and data of every message."""
-    found = messages(Transaction(10, list(changes)), frozenset(boards))
+    found = Transaction(10, list(changes)).messages(frozenset(boards))
     return {
         board: [_type_and_data(message) for message in its_messages]
         for board, its_messages in found.items()
@@ -51,7 +51,7 @@ def said(*changes: Change, boards: Iterable[str | None] = BOARDS) -> dict[str, l
 
 def untold(*changes: Change) -> set[str]:
     """Return the boards that must be read again after one transaction."""
-    found = messages(Transaction(10, list(changes)), BOARDS)
+    found = Transaction(10, list(changes)).messages(BOARDS)
     return {board for board, its_messages in found.items() if its_messages is None}
 
 

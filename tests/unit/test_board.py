@@ -372,16 +372,16 @@ def test_who_missed_a_truncate_gets_the_board_and_the_reason(where: str) -> None
 
 def test_a_read_of_the_journal_that_failed_is_needed_again() -> None:
     board = resuming("10:10:")
-    assert board.oldest is None
+    assert board.resuming == set()
     board.abandon_resume()
-    assert board.oldest == at("10:10:")
+    assert board.resuming == {at("10:10:")}
 
 
 def test_who_resumes_while_the_journal_is_read_waits_for_the_next_read() -> None:
     board = resuming("10:10:")
     board.resume("late", at("11:11:"))
     assert delivered(board.resumed(at("12:12:"), [step(10), step(11)], at("12:12:"))) == [({"10:10:"}, b"[10][11]")]
-    assert board.oldest == at("11:11:")
+    assert board.resuming == {at("11:11:")}
 
 
 def test_a_sync_and_a_resume_of_one_board_each_have_their_own_tail() -> None:

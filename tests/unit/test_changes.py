@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.changes import Change, Side, Transaction, UnreadableRow, Version, Watch, WatchOutdated, messages
+from relay.changes import Change, Side, Transaction, UnreadableRow, Version, Watch, WatchOutdated
 from tests.unit.tasks import (
     BOARDS,
     WATCH,
@@ -254,7 +254,7 @@ def test_numbers_keep_their_digits(number: str) -> None:
         return Side(task(WATCH, image), "b", Version(1, f"(0,{place})"))
 
     changes = [inserted(at(1, number)), updated(at(1, "1"), at(2, number))]
-    told = [messages(Transaction(10, [change]), BOARDS)["b"] or [] for change in changes]
+    told = [Transaction(10, [change]).messages(BOARDS)["b"] or [] for change in changes]
     assert [message.json.decode() for [message] in told] == [
         f'{{"type":"task.created","data":{{"id":1,"boardId":"b","lane":"todo","n":{number}}}}}',
         f'{{"type":"task.updated","data":{{"id":1,"changes":{{"n":{number}}}}}}}',

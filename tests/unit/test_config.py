@@ -44,6 +44,16 @@ def test_the_defaults_are_the_guides() -> None:
         "BOARD_PAGE": True,
         "LOG_LEVEL": "info",
         "DATABASE_URL": "",
+        "SERVE_FROM": "",
+        "PUBLISH_TO": "nats://localhost:4222",
+        "NATS_STREAM": "relay",
+        "NATS_CREDENTIALS": "",
+        "NATS_CA": "",
+        "NATS_CERT": "",
+        "NATS_KEY": "",
+        "NATS_KEEP": 3600,
+        "NATS_KEEP_BYTES": 1_073_741_824,
+        "NATS_REPLICAS": 1,
     }
 
 
@@ -82,6 +92,16 @@ def test_settings_are_read_from_text() -> None:
         "WS_TLS_KEY": "/key",
         "HEALTH_PORT": "65535",
         "DATABASE_URL": "host=db user=relay",
+        "SERVE_FROM": "tls://a:4222, nats://b",
+        "PUBLISH_TO": "nats://relay:secret@a",
+        "NATS_STREAM": "feed",
+        "NATS_CREDENTIALS": "/creds",
+        "NATS_CA": "/ca",
+        "NATS_CERT": "/nats-cert",
+        "NATS_KEY": "/nats-key",
+        "NATS_KEEP": "60",
+        "NATS_KEEP_BYTES": "1048576",
+        "NATS_REPLICAS": "5",
     }
     assert config.load(given).model_dump() == {
         "WS_PORT": 0,
@@ -117,6 +137,16 @@ def test_settings_are_read_from_text() -> None:
         "WS_TLS_KEY": "/key",
         "HEALTH_PORT": 65_535,
         "DATABASE_URL": "host=db user=relay",
+        "SERVE_FROM": "tls://a:4222, nats://b",
+        "PUBLISH_TO": "nats://relay:secret@a",
+        "NATS_STREAM": "feed",
+        "NATS_CREDENTIALS": "/creds",
+        "NATS_CA": "/ca",
+        "NATS_CERT": "/nats-cert",
+        "NATS_KEY": "/nats-key",
+        "NATS_KEEP": 60,
+        "NATS_KEEP_BYTES": 1_048_576,
+        "NATS_REPLICAS": 5,
     }
 
 

@@ -767,7 +767,7 @@ def test_who_resumes_on_any_of_many_boards_is_served_by_one_read_from_the_oldest
     scene.hub.subscribe(ann, "a", resumable=True, cursor=cursor_at("9:9:", "a"))
     scene.hub.subscribe(bob, "b", resumable=True, cursor=cursor_at("5:8:6", "b"))
     resume = scene.hub.begin_resume()
-    assert resume == Resume(Snapshot.parse("5:8:6"), frozenset({"a", "b"}))
+    assert resume == Resume(Snapshot.parse("5:8:6"), Snapshot.parse("9:9:"), frozenset({"a", "b"}))
     found = [*transactions(6, board="b"), *transactions(8, 9)]
     scene.hub.resumed(Snapshot.parse("10:10:"), found, Snapshot.parse("3:3:"))
     assert [each["data"]["id"] for each in batches(ann)[0]["data"]] == [9]

@@ -1,0 +1,409 @@
+"""NATS JetStream: how publishers append to the stream, and edges read it. The only module that imports nats.
+
+Subjects, all under the stream's name: `NAME.board.TOKEN` for the parts of each board, `NAME.all` for what concerns
+all boards, `NAME.state` for states. These are in the stream. Not in it are `NAME.ask.…`, on which edges ask the
+publisher for boards and for what relay.may_read says.
+
+Rules:
+- An entry is appended only if the stream ends where its publisher believes that it does: JetStream compares the
+  sequence. So of two publishers one is refused, and what was sent twice is stored once. JetStream's de-duplication by
+  message id is not used: it would also drop what a publisher must say again after an interruption.
+- Entries are read by sequence, without a gap: a sequence that is missing is an error, never passed over.
+- A connection is never mended. Whatever goes wrong ends it, and who uses it makes another and looks where it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext, api
+from nats.js.errors import APIError, NotFoundError
+
+from relay.config import Settings
+from relay.stream import Entry, Part, State, encode, token
+
+CONNECT_SECONDS: Final = 5
+"""How long connecting may take."""
+
+ANSWER_SECONDS: Final = 5.0
+"""How long JetStream may take to answer, to store what was sent, or to deliver what it has."""
+
+PING_SECONDS: Final = 2
+"""How often NATS is pinged; after two pings without an answer the connection is dead."""
+
+BEAT_SECONDS: Final = 1.0
+"""How often JetStream says that there is nothing new. After `SILENT_BEATS` of these in silence it is gone."""
+SILENT_BEATS: Final = 3
+
+ASK_SECONDS: Final = 15.0
+"""How long a publisher may take to answer with a board."""
+
+OTHER_BYTES: Final = 16 * 1024
+"""Of the largest message that NATS takes, so much is left for all but the messages to clients."""
+
+ANSWER_BYTES: Final = 256 * 1024
+"""Of so many bytes is a part of an answer."""
+
+_WRONG_LAST_SEQUENCE: Final = 10071
+_EXPECTED: Final = "Nats-Expected-Last-Sequence"
+_PARTS: Final = "Relay-Parts"
+
+
+class StreamError(Exception):
+    """Why the stream cannot be used, in one line."""
+
+
+class Outrun(StreamError):
+    """Another publisher has appended to the stream."""
+
+
+class Gap(StreamError):
+    """Entries are missing that followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The sequences of the first and the last entry that the stream has; if it has none, the first is greater."""
+
+    first: int
+    last: int
+
+
+@dataclass(slots=True)
+class _Arrivals:
+    """What has arrived and was not taken."""
+
+    entries: deque[tuple[int, bytes, int]] = field(default_factory=deque)
+    any: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Stream:
+    """The stream, over one connection to NATS. All methods raise StreamError."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self._name = name
+        self._jetstream = JetStreamContext(client, timeout=ANSWER_SECONDS)
+        self._fault: str | None = None
+        self._ended = asyncio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings, servers: str, role: str) -> AsyncIterator[Self]:
+        """Connect."""
+        client = Client()
+        stream = cls(client, settings.NATS_STREAM)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await client.connect(
+                    _servers(servers),
+                    name=f"relay {role}",
+                    allow_reconnect=False,
+                    # Without these it tries for ever to connect for the first time.
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    ping_interval=PING_SECONDS,
+                    max_outstanding_pings=2,
+                    error_cb=stream._failed,
+                    closed_cb=stream._closed,
+                    **_security(settings, servers),
+                )
+        except (nats.errors.Error, OSError, ValueError, TimeoutError) as ex:
+            raise StreamError(f"cannot connect to NATS at {_shown(servers)}: {stream._fault or _line(ex)}") from None
+        try:
+            yield stream
+        finally:
+            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+                await client.close()
+
+    async def _failed(self, ex: Exception) -> None:
+        self._fault = _line(ex)
+
+    async def _closed(self) -> None:
+        self._ended.set()
+
+    async def ended(self) -> None:
+        """Wait until the connection has ended; raises StreamError then."""
+        await self._ended.wait()
+        raise StreamError(f"the connection to NATS has ended: {self._fault or 'it was closed'}")
+
+    # The stream itself
+
+    async def bounds(self) -> Bounds:
+        """Tell which entries there are. Raises StreamError if there is no stream."""
+        with self._one_line():
+            state = (await self._jetstream.stream_info(self._name)).state
+        return Bounds(state.first_seq, state.last_seq)
+
+    async def make(self, seconds: float, size: int, replicas: int) -> None:
+        """Make the stream, if there is none, to keep entries so long and so many bytes of them."""
+        with contextlib.suppress(_NoStream):
+            await self.bounds()
+            return
+        with self._one_line():
+            await self._jetstream.add_stream(
+                name=self._name,
+                description="The change feed of a relay: see docs/scaling.md of pg-relay.",
+                subjects=[f"{self._name}.board.*", f"{self._name}.all", f"{self._name}.state"],
+                retention=api.RetentionPolicy.LIMITS,
+                discard=api.DiscardPolicy.OLD,
+                storage=api.StorageType.FILE,
+                max_age=seconds,
+                max_bytes=size,
+                num_replicas=replicas,
+            )
+
+    @property
+    def room(self) -> int:
+        """How many bytes of messages to clients an entry may have."""
+        return self._client.max_payload - OTHER_BYTES
+
+    async def append(self, entries: Sequence[Entry], last: int) -> int:
+        """Append to a stream whose last entry is this one; return which then is. Raises Outrun if it is another."""
+        with self._one_line():
+            async with asyncio.timeout(ANSWER_SECONDS):
+                acks = [
+                    await self._jetstream.publish_async(
+                        self._subject(entry), encode(entry), headers={_EXPECTED: str(last + number)}
+                    )
+                    for number, entry in enumerate(entries)
+                ]
+                for ack in acks:
+                    last = (await ack).seq
+        return last
+
+    def _subject(self, entry: Entry) -> str:
+        match entry:
+            case State():
+                return f"{self._name}.state"
+            case Part():
+                return f"{self._name}.all" if entry.board is None else f"{self._name}.board.{token(entry.board)}"
+
+    # Reading
+
+    async def last_state(self) -> tuple[int, bytes] | None:
+        """Return the last state that the stream has, with its sequence."""
+        try:
+            with self._one_line():
+                found = await self._jetstream.get_msg(self._name, subject=f"{self._name}.state")
+        except _NoMessage:
+            return None
+        return (found.seq, found.data) if found.seq is not None and found.data is not None else None
+
+    async def states(self) -> list[tuple[int, bytes]]:
+        """Return all states that the stream has, each with its sequence."""
+        found: list[tuple[int, bytes]] = []
+        async with self._consumer(1, f"{self._name}.state") as (arrivals, count):
+            pending = count
+            while pending:
+                arrived = await self._arrived(arrivals)
+                found += [(sequence, data) for sequence, data, _ in arrived]
+                pending = arrived[-1][2]
+        return found
+
+    async def read(self, first: int, last: int) -> AsyncIterator[tuple[int, bytes]]:
+        """Read these entries, without a gap, each with its sequence."""
+        if first > last:
+            return
+        async with self._consumer(first) as (arrivals, _):
+            async for entries in self._contiguous(arrivals, first):
+                for sequence, data in entries:
+                    yield sequence, data
+                    if sequence == last:
+                        return
+
+    async def follow(self, first: int) -> AsyncIterator[list[tuple[int, bytes]]]:
+        """Read the entries from this one on, without a gap, as they come and for ever; those that came together."""
+        async with self._consumer(first) as (arrivals, _):
+            async for entries in self._contiguous(arrivals, first):
+                yield entries
+
+    async def _contiguous(self, arrivals: _Arrivals, first: int) -> AsyncIterator[list[tuple[int, bytes]]]:
+        while True:
+            entries = await self._arrived(arrivals)
+            for expected, (sequence, _, _) in enumerate(entries, first):
+                if sequence != expected:
+                    raise Gap(f"entry {expected} is missing in stream {self._name}: found {sequence}")
+            first += len(entries)
+            yield [(sequence, data) for sequence, data, _ in entries]
+
+    async def _arrived(self, arrivals: _Arrivals) -> list[tuple[int, bytes, int]]:
+        """Wait for entries, while JetStream says now and then that there are none."""
+        while not arrivals.entries:
+            try:
+                async with asyncio.timeout(SILENT_BEATS * BEAT_SECONDS):
+                    await arrivals.any.wait()
+            except TimeoutError:
+                raise StreamError(f"stream {self._name} is silent: is it still there?") from None
+            arrivals.any.clear()
+        found = list(arrivals.entries)
+        arrivals.entries.clear()
+        return found
+
+    @asynccontextmanager
+    async def _consumer(self, first: int, subject: str | None = None) -> AsyncIterator[tuple[_Arrivals, int]]:
+        """Have entries delivered from this one on; tells also how many there are already."""
+        arrivals = _Arrivals()
+
+        async def take(message: Msg) -> None:
+            if message.headers and "Status" in message.headers:
+                await self._obey(message)
+            else:
+                data = message.metadata
+                arrivals.entries.append((data.sequence.stream, message.data, data.num_pending))
+            arrivals.any.set()
+
+        inbox = self._client.new_inbox()
+        with self._one_line():
+            # Without limits of its own: JetStream sends no more than it is told has arrived.
+            deliveries = await self._client.subscribe(inbox, cb=take, pending_msgs_limit=0, pending_bytes_limit=0)
+            consumer = await self._jetstream.add_consumer(
+                self._name,
+                deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
+                opt_start_seq=first,
+                filter_subject=subject,
+                ack_policy=api.AckPolicy.NONE,
+                deliver_subject=inbox,
+                idle_heartbeat=BEAT_SECONDS,
+                flow_control=True,
+                inactive_threshold=SILENT_BEATS * BEAT_SECONDS,
+                mem_storage=True,
+                num_replicas=1,
+            )
+        try:
+            yield arrivals, consumer.num_pending or 0
+        finally:
+            # The server forgets a consumer by itself to which nobody listens.
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await deliveries.unsubscribe()
+
+    async def _obey(self, message: Msg) -> None:
+        """Answer a status of the consumer, where it says that it waits for us."""
+        headers = message.headers or {}
+        if waits := message.reply or headers.get("Nats-Consumer-Stalled"):
+            await self._client.publish(waits)
+
+    # Asking the publisher
+
+    async def ask(self, what: str, question: bytes) -> tuple[bytes, bytes] | None:
+        """Ask the publisher; return the head and the body of its answer, or None if none answers in time."""
+        inbox = self._client.new_inbox()
+        with self._one_line():
+            answers = await self._client.subscribe(inbox, pending_msgs_limit=0, pending_bytes_limit=0)
+            try:
+                await self._client.publish(f"{self._name}.ask.{what}", question, reply=inbox)
+                head = await answers.next_msg(timeout=ASK_SECONDS)
+                if not head.headers or _PARTS not in head.headers:
+                    return None
+                parts = [await answers.next_msg(timeout=ANSWER_SECONDS) for _ in range(int(head.headers[_PARTS]))]
+            except nats.errors.TimeoutError:
+                return None
+            finally:
+                with contextlib.suppress(nats.errors.Error):
+                    await answers.unsubscribe()
+        return head.data, b"".join(part.data for part in parts)
+
+    @asynccontextmanager
+    async def answering(
+        self, what: str, answer: Callable[[bytes], Awaitable[tuple[bytes, bytes] | None]]
+    ) -> AsyncIterator[None]:
+        """Answer what edges ask, each question by itself; None answers nothing."""
+        running: set[asyncio.Task[None]] = set()
+
+        async def reply(question: Msg) -> None:
+            if found := await answer(question.data):
+                with contextlib.suppress(nats.errors.Error, OSError):
+                    await self._reply(question.reply, *found)
+
+        async def take(question: Msg) -> None:
+            task = asyncio.create_task(reply(question))
+            running.add(task)
+            task.add_done_callback(running.discard)
+
+        with self._one_line():
+            questions = await self._client.subscribe(f"{self._name}.ask.{what}", queue="publishers", cb=take)
+        try:
+            yield
+        finally:
+            for task in running:
+                task.cancel()
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await questions.unsubscribe()
+
+    async def _reply(self, inbox: str, head: bytes, body: bytes) -> None:
+        parts = [body[start : start + ANSWER_BYTES] for start in range(0, len(body), ANSWER_BYTES)]
+        await self._client.publish(inbox, head, headers={_PARTS: str(len(parts))})
+        for part in parts:
+            await self._client.publish(inbox, part)
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Any:
+        """Say in one line what went wrong."""
+        try:
+            yield
+        except APIError as ex:
+            raise self._refused(ex) from None
+        except TimeoutError:
+            raise StreamError(f"NATS does not answer: {self._fault or 'is JetStream enabled?'}") from None
+        except (nats.errors.Error, OSError) as ex:
+            raise StreamError(f"NATS: {self._fault or _line(ex)}") from None
+
+    def _refused(self, ex: APIError) -> StreamError:
+        if ex.err_code == _WRONG_LAST_SEQUENCE:
+            return Outrun(f"another publisher has appended to stream {self._name}")
+        if isinstance(ex, NotFoundError):
+            return (
+                _NoMessage("there is none")
+                if ex.err_code == _NO_MESSAGE
+                else _NoStream(f"NATS has no stream {self._name}: start relay publish, which makes it")
+            )
+        return StreamError(f"JetStream refused: {ex.description or _line(ex)}")
+
+
+_NO_MESSAGE: Final = 10037
+
+
+class _NoStream(StreamError):
+    """There is no such stream."""
+
+
+class _NoMessage(StreamError):
+    """There is no such message."""
+
+
+def _servers(servers: str) -> list[str]:
+    return [server.strip() for server in servers.split(",")]
+
+
+def _shown(servers: str) -> str:
+    """Name the servers without what may be a password."""
+    return ", ".join(urlsplit(server).netloc.rpartition("@")[2] for server in _servers(servers))
+
+
+def _security(settings: Settings, servers: str) -> dict[str, Any]:
+    """Tell by what we know NATS, and it us."""
+    given: dict[str, Any] = {}
+    if settings.NATS_CREDENTIALS:
+        given["user_credentials"] = settings.NATS_CREDENTIALS
+    if settings.NATS_CA or settings.NATS_CERT or servers.startswith("tls://"):
+        context = ssl.create_default_context(cafile=settings.NATS_CA or None)
+        if settings.NATS_CERT:
+            context.load_cert_chain(settings.NATS_CERT, settings.NATS_KEY or None)
+        given["tls"] = context
+    return given
+
+
+def _line(ex: BaseException) -> str:
+    text = " ".join(str(ex).split()).removeprefix("nats: ")
+    return text or type(ex).__name__

@@ -1,0 +1,441 @@
+"""The publisher: tells edges through NATS JetStream what the feed of a database finds.
+
+It takes the place of the hub: the feed hands it batches, and it appends them to the stream (stream.py, jetstream.py).
+Where the stream ends is the feed's position; nothing is kept here. So whatever goes wrong, it looks where the stream
+ends, and has the feed go on from there.
+
+Rules:
+- One publisher is active, and writes a state every second. Another of the same stream stands by until that has been
+  missing for `STILL_SECONDS`, or until the active one says that it leaves. Should both be active for a moment,
+  JetStream lets only one append, for the other is wrong about the stream's end; that one stands by again.
+- The feed waits until JetStream has stored a batch, and meanwhile the next one gathers in the journal. While NATS is
+  away, the journal keeps what is to come, as it does for a relay that is.
+- It answers for the database: edges ask it for boards, and those who ask for the same one share a read.
+- All boards are published, whether an edge follows them or not: it does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+import structlog
+
+from relay import logs
+from relay.changes import Transaction
+from relay.config import Settings
+from relay.cursor import Era, Reason
+from relay.feed import Feed, Retry
+from relay.hub import Resume
+from relay.jetstream import Outrun, Stream, StreamError
+from relay.protocol import Message
+from relay.snapshot import Snapshot
+from relay.status import Counts, Status, StreamStatus
+from relay.stream import Assembly, BoardHead, End, Entry, Part, State, StreamBroken, Told, decode
+
+log = structlog.get_logger()
+
+STATE_SECONDS: Final = 1.0
+"""How often a state is written, at least."""
+
+STILL_SECONDS: Final = 3.0
+"""So long a stream must have stood still before another publisher becomes active."""
+
+ENTRY_BYTES: Final = 256 * 1024
+"""About how large a part is."""
+
+LEAVE_SECONDS: Final = 5.0
+"""How long a publisher that leaves waits for JetStream."""
+
+T = TypeVar("T")
+
+_decode_questions: Final = msgspec.json.Decoder(list[tuple[dict[str, Any], str]]).decode
+
+
+_Answer = asyncio.Future[tuple[bytes, bytes]]
+
+
+class Publisher:
+    """Publishes the feed of one database, in turn with other publishers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._turn: _Turn | None = None
+        self._standing_by = False
+        self._problem: str | None = "not connected yet"
+        self._stopping = False
+        self._sessions = 0
+        self._before = Counts()
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        retry = Retry()
+        while True:
+            try:
+                async with Stream.open(self._settings, self._settings.PUBLISH_TO, "publisher") as stream:
+                    self._sessions += 1
+                    await self._take_part(stream)
+                    retry = Retry()
+            except* Outrun:
+                log.warning("publisher.outrun", problem="another publisher is active")
+                retry = Retry()
+            except* StreamError as group:
+                self._report(_one_line(group))
+            finally:
+                self._standing_by = False
+            await asyncio.sleep(retry.next())
+
+    async def _take_part(self, stream: Stream) -> None:
+        settings = self._settings
+        await stream.make(settings.NATS_KEEP, settings.NATS_KEEP_BYTES, settings.NATS_REPLICAS)
+        await self._stand_by(stream)
+        self._turn = await _Turn.take(stream, settings)
+        self._report(None)
+        log.info("publisher.active", stream=settings.NATS_STREAM)
+        try:
+            await self._turn.run()
+        finally:
+            self._before += self._turn.counts
+            self._turn = None
+
+    async def _stand_by(self, stream: Stream) -> None:
+        """Wait until no other publisher is active."""
+        seen, since = -1, time.monotonic()
+        while True:
+            bounds = await stream.bounds()
+            found = await stream.last_state()
+            if found is None or (found[0] == bounds.last and _has_left(found[1])):
+                return
+            if bounds.last != seen:
+                seen, since = bounds.last, time.monotonic()
+            elif time.monotonic() - since >= STILL_SECONDS:
+                return
+            self._standing_by = True
+            self._report(None)
+            await asyncio.sleep(STATE_SECONDS / 4)
+
+    def _report(self, problem: str | None) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            if problem:
+                log.error("publisher.problem", problem=problem)
+
+    async def leave(self) -> None:
+        """Publish what was committed until now, and leave the stream to others."""
+        self._stopping = True
+        if self._turn:
+            await self._turn.leave()
+
+    async def status(self) -> Status:
+        """Tell how it is."""
+        turn = self._turn
+        budget = self._settings.HEALTH_BUDGET / 1000
+        problem = self._problem or (turn.feed.trouble(budget) if turn else None)
+        if self._stopping:
+            problem = "the publisher is stopping"
+        return Status(
+            running=False,
+            port=self._settings.WS_PORT,
+            feed_up=problem is None,
+            problem=problem,
+            unready=problem
+            or (None if self._standing_by or (turn and turn.feed.proven) else "nothing is proven yet"),
+            lag_seconds=turn.feed.lag if turn else 0.0,
+            database=turn.feed.database if turn else None,
+            stream=StreamStatus(
+                connected=self._problem is None, active=turn is not None, entry=turn.last if turn else None
+            ),
+            counts=self._before + (turn.counts if turn else Counts()) + Counts(suppressed=logs.suppressed()),
+        )
+
+
+class _Turn:
+    """What a publisher does while it is the active one: what the feed follows, and what edges ask.
+
+    `last` is the stream's last entry. The publisher's name is new each time: parts of one turn are never taken for
+    those of another.
+    """
+
+    def __init__(self, stream: Stream, settings: Settings, before: Assembly | None, last: int) -> None:
+        self.last = last
+        self.entries = 0
+        self._stream = stream
+        self._name = secrets.token_hex(6)
+        self._id = before.state.stream if before else secrets.token_hex(6)
+        # Where the stream is with all that is written, and that is queued to be.
+        self._batch = before.batch if before else 0
+        self._era = before.state.era if before else None
+        self._position = before.position if before else None
+        self._in_batch = False
+        self._queued: list[Entry] = []
+        self._queue_filled = asyncio.Event()
+        self._all_written = asyncio.Event()
+        self._state_due = 0.0
+        self._left = False
+        self._asked: dict[str, list[_Answer]] = {}
+        self._reading: dict[str, list[_Answer]] = {}
+        self.feed = Feed(settings.DATABASE_URL, self._era, self._position)
+
+    @classmethod
+    async def take(cls, stream: Stream, settings: Settings) -> _Turn:
+        """Look where the stream ends, to go on from there."""
+        bounds, found = await stream.bounds(), await stream.last_state()
+        if found is None:
+            return cls(stream, settings, None, bounds.last)
+        try:
+            before = await _assembled(stream, *found, bounds.last)
+        except StreamBroken as ex:
+            log.warning("publisher.begins_anew", problem=str(ex))
+            before = None
+        return cls(stream, settings, before, bounds.last)
+
+    async def run(self) -> None:
+        """Publish, until another publisher does or the stream cannot be used."""
+        async with (
+            self._stream.answering("board", self._answer_board),
+            self._stream.answering("may_read", self._answer_may_read),
+            asyncio.TaskGroup() as tasks,
+        ):
+            tasks.create_task(self.feed.run(self))
+            tasks.create_task(self._write())
+            tasks.create_task(self._keep_saying())
+            tasks.create_task(self._stream.ended())
+
+    @property
+    def counts(self) -> Counts:
+        """What has happened since it became active."""
+        feed = self.feed
+        return Counts(
+            commit_to_socket=feed.commit_to_socket,
+            reconnects=max(0, feed.sessions - 1),
+            continuity_lost=feed.continuity_lost,
+            transactions=feed.transactions,
+            rung=feed.rung,
+            skipped=feed.skipped,
+            entries=self.entries,
+        )
+
+    async def leave(self) -> None:
+        """Catch up, and say that another may be active."""
+        await self.feed.catch_up()
+        self._left = True
+        if self._era and not self._in_batch:
+            self._say()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self.settled()
+
+    # What the feed says
+
+    def __contains__(self, board: object) -> bool:
+        return isinstance(board, str) and _is_text(board)
+
+    def begin(self, era: Era, position: Snapshot, lost: Reason | None) -> None:
+        """Say which cursors are good, and whether the stream goes on from where it was."""
+        if self._position is None:
+            lost = lost or "journal_pruned"
+        if self._in_batch:
+            # A batch without an end counts for nothing, as soon as another name shows that it will have none.
+            self._in_batch = False
+            self._name = secrets.token_hex(6)
+        self._era, self._position = era, position
+        self._say(lost)
+
+    def publish(self, transactions: Sequence[Transaction], position: Snapshot | None) -> None:
+        """Append a batch, or a part of one. A position alone waits for the next state."""
+        parts = list(self._parts(transactions, position))
+        if position is None:
+            self._in_batch = self._in_batch or bool(parts)
+            self._queue(parts)
+            return
+        if parts or self._in_batch:
+            last = parts.pop() if parts else Part(self._name, self._batch + 1)
+            end = End(str(self._position), str(position))
+            self._queue([*parts, msgspec.structs.replace(last, end=end)])
+            self._batch += 1
+            self._in_batch = False
+            self._position = position
+        if time.monotonic() >= self._state_due:
+            self._position = position
+            self._say()
+
+    async def settled(self) -> None:
+        """Wait until JetStream has all."""
+        await self._all_written.wait()
+
+    def refresh(self) -> None:
+        """Do nothing: states tell edges the position."""
+
+    def begin_read(self, name: str) -> bool:
+        """Note that the feed begins to read a board, for all who have asked until now."""
+        asked = self._asked.pop(name, [])
+        if asked:
+            self._reading.setdefault(name, []).extend(asked)
+        return bool(asked)
+
+    def abandon_read(self, name: str) -> None:
+        """Have it read again."""
+        self._asked[name] = self._reading.pop(name, []) + self._asked.get(name, [])
+        self.feed.ask(name)
+
+    def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None:
+        """Answer who has asked for a board before it was read."""
+        assert self._era is not None, "the feed has begun before it reads a board"
+        head = msgspec.json.encode(BoardHead(self._era.run, str(snapshot)))
+        for answer in self._reading.pop(name, []):
+            if not answer.done():
+                answer.set_result((head, data))
+
+    def begin_resume(self) -> Resume | None:
+        """Have nothing read: who resumes is served from the stream."""
+
+    def abandon_resume(self) -> None:
+        """Do nothing: nobody resumes here."""
+
+    def resumed(self, now: Snapshot, transactions: Sequence[Transaction] | None, horizon: Snapshot) -> None:
+        """Do nothing: nobody resumes here."""
+
+    # What edges ask
+
+    async def _answer_board(self, question: bytes) -> tuple[bytes, bytes] | None:
+        name = question.decode(errors="replace")
+        answer: _Answer = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(name, []).append(answer)
+        self.feed.ask(name)
+        return await answer
+
+    async def _answer_may_read(self, question: bytes) -> tuple[bytes, bytes] | None:
+        try:
+            asked = _decode_questions(question)
+        except msgspec.MsgspecError:
+            return None
+        return msgspec.json.encode(await self.feed.may_read(asked)), b""
+
+    # Writing
+
+    def _say(self, lost: Reason | None = None) -> None:
+        """Append a state."""
+        assert self._era is not None, "the feed has begun"
+        self._state_due = time.monotonic() + STATE_SECONDS
+        state = State(
+            stream=self._id,
+            publisher=self._name,
+            batch=self._batch,
+            position=str(self._position),
+            run=self._era.run,
+            keys=dict(self._era.keys),
+            shape=self._era.shape,
+            lost=lost,
+            problem=self.feed.problem,
+            lag=self.feed.lag,
+            left=self._left,
+        )
+        self._queue([state])
+
+    async def _keep_saying(self) -> None:
+        """See that there is a state every second, also while nothing comes from Postgres."""
+        while True:
+            await asyncio.sleep(STATE_SECONDS / 4)
+            if self._era and not self._in_batch and time.monotonic() >= self._state_due + STATE_SECONDS / 2:
+                self._say()
+
+    def _queue(self, entries: Iterable[Entry]) -> None:
+        self._queued.extend(entries)
+        if self._queued:
+            self._all_written.clear()
+            self._queue_filled.set()
+
+    async def _write(self) -> None:
+        """Append what is queued; what is queued meanwhile goes with the next."""
+        while True:
+            await self._queue_filled.wait()
+            entries, self._queued = self._queued, []
+            self.last = await self._stream.append(entries, self.last)
+            self.entries += len(entries)
+            if not self._queued:
+                self._queue_filled.clear()
+                self._all_written.set()
+
+    def _parts(self, transactions: Iterable[Transaction], position: Snapshot | None) -> Iterator[Part]:
+        """Gather what transactions mean to each board."""
+        told: defaultdict[str, list[Told]] = defaultdict(list)
+        for transaction in transactions:
+            if transaction.sync:
+                yield Part(self._name, self._batch + 1, told=[Told(transaction.xid)], sync=transaction.sync)
+                continue
+            for board, messages in transaction.messages(self).items():
+                told[board] += _told(transaction.xid, messages, self._stream.room)
+        for board, its in told.items():
+            *parts, last = _in_parts(its)
+            for part in parts:
+                yield Part(self._name, self._batch + 1, board, part)
+            cursor = self._era.seal(board, position) if self._era and position else None
+            yield Part(self._name, self._batch + 1, board, last, cursor=cursor)
+
+
+async def _assembled(stream: Stream, sequence: int, data: bytes, last: int) -> Assembly:
+    """Read from a state on. Raises StreamBroken if the entries do not follow each other."""
+    state = decode(data)
+    if not isinstance(state, State):
+        raise StreamBroken("the last state is none")
+    assembly = Assembly(state, whole=True)
+    async for _, entry in stream.read(sequence + 1, last):
+        for _ in assembly.take(decode(entry)):
+            pass  # what it means is for edges
+    return assembly
+
+
+def _told(xid: int, messages: Sequence[Message] | None, room: int) -> Iterator[Told]:
+    """Say what a transaction means to a board, in portions that fit into an entry."""
+    if messages is None or any(len(message.json) > room for message in messages):
+        yield Told(xid)
+        return
+    for portion in _portions(messages, lambda message: len(message.json)):
+        yield Told(xid, [msgspec.Raw(message.json) for message in portion])
+
+
+def _in_parts(told: Sequence[Told]) -> list[list[Told]]:
+    return list(_portions(told, lambda one: sum(map(len, one.messages or ()))))
+
+
+def _portions(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Split into portions of about ENTRY_BYTES."""
+    portion: list[T] = []
+    size = 0
+    for item in items:
+        item_size = size_of(item)
+        if portion and size + item_size > ENTRY_BYTES:
+            yield portion
+            portion, size = [], 0
+        portion.append(item)
+        size += item_size
+    if portion:
+        yield portion
+
+
+def _has_left(data: bytes) -> bool:
+    """Whether the publisher that wrote this state has gone."""
+    with contextlib.suppress(StreamBroken):
+        state = decode(data)
+        return isinstance(state, State) and state.left
+    return False
+
+
+def _is_text(board: str) -> bool:
+    """Whether a board can be named; in a database that does not know its encoding, some cannot."""
+    try:
+        board.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _one_line(group: BaseExceptionGroup[StreamError]) -> str:
+    first = group.exceptions[0]
+    return _one_line(first) if isinstance(first, BaseExceptionGroup) else str(first)
