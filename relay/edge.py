@@ -91,7 +91,7 @@ class Edge:
         self._assembly: Assembly | None = None
         self._last = 0
         self._marks: list[_Mark] = []
-        self._heard = time.monotonic()
+        self._last_heard = time.monotonic()
         self._began = False
         self._proven = False
         self._moved = asyncio.Condition()
@@ -119,7 +119,7 @@ class Edge:
         """Say in one line why changes do not come through, where a publisher has so many seconds to write."""
         if self.problem:
             return self.problem
-        if (silent := time.monotonic() - self._heard) > max(budget, SILENT_SECONDS):
+        if (silent := time.monotonic() - self._last_heard) > max(budget, SILENT_SECONDS):
             return f"nothing has come from a publisher for {silent:.0f} seconds: is relay publish running?"
         said = self._assembly.state.problem if self._assembly else None
         return f"the publisher says: {said}" if said else None
@@ -132,7 +132,7 @@ class Edge:
     @property
     def lag(self) -> float:
         """All that was committed so many seconds ago has been passed on, but for what is on its way here."""
-        return time.monotonic() - self._heard + (self._assembly.state.lag if self._assembly else 0.0)
+        return time.monotonic() - self._last_heard + (self._assembly.state.lag if self._assembly else 0.0)
 
     @property
     def database(self) -> None:
@@ -192,14 +192,18 @@ class Edge:
         self._marks = [mark for mark in self._marks if mark.sequence >= bounds.first]
         if self._assembly and bounds.first - 1 <= self._last <= bounds.last:
             return
-        states = await stream.states()
-        if not states:
-            raise StreamError(f"stream {self._settings.NATS_STREAM} is empty: is relay publish running?")
         self._marks = []
-        for sequence, data in states:
-            state = _state(data)
-            self._mark(sequence, state)
-        self._last = sequence
+        state = None
+        for sequence, data in await stream.states():
+            try:
+                state = _state(data)
+            except StreamBroken:  # a stranger's, which nobody resumes from before
+                state, self._marks = None, []
+            else:
+                self._mark(sequence, state)
+        if state is None:
+            raise StreamError(f"stream {self._settings.NATS_STREAM} is empty: is relay publish running?")
+        self._last = self._marks[-1].sequence
         self._assembly = Assembly(state)
         self._in_parts = False
         self._tell_break(hub, Begin(state.era, self._assembly.position, "journal_pruned" if self._began else None))
@@ -234,7 +238,7 @@ class Edge:
         self._report(None)
         async for entries in stream.follow(self._last + 1):
             self._pass_on(hub, entries)
-            self._heard = time.monotonic()
+            self._last_heard = time.monotonic()
             self._proven = True
             async with self._moved:
                 self._moved.notify_all()
@@ -280,7 +284,7 @@ class Edge:
         """See that the stream is not one from before, where nothing comes for long."""
         while True:
             await asyncio.sleep(SILENT_SECONDS / 2)
-            if time.monotonic() - self._heard > SILENT_SECONDS and (await stream.bounds()).last < self._last:
+            if time.monotonic() - self._last_heard > SILENT_SECONDS and (await stream.bounds()).last < self._last:
                 raise StreamBroken(f"stream {self._settings.NATS_STREAM} ends before what was read of it")
 
     # Boards, and what was missed

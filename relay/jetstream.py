@@ -21,14 +21,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
+import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError
 
 from relay.config import Settings
 from relay.stream import Entry, Part, State, encode, token
@@ -56,8 +58,22 @@ ANSWER_BYTES: Final = 256 * 1024
 """Of so many bytes is a part of an answer."""
 
 _WRONG_LAST_SEQUENCE: Final = 10071
+_NO_MESSAGE: Final = 10037
 _EXPECTED: Final = "Nats-Expected-Last-Sequence"
 _PARTS: Final = "Relay-Parts"
+
+
+class _Error(msgspec.Struct):
+    code: int
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(msgspec.Struct):
+    error: _Error | None = None
+
+
+_decode_ack: Final = msgspec.json.Decoder(_Ack).decode
 
 
 class StreamError(Exception):
@@ -97,6 +113,9 @@ class Stream:
         self._jetstream = JetStreamContext(client, timeout=ANSWER_SECONDS)
         self._fault: str | None = None
         self._ended = asyncio.Event()
+        self._ack_inbox = ""
+        self._sent = 0
+        self._acks: dict[str, asyncio.Future[None]] = {}
 
     @classmethod
     @asynccontextmanager
@@ -170,18 +189,46 @@ class Stream:
         return self._client.max_payload - OTHER_BYTES
 
     async def append(self, entries: Sequence[Entry], last: int) -> int:
-        """Append to a stream whose last entry is this one; return which then is. Raises Outrun if it is another."""
+        """Append to a stream whose last entry is this one; return which then is. Raises Outrun if it is another.
+
+        All are sent at once, for the server takes them in their order, and none after one that it refuses. nats-py's
+        own way to do so never hears of a refusal.
+        """
         with self._one_line():
             async with asyncio.timeout(ANSWER_SECONDS):
-                acks = [
-                    await self._jetstream.publish_async(
-                        self._subject(entry), encode(entry), headers={_EXPECTED: str(last + number)}
+                if not self._ack_inbox:
+                    inbox = self._client.new_inbox()
+                    await self._client.subscribe(f"{inbox}.*", cb=self._acknowledge)
+                    self._ack_inbox = inbox
+                acks = [self._expect_ack() for _ in entries]
+                for entry, (token, _) in zip(entries, acks, strict=True):
+                    headers = {_EXPECTED: str(last)}
+                    await self._client.publish(
+                        self._subject(entry), encode(entry), reply=f"{self._ack_inbox}.{token}", headers=headers
                     )
-                    for number, entry in enumerate(entries)
-                ]
-                for ack in acks:
-                    last = (await ack).seq
+                    last += 1
+                for _, ack in acks:
+                    await ack
         return last
+
+    def _expect_ack(self) -> tuple[str, asyncio.Future[None]]:
+        self._sent += 1
+        token = str(self._sent)
+        self._acks[token] = asyncio.get_running_loop().create_future()
+        return token, self._acks[token]
+
+    async def _acknowledge(self, message: Msg) -> None:
+        ack = self._acks.pop(message.subject.rpartition(".")[2], None)
+        if ack is None or ack.done():
+            return
+        if message.headers and "Status" in message.headers:
+            ack.set_exception(_NoStream(self._no_stream))
+        elif error := _decode_ack(message.data).error:
+            ack.set_exception(self._refused(error.code, error.err_code, error.description))
+        else:
+            ack.set_result(None)
+        # Of those that are refused together, only the first is awaited.
+        ack.exception()
 
     def _subject(self, entry: Entry) -> str:
         match entry:
@@ -353,25 +400,24 @@ class Stream:
         try:
             yield
         except APIError as ex:
-            raise self._refused(ex) from None
+            raise self._refused(ex.code or 0, ex.err_code or 0, ex.description or _line(ex)) from None
         except TimeoutError:
             raise StreamError(f"NATS does not answer: {self._fault or 'is JetStream enabled?'}") from None
         except (nats.errors.Error, OSError) as ex:
             raise StreamError(f"NATS: {self._fault or _line(ex)}") from None
 
-    def _refused(self, ex: APIError) -> StreamError:
-        if ex.err_code == _WRONG_LAST_SEQUENCE:
+    def _refused(self, code: int, number: int, description: str) -> StreamError:
+        if number == _WRONG_LAST_SEQUENCE:
             return Outrun(f"another publisher has appended to stream {self._name}")
-        if isinstance(ex, NotFoundError):
-            return (
-                _NoMessage("there is none")
-                if ex.err_code == _NO_MESSAGE
-                else _NoStream(f"NATS has no stream {self._name}: start relay publish, which makes it")
-            )
-        return StreamError(f"JetStream refused: {ex.description or _line(ex)}")
+        if number == _NO_MESSAGE:
+            return _NoMessage(description)
+        if code == HTTPStatus.NOT_FOUND:
+            return _NoStream(self._no_stream)
+        return StreamError(f"JetStream refused: {description}")
 
-
-_NO_MESSAGE: Final = 10037
+    @property
+    def _no_stream(self) -> str:
+        return f"NATS has no stream {self._name}: start relay publish, which makes it"
 
 
 class _NoStream(StreamError):

@@ -7,7 +7,7 @@ server of its own, and chooses ports that the others do not.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -15,18 +15,20 @@ import pytest
 
 from relay import embedded
 from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from tests.nats import NatsServer
 from tests.proxy import Proxy
 from tests.servers import Database, NoServerError, Server, choose_server, do_without, install, temporary_database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 _CHOICE = pytest.StashKey[Server | NoServerError]()
 _SENTENCES: pytest.StashKey[set[str]] = pytest.StashKey()
 
 # Whoever runs the tests may have a database of their own set up: no test reads it, let alone writes to it.
 for _name in list(os.environ):
-    if _name.startswith(("WS_", "PG", "HEALTH_", "BOARD_", "DATABASE_URL")):
+    if _name.startswith(("WS_", "PG", "HEALTH_", "BOARD_", "DATABASE_URL", "SERVE_", "PUBLISH_", "NATS_")):
         del os.environ[_name]
 
 # A port is free only until somebody takes it: two workers must not choose from the same ones.
@@ -108,6 +110,32 @@ def database(server: Server, _template: str) -> Iterator[Database]:
     """Yield a fresh database with the tasks table, fed by the relay."""
     with temporary_database(server, _template) as dsn, Database(dsn) as database:
         yield database
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """Yield a NATS server; each test has a stream of its own there."""
+    with _nats_server(tmp_path_factory.mktemp("nats")) as nats:
+        yield nats
+
+
+@pytest.fixture
+def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
+    """Yield a NATS server that this test alone uses, to stop and start it."""
+    with _nats_server(tmp_path / "nats") as nats:
+        yield nats
+
+
+@contextmanager
+def _nats_server(folder: Path) -> Iterator[NatsServer]:
+    try:
+        nats = NatsServer(folder)
+    except NoServerError as error:
+        do_without(str(error))
+    try:
+        yield nats.start()
+    finally:
+        nats.stop()
 
 
 @pytest.fixture

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import shutil
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -42,28 +43,29 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://{HOST}:{self.port}"
 
-    async def start(self) -> Self:
+    def start(self) -> Self:
         """Start it, and return once it takes connections."""
-        self._process = await asyncio.to_thread(self._spawn)
-        async with asyncio.timeout(_START_SECONDS):
-            while True:
-                with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection(HOST, self.port)
-                    writer.close()
-                    return self
-                assert self._process.poll() is None, (self.folder / "nats.log").read_text()
-                await asyncio.sleep(0.02)
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
         with (self.folder / "nats.log").open("ab") as output:
-            return subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection((HOST, self.port)):
+                return self
+            assert self._process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.02)
 
-    async def stop(self, signum: signal.Signals = signal.SIGTERM) -> None:
+    def stop(self, signum: signal.Signals = signal.SIGTERM) -> None:
         """Stop it, and return once it is gone."""
         if self._process:
             self._process.send_signal(signum)
-            await asyncio.to_thread(self._process.wait)
+            self._process.wait()
             self._process = None
+
+    @property
+    def log(self) -> str:
+        """What it has printed."""
+        return (self.folder / "nats.log").read_text()
 
     @contextlib.asynccontextmanager
     async def jetstream(self, **options: Any) -> AsyncIterator[JetStreamContext]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from relay.access import Gate
+from relay.edge import Edge
 from relay.embedded import EmbeddedPostgres
 from relay.feed import Feed
 from relay.hub import Hub
@@ -18,11 +19,11 @@ from tests.servers import Database, install
 
 
 class Relay:
-    """A running relay, as far as tests look into it."""
+    """A running relay, as far as tests look into it: on a database, or on what takes its place."""
 
     def __init__(  # what the endpoint may be told
         self,
-        database_url: str,
+        source: str | Edge,
         *,
         heartbeat: float = 30.0,
         max_connections: int = 1000,
@@ -32,7 +33,7 @@ class Relay:
         judged: bool = False,
         new_keys: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self.feed = Feed(database_url)
+        self.feed = Feed(source) if isinstance(source, str) else source
         self.hub = Hub(self.feed, frame, deflated_frame)
         self.endpoint = Endpoint(
             self.hub,

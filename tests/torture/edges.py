@@ -38,7 +38,7 @@ class EdgesWorld(World):
 
     @contextlib.asynccontextmanager
     async def _beside(self) -> AsyncIterator[None]:
-        await self._nats.start()
+        await asyncio.to_thread(self._nats.start)
         try:
             async with (
                 Proxy("127.0.0.1", self._nats.port) as self._edge_proxy,
@@ -53,7 +53,7 @@ class EdgesWorld(World):
                         publisher.signal(signal.SIGCONT)
                         publisher.end()
         finally:
-            await self._nats.stop()
+            await asyncio.to_thread(self._nats.stop)
 
     def _publisher(self, number: int) -> Program:
         """Start a publisher; one whose Postgres can be cut off, and one whose NATS can be."""
@@ -77,14 +77,14 @@ class EdgesWorld(World):
 
     async def restart_nats(self) -> None:
         """NATS is stopped and started."""
-        await self._nats.stop()
+        await asyncio.to_thread(self._nats.stop)
         await asyncio.sleep(self._chance.choice([0.0, 1.0]))
-        await self._nats.start()
+        await asyncio.to_thread(self._nats.start)
 
     async def kill_nats(self) -> None:
         """NATS is killed, and started."""
-        await self._nats.stop(signal.SIGKILL)
-        await self._nats.start()
+        await asyncio.to_thread(self._nats.stop, signal.SIGKILL)
+        await asyncio.to_thread(self._nats.start)
 
     async def lose_stream(self) -> None:
         """The stream is deleted."""

@@ -1,0 +1,462 @@
+"""The feed through NATS JetStream: publishers and edges on a real Postgres and a real NATS, in the test's own loop.
+
+What a client is told by an edge is what a relay on the database would tell it, with the same cursors, whatever
+happens to NATS, to publishers and to the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import signal
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import structlog
+from nats.js import api
+
+from relay import config, publisher, session
+from relay import stream as relay_stream
+from relay.config import Settings
+from relay.edge import Edge
+from relay.jetstream import Stream, StreamError
+from relay.publisher import Publisher
+from relay.stream import Entry, Part
+from tests.integration.client import Client, Tasks, until
+from tests.integration.conftest import Relay
+from tests.nats import NatsServer
+from tests.proxy import Proxy
+from tests.servers import Database, Server, install, temporary_database
+
+
+@dataclass
+class Feed:
+    """A stream of its own on a NATS server, and the database that is published there."""
+
+    nats: NatsServer
+    dsn: str
+    stream: str = field(default_factory=lambda: f"feed-{secrets.token_hex(4)}")
+
+    def settings(self, **given: str) -> Settings:
+        return config.load(
+            {
+                "DATABASE_URL": self.dsn,
+                "SERVE_FROM": self.nats.url,
+                "PUBLISH_TO": self.nats.url,
+                "NATS_STREAM": self.stream,
+                **given,
+            }
+        )
+
+    @contextlib.asynccontextmanager
+    async def published(self, **given: str) -> AsyncIterator[Publisher]:
+        """Publish, and leave the stream to others at the end."""
+        one = Publisher(self.settings(**given))
+        task = asyncio.create_task(one.run())
+        try:
+            yield one
+            await one.leave()
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def edge(self, **given: str) -> contextlib.AbstractAsyncContextManager[Relay]:
+        return Relay(Edge(self.settings(**given))).running()
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[Stream]:
+        """Look into the stream."""
+        async with Stream.open(self.settings(), self.nats.url, "test") as stream:
+            yield stream
+
+
+@pytest.fixture
+def feed(nats_server: NatsServer, database: Database) -> Feed:
+    """Return a stream for the test's database."""
+    return Feed(nats_server, database.dsn)
+
+
+@pytest.fixture
+def own_feed(own_nats: NatsServer, database: Database) -> Feed:
+    """Return the same on a NATS server that can be stopped."""
+    return Feed(own_nats, database.dsn)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have publishers take over sooner, and edges ask again sooner."""
+    monkeypatch.setattr(publisher, "STILL_SECONDS", 1.5)
+    monkeypatch.setattr(publisher, "STATE_SECONDS", 0.5)
+
+
+def is_active(one: Publisher) -> bool:
+    return one._turn is not None and one._turn.feed.problem is None  # noqa: SLF001
+
+
+async def start(relay: Relay, board: str = "default") -> tuple[str, Tasks]:
+    """Follow a board from its beginning, leave at once, and return the cursor and what is held."""
+    async with Client.to(relay.url) as client:
+        assert [kind for kind, _ in await client.resume(board, None)] == ["board.sync"]
+        assert client.cursor is not None
+        return client.cursor, client.tasks
+
+
+def kinds(found: list[tuple[str, Any]]) -> list[str]:
+    return [kind for kind, _ in found]
+
+
+async def test_a_client_of_an_edge_is_told_what_one_of_the_database_is(feed: Feed, database: Database) -> None:
+    """The board first, and then each kind of message, of any writer, as the guide says."""
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    async with (
+        feed.published(),
+        feed.edge() as near,
+        Relay(database.dsn).running() as far,
+        Client.to(near.url) as one,
+        Client.to(far.url) as other,
+    ):
+        assert await one.subscribe("default") == await other.subscribe("default")
+        for statement, expected in (
+            ("insert into tasks (id, title) values ('b', 'B'), ('c', 'C')", ["task.created", "task.created"]),
+            ("update tasks set lane = 'todo', estimated_hours = 2.50 where id = 'b'", ["task.moved", "task.updated"]),
+            ("update tasks set board_id = 'elsewhere' where id = 'c'", ["task.deleted"]),
+            ("delete from tasks where id = 'a'", ["task.deleted"]),
+            ("update tasks set id = 'd' where id = 'b'", ["task.deleted", "task.created"]),
+            ("truncate tasks", ["board.sync"]),
+        ):
+            database.execute(statement)
+            told = [await one.receive() for _ in expected]
+            assert kinds(told) == expected
+            assert told == [await other.receive() for _ in expected]
+
+
+async def test_a_client_goes_from_an_edge_to_the_database_and_back_with_its_cursor(
+    feed: Feed, database: Database
+) -> None:
+    """Each time it is sent what it missed, once, and no board."""
+    async with feed.published(), feed.edge() as near, Relay(database.dsn).running() as far:
+        cursor, tasks = await start(near)
+        for number, relay in enumerate((far, near, far, near, near)):
+            database.execute("insert into tasks (id, title) values (%s, 'T')", f"t{number}")
+            async with Client.to(relay.url) as client:
+                assert kinds(await client.resume("default", cursor, tasks)) == ["task.created"]
+                assert client.cursor is not None
+                cursor, tasks = client.cursor, client.tasks
+        assert tasks.keys() == {f"t{number}" for number in range(5)}
+
+
+async def test_a_cursor_that_is_ahead_of_an_edge_waits_for_it(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may come from a relay that was faster; it is not sent the board for that."""
+    held = asyncio.Event()
+    pass_on = Edge._pass_on  # noqa: SLF001
+    late: list[Any] = []
+
+    def hold_back(self: Edge, hub: Any, entries: Any) -> None:
+        if held.is_set():
+            pass_on(self, hub, [*late, *entries])
+            late.clear()
+        else:
+            late.extend(entries)
+
+    async with feed.published(), feed.edge() as near, Relay(database.dsn).running() as far:
+        cursor, tasks = await start(near)
+        monkeypatch.setattr(Edge, "_pass_on", hold_back)
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        async with Client.to(far.url) as client:
+            await client.resume("default", cursor, tasks)
+            assert client.cursor is not None
+            cursor, tasks = client.cursor, client.tasks
+        async with Client.to(near.url) as client:
+            resuming = asyncio.create_task(client.resume("default", cursor, tasks))
+            await until(lambda: bool(near.hub._resuming))  # noqa: SLF001  # it waits
+            held.set()
+            assert await resuming == []
+            database.execute("insert into tasks (id, title) values ('b', 'B')")
+            assert kinds(await client.receive_batch()) == ["task.created"]
+
+
+async def test_of_two_publishers_one_stands_by_until_the_other_leaves(feed: Feed, database: Database) -> None:
+    """Clients notice nothing: each row comes once, and no board."""
+    async with feed.published() as one:
+        await until(lambda: is_active(one))
+        async with feed.published() as other, feed.edge() as near, Client.to(near.url) as client:
+            await client.subscribe("default")
+            assert await client.until_last(database) == []
+            await until(lambda: other._standing_by)  # noqa: SLF001
+            await one.leave()
+            await until(lambda: is_active(other))
+            database.execute("insert into tasks (id, title) values ('a', 'A')")
+            assert kinds(await client.until_last(database)) == ["task.created"]
+
+
+async def test_of_two_publishers_that_are_active_at_once_one_is_refused(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JetStream takes nothing from who is wrong about the stream's end: nothing comes twice, or in another order."""
+    async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+        await client.subscribe("default")
+        stand_by = Publisher._stand_by  # noqa: SLF001
+
+        async def be_hasty(self: Publisher, stream: Stream) -> None:
+            if self is one:
+                await stand_by(self, stream)
+
+        monkeypatch.setattr(Publisher, "_stand_by", be_hasty)
+        with structlog.testing.capture_logs() as lines:
+            async with feed.published() as other:
+                await until(lambda: is_active(other))
+                for number in range(20):
+                    database.execute("insert into tasks (id, title) values (%s, 'T')", f"t{number}")
+                found = await client.until_last(database)
+        assert [task["id"] for _, task in found] == [f"t{number}" for number in range(20)]
+        assert [line for line in lines if line["event"] == "publisher.outrun"]
+
+
+@pytest.mark.parametrize("written", [0, 1, 2, 3])
+async def test_a_batch_that_was_interrupted_is_published_anew(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """Wherever its publisher was stopped, each row comes once, and to who resumes too."""
+    append = Stream.append
+    boards = ("a", "b", "c")
+
+    async def be_interrupted(self: Stream, entries: Sequence[Entry], last: int) -> int:
+        if sum(isinstance(entry, Part) for entry in entries) < len(boards):
+            return await append(self, entries, last)
+        monkeypatch.setattr(Stream, "append", append)
+        await append(self, entries[:written], last)
+        raise StreamError("interrupted by the test")
+
+    async with feed.published(), feed.edge() as near, contextlib.AsyncExitStack() as stack:
+        cursor, tasks = await start(near, "b")
+        clients = {board: await stack.enter_async_context(Client.to(near.url)) for board in boards}
+        for board, client in clients.items():
+            await client.subscribe(board)
+        monkeypatch.setattr(Stream, "append", be_interrupted)
+        database.execute(
+            "insert into tasks (id, board_id, title) select b, b, 'T' from unnest(%s::text[]) b", [*boards]
+        )
+        for board, client in clients.items():
+            assert [task["id"] for _, task in await client.until_last(database, board)] == [board]
+        async with Client.to(near.url) as late:
+            assert kinds(await late.resume("b", cursor, tasks)) == ["task.created"] * 2
+
+
+async def test_a_large_batch_that_was_interrupted_is_made_up_for_by_the_board(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has a part of it already is sent the board, and the reason."""
+    append = Stream.append
+
+    async def be_interrupted(self: Stream, entries: Sequence[Entry], last: int) -> int:
+        if not any(isinstance(entry, Part) for entry in entries):
+            return await append(self, entries, last)
+        monkeypatch.setattr(Stream, "append", append)
+        await append(self, entries[:-1], last)
+        await until(lambda: bool(near.feed._in_parts))  # type: ignore[union-attr]  # noqa: SLF001
+        raise StreamError("interrupted by the test")
+
+    monkeypatch.setattr(relay_stream, "GATHER_BYTES", 1000)
+    monkeypatch.setattr(publisher, "ENTRY_BYTES", 1000)
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
+        await client.resume("default", None)
+        monkeypatch.setattr(Stream, "append", be_interrupted)
+        database.execute("insert into tasks (title) select 'T' from generate_series(1, 30)")
+        while client.reason is None:
+            await client.receive_batch()
+        assert (client.reason, len(client.tasks)) == ("batch_cut_short", 30)
+
+
+async def test_a_batch_in_parts_comes_whole_and_once(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a thousand rows of one transaction come in order, to who follows and to who resumes."""
+    monkeypatch.setattr(relay_stream, "GATHER_BYTES", 10_000)
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
+        cursor, tasks = await start(near)
+        await client.subscribe("default")
+        database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 1500) i")
+        found = await client.until_last(database)
+        assert [task["id"] for _, task in found] == [f"t{i}" for i in range(1, 1501)]
+        async with Client.to(near.url) as late:
+            assert len(await late.resume("default", cursor, tasks)) == 1501
+
+
+async def test_nats_may_be_stopped_and_started(own_feed: Feed, database: Database) -> None:
+    """What is committed meanwhile comes once, and no board."""
+    feed = own_feed
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
+        await client.resume("default", None)
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            feed.nats.stop(signum)
+            database.execute("insert into tasks (title) values ('T')")
+            await until(lambda: near.feed.problem is not None)
+            feed.nats.start()
+            assert kinds(await client.receive_batch()) == ["task.created"]
+        await until(lambda: near.feed.problem is None)
+
+
+async def test_an_edge_goes_on_when_its_link_was_half_open(feed: Feed, database: Database) -> None:
+    """It notices the silence, connects again and misses nothing."""
+    async with (
+        feed.published(),
+        Proxy("127.0.0.1", feed.nats.port) as proxy,
+        feed.edge(SERVE_FROM=f"nats://127.0.0.1:{proxy.port}") as near,
+        Client.to(near.url) as client,
+    ):
+        await client.resume("default", None)
+        proxy.strand()
+        database.execute("insert into tasks (title) values ('T')")
+        assert kinds(await client.receive_batch()) == ["task.created"]
+
+
+@pytest.mark.parametrize("how", ["deleted", "written by a stranger"])
+async def test_who_follows_a_stream_that_is_lost_is_sent_the_board_and_the_reason(
+    feed: Feed, database: Database, how: str
+) -> None:
+    """Never is a client left with what nothing follows on."""
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
+        await client.resume("default", None)
+        async with feed.nats.jetstream() as jetstream:
+            if how == "deleted":
+                await jetstream.delete_stream(feed.stream)
+            else:
+                await jetstream.publish(f"{feed.stream}.state", b"{}")
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        while "a" not in client.tasks:
+            await client.receive_batch()
+        assert client.reason == "journal_pruned"
+        database.execute("insert into tasks (id, title) values ('b', 'B')")
+        while "b" not in client.tasks:
+            assert "board.sync" not in kinds(await client.receive_batch())
+
+
+async def test_a_full_stream_holds_up_no_writer_and_loses_nothing(feed: Feed, database: Database) -> None:
+    """The journal keeps what JetStream does not take, the publisher says so, and then all of it comes."""
+    async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+        await client.resume("default", None)
+        async with feed.nats.jetstream() as jetstream:
+            info = (await jetstream.stream_info(feed.stream)).config
+            await jetstream.update_stream(info, discard=api.DiscardPolicy.NEW, max_bytes=1024)
+            await until(lambda: "JetStream refused" in str(one._problem))  # noqa: SLF001
+            database.execute("insert into tasks (title) values ('T')")
+            assert "JetStream refused" in str((await one.status()).problem)
+            await jetstream.update_stream(info)
+        assert kinds(await client.receive_batch()) == ["task.created"]
+        assert client.reason is None
+
+
+async def test_who_resumes_from_before_the_stream_is_sent_the_board_and_the_reason(
+    feed: Feed, database: Database
+) -> None:
+    """The stream keeps what it was told to, and who was away for longer is told."""
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
+        cursor, tasks = await start(near)
+        await client.subscribe("default")
+        database.execute("insert into tasks (title) values ('T')")
+        await client.receive()
+        async with feed.nats.jetstream() as jetstream:
+            await jetstream.purge_stream(feed.stream, keep=1)
+        await client.until_last(database)
+        async with Client.to(near.url) as late:
+            assert kinds(await late.resume("default", cursor, tasks)) == ["board.sync"]
+            assert late.reason in {"journal_pruned", "too_much_missed"}
+
+
+async def test_what_only_the_board_can_show_reaches_clients_of_an_edge(feed: Feed, database: Database) -> None:
+    """TRUNCATE, resync and a new column: the board comes, with the reason; and again to who resumes across it."""
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
+        await client.resume("default", None)
+        cursor, tasks = client.cursor, client.tasks
+        for statement, reason in (
+            ("truncate tasks", "truncate"),
+            ("select relay.resync()", "resync"),
+            ("alter table tasks add extra int default 7", "schema_changed"),
+        ):
+            database.execute(statement)
+            assert kinds(await client.receive_batch()) == ["board.sync"]
+            assert client.reason == reason
+        async with Client.to(near.url) as late:
+            assert kinds(await late.resume("default", cursor, tasks)) == ["board.sync"]
+            assert late.reason == "schema_changed"
+
+
+async def test_a_task_that_is_too_large_for_nats_is_shown_by_the_board(feed: Feed, database: Database) -> None:
+    """NATS takes no message above a limit; a larger change makes the board be sent, in parts that it takes."""
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
+        await client.subscribe("default")
+        database.execute("insert into tasks (id, title) values ('a', repeat('x', 3000000))")
+        assert kinds([await client.receive()]) == ["board.sync"]
+        assert len(client.tasks["a"]["title"]) == 3_000_000
+
+
+async def test_edges_share_the_reads_of_boards(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many clients come to however many edges at once, a board is read a few times."""
+    reads: list[str] = []
+    board = session.Session.board
+
+    async def counted(self: session.Session, name: str) -> Any:
+        reads.append(name)
+        return await board(self, name)
+
+    async def follow(relay: Relay) -> None:
+        async with Client.to(relay.url) as client:
+            await client.subscribe("default")
+
+    monkeypatch.setattr(session.Session, "board", counted)
+    async with feed.published(), feed.edge() as one, feed.edge() as other:
+        await until(lambda: one.feed.problem is None and other.feed.problem is None)
+        await asyncio.gather(*(follow(relay) for relay in (one, other) for _ in range(20)))
+        assert 1 <= len(reads) <= 4
+
+
+async def test_the_database_decides_who_may_read_a_board_of_an_edge(feed: Feed, database: Database) -> None:
+    """An edge asks relay.may_read through the publisher."""
+    database.execute(
+        "create or replace function relay.may_read(claims jsonb, board text) returns boolean language sql "
+        "as $$ select claims->>'sub' = board $$"
+    )
+    async with feed.published(), feed.edge() as near:
+        async with asyncio.timeout(10):
+            assert await near.feed.may_read([({"sub": "a"}, "a"), ({"sub": "a"}, "b")]) == [True, False]
+
+
+async def test_an_edge_says_what_keeps_changes_from_coming(feed: Feed) -> None:
+    """No stream; no publisher; a publisher without Postgres: each in one line, and nothing once all is well."""
+    async with feed.edge() as near:
+        await until(lambda: "has no stream" in str(near.feed.trouble(0)))
+        async with feed.published():
+            await until(lambda: near.feed.trouble(10) is None and near.feed.proven)
+        near.feed._last_heard -= 100  # type: ignore[union-attr]  # noqa: SLF001  # as if so long had passed
+        assert "nothing has come from a publisher for 1" in str(near.feed.trouble(10))
+        async with feed.published(DATABASE_URL="host=127.0.0.1 port=1 dbname=x"):
+            await until(lambda: "the publisher says: " in str(near.feed.trouble(10)))
+
+
+async def test_an_edge_that_stops_passes_on_what_is_in_the_stream(feed: Feed) -> None:
+    """It reads to the stream's end before it sees its clients off."""
+    async with feed.published(), feed.edge() as near:
+        await until(lambda: near.feed.proven)
+        assert await near.feed.catch_up()
+
+
+async def test_whoever_publishes_to_a_stream_of_another_database_breaks_its_continuity(
+    feed: Feed, database: Database, server: Server
+) -> None:
+    """Clients are sent the boards of the other, with the reason, not a mixture."""
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    with temporary_database(server) as dsn:
+        install(dsn)
+        async with feed.edge() as near, Client.to(near.url) as client:
+            async with feed.published():
+                await client.resume("default", None)
+                assert client.tasks.keys() == {"a"}
+            async with feed.published(DATABASE_URL=dsn):
+                assert kinds(await client.receive_batch()) == ["board.sync"]
+                assert (client.reason, client.tasks) == ("epoch_changed", {})
