@@ -1,6 +1,7 @@
 """The doctor: `relay check` looks at all that the daemon needs, and says of each thing how it is and how to mend it.
 
-It connects as the daemon does, with its two connections, its settings and its rights, and changes nothing.
+It connects as the daemon does, with its two connections, its settings and its rights, and changes nothing. Where the
+daemon serves clients from NATS, it looks there, and knows nothing of the database.
 
 Rules:
 - Each check asks, and a verdict that is pure judges what came. There is always one finding for each check.
@@ -23,7 +24,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, Final, Literal, LiteralString, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, LiteralString, NamedTuple
 
 import aiohttp
 import psycopg
@@ -36,7 +37,10 @@ from relay.daemon import open_to_all
 from relay.guard import Guard
 from relay.session import Connection, FeedError, Vitals
 from relay.status import FULL_SHARE, OVERDUE_SECONDS, QUEUE_USAGE
-from relay.worker import StartError, named
+from relay.worker import StartError, named, nats_installed
+
+if TYPE_CHECKING:
+    from relay.jetstream import Stream
 
 VERSIONS: Final = range(14, 19)
 """Major versions of Postgres that the relay is tested with."""
@@ -96,11 +100,12 @@ def failed(found: str, mend: str) -> Verdict:
 
 @dataclass
 class Place:
-    """Where the checks look: the settings, and the two connections once they are there."""
+    """Where the checks look: the settings, and the two connections, or the stream, once they are there."""
 
     settings: Settings
     lifetime: AsyncExitStack
     links: Sequence[Connection] = ()
+    stream: Stream | None = None
 
     @property
     def link(self) -> Connection:
@@ -118,7 +123,8 @@ async def run(settings: Settings) -> AsyncIterator[Finding]:
         for name, look in _HERE.items():
             yield Finding(name, *await _judged(look, place))
         broken: str | None = None
-        for name, look in _THERE.items():
+        there = _NATS if settings.SERVE_FROM else _THERE
+        for name, look in there.items():
             if broken:
                 yield Finding(name, "skipped", f"cannot be checked before {broken} is mended", None)
                 continue
@@ -683,6 +689,37 @@ def judge_rows(rows: Sequence[Any]) -> Verdict:
     return warning(f"{found}: many clients refuse messages over 1 MiB, and writers pay for each", mend)
 
 
+# The way to NATS ------------------------------------------------------------------------------------------------
+
+
+async def _nats(place: Place) -> Verdict:
+    try:
+        with nats_installed("SERVE_FROM"):
+            from relay.jetstream import Stream, StreamError  # noqa: PLC0415  # of an extra, which not everybody has
+    except StartError as ex:
+        return failed(*_halves(str(ex)))
+    settings = place.settings
+    try:
+        place.stream = await place.lifetime.enter_async_context(Stream.open(settings, settings.SERVE_FROM, "check"))
+        bounds, found = await place.stream.bounds(), await place.stream.last_state()
+    except StreamError as ex:
+        return failed(
+            str(ex), "see that NATS runs and lets this user in, that relay publish runs, and what SERVE_FROM says"
+        )
+    if found is None:
+        return failed(f"stream {settings.NATS_STREAM} is empty", "start relay publish")
+    return ok(f"stream {settings.NATS_STREAM} has entries {bounds.first} to {bounds.last}")
+
+
+async def _publisher(place: Place) -> Verdict:
+    assert place.stream, "NATS was checked before"
+    began = time.perf_counter()
+    if await place.stream.ask("may_read", b'[[{}, ""]]') is None:
+        mend = "start relay publish; let this user publish to, and that of the publisher subscribe to, NAME.ask.>"
+        return failed("no publisher answers", mend)
+    return ok(f"one answers, after {(time.perf_counter() - began) * 1000:.1f} ms")
+
+
 _HERE: Final[Mapping[str, Callable[[Place], Awaitable[Verdict]]]] = {
     "access": _access,
     "ports": _ports,
@@ -710,11 +747,14 @@ _THERE: Final[Mapping[str, Callable[[Place], Awaitable[Verdict]]]] = {
 }
 """Checks of the database."""
 
-_GATES: Final = frozenset({"connection", "primary", "version", "pooler", "install", "grants", "watched"})
+_NATS: Final[Mapping[str, Callable[[Place], Awaitable[Verdict]]]] = {"nats": _nats, "publisher": _publisher}
+"""Checks of the stream, where clients are served from there."""
+
+_GATES: Final = frozenset({"nats", "connection", "primary", "version", "pooler", "install", "grants", "watched"})
 """Checks that all later ones of the database rest on."""
 
 
-LONGEST_NAME: Final = max(map(len, (*_HERE, *_THERE)))
+LONGEST_NAME: Final = max(map(len, (*_HERE, *_THERE, *_NATS)))
 """Characters of the longest name of a check."""
 
 

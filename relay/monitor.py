@@ -21,7 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from relay.status import LATENCY_BUCKETS, Counts, Database, Histogram, Status
+from relay.status import LATENCY_BUCKETS, Counts, Database, Histogram, Status, StreamStatus
 
 _VERSION = version("pg-relay")
 
@@ -64,8 +64,11 @@ class Monitor:
         body: dict[str, Any] = {
             "status": "unhealthy" if status.problem else "healthy",
             "websocket": {"running": status.running, "connections": status.connections, "port": status.port},
-            "database": _database(status.database),
         }
+        if status.database or not _is_edge(status):
+            body["database"] = _database(status.database)
+        if status.stream:
+            body["stream"] = status.stream.model_dump(exclude_none=True)
         if status.of > 1:
             body["workers"] = status.workers
         if status.problem:
@@ -109,6 +112,11 @@ def _file(name: str, content_type: str) -> web.RouteDef:
     return web.get(f"/{name}", serve)
 
 
+def _is_edge(status: Status) -> bool:
+    """Whether it serves clients from NATS, and knows nothing of the database."""
+    return status.stream is not None and status.stream.active is None
+
+
 def _answer(body: Mapping[str, Any], *, ok: bool) -> web.Response:
     return web.json_response(body, status=http.HTTPStatus.OK if ok else http.HTTPStatus.SERVICE_UNAVAILABLE)
 
@@ -128,6 +136,8 @@ class _Metrics(Collector):
         yield from _gauges(status)
         if status.database:
             yield from _journal(status.database)
+        if status.stream:
+            yield from _stream(status.stream, status.counts)
         yield from _counters(status.counts)
         yield _histogram(
             "relay_commit_to_socket_seconds",
@@ -167,6 +177,15 @@ def _journal(database: Database) -> Iterator[Metric]:
         ("relay_notification_queue_usage_ratio", "Used share of Postgres's queue.", database.queue_usage),
     ):
         yield GaugeMetricFamily(name, meaning, value)
+
+
+def _stream(stream: StreamStatus, counts: Counts) -> Iterator[Metric]:
+    yield GaugeMetricFamily("relay_stream_connected", "1 while NATS is connected.", stream.connected)
+    if stream.active is not None:
+        yield GaugeMetricFamily("relay_publisher_active", "1 while this publisher is the active one.", stream.active)
+    if stream.entry is not None:
+        yield GaugeMetricFamily("relay_stream_last_entry", "Sequence of the last entry.", stream.entry)
+    yield CounterMetricFamily("relay_stream_entries", "Entries of the stream, written or read.", counts.entries)
 
 
 def _counters(counts: Counts) -> Iterator[Metric]:

@@ -105,6 +105,7 @@ class Workers:
         problem = _one_line(self._processes)
         unready = [status.unready for status in present if status.unready]
         databases = [status.database for status in present if status.database]
+        streams = [status.stream for status in present if status.stream]
         return Status(
             running=bool(present) and not stops,
             port=self.port,
@@ -119,6 +120,7 @@ class Workers:
             unready=stops or next(iter(unready), None if present else problem),
             lag_seconds=max((status.lag_seconds for status in present), default=0.0),
             database=max(databases, key=lambda database: database.lag_seconds, default=None),
+            stream=min(streams, key=lambda stream: stream.entry or 0, default=None),
             counts=sum((process.counts for process in self._processes), Counts(suppressed=logs.suppressed())),
             workers=len(present),
             of=len(answers),

@@ -47,6 +47,7 @@ class Feed:
                 "SERVE_FROM": self.nats.url,
                 "PUBLISH_TO": self.nats.url,
                 "NATS_STREAM": self.stream,
+                "NATS_KEEP_BYTES": str(64 * 1024**2),
                 **given,
             }
         )

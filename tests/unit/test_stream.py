@@ -1,0 +1,181 @@
+"""The stream's entries and what they amount to: whole batches, in order, each once, or an error."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay import stream
+from relay.cursor import Reason
+from relay.snapshot import Snapshot
+from relay.stream import Assembly, Batch, Begin, End, Entry, Part, State, StreamBroken, Told, decode, encode, token
+
+RAW = msgspec.Raw(b'{"type":"task.deleted","data":{"id":1}}')
+
+
+def at(number: int) -> str:
+    return f"{number + 3}:{number + 3}:"
+
+
+def state(position: int, *, batch: int = 0, publisher: str = "one", name: str = "s", **given: Any) -> State:
+    return State(name, publisher, batch, at(position), "run", {"run": b"key"}, "shape", **given)
+
+
+def part(
+    batch: int, *xids: int, end: tuple[int, int] | None = None, publisher: str = "one", board: str = "b"
+) -> Part:
+    told = [Told(xid, [RAW]) for xid in xids]
+    return Part(publisher, batch, board, told, end=End(at(end[0]), at(end[1])) if end else None)
+
+
+def taken(assembly: Assembly, entries: Iterable[Entry]) -> list[Batch | Begin]:
+    """Take entries as they are when they have been written and read."""
+    return [found for entry in entries for found in assembly.take(decode(encode(entry)))]
+
+
+def xids(found: Iterable[Batch | Begin]) -> list[tuple[list[int], str | None]]:
+    return [
+        ([one.xid for one in each.transactions], str(each.position) if each.position else None)
+        for each in found
+        if isinstance(each, Batch)
+    ]
+
+
+def test_a_batch_counts_from_its_end_on() -> None:
+    """Its parts are one batch, with the position that they lead to."""
+    assembly = Assembly(state(0))
+    assert taken(assembly, [part(1, 10), part(1, 11, board="c")]) == []
+    assert xids(taken(assembly, [part(1, 12, end=(0, 1))])) == [([10, 11, 12], at(1))]
+    assert (assembly.batch, str(assembly.position)) == (1, at(1))
+
+
+def test_what_an_interrupted_publisher_left_counts_for_nothing() -> None:
+    """The next one begins with a state, and with the whole batch."""
+    assembly = Assembly(state(0))
+    found = taken(
+        assembly,
+        [part(1, 10), state(0, publisher="two"), part(1, 10, 11, end=(0, 2), publisher="two")],
+    )
+    assert xids(found) == [([], at(0)), ([10, 11], at(2))]
+    assert not [each for each in found if isinstance(each, Begin)]
+
+
+def test_a_batch_that_is_too_large_is_passed_on_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where nobody needs it whole."""
+    monkeypatch.setattr(stream, "GATHER_BYTES", len(RAW))
+    entries = [part(1, 10), part(1, 11, 12), part(1, 13, end=(0, 1))]
+    assert xids(taken(Assembly(state(0)), entries)) == [([10, 11, 12], None), ([13], at(1))]
+    assert xids(taken(Assembly(state(0), whole=True), entries)) == [([10, 11, 12, 13], at(1))]
+
+
+def test_a_batch_of_which_a_part_was_passed_on_is_cut_short_by_another_publisher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who has the part must be sent the board."""
+    monkeypatch.setattr(stream, "GATHER_BYTES", 0)
+    found = taken(Assembly(state(0)), [part(1, 10), state(0, publisher="two")])
+    assert [each.lost for each in found if isinstance(each, Begin)] == ["batch_cut_short"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "lost"),
+    [
+        (state(5, batch=7, name="another"), "journal_pruned"),
+        (state(5, batch=7, name="another", lost="epoch_changed"), "epoch_changed"),
+        (state(5, lost="schema_changed"), "schema_changed"),
+        (State("s", "one", 0, at(1), "later", {"run": b"key", "later": b"key"}, "shape"), None),
+    ],
+    ids=["another stream", "another and why", "continuity lost", "the server ran anew"],
+)
+def test_a_state_says_what_begins(entry: State, lost: Reason | None) -> None:
+    """Another stream, a loss of continuity, or just other cursors."""
+    assert taken(Assembly(state(0)), [entry]) == [Begin(entry.era, Snapshot.parse(entry.position), lost)]
+
+
+def test_a_state_moves_the_position_when_nothing_happens() -> None:
+    """So cursors of quiet boards stay young."""
+    assembly = Assembly(state(0))
+    assert xids(taken(assembly, [state(4)])) == [([], at(4))]
+    assert xids(taken(assembly, [part(1, 10, end=(4, 5))])) == [([10], at(5))]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [part(2, 10)],
+        [part(1, 10, publisher="two")],
+        [part(1, 10, end=(1, 2))],
+        [part(1, 10, end=(0, 1)), part(1, 10, end=(1, 2))],
+        [part(1, 10), state(1)],
+        [state(1, batch=1)],
+        [state(5), state(4)],
+        [Part("one", 1, "b", [], end=End(at(0), "nonsense"))],
+    ],
+    ids=[
+        "a batch is missing",
+        "a publisher that has said no state",
+        "a batch that goes on from elsewhere",
+        "a batch twice",
+        "a state within a batch",
+        "a state after a batch that is missing",
+        "back in time",
+        "no position",
+    ],
+)
+def test_what_does_not_follow_is_not_believed(entries: list[Entry]) -> None:
+    """A stream that was restored, or that strangers write to, is noticed."""
+    with pytest.raises(StreamBroken):
+        taken(Assembly(state(0)), entries)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"entry":"part"}', b'{"entry":"other"}', b"[1]"])
+def test_an_entry_of_a_stranger_is_an_error(data: bytes) -> None:
+    """Whatever it is."""
+    with pytest.raises(StreamBroken, match="not the relay's"):
+        decode(data)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"])))
+def test_each_board_has_a_subject_of_its_own(one: str, other: str) -> None:
+    """A token has no dot, no wildcard and no space, is not empty and not too long; two boards never share one."""
+    assert not set(token(one)) & set(".*> \t\r\n")
+    assert 0 < len(token(one)) <= stream.LONGEST_TOKEN
+    assert (token(one) == token(other)) == (one == other)
+
+
+def test_plain_names_stay_readable() -> None:
+    """What people type on the command line of NATS."""
+    assert token("default") == "default"
+    assert token("team/a.b") == "team%2Fa%2Eb"
+    assert token("x" * 300).startswith("x" * 100 + "%-")
+
+
+@given(st.integers(), st.lists(st.integers(1, 4), min_size=1, max_size=8))
+def test_whatever_is_interrupted_each_transaction_comes_once(seed: int, sizes: list[int]) -> None:
+    """Publishers are stopped anywhere; the next goes on from what an assembly says of the stream."""
+    chance = random.Random(seed)
+    written: list[Entry] = []
+    reader = Assembly(state(0), whole=True)
+    name, position, batch, todo, next_xid = "p0", 0, 0, list(sizes), 10
+    written.append(state(0, publisher=name))
+    while todo:
+        xids_of = list(range(next_xid, next_xid + todo[0]))
+        parts = [part(batch + 1, xid, publisher=name) for xid in xids_of]
+        parts[-1] = msgspec.structs.replace(parts[-1], end=End(at(position), at(position + 1)))
+        cut = chance.randrange(len(parts) * 2)
+        written += parts[:cut]
+        if cut >= len(parts):
+            todo.pop(0)
+            next_xid, position, batch = next_xid + len(xids_of), position + 1, batch + 1
+        else:
+            name = f"p{len(written)}"
+            written.append(state(position, batch=batch, publisher=name))
+    found = [xid for each, _ in xids(taken(reader, written)) for xid in each]
+    assert found == list(range(10, 10 + sum(sizes)))
+    assert (reader.batch, str(reader.position)) == (batch, at(position))
