@@ -228,7 +228,7 @@ class Edge:
                 tasks.create_task(self._read_boards(stream, hub))
             tasks.create_task(self._read_missed(stream, hub))
             tasks.create_task(self._answer(stream))
-            tasks.create_task(self._refresh(hub))
+            tasks.create_task(self._refresh(stream, hub))
             tasks.create_task(self._watch(stream))
             tasks.create_task(stream.ended())
 
@@ -388,9 +388,11 @@ class Edge:
             if not question.answer.done():
                 question.answer.set_result(answers)
 
-    async def _refresh(self, hub: Hub) -> None:
+    async def _refresh(self, stream: Stream, hub: Hub) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
+            first = (await stream.bounds()).first
+            self._marks = [mark for mark in self._marks if mark.sequence >= first] or self._marks[-1:]
             async with self._between_batches():
                 hub.refresh()
 

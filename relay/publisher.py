@@ -6,8 +6,9 @@ ends, and has the feed go on from there.
 
 Rules:
 - One publisher is active, and writes a state every second. Another of the same stream stands by until that has been
-  missing for `STILL_SECONDS`, or until the active one says that it leaves. Should both be active for a moment,
-  JetStream lets only one append, for the other is wrong about the stream's end; that one stands by again.
+  missing for `STILL_SECONDS`, or until the active one says that it leaves, or has had no Postgres for long. Should
+  both be active for a moment, JetStream lets only one append, for the other is wrong about the stream's end; that one
+  stands by again.
 - The feed waits until JetStream has stored a batch, and meanwhile the next one gathers in the journal. While NATS is
   away, the journal keeps what is to come, as it does for a relay that is.
 - It answers for the database: edges ask it for boards, and those who ask for the same one share a read.
@@ -49,6 +50,9 @@ STILL_SECONDS: Final = 3.0
 
 ENTRY_BYTES: Final = 256 * 1024
 """About how large a part is."""
+
+GIVE_WAY_SECONDS: Final = 5.0
+"""So long without Postgres, a publisher lets another try."""
 
 LEAVE_SECONDS: Final = 5.0
 """How long a publisher that leaves waits for JetStream."""
@@ -178,6 +182,7 @@ class _Turn:
         self._all_written = asyncio.Event()
         self._state_due = 0.0
         self._left = False
+        self._last_well = time.monotonic()
         self._asked: dict[str, list[_Answer]] = {}
         self._reading: dict[str, list[_Answer]] = {}
         self.feed = Feed(settings.DATABASE_URL, self._era, self._position)
@@ -322,7 +327,10 @@ class _Turn:
     def _say(self, lost: Reason | None = None) -> None:
         """Append a state."""
         assert self._era is not None, "the feed has begun"
-        self._state_due = time.monotonic() + STATE_SECONDS
+        now = time.monotonic()
+        self._state_due = now + STATE_SECONDS
+        if not self.feed.problem:
+            self._last_well = now
         state = State(
             stream=self._id,
             publisher=self._name,
@@ -334,7 +342,7 @@ class _Turn:
             lost=lost,
             problem=self.feed.problem,
             lag=self.feed.lag,
-            left=self._left,
+            left=self._left or now - self._last_well > GIVE_WAY_SECONDS,
         )
         self._queue([state])
 

@@ -71,7 +71,7 @@ class State(msgspec.Struct, frozen=True, tag="state", tag_field="entry"):
 
     `stream` names all that goes on from one beginning. With `lost`, it does not go on from what was before. `problem`
     says why nothing comes from Postgres. All that was committed `lag` seconds ago is in the stream; `left` says that
-    the publisher has gone.
+    another publisher may go on.
     """
 
     stream: str

@@ -219,6 +219,21 @@ async def test_of_two_publishers_that_are_active_at_once_one_is_refused(
         assert [line for line in lines if line["event"] == "publisher.outrun"]
 
 
+async def test_a_publisher_without_postgres_gives_way(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another, whose way to Postgres is open, goes on."""
+    monkeypatch.setattr(publisher, "GIVE_WAY_SECONDS", 0.5)
+    async with feed.published(), feed.edge() as near:
+        await until(lambda: near.feed.proven)
+    async with feed.published(DATABASE_URL="host=127.0.0.1 port=1 dbname=x") as one, feed.edge() as near:
+        await until(lambda: one._turn is not None)  # noqa: SLF001
+        async with feed.published() as other, Client.to(near.url) as client:
+            await until(lambda: is_active(other))
+            await client.subscribe("default")
+            assert await client.until_last(database) == []
+
+
 @pytest.mark.parametrize("written", [0, 1, 2, 3])
 async def test_a_batch_that_was_interrupted_is_published_anew(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch, written: int
