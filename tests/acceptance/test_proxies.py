@@ -1,0 +1,148 @@
+"""Several relays behind a proxy, as deploy/ sets it up: any of them resumes any client, and knows who it is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+
+from relay.embedded import HOST, free_port
+from tests.acceptance.support import Program, Relays, until
+from tests.acceptance.test_drain import HAPROXY, Follower, start, write
+from tests.servers import Database, do_without
+
+NGINX = HAPROXY.with_name("nginx.conf")
+
+Ports = Mapping[str, str]
+Proxy = Callable[[Path, Ports], Program]
+
+AROUND = """
+daemon off;
+pid {folder}/nginx.pid;
+error_log stderr;
+events {{ worker_connections 256; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    include {folder}/relay.conf;
+}}
+"""
+"""What a distribution has around files for /etc/nginx/conf.d, with all that is written kept in the test's folder."""
+
+
+def installed(name: str, package: str) -> str:
+    """Find a program that may be where only root looks."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    return found or do_without(f"{name} is not installed: on Debian and Ubuntu, apt install {package}")
+
+
+def haproxy(folder: Path, ports: Ports) -> Program:
+    return Program([installed("haproxy", "haproxy"), "-db", "-f", HAPROXY], folder, ports)
+
+
+def nginx(folder: Path, ports: Ports) -> Program:
+    program = installed("nginx", "nginx-light")
+    text = NGINX.read_text()
+    for printed, name in {":4000": "FRONT", ":4002": "WS_A", ":4012": "WS_B"}.items():
+        assert text.count(printed) == 1
+        text = text.replace(printed, f":{ports[name]}")
+    (folder / "relay.conf").write_text(text)
+    (folder / "nginx.conf").write_text(AROUND.format(folder=folder))
+    return Program([program, "-p", folder, "-e", "stderr", "-c", folder / "nginx.conf"], folder, {})
+
+
+PROXIES = pytest.mark.parametrize("proxy", [haproxy, nginx])
+
+
+@contextlib.asynccontextmanager
+async def running(proxy: Proxy, folder: Path, ports: Ports) -> AsyncIterator[str]:
+    """Run a proxy; yield the address that clients connect to."""
+    program = proxy(folder, ports)
+    try:
+        await until(lambda: listens(int(ports["FRONT"])) or program.exit_code is not None, "a proxy that listens")
+        assert program.exit_code is None, program.output
+        yield f"ws://{HOST}:{ports['FRONT']}"
+    finally:
+        program.end()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def free_ports() -> dict[str, str]:
+    return {name: str(free_port()) for name in ("FRONT", "WS_A", "WS_B", "HEALTH_A", "HEALTH_B")}
+
+
+@PROXIES
+async def test_clients_of_a_relay_that_is_killed_resume_at_the_other(
+    proxy: Proxy, database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """While rows are written, each client is told of each row once, and connects again at most once."""
+    ports = free_ports()
+    survivor, victim = [await start(relay, database, ports, name) for name in ("A", "B")]
+    async with contextlib.AsyncExitStack() as stack:
+        url = await stack.enter_async_context(running(proxy, tmp_path, ports))
+        followers = [Follower(url) for _ in range(6)]
+        tasks = [asyncio.create_task(follower.run()) for follower in followers]
+        writing = asyncio.create_task(write(database))
+        stack.push_async_callback(ended, *tasks, writing)
+        await until(lambda: all(len(follower.seen) > 10 for follower in followers), "all to follow")
+        theirs = len(victim.log("websocket.connection"))
+
+        victim.signal(signal.SIGKILL)
+        await until(lambda: sum(len(follower.codes) for follower in followers) == theirs, "the end of connections")
+        after = database.fetch("select count(*) from tasks")[0][0] + 10
+        await until(lambda: all(len(follower.seen) > after for follower in followers), "all to go on")
+        await ended(writing)
+        expected = [row[0] for row in database.fetch("select id from tasks order by id::int")]
+        await until(lambda: all(len(follower.seen) >= len(expected) for follower in followers), "all to catch up")
+
+    assert 0 < theirs < len(followers)
+    assert sorted(len(follower.codes) for follower in followers) == [0] * (len(followers) - theirs) + [1] * theirs
+    assert len(survivor.log("websocket.connection")) == len(followers)
+    for follower in followers:
+        assert follower.seen == expected
+        assert follower.syncs == 1
+
+
+async def ended(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks, and wait for their end."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@PROXIES
+async def test_a_relay_counts_the_clients_of_a_proxy_one_by_one(
+    proxy: Proxy, database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """It believes the proxy that it is told to trust, also about who stands behind another one before it."""
+    daemon = await relay(database.dsn, WS_RATE_LIMIT_PER_CLIENT="1", WS_TRUSTED_PROXIES=HOST)
+    both = dict.fromkeys(("WS_A", "WS_B"), str(daemon.ws_port))
+    ports = {**free_ports(), **both, **dict.fromkeys(("HEALTH_A", "HEALTH_B"), str(daemon.health_port))}
+    async with contextlib.AsyncExitStack() as stack:
+        url = await stack.enter_async_context(running(proxy, tmp_path, ports))
+
+        async def come(address: str) -> ClientConnection:
+            outer = {"X-Forwarded-For": address}
+            return await stack.enter_async_context(connect(url, proxy=None, additional_headers=outer))
+
+        await come("192.0.2.1")
+        await come("192.0.2.2")
+        with pytest.raises(InvalidStatus, match="429"):
+            await come("192.0.2.1")
