@@ -102,6 +102,8 @@ class Follower:
         self.seen: list[str] = []
         """The ids of the tasks that it was told of, in order, beginning with those of its board."""
         self.syncs = 0
+        self.attempts = 0
+        """How often it tried to connect."""
         self.codes: list[int | None] = []
         self._url = url
         self._cursor: str | None = None
@@ -109,6 +111,7 @@ class Follower:
     async def run(self) -> None:
         """Follow until cancelled."""
         while True:
+            self.attempts += 1
             with contextlib.suppress(OSError, WebSocketException, TimeoutError):
                 async with connect(self._url, proxy=None, max_size=None, open_timeout=SECONDS) as connection:
                     subscribe = {"type": "subscribe", "boardId": "default", "cursor": self._cursor}

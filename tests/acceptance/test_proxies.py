@@ -119,6 +119,7 @@ async def test_clients_of_a_relay_that_is_killed_resume_at_the_other(
     for follower in followers:
         assert follower.seen == expected
         assert follower.syncs == 1
+        assert follower.attempts == 1 + len(follower.codes)
 
 
 async def ended(*tasks: asyncio.Task[None]) -> None:
