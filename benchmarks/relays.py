@@ -11,6 +11,7 @@ themselves. Then one of four is killed, and all its clients come to the others.
 
 Postgres has one core and everything else another: what the relays themselves take does not slow the writers down.
 It is printed beside, and where it nears a whole core, the relays look at the journal less often than elsewhere.
+Commits do not wait for the disk, unless told to: else they are as many as the disk allows, whatever relays do.
 """
 
 from __future__ import annotations
@@ -64,9 +65,6 @@ SETTLE_SECONDS: Final = 2.2
 COMING_BACK: Final = (50, 400)
 """Clients of the relay that is killed."""
 
-LEFT: Final = 3
-"""Relays that they come to."""
-
 BOARDS: Final = 10
 """Boards that these clients follow; `write_tax` makes as many."""
 
@@ -86,7 +84,7 @@ WRITE: Final = f"""
 """
 """What a writer at full speed does: no round trip of a client hides what a commit costs."""
 
-SETTINGS: Final = {"fsync": "on", "synchronous_commit": "on", "shared_preload_libraries": "pg_stat_statements"}
+SETTINGS: Final = {"synchronous_commit": "on", "shared_preload_libraries": "pg_stat_statements"}
 
 
 @dataclass(frozen=True)
@@ -138,19 +136,25 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=3, help="length of each stretch of writing")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--clients", type=int, nargs="*", default=list(COMING_BACK), help="who come back at once")
+    options.add_argument("--others", type=int, default=3, help="relays that these come to")
+    options.add_argument("--settle", type=float, default=SETTLE_SECONDS, help="wait before each number of relays")
+    options.add_argument(
+        "--fsync", default="off", choices=["on", "off"], help="whether commits wait for the disk, too"
+    )
     options.add_argument("--json", type=Path, help="file to write what was found to")
     given = options.parse_args()
-    with EmbeddedPostgres(settings=SETTINGS) as server:
+    with EmbeddedPostgres(settings={**SETTINGS, "fsync": given.fsync}) as server:
         keep_apart(server.pid)
         prepare(server.dsn)
         with psycopg.connect(named(server.dsn, "watcher"), autocommit=True) as watcher, Fleet(server.dsn) as fleet:
             machine = {**bench.machine(watcher), "system": platform.platform()}
             print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
-            found = sweep(Lab(server.dsn, watcher, fleet), sorted(given.relays), given.rounds, given.seconds)
+            lab = Lab(server.dsn, watcher, fleet, given.settle)
+            found = sweep(lab, sorted(given.relays), given.rounds, given.seconds)
             print_windows(found)
             print_rule(found)
-            returns = list(come_back(watcher, fleet, given.clients))
-            print_returns(returns)
+            returns = list(come_back(lab, given.clients, given.others))
+            print_returns(returns, given.others)
     if given.json:
         windows = {load: {n: [asdict(it) for it in its] for n, its in rows.items()} for load, rows in found.items()}
         told = {"machine": machine, "windows": windows, "rule": rule(found), "returns": list(map(asdict, returns))}
@@ -273,6 +277,8 @@ class Lab:
     dsn: str
     watcher: psycopg.Connection
     fleet: Fleet
+    settle: float
+    """Seconds to wait before each number of relays."""
 
     def readings(self) -> dict[str, float]:
         """Return all counters: what stands in a window is the difference of two."""
@@ -335,7 +341,7 @@ def sweep(lab: Lab, counts: Sequence[int], rounds: int, seconds: float) -> Found
         for turn in range(rounds):
             for count in counts if turn % 2 == 0 else reversed(counts):
                 lab.fleet.resize(count)
-                time.sleep(SETTLE_SECONDS)
+                time.sleep(lab.settle)
                 for load, write in loads.items():
                     found[load][count].append(lab.window(write))
         return found
@@ -378,9 +384,8 @@ def paced(writers: Sequence[psycopg.Connection], probe: Probe, seconds: float) -
     def write() -> int:
         count = round(seconds * (PACE - PROBES))
         for number in at_rate(PACE - PROBES, count):
-            writers[number % WRITERS].execute(
-                "update public.relay set estimated_hours = %s where id = %s", [number, f"task-{number % 1000 + 1}"]
-            )
+            update = "update public.relay set estimated_hours = coalesce(estimated_hours, 0) + 1 where id = %s"
+            writers[number % WRITERS].execute(update, [f"task-{number % 1000 + 1}"])
         return count
 
     with ThreadPoolExecutor(1) as pool:
@@ -509,47 +514,50 @@ def print_rule(found: Found) -> None:
 # One dies
 
 
-def come_back(watcher: psycopg.Connection, fleet: Fleet, sizes: Sequence[int]) -> Iterator[Return]:
+def come_back(lab: Lab, sizes: Sequence[int], others: int) -> Iterator[Return]:
     """Kill one relay of some, again and again, and see what its clients cost the others."""
     for size in sizes:
         for resuming in (True, False):
-            fleet.resize(0)
-            fleet.resize(LEFT + 1)
-            yield asyncio.run(one_dies(watcher, fleet.relays, size, resuming=resuming))
+            lab.fleet.resize(0)
+            lab.fleet.resize(others + 1)
+            yield asyncio.run(one_dies(lab, size, resuming=resuming))
 
 
-async def one_dies(watcher: psycopg.Connection, relays: Sequence[Relay], size: int, *, resuming: bool) -> Return:
+async def one_dies(lab: Lab, size: int, *, resuming: bool) -> Return:
     """Kill the last relay, while changes are committed that its clients miss."""
-    *others, victim = relays
+    *others, victim = lab.fleet.relays
     async with contextlib.AsyncExitStack() as stack:
-        clients = [
-            await stack.enter_async_context(connect(f"ws://{HOST}:{victim.port}", proxy=None)) for _ in range(size)
-        ]
-        cursors = [await subscribe(client, number, None) for number, client in enumerate(clients)]
-        idle_rate = await asking(watcher)
-        before, began = queries(watcher), time.perf_counter()
+        clients = [await stack.enter_async_context(client_of(victim)) for _ in range(size)]
+        firsts = [await subscribe(client, number, None) for number, client in enumerate(clients)]
+        idle_rate = await asking(lab)
+        before, began = queries(lab.watcher), time.perf_counter()
         os.kill(victim.pid, signal.SIGKILL)
         await asyncio.gather(*(client.wait_closed() for client in clients))
-        watcher.execute(
-            "update public.relay set title = title || '+' where id = any (%s)",
-            [[f"task-{i + 1}" for i in range(BOARDS)]],
-        )
-        syncs = await asyncio.gather(
-            *(
-                returned(stack, others[number % LEFT].port, number, cursor["cursor"] if resuming else None)
-                for number, cursor in enumerate(cursors)
-            )
-        )
+        lab.watcher.execute("update public.relay set title = title || '+' where id ~ '^task-[0-9]$'")
+
+        async def returned(number: int, cursor: str | None) -> bool:
+            """Come back, and say whether that took a whole board."""
+            client = await stack.enter_async_context(client_of(others[number % len(others)]))
+            return bool((await subscribe(client, number, cursor))["type"] == "board.sync")
+
+        cursors = [first["cursor"] if resuming else None for first in firsts]
+        syncs = await asyncio.gather(*(returned(number, cursor) for number, cursor in enumerate(cursors)))
         seconds = time.perf_counter() - began
-        return Return(size, resuming, round(queries(watcher) - before - idle_rate * seconds), seconds, sum(syncs))
+        asked = queries(lab.watcher) - before - idle_rate * seconds
+        return Return(size, resuming, round(asked), seconds, sum(syncs))
 
 
-async def asking(watcher: psycopg.Connection) -> float:
+def client_of(relay: Relay) -> connect:
+    """Connect to a relay."""
+    return connect(f"ws://{HOST}:{relay.port}", proxy=None, max_size=None, open_timeout=30)
+
+
+async def asking(lab: Lab) -> float:
     """Return how many statements a second the relays send while idle."""
-    await asyncio.sleep(SETTLE_SECONDS)
-    before, began = queries(watcher), time.perf_counter()
-    await asyncio.sleep(SETTLE_SECONDS)
-    return (queries(watcher) - before) / (time.perf_counter() - began)
+    await asyncio.sleep(lab.settle)
+    before, began = queries(lab.watcher), time.perf_counter()
+    await asyncio.sleep(max(lab.settle, 0.1))
+    return (queries(lab.watcher) - before) / (time.perf_counter() - began)
 
 
 async def subscribe(client: ClientConnection, number: int, cursor: str | None) -> Mapping[str, Any]:
@@ -559,15 +567,9 @@ async def subscribe(client: ClientConnection, number: int, cursor: str | None) -
     return first
 
 
-async def returned(stack: contextlib.AsyncExitStack, port: int, number: int, cursor: str | None) -> bool:
-    """Come back, and say whether that took a whole board."""
-    client = await stack.enter_async_context(connect(f"ws://{HOST}:{port}", proxy=None, max_size=None))
-    return bool((await subscribe(client, number, cursor))["type"] == "board.sync")
-
-
-def print_returns(returns: Sequence[Return]) -> None:
+def print_returns(returns: Sequence[Return], others: int) -> None:
     """Print what it cost that clients came back."""
-    print(f"\na relay dies, its clients of {BOARDS} boards come to {LEFT} others: queries of these beyond idle")
+    print(f"\na relay dies, its clients of {BOARDS} boards come to {others} others: queries of these beyond idle")
     for it in returns:
         how = "resume" if it.resuming else "begin anew"
         print(f"{it.clients:>8} {how:12}{it.queries:8,} queries{it.seconds:8.2f} s{it.syncs:8,} boards sent")

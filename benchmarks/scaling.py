@@ -151,7 +151,6 @@ def plan(case: Case, k: Constants) -> Plan:
     taken = database_us(relays, case.changes, k) / 1e6
     limits |= {
         "the database's processor, for relays": taken / (k.database_cores * k.relays_share),
-        "the database's processor, for doorbells": relays / relays_woken(k.database_cores, k),
         "the database's connections": relays * k.connections_per_relay / k.database_connections,
     }
     return Plan(
@@ -203,22 +202,13 @@ def database_us(relays: int, changes: float, k: Constants) -> float:
     return relays * (k.idle_us + relays * k.pair_us + looks * k.look_us + changes * k.read_us)
 
 
-def relays_woken(cores: float, k: Constants) -> float:
-    """Return how many relays a database can ring so often that they stay awake.
-
-    With more of them it has no time for so many commits, each of which rings all: it never becomes quicker, for
-    nobody learns that there is much to do.
-    """
-    return (cores * 1e6 / k.busy - k.rung_us) / k.look_us
-
-
 def most_relays(changes: float, cores: float, k: Constants) -> int:
-    """Return how many relays a database bears: by its relays' share of its cores, by doorbells, by connections."""
+    """Return how many relays a database bears, by the relays' share of its cores and by connections."""
     budget = cores * k.relays_share * 1e6
     each = database_us(1, changes, k) - k.pair_us
     # relays * each + relays² * pair = budget
     affordable = (math.sqrt(each * each + 4 * k.pair_us * budget) - each) / (2 * k.pair_us)
-    return math.floor(min(affordable, relays_woken(cores, k), k.database_connections / k.connections_per_relay))
+    return math.floor(min(affordable, k.database_connections / k.connections_per_relay))
 
 
 # The tables

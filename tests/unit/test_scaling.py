@@ -27,7 +27,6 @@ from benchmarks.scaling import (
     plan,
     reading,
     relays_for,
-    relays_woken,
     tables,
 )
 
@@ -115,12 +114,11 @@ def test_each_further_relay_costs_the_database_more_than_the_last(relays: int, c
 
 @given(st.floats(0, 100_000), st.sampled_from(CORES))
 def test_as_many_relays_as_fit(changes: float, cores: int) -> None:
-    """They stay within each of three limits, and one more would not."""
+    """They stay within both limits, and one more would not."""
 
     def fits(relays: int) -> bool:
         return (
             database_us(relays, changes, K) <= cores * K.relays_share * 1e6 * (1 + 1e-9)
-            and relays <= relays_woken(cores, K)
             and relays * K.connections_per_relay <= K.database_connections
         )
 
@@ -135,14 +133,6 @@ def test_a_change_costs_a_look_until_relays_are_awake() -> None:
 
     assert database_us(3, k.busy, k) == pytest.approx(3 * k.busy * k.look_us)
     assert database_us(3, k.busy + 1, k) == database_us(3, 100 * k.busy, k) == 3 * k.looks_awake * k.look_us
-
-
-def test_the_most_relays_that_can_be_woken_leave_time_for_just_so_many_commits() -> None:
-    """A core is full of commits that ring all of them when relays would stay awake."""
-    relays = relays_woken(1, K)
-
-    assert K.busy * (K.rung_us + relays * K.look_us) == pytest.approx(1e6)
-    assert 4 < relays < 8  # as measured: four still are woken, eight are not
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -169,7 +159,7 @@ def test_prices_and_limits_are_inputs() -> None:
     assert dear.month == pytest.approx(730 * (dear.relays or 0))
 
     assert plan(case, replace(K, database_connections=1)).first == "the database's connections"
-    assert plan(case, replace(K, commit_us=1e9)).first == "the database's processor, for commits"
+    assert plan(case, replace(K, rung_us=1e9)).first == "the database's processor, for commits"
     assert plan(case, replace(K, pair_us=1e6)).first == "the database's processor, for relays"
 
 
