@@ -1,6 +1,6 @@
 """What each further relay costs the database: 0 to 8 relays beside each other on one embedded Postgres, in turns.
 
-    python benchmarks/relays.py                  # under four minutes
+    python benchmarks/relays.py                  # about four minutes, where nothing else runs
     python benchmarks/relays.py --relays 0 1 --seconds 1 --rounds 1
     python benchmarks/relays.py --json relays.json
 
@@ -518,7 +518,7 @@ def come_back(lab: Lab, sizes: Sequence[int], others: int) -> Iterator[Return]:
     """Kill one relay of some, again and again, and see what its clients cost the others."""
     for size in sizes:
         for resuming in (True, False):
-            lab.fleet.resize(0)
+            lab.fleet.resize(others)  # these forget a board with its last client
             lab.fleet.resize(others + 1)
             yield asyncio.run(one_dies(lab, size, resuming=resuming))
 

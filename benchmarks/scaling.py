@@ -38,6 +38,8 @@ class Constants:
     # Measured of a relay
     delivery_us: float
     change_us: float
+    own_look_us: float
+    own_awake_us: float
     entry_us: float
     connection_us: float
     connection_kb: float
@@ -48,7 +50,7 @@ class Constants:
     idle_us: float
     pair_us: float
     look_us: float
-    looks_awake: float
+    awake_us: float
     read_us: float
     busy: float
     commit_us: float
@@ -190,7 +192,8 @@ def load_of(relays: int, case: Case, k: Constants) -> float:
 
 def reading(case: Case, k: Constants) -> float:
     """Return how much of its core any relay uses to read what is written, whoever follows it."""
-    return case.changes * k.entry_us / 1e6
+    looks = case.changes * k.own_look_us if case.changes <= k.busy else k.own_awake_us
+    return (looks + case.changes * k.entry_us) / 1e6
 
 
 def database_us(relays: int, changes: float, k: Constants) -> float:
@@ -198,8 +201,8 @@ def database_us(relays: int, changes: float, k: Constants) -> float:
 
     Each looks once for each change, until there are so many that all look by themselves.
     """
-    looks = changes if changes <= k.busy else k.looks_awake
-    return relays * (k.idle_us + relays * k.pair_us + looks * k.look_us + changes * k.read_us)
+    looks = changes * k.look_us if changes <= k.busy else k.awake_us
+    return relays * (k.idle_us + relays * k.pair_us + looks + changes * k.read_us)
 
 
 def most_relays(changes: float, cores: float, k: Constants) -> int:

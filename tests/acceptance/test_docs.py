@@ -34,7 +34,8 @@ CLIENTS = ROOT / "docs" / "clients.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 SECURITY = ROOT / "docs" / "security.md"
 CONSISTENCY = ROOT / "docs" / "consistency.md"
-DOCUMENTS = (README, DBA, OPERATOR, CLIENTS, CONSISTENCY, PERFORMANCE, SECURITY)
+SCALING = ROOT / "docs" / "scaling.md"
+DOCUMENTS = (README, DBA, OPERATOR, CLIENTS, CONSISTENCY, PERFORMANCE, SCALING, SECURITY)
 
 
 NEEDS_DAEMON = {"tail", "status"}
@@ -120,7 +121,7 @@ def test_commands_of_the_clients_guide_run(tmp_path: Path) -> None:
     assert all(json.loads(finished.stdout) for finished in ran)
 
 
-@pytest.mark.parametrize("document", [README, OPERATOR, SECURITY], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [README, OPERATOR, SCALING, SECURITY], ids=lambda path: path.name)
 async def test_daemons_run(document: Path, database: Database, relay: Relays) -> None:
     """Every `relay serve` starts as printed, and is healthy."""
     for line in commands(document):

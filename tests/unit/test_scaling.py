@@ -132,7 +132,7 @@ def test_a_change_costs_a_look_until_relays_are_awake() -> None:
     k = replace(K, idle_us=0, pair_us=0, read_us=0)
 
     assert database_us(3, k.busy, k) == pytest.approx(3 * k.busy * k.look_us)
-    assert database_us(3, k.busy + 1, k) == database_us(3, 100 * k.busy, k) == 3 * k.looks_awake * k.look_us
+    assert database_us(3, k.busy + 1, k) == database_us(3, 100 * k.busy, k) == 3 * k.awake_us
 
 
 @pytest.mark.parametrize("size", SIZES)
