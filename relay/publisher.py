@@ -230,8 +230,8 @@ class _Turn:
         """Catch up, and say that another may be active."""
         await self.feed.catch_up()
         self._left = True
-        if self._era and not self._in_batch:
-            self._say()
+        if self._position and not self._in_batch:
+            self._say(self._position)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):
                 await self.settled()
@@ -249,8 +249,8 @@ class _Turn:
             # A batch without an end counts for nothing, as soon as another name shows that it will have none.
             self._in_batch = False
             self._name = secrets.token_hex(6)
-        self._era, self._position = era, position
-        self._say(lost)
+        self._era = era
+        self._say(position, lost)
 
     def publish(self, transactions: Sequence[Transaction], position: Snapshot | None) -> None:
         """Append a batch, or a part of one. A position alone waits for the next state."""
@@ -267,8 +267,7 @@ class _Turn:
             self._in_batch = False
             self._position = position
         if time.monotonic() >= self._state_due:
-            self._position = position
-            self._say()
+            self._say(position)
 
     async def settled(self) -> None:
         """Wait until JetStream has all."""
@@ -324,8 +323,8 @@ class _Turn:
 
     # Writing
 
-    def _say(self, lost: Reason | None = None) -> None:
-        """Append a state."""
+    def _say(self, position: Snapshot, lost: Reason | None = None) -> None:
+        """Append a state: all that is visible at this position has been appended."""
         assert self._era is not None, "the feed has begun"
         now = time.monotonic()
         self._state_due = now + STATE_SECONDS
@@ -335,7 +334,8 @@ class _Turn:
             stream=self._id,
             publisher=self._name,
             batch=self._batch,
-            position=str(self._position),
+            after=str(self._position),
+            position=str(position),
             run=self._era.run,
             keys=dict(self._era.keys),
             shape=self._era.shape,
@@ -344,14 +344,15 @@ class _Turn:
             lag=self.feed.lag,
             left=self._left or now - self._last_well > GIVE_WAY_SECONDS,
         )
+        self._position = position
         self._queue([state])
 
     async def _keep_saying(self) -> None:
         """See that there is a state every second, also while nothing comes from Postgres."""
         while True:
             await asyncio.sleep(STATE_SECONDS / 4)
-            if self._era and not self._in_batch and time.monotonic() >= self._state_due + STATE_SECONDS / 2:
-                self._say()
+            if self._position and not self._in_batch and time.monotonic() >= self._state_due + STATE_SECONDS / 2:
+                self._say(self._position)
 
     def _queue(self, entries: Iterable[Entry]) -> None:
         self._queued.extend(entries)

@@ -7,8 +7,8 @@ stream stands and which cursors are good; there is one every second, so whoever 
 Rules:
 - Publishers append and never take back. Who was interrupted leaves a batch without an end; the next publisher begins
   with a state, and with the whole batch anew. So what was gathered of a batch counts for nothing before its end.
-- Batches are numbered, and each says which position it goes on from. An `Assembly`, which takes the entries in their
-  order, makes sure of both: a stream that was restored, purged or written by a stranger is not believed.
+- Batches are numbered, and each says which position it goes on from, as states do. An `Assembly`, which takes the
+  entries in their order, makes sure of both: a stream that was restored or written by a stranger is not believed.
 - Messages are encoded by the publisher, once for all edges, and stay as they are.
 """
 
@@ -67,7 +67,7 @@ class Part(msgspec.Struct, frozen=True, tag="part", tag_field="entry", omit_defa
 
 
 class State(msgspec.Struct, frozen=True, tag="state", tag_field="entry"):
-    """Where the stream stands: after so many batches, at this position, with these cursors.
+    """Where the stream stands: after so many batches, at this position, with these cursors; it was at `after` before.
 
     `stream` names all that goes on from one beginning. With `lost`, it does not go on from what was before. `problem`
     says why nothing comes from Postgres. All that was committed `lag` seconds ago is in the stream; `left` says that
@@ -77,6 +77,7 @@ class State(msgspec.Struct, frozen=True, tag="state", tag_field="entry"):
     stream: str
     publisher: str
     batch: int
+    after: str
     position: str
     run: str
     keys: dict[str, bytes]
@@ -197,8 +198,10 @@ class Assembly:
         if not lost and state.batch != self.batch:
             raise StreamBroken(f"a state is of batch {state.batch}: expected {self.batch}")
         position = _position(state.position)
-        if not lost and not position.covers(self.position):
-            raise StreamBroken(f"a state is at {state.position}: expected nothing before {self.position}")
+        if not lost and (state.after != str(self.position) or not position.covers(self.position)):
+            raise StreamBroken(
+                f"a state goes from {state.after} to {state.position}: expected on from {self.position}"
+            )
         self.batch, self.position = state.batch, position
         lost = lost or ("batch_cut_short" if cut_short else None)
         if lost or state.era != before.era:

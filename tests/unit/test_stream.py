@@ -23,8 +23,11 @@ def at(number: int) -> str:
     return f"{number + 3}:{number + 3}:"
 
 
-def state(position: int, *, batch: int = 0, publisher: str = "one", name: str = "s", **given: Any) -> State:
-    return State(name, publisher, batch, at(position), "run", {"run": b"key"}, "shape", **given)
+def state(
+    position: int, *, after: int | None = None, batch: int = 0, publisher: str = "one", name: str = "s", **given: Any
+) -> State:
+    before = at(position if after is None else after)
+    return State(name, publisher, batch, before, at(position), "run", {"run": b"key"}, "shape", **given)
 
 
 def part(
@@ -89,7 +92,7 @@ def test_a_batch_of_which_a_part_was_passed_on_is_cut_short_by_another_publisher
         (state(5, batch=7, name="another"), "journal_pruned"),
         (state(5, batch=7, name="another", lost="epoch_changed"), "epoch_changed"),
         (state(5, lost="schema_changed"), "schema_changed"),
-        (State("s", "one", 0, at(1), "later", {"run": b"key", "later": b"key"}, "shape"), None),
+        (State("s", "one", 0, at(0), at(1), "later", {"run": b"key", "later": b"key"}, "shape"), None),
     ],
     ids=["another stream", "another and why", "continuity lost", "the server ran anew"],
 )
@@ -101,7 +104,7 @@ def test_a_state_says_what_begins(entry: State, lost: Reason | None) -> None:
 def test_a_state_moves_the_position_when_nothing_happens() -> None:
     """So cursors of quiet boards stay young."""
     assembly = Assembly(state(0))
-    assert xids(taken(assembly, [state(4)])) == [([], at(4))]
+    assert xids(taken(assembly, [state(4, after=0)])) == [([], at(4))]
     assert xids(taken(assembly, [part(1, 10, end=(4, 5))])) == [([10], at(5))]
 
 
@@ -112,9 +115,10 @@ def test_a_state_moves_the_position_when_nothing_happens() -> None:
         [part(1, 10, publisher="two")],
         [part(1, 10, end=(1, 2))],
         [part(1, 10, end=(0, 1)), part(1, 10, end=(1, 2))],
-        [part(1, 10), state(1)],
-        [state(1, batch=1)],
-        [state(5), state(4)],
+        [part(1, 10), state(0)],
+        [state(0, batch=1)],
+        [state(5, after=2)],
+        [state(5, after=0), state(4, after=5)],
         [Part("one", 1, "b", [], end=End(at(0), "nonsense"))],
     ],
     ids=[
@@ -124,6 +128,7 @@ def test_a_state_moves_the_position_when_nothing_happens() -> None:
         "a batch twice",
         "a state within a batch",
         "a state after a batch that is missing",
+        "a state that goes on from elsewhere",
         "back in time",
         "no position",
     ],
