@@ -140,6 +140,10 @@ class Overview:
     journal_paused: bool | None
     notification_queue: float | None
     """The used share of it, from 0 to 1."""
+    stream_connected: bool | None
+    """Whether NATS is; None where clients are served from the database, as all about a stream."""
+    stream_entry: float | None
+    publisher_active: bool | None
     workers: float | None
     workers_configured: float | None
     memory: float | None
@@ -156,6 +160,7 @@ def overview(now: Sample, before: Sample | None = None) -> Overview:
     """Return the figures of a moment; with an earlier one also those of the time between."""
     metrics, ready = now.metrics, (now.ready or {}).get("ready")
     websocket, database = _part(now.health, "websocket"), _part(now.health, "database")
+    stream = _part(now.health, "stream")
     journal, value = _part(database, "journal"), metrics.value
     started = value("process_start_time_seconds")
     latency = _since(metrics.buckets("relay_commit_to_socket_seconds"), before)
@@ -195,6 +200,9 @@ def overview(now: Sample, before: Sample | None = None) -> Overview:
         journal_overdue=_first(value("relay_journal_overdue_seconds"), journal.get("overdueSeconds")),
         journal_paused=_flag(_first(value("relay_journal_paused"), journal.get("paused"))),
         notification_queue=_first(value("relay_notification_queue_usage_ratio"), database.get("queueUsage")),
+        stream_connected=_flag(_first(value("relay_stream_connected"), stream.get("connected"))),
+        stream_entry=_first(value("relay_stream_last_entry"), stream.get("entry")),
+        publisher_active=_flag(_first(value("relay_publisher_active"), stream.get("active"))),
         workers=_first(value("relay_workers"), now.health.get("workers")),
         workers_configured=value("relay_workers_configured"),
         memory=value("process_resident_memory_bytes"),
@@ -322,6 +330,10 @@ def _database(figures: Overview) -> Iterator[tuple[str, str]]:
     yield "journal", f"rows {_count(figures.journal_rows)}, {_size(figures.journal_bytes)}, {bounds}{paused}"
     yield "", f"oldest {_span(figures.journal_age)}, overdue {_span(figures.journal_overdue)}"
     yield "notify queue", _DASH if figures.notification_queue is None else f"{figures.notification_queue:.1%} used"
+    if figures.stream_connected is not None:
+        connected = "connected" if figures.stream_connected else "not connected"
+        active = {True: ", publishes", False: ", stands by", None: ""}[figures.publisher_active]
+        yield "stream", f"{connected}, last entry {_count(figures.stream_entry)}{active}"
 
 
 def _messages(figures: Overview) -> Iterator[tuple[str, str]]:

@@ -100,6 +100,20 @@ def test_what_the_metrics_leave_out_health_tells() -> None:
     assert row("refused", figures) == "none"
 
 
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        ({"connected": True, "entry": 1234}, "connected, last entry 1,234"),
+        ({"connected": True, "entry": 7, "active": True}, "connected, last entry 7, publishes"),
+        ({"connected": False, "active": False}, "not connected, last entry -, stands by"),
+    ],
+)
+def test_a_stream_is_shown_where_there_is_one(stream: dict[str, object], expected: str) -> None:
+    """An edge's and a publisher's; a relay on the database has no such line."""
+    assert row("stream", overview.overview(Sample(0, HEALTH | {"stream": stream}))) == expected
+    assert not [line for line in shown(overview.overview(Sample(0, HEALTH))) if line.startswith("stream")]
+
+
 def test_two_samples_give_rates() -> None:
     """By type, one that is new began at nothing; the first sample has none."""
     before = sample(1000, {"task.created": 10}, sent=1000)
