@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from tests.torture.edges import EdgesWorld
-from tests.torture.mutants import MUTANTS
+from tests.torture.mutants import JAVASCRIPT, MUTANTS
 from tests.torture.run import torture
 from tests.torture.world import World
 
@@ -18,7 +18,9 @@ from tests.torture.world import World
 @click.command()
 @click.option("--minutes", type=float, default=1.0, show_default=True, help="how long to torture")
 @click.option("--seed", default=None, help="what chance starts from  [default: a new one]")
-@click.option("--mutant", type=click.Choice(sorted(MUTANTS)), help="torture a broken relay instead")
+@click.option(
+    "--mutant", type=click.Choice(sorted([*MUTANTS, *JAVASCRIPT])), help="torture a broken relay or client instead"
+)
 @click.option("--nats", is_flag=True, help="with NATS JetStream, publishers and edges beside the relay")
 @click.option(
     "--keep",

@@ -171,7 +171,7 @@ class Client:
 
     # What it is asked
 
-    def check(self, audit: Audit) -> None:
+    async def check(self, audit: Audit) -> None:
         """Compare all that happened since the last check with the audit."""
         for step in self._steps:
             if not audit.is_step(step):
@@ -191,8 +191,8 @@ class Client:
         self._stretches = [Stretch(self._cursor, self._cursor)] if self._cursor else []
 
 
-class PackagedClient(Client):
-    """The client of the package, which this only watches: what it tells must lead to what it holds.
+class WatchedClient(Client):
+    """A client of ours, which this only watches: what it tells must lead to what it holds.
 
     Rules:
     - It comes back by itself; here its connection is torn, and each attempt is sent to one relay or the other.
@@ -201,7 +201,24 @@ class PackagedClient(Client):
 
     def __init__(self, name: str, board: str, urls: Callable[[], list[str]], seed: str) -> None:
         super().__init__(name, board, urls, seed, resumable=False)
-        self._watched: relay.client.Board | None = None
+
+    def _note(self, kind: str, data: dict[str, Any], tasks: dict[str, Task] | None = None) -> None:
+        """Be told of a change: its data as the relay sends it, and with a board.sync its reason and the tasks."""
+        self.raw.append((time.time(), repr((kind, data))))
+        self.counts[f"watched: {kind}"] += 1
+        if kind != "board.sync":
+            self._apply(kind, data)
+            return
+        if self._synced and not data["reason"]:
+            self._violate("the board came instead of what was missed, without a reason")
+        self._synced = True
+        self.tasks = tasks or {}
+
+
+class PackagedClient(WatchedClient):
+    """The Python client of the package."""
+
+    _watched: relay.client.Board | None = None
 
     async def live(self) -> None:
         """Follow the board, for ever, and tear the connection now and then."""
@@ -210,7 +227,7 @@ class PackagedClient(Client):
             tearing = asyncio.create_task(self._tear())
             try:
                 async for change in self._watched:
-                    self._note(change)
+                    self._hear(change)
             finally:
                 tearing.cancel()
 
@@ -226,26 +243,21 @@ class PackagedClient(Client):
                 link._connection.transport.abort()  # noqa: SLF001
                 self.counts["torn"] += 1
 
-    def _note(self, change: relay.client.Change) -> None:
-        self.raw.append((time.time(), repr(change)))
-        self.counts[f"packaged: {change.type}"] += 1
+    def _hear(self, change: relay.client.Change) -> None:
         match change.type:
             case "board.sync":
-                if self._synced and not change.reason:
-                    self._violate("the board came instead of what was missed, without a reason")
-                self._synced = True
-                self.tasks = {str(name): dict(task) for name, task in (change.tasks or {}).items()}
+                tasks = {str(name): dict(task) for name, task in (change.tasks or {}).items()}
+                self._note(change.type, {"reason": change.reason}, tasks)
             case "task.created":
-                self._apply(change.type, dict(change.task or {}))
+                self._note(change.type, dict(change.task or {}))
             case "task.updated":
-                self._apply(change.type, {"id": change.id, "changes": change.changes})
+                self._note(change.type, {"id": change.id, "changes": change.changes})
             case "task.moved":
-                lanes = {"fromLane": change.from_lane, "toLane": change.to_lane}
-                self._apply(change.type, {"id": change.id} | lanes)
+                self._note(change.type, {"id": change.id, "fromLane": change.from_lane, "toLane": change.to_lane})
             case _:
-                self._apply(change.type, {"id": change.id})
+                self._note(change.type, {"id": change.id})
 
-    def check(self, audit: Audit) -> None:
-        super().check(audit)
+    async def check(self, audit: Audit) -> None:
+        await super().check(audit)
         if self._watched is None or self._watched.tasks != self.tasks:
             self._violate("the board that it holds is not what its changes lead to")

@@ -81,6 +81,38 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     for mutant in (late_committers, tail_dropped, ahead_is_live, truncate_ignored, horizon_ignored)
 }
 
+# Of the JavaScript client: what stands in its file, and what stands there instead.
+JAVASCRIPT: Final = {
+    # Applies a batch twice, as one that did not notice that its cursor was answered with what it holds.
+    "js_batch_twice": (
+        "this.#replica.apply(this.#parts.flat())",
+        "this.#replica.apply([...this.#parts, ...this.#parts].flat())",
+    ),
+    # Says that a task is gone, and keeps it.
+    "js_deletion_ignored": ("this.tasks.delete(id);", ""),
+    # Takes the last part of a batch for the whole.
+    "js_parts_dropped": ("this.#parts.push(data);", "this.#parts = [data];"),
+    # Goes on, on a new connection, with the parts that the old one brought.
+    "js_parts_kept": ("  _ask() {\n    this.#parts = [];", "  _ask() {"),
+    # Resumes from where a batch began that it holds.
+    "js_cursor_kept": ("this.#parts = [];\n    this.#cursor = cursor;", "this.#parts = [];"),
+    # Leaves a card in the lane that it came from.
+    "js_lane_kept": ("this.#lane(from).delete(id);", ";"),
+}
+
+
+def javascript(name: str | None, program: Path, folder: Path) -> Path:
+    """Return the JavaScript client: the file of the package, or a mutant of it."""
+    if name not in JAVASCRIPT:
+        return program
+    right, wrong = JAVASCRIPT[name]
+    text = program.read_text()
+    assert text.count(right) == 1
+    mutant = folder / "client.mjs"
+    mutant.write_text(text.replace(right, wrong))
+    return mutant
+
+
 BY_NAME: Final = MUTANTS | {in_parts.__name__: in_parts}
 """What can be started by name."""
 

@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
+from tests.torture import javascript, mutants
 from tests.torture.clients import Client, PackagedClient
+from tests.torture.javascript import JavaScript
 from tests.torture.oracle import Audit
 from tests.torture.world import BOARDS, World, Writers
 
@@ -66,7 +68,7 @@ async def torture(
     started = time.monotonic()
     verdict = Verdict(seed)
     with tempfile.TemporaryDirectory() as scratch:
-        world = kind(Path(scratch), seed, mutant)
+        world = kind(Path(scratch), seed, mutant if mutant in mutants.MUTANTS else None)
         async with world.running():
             clients: list[Client] = [
                 Client(
@@ -83,8 +85,17 @@ async def torture(
             clients += [
                 PackagedClient(f"packaged-{board}", board, world.urls, f"{seed}/packaged/{board}") for board in BOARDS
             ]
+            lives = [client.live() for client in clients]
+            if lack := javascript.missing():
+                print(f"  without the JavaScript client: {lack}", file=output, flush=True)
+            else:
+                program = mutants.javascript(mutant, javascript.CLIENT, world.folder)
+                for name in ("javascript", "javascript-too"):
+                    process = JavaScript(name, BOARDS, world.urls, f"{seed}/{name}", program)
+                    clients += process.clients
+                    lives.append(process.live())
             writers = Writers(world.dsn, seed, WRITERS)
-            tasks = [asyncio.create_task(client.live()) for client in clients]
+            tasks = [asyncio.create_task(life) for life in lives]
             try:
                 with writers.running():
                     while not verdict.violations and time.monotonic() - started < seconds:
@@ -127,7 +138,7 @@ async def _round(
     audit = await world.audit()
     verdict.changes = len(audit.entries)
     for client in clients:
-        client.check(audit)
+        await client.check(audit)
         verdict.violations += client.violations
     verdict.violations += [f"a client ended: {task.exception()!r}" for task in tasks if task.done()]
 
