@@ -21,6 +21,8 @@ const ANNOUNCE_MS = 2000;
 const ANSWER_MS = 3000; // for what was written to come back as a message
 const LONG_PRESS_MS = 260;
 const DRAG_PIXELS = 6;
+const EDGE_PIXELS = 40; // so near to an edge, a card that is carried brings the lanes beyond it
+const PAN_PIXELS = 8; // a frame
 const REVOKED = 4003; // the close code for a token that is not good any more
 const LEEWAY_SECONDS = 5; // for which the relay takes a token that is over
 const SHOWN = ["title", "priority", "status", "estimatedHours", "id"];
@@ -663,9 +665,10 @@ let justDropped = false;
 $("lanes").addEventListener("pointerdown", (event) => {
   const card = event.target.closest(".card");
   if (!told.writer || !card || event.button || drag) return;
-  drag = { card, x: event.clientX, y: event.clientY, pointer: event.pointerId, ghost: null, lane: null };
+  const [x, y] = [event.clientX, event.clientY];
+  drag = { card, from: { x, y }, at: { x, y }, pointer: event.pointerId, ghost: null, lane: null, moved: false, panning: 0 };
   // A finger that moves at once scrolls; one that rests takes the card.
-  if (event.pointerType === "touch") drag.resting = setTimeout(() => lift(), LONG_PRESS_MS);
+  if (event.pointerType === "touch") drag.resting = setTimeout(lift, LONG_PRESS_MS);
 });
 
 function lift() {
@@ -673,33 +676,50 @@ function lift() {
   drag.ghost = stage(card, card.getBoundingClientRect());
   card.classList.add("lifted");
   document.body.classList.add("dragging");
+  carry();
 }
 
 document.addEventListener("pointermove", (event) => {
   if (!drag || event.pointerId !== drag.pointer) return;
-  const [x, y] = [event.clientX - drag.x, event.clientY - drag.y];
-  if (!drag.ghost) {
-    if (Math.hypot(x, y) < DRAG_PIXELS) return;
+  drag.at = { x: event.clientX, y: event.clientY };
+  const far = Math.hypot(drag.at.x - drag.from.x, drag.at.y - drag.from.y) >= DRAG_PIXELS;
+  if (far && !drag.ghost) {
     if (drag.resting) return endDrag();
     lift();
   }
-  drag.ghost.style.transform = `translate(${x}px, ${y}px) rotate(${calm.matches ? 0 : 1.5}deg)`;
-  const lane = document.elementFromPoint(event.clientX, event.clientY)?.closest(".lane") ?? null;
+  drag.moved ||= far;
+  if (drag.ghost) carry();
+});
+
+/** Have the card where the pointer is, and light up the lane into which it would fall. */
+function carry() {
+  const { ghost, from, at } = drag;
+  ghost.style.transform = `translate(${at.x - from.x}px, ${at.y - from.y}px) rotate(${calm.matches ? 0 : 1.5}deg)`;
+  const lane = document.elementFromPoint(at.x, at.y)?.closest(".lane") ?? null;
   if (lane !== drag.lane) {
     drag.lane?.classList.remove("target");
     drag.lane = lane;
     if (lane !== drag.card.closest(".lane")) lane?.classList.add("target");
   }
-  const edge = event.clientX < 48 ? -1 : event.clientX > innerWidth - 48 ? 1 : 0;
-  if (edge) $("lane-list").scrollBy({ left: edge * 16 });
-});
+  drag.panning ||= requestAnimationFrame(pan);
+}
+
+/** At the edge, bring what is beyond it, for as long as the pointer rests there: a phone shows one lane at a time. */
+function pan() {
+  if (!drag) return;
+  drag.panning = 0;
+  const edge = !drag.moved ? 0 : drag.at.x < EDGE_PIXELS ? -1 : drag.at.x > innerWidth - EDGE_PIXELS ? 1 : 0;
+  const before = $("lane-list").scrollLeft;
+  if (edge) $("lane-list").scrollLeft += edge * PAN_PIXELS;
+  if ($("lane-list").scrollLeft !== before) carry();
+}
 
 document.addEventListener("pointerup", (event) => {
   if (!drag || event.pointerId !== drag.pointer) return;
-  const { card, ghost, lane } = drag;
-  const moves = ghost && lane && lane !== card.closest(".lane");
+  const { card, ghost, lane, moved } = drag;
+  const moves = moved && card.isConnected && lane && lane !== card.closest(".lane");
   endDrag(moves);
-  if (!ghost) return;
+  if (!moved) return; // a finger that rested and went is a tap
   justDropped = true; // the click that follows opens nothing
   setTimeout(() => (justDropped = false));
   if (moves) move(card.task, lane.dataset.lane, event.timeStamp, ghost);
@@ -718,6 +738,7 @@ function endDrag(keepsGhost) {
 
 document.addEventListener("pointercancel", (event) => drag?.pointer === event.pointerId && endDrag());
 document.addEventListener("keydown", (event) => event.key === "Escape" && drag && endDrag());
+// The finger that carries a card scrolls nothing, and asks for no menu.
 document.addEventListener("touchmove", (event) => drag?.ghost && event.preventDefault(), { passive: false });
 document.addEventListener("contextmenu", (event) => drag?.ghost && event.preventDefault());
 

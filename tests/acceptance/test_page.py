@@ -19,13 +19,14 @@ import aiohttp
 import jwt
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, CDPSession, Locator, Page, Route, expect
 
 from relay.access import LEEWAY_SECONDS
 from relay.embedded import free_port
 from relay.page import policy
 from tests.acceptance.support import RELAY, Daemon, Program, Relays, until
 from tests.acceptance.test_guide import installed_browser
+from tests.proxy import Proxy
 from tests.servers import Database, Server, temporary_database
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -128,7 +129,7 @@ async def opening(browser: Browser) -> AsyncIterator[Open]:
     opened: list[Window] = []
 
     async def open_window(url: str, **options: Any) -> Window:
-        context = await browser.new_context(viewport={"width": 1200, "height": 800}, **options)
+        context = await browser.new_context(**({"viewport": {"width": 1200, "height": 800}} | options))
         new = Window(await context.new_page())
         opened.append(new)
         new.page.on("pageerror", lambda error: new.faults.append(str(error)))
@@ -206,6 +207,94 @@ async def test_a_drag_is_seen_in_the_other_window(pair: tuple[Window, Window]) -
     await expect(one.page.locator("#details")).to_be_hidden()
     await expect(one.page.locator("#latency-value")).to_have_text(re.compile(r"^[\d.]+ ms$"))
     await one.card("Carry me").locator(".title").press("Delete")
+
+
+class Finger:
+    """A finger on a window's screen: the browser's own input, of which come scrolling and taps as well."""
+
+    def __init__(self, session: CDPSession) -> None:
+        self._session = session
+
+    @classmethod
+    async def on(cls, window: Window) -> Finger:
+        return cls(await window.page.context.new_cdp_session(window.page))
+
+    async def press(self, x: float, y: float) -> None:
+        await self._dispatch("touchStart", (x, y))
+
+    async def move(self, x: float, y: float) -> None:
+        await self._dispatch("touchMove", (x, y))
+
+    async def lift(self) -> None:
+        await self._dispatch("touchEnd")
+
+    async def swipe(self, x: float, y: float, by: float) -> None:
+        """Press, move sideways and lift; nothing is awaited in between, for on a slow machine that were resting."""
+        steps = [self.move(x + by * step / 10, y) for step in range(1, 11)]
+        await asyncio.gather(self.press(x, y), *steps, self.lift())
+
+    async def _dispatch(self, kind: str, *points: tuple[float, float]) -> None:
+        touches = [{"x": x, "y": y} for x, y in points]
+        await self._session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+
+
+PHONE: Final[dict[str, Any]] = {"viewport": {"width": 390, "height": 780}, "has_touch": True, "is_mobile": True}
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def phone(demo: str, window: Open) -> Window:
+    """Return the demo on a phone, which shows one lane at a time."""
+    one = await window(demo, **PHONE)
+    await one.is_("live")
+    return one
+
+
+async def place(of: Locator) -> tuple[float, float]:
+    """Return the middle of something on the screen."""
+    box = await of.bounding_box()
+    assert box
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+async def test_a_finger_that_rests_takes_a_card_along(pair: tuple[Window, Window], phone: Window) -> None:
+    """Held for a moment, a card is carried past the edge of a phone to a lane beyond, and is there in all windows."""
+    one, _ = pair
+    await one.add("Touch me", "backlog")
+    x, y = await place(phone.in_lane("backlog", "Touch me"))
+    finger = await Finger.on(phone)
+    await finger.press(x, y)
+    await expect(phone.page.locator(".card.lifted")).to_have_text(re.compile("Touch me"))
+    await finger.move(PHONE["viewport"]["width"] - 10, y)
+    target = phone.page.locator(".lane.target")
+    await expect(target).to_have_attribute("data-lane", "done")
+    await finger.move(x, y)
+    await expect(target).to_have_count(1)
+    lane = await target.get_attribute("data-lane")
+    assert lane in {"in_progress", "done", "recovery"}  # those go by while the finger is at the edge
+    await finger.lift()
+
+    await expect(one.in_lane(lane, "Touch me")).to_have_count(1)
+    await expect(phone.in_lane(lane, "Touch me")).to_be_in_viewport()
+    await expect(phone.page.locator("#details")).to_be_hidden()
+    await one.card("Touch me").locator(".title").press("Delete")
+
+
+async def test_a_finger_that_moves_at_once_scrolls(pair: tuple[Window, Window], phone: Window) -> None:
+    """A swipe over a card brings the next lanes and leaves the card where it is; a tap opens it."""
+    one, _ = pair
+    await one.add("Leave me", "backlog")
+    card = phone.in_lane("backlog", "Leave me")
+    x, y = await place(card)
+    await (await Finger.on(phone)).swipe(x, y, -280)
+    await expect(card).not_to_be_in_viewport()
+    await expect(phone.page.locator("body.dragging, .lifted")).to_have_count(0)
+
+    await card.scroll_into_view_if_needed()
+    await card.tap()
+    await expect(phone.page.get_by_label("Title")).to_have_value("Leave me")
+    await expect(phone.page.get_by_label("Lane")).to_have_value("backlog")
+    await phone.page.get_by_role("button", name="Delete").tap()
+    await expect(one.card("Leave me")).to_have_count(0)
 
 
 async def test_the_keyboard_moves_a_card_and_keeps_it(pair: tuple[Window, Window]) -> None:
@@ -390,6 +479,37 @@ async def test_a_network_that_goes_and_comes(daemon: Daemon, tasks: Database, wi
     await one.page.context.set_offline(False)
     await one.is_("live")
     await expect(one.in_lane("done", "Away")).to_contain_text("high")
+
+
+async def test_a_machine_that_sleeps_and_wakes(daemon: Daemon, tasks: Database, window: Open) -> None:
+    """A page that lay frozen while its link died in silence finds out by itself, and is true again."""
+    tasks.execute(
+        "insert into tasks (id, board_id, title) values ('asleep', 'sleep', 'Asleep'), ('gone', 'sleep', 'Gone')"
+    )
+    async with Proxy("127.0.0.1", daemon.ws_port) as network:
+        one = await window("about:blank", bypass_csp=True)  # the policy names the relay's port, not the proxy's
+        await one.page.clock.install()
+
+        async def through(route: Route) -> None:
+            answer = await route.fetch()
+            told = await answer.json()
+            told["websocket"]["port"] = network.port
+            await route.fulfill(response=answer, json=told)
+
+        await one.page.route("**/page.json", through)
+        await one.page.goto(address(daemon, "sleep"))
+        await one.is_("live")
+        lifecycle = await one.page.context.new_cdp_session(one.page)
+        await lifecycle.send("Page.setWebLifecycleState", {"state": "frozen"})
+        network.strand()
+        tasks.execute("update tasks set lane = 'done' where id = 'asleep'")
+        tasks.execute("delete from tasks where id = 'gone'")
+        await lifecycle.send("Page.setWebLifecycleState", {"state": "active"})
+        await one.page.clock.fast_forward("08:00:00")  # every timer that is due fires once, as after a night
+        await one.page.clock.fast_forward("00:30")  # for which the link may be silent now that it is asked
+        await expect(one.in_lane("done", "Asleep")).to_have_count(1)
+        await expect(one.page.locator(".lane .card")).to_have_count(1)
+        await one.is_("live")
 
 
 async def give_token(one: Window, token: str) -> None:

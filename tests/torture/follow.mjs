@@ -1,10 +1,14 @@
-// Follows boards with the JavaScript client, all on one connection, for the torture: `node follow.mjs CLIENT.JS BOARD…`.
-// What it is told comes on stdin and what it tells goes to stdout, each as a line of JSON.
+// Follows boards with the JavaScript client, all on one connection, for the torture: `node follow.mjs CLIENT BOARD…`,
+// the client a file. What it is told comes on stdin and what it tells goes to stdout, each as a line of JSON.
 //
-// Told:  {"url": …}    the relay for the attempt that was asked about
-//        {"tear": n}   tear the connection after so many more messages, or after a "part" of a batch that is not its last
+// Told:  {"url": …}         the relay for the attempt that was asked about
+//        {"tear": n}        tear the connection after so many more messages
+//        {"tear": "part"}   or after a part of a batch that is not its last
 //        {"show": board}
-// Tells: {"asks": "url"}, before each attempt; {"torn": true}; {"board", "change"}; {"board", "shown": {"tasks", "lanes"}}
+// Tells: {"asks": "url"}    before each attempt
+//        {"torn": true}
+//        {"board", "change"}
+//        {"board", "shown": {"tasks", "lanes"}}
 //
 // All that it tells of a board is in order, so what is shown is what the changes before it must have led to.
 
