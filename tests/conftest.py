@@ -37,6 +37,11 @@ if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
     embedded.PORTS = embedded.PORTS[int(_worker.removeprefix("gw")) % _workers :: _workers]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that may take long, or one of them would be what all other workers wait for in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the server before the first test, not within its time limit, and say which it is."""
     needed = any("server" in getattr(item, "fixturenames", ()) for item in session.items)

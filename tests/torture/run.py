@@ -61,7 +61,13 @@ def _list(counts: Counter[str]) -> str:
 
 
 async def torture(
-    seed: str, seconds: float, keep: Path, mutant: str | None, output: IO[str], kind: type[World] = World
+    seed: str,
+    seconds: float,
+    keep: Path,
+    mutant: str | None,
+    output: IO[str],
+    kind: type[World] = World,
+    round_seconds: float = ROUND_SECONDS,
 ) -> Verdict:
     """Torture relays for a while; print what happens."""
     print(f"seed {seed}" + (f", mutant {mutant}" if mutant else ""), file=output, flush=True)
@@ -99,9 +105,8 @@ async def torture(
             try:
                 with writers.running():
                     while not verdict.violations and time.monotonic() - started < seconds:
-                        await _round(
-                            world, writers, clients, tasks, verdict, random.Random(f"{seed}/{verdict.rounds}")
-                        )
+                        chance = random.Random(f"{seed}/{verdict.rounds}")
+                        await _round(world, writers, clients, tasks, verdict, chance, round_seconds)
                         print(f"  round {verdict.rounds}: {verdict.changes} changes so far", file=output, flush=True)
             finally:
                 for task in tasks:
@@ -122,12 +127,13 @@ async def _round(
     tasks: list[asyncio.Task[None]],
     verdict: Verdict,
     chance: random.Random,
+    seconds: float,
 ) -> None:
     verdict.rounds += 1
     for client in clients:
         client.calm.clear()
     writers.go()
-    ends = time.monotonic() + ROUND_SECONDS
+    ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         await asyncio.sleep(chance.random() * 2)
         await world.fault()

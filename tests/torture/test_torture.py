@@ -71,13 +71,12 @@ def test_what_leads_from_cursor_to_cursor_leaves_out_only_visits() -> None:
 
 @pytest.mark.timeout(280)
 async def test_nobody_is_told_anything_but_the_truth(tmp_path: Path) -> None:
-    """Twenty-five seconds of the torture end without a violation."""
+    """A few short rounds of the torture end without a violation."""
     try:
-        with EmbeddedPostgres():
-            pass
+        EmbeddedPostgres()
     except EmbeddedPostgresError as error:
         do_without(str(error))
-    verdict = await torture("ci", 25, tmp_path, None, sys.stdout)
+    verdict = await torture("ci", 12, tmp_path, None, sys.stdout, round_seconds=4)
 
     assert verdict.violations == []
     assert verdict.changes > 0
