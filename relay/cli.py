@@ -4,12 +4,14 @@ Rules:
 - A user's mistake is one line on standard error and exit code 1 or 2, never a traceback.
 - Every setting is an option too, and `--help` names its variable; an option wins over the environment, and this
   over a `.env` file in the working folder.
+- What only some commands need is loaded when one of them runs: nobody waits for a web server to read SQL.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import sys
@@ -17,41 +19,38 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, get_args
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
 import dotenv
 
-from relay import (
-    bench,
-    config,
-    contract,
-    daemon,
-    demo,
-    doctor,
-    embedded,
-    install,
-    logs,
-    overview,
-    tail,
-    terminal,
-    worker,
-    write_tax,
-)
+import relay
+from relay import config, contract, install, logs, terminal
+
+
+def _lazy(name: str) -> ModuleType:
+    """Return a module of the relay that is loaded when something in it is first asked for."""
+    full = f"{relay.__name__}.{name}"
+    if full not in sys.modules:
+        spec = importlib.util.find_spec(full)
+        assert spec
+        assert spec.loader
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        sys.modules[full] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[full])
+        setattr(relay, name, sys.modules[full])
+    return sys.modules[full]
+
+
+if TYPE_CHECKING:
+    from relay import bench, daemon, demo, doctor, embedded, overview, tail, worker, write_tax
+else:
+    _names = ("bench", "daemon", "demo", "doctor", "embedded", "overview", "tail", "worker", "write_tax")
+    bench, daemon, demo, doctor, embedded, overview, tail, worker, write_tax = map(_lazy, _names)
 
 _SHORT: Final[Mapping[str, str]] = {"WS_WORKERS": "--workers", "SERVE_FROM": "--from", "PUBLISH_TO": "--to"}
 """Settings that have a second, shorter option."""
-
-_USERS_MISTAKES: Final = (
-    bench.BenchError,
-    config.SettingsError,
-    demo.DemoError,
-    embedded.EmbeddedPostgresError,
-    install.InstallError,
-    overview.AddressError,
-    tail.TailError,
-    worker.StartError,
-)
 
 
 def main() -> None:
@@ -92,7 +91,16 @@ def _settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except _USERS_MISTAKES as ex:
+    except (config.SettingsError, install.InstallError) as ex:
+        raise click.ClickException(str(ex)) from None
+    except (
+        bench.BenchError,
+        demo.DemoError,
+        embedded.EmbeddedPostgresError,
+        overview.AddressError,
+        tail.TailError,
+        worker.StartError,
+    ) as ex:
         raise click.ClickException(str(ex)) from None
 
 
