@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,13 +49,22 @@ class Demo(Program):
         return self.exit_code
 
 
-@pytest.fixture
-def temporary() -> Iterator[Path]:
-    """Yield the folder for temporary folders; as /tmp does, it lets the server's user through."""
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder for temporary folders; as /tmp does, it lets the server's user through."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o711)
-    yield folder
-    shutil.rmtree(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """Yield a folder for temporary folders."""
+    with temporary_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -69,6 +79,26 @@ def demo(tmp_path: Path, temporary: Path) -> Iterator[Start]:
     yield start
     for each in started:
         each.end()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """Yield a demo for all tests that only look at it, or write as a newcomer does.
+
+    The newcomer has libpq's variables set. They are about another database, which it must neither need nor touch.
+    """
+    elsewhere = {
+        "PGHOSTADDR": "127.0.0.9",
+        "PGPORT": "1",
+        "PGSSLMODE": "require",
+        "PGOPTIONS": "-c search_path=nowhere",
+    }
+    with temporary_folder() as folder:
+        shared = Demo(tmp_path_factory.mktemp("demo"), (), {"TMPDIR": str(folder), **elsewhere})
+        try:
+            yield shared
+        finally:
+            shared.end()
 
 
 def _is_empty(folder: Path) -> bool:
@@ -91,29 +121,41 @@ def _server_pid(temporary: Path) -> int:
     return int(status.read_text().splitlines()[0])
 
 
-async def test_it_shows_the_board_and_then_messages(demo: Start) -> None:
-    """It begins with the whole board, and the writers' changes follow by themselves."""
-    running = demo()
+async def test_it_shows_the_board_and_then_messages(running: Demo) -> None:
+    """It begins with the whole board, and the writers' changes follow by themselves; without colours, in a file."""
     board = await running.printed(r"board\.sync +the whole board, (\d+) tasks\n\n  backlog +\d+   task-\d+")
     assert 8 <= int(board[1]) <= 20
     await until(lambda: len(MESSAGE.findall(running.output)) >= 4, "messages")
-    assert [kind for kind, _ in MESSAGE.findall(running.output)].count("board.sync") == 1
-
-
-async def test_it_is_plain_where_there_is_no_terminal(demo: Start) -> None:
-    """What goes to a file or a pipe has no colours in it."""
-    running = demo()
-    await running.printed(MESSAGE.pattern)
+    assert [kind for kind, _ in MESSAGE.findall(running.output)][:4].count("board.sync") == 1
     assert "\x1b" not in running.output
 
 
-async def test_the_printed_command_changes_a_task(demo: Start) -> None:
+async def test_the_printed_command_changes_a_task(running: Demo) -> None:
     """The newcomer pastes a line into another terminal and sees the message."""
-    running = demo()
     command = (await running.printed(r"^  (.*psql .*)$"))[1]
     await running.printed(r"board\.sync")
     assert _pasted(command) == "UPDATE 1\n"
     await running.printed(r"task\.updated +Say hello with psql +title → Hello$")
+
+
+async def test_the_printed_addresses_answer(running: Demo) -> None:
+    """The WebSocket address, the message to send there and the health address are right as they stand."""
+    url = (await running.printed(r"wscat -c ws://localhost:(\d+)"))[1]
+    subscribe = (await running.printed(r"^  (\{.*\})$"))[1]
+    health = (await running.printed(r"curl http://localhost:(\d+/health)"))[1]
+    async with connect(f"ws://127.0.0.1:{url}", proxy=None) as connection:
+        await connection.send(subscribe)
+        assert checked(await connection.recv())["type"] == "board.sync"
+    assert json.loads(await asyncio.to_thread(_got, f"http://127.0.0.1:{health}"))["status"] == "healthy"
+
+
+async def test_truncate_shows_the_board_anew(running: Demo) -> None:
+    """A message that replaces the board is shown as a board, and the writers go on."""
+    command = (await running.printed(r"^  (.*psql .*) -c "))[1]
+    await running.printed(r"board\.sync")
+    assert _pasted(f"{command} -c 'truncate tasks'") == "TRUNCATE TABLE\n"
+    await running.printed(r"board\.sync +the whole board, 0 tasks\n\n  backlog +0\n")
+    await running.printed(r"0 tasks\n(.*\n)+.*task\.created")
 
 
 async def test_the_printed_command_needs_no_psql_of_the_newcomers(demo: Start, tmp_path: Path) -> None:
@@ -127,28 +169,6 @@ async def test_the_printed_command_needs_no_psql_of_the_newcomers(demo: Start, t
     running = demo(PATH=str(bare))
     command = (await running.printed(r"^  (/.*/psql .*)$"))[1]
     assert _pasted(command) == "UPDATE 1\n"
-
-
-async def test_the_printed_addresses_answer(demo: Start) -> None:
-    """The WebSocket address, the message to send there and the health address are right as they stand."""
-    running = demo()
-    url = (await running.printed(r"wscat -c ws://localhost:(\d+)"))[1]
-    subscribe = (await running.printed(r"^  (\{.*\})$"))[1]
-    health = (await running.printed(r"curl http://localhost:(\d+/health)"))[1]
-    async with connect(f"ws://127.0.0.1:{url}", proxy=None) as connection:
-        await connection.send(subscribe)
-        assert checked(await connection.recv())["type"] == "board.sync"
-    assert json.loads(await asyncio.to_thread(_got, f"http://127.0.0.1:{health}"))["status"] == "healthy"
-
-
-async def test_truncate_shows_the_board_anew(demo: Start) -> None:
-    """A message that replaces the board is shown as a board, and the writers go on."""
-    running = demo()
-    command = (await running.printed(r"^  (.*psql .*) -c "))[1]
-    await running.printed(r"board\.sync")
-    assert _pasted(f"{command} -c 'truncate tasks'") == "TRUNCATE TABLE\n"
-    await running.printed(r"board\.sync +the whole board, 0 tasks\n\n  backlog +0\n")
-    await running.printed(r"0 tasks\n(.*\n)+.*task\.created")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -215,9 +235,3 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finished.stderr.startswith("Error: ")
     assert finished.stderr.endswith(" pip install 'pg-relay[demo]'\n")
     assert finished.stderr.count("\n") == 1
-
-
-async def test_it_ignores_databases_of_the_newcomers(demo: Start) -> None:
-    """libpq's variables are about another database, which the demo must neither need nor touch."""
-    running = demo(PGHOSTADDR="127.0.0.9", PGPORT="1", PGSSLMODE="require", PGOPTIONS="-c search_path=nowhere")
-    await running.printed(r"task\.")

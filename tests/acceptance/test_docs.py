@@ -94,9 +94,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("document", [README, DBA, OPERATOR, PERFORMANCE], ids=lambda path: path.name)
 def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) -> None:
     """Every `relay` command that ends by itself runs as printed, in the order of the document."""
-    run_relay("sql", "tasks", cwd=tmp_path, DATABASE_URL=empty_database.dsn)
-    run_relay("sql", "install", cwd=tmp_path, DATABASE_URL=empty_database.dsn)
-    for block in examples(DBA, "sql"):
+    for block in (text("tasks"), text("install"), *examples(DBA, "sql")):
         if "create table" in block:
             empty_database.execute(block)
     ran = 0
@@ -215,10 +213,10 @@ def test_make_targets_exist(target: str, document: Path) -> None:
     assert finished.returncode == 0
 
 
-def test_sql_of_the_dbas_guide_runs_in_its_order(empty_database: Database, tmp_path: Path) -> None:
+def test_sql_of_the_dbas_guide_runs_in_its_order(empty_database: Database) -> None:
     """A DBA may paste the examples one after the other."""
     for name in ("tasks", "install"):
-        run_relay("sql", name, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
+        empty_database.execute(text(name))
     with role_of_the_daemon(empty_database), empty_database.connect() as connection:
         connection.execute(text("roles").encode())
         for block in examples(DBA, "sql"):
