@@ -39,7 +39,7 @@ import structlog
 from relay.changes import Transaction, WatchOutdated
 from relay.cursor import Era, Reason
 from relay.hub import Resume
-from relay.session import FeedError, Session, Vitals, conninfo
+from relay.session import FeedError, Session, Vitals, conninfo, in_time
 from relay.snapshot import Snapshot
 from relay.status import Database, Histogram
 
@@ -335,7 +335,8 @@ class Feed:
             try:
                 async with Session.open(self._conninfo, hub) as session:
                     self.sessions += 1
-                    await self._begin(session, hub)
+                    async with in_time():
+                        await self._begin(session, hub)
                     retry = Retry()
                     await self._follow(session, hub)
             except* (psycopg.Error, OSError, FeedError, WatchOutdated) as group:

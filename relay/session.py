@@ -56,6 +56,9 @@ log = structlog.get_logger()
 SILENT_SECONDS: Final = 1.5
 """How long a connection may be silent before Postgres is asked, over another, whether it is at work for it."""
 
+START_SECONDS: Final = 10.0
+"""How long it may take, once connected, until a session goes on: its links are watched only from then on."""
+
 PROBE_SECONDS: Final = 1.0
 """How long that question may take."""
 
@@ -112,6 +115,16 @@ class Connection(AsyncConnection[TupleRow]):
         if not rows:
             raise FeedError(f"no row from: {query}: run relay sql install")
         return rows[0]
+
+
+@asynccontextmanager
+async def in_time() -> AsyncIterator[None]:
+    """Do what begins a session. Raises FeedError if an answer does not come, for a link may have died in silence."""
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            yield
+    except TimeoutError:
+        raise FeedError("Postgres was reached and then did not answer: connecting again") from None
 
 
 def conninfo(database_url: str) -> str:
@@ -251,14 +264,15 @@ class Session:
         later is read later, and shows them.
         """
         async with await _connected(conninfo) as listener, await _connected(conninfo) as reader:
-            await _require_install(listener)
-            # The journal is read by its index alone: with statistics that lag behind, as they do for a table
-            # that grows at one end, the planner may think that a third of it is new.
-            await listener.rows("set enable_seqscan = off")
-            await listener.rows("listen relay")
-            silent = (await listener.row("select pg_catalog.current_setting('max_prepared_transactions') <> '0'"))[0]
-            session = cls(conninfo, followed, listener, reader, silent=silent)
-            await session.load_watches()
+            async with in_time():
+                await _require_install(listener)
+                # The journal is read by its index alone: with statistics that lag behind, as they do for a table
+                # that grows at one end, the planner may think that a third of it is new.
+                await listener.rows("set enable_seqscan = off")
+                await listener.rows("listen relay")
+                silent = await listener.row("select pg_catalog.current_setting('max_prepared_transactions') <> '0'")
+                session = cls(conninfo, followed, listener, reader, silent=silent[0])
+                await session.load_watches()
             yield session
 
     def unwatched(self) -> str | None:

@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from relay import session
 from relay.embedded import HOST, SUPERUSER, UNPRIVILEGED, EmbeddedPostgres
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -268,6 +269,22 @@ async def test_half_open_link_is_repaired_by_another(database: Database, proxy: 
         database.execute("insert into tasks (id, title) values ('a', 'A')")
 
         assert [(kind, data["id"]) for kind, data in await client.until_last(database)] == [("task.created", "a")]
+
+
+async def test_link_that_dies_while_the_feed_begins_is_noticed(
+    database: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Postgres is reached, and then its answer never comes: the relay connects again."""
+    monkeypatch.setattr(session, "START_SECONDS", 1.0)
+    blocks = database.connect()
+    blocks.execute("begin; lock table relay.horizon in access exclusive mode")
+    async with Relay(proxy.through(database.dsn)).running() as relay:
+        waiting = "select from pg_stat_activity where application_name = 'relay' and wait_event_type = 'Lock'"
+        await until(lambda: bool(database.fetch(waiting)))
+        proxy.strand()
+        blocks.execute("commit")
+        await until(lambda: "did not answer" in (relay.feed.problem or ""))
+        await until(lambda: relay.feed.problem is None)
 
 
 # Copies
