@@ -29,6 +29,7 @@ torture: install $(GUIDE)/node_modules/.installed  ## Prove it amid faults, unti
 
 mutants: install $(GUIDE)/node_modules/.installed  ## See that the torture catches each of its broken relays and clients
 	@for mutant in late_committers tail_dropped ahead_is_live truncate_ignored horizon_ignored \
+		sequence_unexpected interrupted_counts mark_too_late \
 		js_batch_twice js_deletion_ignored js_parts_dropped js_parts_kept js_cursor_kept js_lane_kept; do \
 		if $(BIN)/python -m tests.torture --minutes 5 --mutant $$mutant; then \
 			echo "$$mutant was not caught"; exit 1; fi; done

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from tests.nats import NATS_SERVER
 from tests.torture.edges import EdgesWorld
 from tests.torture.mutants import JAVASCRIPT, MUTANTS
 from tests.torture.run import torture
@@ -21,7 +22,9 @@ from tests.torture.world import World
 @click.option(
     "--mutant", type=click.Choice(sorted([*MUTANTS, *JAVASCRIPT])), help="torture a broken relay or client instead"
 )
-@click.option("--nats", is_flag=True, help="with NATS JetStream, publishers and edges beside the relay")
+@click.option(
+    "--nats/--no-nats", default=None, help="with publishers and edges  [default: if there is a nats-server]"
+)
 @click.option(
     "--keep",
     type=click.Path(path_type=Path),
@@ -29,9 +32,11 @@ from tests.torture.world import World
     show_default=True,
     help="the folder in which a failure leaves what it takes to understand it",
 )
-def main(minutes: float, seed: str | None, mutant: str | None, nats: bool, keep: Path) -> None:
+def main(minutes: float, seed: str | None, mutant: str | None, nats: bool | None, keep: Path) -> None:
     """Torture the relay and say whether anybody was told anything but the truth."""
-    world = EdgesWorld if nats else World
+    if nats is None and not NATS_SERVER:
+        click.echo("without NATS: there is no nats-server; on Debian and Ubuntu, apt install nats-server")
+    world = EdgesWorld if nats or (nats is None and NATS_SERVER) else World
     verdict = asyncio.run(torture(seed or secrets.token_hex(4), minutes * 60, keep, mutant, sys.stdout, world))
     sys.exit(1 if verdict.violations else 0)
 

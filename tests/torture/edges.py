@@ -1,4 +1,4 @@
-"""The world with NATS JetStream in it: a relay on Postgres, two publishers, two edges, and what befalls these.
+"""The world with NATS JetStream in it: two publishers and two edges beside the relays, and what befalls these.
 
 Clients go from one to the other with their cursors, whatever they are served from.
 """
@@ -16,21 +16,24 @@ from nats.errors import Error
 from nats.js import api
 
 from relay.bench import NO_LIMITS
-from tests.acceptance.support import RELAY, Daemon, Program
+from tests.acceptance.support import Daemon, Program
 from tests.nats import NatsServer
 from tests.proxy import Proxy
+from tests.torture import mutants
 from tests.torture.world import FAULTS, World
 
 STREAM: Final = "relay"
+RELAYS: Final = range(2)
+"""Those on Postgres."""
 _HOST: Final = {"WS_HOST": "127.0.0.1", "HEALTH_PORT": "0"}
 
 
 class EdgesWorld(World):
-    """A relay on Postgres, two edges, two publishers; proxies cut one edge off, and each publisher on one side."""
+    """Two relays and two edges, two publishers; proxies cut one edge off, and each publisher on one side."""
 
     def __init__(self, folder: Path, seed: str, mutant: str | None) -> None:
         super().__init__(folder, seed, mutant)
-        self._relays = [None, None, None]
+        self._relays = [None, None, None, None]
         self._publishers: list[Program] = []
         self._nats = NatsServer(folder / "nats")
         self._edge_proxy: Proxy
@@ -62,14 +65,15 @@ class EdgesWorld(World):
             "PUBLISH_TO": f"nats://127.0.0.1:{self._publisher_proxy.port}" if number else self._nats.url,
             **_HOST,
         }
-        return Program([RELAY, "publish"], self.folder, settings)
+        return Program([*mutants.command(self._mutant), "publish"], self.folder, settings)
 
     async def _start_relay(self, number: int) -> None:
-        if number == 0:
+        if number in RELAYS:
             await super()._start_relay(number)
             return
-        through = self._nats.url if number == 1 else f"nats://127.0.0.1:{self._edge_proxy.port}"
-        edge = Daemon([], self.folder, {"SERVE_FROM": through, "WS_PORT": "0", **_HOST, **NO_LIMITS})
+        through = self._nats.url if number % 2 else f"nats://127.0.0.1:{self._edge_proxy.port}"
+        settings = {"SERVE_FROM": through, "WS_PORT": "0", **_HOST, **NO_LIMITS}
+        edge = Daemon([], self.folder, settings, mutants.command(self._mutant))
         self._relays[number] = edge
         await edge.listens()
 

@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from relay import board, cli, session
+from nats.aio.client import Client
+
+from relay import board, cli, edge, session, stream
 from relay.snapshot import Snapshot
 from tests.acceptance.support import RELAY
 
@@ -71,6 +73,43 @@ def horizon_ignored() -> None:
     session.Session.now = now_without_horizon  # type: ignore[method-assign]
 
 
+def sequence_unexpected() -> None:
+    """Appends to the stream wherever it ends: of two publishers both are heard."""
+    publish = Client.publish
+
+    async def without_headers(self: Client, subject: str, payload: bytes = b"", **given: Any) -> None:
+        given.pop("headers", None)
+        await publish(self, subject, payload, **given)
+
+    Client.publish = without_headers  # type: ignore[method-assign, assignment]
+
+
+def interrupted_counts() -> None:
+    """Counts what an interrupted publisher left of a batch, and then the whole batch."""
+    take = stream.Assembly._state  # noqa: SLF001
+
+    def keep(self: stream.Assembly, state: stream.State) -> Any:
+        gathered = self._gathered
+        if state.publisher == self.state.publisher:
+            return take(self, state)
+        found = list(take(self, state))
+        self._gathered = gathered
+        return found
+
+    stream.Assembly._state = keep  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def mark_too_late() -> None:
+    """Reads the stream for who resumes from after the cursor on."""
+    before = edge.Edge._mark_before  # noqa: SLF001
+
+    def next_mark(self: edge.Edge, cursor: Snapshot, last: int) -> Any:
+        marks = self._marks
+        return marks[min(marks.index(before(self, cursor, last)) + 1, len(marks) - 1)]
+
+    edge.Edge._mark_before = next_mark  # type: ignore[method-assign]  # noqa: SLF001
+
+
 def in_parts() -> None:
     """Is no mutant: reads batches in parts of three changes, as the real one does those of thousands."""
     session.PART_CHANGES = 3  # type: ignore[misc]
@@ -78,7 +117,16 @@ def in_parts() -> None:
 
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     mutant.__name__: mutant
-    for mutant in (late_committers, tail_dropped, ahead_is_live, truncate_ignored, horizon_ignored)
+    for mutant in (
+        late_committers,
+        tail_dropped,
+        ahead_is_live,
+        truncate_ignored,
+        horizon_ignored,
+        sequence_unexpected,
+        interrupted_counts,
+        mark_too_late,
+    )
 }
 
 # Of the JavaScript client: what stands in its file, and what stands there instead.

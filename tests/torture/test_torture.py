@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from tests.nats import NATS_SERVER
 from tests.servers import do_without
+from tests.torture.edges import EdgesWorld
 from tests.torture.oracle import Audit, Entry, Step
 from tests.torture.run import torture
 
@@ -71,12 +73,14 @@ def test_what_leads_from_cursor_to_cursor_leaves_out_only_visits() -> None:
 
 @pytest.mark.timeout(280)
 async def test_nobody_is_told_anything_but_the_truth(tmp_path: Path) -> None:
-    """A few short rounds of the torture end without a violation."""
+    """Two short rounds of the torture end without a violation."""
     try:
         EmbeddedPostgres()
     except EmbeddedPostgresError as error:
         do_without(str(error))
-    verdict = await torture("ci", 12, tmp_path, None, sys.stdout, round_seconds=4)
+    if NATS_SERVER is None:
+        do_without("there is no nats-server: on Debian and Ubuntu, apt install nats-server")
+    verdict = await torture("ci", 15, tmp_path, None, sys.stdout, EdgesWorld, round_seconds=8)
 
     assert verdict.violations == []
     assert verdict.changes > 0
