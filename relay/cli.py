@@ -117,6 +117,7 @@ _PUBLISHERS: Final = (
     *config.PUBLISHERS,
     "DATABASE_URL",
     "NATS_STREAM",
+    "NATS_DOMAIN",
     "NATS_CREDENTIALS",
     "NATS_CA",
     "NATS_CERT",

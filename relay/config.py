@@ -90,6 +90,9 @@ class Settings(BaseModel):
         pattern="^[A-Za-z0-9_-]{1,64}$",
         description="name of the JetStream stream, and first part of subjects",
     )
+    NATS_DOMAIN: str = Field(
+        "", pattern="^[A-Za-z0-9_-]{0,64}$", description="JetStream domain that the stream is in, if it is another"
+    )
     NATS_CREDENTIALS: str = Field("", description="file of credentials for NATS, as nsc makes it")
     NATS_CA: str = Field("", description="file of the authorities that NATS's certificate must be from")
     NATS_CERT: str = Field("", description="file of a certificate to show to NATS")
@@ -204,6 +207,7 @@ ALLOWED: Final[Mapping[str, str]] = {
     "SERVE_FROM": _SERVERS,
     "PUBLISH_TO": _SERVERS,
     "NATS_STREAM": "up to 64 letters, digits, _ and -",
+    "NATS_DOMAIN": "up to 64 letters, digits, _ and -",
     "NATS_CREDENTIALS": "the path of a file",
     "NATS_CA": "the path of a file",
     "NATS_CERT": "the path of a file",

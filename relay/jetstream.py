@@ -2,7 +2,8 @@
 
 Subjects, all under the stream's name: `NAME.board.TOKEN` for the parts of each board, `NAME.all` for what concerns
 all boards, `NAME.state` for states. These are in the stream. Not in it are `NAME.ask.…`, on which edges ask the
-publisher for boards and for what relay.may_read says.
+publisher for boards and for what relay.may_read says. Answers come to inboxes that begin with `_INBOX_publisher` and
+`_INBOX_edge`, so that a server's permissions can tell them apart: deploy/nats.conf names every subject that is used.
 
 Rules:
 - An entry is appended only if the stream ends where its publisher believes that it does: JetStream compares the
@@ -22,11 +23,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import msgspec
 import nats.errors
+import nkeys  # type: ignore[import-untyped]  # it has no types
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
@@ -37,6 +40,9 @@ from relay.stream import Entry, Part, State, encode, token
 
 CONNECT_SECONDS: Final = 5
 """How long connecting may take."""
+
+CLOSE_SECONDS: Final = 1
+"""How long closing may take."""
 
 ANSWER_SECONDS: Final = 5.0
 """How long JetStream may take to answer, to store what was sent, or to deliver what it has."""
@@ -56,6 +62,9 @@ OTHER_BYTES: Final = 16 * 1024
 
 ANSWER_BYTES: Final = 256 * 1024
 """Of so many bytes is a part of an answer."""
+
+_INBOXES: Final = ("_INBOX", "_R_")
+"""How a subject begins on which an answer is waited for, in this account of the server's or in another."""
 
 _WRONG_LAST_SEQUENCE: Final = 10071
 _NO_MESSAGE: Final = 10037
@@ -107,10 +116,10 @@ class _Arrivals:
 class Stream:
     """The stream, over one connection to NATS. All methods raise StreamError."""
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: Client, name: str, domain: str = "") -> None:
         self._client = client
         self._name = name
-        self._jetstream = JetStreamContext(client, timeout=ANSWER_SECONDS)
+        self._jetstream = JetStreamContext(client, domain=domain or None, timeout=ANSWER_SECONDS)
         self._fault: str | None = None
         self._ended = asyncio.Event()
         self._ack_inbox = ""
@@ -122,12 +131,13 @@ class Stream:
     async def open(cls, settings: Settings, servers: str, role: str) -> AsyncIterator[Self]:
         """Connect."""
         client = Client()
-        stream = cls(client, settings.NATS_STREAM)
+        stream = cls(client, settings.NATS_STREAM, settings.NATS_DOMAIN)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await client.connect(
                     _servers(servers),
                     name=f"relay {role}",
+                    inbox_prefix=f"_INBOX_{role}",
                     allow_reconnect=False,
                     # Without these it tries for ever to connect for the first time.
                     max_reconnect_attempts=1,
@@ -138,13 +148,14 @@ class Stream:
                     closed_cb=stream._closed,
                     **_security(settings, servers),
                 )
-        except (nats.errors.Error, OSError, ValueError, TimeoutError) as ex:
-            raise StreamError(f"cannot connect to NATS at {_shown(servers)}: {stream._fault or _line(ex)}") from None
+        except (nats.errors.Error, nkeys.NkeysError, OSError, ValueError, TimeoutError) as ex:
+            reason = f"{stream._fault or _line(ex)}{_wanted(ex)}"
+            await _close(client)
+            raise StreamError(f"cannot connect to NATS at {_shown(servers)}: {reason}") from None
         try:
             yield stream
         finally:
-            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                await client.close()
+            await _close(client)
 
     async def _failed(self, ex: Exception) -> None:
         self._fault = _line(ex)
@@ -369,7 +380,8 @@ class Stream:
         running: set[asyncio.Task[None]] = set()
 
         async def reply(question: Msg) -> None:
-            if found := await answer(question.data):
+            # No server checks whether who asks may write where the answer is to go: it could be into the stream.
+            if question.reply.startswith(_INBOXES) and (found := await answer(question.data)):
                 with contextlib.suppress(nats.errors.Error, OSError):
                     await self._reply(question.reply, *found)
 
@@ -428,6 +440,15 @@ class _NoMessage(StreamError):
     """There is no such message."""
 
 
+async def _close(client: Client) -> None:
+    """Close a connection, also one that was not made; TLS would wait long for a server that is silent."""
+    if not (client.is_connecting or client.is_connected):
+        return
+    with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await client.close()
+
+
 def _servers(servers: str) -> list[str]:
     return [server.strip() for server in servers.split(",")]
 
@@ -441,13 +462,27 @@ def _security(settings: Settings, servers: str) -> dict[str, Any]:
     """Tell by what we know NATS, and it us."""
     given: dict[str, Any] = {}
     if settings.NATS_CREDENTIALS:
-        given["user_credentials"] = settings.NATS_CREDENTIALS
+        given["user_credentials"] = _credentials(Path(settings.NATS_CREDENTIALS))
     if settings.NATS_CA or settings.NATS_CERT or servers.startswith("tls://"):
         context = ssl.create_default_context(cafile=settings.NATS_CA or None)
         if settings.NATS_CERT:
             context.load_cert_chain(settings.NATS_CERT, settings.NATS_KEY or None)
         given["tls"] = context
     return given
+
+
+def _wanted(ex: BaseException) -> str:
+    """Guess what a server wants that ends the connection within the handshake: TLS 1.3 may not let it say so."""
+    wanted = isinstance(ex, ConnectionResetError | ssl.SSLError) and not isinstance(ex, ssl.SSLCertVerificationError)
+    return " (does it want a certificate, NATS_CERT, or another one?)" if wanted else ""
+
+
+def _credentials(path: Path) -> Path:
+    """Look whether a file is one of credentials; in another, nats would seek them for ever."""
+    text = path.read_text()
+    if any(f"BEGIN {part}" not in text for part in ("NATS USER JWT", "USER NKEY SEED")):
+        raise ValueError(f"{path} is no file of credentials, with a JWT and a seed")
+    return path
 
 
 def _line(ex: BaseException) -> str:
