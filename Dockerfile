@@ -18,11 +18,13 @@ WORKDIR /src
 
 # What changes rarely comes first, so that a change of the code installs no dependency again.
 COPY deploy/build.lock deploy/requirements.lock deploy/
+# Of source, and with nothing that is not pinned, is only what is published as source alone.
 RUN python -m venv /build \
  && /build/bin/pip install --require-hashes --only-binary :all: -r deploy/build.lock \
+ && /build/bin/pip wheel --require-hashes --only-binary :all: --no-binary nkeys --no-build-isolation \
+        --wheel-dir /wheels -r deploy/requirements.lock \
  && python -m venv --without-pip /relay \
- && /build/bin/pip --python /relay/bin/python install --no-compile --require-hashes --only-binary :all: \
-        -r deploy/requirements.lock
+ && /build/bin/pip --python /relay/bin/python install --no-compile --no-deps --no-index /wheels/*.whl
 
 COPY pyproject.toml README.md ./
 COPY sql sql

@@ -47,10 +47,11 @@ bench: install $(FANOUT)/node_modules/.installed  ## Compare the fan-out with ot
 containers: install  ## Build the image twice over, and try it with Compose on this machine's Docker engine
 	BUILD_TWICE=1 $(BIN)/python -m pytest -n 0 tests/acceptance/test_containers.py
 
+# setuptools is for nkeys, which is published as source only.
 lock: install  ## Pin the versions that the image is built of: make lock ARGS=--upgrade
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lock]'
-	$(LOCK) pyproject.toml --output-file deploy/requirements.lock
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])' \
+	$(LOCK) pyproject.toml --extra nats --output-file deploy/requirements.lock
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "setuptools", sep="\n")' \
 		| $(LOCK) - --output-file deploy/build.lock
 
 check: install  ## Lint, check formats, types and the direction of imports
