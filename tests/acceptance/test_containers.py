@@ -1,7 +1,8 @@
 """The image and compose.yaml on a real Docker engine, as an operator brings them up.
 
 Where no engine answers, or it can get no base image, these tests are skipped, in CI too: an engine is not for every
-machine to have. The image is built from what lies here, with the package index that the environment names.
+machine to have. The image is built from what lies here, with the package index that the environment names. NATS and
+HAProxy, which only carry what is tried, may be this machine's own programs in images made on the fly.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ import contextlib
 import functools
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.acceptance.conftest import GUIDE_PORT
-from tests.acceptance.support import Program, until
+from tests.acceptance.support import RELAY, Program, until
 from tests.servers import sole_use
 
 ROOT: Final = Path(__file__).parents[2]
@@ -90,15 +92,36 @@ def build(tag: str, *options: str) -> None:
     docker("build", "--network=host", *given, *options, f"--tag={tag}", ".")
 
 
+def state(container: str, field: str) -> str:
+    return docker("inspect", "--format", f"{{{{.State.{field}}}}}", container).stdout.strip()
+
+
+def logged(container: str) -> str:
+    logs = docker("logs", container)
+    return logs.stdout + logs.stderr
+
+
+async def healthy(containers: Iterable[str]) -> None:
+    """Wait until these are healthy, for each as long as anything may take."""
+    for container in containers:
+        await until(functools.partial(_is_healthy, container), f"a healthy container {container}")
+
+
+def _is_healthy(container: str) -> bool:
+    return state(container, "Health.Status") == "healthy"
+
+
 class Deployment:
     """What `docker compose up` starts, under a name of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, images: Mapping[str, str] | None = None) -> None:
         self._project = f"pg-relay-test-{secrets.token_hex(4)}"
+        self._images = images or {}
 
     def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         # Port 0 is any free one; the guide's client finds the other.
-        settings = {"RELAY_IMAGE": IMAGE, "WS_PORT": str(GUIDE_PORT), "HEALTH_PORT": "0", "WS_TOKENS": ""}
+        ports = {"WS_PORT": str(GUIDE_PORT), "HEALTH_PORT": "0", "EDGES_PORT": "0"}
+        settings = {"RELAY_IMAGE": IMAGE, "WS_TOKENS": "", **ports, **self._images}
         return run(*compose_command(), "--project-name", self._project, *arguments, check=check, settings=settings)
 
     def inside(self, service: str, *command: str, check: bool = True) -> str:
@@ -112,12 +135,15 @@ class Deployment:
         """Return the id of a service's container, also of one that has ended."""
         return self.compose("ps", "--quiet", "--all", service).stdout.strip()
 
+    def containers(self, *services: str) -> list[str]:
+        """Return the ids of all containers of these services."""
+        return self.compose("--profile", "edges", "ps", "--quiet", *services).stdout.split()
+
     def state(self, service: str, field: str) -> str:
-        return docker("inspect", "--format", f"{{{{.State.{field}}}}}", self.container(service)).stdout.strip()
+        return state(self.container(service), field)
 
     def logged(self) -> str:
-        logs = docker("logs", self.container("relay"))
-        return logs.stdout + logs.stderr
+        return logged(self.container("relay"))
 
 
 @pytest.fixture
@@ -136,7 +162,7 @@ def deployment(engine: None) -> Iterator[Deployment]:  # noqa: ARG001  # asked f
 async def test_compose_serves_the_guides_client(deployment: Deployment, tmp_path: Path) -> None:
     """A deployment gets healthy, serves the guide's client as nobody special, outlives Postgres, and ends with 0."""
     deployment.compose("--profile", "monitoring", "config", "--quiet")
-    await until(lambda: deployment.state("relay", "Health.Status") == "healthy", "a healthy container")
+    await healthy([deployment.container("relay")])
     expect_little_privilege(deployment)
     await expect_changes(deployment, tmp_path)
     assert any("websocket" in line.lower() for line in deployment.logged().splitlines())
@@ -182,6 +208,99 @@ async def expect_changes(deployment: Deployment, folder: Path) -> None:
         await until(lambda: "'task.created'" in client.output and "'Hello'" in client.output, "the task")
     finally:
         client.end()
+
+
+# The feed through NATS
+
+
+def image_of(image: str, program: str, folder: Path, *instructions: str) -> str:
+    """Return an image that the engine has or can get, else one made of this machine's program and its libraries."""
+    if docker("image", "inspect", image, check=False).returncode == 0:
+        return image
+    if (pulled := docker("pull", image, check=False)).returncode == 0:
+        return image
+    found = shutil.which(program, path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    if found is None or shutil.which("ldd") is None:
+        said = pulled.stderr.strip().splitlines()[-1]
+        pytest.skip(f"Docker cannot get {image} ({said}), and there is no {program} here to take its place")
+    for path in [found, *re.findall(r"(/\S+) \(0x", run("ldd", found, check=False).stdout)]:
+        copy = folder / "root" / path.lstrip("/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    entry = f"ENTRYPOINT {json.dumps([found])}"
+    (folder / "Dockerfile").write_text("\n".join(["FROM scratch", "COPY root/ /", entry, *instructions]))
+    made = f"pg-relay-test-{program}"
+    docker("build", f"--tag={made}", str(folder))
+    return made
+
+
+@pytest.fixture
+def edges(engine: None, tmp_path: Path) -> Iterator[Deployment]:  # noqa: ARG001  # asked for first
+    """Yield publishers, edges and what is between them in containers; they end with the test."""
+    config = "/usr/local/etc/haproxy/haproxy.cfg"
+    images = {
+        "NATS_IMAGE": image_of("nats:2", "nats-server", tmp_path / "nats"),
+        "HAPROXY_IMAGE": image_of(
+            "haproxy:3.2", "haproxy", tmp_path / "haproxy", "USER 99:99", f'CMD ["-W", "-db", "-f", "{config}"]'
+        ),
+    }
+    build(IMAGE)
+    deployed = Deployment(images)
+    try:
+        # Without the relay, whose ports another test has.
+        deployed.compose("--profile", "edges", "up", "--detach", "--no-build", "balancer", "publisher")
+        yield deployed
+    finally:
+        deployed.compose("--profile", "edges", "down", "--volumes", "--timeout", "5")
+
+
+async def test_compose_serves_from_edges(edges: Deployment, tmp_path: Path) -> None:
+    """Through the balancer a client sees each row once, though its edge and the active publisher are killed."""
+    publishers, its_edges = edges.containers("publisher"), edges.containers("edge")
+    assert [len(publishers), len(its_edges)] == [2, 2]
+    everything = publishers + its_edges
+    await healthy(everything)
+    expect_nobody_special(edges.containers("nats", "balancer", "publisher", "edge"))
+
+    address = docker("port", edges.container("balancer"), "4002/tcp").stdout.splitlines()[0]
+    url = f"ws://127.0.0.1:{address.rpartition(':')[2]}"
+    client = Program([RELAY, "tail", "default", "--json", "--url", url], tmp_path, {})
+    try:
+        await until(lambda: '"board.sync"' in client.output, "the board")
+        edges.sql("insert into tasks (title) values ('before')")
+        await until(lambda: '"before"' in client.output, "the first task")
+
+        [active] = [each for each in publishers if is_active(logged(each))]
+        [used] = [each for each in its_edges if connections(each)]
+        docker("kill", active, used)
+        edges.sql("insert into tasks (title) values ('after')")
+        await until(lambda: '"after"' in client.output, "the second task")
+        await healthy(each for each in everything if each not in {active, used})
+    finally:
+        client.end()
+
+    assert [client.output.count(f'"{title}"') for title in ("before", "after")] == [1, 1]
+    assert not any("publisher:relay" in logged(each) or "edge:relay" in logged(each) for each in everything)
+    assert "Violation" not in logged(edges.container("nats"))
+
+
+def is_active(log: str) -> bool:
+    """Whether a publisher is the active one: two that start together may both have been it for a moment."""
+    return log.rfind("publisher.active") > log.rfind("publisher.outrun")
+
+
+def connections(edge: str) -> int:
+    """Return how many clients an edge has."""
+    _, _, health = docker("exec", edge, "healthcheck", "/health").stdout.partition(" ")
+    return int(json.loads(health)["websocket"]["connections"])
+
+
+def expect_nobody_special(containers: Sequence[str]) -> None:
+    """See that none of these is root, has a capability, or may write where its program is."""
+    for container in containers:
+        assert "0" not in docker("top", container, "-eo", "uid,pid,args").stdout.split()[3::3]
+        confined = "{{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.CapAdd}}"
+        assert docker("inspect", "--format", confined, container).stdout.strip() == "true [ALL] []"
 
 
 @pytest.mark.skipif("BUILD_TWICE" not in os.environ, reason="two builds from nothing take a minute: make containers")

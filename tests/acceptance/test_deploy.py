@@ -89,7 +89,9 @@ def test_locked_versions_satisfy_the_project(lock: str, wanted: list[str]) -> No
     for requirement in map(Requirement, wanted):
         if requirement.marker is None or requirement.marker.evaluate(environment):
             assert requirement.specifier.contains(versions[requirement.name.replace("_", "-").lower()])
-    assert lock != "requirements.lock" or {"psycopg-binary", "cryptography", "nkeys"} <= versions.keys()  # the extras'
+    assert (
+        lock != "requirements.lock" or {"psycopg-binary", "cryptography", "nkeys"} <= versions.keys()
+    )  # the extras'
 
 
 def test_image_is_labelled_with_the_version() -> None:
