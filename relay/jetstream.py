@@ -137,7 +137,8 @@ class Stream:
                 await client.connect(
                     _servers(servers),
                     name=f"relay {role}",
-                    inbox_prefix=f"_INBOX_{role}",
+                    # Who checks does so with an edge's rights.
+                    inbox_prefix="_INBOX_publisher" if role == "publisher" else "_INBOX_edge",
                     allow_reconnect=False,
                     # Without these it tries for ever to connect for the first time.
                     max_reconnect_attempts=1,

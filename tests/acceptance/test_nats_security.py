@@ -25,7 +25,8 @@ from nats.js.errors import APIError, BadRequestError
 
 from relay import config
 from relay.jetstream import Stream, StreamError
-from tests.acceptance.support import RELAY, SECONDS, Client, Daemon, Program, Relays
+from tests.acceptance.support import SECONDS, Client, Daemon, Relays, run_relay
+from tests.acceptance.test_edges import PublisherDaemon
 from tests.certificates import certificate
 from tests.nats import NATS_SERVER, NatsServer
 from tests.servers import Database, NoServerError, do_without
@@ -35,7 +36,6 @@ PUBLISHERS_PASSWORD: Final = "let-the-publisher-in"
 EDGES_PASSWORD: Final = "let-the-edges-in"
 WRONG_PASSWORD: Final = "let-me-in"
 SECRETS: Final = (PUBLISHERS_PASSWORD, EDGES_PASSWORD, WRONG_PASSWORD)
-HOST: Final = {"WS_HOST": "127.0.0.1", "HEALTH_PORT": "0"}
 DOMAIN: Final = "relay"
 
 WIDE_ROWS: Final = """
@@ -89,7 +89,7 @@ class GuardedServer(NatsServer):
 
     def violations(self) -> list[str]:
         """What somebody tried and may not."""
-        return [line for line in (self.folder / "nats.log").read_text().splitlines() if "Violation" in line]
+        return [line for line in self.log.splitlines() if "Violation" in line]
 
     @contextlib.asynccontextmanager
     async def login(self, user: str, password: str) -> AsyncIterator[Login]:
@@ -146,32 +146,19 @@ async def nats(tmp_path: Path) -> AsyncIterator[GuardedServer]:
         server = GuardedServer(tmp_path / "nats")
     except NoServerError as error:
         do_without(str(error))
-    await server.start()
+    server.start()
     try:
         yield server
     finally:
-        await server.stop()
-
-
-class Publisher(Daemon):
-    """`relay publish` on a database."""
-
-    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
-        Program.__init__(self, [RELAY, "publish"], folder, {**HOST, **settings})
-        self.ws_port = self.health_port = 0
-
-    async def listens(self) -> None:
-        """Wait for the line that tells the port."""
-        self.health_port = (await self.logged("publisher.running"))["health"]
+        server.stop()
 
 
 @contextlib.asynccontextmanager
-async def publishing(database: Database, folder: Path, settings: Mapping[str, str]) -> AsyncIterator[Publisher]:
+async def publishing(database: Database, folder: Path, settings: Mapping[str, str]) -> AsyncIterator[PublisherDaemon]:
     """Run a publisher."""
-    publisher = Publisher(folder, {"DATABASE_URL": database.dsn, **settings})
+    publisher = PublisherDaemon(folder, {"DATABASE_URL": database.dsn, **settings})
     try:
-        await publisher.listens()
-        yield publisher
+        yield await publisher.runs()
     finally:
         await publisher.end_and_show(sys.stdout)
 
@@ -214,6 +201,8 @@ async def test_publishers_and_edges_need_no_more_than_their_rights(
             await second.logged("publisher.active")
             database.execute("insert into tasks (title) values ('Late')")
             assert (await client.receive())["data"]["title"] == "Late"
+            checked = run_relay("check", cwd=tmp_path, WS_PORT="0", HEALTH_PORT="0", **nats.edge)
+            assert (checked.returncode, checked.stderr) == (0, "")
             expect_no_secret(second, edge)
 
     assert nats.violations() == []
@@ -323,7 +312,7 @@ async def test_file_of_credentials_lets_in(database: Database, relay: Relays, tm
         do_without(str(error))
     token = account.signed(user.name, "user", pub={}, sub={}, subs=-1, data=-1, payload=-1)
     good = credentials(tmp_path / "good.creds", token, user.seed.decode())
-    await server.start()
+    server.start()
     try:
         for seed, words in ((other.seed.decode(), "Authorization Violation"), ("SUAA", "nkeys: ")):
             bad = credentials(tmp_path / "bad.creds", token, seed)
@@ -341,7 +330,7 @@ async def test_file_of_credentials_lets_in(database: Database, relay: Relays, tm
             for daemon in (publisher, edge):
                 assert not any(secret in told_of(daemon) for secret in (token, user.seed.decode()))
     finally:
-        await server.stop()
+        server.stop()
 
 
 # What they may not
@@ -365,7 +354,7 @@ async def test_edge_can_only_read(nats: GuardedServer) -> None:
         for prefix in ("$JS.API", "$JS.relay.API"):
             for what in (
                 *("STREAM.CREATE.relay", "STREAM.UPDATE.relay", "STREAM.DELETE.relay", "STREAM.PURGE.relay"),
-                *("STREAM.MSG.DELETE.relay", "STREAM.MSG.GET.relay", "STREAM.SNAPSHOT.relay", "STREAM.RESTORE.relay"),
+                *("STREAM.MSG.DELETE.relay", "STREAM.MSG.GET.other", "STREAM.SNAPSHOT.relay", "STREAM.RESTORE.relay"),
                 *("STREAM.CREATE.other", "STREAM.NAMES", "STREAM.LIST", "STREAM.INFO.other", "INFO"),
                 *("STREAM.PEER.REMOVE.relay", "STREAM.LEADER.STEPDOWN.relay", "META.LEADER.STEPDOWN"),
                 *("CONSUMER.DURABLE.CREATE.relay.x", "CONSUMER.CREATE.relay.x", "CONSUMER.CREATE.other"),
@@ -442,23 +431,15 @@ async def test_publisher_can_only_append(nats: GuardedServer) -> None:
             await jetstream.add_stream(name="relay", subjects=["relay.board.*"])
 
 
-async def test_answer_goes_to_an_inbox_alone(database: Database, tmp_path: Path) -> None:
+async def test_answer_goes_to_an_inbox_alone(own_nats: NatsServer, database: Database, tmp_path: Path) -> None:
     """In one account, where the server does not see to it: a publisher answers nobody by appending to the stream."""
-    try:
-        server = NatsServer(tmp_path / "nats")
-    except NoServerError as error:
-        do_without(str(error))
-    await server.start()
-    try:
-        async with publishing(database, tmp_path, {"PUBLISH_TO": server.url}) as publisher:
-            await publisher.logged("publisher.active")
-            async with server.jetstream() as jetstream:
-                client: Any = jetstream._nc  # noqa: SLF001  # the same connection
-                await client.publish("relay.ask.board", b"default", reply="relay.board.forged")
-                answer = await client.request("relay.ask.board", b"default", timeout=SECONDS)
-                assert json.loads(answer.data)["run"]
-                found = await jetstream.stream_info("relay", subjects_filter="relay.board.>")
-                assert found.state.subjects is None
-            assert publisher.log("publisher.outrun") == []
-    finally:
-        await server.stop()
+    async with publishing(database, tmp_path, {"PUBLISH_TO": own_nats.url}) as publisher:
+        await publisher.logged("publisher.active")
+        async with own_nats.jetstream() as jetstream:
+            client: Any = jetstream._nc  # noqa: SLF001  # the same connection
+            await client.publish("relay.ask.board", b"default", reply="relay.board.forged")
+            answer = await client.request("relay.ask.board", b"default", timeout=SECONDS)
+            assert json.loads(answer.data)["run"]
+            found = await jetstream.stream_info("relay", subjects_filter="relay.board.>")
+            assert found.state.subjects is None
+        assert publisher.log("publisher.outrun") == []
