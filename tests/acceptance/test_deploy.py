@@ -36,6 +36,7 @@ RULES: Final = DEPLOY / "prometheus" / "alerts.yml"
 CONFIG: Final = DEPLOY / "prometheus" / "prometheus.yml"
 DASHBOARD: Final = DEPLOY / "grafana" / "relay.json"
 SERVICE: Final = DEPLOY / "relay.service"
+OPERATOR: Final = ROOT / "docs" / "operations.md"
 
 PYPROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 IMAGE_PYTHON: Final = {"python_version": "3.13", "python_full_version": "3.13.0", "sys_platform": "linux"}
@@ -112,7 +113,7 @@ def test_promtool_finds_each_alert_to_fire_and_keep_quiet() -> None:
     tests = RULES.with_name("alerts_test.yml").read_text()
 
     alerts = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
-    guide = (ROOT / "docs" / "operations.md").read_text()
+    guide = OPERATOR.read_text()
     assert alerts == set(re.findall(r"^\| `(Relay\w+)` \| (?:critical|warning) \|", guide, re.MULTILINE))
     groups = re.findall(r"- name: (\w+).*\n((?:.+\n)+)", tests)
     assert alerts == {name for name, group in groups if f'ALERTS{{alertname="{name}",alertstate="firing"' in group}
@@ -257,11 +258,20 @@ def lost(original: object, again: object, path: str = "") -> Iterator[str]:
 # systemd
 
 
-def test_systemd_takes_the_unit_and_finds_it_confined(tmp_path: Path) -> None:
-    """systemd's own checker has no word to say about the unit, and finds little that it may do."""
+@pytest.mark.parametrize("command", ["serve", "publish"])
+def test_systemd_takes_the_unit_and_finds_it_confined(command: str, tmp_path: Path) -> None:
+    """systemd's own checker has no word to say about the unit, nor a publisher's, and finds little that it may do."""
     analyze = program("systemd-analyze", "systemd")
     unit = tmp_path / SERVICE.name
-    text, count = re.subn(r"^ExecStart=\S+", f"ExecStart={RELAY}", SERVICE.read_text(), flags=re.MULTILINE)
+    if command == "publish":
+        (change,) = re.findall(r"^sed .* > relay-publisher.service$", OPERATOR.read_text(), re.MULTILINE)
+        subprocess.run(change.replace("> ", f"> {tmp_path}/"), shell=True, cwd=ROOT, check=True)
+        unit = tmp_path / "relay-publisher.service"
+    else:
+        shutil.copy(SERVICE, unit)
+    assert f"/etc/pg-relay/{'publisher' if command == 'publish' else 'relay'}.env\n" in unit.read_text()
+    start = rf"^ExecStart=\S+ {command}$"
+    text, count = re.subn(start, f"ExecStart={RELAY} {command}", unit.read_text(), flags=re.MULTILINE)
     assert count == 1
     unit.write_text(text)
 

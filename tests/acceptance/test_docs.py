@@ -23,7 +23,9 @@ from relay.contract import CLOSE_CODES, ERRORS, REASONS, json_schema
 from relay.install import text
 from tests.acceptance.support import RELAY, Client, Daemon, Program, Relays, run_relay, until
 from tests.acceptance.test_guide import node, npm_package
+from tests.certificates import certificate
 from tests.contract import checked
+from tests.nats import NATS_SERVER, NatsServer
 from tests.servers import Database, do_without, sole_use
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +103,7 @@ def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) 
     with role_of_the_daemon(empty_database):
         for line in commands(document):
             program, *arguments = shlex.split(line, comments=True)
-            if program == "relay" and arguments[0] not in NEEDS_DAEMON | {"serve"}:
+            if program == "relay" and arguments[0] not in NEEDS_DAEMON | {"serve", "publish"}:
                 shorter = shortened(arguments)
                 finished = run_relay(*arguments, *shorter, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
                 assert finished.returncode == 0, finished.stderr
@@ -124,11 +126,44 @@ async def test_daemons_run(document: Path, database: Database, relay: Relays) ->
     """Every `relay serve` starts as printed, and is healthy."""
     for line in commands(document):
         program, *arguments = shlex.split(line, comments=True)
-        if program == "relay" and arguments[0] == "serve":
+        if program == "relay" and arguments[0] == "serve" and "--from" not in arguments:
             daemon = await relay(database.dsn, *arguments[1:])
             assert await daemon.stop() == 0
 
     assert relay.started
+
+
+async def test_publishers_and_edges_run(
+    database: Database, relay: Relays, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """`relay publish` and `relay serve --from` start as printed, and an edge is healthy."""
+    here = [line.replace("nats://localhost:4222", nats_server.url) for line in commands(OPERATOR)]
+    (published,) = [shlex.split(line) for line in here if line.startswith("relay publish")]
+    (served,) = [shlex.split(line) for line in here if line.startswith("relay serve --from")]
+    stream = {"NATS_STREAM": "documents", "NATS_KEEP_BYTES": str(64 * 1024**2)}
+    settings = {"DATABASE_URL": database.dsn, "WS_HOST": "127.0.0.1", "HEALTH_PORT": "0", **stream}
+    publisher = Program([RELAY, *published[1:]], tmp_path, settings)
+    try:
+        await relay("", *served[2:], "--nats-stream", stream["NATS_STREAM"])
+    finally:
+        publisher.end()
+
+
+def test_nats_takes_the_configuration(tmp_path: Path) -> None:
+    """As printed, with what is different at each from the environment."""
+    cert, key = certificate(tmp_path, "nats")
+    settings = {"NATS_LISTEN": "127.0.0.1:4222", "NATS_STORE": str(tmp_path), "NATS_TLS_CLIENTS": str(cert)}
+    secrets = {"NATS_PUBLISHER_PASSWORD": "p123", "NATS_EDGE_PASSWORD": "e123"}
+    files = {"NATS_TLS_CERT": str(cert), "NATS_TLS_KEY": str(key)}
+    (line,) = [line for line in commands(OPERATOR) if line.startswith("nats-server ")]
+    if NATS_SERVER is None:
+        do_without("there is no nats-server: on Debian and Ubuntu, apt install nats-server")
+    command = [NATS_SERVER, *shlex.split(line)[1:]]
+    finished = subprocess.run(
+        command, cwd=ROOT, env=settings | secrets | files, capture_output=True, text=True, check=False
+    )
+
+    assert (finished.returncode, "is valid" in finished.stderr) == (0, True), finished.stderr
 
 
 async def test_watching_commands_run(database: Database, relay: Relays, tmp_path: Path) -> None:

@@ -336,9 +336,8 @@ async def test_file_of_credentials_lets_in(database: Database, relay: Relays, tm
 # What they may not
 
 
-async def filled(login: Login) -> JetStreamContext:
+async def filled(jetstream: JetStreamContext) -> JetStreamContext:
     """Make the stream as the publisher, with something in it."""
-    jetstream = JetStreamContext(login.client)
     await jetstream.add_stream(name="relay", subjects=["relay.board.*", "relay.all", "relay.state"])
     await jetstream.publish("relay.state", b"{}")
     return jetstream
@@ -347,7 +346,7 @@ async def filled(login: Login) -> JetStreamContext:
 async def test_edge_can_only_read(nats: GuardedServer) -> None:
     """Nothing that it tries changes the stream, answers an ask, or reads what is meant for a publisher."""
     async with nats.login("publisher", PUBLISHERS_PASSWORD) as publisher, nats.login("edge", EDGES_PASSWORD) as edge:
-        jetstream = await filled(publisher)
+        jetstream = await filled(JetStreamContext(publisher.client))
         before = await jetstream.stream_info("relay")
         for subject in ("relay.state", "relay.all", "relay.board.x", "_INBOX_publisher.x", "_INBOX_edge.x", "_R_.x"):
             await edge.expect_no_publish(subject, b"{}")
@@ -373,7 +372,7 @@ async def test_edge_can_only_read(nats: GuardedServer) -> None:
 async def test_edge_can_have_nobody_else_write(nats: GuardedServer) -> None:
     """Neither JetStream nor a publisher, by an answer; nor JetStream by what a consumer delivers."""
     async with nats.login("publisher", PUBLISHERS_PASSWORD) as publisher, nats.login("edge", EDGES_PASSWORD) as edge:
-        jetstream = await filled(publisher)
+        jetstream = await filled(JetStreamContext(publisher.client))
         before = await jetstream.stream_info("relay")
         asked = asyncio.Queue[Msg]()
         await publisher.client.subscribe("relay.ask.board", queue="publishers", cb=asked.put)
@@ -413,10 +412,33 @@ async def deliver(login: Login, subject: str) -> None:
         )
 
 
+async def test_one_account_would_not_do(tmp_path: Path) -> None:
+    """There the same rights let an edge have JetStream append to the stream: the reason for two accounts."""
+    rights = 'publish: "$JS.API.STREAM.INFO.relay", subscribe: "_INBOX_edge.>"'
+    users = f"{{user: all, password: a}}, {{user: edge, password: e, permissions: {{ {rights} }} }}"
+    try:
+        server = NatsServer(tmp_path / "nats", f"accounts {{ ONE {{ jetstream: enabled, users: [{users}] }} }}")
+    except NoServerError as error:
+        do_without(str(error))
+    server.start()
+    try:
+        async with server.jetstream(user="all", password="a") as jetstream:
+            await filled(jetstream)
+            async with server.jetstream(user="edge", password="e", inbox_prefix="_INBOX_edge") as edge:
+                client: Any = edge._nc  # noqa: SLF001  # the same connection
+                arrived = await jetstream.subscribe(
+                    "relay.state", stream="relay", deliver_policy=api.DeliverPolicy.NEW
+                )
+                await client.publish("$JS.API.STREAM.INFO.relay", reply="relay.state")
+                assert b"stream_info_response" in (await arrived.next_msg(timeout=SECONDS)).data
+    finally:
+        server.stop()
+
+
 async def test_publisher_can_only_append(nats: GuardedServer) -> None:
     """It alters no stream that is there, deletes nothing, makes no second stream, and reads no edge's inbox."""
     async with nats.login("publisher", PUBLISHERS_PASSWORD) as publisher:
-        jetstream = await filled(publisher)
+        jetstream = await filled(JetStreamContext(publisher.client))
         for what in (
             *("STREAM.UPDATE.relay", "STREAM.DELETE.relay", "STREAM.PURGE.relay", "STREAM.MSG.DELETE.relay"),
             *("STREAM.CREATE.other", "STREAM.NAMES", "STREAM.INFO.other", "STREAM.SNAPSHOT.relay", "INFO"),
