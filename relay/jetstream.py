@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -484,6 +485,14 @@ def _credentials(path: Path) -> Path:
     if any(f"BEGIN {part}" not in text for part in ("NATS USER JWT", "USER NKEY SEED")):
         raise ValueError(f"{path} is no file of credentials, with a JWT and a seed")
     return path
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Tell what asyncio warns of for nothing: nats-py reads TLS with what was made for a connection without it."""
+    return not record.getMessage().startswith("returning true from eof_received()")
+
+
+logging.getLogger("asyncio").addFilter(_says_something)
 
 
 def _line(ex: BaseException) -> str:

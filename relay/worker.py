@@ -172,7 +172,7 @@ def nats_installed(setting: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as ex:
-        if (ex.name or "").partition(".")[0] != "nats":
+        if (ex.name or "").partition(".")[0] not in {"nats", "nkeys", "nacl"}:
             raise
         raise StartError(f"{setting}: nats-py is not installed: run pip install 'pg-relay[nats]'") from None
 

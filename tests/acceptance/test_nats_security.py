@@ -206,6 +206,8 @@ async def test_publishers_and_edges_need_no_more_than_their_rights(
             expect_no_secret(second, edge)
 
     assert nats.violations() == []
+    for daemon in (first, second, edge):
+        assert [line for line in daemon.log() if line.get("logger") == "asyncio"] == []
 
 
 # Who is not let in
