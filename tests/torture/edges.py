@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -65,7 +65,11 @@ class EdgesWorld(World):
             "PUBLISH_TO": f"nats://127.0.0.1:{self._publisher_proxy.port}" if number else self._nats.url,
             **_HOST,
         }
-        return Program([*mutants.command(self._mutant), "publish"], self.folder, settings)
+        return Program([*self._command(number), "publish"], self.folder, settings)
+
+    def _command(self, number: int) -> Sequence[str | Path]:
+        """Return how to start one of two; the second has small parts, so that some are cut between two of them."""
+        return mutants.command(self._mutant or (mutants.in_parts.__name__ if number % 2 else None))
 
     async def _start_relay(self, number: int) -> None:
         if number in RELAYS:
@@ -73,7 +77,7 @@ class EdgesWorld(World):
             return
         through = self._nats.url if number % 2 else f"nats://127.0.0.1:{self._edge_proxy.port}"
         settings = {"SERVE_FROM": through, "WS_PORT": "0", **_HOST, **NO_LIMITS}
-        edge = Daemon([], self.folder, settings, mutants.command(self._mutant))
+        edge = Daemon([], self.folder, settings, self._command(number))
         self._relays[number] = edge
         await edge.listens()
 

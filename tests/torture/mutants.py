@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from nats.aio.client import Client
 
-from relay import board, cli, edge, session, stream
+from relay import board, cli, edge, publisher, session, stream
 from relay.snapshot import Snapshot
 from tests.acceptance.support import RELAY
 
@@ -86,6 +86,7 @@ def sequence_unexpected() -> None:
 
 def interrupted_counts() -> None:
     """Counts what an interrupted publisher left of a batch, and then the whole batch."""
+    session.PART_CHANGES = 3  # type: ignore[misc]  # so many are interrupted
     take = stream.Assembly._state  # noqa: SLF001
 
     def keep(self: stream.Assembly, state: stream.State) -> Any:
@@ -111,8 +112,10 @@ def mark_too_late() -> None:
 
 
 def in_parts() -> None:
-    """Is no mutant: reads batches in parts of three changes, as the real one does those of thousands."""
+    """Is no mutant: reads and passes on batches in parts of a few changes, the real one in those of thousands."""
     session.PART_CHANGES = 3  # type: ignore[misc]
+    publisher.ENTRY_BYTES = 500  # type: ignore[misc]
+    stream.GATHER_BYTES = 2000  # type: ignore[misc]
 
 
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
