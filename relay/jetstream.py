@@ -475,7 +475,7 @@ def _security(settings: Settings, servers: str) -> dict[str, Any]:
 
 def _wanted(ex: BaseException) -> str:
     """Guess what a server wants that ends the connection within the handshake: TLS 1.3 may not let it say so."""
-    wanted = isinstance(ex, ConnectionResetError | ssl.SSLError) and not isinstance(ex, ssl.SSLCertVerificationError)
+    wanted = isinstance(ex, ConnectionError | ssl.SSLError) and not isinstance(ex, ssl.SSLCertVerificationError)
     return " (does it want a certificate, NATS_CERT, or another one?)" if wanted else ""
 
 

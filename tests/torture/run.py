@@ -71,7 +71,6 @@ async def torture(
 ) -> Verdict:
     """Torture relays for a while; print what happens."""
     print(f"seed {seed}" + (f", mutant {mutant}" if mutant else ""), file=output, flush=True)
-    started = time.monotonic()
     verdict = Verdict(seed)
     with tempfile.TemporaryDirectory() as scratch:
         world = kind(Path(scratch), seed, mutant if mutant in mutants.MUTANTS else None)
@@ -100,6 +99,7 @@ async def torture(
                     process = JavaScript(name, BOARDS, world.urls, f"{seed}/{name}", program)
                     clients += process.clients
                     lives.append(process.live())
+            started = time.monotonic()
             writers = Writers(world.dsn, seed, WRITERS)
             tasks = [asyncio.create_task(life) for life in lives]
             try:
