@@ -511,7 +511,8 @@ async def test_message_is_compressed_once_for_all_who_inflate(
     encode = PerMessageDeflate.encode
 
     def counted(self: PerMessageDeflate, frame: Frame) -> Frame:
-        compressed.append(bytes(frame.data))
+        if frame.data:  # not what keeps a connection alive, which the clients of a busy machine may send too
+            compressed.append(bytes(frame.data))
         return encode(self, frame)
 
     async with contextlib.AsyncExitStack() as stack:
