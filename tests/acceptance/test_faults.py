@@ -101,7 +101,7 @@ async def test_set_clock_is_not_noticed(
 
 @pytest.mark.timeout(180)
 async def test_board_of_many_tasks_is_sent_whole(database: Database, relay: Relays) -> None:
-    """A board of 100,000 tasks comes in one sync, other boards' changes come meanwhile, and its own follow."""
+    """A board of 30,000 tasks comes in one sync, other boards' changes come meanwhile, and its own follow."""
     fill(database)
     daemon = await relay(database.dsn)
     async with Client.to(daemon) as client, Client.to(daemon) as other:
