@@ -146,7 +146,11 @@ def main() -> None:
     with EmbeddedPostgres(settings={**SETTINGS, "fsync": given.fsync}) as server:
         keep_apart(server.pid)
         prepare(server.dsn)
-        with psycopg.connect(named(server.dsn, "watcher"), autocommit=True) as watcher, Fleet(server.dsn) as fleet:
+        dsn = named(server.dsn, "relays", user="relay_daemon")
+        with (
+            psycopg.connect(named(server.dsn, "watcher"), autocommit=True) as watcher,
+            Fleet(lambda: Relay.on(dsn)) as fleet,
+        ):
             machine = {**bench.machine(watcher), "system": platform.platform()}
             print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
             lab = Lab(server.dsn, watcher, fleet, given.settle)
@@ -194,8 +198,8 @@ def prepare(dsn: str) -> None:
 class Fleet:
     """The relays that run, each with its clients."""
 
-    def __init__(self, dsn: str) -> None:
-        self._dsn = named(dsn, "relays", user="relay_daemon")
+    def __init__(self, start: Callable[[], contextlib.AbstractContextManager[Relay]]) -> None:
+        self._start = start
         self._running: list[tuple[contextlib.ExitStack, Relay]] = []
 
     @property
@@ -208,7 +212,7 @@ class Fleet:
             self._running.pop()[0].close()
         while len(self._running) < count:
             with contextlib.ExitStack() as stack:
-                relay = stack.enter_context(Relay.on(self._dsn))
+                relay = stack.enter_context(self._start())
                 self._running.append((stack.pop_all(), relay))
 
     def __enter__(self) -> Self:
@@ -221,29 +225,37 @@ class Fleet:
 class Relay:
     """A relay that runs, with a few clients in a process of their own, which check all that they are sent."""
 
-    def __init__(self, pid: int, port: int, health: int, crew: subprocess.Popen[str]) -> None:
-        self.pid, self.port = pid, port
-        self._health, self._crew = health, crew
+    def __init__(self, pid: int, port: int, health: int, clients: int) -> None:
+        self.pid, self.port, self.clients = pid, port, clients
+        self._health = health
+        self._crew: subprocess.Popen[str] | None = None
 
     @classmethod
     @contextlib.contextmanager
-    def on(cls, dsn: str) -> Iterator[Self]:
-        """Start one."""
+    def on(cls, dsn: str, clients: int = CLIENTS, **others: str) -> Iterator[Self]:
+        """Start one, with these other settings."""
         health = free_port()
-        settings = {"HEALTH_PORT": str(health), "WS_DRAIN": "0"}
+        settings = {"HEALTH_PORT": str(health), "WS_DRAIN": "0", **others}
         with bench.running_relay(dsn, 10_000, **settings) as (pid, port):
-            command = [sys.executable, "-m", "relay.subscribers", str(port), str(CLIENTS)]
-            crew = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            try:
-                relay = cls(pid, port, health, crew)
-                relay.answer()
+            relay = cls(pid, port, health, clients)
+            with relay.crew() if clients else contextlib.nullcontext():
                 yield relay
-            finally:
-                crew.kill()
-                crew.communicate()
+
+    @contextlib.contextmanager
+    def crew(self) -> Iterator[None]:
+        """Run its clients."""
+        command = [sys.executable, "-m", "relay.subscribers", str(self.port), str(self.clients)]
+        self._crew = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            self.answer()
+            yield
+        finally:
+            self._crew.kill()
+            self._crew.communicate()
 
     def answer(self, question: str | None = None) -> dict[str, Any]:
         """Let the clients' process answer."""
+        assert self._crew
         assert self._crew.stdin
         assert self._crew.stdout
         if question:
@@ -354,10 +366,10 @@ class Probe:
         self._connection = connection
         self._sequence = 0
 
-    def run(self, seconds: float) -> int:
+    def run(self, seconds: float, rate: float = PROBES) -> int:
         """Commit changes at a rate; return how many."""
-        count = round(seconds * PROBES)
-        for _ in at_rate(PROBES, count):
+        count = round(seconds * rate)
+        for _ in at_rate(rate, count):
             update = "update public.relay set title = %s where id = %s"
             self._connection.execute(update, [stamped(self._sequence), BOARD])
             self._sequence += 1

@@ -43,6 +43,12 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://{HOST}:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Its process, while it runs."""
+        assert self._process
+        return self._process.pid
+
     def start(self) -> Self:
         """Start it, and return once it takes connections."""
         with (self.folder / "nats.log").open("ab") as output:
