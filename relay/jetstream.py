@@ -71,6 +71,7 @@ _WRONG_LAST_SEQUENCE: Final = 10071
 _NO_MESSAGE: Final = 10037
 _EXPECTED: Final = "Nats-Expected-Last-Sequence"
 _PARTS: Final = "Relay-Parts"
+_PLACE_TOKENS: Final = 9
 
 
 class _Error(msgspec.Struct):
@@ -320,8 +321,8 @@ class Stream:
             if message.headers and "Status" in message.headers:
                 await self._obey(message)
             else:
-                data = message.metadata
-                arrivals.entries.append((data.sequence.stream, message.data, data.num_pending))
+                sequence, pending = place(message.reply)
+                arrivals.entries.append((sequence, message.data, pending))
             arrivals.any.set()
 
         inbox = self._client.new_inbox()
@@ -449,6 +450,18 @@ async def _close(client: Client) -> None:
     with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS):
             await client.close()
+
+
+def place(reply: str) -> tuple[int, int]:
+    """Read an entry's sequence, and how many follow it already, where JetStream says them: in the subject of acks.
+
+    nats-py's own way to do so takes a quarter of what an edge takes for an entry that nobody follows.
+    """
+    tokens = reply.split(".")
+    # Of $JS.ACK.stream.consumer.delivered.SEQUENCE.of consumer.time.PENDING; newer servers may name a domain and an
+    # account before the stream, and more after all.
+    first = 5 if len(tokens) == _PLACE_TOKENS else 7
+    return int(tokens[first]), int(tokens[first + 3])
 
 
 def _servers(servers: str) -> list[str]:

@@ -10,9 +10,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from relay import stream
 from relay.cursor import Reason
+from relay.jetstream import place
 from relay.snapshot import Snapshot
 from relay.stream import Assembly, Batch, Begin, End, Entry, Part, State, StreamBroken, Told, decode, encode, token
 
@@ -152,6 +155,18 @@ def test_each_board_has_a_subject_of_its_own(one: str, other: str) -> None:
     assert not set(token(one)) & set(".*> \t\r\n")
     assert 0 < len(token(one)) <= stream.LONGEST_TOKEN
     assert (token(one) == token(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    "before", ["$JS.ACK.relay", "$JS.ACK._.hash.relay", "$JS.ACK.hub.hash.relay"], ids=["2.9", "newer", "domain"]
+)
+@pytest.mark.parametrize("after", ["", ".token"])
+def test_where_an_entry_stands_is_read_as_nats_py_does(before: str, after: str) -> None:
+    """Of each way in which servers say it; only the newer ones may say more."""
+    reply = f"{before}.consumer.1.4711.12.1700000000000000000.42{after if before.count('.') > 2 else ''}"
+    known = Msg(Client(), reply=reply).metadata
+
+    assert place(reply) == (known.sequence.stream, known.num_pending) == (4711, 42)
 
 
 def test_plain_names_stay_readable() -> None:
