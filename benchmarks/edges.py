@@ -1,6 +1,6 @@
 """What the way through NATS costs: a relay on Postgres, and edges behind a publisher and NATS, told the same commits.
 
-    python -m benchmarks.edges                   # about four minutes, where nothing else runs
+    python -m benchmarks.edges                   # about six minutes, where nothing else runs
     python -m benchmarks.edges --edges 1 2 --seconds 1 --rounds 1 --clients 10
     python -m benchmarks.edges --json edges.json
 
@@ -67,9 +67,13 @@ from benchmarks.relays import (
     queries,
     subscribe,
 )
-from relay import bench, write_tax
+from benchmarks.scaling import FILE
+from relay import bench, config, write_tax
 from relay.config import Settings
+from relay.edge import ASKED_AT_ONCE
 from relay.embedded import HOST, EmbeddedPostgres, free_port
+from relay.jetstream import Stream
+from relay.subscribers import BOARD, stamped
 from tests.nats import NatsServer
 
 SEVERAL: Final = 20
@@ -101,12 +105,23 @@ TIMED: Final = ("alone", "one board", "100 boards")
 REST_SECONDS: Final = 2.2
 """After that long, a relay that was awake is rung again."""
 
-COUNTS: Final = (1, 2, 4)
+COUNTS: Final = (1, 2, 4, 8)
 COMING_BACK: Final = (50, 400)
 ALONE: Final = 4
 """Commits a second that come alone."""
 
 HUNDRED: Final = 100
+SMALL_BOARDS: Final = 400
+"""Of a task each, that are asked for."""
+
+LOOKS_US: Final = json.loads(FILE.read_text())["relay"]["own_awake_us"]["value"]
+"""Processor time a second of the looks at the journal of a publisher that is awake, as of a relay."""
+
+MESSAGE_BYTES: Final = len(
+    f'{{"type":"task.updated","data":{{"id":"{BOARD}","changes":{{"title":"{stamped(1000)}"}}}}}}'
+)
+"""Of the message that a change of the probe becomes."""
+
 PATIENCE_SECONDS: Final = 60.0
 
 WIDE: Final = f"""
@@ -165,8 +180,8 @@ def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser()
     options.add_argument("--edges", type=int, nargs="*", default=list(COUNTS), help="how many there are, in turns")
-    options.add_argument("--clients", type=int, default=25, help="of each of these edges")
-    options.add_argument("--seconds", type=float, default=4, help="length of each stretch of writing")
+    options.add_argument("--clients", type=int, default=10, help="of each of these edges")
+    options.add_argument("--seconds", type=float, default=3, help="length of each stretch of writing")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--moving", type=int, nargs="*", default=list(COMING_BACK), help="who move to another edge")
     options.add_argument("--json", type=Path, help="file to write what was found to")
@@ -179,9 +194,14 @@ def main() -> None:
             memory = site.memory(everybody)
         print_hops(found)
         print_memory(memory)
-        by_count = growth(site, sorted(given.edges), given.clients, given.rounds, given.seconds)
-        print_growth(by_count, given.clients)
-        told = constants(found, by_count)
+        rows = growth(site, sorted(given.edges), given.clients, given.rounds, given.seconds)
+        print_growth(rows)
+        told = constants(found, rows) | {
+            "boards that the publisher reads a second": boards_a_second(site),
+            "memory of the publisher, MB": memory[PUBLISHER],
+            "memory of the NATS server, MB": memory[NATS],
+            "memory of an edge, MB": memory["edge, no client"],
+        }
         print_constants(told)
         with Fleet(lambda: site.edge(0)) as fleet:
             ways = [(size, resuming) for size in given.moving for resuming in (True, False)]
@@ -192,12 +212,9 @@ def main() -> None:
             "machine": machine,
             "loads": {load: [asdict(it) for it in its] for load, its in found.items()},
             "memory": memory,
-            "edges": {
-                count: {load: [asdict(it) for it in its] for load, its in rows.items()}
-                for count, rows in by_count.items()
-            },
+            "edges": [asdict(it) for it in rows],
             "constants": told,
-            "returns": list(map(asdict, returns)),
+            "returns": [asdict(it) for it in returns],
         }
         given.json.write_text(json.dumps(document, indent=1) + "\n")
 
@@ -415,28 +432,74 @@ def hops(site: Site, everybody: Mapping[str, Relay], rounds: int, seconds: float
     site.window(everybody, loads["writers"])  # so that caches are warm
     found: Found = {load: [] for load in loads}
     for turn in range(rounds):
-        for load in loads if turn % 2 == 0 else reversed(loads):
+        for name in loads if turn % 2 == 0 else reversed(loads):
             time.sleep(min(seconds, REST_SECONDS))  # until relays are rung again
-            found[load].append(site.window(everybody, loads[load]))
+            found[name].append(site.window(everybody, loads[name]))
     return found
 
 
-Growth = dict[int, dict[str, list[Window]]]
-"""The same, by number of edges."""
+@dataclass(frozen=True)
+class Row:
+    """What a number of edges took, each with as many clients of one board; medians, processor time in µs a second."""
+
+    load: str
+    edges: int
+    clients: int
+    changes: float
+    """A second."""
+
+    database: float
+    """That is not the writers'."""
+
+    publisher: float
+    nats: float
+    edge: float
+    """Of each."""
+
+    sent: float
+    """Bytes a second that NATS wrote, to edges and to its files."""
+
+    p50: float | None
+    p99: float | None
 
 
-def growth(site: Site, counts: Sequence[int], clients: int, rounds: int, seconds: float) -> Growth:
-    """Measure numbers of edges, each with clients of one board: idle and with commits at a pace."""
-    found: Growth = {count: {"idle": [], "one board": []} for count in counts}
+def growth(site: Site, counts: Sequence[int], clients: int, rounds: int, seconds: float) -> list[Row]:
+    """Measure numbers of edges, each with clients of one board: idle, with commits at a pace, and with writers."""
+    loads: dict[str, Callable[[], tuple[int, int]]] = {
+        "idle": lambda: idle(seconds),
+        "one board": lambda: probed(site, seconds, PACE),
+        "writers, wide": lambda: full(site, seconds, "write_wide"),
+    }
+    found: dict[tuple[str, int], list[Window]] = defaultdict(list)
     with Fleet(lambda: site.edge(clients)) as fleet:
         for turn in range(rounds):
             for count in counts if turn % 2 == 0 else reversed(counts):
                 fleet.resize(count)
-                time.sleep(min(seconds, REST_SECONDS))
                 edges = {edge_name(number): relay for number, relay in enumerate(fleet.relays)}
-                found[count]["idle"].append(site.window(edges, lambda: idle(seconds)))
-                found[count]["one board"].append(site.window(edges, lambda: probed(site, seconds, PACE)))
-    return found
+                for load, write in loads.items():
+                    time.sleep(min(seconds, REST_SECONDS))
+                    found[load, count].append(site.window(edges, write))
+    return [row(load, count, clients, found[load, count]) for load in loads for count in counts]
+
+
+def row(load: str, count: int, clients: int, its: Sequence[Window]) -> Row:
+    """Take the medians."""
+    names = [edge_name(number) for number in range(count)]
+    rate = rates(its)
+    timed = [times(its, name) for name in names] if clients and its[0].p50 else []
+    return Row(
+        load,
+        count,
+        clients,
+        changes=of(its, lambda it: it.changes / it.seconds),
+        database=of(its, lambda it: (it.cpu[OF_PUBLISHER] + it.cpu["Postgres, for the rest"]) / it.seconds),
+        publisher=rate[PUBLISHER],
+        nats=rate[NATS],
+        edge=statistics.fmean(rate[name] for name in names),
+        sent=of(its, lambda it: it.nats_bytes / it.seconds),
+        p50=statistics.fmean(p50 for p50, _ in timed) if timed else None,
+        p99=statistics.fmean(p99 for _, p99 in timed) if timed else None,
+    )
 
 
 def edge_name(number: int) -> str:
@@ -475,6 +538,21 @@ async def one_dies(site: Site, other: Relay, victim: Relay, size: int, *, resumi
         seconds = time.perf_counter() - began
         sent = queries(site.watcher) - before - idle_rate * seconds
         return Return(size, resuming, len(asked), round(sent), seconds, sum(syncs))
+
+
+def boards_a_second(site: Site) -> float:
+    """Return how many small boards the publisher reads a second, when an edge asks for one after the other."""
+
+    async def ask() -> float:
+        settings = config.load({"SERVE_FROM": site.nats.url})
+        async with Stream.open(settings, settings.SERVE_FROM, "benchmark") as stream:
+            began = time.perf_counter()
+            for number in range(SMALL_BOARDS // ASKED_AT_ONCE):
+                names = (f"wide-{number * ASKED_AT_ONCE + one + 1}" for one in range(ASKED_AT_ONCE))
+                await asyncio.gather(*(stream.ask("board", name.encode()) for name in names))
+            return SMALL_BOARDS / (time.perf_counter() - began)
+
+    return asyncio.run(ask())
 
 
 @contextlib.asynccontextmanager
@@ -544,35 +622,31 @@ def print_hops(found: Found) -> None:
             figures += f"{of(its, lambda it: it.stream_bytes / it.changes):12,.0f}"
             figures += "".join(f"{of(its, lambda it: it.per_change(name, idle_rates)):14,.1f}" for name in whose)  # noqa: B023
             print(f"{load:16}{figures}")
+    print("\nchanges a second that a core of each would bear, by that")
+    for load in ("writers", "writers, wide", "bulk"):
+        cells = ""
+        for name in (PUBLISHER, NATS, whose[3]):
+            each = of(found[load], lambda it: it.per_change(name, idle_rates))  # noqa: B023  # called at once
+            cells += f"{SHORT[name]:>14}{bearable(each):>10}"
+        print(f"{load:16}{cells}")
     sys.stdout.flush()
 
 
-def print_growth(found: Growth, clients: int) -> None:
-    """Print a row for each number of edges."""
-    print(f"\nedges with {clients} clients each of one board, {PACE} commits a second (medians)")
-    heads = ("Postgres, µs/s", "publisher, µs/s", "NATS, µs/s", "each edge, µs/s", "sent, kB/s", "p50 ms", "p99 ms")
-    print(f"{'edges':>8}" + "".join(f"{head:>17}" for head in heads))
-    for count, rows in found.items():
-        its = rows["one board"]
-        names = [edge_name(number) for number in range(count)]
-        rate = rates(its)
-        cells = [
-            f"{of(its, database):,.0f}",
-            f"{rate[PUBLISHER]:,.0f}",
-            f"{rate[NATS]:,.0f}",
-            f"{statistics.fmean(rate[name] for name in names):,.0f}" if names else "-",
-            f"{of(its, lambda it: it.nats_bytes / it.seconds) / 1e3:,.0f}",
-            *(
-                f"{statistics.fmean(times(its, name)[half] for name in names):.1f}" if names else "-"
-                for half in (0, 1)
-            ),
-        ]
-        print(f"{count:>8}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
+def bearable(each: float) -> str:
+    """Write how often something that takes so many µs can be done in a second, to two digits."""
+    return f"{float(f'{1e6 / each:.1e}'):,.0f}" if each > 0 else "-"
 
 
-def database(window: Window) -> float:
-    """Return what the database takes a second that is not the writers'."""
-    return (window.cpu[OF_PUBLISHER] + window.cpu["Postgres, for the rest"]) / window.seconds
+def print_growth(found: Sequence[Row]) -> None:
+    """Print a row for each load and number of edges."""
+    heads = ("changes/s", "Postgres", "publisher", "NATS", "each edge", "sent, kB/s", "p50 ms", "p99 ms")
+    print("\nedges with clients each of one board: processor in µs a second (medians); Postgres without the writers")
+    print(f"{'':16}{'edges':>8}{'clients':>10}" + "".join(f"{head:>12}" for head in heads))
+    for it in found:
+        figures = (it.changes, it.database, it.publisher, it.nats, it.edge, it.sent / 1e3)
+        cells = [f"{figure:,.0f}" for figure in figures]
+        cells += ["-" if time is None else f"{time:,.1f}" for time in (it.p50, it.p99)]
+        print(f"{it.load:16}{it.edges:>8}{it.clients:>10}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
 
 
 def print_memory(memory: Mapping[str, float]) -> None:
@@ -582,57 +656,68 @@ def print_memory(memory: Mapping[str, float]) -> None:
         print(f"  {name:24}{value:8,.0f}", flush=True)
 
 
-def constants(found: Found, by_count: Growth) -> dict[str, float]:
+def constants(found: Found, rows: Sequence[Row]) -> dict[str, float]:
     """Return what docs/scaling.json needs: µs of a processor, but where it says otherwise."""
-    idle_rates = rates(found["idle"])
     none, one, several = CROWDS
+    idle_rates = rates(found["idle"])
+    awake = rates(found["writers"])
 
     def each(load: str, name: str) -> float:
         return of(found[load], lambda it: it.per_change(name, idle_rates))
 
+    def among_many(name: str) -> float:
+        """Each change on another board, beside what it takes that there are any."""
+        wide = found["writers, wide"]
+        return of(wide, lambda it: (it.cpu[name] - awake[name] * it.seconds) / it.changes)
+
     delivery = (each("one board", several) - each("one board", one)) / (SEVERAL - 1)
+    follow = each("one board", one) - each("one board", none) - delivery
     told = {
         "publisher, idle, a second": idle_rates[PUBLISHER],
         "publisher, a change by itself": each("100 boards", PUBLISHER),
-        "publisher, a change among many, ten boards": each("writers", PUBLISHER),
-        "publisher, a change among many, each of another board": each("writers, wide", PUBLISHER),
-        "publisher, a change of a bulk": each("bulk", PUBLISHER),
+        "publisher, a change among many, beside its looks": of(
+            found["writers, wide"],
+            lambda it: it.per_change(PUBLISHER, idle_rates) - LOOKS_US * it.seconds / it.changes,
+        ),
         "edge, idle, a second": idle_rates[none],
         "edge, a change by itself that nobody follows": each("100 boards", none),
-        "edge, a change among many, ten boards": each("writers", none),
-        "edge, a change among many, each of another board": each("writers, wide", none),
-        "edge, a change of a bulk": each("bulk", none),
-        "edge, a change that somebody follows, beside that": each("one board", one)
-        - each("one board", none)
-        - delivery,
+        "edge, a second of batches": awake[none] - idle_rates[none],
+        "edge, a change among many that nobody follows": among_many(none),
+        "edge, a change that somebody follows, beside that": follow,
         "edge, a delivery": delivery,
-        "bytes of the stream, a change by itself": of(found["100 boards"], lambda it: it.stream_bytes / it.changes),
-        "bytes of the stream, a change among many": of(found["writers"], lambda it: it.stream_bytes / it.changes),
+        "bytes of the stream, a change by itself": of(found["one board"], lambda it: it.stream_bytes / it.changes),
         "added by NATS to a lone change, p50 ms": of(found["alone"], lambda it: it.p50[one] - it.p50[DIRECT]),
         "added by NATS at 100 a second, p50 ms": of(found["100 boards"], lambda it: it.p50[one] - it.p50[DIRECT]),
         "added by NATS at 100 a second, p99 ms": of(found["100 boards"], lambda it: it.p99[one] - it.p99[DIRECT]),
     }
-    if len(by_count) > 1:
-        told |= of_nats(by_count)
-    return told
+    return told | (of_nats(rows) if len({it.edges for it in rows}) > 1 else {})
 
 
-def of_nats(by_count: Growth) -> dict[str, float]:
-    """Return what the NATS server has by itself, and for each edge: the slope over numbers of edges."""
-    counts = list(by_count)
+def of_nats(rows: Sequence[Row]) -> dict[str, float]:
+    """Return what the NATS server takes by itself, and for each edge: the slope over numbers of edges."""
 
-    def slope(load: str, value: Callable[[Window], float]) -> tuple[float, float]:
-        line = statistics.linear_regression(counts, [of(by_count[count][load], value) for count in counts])
-        return line.intercept, line.slope
+    def line(load: str, value: Callable[[Row], float]) -> tuple[float, float]:
+        its = [it for it in rows if it.load == load]
+        found = statistics.linear_regression([it.edges for it in its], [value(it) for it in its])
+        return found.intercept, found.slope
 
-    idle_alone, idle_each = slope("idle", lambda it: it.cpu[NATS] / it.seconds)
-    alone, each = slope("one board", lambda it: (it.cpu[NATS] - idle_alone * it.seconds) / it.changes)
+    idle_alone, idle_each = line("idle", lambda it: it.nats)
+
+    def beyond(it: Row) -> float:
+        return (it.nats - idle_alone - idle_each * it.edges) / it.changes
+
+    alone, alone_each = line("one board", beyond)
+    many, many_each = line("writers, wide", beyond)
     return {
         "NATS, idle, a second": idle_alone,
         "NATS, idle, a second and edge": idle_each,
-        "NATS, a change": alone,
-        "NATS, a change and edge": each - idle_each / PACE,
-        "NATS, bytes to an edge, a change": slope("one board", lambda it: it.nats_bytes / it.changes)[1],
+        "NATS, a change by itself": alone,
+        "NATS, a change by itself and edge": alone_each,
+        "NATS, a change among many": many,
+        "NATS, a change among many and edge": many_each,
+        "NATS, bytes to an edge, a change by itself, beside the message": line(
+            "one board", lambda it: it.sent / it.changes - MESSAGE_BYTES * it.edges
+        )[1],
     }
 
 
