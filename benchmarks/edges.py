@@ -111,8 +111,8 @@ ALONE: Final = 4
 """Commits a second that come alone."""
 
 HUNDRED: Final = 100
-SMALL_BOARDS: Final = 400
-"""Of a task each, that are asked for."""
+SMALL_BOARDS: Final = 100
+"""Of a task each, so many are asked for each second of a stretch."""
 
 LOOKS_US: Final = json.loads(FILE.read_text())["relay"]["own_awake_us"]["value"]
 """Processor time a second of the looks at the journal of a publisher that is awake, as of a relay."""
@@ -186,7 +186,7 @@ def main() -> None:
     options.add_argument("--moving", type=int, nargs="*", default=list(COMING_BACK), help="who move to another edge")
     options.add_argument("--json", type=Path, help="file to write what was found to")
     given = options.parse_args()
-    with lab() as site:
+    with lab(min(given.seconds, REST_SECONDS)) as site:
         machine = {**bench.machine(site.watcher), "system": platform.platform()}
         print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
         with beside(site) as everybody:
@@ -197,7 +197,7 @@ def main() -> None:
         rows = growth(site, sorted(given.edges), given.clients, given.rounds, given.seconds)
         print_growth(rows)
         told = constants(found, rows) | {
-            "boards that the publisher reads a second": boards_a_second(site),
+            "boards that the publisher reads a second": boards_a_second(site, round(given.seconds * SMALL_BOARDS)),
             "memory of the publisher, MB": memory[PUBLISHER],
             "memory of the NATS server, MB": memory[NATS],
             "memory of an edge, MB": memory["edge, no client"],
@@ -235,6 +235,8 @@ class Site:
     publisher: int
     writers: Sequence[psycopg.Connection]
     probe: Probe
+    rest: float
+    """Seconds between stretches."""
 
     def edge(self, clients: int) -> contextlib.AbstractContextManager[Relay]:
         """Start an edge."""
@@ -293,7 +295,7 @@ class Site:
 
 
 @contextlib.contextmanager
-def lab() -> Iterator[Site]:
+def lab(rest: float) -> Iterator[Site]:
     """Start Postgres, NATS and a publisher, and prepare what is written."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(EmbeddedPostgres(settings=SETTINGS))
@@ -315,7 +317,7 @@ def lab() -> Iterator[Site]:
             stack.enter_context(psycopg.connect(named(server.dsn, "writers"), autocommit=True))
             for _ in range(WRITERS + 1)
         )
-        yield Site(server.dsn, watcher, nats, monitor, publisher, writers, Probe(probe))
+        yield Site(server.dsn, watcher, nats, monitor, publisher, writers, Probe(probe), rest)
 
 
 @contextlib.contextmanager
@@ -433,7 +435,7 @@ def hops(site: Site, everybody: Mapping[str, Relay], rounds: int, seconds: float
     found: Found = {load: [] for load in loads}
     for turn in range(rounds):
         for name in loads if turn % 2 == 0 else reversed(loads):
-            time.sleep(min(seconds, REST_SECONDS))  # until relays are rung again
+            time.sleep(site.rest)  # until relays are rung again
             found[name].append(site.window(everybody, loads[name]))
     return found
 
@@ -477,7 +479,7 @@ def growth(site: Site, counts: Sequence[int], clients: int, rounds: int, seconds
                 fleet.resize(count)
                 edges = {edge_name(number): relay for number, relay in enumerate(fleet.relays)}
                 for load, write in loads.items():
-                    time.sleep(min(seconds, REST_SECONDS))
+                    time.sleep(site.rest)
                     found[load, count].append(site.window(edges, write))
     return [row(load, count, clients, found[load, count]) for load in loads for count in counts]
 
@@ -511,7 +513,7 @@ def moved(site: Site, fleet: Fleet, size: int, *, resuming: bool) -> Return:
     """Start two edges, and kill the one that clients are of, while changes are committed that they miss."""
     fleet.resize(0)  # a new one has no board in memory
     fleet.resize(2)
-    time.sleep(REST_SECONDS)
+    time.sleep(site.rest)
     other, victim = fleet.relays
     return asyncio.run(one_dies(site, other, victim, size, resuming=resuming))
 
@@ -540,17 +542,17 @@ async def one_dies(site: Site, other: Relay, victim: Relay, size: int, *, resumi
         return Return(size, resuming, len(asked), round(sent), seconds, sum(syncs))
 
 
-def boards_a_second(site: Site) -> float:
+def boards_a_second(site: Site, count: int) -> float:
     """Return how many small boards the publisher reads a second, when an edge asks for one after the other."""
 
     async def ask() -> float:
         settings = config.load({"SERVE_FROM": site.nats.url})
         async with Stream.open(settings, settings.SERVE_FROM, "benchmark") as stream:
             began = time.perf_counter()
-            for number in range(SMALL_BOARDS // ASKED_AT_ONCE):
+            for number in range(count // ASKED_AT_ONCE):
                 names = (f"wide-{number * ASKED_AT_ONCE + one + 1}" for one in range(ASKED_AT_ONCE))
                 await asyncio.gather(*(stream.ask("board", name.encode()) for name in names))
-            return SMALL_BOARDS / (time.perf_counter() - began)
+            return count // ASKED_AT_ONCE * ASKED_AT_ONCE / (time.perf_counter() - began)
 
     return asyncio.run(ask())
 
@@ -576,7 +578,7 @@ async def questions(nats: NatsServer) -> AsyncIterator[list[str]]:
 async def asking(site: Site) -> float:
     """Return how many statements a second the publisher sends while idle."""
     before, began = queries(site.watcher), time.perf_counter()
-    await asyncio.sleep(REST_SECONDS)
+    await asyncio.sleep(site.rest)
     return (queries(site.watcher) - before) / (time.perf_counter() - began)
 
 

@@ -368,7 +368,7 @@ class Probe:
 
     def run(self, seconds: float, rate: float = PROBES) -> int:
         """Commit changes at a rate; return how many."""
-        count = round(seconds * rate)
+        count = max(round(seconds * rate), 1)
         for _ in at_rate(rate, count):
             update = "update public.relay set title = %s where id = %s"
             self._connection.execute(update, [stamped(self._sequence), BOARD])

@@ -1,4 +1,4 @@
-"""What docs/scaling.md says of several relays is true: its commands run, and its tables are those that they print."""
+"""What docs/scaling.md says is true: its commands run, and its tables are those that they print."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 from tests.acceptance.test_docs import ROOT, SCALING, commands
+from tests.nats import NATS_SERVER
 from tests.servers import do_without
 
 SHORTER = {
     "benchmarks/relays.py": "--relays 1 --seconds 0.1 --rounds 1 --settle 0 --clients 2 --others 1",
+    "benchmarks.edges": "--edges 1 --clients 1 --seconds 0.1 --rounds 1 --moving 2",
     "haproxy": "",
+    "nats-server": "-t",
     "benchmarks/scaling.py": "",
 }
 """Options for commands that take their time; programs that this file does not know are others' to try."""
@@ -60,6 +63,22 @@ def test_benchmark_of_several_relays_has_its_tables() -> None:
     printed = run("benchmarks/relays.py")
 
     for words in ("idle", "commits a second", "at full speed", "2 resume", "2 begin anew"):
+        assert words in printed
+
+
+def test_nats_starts_as_printed() -> None:
+    if NATS_SERVER is None:
+        do_without("there is no nats-server: on Debian and Ubuntu, apt install nats-server")
+    run("nats-server")
+
+
+def test_benchmark_of_edges_has_its_tables() -> None:
+    """In its smallest size: each hop, numbers of edges, and when an edge dies, resuming and not."""
+    if NATS_SERVER is None:
+        do_without("there is no nats-server: on Debian and Ubuntu, apt install nats-server")
+    printed = run("benchmarks.edges")
+
+    for words in ("NATS adds", "beyond idle", "memory", "each edge", "what a hop costs", "2 resume", "2 begin anew"):
         assert words in printed
 
 
