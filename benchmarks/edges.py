@@ -16,9 +16,9 @@ One edge has no client, one has one, and one has several: so it shows what readi
 and what a delivery does. Then there are one, two and more edges, each with clients; and one edge dies, and all its
 clients come to another.
 
-Postgres and NATS have one core, and everything else another. The processor time is what to compare: it counts each
-process by itself. Times suffer where the second core is full, which is printed. A stretch with writers ends when the
-last client has all that was written.
+Where there is more than one round, Postgres and NATS have one core, and everything else another. The processor time
+is what to compare: it counts each process by itself. Times suffer where the second core is full. A stretch with
+writers ends when the last client has all that was written.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def main() -> None:
     options.add_argument("--moving", type=int, nargs="*", default=list(COMING_BACK), help="who move to another edge")
     options.add_argument("--json", type=Path, help="file to write what was found to")
     given = options.parse_args()
-    with lab(min(given.seconds, REST_SECONDS)) as site:
+    with lab(min(given.seconds, REST_SECONDS), apart=given.rounds > 1) as site:
         machine = {**bench.machine(site.watcher), "system": platform.platform()}
         print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
         with beside(site) as everybody:
@@ -206,7 +206,8 @@ def main() -> None:
         with Fleet(lambda: site.edge(0)) as fleet:
             ways = [(size, resuming) for size in given.moving for resuming in (True, False)]
             returns = [moved(site, fleet, size, resuming=resuming) for size, resuming in ways]
-        print_returns(returns)
+        if returns:
+            print_returns(returns)
     if given.json:
         document = {
             "machine": machine,
@@ -295,19 +296,18 @@ class Site:
 
 
 @contextlib.contextmanager
-def lab(rest: float) -> Iterator[Site]:
+def lab(rest: float, *, apart: bool) -> Iterator[Site]:
     """Start Postgres, NATS and a publisher, and prepare what is written."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(EmbeddedPostgres(settings=SETTINGS))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         monitor = free_port()
-        nats = NatsServer(
-            Path(folder), f"http: {HOST}:{monitor}"
-        ).start()  # on the core of Postgres, once that is told
+        nats = NatsServer(Path(folder), f"http: {HOST}:{monitor}").start()
         stack.callback(nats.stop)
-        keep_apart(server.pid)
-        for task in Path(f"/proc/{nats.pid}/task").iterdir():
-            os.sched_setaffinity(int(task.name), os.sched_getaffinity(server.pid))
+        if apart:
+            keep_apart(server.pid)
+            for task in Path(f"/proc/{nats.pid}/task").iterdir():
+                os.sched_setaffinity(int(task.name), os.sched_getaffinity(server.pid))
         prepare(server.dsn)
         watcher = stack.enter_context(psycopg.connect(named(server.dsn, "watcher"), autocommit=True))
         for statement in (WIDE, WRITE_WIDE, "vacuum analyze"):
@@ -347,12 +347,10 @@ def publishing(dsn: str, nats: NatsServer) -> Iterator[int]:
 @contextlib.contextmanager
 def beside(site: Site) -> Iterator[dict[str, Relay]]:
     """Start a relay on Postgres, and an edge of each kind."""
-    with contextlib.ExitStack() as stack:
-        dsn = named(site.dsn, "relay", user="relay_daemon")
-        yield {
-            DIRECT: stack.enter_context(Relay.on(dsn, 1)),
-            **{name: stack.enter_context(site.edge(clients)) for name, clients in CROWDS.items()},
-        }
+    dsn = named(site.dsn, "relay", user="relay_daemon")
+    starts = {DIRECT: Relay.on(dsn, 1)} | {name: site.edge(clients) for name, clients in CROWDS.items()}
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(starts)) as pool:
+        yield dict(zip(starts, pool.map(stack.enter_context, starts.values()), strict=True))
 
 
 def resident_mb(pid: int) -> float:
@@ -511,7 +509,7 @@ def edge_name(number: int) -> str:
 
 def moved(site: Site, fleet: Fleet, size: int, *, resuming: bool) -> Return:
     """Start two edges, and kill the one that clients are of, while changes are committed that they miss."""
-    fleet.resize(0)  # a new one has no board in memory
+    fleet.resize(1)  # that one forgets a board with its last client
     fleet.resize(2)
     time.sleep(site.rest)
     other, victim = fleet.relays

@@ -73,7 +73,6 @@ class Constants:
     nats_idle_us: float
     nats_edge_idle_us: float
     nats_alone_us: float
-    nats_alone_edge_us: float
     nats_us: float
     nats_edge_us: float
     nats_mb: float
@@ -355,9 +354,8 @@ def publishing_us(changes: float, k: Constants) -> float:
 
 def nats_us(changes: float, edges: int, k: Constants) -> float:
     """Return the processor time that the NATS server takes, µs a second."""
-    alone = changes <= k.busy
-    stored, sent = (k.nats_alone_us, k.nats_alone_edge_us) if alone else (k.nats_us, k.nats_edge_us)
-    return k.nats_idle_us + edges * k.nats_edge_idle_us + changes * (stored + edges * sent)
+    stored = k.nats_alone_us if changes <= k.busy else k.nats_us
+    return k.nats_idle_us + edges * k.nats_edge_idle_us + changes * (stored + edges * k.nats_edge_us)
 
 
 def most_relays(changes: float, cores: float, k: Constants) -> int:

@@ -15,19 +15,27 @@ from benchmarks.scaling import (
     CORES,
     FILE,
     RATES,
+    RUNS,
     SIZES,
     TEAMS,
     Case,
     Constants,
+    against,
     database_us,
+    edge_reading,
+    edge_us,
+    edges_for,
     load,
     load_of,
     most_relays,
+    nats_us,
     needs,
     plan,
+    publishing_us,
     reading,
     relays_for,
     tables,
+    through,
 )
 
 DOCUMENT: dict[str, dict[str, dict[str, Any]]] = json.loads(FILE.read_text())
@@ -46,20 +54,22 @@ CASES = st.builds(
 def test_every_constant_says_what_it_is_and_where_it_comes_from() -> None:
     """What was measured has its source; what is assumed has none to name."""
     groups = {group: set(names) for group, names in DOCUMENT.items()}
-    used = groups["relay"] | groups["postgres"] | groups["assumed"]
+    every = [name for names in groups.values() for name in names]
 
-    assert used == {field.name for field in fields(Constants)}
+    assert sorted(every) == sorted(field.name for field in fields(Constants))
     for group, entries in DOCUMENT.items():
         for entry in entries.values():
             assert entry["what"]
             assert ("source" in entry) == (group != "assumed")
 
 
-def test_what_is_not_measured_yet_changes_nothing() -> None:
-    """The hop through NATS is in no table before its numbers are there."""
-    assert all(entry["value"] is None for entry in DOCUMENT["edges"].values())
-    assert load({**DOCUMENT, "edges": {}}) == K
-    assert not [line for table in tables(K) for line in table if "NATS" in line or "edge" in line]
+def test_what_edges_cost_is_what_was_measured() -> None:
+    """Each constant is that of docs/edges.json which its source names, rounded."""
+    measured = json.loads(RUNS.read_text())["constants"]
+
+    for entry in DOCUMENT["edges"].values():
+        _, name = entry["source"].split(": ")
+        assert entry["value"] == pytest.approx(measured[name], rel=0.05, abs=0.1), name
 
 
 @given(CASES)
@@ -163,10 +173,81 @@ def test_prices_and_limits_are_inputs() -> None:
     assert plan(case, replace(K, pair_us=1e6)).first == "the database's processor, for relays"
 
 
+@given(CASES)
+def test_edges_are_as_few_as_their_cores_allow(case: Case) -> None:
+    """One less would be too busy, or have more clients than were ever measured; all together are not."""
+    edges = edges_for(case, K)
+    assume(edges is not None)
+    assert edges is not None
+
+    assert edge_us(edges, case, K) <= K.core_share * 1e6
+    assert case.subscribers <= edges * K.connections
+    if edges > 1:
+        fewer = edges - 1
+        assert edge_us(fewer, case, K) > K.core_share * 1e6 or case.subscribers > fewer * K.connections
+
+
+@given(CASES, st.integers(1, 1_000))
+def test_each_further_edge_costs_nats_and_not_the_database(case: Case, edges: int) -> None:
+    """All are sent the whole stream, and one publisher reads the journal for all."""
+    one, two, three = (nats_us(case.changes, edges + more, K) for more in range(3))
+    assert three - two == pytest.approx(two - one)
+    assert two > one
+
+    assert through(case, K).database_cores == database_us(1, case.changes, K) / 1e6
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", [TEAMS, AUDIENCE], ids=["teams", "audience"])
+def test_a_plan_through_nats_adds_up(kind: Case, size: int) -> None:
+    """Network, questions, time and money are those of the parts."""
+    case = replace(kind, subscribers=size)
+    found = through(case, K)
+    assert found.edges
+    assert found.nats_gbit
+    assert found.questions
+    assert found.resume_seconds
+
+    assert found.nats_gbit == pytest.approx(case.changes * found.edges * (case.bytes + K.entry_bytes) * 8e-9)
+    assert found.reaches_back <= K.keep_seconds
+    assert found.reaches_back * case.changes * (case.bytes + K.entry_bytes) <= K.keep_bytes * (1 + 1e-9)
+    assert case.all_boards <= found.questions * (1 + 1e-9) <= found.edges * case.all_boards * (1 + 1e-9)
+    assert found.anew_seconds == max(found.resume_seconds, found.questions / K.boards_a_second)
+    egress = case.deliveries * (case.bytes + K.overhead_bytes) / 1e9 * 3600
+    month = (found.edges + 2 + K.nats_cores) * K.core_hour + egress * K.egress_gb
+    assert found.month == pytest.approx(730 * (month + found.nats_gbit / 8 * 3600 * K.nats_gb))
+
+
+def test_one_stream_has_an_end() -> None:
+    """Where changes are too many for a publisher, for an edge or for NATS, the calculation says which it is."""
+    many = replace(TEAMS, subscribers=1_000_000, rate=10 * K.core_share / K.edge_entry_us)
+    assert through(many, K).edges is None
+    assert through(many, replace(K, publisher_entry_us=0)).first == "each edge reads every change"
+
+    case = replace(TEAMS, subscribers=1_000_000)
+    assert through(case, replace(K, publisher_entry_us=1e4)).first == "the publisher's core"
+    assert through(case, replace(K, nats_edge_us=1e4)).first == "the processor of NATS"
+    assert through(case, replace(K, machine_gbit=1e-3)).first == "the network of NATS"
+    assert through(case, replace(K, read_us=1e5)).first == "the database's processor"
+
+
+def test_what_was_measured_is_set_against_what_is_calculated() -> None:
+    """Idle, followed and beside writers; within a factor that the document owns up to."""
+    run = {"load": "one board", "edges": 2, "changes": 100, "clients": 3, "p50": None}
+    measured = dict.fromkeys(("publisher", "nats", "edge", "database"), 7_000)
+
+    _, _, row = against([run | measured], K)
+    edge = edge_reading(100, K) + 100 * (K.edge_change_us + 3 * K.delivery_us)
+    assert f"| {publishing_us(100, K) / 1e3:,.0f} / 7 | {nats_us(100, 2, K) / 1e3:,.0f} / 7 |" in row
+    assert f"| {edge / 1e3:,.0f} / 7 | {database_us(1, 100, K) / 1e3:,.0f} / 7 |" in row
+
+
 def test_tables_have_a_column_for_each_size_and_a_row_for_each_rate() -> None:
     """Their lines are all as long as their heads."""
     limits, *kinds = tables(K)
+    runs = kinds.pop(2)
 
+    assert {line.count("|") for line in runs} == {runs[0].count("|")}
     assert [line.split(" | ")[0] for line in limits[2:]] == [f"| {rate:,}" for rate in RATES]
     for table in (limits, *kinds, list(needs([replace(TEAMS, subscribers=7)], K))):
         assert {line.count("|") for line in table} == {table[0].count("|")}
