@@ -133,14 +133,15 @@ async def test_daemons_run(document: Path, database: Database, relay: Relays) ->
     assert relay.started
 
 
+@pytest.mark.parametrize("document", [OPERATOR, SCALING], ids=lambda path: path.name)
 async def test_publishers_and_edges_run(
-    database: Database, relay: Relays, nats_server: NatsServer, tmp_path: Path
+    document: Path, database: Database, relay: Relays, nats_server: NatsServer, tmp_path: Path
 ) -> None:
     """`relay publish` and `relay serve --from` start as printed, and an edge is healthy."""
-    here = [line.replace("nats://localhost:4222", nats_server.url) for line in commands(OPERATOR)]
+    here = [line.replace("nats://localhost:4222", nats_server.url) for line in commands(document)]
     (published,) = [shlex.split(line) for line in here if line.startswith("relay publish")]
     (served,) = [shlex.split(line) for line in here if line.startswith("relay serve --from")]
-    stream = {"NATS_STREAM": "documents", "NATS_KEEP_BYTES": str(64 * 1024**2)}
+    stream = {"NATS_STREAM": document.stem, "NATS_KEEP_BYTES": str(64 * 1024**2)}
     settings = {"DATABASE_URL": database.dsn, "WS_HOST": "127.0.0.1", "HEALTH_PORT": "0", **stream}
     publisher = Program([RELAY, *published[1:]], tmp_path, settings)
     try:

@@ -14,9 +14,9 @@ from tests.servers import do_without
 
 SHORTER = {
     "benchmarks/relays.py": "--relays 1 --seconds 0.1 --rounds 1 --settle 0 --clients 2 --others 1",
-    "benchmarks.edges": "--edges 1 --clients 1 --seconds 0.1 --rounds 1 --moving 2",
+    "benchmarks.edges": "--edges 1 --clients 1 --seconds 0.1 --rounds 1 --moving",
     "haproxy": "",
-    "nats-server": "-t",
+    "nats-server": "--config /dev/null -t",
     "benchmarks/scaling.py": "",
 }
 """Options for commands that take their time; programs that this file does not know are others' to try."""
@@ -73,12 +73,12 @@ def test_nats_starts_as_printed() -> None:
 
 
 def test_benchmark_of_edges_has_its_tables() -> None:
-    """In its smallest size: each hop, numbers of edges, and when an edge dies, resuming and not."""
+    """In its smallest size, and without clients that move: each hop, and a number of edges."""
     if NATS_SERVER is None:
         do_without("there is no nats-server: on Debian and Ubuntu, apt install nats-server")
     printed = run("benchmarks.edges")
 
-    for words in ("NATS adds", "beyond idle", "memory", "each edge", "what a hop costs", "2 resume", "2 begin anew"):
+    for words in ("NATS adds", "beyond idle", "memory", "each edge", "what a hop costs"):
         assert words in printed
 
 
