@@ -205,8 +205,9 @@ class Stream:
     async def append(self, entries: Sequence[Entry], last: int) -> int:
         """Append to a stream whose last entry is this one; return which then is. Raises Outrun if it is another.
 
-        All are sent at once, for the server takes them in their order, and none after one that it refuses. nats-py's
-        own way to do so never hears of a refusal.
+        All are sent at once, for the server takes them in their order, and none after one that it refuses; unless
+        another publisher's stands where that one should. Then those after it do not follow on, and no assembly
+        believes them. nats-py's own way to send many never hears of a refusal.
         """
         with self._one_line():
             async with asyncio.timeout(ANSWER_SECONDS):
