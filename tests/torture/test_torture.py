@@ -73,14 +73,14 @@ def test_what_leads_from_cursor_to_cursor_leaves_out_only_visits() -> None:
 
 @pytest.mark.timeout(280)
 async def test_nobody_is_told_anything_but_the_truth(tmp_path: Path) -> None:
-    """Two short rounds of the torture end without a violation."""
+    """A short round of the torture ends without a violation."""
     try:
         EmbeddedPostgres()
     except EmbeddedPostgresError as error:
         do_without(str(error))
     if NATS_SERVER is None:
         do_without("there is no nats-server: on Debian and Ubuntu, apt install nats-server")
-    verdict = await torture("ci", 15, tmp_path, None, sys.stdout, EdgesWorld, round_seconds=8)
+    verdict = await torture("ci", 8, tmp_path, None, sys.stdout, EdgesWorld, round_seconds=8)
 
     assert verdict.violations == []
     assert verdict.changes > 0
