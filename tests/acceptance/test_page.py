@@ -297,20 +297,20 @@ async def test_a_finger_that_moves_at_once_scrolls(pair: tuple[Window, Window], 
     await expect(one.card("Leave me")).to_have_count(0)
 
 
-_NOTE_WHAT_IS_SAID: Final = """
-    const said = document.getElementById("said");
-    let all = "";
-    const news = new EventTarget();
-    new MutationObserver(() => {
-      all += said.textContent + "; ";
-      news.dispatchEvent(new Event("said"));
-    }).observe(said, { childList: true });
-    window.saidOf = (wanted) => new Promise((done) => {
-      const look = () => wanted.test(all) && done(true);
-      news.addEventListener("said", look);
-      look();
-    });
-"""
+_NOTE_WHAT_IS_SAID: Final = """() => {
+  const said = document.getElementById("said");
+  const news = new EventTarget();
+  let all = "";
+  new MutationObserver(() => {
+    all += said.textContent + "; ";
+    news.dispatchEvent(new Event("said"));
+  }).observe(said, { childList: true });
+  window.saidOf = (wanted) => new Promise((done) => {
+    const look = () => wanted.test(all) && done(true);
+    news.addEventListener("said", look);
+    look();
+  });
+}"""
 
 
 async def test_the_keyboard_moves_a_card_and_keeps_it(pair: tuple[Window, Window]) -> None:

@@ -53,7 +53,7 @@ class EdgesWorld(World):
                     yield
                 finally:
                     for publisher in self._publishers:
-                        publisher.signal(signal.SIGCONT)
+                        publisher.signal(signal.SIGKILL)
                         publisher.end()
         finally:
             await asyncio.to_thread(self._nats.stop)

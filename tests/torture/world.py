@@ -207,7 +207,8 @@ class World:
                     yield
                 finally:
                     for relay in self._relays:
-                        if relay:
+                        if relay:  # nobody is to be seen off
+                            relay.signal(signal.SIGKILL)
                             relay.end()
 
     @contextlib.asynccontextmanager
