@@ -44,7 +44,7 @@ ASK_AGAIN_SECONDS: Final = 0.25
 """How long after no publisher answered it is asked again."""
 
 ASKED_AT_ONCE: Final = 8
-"""So many boards are asked for at once."""
+"""So many boards are asked for at once; never one of them twice."""
 
 GATHER_SECONDS: Final = 0.05
 """How long after one read for resuming clients the next begins: meanwhile more of them gather."""
@@ -85,7 +85,8 @@ class Edge:
         self.transactions = self.rung = self.skipped = self.sessions = self.entries = 0
         self.continuity_lost: Counter[str] = Counter()
         self._settings = settings
-        self._wanted: asyncio.Queue[str] = asyncio.Queue()
+        # Each board has its place in one of these: two reads of the same never cross.
+        self._wanted: list[asyncio.Queue[str]] = [asyncio.Queue() for _ in range(ASKED_AT_ONCE)]
         self._changes_wanted = asyncio.Event()
         self._questions: asyncio.Queue[_Question] = asyncio.Queue()
         self._assembly: Assembly | None = None
@@ -103,7 +104,7 @@ class Edge:
 
     def ask(self, board: str) -> None:
         """Have a board read, for the hub."""
-        self._wanted.put_nowait(board)
+        self._wanted[hash(board) % ASKED_AT_ONCE].put_nowait(board)
 
     def ask_changes(self) -> None:
         """Have the stream read for those who resume, for the hub."""
@@ -224,8 +225,8 @@ class Edge:
     async def _follow(self, stream: Stream, hub: Hub) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read(stream, hub))
-            for _ in range(ASKED_AT_ONCE):
-                tasks.create_task(self._read_boards(stream, hub))
+            for wanted in self._wanted:
+                tasks.create_task(self._read_boards(stream, hub, wanted))
             tasks.create_task(self._read_missed(stream, hub))
             tasks.create_task(self._answer(stream))
             tasks.create_task(self._refresh(stream, hub))
@@ -289,9 +290,10 @@ class Edge:
 
     # Boards, and what was missed
 
-    async def _read_boards(self, stream: Stream, hub: Hub) -> None:
+    async def _read_boards(self, stream: Stream, hub: Hub, wanted: asyncio.Queue[str]) -> None:
+        """Read boards, one after another: an answer to who has left must not be taken for that to who came since."""
         while True:
-            name = await self._wanted.get()
+            name = await wanted.get()
             if not hub.begin_read(name):
                 continue
             try:

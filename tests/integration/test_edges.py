@@ -436,6 +436,39 @@ async def test_edges_share_the_reads_of_boards(feed: Feed, monkeypatch: pytest.M
         assert 1 <= len(reads) <= 4
 
 
+async def test_a_late_answer_to_who_has_left_is_not_for_who_came_since(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is older than what has been passed on since: who came would miss that."""
+    ask = Stream.ask
+    asked: list[bytes] = []
+    answered, late = asyncio.Event(), asyncio.Event()
+
+    async def be_late(self: Stream, what: str, question: bytes) -> tuple[bytes, bytes] | None:
+        asked.append(question)
+        answer = await ask(self, what, question)
+        if asked == [b"default"]:
+            answered.set()
+            await late.wait()
+        return answer
+
+    async with feed.published(), feed.edge() as near, contextlib.AsyncExitStack() as stack:
+        first, other, second = [await stack.enter_async_context(Client.to(near.url)) for _ in range(3)]
+        await other.subscribe("other")
+        monkeypatch.setattr(Stream, "ask", be_late)
+        await first.send({"type": "subscribe", "boardId": "default"})
+        await answered.wait()
+        await first.send({"type": "unsubscribe", "boardId": "default"})
+        await until(lambda: "default" not in near.hub)
+        database.execute("insert into tasks (id, board_id, title) values ('a', 'default', 'A'), ('b', 'other', 'B')")
+        await other.receive()  # so the edge has passed it on
+        await second.send({"type": "subscribe", "boardId": "default"})
+        await until(lambda: "default" in near.hub)
+        late.set()
+        await second.receive()
+        assert second.tasks.keys() == {"a"}
+
+
 async def test_the_database_decides_who_may_read_a_board_of_an_edge(feed: Feed, database: Database) -> None:
     """An edge asks relay.may_read through the publisher."""
     database.execute(
