@@ -86,7 +86,11 @@ def listens(port: int) -> bool:
 
 
 def free_ports() -> dict[str, str]:
-    return {name: str(free_port()) for name in ("FRONT", "WS_A", "WS_B", "HEALTH_A", "HEALTH_B")}
+    names = ("FRONT", "WS_A", "WS_B", "HEALTH_A", "HEALTH_B")
+    found: set[int] = set()
+    while len(found) < len(names):  # free_port may choose one twice, while nobody listens there
+        found.add(free_port())
+    return dict(zip(names, map(str, found), strict=True))
 
 
 @PROXIES
