@@ -143,7 +143,7 @@ async def test_rolling_restart_behind_a_proxy_loses_nothing(
     haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
     if haproxy is None:
         do_without("HAProxy is not installed: on Debian and Ubuntu, apt install haproxy")
-    ports = {name: str(free_port()) for name in ("FRONT", "WS_A", "WS_B", "HEALTH_A", "HEALTH_B")}
+    ports = free_ports()
     daemons = {name: await start(relay, database, ports, name) for name in ("A", "B")}
     proxy = Program([haproxy, "-db", "-f", HAPROXY], tmp_path, ports)
     followers = [Follower(f"ws://{HOST}:{ports['FRONT']}") for _ in range(6)]
@@ -171,6 +171,14 @@ async def test_rolling_restart_behind_a_proxy_loses_nothing(
         assert follower.syncs == 1
         assert set(follower.codes) <= {1012, None}
         assert 1012 in follower.codes
+
+
+def free_ports() -> dict[str, str]:
+    names = ("FRONT", "WS_A", "WS_B", "HEALTH_A", "HEALTH_B")
+    found: set[int] = set()
+    while len(found) < len(names):  # free_port may choose one twice, while nobody listens there
+        found.add(free_port())
+    return dict(zip(names, map(str, found), strict=True))
 
 
 async def start(relay: Relays, database: Database, ports: dict[str, str], name: str) -> Daemon:

@@ -16,9 +16,9 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from relay.embedded import HOST, free_port
+from relay.embedded import HOST
 from tests.acceptance.support import Program, Relays, until
-from tests.acceptance.test_drain import HAPROXY, Follower, start, write
+from tests.acceptance.test_drain import HAPROXY, Follower, free_ports, start, write
 from tests.servers import Database, do_without
 
 NGINX = HAPROXY.with_name("nginx.conf")
@@ -83,14 +83,6 @@ async def running(proxy: Proxy, folder: Path, ports: Ports) -> AsyncIterator[str
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
-
-
-def free_ports() -> dict[str, str]:
-    names = ("FRONT", "WS_A", "WS_B", "HEALTH_A", "HEALTH_B")
-    found: set[int] = set()
-    while len(found) < len(names):  # free_port may choose one twice, while nobody listens there
-        found.add(free_port())
-    return dict(zip(names, map(str, found), strict=True))
 
 
 @PROXIES
