@@ -27,7 +27,7 @@ import msgspec
 import structlog
 
 from relay.config import Settings
-from relay.feed import REFRESH_SECONDS, Retry
+from relay.feed import REFRESH_SECONDS, Question, Retry, first_of
 from relay.hub import Hub
 from relay.jetstream import Gap, Stream, StreamError
 from relay.session import RESUME_CHANGES
@@ -71,11 +71,6 @@ _decode_head: Final = msgspec.json.Decoder(BoardHead).decode
 _decode_answers: Final = msgspec.json.Decoder(list[bool]).decode
 
 
-class _Question(NamedTuple):
-    asked: Sequence[tuple[Mapping[str, Any], str]]
-    answer: asyncio.Future[Sequence[bool]]
-
-
 class Edge:
     """Follows the stream and asks the publisher for boards: the hub's `Source`, with the face of a `Feed`."""
 
@@ -88,7 +83,7 @@ class Edge:
         # Each board has its place in one of these: two reads of the same never cross.
         self._wanted: list[asyncio.Queue[str]] = [asyncio.Queue() for _ in range(ASKED_AT_ONCE)]
         self._changes_wanted = asyncio.Event()
-        self._questions: asyncio.Queue[_Question] = asyncio.Queue()
+        self._questions: asyncio.Queue[Question] = asyncio.Queue()
         self._assembly: Assembly | None = None
         self._last = 0
         self._marks: list[_Mark] = []
@@ -113,7 +108,7 @@ class Edge:
     async def may_read(self, questions: Sequence[tuple[Mapping[str, Any], str]]) -> Sequence[bool]:
         """Ask the publisher whether who has these claims may read this board, as soon as it is there."""
         answer: asyncio.Future[Sequence[bool]] = asyncio.get_running_loop().create_future()
-        self._questions.put_nowait(_Question(questions, answer))
+        self._questions.put_nowait(Question(questions, answer))
         return await answer
 
     def trouble(self, budget: float) -> str | None:
@@ -169,7 +164,7 @@ class Edge:
                     retry = Retry()
                     await self._follow(self._stream, hub)
             except* (StreamError, StreamBroken) as group:
-                first = _first(group)
+                first = first_of(group)
                 if isinstance(first, StreamBroken | Gap):
                     self._assembly = None
                 self._report(str(first))
@@ -404,8 +399,3 @@ def _state(data: bytes) -> State:
     if not isinstance(state, State):
         raise StreamBroken("an entry is no state: expected one")
     return state
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -228,7 +228,9 @@ class Follower(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class Question:
+    """Whether who has some claims may read a board, several at once, and who waits for the answer."""
+
     asked: Sequence[tuple[Mapping[str, Any], str]]
     answer: asyncio.Future[Sequence[bool]]
 
@@ -259,7 +261,7 @@ class Feed:
         # Until when boards rest that were read just now.
         self._resting: dict[str, float] = {}
         self._changes_wanted = asyncio.Event()
-        self._questions: asyncio.Queue[_Question] = asyncio.Queue()
+        self._questions: asyncio.Queue[Question] = asyncio.Queue()
         self._position = position
         self._era = era
         # While a batch is published in parts, nothing else is handed over. If it is not published to its end, clients
@@ -283,7 +285,7 @@ class Feed:
     async def may_read(self, questions: Sequence[tuple[Mapping[str, Any], str]]) -> Sequence[bool]:
         """Ask the database whether who has these claims may read this board, as soon as it is there."""
         answer: asyncio.Future[Sequence[bool]] = asyncio.get_running_loop().create_future()
-        self._questions.put_nowait(_Question(questions, answer))
+        self._questions.put_nowait(Question(questions, answer))
         return await answer
 
     def trouble(self, budget: float) -> str | None:
@@ -340,7 +342,7 @@ class Feed:
                     retry = Retry()
                     await self._follow(session, hub)
             except* (psycopg.Error, OSError, FeedError, WatchOutdated) as group:
-                self._report(_one_line(_first(group)))
+                self._report(_one_line(first_of(group)))
             finally:
                 self._vitals = None
             await asyncio.sleep(retry.next())
@@ -569,9 +571,10 @@ async def _watch_links(session: Session) -> None:
         await session.require_links()
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first of what went wrong together."""
     first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _one_line(ex: BaseException) -> str:

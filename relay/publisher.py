@@ -32,7 +32,7 @@ from relay import logs
 from relay.changes import Transaction
 from relay.config import Settings
 from relay.cursor import Era, Reason
-from relay.feed import Feed, Retry
+from relay.feed import Feed, Retry, first_of
 from relay.hub import Resume
 from relay.jetstream import Outrun, Stream, StreamError
 from relay.protocol import Message
@@ -90,7 +90,7 @@ class Publisher:
                 log.warning("publisher.outrun", problem="another publisher is active")
                 retry = Retry()
             except* StreamError as group:
-                self._report(_one_line(group))
+                self._report(str(first_of(group)))
             finally:
                 self._standing_by = False
             await asyncio.sleep(retry.next())
@@ -443,8 +443,3 @@ def _is_text(board: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _one_line(group: BaseExceptionGroup[StreamError]) -> str:
-    first = group.exceptions[0]
-    return _one_line(first) if isinstance(first, BaseExceptionGroup) else str(first)
