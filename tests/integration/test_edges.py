@@ -22,7 +22,7 @@ from relay import config, publisher, session
 from relay import stream as relay_stream
 from relay.config import Settings
 from relay.edge import Edge
-from relay.jetstream import Stream, StreamError
+from relay.jetstream import Gap, Stream, StreamError
 from relay.publisher import Publisher
 from relay.stream import Entry, Part
 from tests.integration.client import Client, Tasks, until
@@ -355,6 +355,15 @@ async def test_who_follows_a_stream_that_is_lost_is_sent_the_board_and_the_reaso
         database.execute("insert into tasks (id, title) values ('b', 'B')")
         while "b" not in client.tasks:
             assert "board.sync" not in kinds(await client.receive_batch())
+
+
+async def test_an_entry_that_is_missing_is_never_passed_over(feed: Feed) -> None:
+    """Who reads across it is told, and not given what follows."""
+    async with feed.published() as one, feed.opened() as stream, feed.nats.jetstream() as jetstream:
+        await until(lambda: one._turn is not None and one._turn.last >= 3)  # noqa: SLF001
+        await jetstream.delete_msg(feed.stream, 2)
+        with pytest.raises(Gap, match="entry 2 is missing"):
+            assert [sequence async for sequence, _ in stream.read(1, 3)] == [1]
 
 
 async def test_a_full_stream_holds_up_no_writer_and_loses_nothing(feed: Feed, database: Database) -> None:
