@@ -1,16 +1,19 @@
 """What Postgres says: the journal's entries, and how they become messages. Pure.
 
-A *change* is one entry of the journal: a row went from one version to another. A *transaction* is all the changes
-that became visible together. Its `messages` are those of each board it touches.
+An *entry* says which image of a row left, and which came; either may be absent. A *transaction* is all that became
+visible together, and is told by its net effect: count each image +1 where it came and -1 where it left. What cancels
+out was never committed, and nobody is told of it. What remains is, for each row of a board, at most one image that
+was there before and at most one that is there after: that pair is the message.
 
 Rules:
-- Row images stay as Postgres wrote them. Columns are compared by their JSON text: both images of a change were
-  written under the same settings, so equal text is equal value.
-- The messages of one task come in the order of its row's versions. The journal's order is that order, except
-  where a user's own triggers write the table again: an AFTER trigger that fires before ours and updates the row
-  once more has its change journalled first. So each change carries the place (`Version`) of the row versions
-  that it went between, and `_history` follows them like a chain. Where they do not tell, the board is to be read
-  again: never is a guess sent.
+- The order of entries inside a transaction has no meaning: nested triggers, functions, savepoints and no-op updates
+  are all the same arithmetic.
+- Row images stay as Postgres wrote them. Columns are compared by their JSON text: all images were made under the same
+  settings, so equal text is equal value.
+- An image that cannot be shown counts as absent, here and in boards.
+- Two images before or two after are what no history can produce: triggers were off for a while. Then, and only
+  then, the board is to be read again.
+- Work is linear in the entries, and no entry is looked at for a board that nobody follows.
 - The id, the board and the lane appear under the guide's names whatever their columns are called.
 """
 
@@ -19,9 +22,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from itertools import pairwise, zip_longest
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Final, NamedTuple
 
 import msgspec
@@ -30,27 +32,23 @@ from relay import protocol
 from relay.cursor import Reason
 from relay.protocol import Message, Row
 
+MAX_TASK_BYTES: Final = 4 * 1024 * 1024
+"""Maximum size of a task as JSON; a larger row is not shown. The journal keeps images up to some times this size."""
+
 _decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-class Version(NamedTuple):
-    """Where a version of a row stands: its table or partition, and its place there."""
-
-    part: int
-    tid: str
-
-
 class UnreadableRow(Exception):
-    """A row that cannot be shown, because a column of it holds what is no Unicode text."""
+    """A row that cannot be shown: it is too large, holds what is no Unicode text, or a type's own code failed."""
 
 
 class WatchOutdated(Exception):
     """A watch whose columns are no longer there."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Watch:
-    """A watched table, as far as its changes are concerned."""
+    """A watched table, as far as its changes are concerned. `hidden` columns are in no task."""
 
     id: int
     table: str
@@ -62,9 +60,14 @@ class Watch:
     def columns(self, image: str) -> dict[str, msgspec.Raw]:
         """Take a row's JSON apart, under the columns' own names. Raises UnreadableRow."""
         try:
-            return _decode_row(image)
+            columns = _decode_row(image)
         except (msgspec.MsgspecError, UnicodeEncodeError) as ex:
             raise UnreadableRow(f"a row of {self.table} cannot be shown: {ex}: {image!a:.200}") from None
+        if len(image) > MAX_TASK_BYTES:
+            size = sum(len(bytes(value)) for name, value in columns.items() if name not in self.hidden)
+            if size > MAX_TASK_BYTES:
+                raise UnreadableRow(f"a row of {self.table} has {size} bytes: expected {MAX_TASK_BYTES} at most")
+        return columns
 
     def task(self, columns: Row) -> Row:
         """Turn a row into a task as clients see it. Raises WatchOutdated if it lacks the columns that make it one."""
@@ -76,6 +79,14 @@ class Watch:
                 f"name the columns as they are now"
             )
         return task
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.id, self.table, self.id_column, self.board_column, self.lane_column, self.hidden))
+
+    def __hash__(self) -> int:
+        # Looked up for each task: a frozen set would be hashed each time.
+        return self._hash
 
 
 @lru_cache(maxsize=1024)
@@ -97,75 +108,131 @@ def _camel_case(column: str) -> str:
     return re.sub(r"(?<=[^_])_+([a-z0-9])", lambda match: match[1].upper(), column)
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """A row before or after a change: the task, the board it is on (none if null), and the row version."""
+class Image(NamedTuple):
+    """An image of the row `key` on a board that left (`sign` is -1) or came (+1)."""
 
-    task: Row
-    board: str | None
-    version: Version
+    watch: Watch
+    key: str
+    board: str
+    columns: Row
+    sign: int
 
     @property
-    def key(self) -> bytes:
-        return bytes(self.task["id"])
+    def task(self) -> Row:
+        return self.watch.task(self.columns)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One row went from `old` to `new`; without `old` it appeared, without `new` it left.
+class Entry(NamedTuple):
+    """One row of the journal. A tuple, for thousands of them are made in a second.
 
-    `old_here`: the same transaction made the old version too. `depth`: how deep in triggers the statement was.
+    `op` is R for a change of a row, S where boards must be read again, P for a probe. `old_key` is the row's key
+    before the change, if that changed it. Of a wide row, `old_row` has only the columns that changed.
     """
 
+    xid: int
     watch: int
-    old: Side | None
-    new: Side | None
-    old_here: bool = False
-    depth: int = 1
+    op: str
+    key: str
+    old_key: str | None
+    old_board: str | None
+    new_board: str | None
+    old_row: str | None
+    new_row: str | None
+    reason: str | None
 
-    @property
-    def key(self) -> tuple[int, bytes]:
-        """Which task it is about; of a change of id, the old one."""
-        side = self.old or self.new
-        assert side is not None, "a change has at least one side"
-        return self.watch, side.key
+    def concerns(self, boards: Container[str | None]) -> bool:
+        """Whether it is about one of the boards."""
+        return self.new_board in boards or self.old_board in boards
+
+    def images(self, watch: Watch, boards: Container[str | None]) -> tuple[list[Image], list[str]]:
+        """Return the images that it moves on or off one of the boards, and why others cannot be shown."""
+        problems = [f"a row of {watch.table} cannot be shown: {self.reason}"] if self.reason else []
+        new = self._columns(watch, self.new_row, problems)
+        old = self._columns(watch, self.old_row, problems) if self.old_board in boards else None
+        found = []
+        if old is not None and self.old_board is not None:
+            if new is not None and len(old) < len(new):
+                old = new | old
+            found.append(Image(watch, self.old_key or self.key, self.old_board, old, -1))
+        if new is not None and self.new_board is not None and self.new_board in boards:
+            found.append(Image(watch, self.key, self.new_board, new, +1))
+        return found, problems
+
+    def _columns(self, watch: Watch, image: str | None, problems: list[str]) -> dict[str, msgspec.Raw] | None:
+        try:
+            return None if image is None else watch.columns(image)
+        except UnreadableRow as ex:
+            problems.append(str(ex))
+            return None
 
 
 @dataclass(slots=True)
 class Transaction:
-    """The changes that one transaction made, in the journal's order.
+    """The images that one transaction moved, in any order.
 
-    With `sync`, the transaction did what only reading the boards again can show, such as TRUNCATE: the reason.
+    With `sync`, the transaction did what only reading the boards again can show, such as TRUNCATE: the reason. A
+    large transaction may come as several, each with all images of the rows that it is about.
     """
 
     xid: int
-    changes: list[Change] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
     sync: Reason | None = None
 
     def messages(self, boards: Container[str | None]) -> dict[str, list[Message] | None]:
-        """Give each of `boards` that it touches the messages for its subscribers, in order.
+        """Give each of `boards` that it touches the messages for its subscribers, by row in order of appearance.
 
         None instead of messages: the board must be read again. Those of other boards are not even encoded.
         """
-        ordered, untold = _in_version_order(_one_key_each(self.changes))
-        found: dict[str, list[Message]] = defaultdict(list)
-        for change in ordered:
-            for board, message in _change_messages(change, boards):
-                found[board].append(message)
-        return {**found, **{board: None for board in untold if board is not None and board in boards}}
+        rows: defaultdict[tuple[str, int, str], list[Image]] = defaultdict(list)
+        for image in self.images:
+            if image.board in boards:
+                rows[image.board, image.watch.id, image.key].append(image)
+        found: dict[str, list[Message] | None] = {}
+        for (board, _, _), images in rows.items():
+            messages = found.setdefault(board, [])
+            if messages is None:
+                continue
+            if (pair := _before_and_after(images)) is None:
+                found[board] = None
+            else:
+                messages += _messages(*pair)
+        return {board: messages for board, messages in found.items() if messages is None or messages}
 
 
-def _change_messages(change: Change, boards: Container[str | None]) -> Iterator[tuple[str, Message]]:
-    old, new = change.old, change.new
-    if old and new and old.board == new.board:
-        if new.board is not None and new.board in boards:
-            for message in _update_messages(old.task, new.task):
-                yield new.board, message
-        return
-    if old and old.board is not None and old.board in boards:
-        yield old.board, protocol.task_deleted(old.task["id"])
-    if new and new.board is not None and new.board in boards:
-        yield new.board, protocol.task_created(new.task)
+def cancelled(images: Iterable[Image]) -> list[Image]:
+    """Leave out the images that came as often as they left. Those that remain keep their order."""
+    kept: dict[tuple[object, ...], list[Image]] = {}
+    for image in images:
+        same = kept.setdefault((image.watch.id, image.key, image.board, *image.columns, _text(image.columns)), [])
+        if same and same[-1].sign != image.sign:
+            same.pop()
+        else:
+            same.append(image)
+    return [image for same in kept.values() for image in same]
+
+
+def _text(columns: Row) -> bytes:
+    return b"\0".join(columns.values())
+
+
+def _before_and_after(images: list[Image]) -> tuple[Image | None, Image | None] | None:
+    """Return what is there before and after, of one row on one board; None if no history can produce these images."""
+    if len(images) > 1:
+        images = cancelled(images)
+    before = [image for image in images if image.sign < 0]
+    after = [image for image in images if image.sign > 0]
+    if len(before) > 1 or len(after) > 1:
+        return None
+    return (before[0] if before else None), (after[0] if after else None)
+
+
+def _messages(before: Image | None, after: Image | None) -> Iterator[Message]:
+    if before and after:
+        yield from _update_messages(before.task, after.task)
+    elif before:
+        yield protocol.task_deleted(before.task["id"])
+    elif after:
+        yield protocol.task_created(after.task)
 
 
 def _update_messages(old: Row, new: Row) -> Iterator[Message]:
@@ -175,105 +242,3 @@ def _update_messages(old: Row, new: Row) -> Iterator[Message]:
         yield protocol.task_moved(new["id"], old["lane"], new["lane"])
     if len(changes) > moved:
         yield protocol.task_updated(new["id"], changes)
-
-
-def _one_key_each(changes: Iterable[Change]) -> Iterator[Change]:
-    """Take a change of key for what it is to clients: one task leaves, another appears."""
-    for change in changes:
-        if change.old and change.new and change.old.key != change.new.key:
-            yield replace(change, new=None)
-            yield replace(change, old=None, old_here=False)
-        else:
-            yield change
-
-
-def _in_version_order(changes: Iterable[Change]) -> tuple[list[Change], set[str | None]]:
-    """Put the changes of each task in the order of its row's versions; those of different tasks stay in place.
-
-    Returns also the boards of tasks whose order cannot be told; their changes are left out.
-    """
-    ordered: list[Change | None] = []
-    places: dict[tuple[int, bytes], list[int]] = defaultdict(list)
-    for place, change in enumerate(changes):
-        ordered.append(change)
-        places[change.key].append(place)
-    untold: set[str | None] = set()
-    for its_places in places.values():
-        if len(its_places) > 1:
-            its_changes = [its_change for place in its_places if (its_change := ordered[place])]
-            history = _history(its_changes)
-            if history is None:
-                untold |= {side.board for change in its_changes for side in (change.old, change.new) if side}
-            for place, next_change in zip_longest(its_places, history or ()):
-                ordered[place] = next_change
-    return [its_change for its_change in ordered if its_change is not None], untold
-
-
-Chain = list[Change]
-"""Changes of one row, each beginning with the version that the one before it ended with."""
-
-
-def _history(changes: Chain) -> Chain | None:
-    """Order the changes of one task within one transaction; None if their order cannot be told.
-
-    They form chains: an appearance, or a version from before the transaction; updates; perhaps a departure. The
-    chain that was there before comes first, then the one that is there after. A row that came and went between
-    was never to be seen.
-    """
-    chains = _gaps_closed(_chains(changes), changes)
-    if sum(map(len, chains)) != len(changes):
-        return None
-    before = [chain for chain in chains if chain[0].old]
-    after = [chain for chain in chains if chain[-1].new and chain not in before]
-    if len(before) > 1 or len(after) + sum(chain[-1].new is not None for chain in before) > 1:
-        return None
-    return [change for chain in (*before, *after) for change in chain]
-
-
-def _continues(second: Change, first: Change) -> bool:
-    return first.new is not None and second.old is not None and first.new.version == second.old.version
-
-
-def _chains(changes: Chain) -> list[Chain]:
-    if all(_continues(second, first) for first, second in pairwise(changes)):
-        return [changes]
-    made = {change.new.version for change in changes if change.new}
-    after = {change.old.version: change for change in changes if change.old}
-    chains = []
-    for change in changes:
-        if change.old is not None and change.old.version in made:
-            continue
-        chain = [change]
-        while (last := chain[-1].new) is not None and (link := after.get(last.version)) is not None:
-            chain.append(link)
-        chains.append(chain)
-    return chains
-
-
-def _gaps_closed(chains: list[Chain], changes: Chain) -> list[Chain]:
-    """Join chains that are one, but for versions without an entry; no chain at all if it cannot be told which.
-
-    A chain that begins with a version made here, but by no entry, goes on from one that ends with a version; or else
-    its row was there before, and was first touched without an entry. While no statement was nested in another, the
-    chain that it goes on from stands before it in the journal.
-    """
-    nested = any(second.depth < first.depth for first, second in pairwise(changes))
-    place = {id(change): number for number, change in enumerate(changes)}
-    before_known = any(chain[0].old and not chain[0].old_here for chain in chains)
-    touched: Change | None = None
-    while later := next((chain for chain in chains if chain[0].old_here and chain[0] is not touched), None):
-        candidates = [
-            chain
-            for chain in chains
-            if chain is not later
-            and chain[-1].new is not None
-            and (nested or place[id(chain[-1])] < place[id(later[0])])
-        ]
-        if not candidates and not before_known:
-            before_known, touched = True, later[0]
-        elif len(candidates) == 1 and (before_known or not nested):
-            chains = [chain for chain in chains if chain is not later and chain is not candidates[0]]
-            chains.append(candidates[0] + later)
-        else:
-            return []
-    return chains

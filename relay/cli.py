@@ -386,9 +386,9 @@ def _patience_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @sql.command("watch")
 @click.argument("table")
-@click.option("--id", "id_column", default="id", show_default=True, help="column that is the key by itself")
-@click.option("--board", default="board_id", show_default=True, help="column that names a task's board")
-@click.option("--lane", default="lane", show_default=True, help="column that names a task's lane")
+@click.option("--id", "id_column", help="column that is the key by itself  [default: id]")
+@click.option("--board", help="column that names a task's board  [default: board_id]")
+@click.option("--lane", help="column that names a task's lane  [default: lane]")
 @click.option("--hide", "hidden", multiple=True, help="column that must never leave the database; may be repeated")
 @click.option(
     "--order-by",
@@ -399,15 +399,18 @@ def _patience_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @_settings_options("DATABASE_URL")
 def sql_watch(
     table: str,
-    id_column: str,
-    board: str,
-    lane: str,
+    id_column: str | None,
+    board: str | None,
+    lane: str | None,
     hidden: tuple[str, ...],
     order_by: tuple[str, ...],
     patience: float,
     **options: str | None,
 ) -> None:
-    """Start feeding TABLE, like public.tasks, or change how it is fed."""
+    """Start feeding TABLE, like public.tasks, or change how it is fed.
+
+    Where TABLE is watched already, what is not given stays as it is.
+    """
     with _one_line_errors():
         url = config.load(_given(options)).DATABASE_URL
         install.watch(

@@ -57,7 +57,7 @@ REASONS: Final[Mapping[Reason, str]] = {
     "resync": "the DBA asked for it",
     "watch_changed": "what is fed, or how, was changed",
     "row_unreadable": "a row could not be recorded",
-    "order_unknown": "one transaction changed a row in an order that cannot be told",
+    "changes_missing": "what the journal has of a row fits no history: triggers were off for a while",
     "fell_behind": "you did not read what you were sent",
     "subscribed_again": (
         "you had followed this board on this connection already: changes may have crossed your cursor on the way"

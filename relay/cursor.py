@@ -33,7 +33,7 @@ Reason = Literal[
     "resync",  # somebody called relay.resync()
     "watch_changed",  # a table is watched, or watched otherwise, or no longer
     "row_unreadable",  # the triggers could not read a row
-    "order_unknown",  # nested triggers hid in which order one transaction changed a row
+    "changes_missing",  # what the journal has of a row fits no history: triggers were off for a while
     "fell_behind",  # the client did not read what it was sent
     "subscribed_again",  # on the same connection, where changes sent before may have crossed the cursor
 ]

@@ -374,7 +374,7 @@ async def _prepare(dsn: str) -> None:
     """Set the database up as an operator does, and give the writers something to begin with."""
     for name in ("tasks", "install"):
         install.run(dsn, name)
-    install.watch(dsn, "public.tasks", id_column="id", board="board_id", lane="lane", hidden=(), order_by=())
+    install.watch(dsn, "public.tasks")
     async with _writer(dsn) as writer:
         # Short ids, for people type them here.
         await writer.execute("create sequence task_numbers start 101")

@@ -6,8 +6,8 @@ daemon serves clients from NATS, it looks there, and knows nothing of the databa
 Rules:
 - Each check asks, and a verdict that is pure judges what came. There is always one finding for each check.
 - What depends on something that is broken is skipped: the first thing to mend is the first that is shown as failed.
-- What the daemon's role may not see by itself, narrow functions of sql/install.sql tell: relay.altered, relay.vitals
-  and relay.widest.
+- What the daemon's role may not see by itself, narrow functions of sql/install.sql tell: relay.altered, relay.vitals,
+  relay.vacuum_holders and relay.widest.
 - Nobody is held up: no lock is waited for, no table is read whole, each answer has its deadline. Before a transaction
   pooler is ruled out, no setting is made and nothing listened to: both would stay in a connection that others use.
 - No secret is shown: not the connection string, not a credential.
@@ -21,7 +21,7 @@ import re
 import resource
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, LiteralString, NamedTuple
@@ -511,41 +511,28 @@ def judge_notifications(usage: float, prepared: int) -> Verdict:
     return ok(f"the queue is {usage:.0%} full")
 
 
-_HOLDERS: Final[LiteralString] = """
-    select distinct 'process ' || l.pid || ' (' || coalesce(a.usename::text, 'no user') || ')'
-    from pg_catalog.pg_locks l
-    join pg_catalog.pg_class c on c.oid = l.relation and c.relname ~ '^journal_[0-3]$'
-    join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'relay'
-    left join pg_catalog.pg_stat_activity a on a.pid = l.pid
-    where l.granted and l.pid <> pg_catalog.pg_backend_pid()
-      and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
-    order by 1
-"""
-
-
 async def _journal(place: Place) -> Verdict:
     vitals = await session.read_vitals(place.link)
-    holders = await place.link.rows(_HOLDERS) if vitals.journal.overdue_seconds > OVERDUE_SECONDS else []
-    return judge_journal(vitals, [name for (name,) in holders])
+    holders = (await place.link.row("select relay.vacuum_holders()"))[0]
+    return judge_journal(vitals, holders)
 
 
-def judge_journal(vitals: Vitals, holders: Collection[str]) -> Verdict:
-    """Whether the journal has room and is pruned; `holders` are those whose transactions keep a part of it."""
+def judge_journal(vitals: Vitals, holders: str | None) -> Verdict:
+    """Whether the journal has room and is pruned; `holders` are transactions that keep it from being vacuumed."""
     journal = vitals.journal
     size = f"{journal.bytes:,} bytes; {journal.keep_bytes:,} are kept, journalling stops at {journal.stop_bytes:,}"
+    held = f"; what was pruned is kept in the file by {holders}" if holders else ""
     if journal.paused:
         return failed(
-            f"journalling is paused, for the journal was full: {size}",
+            f"journalling is paused, for the journal was full: {size}{held}",
             "start the daemon: it then goes on; if one runs, end the longest transaction, or raise stop_bytes",
         )
     if journal.overdue_seconds > OVERDUE_SECONDS:
-        found = f"not pruned: a part has been due for {journal.overdue_seconds:.0f} s"
-        if holders:
-            return warning(f"{found}, and is held by {_listed(holders)}", "end that transaction")
+        found = f"not pruned: changes have been due for {journal.overdue_seconds:.0f} s"
         return warning(found, "start the daemon, which prunes, or let a schedule run select relay.prune()")
     if journal.bytes > FULL_SHARE * journal.stop_bytes:
-        mend = "start the daemon, which prunes, or raise stop_bytes in relay.settings"
-        return warning(f"nearly full: {size}", mend)
+        mend = "start the daemon, which prunes, end the longest transaction, or raise stop_bytes in relay.settings"
+        return warning(f"nearly full: {size}{held}", mend)
     return ok(size)
 
 
@@ -563,36 +550,30 @@ async def _watched(place: Place) -> Verdict:
     return ok(_listed(tables))
 
 
-_GONE: Final[LiteralString] = """
-    select pg_catalog.format('%I.%I', w.schema_name, w.table_name), used.name
-    from relay.watched w
-    join pg_catalog.pg_namespace n on n.nspname = w.schema_name
-    join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = w.table_name
-    cross join lateral pg_catalog.unnest(array[w.id_column, w.board_column, w.lane_column] || w.hidden) used (name)
-    where not exists (select from pg_catalog.pg_attribute a
-                      where a.attrelid = c.oid and a.attname = used.name and not a.attisdropped)
-    order by w.id
+_PROBLEMS: Final[LiteralString] = """
+    select pg_catalog.format('%I.%I', w.schema_name, w.table_name), w.problem
+    from relay.watched w where w.problem is not null order by w.id
 """
 
 
 async def _columns(place: Place) -> Verdict:
-    for table, column in await place.link.rows(_GONE):
+    for table, problem in await place.link.rows(_PROBLEMS):
         mend = f"run relay sql watch {table} and name the columns as they are now"
-        return failed(f"{table} no longer has column {column}, which it is watched by or hides", mend)
+        return failed(f"{table} {problem}: its rows are not shown", mend)
     return ok("the columns by which tables are watched are there")
 
 
-# As relay.triggers_complete has them, which says no more than that one is wrong.
+# As relay.triggers_enabled has them, which says no more than that one is wrong.
 _TRIGGERS: Final[LiteralString] = """
     select pg_catalog.format('%I.%I', w.schema_name, w.table_name), part.name::text, wanted.name, t.tgenabled::text
     from relay.watched w
     join pg_catalog.pg_namespace n on n.nspname = w.schema_name
     join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = w.table_name
     cross join lateral relay.parts(c.oid) part (name)
-    cross join (values ('relay_insert_delete', 13), ('relay_update', 17), ('relay_truncate', 32)) wanted (name, type)
+    cross join (values ('relay_change', 29), ('relay_truncate', 32)) wanted (name, type)
     left join pg_catalog.pg_trigger t on t.tgrelid = part.name and t.tgname = wanted.name
     left join pg_catalog.pg_proc f on f.oid = t.tgfoid
-    where (t.tgenabled = 'A' and t.tgtype = wanted.type and t.tgattr::text = ''
+    where (t.tgenabled = 'A' and t.tgtype = wanted.type and t.tgattr::text = '' and t.tgqual is null
            and f.proname in ('journal_' || w.id, 'journal_truncate')) is not true
     order by w.id, part.name::text, wanted.name
 """
@@ -604,10 +585,13 @@ async def _triggers(place: Place) -> Verdict:
         return ok("all are in place and enabled, on partitions too")
     how = {None: "missing", "D": "disabled", "A": "not as relay.watch makes it"}
     table = wrong[0][0]
-    found = (
+    found = _listed(
         f"{trigger} of {part} is {how.get(enabled, 'not enabled always')}" for _, part, trigger, enabled in wrong
     )
-    return failed(_listed(found), f"run relay sql watch {table}")
+    mend = f"run relay sql watch {table}"
+    if all(enabled == "O" for _, _, _, enabled in wrong):
+        return warning(f"{found}: what replication applies here is not journalled", mend)
+    return failed(found, mend)
 
 
 _ALTERED: Final[LiteralString] = """
@@ -619,8 +603,8 @@ _ALTERED: Final[LiteralString] = """
 async def _trigger_functions(place: Place) -> Verdict:
     tables = await place.link.rows(_ALTERED)
     if tables:
-        found = f"that of {_listed(table for (table,) in tables)} was altered, or the table was renamed"
-        return failed(found, "run relay sql install, which makes it anew")
+        found = f"that of {_listed(table for (table,) in tables)} was altered, or a column of the table"
+        return failed(found, "run relay sql install, or start the daemon: both make it fit")
     return ok("are as this version makes them")
 
 
@@ -630,12 +614,8 @@ _UNIDENTIFIED: Final[LiteralString] = """
         join pg_catalog.pg_namespace n on n.nspname = w.schema_name
         join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = w.table_name
         cross join lateral relay.parts(c.oid) part
-        union all
-        select c.oid, c.oid from pg_catalog.pg_class c
-        join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'relay'
-        where c.relname ~ '^journal_[0-3]$'
     )
-    select distinct o.part::regclass::text, t.schemaname = 'relay', b.pubname::text
+    select distinct o.part::regclass::text, b.pubname::text
     from ours o
     join pg_catalog.pg_class c on c.oid = o.part and c.relkind = 'r'
     join pg_catalog.pg_class p on p.oid in (o.root, o.part)
@@ -649,21 +629,13 @@ _UNIDENTIFIED: Final[LiteralString] = """
             and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident else false end)
     order by 1
 """
-_OF_THE_RELAY: Final[LiteralString] = (
-    "select distinct t.pubname::text from pg_catalog.pg_publication_tables t where t.schemaname = 'relay' order by 1"
-)
 
 
 async def _replication(place: Place) -> Verdict:
-    for table, of_the_relay, publication in await place.link.rows(_UNIDENTIFIED):
+    for table, publication in await place.link.rows(_UNIDENTIFIED):
         found = f"publication {publication} has {table}, which has no replica identity: its rows cannot be changed"
-        if of_the_relay:
-            return failed(found, "run relay sql install, which gives it one")
         return failed(found, f"give it a primary key, or alter table {table} replica identity full")
-    for (publication,) in await place.link.rows(_OF_THE_RELAY):
-        mend = "publish tables by name, or those of your schemas: alter publication … set tables in schema …"
-        return warning(f"publication {publication} sends the relay's own tables to its subscribers", mend)
-    return ok("no publication keeps rows from being changed, or has the relay's own tables")
+    return ok("no publication keeps rows from being changed")
 
 
 _WIDEST: Final[LiteralString] = """

@@ -4,18 +4,21 @@ What it finds goes to the hub: batches of transactions, each with the position i
 and what resuming clients missed, each with the snapshot it was read in.
 
 Rules:
-- The doorbell is a hint: the journal is read at least every `LOOK_SECONDS` in any case.
-- When there is much to do, the feed looks every few milliseconds by itself, and says so in the database: then the
-  triggers do not ring, which is what costs writers most. All relays of a database are awake together.
+- A notification is a hint: the journal is read at least every `LOOK_SECONDS` in any case.
+- When there is much to do, the feed polls every few milliseconds, and says so in the database: then the triggers do
+  not notify, which is what costs writers most. All relays of a database poll together.
 - The position is a snapshot. "What is new since" and the next position come out of one statement; so no
   transaction is skipped and none read twice, however long it was open.
 - The position lives as long as its run of the server is known (see relay.epochs in sql/install.sql), the watched
-  tables keep their shape, and the journal holds what follows it. After that, continuity is broken: everybody is
-  sent their boards anew, and told why.
+  tables keep their shape, and the journal holds what follows it. After that, continuity is broken: all clients are
+  sent their boards again, with the reason.
+- Where the journal is full, and a transaction that stays open keeps it so, clients are sent their boards every
+  `PAUSED_SECONDS`: later than usual, but no later than that.
 - Who resumes is served with others: one read of the journal, from the oldest of their cursors on, and the next not
   before more have gathered. So ten thousand who come back at once cost Postgres a handful of queries.
-- Every few seconds it writes a canary: a change that concerns nobody, and comes back through doorbell, journal and
-  hub if all of them are alive, whatever the connections look like.
+- Every few seconds it writes a canary: a change that concerns nobody, and comes back through notification, journal
+  and hub if all of them are alive, whatever the connections look like. Where nothing else is written, seldom: an idle
+  database stays idle.
 - Postgres never waits for a client: the hub takes everything at once.
 - A fault of any connection ends the session; the feed connects again, with back-off and jitter, for ever.
 """
@@ -49,23 +52,29 @@ LOOK_SECONDS: Final = 1.0
 """How long the feed waits for the doorbell before it looks by itself; also at its tables' shape."""
 
 BUSY_TRANSACTIONS: Final = 250
-"""So many transactions a second, and the feed stays awake: reading them in groups costs everybody less."""
+"""So many transactions a second, and the feed polls: reading them in groups costs everybody less."""
 
 BUSY_SECONDS: Final = 0.25
 """Over about how long these are counted."""
 
-AWAKE_SECONDS: Final = 1.0
-"""How long the feed promises to stay awake, each time."""
+POLLING_SECONDS: Final = 1.0
+"""How long the feed promises to poll, each time."""
 
-AWAKE_LOOK_SECONDS: Final = 0.005
-"""How long a feed that is awake waits between two looks."""
+POLL_SECONDS: Final = 0.005
+"""Interval between two polls."""
 
-DROWSY_LOOK_SECONDS: Final = 0.05
-"""The same while transactions may commit that did not ring, because feeds were awake when they wrote. Most of them
-commit within `LOOK_SECONDS`; also where the triggers never ring."""
+SLOW_POLL_SECONDS: Final = 0.05
+"""The same while transactions may commit that did not notify, because feeds polled when they wrote. Most of them
+commit within `LOOK_SECONDS`; also where the triggers never notify."""
 
 CANARY_SECONDS: Final = 2.0
-"""How often a canary is written."""
+"""Interval between canaries, while others write too."""
+
+IDLE_CANARY_SECONDS: Final = 300.0
+"""Interval between canaries where nothing else is written."""
+
+PAUSED_SECONDS: Final = 5.0
+"""Interval at which clients are sent their boards while journalling is paused."""
 
 CATCH_UP_SECONDS: Final = 5.0
 """How long a relay that is to stop may take to pass on what was committed before."""
@@ -114,30 +123,30 @@ class Pace:
         self._silent = silent
         self._level = 0.0
         self._looked = -math.inf
-        self._awake_until = -math.inf
+        self._polled_until = -math.inf
 
-    def looked(self, now: float, committed: int, awake: float) -> None:
-        """Take in what a look found: so many transactions; feeds are awake for so long from now on."""
+    def looked(self, now: float, committed: int, polled: float) -> None:
+        """Take in what a look found: so many transactions; feeds poll for so long from now on."""
         self._level = self._level * math.exp((self._looked - now) / BUSY_SECONDS) + committed
         self._looked = now
-        if awake > 0:
-            self._awake_until = now + awake
+        if polled > 0:
+            self._polled_until = now + polled
 
-    def must_stay_awake(self, now: float) -> bool:
-        """Whether to promise again that this feed looks by itself."""
+    def must_poll(self, now: float) -> bool:
+        """Whether to promise again that this feed polls."""
         busy = self._level > BUSY_TRANSACTIONS * BUSY_SECONDS
-        return busy and self._awake_until - now < AWAKE_SECONDS / 2
+        return busy and self._polled_until - now < POLLING_SECONDS / 2
 
-    def stays_awake(self, now: float) -> None:
+    def polls(self, now: float) -> None:
         """Note that it was promised."""
-        self._awake_until = max(self._awake_until, now + AWAKE_SECONDS)
+        self._polled_until = max(self._polled_until, now + POLLING_SECONDS)
 
     def wait(self, now: float) -> float:
         """Return how long to wait for the doorbell."""
-        if now < self._awake_until:
-            return AWAKE_LOOK_SECONDS
-        if self._silent or now < self._awake_until + LOOK_SECONDS:
-            return DROWSY_LOOK_SECONDS
+        if now < self._polled_until:
+            return POLL_SECONDS
+        if self._silent or now < self._polled_until + LOOK_SECONDS:
+            return SLOW_POLL_SECONDS
         return LOOK_SECONDS
 
 
@@ -253,6 +262,8 @@ class Feed:
         self._vitals: Vitals | None = None
         self._canary = Canary(time.monotonic())
         self._canary_wanted = asyncio.Event()
+        # Set when others write too.
+        self._active = asyncio.Event()
         # When the last look began that all was passed on of, and who waits for one that begins later.
         self._looked = time.monotonic()
         self._catching_up: list[tuple[float, asyncio.Future[bool]]] = []
@@ -360,8 +371,9 @@ class Feed:
 
     async def _begin(self, session: Session, hub: Follower) -> None:
         """Go on from the position, if what follows it is still there; else from now, and say why."""
+        await session.refresh()
         era = await session.era()
-        paused = await session.end_pause()
+        paused = await session.is_paused() and (await session.end_pause() or True)
         now, horizon = await session.now()
         lost = self._lost(era, now, horizon, paused=paused)
         if self._position is None or lost:
@@ -410,18 +422,21 @@ class Feed:
         while True:
             began = time.monotonic()
             async with self._between_batches:
-                committed, awake = await self._read_batch(session, hub)
+                committed, polled = await self._read_batch(session, hub)
             self.transactions += committed
-            self._looked_since(began, session.canaries())
-            pace.looked(clock.time(), committed, awake)
-            if pace.must_stay_awake(clock.time()):
-                await session.stay_awake(AWAKE_SECONDS)
-                pace.stays_awake(clock.time())
+            canaries = session.probes()
+            if committed > len(canaries):
+                self._active.set()
+            self._looked_since(began, canaries)
+            pace.looked(clock.time(), committed, polled)
+            if pace.must_poll(clock.time()):
+                await session.poll_for(POLLING_SECONDS)
+                pace.polls(clock.time())
             if clock.time() - checked >= LOOK_SECONDS:
                 checked = clock.time()
                 await self._check_shape(session, hub)
             self._report(session.unwatched())
-            self._heard(await session.bell(pace.wait(clock.time())))
+            self._heard(await session.notified(pace.wait(clock.time())))
 
     def _looked_since(self, began: float, canaries: Iterable[str]) -> None:
         """Note that all is passed on that was committed before a look began."""
@@ -449,43 +464,72 @@ class Feed:
             self.commit_to_socket = self.commit_to_socket.observe(took)
 
     async def _read_batch(self, session: Session, hub: Follower) -> tuple[int, float]:
-        """Read and publish what is new; return how many transactions that was, and for how long feeds are awake."""
+        """Read and publish what is new; return how many transactions that was, and for how long feeds poll."""
         assert self._position is not None, "a session begins with a position"
         async with contextlib.aclosing(session.since(self._position)) as batches:
             async for batch in batches:
+                if batch.paused:
+                    await self._read_over_pause(session, hub)
+                    break
                 if not self._position.covers(batch.horizon):
                     raise FeedError("the journal no longer holds what follows the relay's position")
                 if batch.transactions is None:
-                    self._give_up(hub, batch.now)
+                    self._restart(hub, batch.now, "too_much_missed")
                 elif batch.more:
                     self._cut_short = True
-                    hub.publish(batch.transactions, None)
+                    hub.publish(await self._as_watched(session, hub, batch.transactions), None)
                 else:
+                    transactions = await self._as_watched(session, hub, batch.transactions)
                     self._position = batch.now
                     self._cut_short = False
-                    hub.publish(batch.transactions, batch.now)
+                    hub.publish(transactions, batch.now)
                 await hub.settled()
-        return batch.committed, batch.awake
+        return batch.committed, batch.polled
 
-    def _give_up(self, hub: Follower, now: Snapshot) -> None:
-        """Go on from now, for too much was committed since the position."""
+    async def _read_over_pause(self, session: Session, hub: Follower) -> None:
+        """Go on from now, for something was not journalled; if that lasts, after a while, and so again and again."""
+        goes_on = await session.end_pause()
+        now, _ = await session.now()
+        self._restart(hub, now, "journalling_paused")
+        await hub.settled()
+        self._vitals = await session.vitals()
+        if not goes_on:
+            log.warning("feed.paused", problem=f"the journal is full, and kept so by {await session.holders()}")
+            await asyncio.sleep(PAUSED_SECONDS)
+
+    def _restart(self, hub: Follower, now: Snapshot, reason: Reason) -> None:
+        """Go on from now, for the journal does not have, or has too much of, what follows the position."""
         assert self._era is not None, "a session begins with an era"
         self._position = now
-        self.continuity_lost["too_much_missed"] += 1
-        log.info("feed.sync", reason="too_much_missed")
-        hub.begin(self._era, now, "too_much_missed")
+        self._cut_short = False
+        self.continuity_lost[reason] += 1
+        log.info("feed.sync", reason=reason)
+        hub.begin(self._era, now, reason)
 
-    async def _check_shape(self, session: Session, hub: Follower) -> None:
-        """Send everybody their boards anew when a watched table is no longer what it was."""
+    async def _as_watched(
+        self, session: Session, hub: Follower, transactions: list[Transaction]
+    ) -> list[Transaction]:
+        """Where a transaction changed what is watched, sync all boards once, with cursors of the new shape."""
+        if any(one.sync == "watch_changed" for one in transactions) and await self._check_shape(
+            session, hub, "watch_changed"
+        ):
+            return [one for one in transactions if one.sync != "watch_changed"]
+        return transactions
+
+    async def _check_shape(self, session: Session, hub: Follower, reason: Reason = "schema_changed") -> bool:
+        """Send all clients their boards again when a watched table is no longer what it was; return whether so."""
         assert self._era is not None, "a session begins with an era"
         assert self._position is not None, "a session begins with a position"
         shape = await session.shape()
-        if shape != self._era.shape:
-            await session.load_watches()
-            self._era = replace(self._era, shape=shape)
-            log.info("feed.sync", reason="schema_changed")
-            hub.begin(self._era, self._position, "schema_changed")
-            await hub.settled()
+        if shape == self._era.shape:
+            return False
+        await session.refresh()
+        await session.load_watches()
+        self._era = replace(self._era, shape=shape)
+        log.info("feed.sync", reason=reason)
+        hub.begin(self._era, self._position, reason)
+        await hub.settled()
+        return True
 
     async def _read_boards(self, session: Session, hub: Follower) -> None:
         loop = asyncio.get_running_loop()
@@ -518,7 +562,7 @@ class Feed:
             try:
                 batch = await session.missed(resume.oldest, resume.boards)
                 async with self._between_batches:
-                    hub.resumed(batch.now, batch.transactions, batch.horizon)
+                    hub.resumed(batch.now, None if batch.paused else batch.transactions, batch.horizon)
             except BaseException:
                 hub.abandon_resume()
                 raise
@@ -538,19 +582,27 @@ class Feed:
     async def _write_canaries(self, session: Session) -> None:
         while True:
             self._canary.due(time.monotonic())
-            label, rang = await session.write_canary(lambda: self._canary.write(time.monotonic()))
+            label, rang = await session.write_probe(lambda: self._canary.write(time.monotonic()))
             if not rang:
                 self._came(label, "doorbell")  # there is none to wait for
+            await self._canary_pause()
+
+    async def _canary_pause(self) -> None:
+        """Wait until the next canary is due: soon if others write too, or if one is wanted."""
+        for event, seconds in ((self._canary_wanted, CANARY_SECONDS), (self._active, IDLE_CANARY_SECONDS)):
+            if self._canary_wanted.is_set():
+                break
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CANARY_SECONDS):
-                    await self._canary_wanted.wait()
-            self._canary_wanted.clear()
+                async with asyncio.timeout(seconds):
+                    await event.wait()
+        self._canary_wanted.clear()
+        self._active.clear()
 
     async def _prune(self, session: Session) -> None:
         while True:
-            await session.prune()
-            self._vitals = await session.vitals()
-            await asyncio.sleep(PRUNE_SECONDS)
+            if not await session.prune():
+                self._vitals = await session.vitals()
+                await asyncio.sleep(PRUNE_SECONDS)
 
     async def _refresh(self, hub: Follower) -> None:
         while True:

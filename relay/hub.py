@@ -426,7 +426,7 @@ def _steps(transactions: Iterable[Committed], boards: dict[str, Board[Subscriber
                 steps[name].append(Step(transaction.xid, (), transaction.sync))
             continue
         for name, found in transaction.messages(boards).items():
-            sync: Reason | None = "order_unknown" if found is None else None
+            sync: Reason | None = "changes_missing" if found is None else None
             steps[name].append(Step(transaction.xid, found or (), sync))
     return steps
 

@@ -2,7 +2,7 @@
 
 Rules:
 - The files are the truth: nothing here knows what they do, and a DBA may run them by hand instead.
-- They bring their own BEGIN and COMMIT, so each is done whole or not at all.
+- Each is run in one transaction, so it is done whole or not at all.
 - What an install would change is found out without touching one: see `diff`.
 """
 
@@ -29,7 +29,8 @@ PATIENCE: Final = timedelta(seconds=30)
 """How long relay.watch and relay.unwatch try for the table's lock, if nobody says otherwise."""
 
 
-USERS_OWN: Final = "function relay.may_read(jsonb,text)"
+USERS_OWN: Final = ("function relay.may_read(jsonb,text)", "function relay.configured()")
+"""What users may replace, and the install leaves alone once it is there."""
 
 
 class InstallError(Exception):
@@ -45,25 +46,27 @@ def text(name: str) -> str:
 
 def run(database_url: str, name: str) -> None:
     """Run one of FILES. Raises InstallError."""
-    _execute(database_url, text(name).encode())
+    with _connection(database_url) as connection, connection.transaction():
+        connection.execute("set local lock_timeout = '3s'; set local client_min_messages = warning")
+        connection.execute(text(name).encode())
 
 
 def watch(
     database_url: str,
     table: str,
     *,
-    id_column: str,
-    board: str,
-    lane: str,
-    hidden: Sequence[str],
-    order_by: Sequence[str],
+    id_column: str | None = None,
+    board: str | None = None,
+    lane: str | None = None,
+    hidden: Sequence[str] = (),
+    order_by: Sequence[str] = (),
     patience: timedelta = PATIENCE,
 ) -> None:
-    """Start feeding a table; `order_by` empty leaves the order to `relay.watch`. Raises InstallError."""
+    """Start feeding a table; what is not given stays as it is, or as `relay.watch` has it. Raises InstallError."""
     _execute(
         database_url,
         b"select relay.watch(%s::text::regclass, %s, %s, %s, %s::name[], %s::text[], %s)",
-        (table, id_column, board, lane, list(hidden), list(order_by) or None, patience),
+        (table, id_column, board, lane, list(hidden) or None, list(order_by) or None, patience),
     )
 
 
@@ -81,21 +84,19 @@ def diff(database_url: str) -> list[str]:
     with _connection(database_url) as connection, connection.transaction(force_rollback=True):
         installed = _objects(connection, "relay")
         scratch = f"relay_{secrets.token_hex(4)}"
-        connection.execute(re.sub(r"\brelay\b", scratch, _without_transaction(text("install"))).encode())
-        if "table relay.watches" in installed:
+        connection.execute("set local client_min_messages = warning")
+        connection.execute(re.sub(r"\brelay\b", scratch, text("install")).encode())
+        if "view relay.watches" in installed:
             connection.execute(_TRIGGER_FUNCTIONS.replace("scratch", scratch).encode())
         wanted = _objects(connection, scratch)
-    # The one function that users may replace is left alone once it is there.
-    wanted |= {name: installed[name] for name in (USERS_OWN,) if name in installed}
-    dropped = _dropped(text("install"))
-    before = [line for name, lines in installed.items() if name in wanted or name in dropped for line in lines]
+    wanted |= {name: installed[name] for name in USERS_OWN if name in installed}
+    before = [line for name, lines in installed.items() if name in wanted for line in lines]
     after = [line for lines in wanted.values() for line in lines]
     return list(difflib.unified_diff(before, after, "installed", "sql/install.sql", lineterm=""))
 
 
 _TRIGGER_FUNCTIONS: Final = """
-    insert into scratch.watches overriding system value select * from relay.watches;
-    select scratch.make_journal_function(w) from scratch.watches w
+    select scratch.make_journal_function(row(w.*)::scratch.watches) from relay.watches w where w.problem is null
 """
 
 _OBJECTS: Final = """
@@ -121,19 +122,6 @@ def _objects(connection: psycopg.Connection, schema: str) -> dict[str, list[str]
     rows = connection.execute(_OBJECTS.encode(), {"schema": schema}).fetchall()
     described = ((name.replace(schema, "relay"), body.replace(schema, "relay")) for name, body in rows)
     return {name: [name, *("  " + line for line in body.splitlines())] for name, body in sorted(described)}
-
-
-def _dropped(script: str) -> set[str]:
-    """Name what a script drops of older versions: everything else that it does not know stays."""
-    functions = re.findall(r"drop function if exists (relay\.\w+\(.*?\));", script)
-    constraints = re.findall(r"alter table (\S+) drop constraint (\w+);", script)
-    return {f"function {signature.replace(', ', ',')}" for signature in functions} | {
-        f"constraint {name} of {table}" for table, name in constraints
-    }
-
-
-def _without_transaction(script: str) -> str:
-    return re.sub(r"^(begin|commit);$", "", script, flags=re.MULTILINE)
 
 
 def _execute(database_url: str, query: bytes, parameters: Sequence[object] | None = None) -> None:

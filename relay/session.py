@@ -1,12 +1,15 @@
 """A session: the connections to Postgres while all is well, and everything that is asked over them.
 
-Two connections. One listens to the doorbell and reads the journal; the other reads boards and what resuming clients
+Two connections. One listens for notifications and reads the journal; the other reads boards and what resuming clients
 missed, so that a large board holds up nobody's changes, and prunes the journal.
 
 Rules:
 - The daemon's role needs the rights of sql/roles.sql and no more: it reads boards through relay.board.
 - LISTEN is committed before the first read, so that nothing falls between the two.
-- What is read comes with the snapshot that it was read in, out of the same statement.
+- What is read comes with the snapshot that it was read in, out of the same statement. The journal is pruned by
+  DELETE, so a snapshot shows all that was there when it was taken, however many statements read from it.
+- The journal tells what it was when it was written: an entry that another server wrote, and a restore put there, is
+  younger as a row than as a transaction, and is not read.
 - A board is read in one transaction that first locks the tables against DDL, and by one statement, with a snapshot
   from after that: an older one, from before a TRUNCATE or an ALTER TABLE that rewrites rows, would show no row.
 - A row that cannot be shown counts as absent, in boards and changes alike, and is reported.
@@ -34,7 +37,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, LiteralString, NamedTuple, Self, cast, get_args
 
-import msgspec
 import psycopg
 import structlog
 from psycopg import AsyncConnection
@@ -45,9 +47,8 @@ from psycopg.rows import TupleRow
 from psycopg.types.string import StrDumper
 
 from relay import protocol
-from relay.changes import Change, Side, Transaction, UnreadableRow, Version, Watch
+from relay.changes import Entry, Image, Transaction, UnreadableRow, Watch, cancelled
 from relay.cursor import Era, Reason
-from relay.protocol import Row
 from relay.snapshot import Snapshot
 from relay.status import Journal
 
@@ -155,10 +156,10 @@ class Batch:
     """What became visible between two snapshots, the later of which is `now`; None if there is too much of it.
 
     The journal holds all that follows `horizon`. With `more`, it is a part of a large batch, and the next one goes on
-    where it ends, even in the midst of a transaction.
+    where it ends, even in the midst of a transaction. With `paused`, some of it was not journalled.
 
-    `committed` counts its transactions, also those that concern nobody. For `awake` more seconds, the triggers do not
-    ring the doorbell.
+    `committed` counts its transactions, also those that concern nobody. For `polled` more seconds, the triggers do
+    not notify.
     """
 
     now: Snapshot
@@ -166,7 +167,8 @@ class Batch:
     horizon: Snapshot
     more: bool = False
     committed: int = 0
-    awake: float = 0.0
+    polled: float = 0.0
+    paused: bool = False
 
 
 # The journal since a snapshot. An entry in another transaction's name (see relay.resume) stays unread until that one
@@ -174,47 +176,65 @@ class Batch:
 # that stays open are not looked through again and again. The snapshot is a row of its own, the first, and of the
 # same statement: there even when nothing is new, and not sent along with each entry.
 _HEAD: Final[LiteralString] = """
-    select pg_catalog.pg_current_snapshot()::text, h.seen::text,
-           h.pauses_known < (select pg_catalog.pg_sequence_last_value('relay.pauses')), (select relay.awake_for())
+    select pg_catalog.pg_current_snapshot()::text, h.seen::text, h.pauses <> relay.pauses(), relay.polled_for()
 """
+_HORIZON: Final[LiteralString] = "from relay.horizon h where h.place = relay.place()"
 _ENTRY: Final[LiteralString] = """
-           j.xid::text::bigint, j.watch, j.op::text, j.old_board, j.new_board,
-           j.part, j.old_tid::text, j.new_tid::text, j.old_here, j.depth,
-           j.old_row::text, j.new_row::text, j.reason
+           j.xid::text::bigint, j.watch, j.op::text, j.key, j.old_key, j.old_board, j.new_board,
+           j.old_row, j.new_row, j.reason
 """
-_NEW: Final[LiteralString] = """
+# A row that this server's triggers wrote has the id of its transaction, or a later one where a savepoint was set.
+_OURS: Final[LiteralString] = """
+    (j.op = 'S' or ((j.xmin::text::bigint - j.xid::text::bigint) & 4294967295) < 2147483648)
+"""
+_NEW: Final[LiteralString] = (  # noqa: S608  # of constants
+    """
     from relay.journal j
     where (j.xid >= %s::text::xid8
            or j.xid = any (array(
                select x from pg_catalog.unnest(%s::text[]::xid8[]) x
                where pg_catalog.pg_visible_in_snapshot(x, pg_catalog.pg_current_snapshot()))))
       and pg_catalog.pg_visible_in_snapshot(j.xid, pg_catalog.pg_current_snapshot())
-"""
-_FIRST: Final[LiteralString] = (
-    _HEAD + ", null::bigint, null::bigint, null::integer, null, null, null, null::oid, null, null, null::boolean, "
-    "null::integer, null, null, null from relay.horizon h union all "
-    "(select null, null, null, null, j.seq," + _ENTRY
+      and """
+    + _OURS
 )
-_SINCE: Final[LiteralString] = _FIRST + _NEW + "order by j.seq limit %s) order by 5 nulls first"
+_FIRST: Final[LiteralString] = (
+    _HEAD
+    + ", null::pg_lsn, null::bigint, null::integer, null, null, null, null, null, null, null, null "
+    + _HORIZON
+    + " union all (select null, null, null, null, j.lsn,"
+    + _ENTRY
+)
+_SINCE: Final[LiteralString] = _FIRST + _NEW + "order by j.lsn limit %s) order by 5 nulls first"
 _MISSED: Final[LiteralString] = (
     _FIRST + _NEW + "and (j.op = 'S' or j.old_board = any (%s) or j.new_board = any (%s)) limit %s) "
     "order by 5 nulls first"
 )
 
-# A large batch: its transactions in order, each with how many entries it has, and whether these stand in the order
-# of the row versions, as they do unless statements were nested in others.
+# A large batch: its transactions in the order of their latest entries, each with how many it has, and the reason if
+# it asks for the boards to be read again.
 _OUTLINE: Final[LiteralString] = (
-    "select j.xid::text, count(*), coalesce(min(j.depth) = max(j.depth), true)" + _NEW + "group by j.xid "
-    "order by max(j.seq) limit %s"
+    "select j.xid::text, count(*), max(j.reason) filter (where j.op = 'S')" + _NEW + "group by j.xid "
+    "order by max(j.lsn), j.xid limit %s"
 )
 _WHOLE: Final[LiteralString] = (
-    "select" + _ENTRY + "from relay.journal j where j.xid = any (%s::text[]::xid8[]) order by j.seq"
+    "select" + _ENTRY + "from relay.journal j where j.xid = any (%s::text[]::xid8[]) and " + _OURS + "order by j.lsn"
+)
+# A large transaction, row by row: an entry that changed a key comes once for each of the two. Only keys are sorted.
+_BY_KEY: Final[LiteralString] = (  # noqa: S608  # of constants
+    "declare part no scroll cursor for select s.key, e.* from (select j.ctid as at, k.key "
+    "from relay.journal j "
+    "cross join lateral (select j.key union all select j.old_key where j.old_key is not null) k (key) "
+    "where j.xid = %s::text::xid8 and j.op = 'R' and "
+    + _OURS
+    + ' order by j.watch, k.key collate "C", j.lsn offset 0) s '
+    "cross join lateral (select" + _ENTRY + "from relay.journal j where j.ctid = s.at offset 0) e"
 )
 
 _BOARD: Final[LiteralString] = """
-    select pg_catalog.pg_current_snapshot()::text, b.watch, b.task::text
+    select pg_catalog.pg_current_snapshot()::text, b.watch, b.task
     from (values (0)) one
-    left join relay.board(%s) b on true
+    left join relay.board(%s, %s) b on true
 """
 
 
@@ -233,7 +253,7 @@ _MAY_READ: Final[LiteralString] = """
 class Session:
     """The two connections while both are well.
 
-    `silent`: the triggers never ring the doorbell here, for transactions may be prepared.
+    `silent`: the triggers never notify here, for transactions may be prepared.
     """
 
     def __init__(
@@ -252,7 +272,7 @@ class Session:
         self._reader = reader
         self._reading = asyncio.Lock()
         self._watches: dict[int, Watch] = {}
-        self._incomplete: list[str] = []
+        self._problems: list[str] = []
         self._arrived: list[str] = []
 
     @classmethod
@@ -277,12 +297,9 @@ class Session:
 
     def unwatched(self) -> str | None:
         """Say in one line what keeps changes from being journalled, if anything does."""
-        if not self._watches:
+        if not self._watches and not self._problems:
             return "nothing is watched: run relay sql watch with the name of the tasks table"
-        if self._incomplete:
-            table = self._incomplete[0]
-            return f"triggers of {table} are missing or disabled: run relay sql watch {table}"
-        return None
+        return self._problems[0] if self._problems else None
 
     async def era(self) -> Era:
         """Tell which cursors are good. Raises FeedError if the two connections reached different servers."""
@@ -298,33 +315,35 @@ class Session:
         return cast(str, (await self._listener.row("select relay.shape()"))[0])
 
     async def end_pause(self) -> bool:
-        """Have journalling go on if it was paused; returns whether it was.
+        """Have journalling go on if it was paused, and there is room; returns whether it goes on."""
+        return bool((await self._listener.row("select relay.resume()"))[0])
 
-        Raises FeedError if there is no room for it yet.
-        """
-        row = await self._listener.row(
-            "select h.pauses_known < pg_catalog.pg_sequence_last_value('relay.pauses') from relay.horizon h"
+    async def is_paused(self) -> bool:
+        """Tell whether journalling is paused, or was since a relay last saw to it."""
+        return bool((await self._listener.row("select h.pauses <> relay.pauses() " + _HORIZON))[0])
+
+    async def holders(self) -> str:
+        """Name whose transactions keep the journal from being vacuumed."""
+        return str(
+            (await self._listener.row("select relay.vacuum_holders()"))[0] or "no transaction: is autovacuum on?"
         )
-        if row[0] and not (await self._listener.row("select relay.resume()"))[0]:
-            raise FeedError(
-                "journalling is paused: the journal is full and running transactions hold all of it: "
-                "end the longest of them, or raise stop_bytes in relay.settings"
-            )
-        return bool(row[0])
 
-    async def stay_awake(self, seconds: float) -> None:
-        """Promise to look at the journal without being rung for, so long."""
-        await self._listener.rows("select relay.stay_awake(%s)", round(seconds * 1000))
+    async def poll_for(self, seconds: float) -> None:
+        """Promise to read the journal without being notified, so long."""
+        await self._listener.rows("select relay.poll_for(%s)", round(seconds * 1000))
+
+    async def refresh(self) -> None:
+        """Have the trigger functions fit the tables as they are now."""
+        async with self._reading:
+            await self._reader.rows("select relay.refresh()")
 
     async def now(self) -> tuple[Snapshot, Snapshot]:
         """Tell what is visible now, and the journal's horizon."""
-        row = await self._listener.row(
-            "select pg_catalog.pg_current_snapshot()::text, h.seen::text from relay.horizon h"
-        )
+        row = await self._listener.row("select pg_catalog.pg_current_snapshot()::text, h.seen::text " + _HORIZON)
         return Snapshot.parse(row[0]), Snapshot.parse(row[1])
 
     async def since(self, position: Snapshot) -> AsyncGenerator[Batch, None]:
-        """Read what became visible since a position. Raises FeedError if journalling was paused meanwhile."""
+        """Read what became visible since a position."""
         new = (str(position.xmax), _running(position))
         rows = await self._listener.rows(_SINCE, *new, PART_CHANGES + 1)
         if len(rows) <= 1 + PART_CHANGES:
@@ -332,39 +351,55 @@ class Session:
             return
         del rows  # a part too many, and large
         await self._listener.rows("begin isolation level repeatable read, read only")
-        whole = await self._batch(await self._listener.rows(_HEAD + "from relay.horizon h"))
+        whole = await self._batch(await self._listener.rows(_HEAD + _HORIZON))
         outline = await self._listener.rows(_OUTLINE, *new, BATCH_TRANSACTIONS + 1)
         whole = replace(whole, committed=len(outline))
         if len(outline) > BATCH_TRANSACTIONS:
             whole = replace(whole, transactions=None)
         else:
-            async for entries in self._parts(outline):
-                transactions = await self._read_entries(entries, self._followed)
+            async for transactions in self._parts(outline):
                 yield replace(whole, transactions=transactions, more=True)
         await self._listener.rows("commit")
         yield whole
 
-    async def _parts(self, outline: Iterable[TupleRow]) -> AsyncIterator[list[_Entry]]:
+    async def _parts(self, outline: Iterable[TupleRow]) -> AsyncIterator[list[Transaction]]:
         """Read transactions in parts: many small ones are a part, and a large one is many."""
         small: list[str] = []
         room = PART_CHANGES
-        for xid, count, in_order in outline:
+        for xid, count, reason in outline:
             if count > room and small:
-                yield await self._whole(small)
+                yield await self._read_entries(await self._whole(small), self._followed)
                 small, room = [], PART_CHANGES
-            if count > PART_CHANGES and in_order:
-                await self._listener.rows("declare part no scroll cursor for " + _WHOLE, [xid])
-                while rows := await self._listener.rows(f"fetch {PART_CHANGES} from part".encode()):
-                    yield [_Entry(*row) for row in rows]
-                await self._listener.rows("close part")
+            if reason is not None:
+                yield [_sync(int(xid), reason)]
+            elif count > PART_CHANGES:
+                async for part in self._by_key(xid):
+                    yield [part]
             else:
                 small.append(xid)
                 room -= count
         if small:
-            yield await self._whole(small)
+            yield await self._read_entries(await self._whole(small), self._followed)
 
-    async def _whole(self, xids: list[str]) -> list[_Entry]:
-        return [_Entry(*row) for row in await self._listener.rows(_WHOLE, xids)]
+    async def _by_key(self, xid: str) -> AsyncIterator[Transaction]:
+        """Read a large transaction row by row; held is a part at the most, and of one row what did not cancel out."""
+        await self._listener.rows(_BY_KEY, xid)
+        images: list[Image] = []
+        while rows := await self._listener.rows(f"fetch {PART_CHANGES} from part".encode()):
+            for key, *columns in rows:
+                entry = Entry(*columns)
+                images += [image for image in await self._images(entry, self._followed) if image.key == key]
+            last = (rows[-1][2], rows[-1][0])
+            done = [image for image in images if (image.watch.id, image.key) != last]
+            images = cancelled(image for image in images if (image.watch.id, image.key) == last)
+            if done:
+                yield Transaction(int(xid), done)
+        if images:
+            yield Transaction(int(xid), images)
+        await self._listener.rows("close part")
+
+    async def _whole(self, xids: list[str]) -> list[Entry]:
+        return [Entry(*row) for row in await self._listener.rows(_WHOLE, xids)]
 
     async def missed(self, oldest: Snapshot, boards: Collection[str]) -> Batch:
         """Read what became visible since a snapshot and concerns some of the boards. Raises as `since` does."""
@@ -379,21 +414,21 @@ class Session:
             return Batch(Snapshot.parse(rows[0][0]), None, Snapshot.parse(rows[0][1]))
         return await self._batch(rows, boards)
 
-    async def bell(self, seconds: float) -> list[str | None]:
-        """Wait for the doorbell, so long at most; return for each time that it rang which canary did, if one."""
-        rings = self._listener.notifies(timeout=seconds, stop_after=1)
-        return [_canary_of(notify.payload) async for notify in rings]
+    async def notified(self, seconds: float) -> list[str | None]:
+        """Wait for a notification, so long at most; return for each that came which probe it is of, if one."""
+        notifications = self._listener.notifies(timeout=seconds, stop_after=1)
+        return [_probe_of(notify.payload) async for notify in notifications]
 
-    def canaries(self) -> list[str]:
-        """Return the canaries that were read since the last time."""
+    def probes(self) -> list[str]:
+        """Return the probes that were read since the last time."""
         arrived, self._arrived = self._arrived, []
         return arrived
 
-    async def write_canary(self, label: Callable[[], str]) -> tuple[str, bool]:
-        """Write a canary and say whether it rang the doorbell; its label is asked for in the moment of writing."""
+    async def write_probe(self, label: Callable[[], str]) -> tuple[str, bool]:
+        """Write a probe and say whether it notified; its label is asked for in the moment of writing."""
         async with self._reading:
             written = label()
-            return written, bool((await self._reader.row("select relay.canary(%s)", written))[0])
+            return written, bool((await self._reader.row("select relay.probe(%s)", written))[0])
 
     async def vitals(self) -> Vitals:
         """Ask how the journal is."""
@@ -412,10 +447,10 @@ class Session:
             data = self._board_data(rows)
         return Snapshot.parse(rows[0][0]), data
 
-    async def prune(self) -> None:
-        """Let old changes go."""
+    async def prune(self) -> bool:
+        """Let old changes go, a number of them at the most; returns whether there may be more."""
         async with self._reading:
-            await self._reader.rows("select relay.prune()")
+            return bool((await self._reader.row("select relay.prune() > 0"))[0])
 
     async def may_read(self, questions: Sequence[tuple[Mapping[str, Any], str]]) -> list[bool]:
         """Ask relay.may_read about each claims and board; a question that it fails at is answered with no."""
@@ -453,13 +488,22 @@ class Session:
         async with self._reading:
             rows = await self._reader.rows(
                 "select id, pg_catalog.format('%I.%I', schema_name, table_name), id_column, board_column, "
-                "lane_column, hidden, triggers_complete from relay.watched"
+                "lane_column, hidden, triggers_complete, problem from relay.watched order by id"
             )
         self._watches = {
             number: Watch(number, table, id_column, board, lane, frozenset(hidden))
-            for number, table, id_column, board, lane, hidden, _ in rows
+            for number, table, id_column, board, lane, hidden, _, problem in rows
+            if problem is None
         }
-        self._incomplete = [row[1] for row in rows if not row[6]]
+        self._problems = [
+            f"{table} {problem}, and is not shown: run relay sql watch {table} with the columns as they are now"
+            for _, table, *_, problem in rows
+            if problem is not None
+        ] + [
+            f"triggers of {table} are missing or disabled: run relay sql watch {table}"
+            for _, table, *_, complete, problem in rows
+            if problem is None and not complete
+        ]
 
     async def require_links(self) -> None:
         """Make sure that a connection which has been silent for long is not dead. Raises FeedError if it is."""
@@ -478,52 +522,77 @@ class Session:
         reader = self._reader
         await reader.rows("begin read only")
         await reader.rows("select relay.hold_tables()")
+        await reader.rows("savepoint quick")
         try:
-            rows = await reader.rows(_BOARD, name)
+            rows = await reader.rows(_BOARD, name, False)
         except psycopg.errors.UntranslatableCharacter:
             # The database's encoding has no such character, so no board is called that.
             await reader.rows("rollback")
             return await reader.rows("select pg_catalog.pg_current_snapshot()::text, null, null")
+        except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError, psycopg.IntegrityError):
+            # Some row cannot be shown: find out which, at a price.
+            await reader.rows("rollback to savepoint quick")
+            rows = await reader.rows(_BOARD, name, True)
         await reader.rows("commit")
         return rows
 
     def _board_data(self, rows: Iterable[TupleRow]) -> bytes:
-        watched = ((self._watch(number), image) for _, number, image in rows if number is not None)
-        read = ((watch, _columns(watch, image)) for watch, image in watched)
-        return protocol.board_data([watch.task(columns) for watch, columns in read if columns is not None])
+        tasks = []
+        for _, number, image in rows:
+            if number is not None:
+                watch = self._watch(number)
+                try:
+                    tasks.append(watch.task(watch.columns(image)))
+                except UnreadableRow as ex:
+                    log.error("feed.unreadable_row", problem=str(ex))  # noqa: TRY400  # the line says it all
+        return protocol.board_data(tasks)
 
     async def _batch(self, rows: Sequence[TupleRow], followed: Container[str | None] = ()) -> Batch:
         if not rows:
             raise FeedError("table relay.horizon is empty: run relay sql install")
-        now, horizon, paused, awake = rows[0][:4]
-        if paused:
-            raise FeedError("journalling was paused, for the journal was full: reading the boards again")
-        entries = [_Entry(*row[5:]) for row in rows[1:]]
+        now, horizon, paused, polled = rows[0][:4]
+        entries = [Entry(*row[5:]) for row in rows[1:]]
         return Batch(
             Snapshot.parse(now),
             await self._read_entries(entries, followed),
             Snapshot.parse(horizon),
             committed=len({entry.xid for entry in entries}),
-            awake=awake / 1000,
+            polled=polled / 1000,
+            paused=paused,
         )
 
-    async def _read_entries(self, entries: Sequence[_Entry], followed: Container[str | None]) -> list[Transaction]:
-        self._arrived += [entry.reason for entry in entries if entry.op == "C" and entry.reason]
-        entries = [entry for entry in entries if entry.op != "C"]
-        if any(entry.op == "S" or entry.watch not in self._watches for entry in entries):
-            await self.load_watches()
-        return [self._transaction(xid, its) for xid, its in _by_transaction(entries) if _concern(its, followed)]
+    async def _read_entries(self, entries: Iterable[Entry], followed: Container[str | None]) -> list[Transaction]:
+        """Gather entries into transactions, in the order of their last entry.
 
-    def _transaction(self, xid: int, entries: Iterable[_Entry]) -> Transaction:
-        transaction = Transaction(xid)
+        Between transactions, this order respects every row's history: a transaction that changes a row which another
+        one changed has waited for its commit.
+        """
+        found: dict[int, Transaction] = {}
         for entry in entries:
+            if entry.op == "P":
+                self._arrived.append(entry.reason or "")
+                continue
+            if entry.op != "S" and not entry.concerns(followed):
+                continue
+            transaction = found.pop(entry.xid, None) or Transaction(entry.xid)
             if entry.op == "S":
                 transaction.sync = _reason(entry.reason)
                 log.info("feed.sync", reason=entry.reason)
-            elif entry.watch in self._watches and (change := _change(self._watches[entry.watch], entry)):
-                transaction.changes.append(change)
-            # Else it was made under a watch that is no more; the transaction that ended it asks for a sync.
-        return transaction
+                await self.load_watches()
+            else:
+                transaction.images += await self._images(entry, followed)
+            found[entry.xid] = transaction
+        return list(found.values())
+
+    async def _images(self, entry: Entry, followed: Container[str | None]) -> list[Image]:
+        if entry.watch not in self._watches:
+            await self.load_watches()
+        if (watch := self._watches.get(entry.watch)) is None:
+            return []  # made under a watch that is no more; the transaction that ended it asks for a sync
+        images, problems = entry.images(watch, followed)
+        for problem in problems:
+            log.error("feed.unreadable_row", problem=problem)
+        return images
 
     def _watch(self, number: int) -> Watch:
         try:
@@ -546,62 +615,9 @@ async def read_vitals(connection: Connection) -> Vitals:
     return Vitals(Journal(**dict(zip(names, row[:-1], strict=True))), row[-1])
 
 
-class _Entry(NamedTuple):
-    """One row of the journal. A tuple, for thousands of them are made in a second."""
-
-    xid: int
-    watch: int
-    op: str
-    old_board: str | None
-    new_board: str | None
-    part: int
-    old_tid: str | None
-    new_tid: str | None
-    old_here: bool
-    depth: int
-    old_row: str | None
-    new_row: str | None
-    reason: str | None
-
-
-def _by_transaction(entries: Iterable[_Entry]) -> Iterable[tuple[int, list[_Entry]]]:
-    """Gather entries into transactions, in the order of their last entry.
-
-    Between transactions, this order respects every row's history: who changed a row after another did so when that
-    other had made all its entries.
-    """
-    found: dict[int, list[_Entry]] = {}
-    for entry in entries:
-        its = found.pop(entry.xid, None) or []
-        its.append(entry)
-        found[entry.xid] = its
-    return found.items()
-
-
-def _concern(entries: Iterable[_Entry], followed: Container[str | None]) -> bool:
-    return any(entry.op == "S" or entry.old_board in followed or entry.new_board in followed for entry in entries)
-
-
-def _change(watch: Watch, entry: _Entry) -> Change | None:
-    new = _columns(watch, entry.new_row)
-    old = _columns(watch, entry.old_row)
-    if old is not None and new is not None:
-        old = new | old  # of a wide row, the journal has only the old columns that differ
-    before = _side(watch, old, entry.old_board, entry.part, entry.old_tid)
-    after = _side(watch, new, entry.new_board, entry.part, entry.new_tid)
-    return Change(watch.id, before, after, entry.old_here, entry.depth) if before or after else None
-
-
-def _side(watch: Watch, columns: Row | None, board: str | None, part: int, tid: str | None) -> Side | None:
-    return Side(watch.task(columns), board, Version(part, tid)) if columns is not None and tid is not None else None
-
-
-def _columns(watch: Watch, image: str | None) -> dict[str, msgspec.Raw] | None:
-    try:
-        return None if image is None else watch.columns(image)
-    except UnreadableRow as ex:
-        log.error("feed.unreadable_row", problem=str(ex))  # noqa: TRY400  # the line says it all
-        return None
+def _sync(xid: int, reason: str) -> Transaction:
+    log.info("feed.sync", reason=reason)
+    return Transaction(xid, sync=_reason(reason))
 
 
 def _reason(text: str | None) -> Reason:
@@ -610,9 +626,9 @@ def _reason(text: str | None) -> Reason:
     return cast(Reason, word) if word in get_args(Reason) else "resync"
 
 
-def _canary_of(payload: str) -> str | None:
-    """Take the canary out of what a doorbell says; anybody may ring it, and say anything."""
-    found = re.fullmatch(r'\{"canary" : "([\w-]+)"\}', payload)
+def _probe_of(payload: str) -> str | None:
+    """Take the probe out of a notification's payload; anybody may notify, and say anything."""
+    found = re.fullmatch(r'\{"probe" : "([\w-]+)"\}', payload)
     return found and found[1]
 
 
@@ -648,6 +664,9 @@ async def set_up(connection: Connection) -> None:
     """Make the settings of a session."""
     # Whatever the role or the database has as a default, each statement sees what was committed before it.
     await connection.execute("set default_transaction_isolation = 'read committed'")
+    for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+        await connection.execute(f"set {limit} = 0".encode())
+    await connection.execute("set standard_conforming_strings = on")
     # A policy that filters rows would leave boards silently empty; this makes it an error.
     await connection.execute("set row_security = off")
     await connection.execute("set search_path = ''")
@@ -663,7 +682,7 @@ async def set_up(connection: Connection) -> None:
 
 async def _require_install(connection: Connection) -> None:
     row = await connection.row(
-        "select pg_catalog.current_database(), pg_catalog.to_regprocedure('relay.vitals()') is not null"
+        "select pg_catalog.current_database(), pg_catalog.to_regprocedure('relay.version()') is not null"
     )
     if not row[1]:
         raise FeedError(

@@ -1,88 +1,164 @@
 -- The relay's side of the database: the journal, the triggers that write it, and what the daemon reads.
 --
--- Creates the schema "relay" and touches nothing outside it. Feeding a table is a second step:
+-- Creates the schema "relay" and touches nothing outside it but two roles. Feeding a table is a second step:
 --
 --     select relay.watch('public.tasks');
 --
--- Safe to run twice, also over an older install: tables are kept, functions are replaced.
--- Functions run with the search path "pg_catalog, pg_temp", not the empty one: under that, a temporary schema comes
--- first where types are looked up, so that whoever calls a SECURITY DEFINER function could slip their own type into
--- it. All names but those of types and operators are qualified all the same.
+-- Safe to run twice: what is there stays, functions are replaced. There is no transaction control in here, so that
+-- a migration tool or "psql -1" can carry the file; run it in one transaction.
 --
--- Words: a *change* is one entry of the journal, the *doorbell* is the NOTIFY that says "come and look",
--- a *board* is the group of rows that share the value of the board column.
+-- Who does what:
+--   the installing role  owns the schema and the functions that housekeeping needs. None of them renders, casts or
+--                        compares a value of a watched row, for that can run code of whoever owns a type.
+--   relay_writer         owns the trigger functions. It may insert into the journal, and nothing else.
+--   relay_reader         owns the functions that read boards. It may read the watched tables, and nothing else.
+--
+-- Functions run with the search path "pg_catalog, pg_temp", not the empty one: under that, a temporary schema comes
+-- first where types are looked up, so that the caller of a SECURITY DEFINER function could slip a type of its own
+-- into it. All names but those of types and operators are qualified all the same.
+--
+-- All tables are unlogged. What they hold is worthless after a crash, a failover or a restore, since continuity ends
+-- there; so no change costs WAL, and backups, publications and standbys have nothing of it. What must outlive a crash
+-- lives in the catalog: a watch in the arguments of its triggers, the settings in a function.
+--
+-- Words: a *change* is what happened to one row, a *board* is the group of rows that share the value of the board
+-- column, a *watch* says which columns of a table are the id, the board and the lane.
 
-begin;
+-- Roles and schema ---------------------------------------------------------------------------------------------
 
-set local lock_timeout = '3s';
-set local client_min_messages = warning;
+-- Refuses what somebody else made under our names: it would run with our rights.
+do $$
+declare
+    me      constant text := current_user;
+    name    text;
+    foreign_object text;
+begin
+    foreach name in array array['relay_writer', 'relay_reader'] loop
+        if not exists (select from pg_catalog.pg_roles r where r.rolname = name) then
+            if not exists (select from pg_catalog.pg_roles r
+                           where r.rolname = me and (r.rolsuper or r.rolcreaterole)) then
+                raise exception 'role % is missing, and % may not create it: have a role that may run: '
+                    'create role relay_writer; create role relay_reader; grant relay_writer, relay_reader to %; '
+                    'then run this again', name, me, pg_catalog.quote_ident(me) using errcode = 'insufficient_privilege';
+            end if;
+            execute pg_catalog.format('create role %I nologin', name);
+        end if;
+        if exists (select from pg_catalog.pg_roles r where r.rolname = name
+                   and (r.rolcanlogin or r.rolsuper or r.rolcreaterole or r.rolcreatedb or r.rolreplication)) then
+            raise exception 'role % exists with more rights than the relay may have: expected no login and no '
+                'attributes: alter role % nologin nosuperuser nocreaterole nocreatedb noreplication', name, name
+                using errcode = 'duplicate_object';
+        end if;
+        select r.rolname into foreign_object
+        from pg_catalog.pg_auth_members m
+        join pg_catalog.pg_roles r on r.oid = m.member
+        where m.roleid = (select o.oid from pg_catalog.pg_roles o where o.rolname = name)
+          and r.rolname <> me and not r.rolsuper and not r.rolcreaterole limit 1;
+        if foreign_object is not null then
+            raise exception 'role % has the member %, which could act as it: revoke % from %', name, foreign_object,
+                name, pg_catalog.quote_ident(foreign_object) using errcode = 'duplicate_object';
+        end if;
+        select r.rolname into foreign_object
+        from pg_catalog.pg_auth_members m
+        join pg_catalog.pg_roles r on r.oid = m.roleid
+        where m.member = (select o.oid from pg_catalog.pg_roles o where o.rolname = name) limit 1;
+        if foreign_object is not null then
+            raise exception 'role % is a member of %, whose rights it must not have: revoke % from %', name,
+                foreign_object, pg_catalog.quote_ident(foreign_object), name using errcode = 'duplicate_object';
+        end if;
+        -- To give it functions, one must be able to act as it.
+        if not pg_catalog.pg_has_role(me, name, 'usage') then
+            begin
+                execute pg_catalog.format('grant %I to %I', name, me);
+            exception when insufficient_privilege then
+                raise exception '% is no member of role %: have a role that may run: grant relay_writer, relay_reader '
+                    'to %', me, name, pg_catalog.quote_ident(me) using errcode = 'insufficient_privilege';
+            end;
+        end if;
+    end loop;
+
+    select r.rolname into foreign_object
+    from pg_catalog.pg_namespace n join pg_catalog.pg_roles r on r.oid = n.nspowner
+    where n.nspname = 'relay' and r.rolname <> me;
+    if foreign_object is not null then
+        raise exception 'schema relay belongs to %, expected %: if % installed the relay, run this as that role '
+            '(set role %); otherwise have the schema renamed or dropped', foreign_object, me, foreign_object,
+            pg_catalog.quote_ident(foreign_object) using errcode = 'duplicate_schema';
+    end if;
+    select o.kind || ' ' || o.name || ' belongs to ' || r.rolname into foreign_object
+    from (
+        select 'relation' as kind, 'relay.' || c.relname as name, c.relowner as owner
+        from pg_catalog.pg_class c where c.relnamespace = pg_catalog.to_regnamespace('relay') and c.relkind <> 'i'
+        union all
+        select 'function', p.oid::regprocedure::text, p.proowner
+        from pg_catalog.pg_proc p where p.pronamespace = pg_catalog.to_regnamespace('relay')
+        union all
+        select 'type', 'relay.' || t.typname, t.typowner
+        from pg_catalog.pg_type t where t.typnamespace = pg_catalog.to_regnamespace('relay')
+    ) o join pg_catalog.pg_roles r on r.oid = o.owner
+    where r.rolname not in (me, 'relay_writer', 'relay_reader') limit 1;
+    if foreign_object is not null then
+        raise exception '%, expected %: an object that is not the relay''s stands in its schema: drop it or move it '
+            'elsewhere', foreign_object, me using errcode = 'duplicate_object';
+    end if;
+    if exists (select from pg_catalog.pg_class c where c.relnamespace = pg_catalog.to_regnamespace('relay')
+               and c.relname in ('journal', 'ticks', 'horizon', 'epochs', 'settings', 'watches', 'watched')
+               and (c.relname = 'journal') = (c.relkind <> 'r' or c.relpersistence <> 'u')
+               and not (c.relname in ('settings', 'watches', 'watched') and c.relkind = 'v')
+               and not (c.relname in ('ticks', 'horizon', 'epochs') and c.relkind = 'r' and c.relpersistence = 'u')) then
+        raise exception 'schema relay holds tables of another edition, or somebody else''s: run uninstall.sql first '
+            '(relay sql uninstall), then install and watch your tables again' using errcode = 'duplicate_table';
+    end if;
+end
+$$;
 
 create schema if not exists relay;
 
 comment on schema relay is 'The change feed of the watched tables. Removed by uninstall.sql.';
 
--- Which tables are fed -----------------------------------------------------------------------------------
+create or replace function relay.version() returns text
+    language sql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$ select '0.1.0'::text $$;
 
--- A change names the watch it was made under. An id is never used again: a changed setting is a new watch, so
--- that no change is ever read with the settings of another.
-create table if not exists relay.watches (
-    id           integer     generated always as identity primary key,
-    target       regclass    not null unique,
-    id_column    name        not null,
-    board_column name        not null,
-    lane_column  name        not null,
-    hidden       name[]      not null,
-    order_by     text[]      not null,
-    since        timestamptz not null default pg_catalog.now()
-);
-
-comment on table relay.watches is 'One row per watched table; written by relay.watch and relay.unwatch only.';
+comment on function relay.version() is 'Which version of the relay is installed here.';
 
 -- The journal --------------------------------------------------------------------------------------------------
 
--- The journal stands in four *slots*. Writers fill the current one; relay.prune moves on to an empty one and, when
--- what a closed one holds is old enough, truncates it. So space comes back at once, without a row being deleted or
--- a page being vacuumed, and no writer ever waits for it.
-
--- An install from before there were slots: its journal goes, and so do its epochs, which tells every reader.
-do $$
-begin
-    if exists (select from pg_catalog.pg_class c
-               where c.oid = pg_catalog.to_regclass('relay.journal') and c.relkind = 'r') then
-        drop table relay.journal, relay.horizon, relay.ticks, relay.epochs;
-        drop function if exists relay.epoch();
-        drop function if exists relay.prune(interval, integer);
-    end if;
-end
-$$;
-
-create table if not exists relay.journal (
-    slot      smallint not null,
-    -- The order in which changes were made. Not the order of commits: that is what snapshots are for.
-    seq       bigint   not null,
+-- One row for each change of a watched row: the image that left, the image that came, or both. In which order a
+-- transaction made its entries means nothing; only what is left when they are added up does.
+create unlogged table if not exists relay.journal (
     -- The transaction that made the change. "What is new since snapshot S" is: xid >= xmax(S) or xid = any(xip(S)).
-    xid       xid8     not null default pg_catalog.pg_current_xact_id(),
+    xid       xid8   not null default pg_catalog.pg_current_xact_id(),
+    -- Where in the WAL it was made. A transaction that touches a row which another one wrote has waited for that one's
+    -- commit, which is in the WAL; so the latest entry of each orders the two. Not a sequence, whose nextval would
+    -- be the writer's lastval().
+    lsn       pg_lsn not null default pg_catalog.pg_current_wal_insert_lsn(),
     watch     integer,
-    -- I insert, U update, D delete, S read the boards again (reason says why), C a canary (reason names it)
-    op        "char"   not null,
+    -- R a change of a row, S read the boards again (reason says why), P a probe (reason names it)
+    op        "char" not null default 'R',
+    -- The row's id; before the change, if that changed it.
+    key       text,
+    old_key   text,
     old_board text,
     new_board text,
-    -- Where the row versions stand, table or partition and tid. They chain the versions of a row, whatever
-    -- order nested triggers made the entries in. A version that changed nothing visible has no entry, so a chain
-    -- may have gaps: then it helps to know whether the old version was made by this transaction too, and how
-    -- deep in triggers the statement was.
-    part      oid,
-    old_tid   tid,
-    new_tid   tid,
-    old_here  boolean,
-    depth     integer,
-    old_row   json,
-    new_row   json,
+    old_row   text,
+    new_row   text,
+    -- Why an image that should be there is not.
     reason    text
-    -- No check constraint: it would be compiled anew for each statement, and costs a writer more than the row.
-) partition by list (slot);
+) with (
+    -- VACUUM gives room back for new entries, but never shortens the file: that takes a lock which, on a standby,
+    -- cancels whoever reads there, such as pg_dump.
+    vacuum_truncate = off, toast.vacuum_truncate = off,
+    autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_delay = 0,
+    toast.autovacuum_vacuum_threshold = 20000, toast.autovacuum_vacuum_scale_factor = 0,
+    toast.autovacuum_vacuum_cost_delay = 0,
+    autovacuum_vacuum_insert_threshold = -1, toast.autovacuum_vacuum_insert_threshold = -1,
+    autovacuum_analyze_threshold = 2000000000
+);
 
-comment on table relay.journal is 'What committed transactions did to the watched tables; pruned by relay.prune.';
+comment on table relay.journal is 'What transactions did to the watched tables; pruned by relay.prune.';
 comment on column relay.journal.old_row is
     'The row before the change, without its hidden columns'' values; of a wide row, only the columns that changed.';
 comment on column relay.journal.new_row is 'The row after the change, without its hidden columns'' values.';
@@ -96,129 +172,178 @@ begin
 end
 $$;
 
--- Nothing in a slot is ever updated or deleted, and it ends by TRUNCATE: autovacuum would have nothing to do.
-do $$
-begin
-    for slot in 0..3 loop
-        execute pg_catalog.format(
-            'create table if not exists relay.journal_%1$s partition of relay.journal for values in (%1$s) '
-            'with (autovacuum_enabled = false, toast.autovacuum_enabled = false)', slot);
-    end loop;
-end
-$$;
-
-create table if not exists relay.slots (
-    slot         smallint    primary key,
-    opened_at    timestamptz not null default pg_catalog.clock_timestamp(),
-    closed_at    timestamptz,
-    -- Every transaction that has entries in the slot has a lower id.
-    closed_below xid8,
-    -- Since when no running transaction has entries in the slot.
-    free_since   timestamptz
-);
-insert into relay.slots (slot) select n from pg_catalog.generate_series(0, 3) n on conflict do nothing;
-
-comment on table relay.slots is 'The parts that the journal goes round in.';
-
-create sequence if not exists relay.journal_seq;
-
--- What every writer must know at once is kept in sequences: they are outside transactions and snapshots, so that
--- a writer in REPEATABLE READ sees what is true now and not what was true when it began.
---   slot     the current slot
---   pauses   goes up when the journal is full
---   resumed  the last pause that is over: while it is lower than pauses, nothing is journalled
---   awake    until when the relays look by themselves, in milliseconds of the epoch: no need to ring meanwhile
-create sequence if not exists relay.slot minvalue 0 maxvalue 3;
-create sequence if not exists relay.pauses minvalue 0;
-create sequence if not exists relay.resumed minvalue 0;
-create sequence if not exists relay.awake minvalue 0;
-do $$
-declare
-    name text;
-begin
-    foreach name in array array['relay.slot', 'relay.pauses', 'relay.resumed', 'relay.awake'] loop
-        if pg_catalog.pg_sequence_last_value(name::regclass) is null then
-            perform pg_catalog.setval(name::regclass, 0);
-        end if;
-    end loop;
-end
-$$;
-
--- How much of the journal is kept. Change it with a plain UPDATE.
-create table if not exists relay.settings (
-    singleton  boolean  primary key default true check (singleton),
-    keep_age   interval not null default '1 hour' check (keep_age >= '0'),
-    keep_bytes bigint   not null default 536870912 check (keep_bytes > 0),
-    stop_bytes bigint   not null default 2147483648 check (stop_bytes > 0)
-);
-insert into relay.settings default values on conflict do nothing;
-
-comment on table relay.settings is 'How much of the journal is kept; one row.';
-comment on column relay.settings.keep_age is 'Changes go when they were committed longer ago.';
-comment on column relay.settings.keep_bytes is 'The oldest changes go, whatever their age, when the journal is larger.';
-comment on column relay.settings.stop_bytes is 'Nothing more is journalled, until a relay comes, when the journal is larger.';
-
--- The journal's lower end. Changes of transactions that "seen" sees may be gone: a reader whose snapshot does not
--- cover it has lost continuity and must read its boards again. So it must while a pause is not yet known here.
-create table if not exists relay.horizon (
-    singleton    boolean     primary key default true check (singleton),
-    seen         pg_snapshot not null default '3:3:',
-    pauses_known bigint      not null default 0,
-    -- Cluster, database and installation that the journal's transaction ids are of; see relay.epoch.
-    place        text
-);
-insert into relay.horizon default values on conflict do nothing;
-
--- A snapshot taken in one run of the server is good in the next, if the next goes on where it ended. Unlogged on
--- purpose: Postgres empties the table in crash recovery, in a restore and when a standby is promoted, just when
--- transaction ids that were seen before may be given out again. One row per run, so that a copy of the server's
--- files that is put back does not know the runs that came after it was made.
-create unlogged table if not exists relay.epochs (
-    run     text        primary key default pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 12),
-    key     bytea       not null default pg_catalog.sha256(pg_catalog.convert_to(
-                            pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, 'UTF8')),
-    place   text        not null,
-    started timestamptz not null,
-    unique (place, started)
-);
-
-comment on table relay.epochs is 'The runs of the server whose snapshots are good; key seals the cursors of clients.';
-
--- Begins anew where a dump was restored: the ids of its transactions are those of another place, or of a past that
--- is over, so its changes are no longer to be told.
-create or replace function relay.settle_in(here text) returns void
+-- TRUNCATE is not transactional for readers, so they could miss changes without noticing.
+create or replace function relay.refuse_truncate() returns trigger
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform from relay.horizon h where h.place = here;
-    if found then
-        return;
+    raise exception 'relay.journal must not be truncated: readers would lose changes: use select relay.prune(''0'')'
+        using errcode = 'object_not_in_prerequisite_state';
+end
+$$;
+create or replace trigger refuse_truncate before truncate on relay.journal
+    for each statement execute function relay.refuse_truncate();
+
+-- What every writer must know at once, outside transactions and snapshots, so that a writer in REPEATABLE READ sees
+-- what is true now. One number, for each relation that a trigger opens costs a lock:
+--   the low 42 bits  until when the relays poll, in milliseconds since 1970: no need to notify them meanwhile
+--   the bits above   how often journalling was paused and resumed: while this is odd, nothing is journalled
+create sequence if not exists relay.control minvalue 0;
+do $$
+begin
+    if pg_catalog.pg_sequence_last_value('relay.control'::regclass) is null then
+        perform pg_catalog.setval('relay.control'::regclass, 0);
     end if;
-    perform from relay.horizon for update;
-    -- What asks for a sync stays: one too many does no harm, and relay.resume may have asked just now.
-    delete from relay.journal where op <> 'S';
-    update relay.horizon set seen = pg_catalog.pg_current_snapshot(), place = here;
 end
 $$;
 
--- The runs of the server whose snapshots are good, the present one first; it is noted now if it is not yet.
+create or replace function relay.pauses() returns bigint
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$ select pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 42 $$;
+
+create or replace function relay.paused() returns boolean
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$ select relay.pauses() % 2 = 1 $$;
+
+-- For how many more milliseconds the relays poll. The trigger functions hold a copy of this. A moment further ahead than
+-- a relay may say is from before the clock was set back.
+create or replace function relay.polled_for() returns integer
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when ms between 1 and 2000 then ms::integer else 0 end
+    from (select (pg_catalog.pg_sequence_last_value('relay.control'::regclass) & 4398046511103)
+                 - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint as ms) rest
+$$;
+
+-- How much of the journal is kept, as a function, for a table would be in publications and dumps of data.
+do $$
+begin
+    if pg_catalog.to_regprocedure('relay.configured()') is null then
+        create function relay.configured(out keep_age interval, out keep_bytes bigint, out stop_bytes bigint)
+            language sql
+            immutable
+            set search_path = pg_catalog, pg_temp
+        as 'select ''01:00:00''::interval, 536870912::bigint, 2147483648::bigint';
+    end if;
+end
+$$;
+
+create or replace view relay.settings as select keep_age, keep_bytes, stop_bytes from relay.configured();
+alter view relay.settings alter column keep_age set default '1 hour';
+alter view relay.settings alter column keep_bytes set default 536870912;
+alter view relay.settings alter column stop_bytes set default 2147483648;
+
+comment on view relay.settings is 'How much of the journal is kept; one row, to be changed with a plain UPDATE.';
+comment on column relay.settings.keep_age is 'Changes go when they were committed longer ago.';
+comment on column relay.settings.keep_bytes is 'The oldest changes go, whatever their age, when there are more bytes of them.';
+comment on column relay.settings.stop_bytes is 'Nothing more is journalled, until a relay finds room, when the file is larger.';
+
+create or replace function relay.configure() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if new.keep_age < interval '0' or new.keep_bytes <= 0 or new.stop_bytes <= 0
+        or new.keep_age is null or new.keep_bytes is null or new.stop_bytes is null
+    then
+        raise exception 'relay.settings: found keep_age %, keep_bytes %, stop_bytes %: expected an age of 0 or more and '
+            'bytes above 0', new.keep_age, new.keep_bytes, new.stop_bytes using errcode = 'check_violation';
+    end if;
+    execute pg_catalog.format(
+        'create or replace function relay.configured(out keep_age interval, out keep_bytes bigint, out stop_bytes bigint) '
+        'language sql immutable set search_path = pg_catalog, pg_temp as %L',
+        pg_catalog.format('select %L::interval, %s::bigint, %s::bigint',
+                          new.keep_age, new.keep_bytes, new.stop_bytes));
+    return new;
+end
+$$;
+create or replace trigger configure instead of update on relay.settings
+    for each row execute function relay.configure();
+
+-- Where snapshots are good -------------------------------------------------------------------------------------
+
+-- The journal's lower end. Changes of transactions that "seen" sees may be gone: a reader whose snapshot does not
+-- cover it has lost continuity and must read its boards again. So it must while "pauses" is not what the control says.
+-- "place" is the cluster, the database and the installation that the transaction ids are of. Rows of another place
+-- came with a dump; that is also why no table here has a key: a dump's rows must never collide with ours.
+create unlogged table if not exists relay.horizon (
+    place   text        not null,
+    seen    pg_snapshot not null,
+    -- Every entry of a lower id is gone, so pruning begins here.
+    swept   xid8        not null,
+    pauses  bigint      not null,
+    -- The size of the file above which journalling pauses, if it is above stop_bytes: all of that is free.
+    ceiling bigint      not null
+);
+
+-- What was committed by when, and how many bytes of entries that added since the tick before.
+create unlogged table if not exists relay.ticks (
+    place text        not null,
+    at    timestamptz not null default pg_catalog.clock_timestamp(),
+    seen  pg_snapshot not null,
+    bytes bigint      not null
+);
+
+-- A snapshot taken in one run of the server is good in the next, if the next goes on where it ended. Postgres empties
+-- an unlogged table in crash recovery, in a restore and when a standby is promoted, just when transaction ids that
+-- were seen before may be given out again. One row per run, so that a copy of the server's files that is put back
+-- does not know the runs that came after it was made.
+create unlogged table if not exists relay.epochs (
+    run     text        not null default pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 12),
+    key     bytea       not null default pg_catalog.sha256(pg_catalog.convert_to(
+                            pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, 'UTF8')),
+    place   text        not null,
+    started timestamptz not null
+);
+
+comment on table relay.horizon is 'The lower end of the journal.';
+comment on table relay.ticks is 'What was committed by when, for pruning by age and size.';
+comment on table relay.epochs is 'The runs of the server whose snapshots are good; key seals the cursors of clients.';
+
+create or replace function relay.place() returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.concat_ws('/',
+        (select system_identifier from pg_catalog.pg_control_system()),
+        (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()),
+        'relay.epochs'::regclass::oid)
+$$;
+
+-- The runs of the server whose snapshots are good, the present one first; it is noted now if it is not yet. Begins
+-- afresh where a dump was restored or the server has crashed: what the journal then holds is of another place or past.
 create or replace function relay.epoch() returns table (run text, key bytea)
     language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    here constant text := pg_catalog.concat_ws('/',
-        (select system_identifier from pg_catalog.pg_control_system()),
-        (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()),
-        'relay.epochs'::regclass::oid);
+    here constant text := relay.place();
 begin
-    perform relay.settle_in(here);
-    if not exists (select from relay.epochs e
-                   where e.place = here and e.started = pg_catalog.pg_postmaster_start_time()) then
-        insert into relay.epochs (place, started) values (here, pg_catalog.pg_postmaster_start_time())
-            on conflict do nothing;
+    if not exists (select from relay.horizon h where h.place = here)
+        or not exists (select from relay.epochs e
+                       where e.place = here and e.started = pg_catalog.pg_postmaster_start_time())
+    then
+        perform pg_catalog.pg_advisory_xact_lock('relay.horizon'::regclass::oid::bigint);
+        if not exists (select from relay.horizon h where h.place = here) then
+            delete from relay.horizon;
+            delete from relay.ticks;
+            delete from relay.epochs e where e.place <> here;
+            -- What asks for the boards to be read again stays: one time too many does no harm.
+            delete from relay.journal j where j.op <> 'S';
+            insert into relay.horizon (place, seen, swept, pauses, ceiling)
+            select here, s, pg_catalog.pg_snapshot_xmin(s), relay.pauses() & ~1::bigint, 0
+            from pg_catalog.pg_current_snapshot() s;
+        end if;
+        insert into relay.epochs (place, started)
+        select here, pg_catalog.pg_postmaster_start_time()
+        where not exists (select from relay.epochs e
+                          where e.place = here and e.started = pg_catalog.pg_postmaster_start_time());
     end if;
     return query select e.run, e.key from relay.epochs e where e.place = here order by e.started desc;
 end
@@ -226,94 +351,123 @@ $$;
 
 comment on function relay.epoch() is 'The runs of the server between which no transaction id was lost or used twice.';
 
--- Writing: runs inside the writer's transaction, so it must never fail it ------------------------------------
+-- The watches --------------------------------------------------------------------------------------------------
 
--- Rings the doorbell: a NOTIFY on channel "relay" naming the board, once per transaction and run of changes to a
--- board. It is only a hint, the daemon looks by itself too; so it stays silent where ringing could hurt the
--- writer: when the server's notification queue fills up (a full one fails commits), and where two-phase commit
--- is enabled (a transaction that has notified cannot be prepared).
-create or replace function relay.ring(board text, target text) returns void
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    -- Cut, for a payload must stay below 8,000 bytes and a board's name may have any length.
-    label constant text := case when pg_catalog.length(board) > 100 then pg_catalog.left(board, 99) || '…'
-                                else board end;
-begin
-    perform pg_catalog.set_config('relay.rung', 'board ' || pg_catalog.left(board, 100), true);
-    if pg_catalog.current_setting('max_prepared_transactions') = '0'
-        and pg_catalog.pg_notification_queue_usage() < 0.5
-    then
-        perform pg_catalog.pg_notify('relay',
-            pg_catalog.json_build_object('board', label, 'table', target)::text);
-    end if;
-end
-$$;
-
--- For how many more milliseconds the relays look by themselves. The trigger functions hold a copy of this. A moment
--- further ahead than anybody may promise is from before the clock was set back.
-create or replace function relay.awake_for() returns integer
-    language sql
-    security definer
-    set search_path = pg_catalog, pg_temp
-as $$
-    select case when ms between 1 and 2000 then ms::integer else 0 end
-    from (select pg_catalog.pg_sequence_last_value('relay.awake')
-                 - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint as ms) rest
-$$;
-
--- Promises that whoever calls will look at the journal by itself for so many milliseconds, two seconds at most: the
--- triggers do not ring meanwhile, for transactions that notify commit one at a time in the whole cluster. When this
--- begins it rings once itself, so that all other relays look by themselves too.
-create or replace function relay.stay_awake(ms integer) returns void
-    language plpgsql
-    security definer
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    asleep constant boolean := relay.awake_for() = 0;
-begin
-    if relay.awake_for() < least(ms, 2000) then
-        perform pg_catalog.setval('relay.awake',
-            (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint + least(ms, 2000));
-    end if;
-    if asleep and pg_catalog.pg_notification_queue_usage() < 0.5 then
-        perform pg_catalog.pg_notify('relay', '{"awake": true}');
-    end if;
-end
-$$;
-
-comment on function relay.stay_awake(integer) is 'Spares writers the doorbell; a busy daemon calls it.';
-
--- Whether the journal was full and no relay has come since.
-create or replace function relay.paused() returns boolean
+-- Every table that carries triggers of a watch: the table itself and its partitions, at any depth.
+create or replace function relay.parts(target regclass) returns setof regclass
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select pg_catalog.pg_sequence_last_value('relay.pauses') > pg_catalog.pg_sequence_last_value('relay.resumed')
+    -- pg_partition_tree knows nothing of a table that is neither partitioned nor a partition.
+    select target
+    union
+    select t.relid from pg_catalog.pg_partition_tree(target) t
 $$;
 
--- Stops journalling when the current slot is full. A relay that comes calls relay.resume. Never the other way
--- round: a counter that only goes up cannot undo the pause of another writer, however late it is.
-create or replace function relay.pause_if_full(slot smallint) returns void
+-- What is watched is written on the table itself, as arguments of its trigger on TRUNCATE: so it is renamed, dumped,
+-- restored and dropped with the table. A column is known by its number, which survives a rename, and by its name, which
+-- survives a restore: there the table has another oid, and numbers mean nothing.
+create or replace view relay.watches as
+select (d.said ->> 'watch')::integer as id,
+       t.tgrelid::regclass as target,
+       col.id_column,
+       col.board_column,
+       col.lane_column,
+       -- Whatever has the number or the name of a hidden column is hidden; and virtual columns, which triggers do not see.
+       array(select a.attname from pg_catalog.pg_attribute a
+             where a.attrelid = t.tgrelid and a.attnum > 0 and not a.attisdropped
+               and (a.attgenerated = 'v' or exists (
+                   select from pg_catalog.jsonb_array_elements(d.said -> 'hidden') h
+                   where h ->> 1 = a.attname or (d.same and (h ->> 0)::integer = a.attnum)))
+             order by a.attnum) as hidden,
+       array(select o from pg_catalog.jsonb_array_elements_text(d.said -> 'order_by') with ordinality e (o, n)
+             order by n) as order_by,
+       case
+           when col.id_column is null then 'has no column ' || (d.said -> 'id' ->> 1) || ' any more, its id'
+           when col.board_column is null then 'has no column ' || (d.said -> 'board' ->> 1) || ' any more, its board'
+           when col.lane_column is null then 'has no column ' || (d.said -> 'lane' ->> 1) || ' any more, its lane'
+           -- After a restore, a hidden column may be there under another name.
+           when not d.same and exists (
+               select from pg_catalog.jsonb_array_elements(d.said -> 'hidden') h
+               where not exists (select from pg_catalog.pg_attribute a
+                                 where a.attrelid = t.tgrelid and a.attname = h ->> 1 and not a.attisdropped))
+           then 'was restored, and a column that it hides is not there'
+       end as problem,
+       d.said ->> 'name' as watched_as
+from pg_catalog.pg_trigger t
+join pg_catalog.pg_proc f on f.oid = t.tgfoid
+    and f.pronamespace = 'relay'::regnamespace and f.proname = 'journal_truncate'
+cross join lateral (select pg_catalog.decode('00', 'hex')) zero (byte)
+cross join lateral (
+    select said, (said ->> 'oid')::oid = t.tgrelid as same
+    from (select pg_catalog.convert_from(
+                     pg_catalog.substring(t.tgargs, position(zero.byte in t.tgargs) + 1,
+                                          pg_catalog.length(t.tgargs) - position(zero.byte in t.tgargs) - 1),
+                     pg_catalog.getdatabaseencoding())::jsonb) a (said)
+) d
+cross join lateral (
+    select max(a.attname) filter (where a.role = 'id') as id_column,
+           max(a.attname) filter (where a.role = 'board') as board_column,
+           max(a.attname) filter (where a.role = 'lane') as lane_column
+    from (select r.role, a.attname::text
+          from (values ('id'), ('board'), ('lane')) r (role)
+          join pg_catalog.pg_attribute a on a.attrelid = t.tgrelid and a.attnum > 0 and not a.attisdropped
+              and case when d.same then a.attnum = (d.said -> r.role ->> 0)::integer
+                       else a.attname = d.said -> r.role ->> 1 end) a
+) col
+-- The triggers on partitions say no more than the watch's id.
+where t.tgnargs = 2;
+
+comment on view relay.watches is 'What is watched, as it is written in the triggers.';
+
+-- Writing: runs inside the writer's transaction, so it must never fail it ------------------------------------
+
+-- Pauses journalling when the file is full. A writer calls it for one entry in a hundred or so, since asking for the
+-- size costs more than an entry. The lock keeps apart who changes the control, and is held for this moment only.
+-- Returns true, always.
+create or replace function relay.pause_if_full() returns boolean
     language plpgsql
+    security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    bytes constant bigint :=
-        pg_catalog.pg_total_relation_size(pg_catalog.to_regclass('relay.journal_' || slot));
+    bytes constant bigint := pg_catalog.pg_total_relation_size('relay.journal'::regclass);
 begin
-    if bytes > (select s.stop_bytes / 4 from relay.settings s) and not relay.paused() then
-        perform pg_catalog.nextval('relay.pauses');
-        raise log 'relay: a slot of the journal holds % bytes: journalling pauses until a relay comes', bytes;
+    if bytes > (select greatest(s.stop_bytes, (select max(h.ceiling) from relay.horizon h)) from relay.settings s)
+        and pg_catalog.pg_try_advisory_lock('relay.control'::regclass::oid::bigint)
+    then
+        if not relay.paused() then
+            perform pg_catalog.setval('relay.control'::regclass, (relay.pauses() + 1) << 42);
+            raise log 'relay: the journal holds % bytes: journalling pauses until a relay finds room', bytes;
+        end if;
+        perform pg_catalog.pg_advisory_unlock('relay.control'::regclass::oid::bigint);
+    end if;
+    return true;
+exception when others then
+    return true;
+end
+$$;
+
+-- Whether whoever listens should be notified, as the trigger functions have it too: not while relays poll, nor when the
+-- server's notification queue fills up (a full one fails commits), nor where two-phase commit is enabled (a
+-- transaction that has notified cannot be prepared).
+create or replace function relay.notify() returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if pg_catalog.current_setting('max_prepared_transactions') = '0'
+        and pg_catalog.pg_notification_queue_usage() < 0.5
+    then
+        perform pg_catalog.pg_notify('relay', '');
     end if;
 end
 $$;
 
--- Tells the daemon to read its boards again, and why: a word of docs/clients.md, then perhaps more for people.
-create or replace function relay.journal_sync(watch integer, target text, reason text) returns void
+-- Tells the daemon to read its boards again, and why: a word of docs/clients.md, then perhaps more for people. Needs
+-- no more than the right to insert into the journal.
+create or replace function relay.journal_sync(watch integer, reason text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
@@ -321,10 +475,8 @@ begin
     if relay.paused() then
         return;  -- they will be read again in any case
     end if;
-    insert into relay.journal (slot, seq, watch, op, reason)
-    values (pg_catalog.pg_sequence_last_value('relay.slot'), pg_catalog.nextval('relay.journal_seq'),
-            journal_sync.watch, 'S', journal_sync.reason);
-    perform relay.ring('*', target);
+    insert into relay.journal (watch, op, reason) values (journal_sync.watch, 'S', journal_sync.reason);
+    perform relay.notify();
 end
 $$;
 
@@ -335,34 +487,53 @@ create or replace function relay.journal_truncate() returns trigger
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform relay.journal_sync(tg_argv[0]::integer, tg_relid::regclass::text, 'truncate');
+    perform relay.journal_sync((tg_argv[0])::integer, 'truncate');
     return null;
 end
 $$;
 
--- Whether a row version was made by the current transaction or a subtransaction of it. The ids of row versions are
--- 32 bits wide, those of transactions 64.
-create or replace function relay.made_here(xmin xid) returns boolean
+-- The image of a row, or "!" and why there is none. A row that is too large has none: its text can be six times as
+-- large as JSON, and a value of a gigabyte is an error. The limit is above what any reader takes (see docs/clients.md).
+-- The text as a record runs no code but output functions. A row of 32 kB that is compressed has less than 8 MiB.
+create or replace function relay.image(of_row record) returns text
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    top   constant bigint := pg_catalog.pg_current_xact_id()::text::bigint;
-    ahead constant bigint := (xmin::text::bigint - top + 2147483648) & 4294967295;
 begin
-    if ahead <= 2147483648 then
-        return ahead = 2147483648;
+    if pg_catalog.pg_column_size(of_row) > 32768
+        and pg_catalog.octet_length(pg_catalog.textin(pg_catalog.record_out(of_row))) > 8388608
+    then
+        return '!the row is larger than 8 MiB';
     end if;
-    -- Younger than this transaction: a subtransaction of it, or another one that committed meanwhile.
-    return pg_catalog.pg_xact_status((top + ahead - 2147483648)::text::xid8) = 'in progress';
+    return pg_catalog.row_to_json(of_row)::text;
 exception when others then
-    return false;  -- the future: an id from before the last wrap-around, of a version frozen long ago
+    return '!' || sqlstate || ' ' || sqlerrm;
 end
 $$;
 
--- The images of a row before and after a change, whatever the writer's settings are. The trigger functions make them
--- without this, and for a third of the price, where the settings are these already.
-create or replace function relay.images(old_row record, new_row record) returns json[]
+-- The columns of a wide row's old image that are not the same in the new one, and those that it is known by: the
+-- reader takes the rest from the new one. All of them where an image cannot be taken apart, as with \u0000.
+create or replace function relay.changed(old_row json, new_row json, known_by text[]) returns text
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select coalesce(pg_catalog.json_object_agg(o.key, o.value), '{}')::text
+        from pg_catalog.json_each(old_row) o
+        left join pg_catalog.json_each(new_row) n on n.key = o.key
+        where n.value is null or n.value::text collate "C" <> o.value::text or o.key = any (known_by));
+exception when others then
+    return old_row::text;
+end
+$$;
+
+-- The careful way to an entry, which the trigger functions take for wide rows, under other settings than those in which
+-- images are made, and where the quick way failed: each image by itself, so that one which cannot be made leaves out
+-- no more than that.
+create or replace function relay.entry(
+    key text, old_key text, old_board text, new_board text, old_row record, new_row record, known_by text[]
+) returns text[]
     language plpgsql
     set search_path = pg_catalog, pg_temp
     set timezone = 'UTC'
@@ -370,139 +541,110 @@ create or replace function relay.images(old_row record, new_row record) returns 
     set intervalstyle = 'postgres'
     set extra_float_digits = 1
     set bytea_output = 'hex'
+    set lc_monetary = 'C'
+    set quote_all_identifiers = off
+    set xmloption = content
 as $$
+declare
+    before text := relay.image(old_row);
+    after  text := relay.image(new_row);
+    reason text;
 begin
-    return array[pg_catalog.row_to_json(old_row), pg_catalog.row_to_json(new_row)];
-end
-$$;
-
--- The columns of a wide row's old image that are not the same in the new one, and those that it is known by: the
--- reader takes the rest from the new one. All of them where an image cannot be taken apart, as with \u0000.
-create or replace function relay.changed(old_row json, new_row json, known_by text[]) returns json
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return (
-        select coalesce(pg_catalog.json_object_agg(o.key, o.value), '{}')
-        from pg_catalog.json_each(old_row) o
-        left join pg_catalog.json_each(new_row) n on n.key = o.key
-        where n.value is null or n.value::text collate "C" <> o.value::text or o.key = any (known_by));
-exception when others then
-    return old_row;
+    if pg_catalog.left(before, 1) = '!' then
+        reason := pg_catalog.concat('row_unreadable: ', pg_catalog.substr(before, 2));
+        before := null;
+    end if;
+    if pg_catalog.left(after, 1) = '!' then
+        reason := pg_catalog.concat('row_unreadable: ', pg_catalog.substr(after, 2));
+        after := null;
+    end if;
+    if pg_catalog.octet_length(before) > 2000 and after is not null then
+        before := relay.changed(before::json, after::json, known_by);
+    end if;
+    return array[key, old_key, old_board, new_board, before, after, reason];
 end
 $$;
 
 -- What the row trigger's function of one watch does. Generated, for a column can be named in PL/pgSQL only as it is
--- written: reading the board's value out of the JSON image would cost more, and fails on JSON that holds \u0000.
--- The only columns it names are the board and the hidden ones. If a later schema change removes or retypes one of
--- them, the block around them catches it: the writer goes on, and the daemon is told to read again.
+-- written: reading the id and the board out of the JSON image would cost more, and fails on JSON that holds \u0000.
+-- The only columns it names are those and the hidden ones. If a later schema change renames or retypes one of them,
+-- the block around them catches it: the writer goes on, the daemon is told, and has this made again (relay.refresh).
 --
--- Every writer pays for what stands here, so it calls nothing of ours but for rare cases, and inserts into the
--- slot's own table: finding that through relay.journal would cost as much again as the insert itself.
+-- Every writer pays for what stands here. In PL/pgSQL, each expression costs some microseconds in each transaction, so
+-- there are two: one that makes the entry, within the block, and one that inserts it, outside, for a block that
+-- writes would be a subtransaction with an id of its own.
 create or replace function relay.journal_body(w relay.watches) returns text
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $make$
 declare
-    hide_old text := '';
-    hide_new text := '';
-    hidden   text := '';
-    inserts  text := '';
-    col name;
+    hide text := '';
+    col  name;
 begin
-    foreach col in array w.hidden loop
-        hide_old := hide_old || pg_catalog.format(' old.%I := null;', col);
-        hide_new := hide_new || pg_catalog.format(' new.%I := null;', col);
-    end loop;
-    if hide_old <> '' then
-        hidden := pg_catalog.format($hide$
-        if tg_op <> 'INSERT' then%s
-        end if;
-        if tg_op <> 'DELETE' then%s
-        end if;$hide$, hide_old, hide_new);
+    if w.hidden <> '{}' then
+        hide := ' if tg_op <> ''INSERT'' then';
+        foreach col in array w.hidden loop
+            hide := hide || pg_catalog.format(' old.%I := null;', col);
+        end loop;
+        hide := hide || ' end if; if tg_op <> ''DELETE'' then';
+        foreach col in array w.hidden loop
+            hide := hide || pg_catalog.format(' new.%I := null;', col);
+        end loop;
+        hide := hide || ' end if;';
     end if;
-    for slot in 0..3 loop
-        inserts := inserts || pg_catalog.format($branch$%s slot = %s then
-        insert into relay.journal_%s
-            (slot, seq, watch, op, old_board, new_board, part, old_tid, new_tid, old_here, depth, old_row, new_row)
-        values (slot, seq, %s, pg_catalog.left(tg_op, 1)::"char", old_board, new_board, tg_relid,
-                old.ctid, new.ctid,
-                -- The age spares nearly all rows the call: what is older than this transaction was not made by it.
-                tg_op <> 'INSERT' and pg_catalog.age(old.xmin) <= 0 and relay.made_here(old.xmin),
-                pg_catalog.pg_trigger_depth(), old_row, new_row);
-    $branch$, case slot when 0 then 'if' else 'elsif' end, slot, slot, w.id);
-    end loop;
 
     return pg_catalog.format($body$
 declare
-    old_board text;
-    new_board text;
-    old_row   json;
-    new_row   json;
-    images    json[];
-    board     text;
-    slot      smallint;
-    seq       bigint;
+    entry text[];
 begin
-    -- What relay.paused says, for less.
-    if pg_catalog.pg_sequence_last_value('relay.pauses') > pg_catalog.pg_sequence_last_value('relay.resumed') then
-        return null;
-    end if;
     -- "new" is null in a delete, "old" in an insert, and so is all that is taken from them.
-    begin%3$s
-        old_board := old.%2$I::text;
-        new_board := new.%2$I::text;
-        if tg_op = 'UPDATE' and old operator(pg_catalog.*=) new then
-            return null;
-        end if;
-        -- Row images must not depend on the settings of whoever writes.
-        if pg_catalog.current_setting('timezone') in ('UTC', 'Etc/UTC')
-            and pg_catalog.current_setting('datestyle') = 'ISO, MDY'
-            and pg_catalog.current_setting('intervalstyle') = 'postgres'
-            and pg_catalog.current_setting('extra_float_digits') = '1'
-            and pg_catalog.current_setting('bytea_output') = 'hex'
-        then
-            old_row := pg_catalog.row_to_json(old);
-            new_row := pg_catalog.row_to_json(new);
-        else
-            images := relay.images(old, new);
-            old_row := images[1];
-            new_row := images[2];
-        end if;
-        if tg_op = 'UPDATE' and pg_catalog.octet_length(old_row::text) > 2000 then
-            old_row := relay.changed(old_row, new_row, %6$L);
-        end if;
+    begin%4$s
+        entry := case
+            -- Journalling is paused, or nothing changed that is shown.
+            when (pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 42) %% 2 = 1
+                or tg_op = 'UPDATE' and old operator(pg_catalog.*=) new then null
+            -- Images must not depend on the settings of the writer.
+            when coalesce(pg_catalog.pg_column_size(old), 0) + coalesce(pg_catalog.pg_column_size(new), 0) < 4000
+                and pg_catalog.current_setting('timezone') in ('UTC', 'Etc/UTC')
+                and pg_catalog.current_setting('datestyle') = 'ISO, MDY'
+                and pg_catalog.current_setting('intervalstyle') = 'postgres'
+                and pg_catalog.current_setting('extra_float_digits') = '1'
+                and pg_catalog.current_setting('bytea_output') = 'hex'
+                and pg_catalog.current_setting('quote_all_identifiers') = 'off'%6$s
+            then array[coalesce(new.%2$I, old.%2$I)::text,
+                       case when old.%2$I::text <> new.%2$I::text collate "C" then old.%2$I::text end,
+                       old.%3$I::text, new.%3$I::text,
+                       pg_catalog.row_to_json(old)::text, pg_catalog.row_to_json(new)::text, null]
+            else relay.entry(coalesce(new.%2$I, old.%2$I)::text,
+                             case when old.%2$I::text <> new.%2$I::text collate "C" then old.%2$I::text end,
+                             old.%3$I::text, new.%3$I::text, old, new, %5$L) end;
     exception when others then
-        perform relay.journal_sync(%1$s, %4$L, 'row_unreadable: ' || sqlerrm);
-        return null;
+        begin%4$s
+            entry := relay.entry(coalesce(new.%2$I, old.%2$I)::text,
+                                 case when old.%2$I::text <> new.%2$I::text collate "C" then old.%2$I::text end,
+                                 old.%3$I::text, new.%3$I::text, old, new, %5$L);
+        exception when others then
+            entry := array[null, null, null, null, null, null, pg_catalog.concat('row_unreadable: ', sqlerrm)];
+        end;
     end;
 
-    slot := pg_catalog.pg_sequence_last_value('relay.slot');
-    seq := pg_catalog.nextval('relay.journal_seq');
-    %5$send if;
-    -- Asking for the size costs more than an entry does.
-    if seq %% 64 = 0 then
-        perform relay.pause_if_full(slot);
-    end if;
-
-    -- What relay.awake_for says, for less.
-    if pg_catalog.pg_sequence_last_value('relay.awake')
-       - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint between 1 and 2000
-    then
-        return null;
-    end if;
-    board := coalesce(new_board, old_board);
-    if pg_catalog.current_setting('relay.rung', true) is distinct from 'board ' || pg_catalog.left(board, 100) then
-        perform relay.ring(board, %4$L);
-    end if;
-    if old_board <> new_board then
-        perform relay.ring(old_board, %4$L);
-    end if;
+    insert into relay.journal (watch, op, key, old_key, old_board, new_board, old_row, new_row, reason)
+    select %1$s, case when entry[1] is null then 'S' else 'R' end::"char", entry[1], entry[2], entry[3], entry[4],
+           entry[5], entry[6], entry[7]
+    where entry is not null
+        and (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) & 127 <> 0 or relay.pause_if_full())
+        -- What relay.notify does, for less.
+        and ((pg_catalog.pg_sequence_last_value('relay.control'::regclass) & 4398046511103)
+                 - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint between 1 and 2000
+             or pg_catalog.current_setting('max_prepared_transactions') <> '0'
+             or pg_catalog.pg_notification_queue_usage() >= 0.5
+             or pg_catalog.pg_notify('relay', '') is not null);
     return null;
 end
-$body$, w.id, w.board_column, hidden, w.target::text, inserts,
-        array[w.id_column, w.board_column, w.lane_column]::text[]);
+$body$, w.id, w.id_column, w.board_column, hide, array[w.id_column, w.board_column, w.lane_column]::text[],
+        -- Only money depends on this, and few writers have it set to this.
+        case when exists (select from relay.types(w.target) t where t = 'money'::regtype)
+             then E'\n                and pg_catalog.current_setting(''lc_monetary'') = ''C''' else '' end);
 end
 $make$;
 
@@ -515,9 +657,24 @@ begin
         'create or replace function relay.journal_%s() returns trigger language plpgsql security definer '
         'set search_path = pg_catalog, pg_temp as %L', w.id, relay.journal_body(w));
     execute pg_catalog.format('revoke all on function relay.journal_%s() from public', w.id);
+    perform relay.give(pg_catalog.format('relay.journal_%s()', w.id)::regprocedure, 'relay_writer');
 end
 $$;
 
+-- Gives a function to another role, which must be allowed to create in the schema for that moment.
+create or replace function relay.give(func regprocedure, to_role text) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not exists (select from pg_catalog.pg_proc p join pg_catalog.pg_roles r on r.oid = p.proowner
+                   where p.oid = func and r.rolname = to_role) then
+        execute pg_catalog.format('grant create on schema relay to %I', to_role);
+        execute pg_catalog.format('alter function %s owner to %I', func, to_role);
+        execute pg_catalog.format('revoke create on schema relay from %I', to_role);
+    end if;
+end
+$$;
 
 -- Watching -----------------------------------------------------------------------------------------------------
 
@@ -535,15 +692,46 @@ as $$
     select b.oid from base b where b.typbasetype = 0
 $$;
 
+-- Every type that a row of a table is made of: of its columns, of their elements, attributes, bases and bounds.
+create or replace function relay.types(target regclass) returns setof regtype
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    with recursive made_of (oid) as (
+        select a.atttypid
+        from relay.parts(target) p
+        join pg_catalog.pg_attribute a on a.attrelid = p and a.attnum > 0 and not a.attisdropped
+        union
+        select inner_type.oid
+        from made_of m
+        join pg_catalog.pg_type t on t.oid = m.oid
+        cross join lateral (
+            select t.typbasetype
+            union all
+            select t.typelem
+            union all
+            select a.atttypid from pg_catalog.pg_attribute a
+            where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+            union all
+            select r.rngsubtype from pg_catalog.pg_range r where t.oid in (r.rngtypid, r.rngmultitypid)
+        ) inner_type (oid)
+        where inner_type.oid <> 0
+    )
+    select oid::regtype from made_of
+$$;
+
 -- One "column [asc|desc] [nulls first|last]" of order_by in its parts, or no row if it is not of that form.
 create or replace function relay.order_parts(entry text, out col text, out direction text)
     returns setof record
     language sql
     immutable
     set search_path = pg_catalog, pg_temp
+    set standard_conforming_strings = on
 as $$
     select m[1], coalesce(m[2], '') || coalesce(m[3], '')
-    from pg_catalog.regexp_match(entry, '^\s*(.+?)(\s+(?:asc|desc))?(\s+nulls\s+(?:first|last))?\s*$', 'i') m
+    from pg_catalog.regexp_match(
+        entry, E'^\\s*(.+?)(\\s+(?:asc|desc))?(\\s+nulls\\s+(?:first|last))?\\s*$', 'i') m
     where m is not null
 $$;
 
@@ -589,7 +777,7 @@ begin
             from pg_catalog.pg_attribute a
             where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped;
             if found is null then
-                raise exception 'relay.watch: % has no column %: name its own with % => ''…''',
+                raise exception 'relay.watch: % has no column %: name its own with % => ''...''',
                     target, pg_catalog.quote_literal(col), role using errcode = 'undefined_column';
             end if;
             raise exception 'relay.watch: column % of % is of type %: as % it must be text, uuid or integer%',
@@ -620,7 +808,7 @@ begin
         where i.indrelid = target and i.indisprimary;
         raise exception 'relay.watch: column % of % is not a key by itself (primary key: %): '
             'it needs a primary key or unique index of its own, not deferrable, and not null; '
-            'or name another with id_column => ''…''',
+            'or name another with id_column => ''...''',
             pg_catalog.quote_ident(id_column), target, coalesce('(' || found || ')', 'none')
             using errcode = 'invalid_table_definition';
     end if;
@@ -647,16 +835,47 @@ begin
 end
 $$;
 
--- Every table that carries triggers of a watch: the table itself and its partitions, at any depth.
-create or replace function relay.parts(target regclass) returns setof regclass
-    language sql
-    stable
+-- Lets relay_reader read a table, which only its owner or a superuser can do. Where rows are filtered by policies, a
+-- board would be silently incomplete, so the reader must be above them.
+create or replace function relay.grant_reading(target regclass, board_column name) returns void
+    language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
-    -- pg_partition_tree knows nothing of a table that is neither partitioned nor a partition.
-    select target
-    union
-    select t.relid from pg_catalog.pg_partition_tree(target) t
+declare
+    schemas constant oid[] := array(
+        select c.relnamespace from pg_catalog.pg_class c where c.oid = target
+        union
+        select t.typnamespace from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+        where a.attrelid = target and a.attname = board_column);
+    place oid;
+begin
+    foreach place in array schemas loop
+        continue when pg_catalog.has_schema_privilege('relay_reader', place, 'usage');
+        begin
+            execute pg_catalog.format('grant usage on schema %s to relay_reader', place::regnamespace);
+        exception when insufficient_privilege then
+            raise exception 'relay.watch: boards are read by role relay_reader, and % may not grant it: have its owner run: '
+                'grant usage on schema % to relay_reader', current_user, place::regnamespace
+                using errcode = 'insufficient_privilege';
+        end;
+    end loop;
+    if not pg_catalog.has_table_privilege('relay_reader', target, 'select') then
+        begin
+            execute pg_catalog.format('grant select on %s to relay_reader', target);
+        exception when insufficient_privilege then
+            null;  -- and where nothing could be granted, Postgres only warns
+        end;
+        if not pg_catalog.has_table_privilege('relay_reader', target, 'select') then
+            raise exception 'relay.watch: boards are read by role relay_reader, and % may not grant it: have its owner run: '
+                'grant select on % to relay_reader', current_user, target using errcode = 'insufficient_privilege';
+        end if;
+    end if;
+    if exists (select from pg_catalog.pg_class c where c.oid = target and c.relrowsecurity)
+        and not exists (select from pg_catalog.pg_roles r where r.rolname = 'relay_reader' and r.rolbypassrls) then
+        raise exception 'relay.watch: row level security is on for %, so boards would lack rows: have a superuser run: '
+            'alter role relay_reader bypassrls', target using errcode = 'insufficient_privilege';
+    end if;
+end
 $$;
 
 -- Locks a table and its partitions without standing in anybody's way for long. Whoever asks for a lock and waits has
@@ -681,7 +900,7 @@ begin
                     using errcode = 'lock_not_available';
             end if;
         end;
-        perform pg_catalog.pg_sleep(0.1 + 0.3 * pg_catalog.random());
+        perform pg_catalog.pg_sleep(0.1 + 0.3 * (pg_catalog.date_part('microseconds', pg_catalog.clock_timestamp())::integer % 1000) / 1000.0);
     end loop;
 end
 $$;
@@ -700,25 +919,26 @@ as $$
       and (holders.mode = 'access exclusive' or l.mode not in ('AccessShareLock', 'RowShareLock'))
 $$;
 
--- Whether all triggers of a watch are in place, as relay.create_triggers makes them, and enabled always.
-create or replace function relay.triggers_complete(w relay.watches) returns boolean
+-- Whether all triggers of a watch are in place, as relay.create_triggers makes them, and enabled in one of the ways
+-- given: O for ordinary sessions, A also where changes are applied that come from another server.
+create or replace function relay.triggers_enabled(watch integer, target regclass, ways text) returns boolean
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select pg_catalog.bool_and(coalesce(found.n, 0) = 3)
-    from relay.parts(w.target) p
+    select pg_catalog.bool_and(coalesce(found.n, 0) = 2)
+    from relay.parts(target) p
     left join lateral (
         select pg_catalog.count(*) as n
         from pg_catalog.pg_trigger t
         join pg_catalog.pg_proc f on f.oid = t.tgfoid
-        where t.tgrelid = p and t.tgenabled = 'A'
+        where t.tgrelid = p and pg_catalog.strpos(ways, t.tgenabled::text) > 0
           and f.pronamespace = 'relay'::regnamespace
-          and f.proname in ('journal_' || w.id, 'journal_truncate')
-          -- For each row after insert or delete, and after update; for each statement after truncate.
-          and (t.tgname, t.tgtype) in (('relay_insert_delete', 13), ('relay_update', 17), ('relay_truncate', 32))
-          -- of any column
-          and t.tgattr::text = ''
+          and f.proname in ('journal_' || watch, 'journal_truncate')
+          -- For each row after insert, update or delete; for each statement after truncate.
+          and (t.tgname, t.tgtype) in (('relay_change', 29), ('relay_truncate', 32))
+          -- of any column, whatever the row
+          and t.tgattr::text = '' and t.tgqual is null
     ) found on true
 $$;
 
@@ -744,10 +964,10 @@ end
 $$;
 
 -- Row triggers, not statement triggers: they also fire in logical replication and for writes made straight to a
--- partition. "enable always", so that replicas and restores are not deaf. Without "when (old.* is distinct from new.*)":
--- that is parsed and compiled anew for each statement, and costs more than it spares; the function compares the rows.
--- Replaced rather than dropped, for that would take a lock that keeps readers out.
-create or replace function relay.create_triggers(w relay.watches) returns void
+-- partition, and a row that cannot be shown leaves out itself alone. "enable always", so that replicas are not deaf.
+-- Without "when (old.* is distinct from new.*)": that is parsed and compiled for each statement, and costs more than it
+-- spares; the function compares the rows. Replaced rather than dropped, for that would keep readers out.
+create or replace function relay.create_triggers(w relay.watches, said jsonb) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
@@ -756,38 +976,44 @@ declare
     name text;
 begin
     execute pg_catalog.format(
-        'create or replace trigger relay_insert_delete after insert or delete on %s for each row '
-        'execute function relay.journal_%s()', w.target, w.id);
-    execute pg_catalog.format(
-        'create or replace trigger relay_update after update on %s for each row '
+        'create or replace trigger relay_change after insert or update or delete on %s for each row '
         'execute function relay.journal_%s()', w.target, w.id);
     for part in select p from relay.parts(w.target) p loop
         execute pg_catalog.format(
             'create or replace trigger relay_truncate after truncate on %s for each statement '
-            'execute function relay.journal_truncate(%L)', part, w.id);
-        foreach name in array array['relay_insert_delete', 'relay_update', 'relay_truncate'] loop
+            'execute function relay.journal_truncate(%L%s)', part, w.id,
+            case when part = w.target then pg_catalog.format(', %L', said) end);
+        foreach name in array array['relay_change', 'relay_truncate'] loop
             execute pg_catalog.format('alter table %s enable always trigger %I', part, name);
         end loop;
     end loop;
 end
 $$;
 
--- Two functions of an older install had fewer parameters.
-drop function if exists relay.watch(regclass, name, name, name, name[], text[]);
-drop function if exists relay.unwatch(regclass);
+-- A column as a watch knows it: its number and its name.
+create or replace function relay.column_of(target regclass, col name) returns jsonb
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.jsonb_build_array(a.attnum, a.attname)
+    from pg_catalog.pg_attribute a where a.attrelid = target and a.attname = col and not a.attisdropped
+$$;
 
--- Starts feeding a table, or changes how it is fed. Said again with the same settings it takes no lock and
--- changes nothing, except that it covers partitions that have come since.
+-- Starts feeding a table, or changes how it is fed. What is not given stays as it is, where the table is watched
+-- already. With the same settings it takes no lock and changes nothing, except that it puts the triggers right where
+-- some are missing or disabled, and covers partitions that have come since.
 --
 -- Takes SHARE ROW EXCLUSIVE on the table, which readers do not notice, until the end of the transaction: so give it
 -- one of its own. Waits for it in short attempts (see relay.lock_table), for as long as "patience" in all.
 create or replace function relay.watch(
     target       regclass,
-    id_column    name     default 'id',
-    board_column name     default 'board_id',
-    lane_column  name     default 'lane',
-    hidden       name[]   default '{}',
-    -- "column [asc|desc] [nulls first|last]", …; the id decides among equals. Null: by created_at if there is one.
+    -- "id", "board_id" and "lane", if the table is not watched yet.
+    id_column    name     default null,
+    board_column name     default null,
+    lane_column  name     default null,
+    hidden       name[]   default null,
+    -- "column [asc|desc] [nulls first|last]", ...; the id decides among equals. At first by created_at, if there is one.
     order_by     text[]   default null,
     patience     interval default '30 seconds'
 ) returns void
@@ -798,43 +1024,67 @@ as $$
 declare
     current_watch relay.watches;
     wanted        relay.watches;
+    said          jsonb;
 begin
+    -- One at a time: two sessions that watch the same table must not each make their own.
+    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
+    select * into current_watch from relay.watches w where w.target = watch.target;
+    if current_watch.problem like 'was restored%' and watch.hidden is null then
+        raise exception 'relay.watch: % %: say which columns to hide, with hidden => ''{...}''',
+            watch.target, current_watch.problem using errcode = 'undefined_column';
+    end if;
     wanted.target := watch.target;
-    wanted.id_column := watch.id_column;
-    wanted.board_column := watch.board_column;
-    wanted.lane_column := watch.lane_column;
-    wanted.hidden := coalesce(watch.hidden, '{}');
-    wanted.order_by := coalesce(watch.order_by, (
+    wanted.id_column := coalesce(watch.id_column, current_watch.id_column, 'id');
+    wanted.board_column := coalesce(watch.board_column, current_watch.board_column, 'board_id');
+    wanted.lane_column := coalesce(watch.lane_column, current_watch.lane_column, 'lane');
+    wanted.hidden := coalesce(watch.hidden, array(
+        select h from pg_catalog.unnest(current_watch.hidden) h
+        join pg_catalog.pg_attribute a on a.attrelid = watch.target and a.attname = h and a.attgenerated <> 'v'));
+    wanted.order_by := coalesce(watch.order_by, current_watch.order_by, (
         select array['created_at'] from pg_catalog.pg_attribute a
         where a.attrelid = watch.target and a.attname = 'created_at' and not a.attisdropped), '{}');
     perform relay.check_watch(wanted.target, wanted.id_column, wanted.board_column, wanted.lane_column,
                               wanted.hidden, wanted.order_by);
+    perform relay.grant_reading(wanted.target, wanted.board_column);
 
-    -- One at a time: two sessions that watch the same table must not each make their own.
-    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
-    select * into current_watch from relay.watches w where w.target = watch.target;
-    if row(current_watch.id_column, current_watch.board_column, current_watch.lane_column,
-           current_watch.hidden, current_watch.order_by)
-       = row(wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by)
-       and relay.triggers_complete(current_watch)
-       -- Those of an older version had a condition, which costs writers.
-       and not exists (select from pg_catalog.pg_trigger t
-                       where t.tgrelid = wanted.target and t.tgname = 'relay_update' and t.tgqual is not null)
+    -- As the view will tell it, which is also how it is compared.
+    wanted.hidden := array(
+        select a.attname from pg_catalog.pg_attribute a
+        where a.attrelid = wanted.target and a.attnum > 0 and not a.attisdropped
+          and (a.attgenerated = 'v' or a.attname = any (wanted.hidden)) order by a.attnum);
+    if current_watch.problem is null
+       and row(current_watch.id_column, current_watch.board_column, current_watch.lane_column,
+               current_watch.hidden, current_watch.order_by)
+           = row(wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by)
+       and relay.triggers_enabled(current_watch.id, wanted.target, 'A')
     then
         return;
     end if;
 
     perform relay.lock_table(wanted.target, 'share row exclusive', patience);
-    delete from relay.watches w where w.id = current_watch.id;
-    insert into relay.watches as w (target, id_column, board_column, lane_column, hidden, order_by)
-    values (wanted.target, wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by)
-    returning w.* into wanted;
+    -- A change names the watch it was made under, and an id is never used again, nor likely to be another server's, so
+    -- that no change is ever read with the settings of another. Not from random(), whose sequence is the session's.
+    wanted.id := ('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 8))::bit(32)::integer & 2147483647;
+    said := pg_catalog.jsonb_build_object(
+        'watch', wanted.id,
+        'oid', wanted.target::oid::bigint,
+        'name', (select pg_catalog.format('%I.%I', n.nspname, c.relname)
+                 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                 where c.oid = wanted.target),
+        'id', relay.column_of(wanted.target, wanted.id_column),
+        'board', relay.column_of(wanted.target, wanted.board_column),
+        'lane', relay.column_of(wanted.target, wanted.lane_column),
+        'hidden', (select coalesce(pg_catalog.jsonb_agg(relay.column_of(wanted.target, h)), '[]')
+                   from pg_catalog.unnest(wanted.hidden) h
+                   join pg_catalog.pg_attribute a on a.attrelid = wanted.target and a.attname = h
+                   where a.attgenerated <> 'v'),
+        'order_by', pg_catalog.to_jsonb(wanted.order_by));
     perform relay.make_journal_function(wanted);
-    perform relay.create_triggers(wanted);
+    perform relay.create_triggers(wanted, said);
     if current_watch.id is not null then
         execute pg_catalog.format('drop function if exists relay.journal_%s()', current_watch.id);
     end if;
-    perform relay.journal_sync(wanted.id, wanted.target::text, 'watch_changed');
+    perform relay.journal_sync(wanted.id, 'watch_changed');
 end
 $$;
 
@@ -860,8 +1110,12 @@ begin
     perform relay.lock_table(current_watch.target, 'access exclusive', patience);
     perform relay.drop_triggers(current_watch.target);
     execute pg_catalog.format('drop function if exists relay.journal_%s()', current_watch.id);
-    delete from relay.watches w where w.id = current_watch.id;
-    perform relay.journal_sync(null, current_watch.target::text, 'watch_changed: unwatch');
+    begin
+        execute pg_catalog.format('revoke select on %s from relay_reader', current_watch.target);
+    exception when insufficient_privilege then
+        null;  -- whoever granted it may take it back
+    end;
+    perform relay.journal_sync(null, 'watch_changed: unwatch');
 end
 $$;
 
@@ -872,36 +1126,47 @@ create or replace function relay.resync() returns void
     language sql
     set search_path = pg_catalog, pg_temp
 as $$
-    select relay.journal_sync(null, '*', 'resync')
+    select relay.journal_sync(null, 'resync')
 $$;
 
 comment on function relay.resync() is 'Sends every subscriber its whole board again.';
 
--- Columns that no message shows: the hidden ones, and virtual generated ones, which triggers do not see.
-create or replace function relay.unseen_columns(w relay.watches) returns name[]
-    language sql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select w.hidden || coalesce(pg_catalog.array_agg(a.attname), '{}')
-    from pg_catalog.pg_attribute a
-    where a.attrelid = w.target and a.attgenerated = 'v' and not a.attisdropped and a.attname <> all (w.hidden)
-$$;
-
--- Twelve characters that change when any watched table does: its columns, its partitions, itself. And when a dump is
--- restored over it all.
+-- Twelve characters that change when anything does that a client's copy depends on: what is watched and how, columns
+-- and partitions, and of every type that a row is made of, its labels, attributes, base and casts to json. And when a
+-- dump is restored over it all.
 create or replace function relay.shape() returns text
     language sql
     stable
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    select pg_catalog.left(pg_catalog.md5('relay.epochs'::regclass::oid || coalesce(pg_catalog.string_agg(pg_catalog.concat_ws(' ',
-        w.id, a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped, a.xmin), ','
-        order by w.id, a.attrelid, a.attnum), '')), 12)
+    select pg_catalog.left(pg_catalog.md5(pg_catalog.concat_ws(';', 'relay.epochs'::regclass::oid,
+        pg_catalog.string_agg(pg_catalog.concat_ws(' ', w.target::oid, w.id_column, w.board_column, w.lane_column,
+            w.hidden, w.order_by, w.problem, cols.said, types.said), ';' order by w.target::oid))), 12)
     from relay.watches w
-    cross join lateral relay.parts(w.target) p
-    join pg_catalog.pg_attribute a on a.attrelid = p and a.attnum > 0
+    cross join lateral (
+        select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod,
+                   a.attisdropped, a.xmin, case when a.attgenerated <> '' then d.xmin end), ','
+               order by a.attrelid, a.attnum) as said
+        from relay.parts(w.target) p
+        join pg_catalog.pg_attribute a on a.attrelid = p and a.attnum > 0
+        left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+    ) cols
+    cross join lateral (
+        select pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.oid,
+                   (select pg_catalog.string_agg(e.oid || ' ' || e.enumlabel, ',' order by e.enumsortorder)
+                    from pg_catalog.pg_enum e where e.enumtypid = t.oid),
+                   (select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid), ',' order by a.attnum)
+                    from pg_catalog.pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and t.typrelid <> 0),
+                   t.typbasetype, t.typtypmod,
+                   (select pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.castfunc, f.xmin), ',' order by c.oid)
+                    from pg_catalog.pg_cast c left join pg_catalog.pg_proc f on f.oid = c.castfunc
+                    where c.castsource = t.oid and c.casttarget in ('json'::regtype, 'text'::regtype))), ','
+               order by t.oid) as said
+        from relay.types(w.target) m
+        join pg_catalog.pg_type t on t.oid = m
+        where t.oid >= 16384
+    ) types
 $$;
 
 create or replace view relay.watched as
@@ -911,20 +1176,61 @@ create or replace view relay.watched as
            w.id_column,
            w.board_column,
            w.lane_column,
-           relay.unseen_columns(w) as hidden,
+           w.hidden,
            w.order_by,
-           relay.triggers_complete(w) as triggers_complete,
-           w.since
+           relay.triggers_enabled(w.id, w.target, 'AO') as triggers_complete,
+           relay.triggers_enabled(w.id, w.target, 'A') as triggers_always,
+           w.problem,
+           w.watched_as
     from relay.watches w
     join pg_catalog.pg_class c on c.oid = w.target
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace;
 
 comment on view relay.watched is 'What is watched. triggers_complete false: run relay.watch again.';
 
+-- The watches whose trigger function is not the one that relay.make_journal_function would make now.
+create or replace function relay.altered() returns setof integer
+    language sql
+    stable
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select w.id from relay.watches w
+    where w.problem is null and not exists (
+        select from pg_catalog.pg_proc f join pg_catalog.pg_roles r on r.oid = f.proowner
+        where f.oid = pg_catalog.to_regprocedure('relay.journal_' || w.id || '()')
+          and f.prosrc = relay.journal_body(w) and f.prosecdef and r.rolname = 'relay_writer'
+          and f.proconfig = array['search_path=pg_catalog, pg_temp'])
+$$;
+
+comment on function relay.altered() is 'Which trigger functions are not as they should be.';
+
+-- Makes those functions as they should be, after columns were renamed or retyped; the daemon calls it. Replacing a
+-- function locks no table, and has every session compile it again, with the columns as they are now. Its owner loses
+-- no right and gains none: what it creates is decided by the triggers alone.
+create or replace function relay.refresh() returns integer
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    w    relay.watches;
+    made integer := 0;
+begin
+    for w in select s.* from relay.watches s where s.id in (select a from relay.altered() a) loop
+        perform relay.make_journal_function(w);
+        made := made + 1;
+    end loop;
+    return made;
+end
+$$;
+
+comment on function relay.refresh() is 'Makes the trigger functions fit the tables as they are now.';
+
 -- Reading ------------------------------------------------------------------------------------------------------
 
 -- Whether a board's name, as text, is the text of a value of the column: 'abc' is no integer, and '007' is
--- not how the integer 7 is written.
+-- not how the integer 7 is written. A domain's checks may raise anything.
 create or replace function relay.is_written(board text, typ text) returns boolean
     language plpgsql
     stable
@@ -935,7 +1241,7 @@ declare
 begin
     execute pg_catalog.format('select $1::%s::text', typ) into written using board;
     return written = board;
-exception when data_exception then
+exception when others then
     return false;
 end
 $$;
@@ -950,18 +1256,19 @@ as $$
 declare
     held text;
 begin
-    select pg_catalog.string_agg(c.oid::regclass::text, ', ' order by w.id) into held
+    select pg_catalog.string_agg(w.target::text, ', ' order by w.id) into held
     from relay.watches w
-    join pg_catalog.pg_class c on c.oid = w.target;
+    where w.problem is null;
     if held is not null then
         execute 'lock table ' || held || ' in access share mode';
     end if;
 end
 $$;
 
--- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement. Runs as its
--- owner: so a role that may read boards need not be able to read the tables, and their hidden columns.
-create or replace function relay.board(board text) returns table (watch integer, task json)
+-- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement. Runs as
+-- relay_reader: so a role that may read boards need not be able to read the tables, and their hidden columns. With
+-- "careful", a row that cannot be shown is "!" and why, and fails nothing else. A table with a problem is not shown.
+create or replace function relay.board(board text, careful boolean default false) returns table (watch integer, task text)
     language plpgsql
     stable
     security definer
@@ -974,51 +1281,50 @@ create or replace function relay.board(board text) returns table (watch integer,
     set intervalstyle = 'postgres'
     set extra_float_digits = 1
     set bytea_output = 'hex'
+    set lc_monetary = 'C'
+    set quote_all_identifiers = off
+    set xmloption = content
 as $$
 declare
-    w       record;
-    columns text;
-    ordered text;
+    w        record;
+    columns  text;
+    ordered  text;
+    row_name text;
 begin
     for w in
-        select s.*, c.relkind, pg_catalog.format_type(a.atttypid, a.atttypmod) as board_type,
-               relay.unseen_columns(s) as unseen,
-               (select role.col from pg_catalog.unnest(array[s.id_column, s.board_column, s.lane_column]) role (col)
-                where not exists (select from pg_catalog.pg_attribute x where x.attrelid = s.target
-                                  and x.attname = role.col and not x.attisdropped) limit 1) as gone
+        select s.*, c.relkind, pg_catalog.format_type(a.atttypid, a.atttypmod) as board_type
         from relay.watches s
         join pg_catalog.pg_class c on c.oid = s.target
         left join pg_catalog.pg_attribute a on a.attrelid = s.target and a.attname = s.board_column
+        where s.problem is null
         order by s.id
     loop
-        if w.gone is not null then
-            raise exception '% no longer has column %: run relay.watch again and name the columns as they are now',
-                w.target, pg_catalog.quote_ident(w.gone) using errcode = 'undefined_column';
-        end if;
         continue when not relay.is_written(board, w.board_type);
 
-        select pg_catalog.string_agg(pg_catalog.format('t.%I', a.attname), ', ' order by a.attnum) into columns
+        select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', a.attname), ', ' order by a.attnum) into columns
         from pg_catalog.pg_attribute a
-        where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.unseen);
+        where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden);
 
-        select pg_catalog.string_agg(pg_catalog.format('t.%I%s, ', p.col, p.direction), '' order by o.n) into ordered
+        select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I%s, ', p.col, p.direction), '' order by o.n) into ordered
         from pg_catalog.unnest(w.order_by) with ordinality o (entry, n)
         cross join lateral relay.order_parts(o.entry) p
         join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = p.col and not a.attisdropped;
 
         -- The first condition finds the rows by an index; the second is exact where the first is not, as with
-        -- case-insensitive text.
+        -- case-insensitive text. A column that had the row's alias as its name would be taken for the row.
+        row_name := 'row_' || pg_catalog.md5(columns);
         return query execute pg_catalog.format(
-            'select $1, (select pg_catalog.row_to_json(v) from (select %s) v) from %s %s t '
-            'where t.%I = $2::%s and t.%I::text = $2 collate "C" order by %st.%I',
-            columns, case when w.relkind = 'r' then 'only' else '' end, w.target, w.board_column, w.board_type,
+            'select $1, (select %s from (select %s) %s) from %s %s row_of_table '
+            'where row_of_table.%I = $2::%s and row_of_table.%I::text = $2 collate "C" order by %srow_of_table.%I',
+            pg_catalog.format(case when careful then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
+            columns, row_name, case when w.relkind = 'r' then 'only' else '' end, w.target, w.board_column, w.board_type,
             w.board_column, ordered, w.id_column)
             using w.id, board;
     end loop;
 end
 $$;
 
-comment on function relay.board(text) is 'The tasks of one board as subscribers see them.';
+comment on function relay.board(text, boolean) is 'The tasks of one board as subscribers see them.';
 
 -- Who may read a board, where the daemon is told to ask (WS_MAY_READ): replace this function as you like. "claims" are
 -- those of the client's token. Where they name boards, the daemon has compared them already. Left alone when it is there.
@@ -1039,136 +1345,6 @@ $$;
 
 -- Pruning ------------------------------------------------------------------------------------------------------
 
--- The snapshot that sees what "v" sees, as far as it is below "bound".
-create or replace function relay.narrow(v pg_snapshot, bound xid8) returns pg_snapshot
-    language sql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select pg_catalog.concat(coalesce(min(x), b), ':', b, ':', pg_catalog.string_agg(x::text, ',' order by x))::pg_snapshot
-    from (select least(bound, pg_catalog.pg_snapshot_xmax(v)) as b) capped
-    left join lateral pg_catalog.pg_snapshot_xip(v) x on x < b
-    group by b
-$$;
-
--- An id above that of every transaction which has one now. A snapshot does not tell: transactions that are running
--- may lie above its xmax. A block with an exception clause is a subtransaction, and gets the next id when it writes.
-create or replace function relay.next_xid() returns xid8
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    top  constant bigint := pg_catalog.pg_current_xact_id()::text::bigint;
-    next bigint;
-begin
-    begin
-        update relay.horizon h set pauses_known = h.pauses_known returning h.xmin::text::bigint into next;
-    exception when no_data_found then
-        raise;
-    end;
-    -- The ids of row versions are 32 bits wide, those of transactions 64.
-    return (top + ((next - top) & 4294967295))::text::xid8;
-end
-$$;
-
--- Notes which slots no writer can choose any more. Who chose one had an id by then, for a row trigger fires when its
--- transaction has one.
-create or replace function relay.close_slots() returns void
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    chosen constant smallint := pg_catalog.pg_sequence_last_value('relay.slot');
-begin
-    -- A move to another slot counts at once, even if its transaction is then rolled back.
-    update relay.slots s
-    set opened_at = pg_catalog.clock_timestamp(), closed_at = null, closed_below = null, free_since = null
-    where s.closed_at is not null and s.slot = chosen;
-
-    if exists (select from relay.slots s where s.closed_at is null and s.slot <> chosen) then
-        update relay.slots s
-        set closed_at = pg_catalog.clock_timestamp(), closed_below = below.xid, free_since = null
-        from (select relay.next_xid() as xid) below
-        where s.closed_at is null and s.slot <> chosen;
-    end if;
-end
-$$;
-
--- Locks a slot, if no running transaction has entries in it and nobody reads it just now. Never waits.
-create or replace function relay.lock_slot(slot smallint) returns boolean
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    execute pg_catalog.format('lock table relay.journal_%s in access exclusive mode nowait', slot);
-    return true;
-exception when lock_not_available then
-    return false;
-end
-$$;
-
-create or replace function relay.slot_bytes(slot smallint) returns bigint
-    language sql
-    set search_path = pg_catalog, pg_temp
-as $$
-    select case when pg_catalog.pg_relation_size(pg_catalog.to_regclass('relay.journal_' || slot)) = 0 then 0
-           else pg_catalog.pg_total_relation_size(pg_catalog.to_regclass('relay.journal_' || slot)) end
-$$;
-
--- Truncates closed slots whose changes are older than "keep", and others, oldest first, while the journal is
--- larger than "most"; returns the bytes that came free. The horizon rises to what was over by then.
-create or replace function relay.empty_slots(keep interval, most bigint) returns bigint
-    language plpgsql
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    closed relay.slots;
-    bytes  bigint;
-    freed  bigint := 0;
-    total  bigint := (select pg_catalog.sum(relay.slot_bytes(s.slot)) from relay.slots s);
-begin
-    for closed in select * from relay.slots s where s.closed_at is not null
-                  and s.slot <> pg_catalog.pg_sequence_last_value('relay.slot') order by s.closed_at, s.slot loop
-        bytes := relay.slot_bytes(closed.slot);
-        continue when bytes = 0;
-        if closed.free_since is null then
-            continue when not relay.lock_slot(closed.slot);
-            closed.free_since := pg_catalog.clock_timestamp();
-            update relay.slots s set free_since = closed.free_since where s.slot = closed.slot;
-        end if;
-        continue when closed.free_since + keep > pg_catalog.clock_timestamp() and total <= most;
-        continue when not relay.lock_slot(closed.slot);
-        update relay.horizon h
-        set seen = relay.narrow(pg_catalog.pg_current_snapshot(),
-                                greatest(closed.closed_below, pg_catalog.pg_snapshot_xmax(h.seen)));
-        execute pg_catalog.format('truncate relay.journal_%s', closed.slot);
-        total := total - bytes;
-        freed := freed + bytes;
-    end loop;
-    return freed;
-end
-$$;
-
--- Makes an empty slot the current one, if there is one.
-create or replace function relay.next_slot() returns boolean
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    chosen smallint := (
-        select s.slot from relay.slots s
-        where s.slot <> pg_catalog.pg_sequence_last_value('relay.slot') and relay.slot_bytes(s.slot) = 0
-        order by s.closed_at nulls first, s.slot limit 1);
-begin
-    if chosen is null then
-        return false;
-    end if;
-    perform pg_catalog.setval('relay.slot', chosen);
-    return true;
-end
-$$;
-
 -- What is decided here rests on the snapshot of each statement; one from the beginning of the transaction would
 -- be too old.
 create or replace function relay.require_read_committed(caller text) returns void
@@ -1183,82 +1359,166 @@ begin
 end
 $$;
 
--- Lets the oldest changes go, by age and by size (see relay.settings); returns the bytes that came free. Call it in
--- a transaction of its own: it waits for nobody, and writers never wait for it, but readers of the journal wait for
--- its commit. Two at once: the second does nothing.
+-- Notes what is committed by now, and the bytes of entries that it added. Where nothing is new it writes nothing, so
+-- an idle database stays idle.
+create or replace function relay.tick(here text) returns void
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    insert into relay.ticks (place, seen, bytes)
+    select here, found.seen, found.bytes
+    from (
+        select pg_catalog.pg_current_snapshot() as seen, count(*) as entries,
+               sum(40 + coalesce(pg_catalog.pg_column_size(j.old_row), 0) + coalesce(pg_catalog.pg_column_size(j.new_row), 0)
+                   + coalesce(pg_catalog.pg_column_size(j.key), 0) + coalesce(pg_catalog.pg_column_size(j.old_board), 0)
+                   + coalesce(pg_catalog.pg_column_size(j.new_board), 0)) as bytes
+        from (select coalesce((select t.seen from relay.ticks t where t.place = here order by t.at desc limit 1),
+                              (select h.seen from relay.horizon h where h.place = here)) as seen) last
+        join relay.journal j
+            on (j.xid >= pg_catalog.pg_snapshot_xmax(last.seen) or j.xid = any (array(select pg_catalog.pg_snapshot_xip(last.seen))))
+            and pg_catalog.pg_visible_in_snapshot(j.xid, pg_catalog.pg_current_snapshot())
+    ) found
+    where found.entries > 0
+$$;
+
+-- Deletes entries below "floor", a number of them at the most, so that no call takes long; returns how many. They are
+-- found from where the last call ended: what is deleted stays in the index until it is vacuumed, and that waits for the
+-- longest transaction of the database.
+create or replace function relay.sweep(here text, floor xid8, most integer) returns integer
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+as $$
+declare
+    deleted integer;
+begin
+    delete from relay.journal j
+    where j.ctid = any (array(
+        select x.ctid from relay.journal x
+        where x.xid < floor and x.xid >= (select h.swept from relay.horizon h where h.place = here)
+        limit most));
+    get diagnostics deleted = row_count;
+    if deleted < most then
+        update relay.horizon h set swept = floor where h.place = here and h.swept < floor;
+    end if;
+    return deleted;
+end
+$$;
+
+-- Lets the oldest changes go, by age and by size (see relay.settings); returns how many went. Call it again until it
+-- returns 0, each time in a transaction of its own. It only deletes: so it waits for nobody, nobody waits for it, and
+-- a reader sees what its snapshot shows. Two at once: the second does nothing.
 create or replace function relay.prune(keep interval default null, most bigint default null) returns bigint
     language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    freed bigint;
+    here  constant text := relay.place();
+    floor xid8;
 begin
     perform relay.require_read_committed('relay.prune');
-    perform from relay.horizon for update skip locked;
+    perform relay.tick(here)
+    where not exists (select from relay.ticks t
+                      where t.place = here and t.at > pg_catalog.clock_timestamp() - interval '1 second' and keep is null);
+    select coalesce(keep, s.keep_age), coalesce(most, s.keep_bytes) into keep, most from relay.settings s;
+    -- The youngest tick that is too old, or has too much after it: all that was over by then may go.
+    select pg_catalog.pg_snapshot_xmin(t.seen) into floor
+    from (
+        select k.at, k.seen, sum(k.bytes) over (order by k.at desc) - k.bytes as younger
+        from relay.ticks k where k.place = here
+    ) t
+    where t.at <= pg_catalog.clock_timestamp() - keep or t.younger > most
+    order by t.at desc limit 1;
+    if floor is null or not exists (select from relay.horizon h where h.place = here and h.swept < floor) then
+        return 0;
+    end if;
+    perform from relay.horizon h where h.place = here for update skip locked;
     if not found then
         return 0;
     end if;
-    select coalesce(keep, s.keep_age), coalesce(most, s.keep_bytes) into keep, most from relay.settings s;
-    perform relay.close_slots();
-    freed := relay.empty_slots(keep, most);
-    -- One that nobody has written in is as good as new.
-    update relay.slots s
-    set opened_at = pg_catalog.clock_timestamp()
-    where s.slot = pg_catalog.pg_sequence_last_value('relay.slot') and relay.slot_bytes(s.slot) = 0
-      and s.opened_at + keep / 2 <= pg_catalog.clock_timestamp();
-    if exists (select from relay.slots s
-               where s.slot = pg_catalog.pg_sequence_last_value('relay.slot') and relay.slot_bytes(s.slot) > 0
-               and (s.opened_at + keep / 2 <= pg_catalog.clock_timestamp() or relay.slot_bytes(s.slot) > most / 4))
-        and relay.next_slot()
-    then
-        perform relay.close_slots();
-        freed := freed + relay.empty_slots(keep, most);
-    end if;
-    return freed;
+    update relay.horizon h
+    set seen = pg_catalog.concat(floor, ':', floor, ':')::pg_snapshot
+    where h.place = here and pg_catalog.pg_snapshot_xmax(h.seen) < floor;
+    -- The youngest tick stays: the next one counts from it.
+    delete from relay.ticks t
+    where t.place = here and pg_catalog.pg_snapshot_xmin(t.seen) <= floor
+      and t.at < (select max(k.at) from relay.ticks k where k.place = here);
+    return relay.sweep(here, floor, 20000);
 end
 $$;
 
 comment on function relay.prune(interval, bigint) is 'Lets old changes go; the daemon calls it every few seconds.';
 
--- Ends a pause: journalling goes on, and whoever read before it must read its boards again. False: there is no room
--- yet, for running transactions hold every slot.
+-- An id above that of every transaction which has one now. A snapshot does not tell: transactions that are running
+-- may lie above its xmax. A block with an exception clause is a subtransaction, and gets the next id when it writes.
+create or replace function relay.next_xid() returns xid8
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    top  constant bigint := pg_catalog.pg_current_xact_id()::text::bigint;
+    next bigint;
+begin
+    begin
+        update relay.horizon h set pauses = h.pauses where h.place = relay.place() returning h.xmin::text::bigint into next;
+    exception when no_data_found then
+        raise;
+    end;
+    -- The ids of row versions are 32 bits wide, those of transactions 64.
+    return (top + ((next - top) & 4294967295))::text::xid8;
+end
+$$;
+
+-- Ends a pause, if there is room: journalling goes on, and whoever read before it must read its boards again. Returns
+-- whether journalling goes on. What the journal holds is deleted first, for nobody can go on from it; room is there
+-- when that was vacuumed, which waits for the longest transaction of the database.
 --
 -- What the pause left out cannot fall into a crack: a transaction that skipped an entry had its id by then, so in
 -- the snapshot taken after journalling went on, it is either over (then the horizon, which is that snapshot, sees it)
 -- or still running. For each of the latter an entry is made in its name, which no reader takes before it is over.
--- Should this be cut short, the pause is still unknown to the horizon, and the next call does it again.
 create or replace function relay.resume() returns boolean
     language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    pauses bigint;
-    below  bigint;
-    after  pg_snapshot;
+    here  constant text := relay.place();
+    size  constant bigint := pg_catalog.pg_total_relation_size('relay.journal'::regclass);
+    most  constant bigint := (select s.stop_bytes from relay.settings s);
+    count bigint;
+    below bigint;
+    after pg_snapshot;
 begin
     perform relay.require_read_committed('relay.resume');
-    perform from relay.horizon for update;
-    pauses := pg_catalog.pg_sequence_last_value('relay.pauses');
-    if pauses <= (select h.pauses_known from relay.horizon h) then
+    perform from relay.horizon h where h.place = here for update;
+    -- Only who holds this changes the control.
+    perform pg_catalog.pg_advisory_xact_lock('relay.control'::regclass::oid::bigint);
+    count := relay.pauses();
+    if count = (select h.pauses from relay.horizon h where h.place = here) then
         return true;
     end if;
-    perform relay.close_slots();
-    perform relay.empty_slots('0', 0);
-    if relay.slot_bytes(pg_catalog.pg_sequence_last_value('relay.slot')::smallint)
-           > (select st.stop_bytes / 4 from relay.settings st)
-       and not relay.next_slot()
-    then
-        return false;
+    if count % 2 = 1 then
+        perform relay.sweep(here, pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()), 1000000);
+        if size > most - most / 4
+            and coalesce(pg_catalog.pg_stat_get_dead_tuples('relay.journal'::regclass), 0)
+                + coalesce(pg_catalog.pg_stat_get_live_tuples('relay.journal'::regclass), 0) > 10000
+        then
+            return false;
+        end if;
+        count := count + 1;
+        perform pg_catalog.setval('relay.control'::regclass, count << 42);
     end if;
-    perform pg_catalog.setval('relay.resumed', pauses);
     below := relay.next_xid()::text::bigint;
     after := pg_catalog.pg_current_snapshot();
-    update relay.horizon set seen = after, pauses_known = pauses;
-    insert into relay.journal (slot, seq, xid, op, reason)
-    select pg_catalog.pg_sequence_last_value('relay.slot'), pg_catalog.nextval('relay.journal_seq'), running.xid, 'S',
-           'journalling_paused'
+    -- The file does not shrink. Where it is larger than it may be, it is free, and may be filled again, and a little
+    -- more, for free room is not always found; but to no more than twice what was asked for.
+    update relay.horizon h
+    set seen = after, pauses = count, ceiling = case when size > most - most / 4 then least(size + most / 8, 2 * most) else 0 end
+    where h.place = here;
+    delete from relay.ticks;
+    insert into relay.journal (xid, op, reason)
+    select running.xid, 'S', 'journalling_paused'
     from (
         select x as xid from pg_catalog.pg_snapshot_xip(after) x
         union all
@@ -1266,89 +1526,119 @@ begin
         from pg_catalog.generate_series(pg_catalog.pg_snapshot_xmax(after)::text::bigint, below - 1) x
     ) running
     where running.xid <> pg_catalog.pg_current_xact_id();
-    perform relay.close_slots();
-    perform relay.empty_slots('0', 0);
     return true;
 end
 $$;
 
-comment on function relay.resume() is 'Ends a pause of the journal; the daemon calls it when it comes.';
+comment on function relay.resume() is 'Ends a pause of the journal; the daemon calls it.';
+
+-- Promises that the caller polls the journal for so many milliseconds, two seconds at most: the triggers do not notify
+-- meanwhile, for transactions that notify commit one at a time in the whole cluster. When this begins it notifies once
+-- itself, so that all other relays poll too.
+create or replace function relay.poll_for(ms integer) returns void
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    polled constant integer := relay.polled_for();
+begin
+    if polled < least(ms, 2000) and pg_catalog.pg_try_advisory_xact_lock('relay.control'::regclass::oid::bigint)
+        and not relay.paused()
+    then
+        perform pg_catalog.setval('relay.control'::regclass,
+            (relay.pauses() << 42) | ((pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint + least(ms, 2000)));
+        if polled = 0 and pg_catalog.pg_notification_queue_usage() < 0.5 then
+            perform pg_catalog.pg_notify('relay', '{"polling": true}');
+        end if;
+    end if;
+end
+$$;
+
+comment on function relay.poll_for(integer) is 'Spares writers the notification; a busy daemon calls it.';
 
 -- Watching over it ---------------------------------------------------------------------------------------------
 
--- A canary: an entry that concerns no board, with a doorbell of its own. The daemon that wrote it finds out whether
--- both come back to it, and how soon. True if the doorbell was rung, which it is not when its queue fills up.
-create or replace function relay.canary(label text) returns boolean
+-- Writes a probe: an entry that concerns no board, with a notification of its own. The daemon that wrote it finds out
+-- whether both come back to it, and how soon. True if it notified, which it does not when the queue fills up.
+create or replace function relay.probe(label text) returns boolean
     language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
 begin
     if relay.paused() then
-        return false;  -- the next look at the journal says so
+        return false;  -- the next read of the journal says so
     end if;
-    insert into relay.journal (slot, seq, op, reason)
-    values (pg_catalog.pg_sequence_last_value('relay.slot'), pg_catalog.nextval('relay.journal_seq'), 'C',
-            pg_catalog.left(label, 100));
+    insert into relay.journal (op, reason) values ('P', pg_catalog.left(label, 100));
     if pg_catalog.pg_notification_queue_usage() >= 0.5 then
         return false;
     end if;
-    perform pg_catalog.pg_notify('relay', pg_catalog.json_build_object('canary', pg_catalog.left(label, 100))::text);
+    perform pg_catalog.pg_notify('relay', pg_catalog.json_build_object('probe', pg_catalog.left(label, 100))::text);
     return true;
 end
 $$;
 
-comment on function relay.canary(text) is 'Writes a change that concerns nobody; daemons call it to see that changes come through.';
+comment on function relay.probe(text) is 'Writes a change that concerns nobody; daemons call it to see that changes come through.';
 
 -- How the journal is. "journal_rows" is what the statistics say, a second late and too few after a crash of the
--- server; "oldest_seconds" how old the oldest changes are at most; "overdue_seconds" for how long a slot has been due
--- to be emptied, or left, and was not.
+-- server; "journal_bytes" the size of its file, which does not shrink; "dead_rows" how many wait to be vacuumed;
+-- "oldest_seconds" how old the oldest changes are; "overdue_seconds" for how long some have been due to go.
 create or replace function relay.vitals(
     out journal_rows bigint, out journal_bytes bigint, out oldest_seconds double precision,
     out overdue_seconds double precision, out keep_bytes bigint, out stop_bytes bigint, out paused boolean,
-    out queue_usage double precision
+    out queue_usage double precision, out dead_rows bigint
 )
     language sql
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    select sum(pg_catalog.pg_stat_get_live_tuples(pg_catalog.to_regclass('relay.journal_' || s.slot)))::bigint,
-           sum(s.bytes)::bigint,
-           coalesce(max(s.age) filter (where s.bytes > 0), 0),
-           greatest(max(s.overdue) filter (where s.bytes > 0), 0),
-           st.keep_bytes,
-           st.stop_bytes,
+    select pg_catalog.pg_stat_get_live_tuples('relay.journal'::regclass),
+           pg_catalog.pg_total_relation_size('relay.journal'::regclass),
+           coalesce(t.age, 0),
+           greatest(t.age - pg_catalog.date_part('epoch', s.keep_age), 0),
+           s.keep_bytes,
+           s.stop_bytes,
            relay.paused(),
-           pg_catalog.pg_notification_queue_usage()
-    from relay.settings st
-    cross join lateral (
-        select s.slot, relay.slot_bytes(s.slot) as bytes,
-               pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - s.opened_at) as age,
-               pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - st.keep_age
-                   - coalesce(s.free_since, s.closed_at, s.opened_at)) as overdue
-        from relay.slots s
-    ) s
-    group by st.keep_bytes, st.stop_bytes
+           pg_catalog.pg_notification_queue_usage(),
+           pg_catalog.pg_stat_get_dead_tuples('relay.journal'::regclass)
+    from relay.settings s
+    -- The youngest tick stays, however old.
+    cross join (select case when count(*) > 1
+                       then pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - min(k.at)) end as age
+                from relay.ticks k where k.place = relay.place()) t
 $$;
 
 comment on function relay.vitals() is 'How large and how old the journal is, and whether it is pruned as it should be.';
 
--- The watches whose trigger function is not the one that relay.make_journal_function would make now.
-create or replace function relay.altered() returns setof integer
+-- Who keeps what was deleted from being vacuumed, in this database, the oldest first: at most three, for people.
+create or replace function relay.vacuum_holders() returns text
     language sql
-    stable
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    select w.id from relay.watches w
-    where not exists (
-        select from pg_catalog.pg_proc f
-        where f.oid = pg_catalog.to_regprocedure('relay.journal_' || w.id || '()')
-          and f.prosrc = relay.journal_body(w) and f.prosecdef
-          and f.proconfig = array['search_path=pg_catalog, pg_temp'])
+    select pg_catalog.string_agg(h.said, ', ' order by h.age desc)
+    from (
+        select age, said
+        from (
+            select pg_catalog.age(a.backend_xmin) as age,
+                   pg_catalog.concat('process ', a.pid, ' (', coalesce(nullif(a.application_name, ''), a.usename::text, a.backend_type),
+                                     ', since ', a.xact_start::timestamptz(0), ')') as said
+            from pg_catalog.pg_stat_activity a
+            where a.backend_xmin is not null and a.pid <> pg_catalog.pg_backend_pid()
+              and (a.datname = pg_catalog.current_database() or a.datname is null)
+            union all
+            select pg_catalog.age(p.transaction), 'prepared transaction ' || pg_catalog.quote_literal(p.gid)
+            from pg_catalog.pg_prepared_xacts p where p.database = pg_catalog.current_database()
+            union all
+            select pg_catalog.age(s.xmin), 'replication slot ' || s.slot_name
+            from pg_catalog.pg_replication_slots s where s.xmin is not null
+        ) held
+        order by age desc limit 3
+    ) h
 $$;
 
-comment on function relay.altered() is 'Which trigger functions somebody has altered; relay check asks.';
+comment on function relay.vacuum_holders() is 'Whose transactions keep the journal from being vacuumed.';
 
 -- How wide rows are, from a sample: of each watch, how many rows of its largest part were looked at, and about how many
 -- bytes the widest has as JSON, without its hidden columns. Values that Postgres has compressed count as such, for
@@ -1369,11 +1659,12 @@ declare
     blocks bigint;
     places tid[];
 begin
-    for w in select * from relay.watches s order by s.id loop
+    for w in select * from relay.watches s where s.problem is null order by s.id loop
+        -- A partition may be read only by whoever may read it, not by whoever may read the table it belongs to.
         select c.oid into part
         from relay.parts(w.target) p
         join pg_catalog.pg_class c on c.oid = p
-        where c.relkind = 'r'
+        where c.relkind = 'r' and pg_catalog.has_table_privilege(c.oid, 'select')
         order by c.relpages desc, c.oid limit 1;
         continue when part is null;
 
@@ -1387,7 +1678,7 @@ begin
         from pg_catalog.pg_attribute a
         join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
         where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped
-          and a.attname <> all (relay.unseen_columns(w));
+          and a.attname <> all (w.hidden);
 
         begin
             blocks := pg_catalog.pg_relation_size(part) / pg_catalog.current_setting('block_size')::bigint;
@@ -1407,47 +1698,58 @@ $$;
 
 comment on function relay.widest() is 'About how wide the rows of the watched tables are; relay check asks.';
 
--- Upgrading ----------------------------------------------------------------------------------------------------
+-- Rights -------------------------------------------------------------------------------------------------------
 
--- An older journal had a check constraint. To drop it, the journal must be free of writers for a moment.
-do $$
-begin
-    if exists (select from pg_catalog.pg_constraint c
-               where c.conrelid = 'relay.journal'::regclass and c.conname = 'journal_op') then
-        perform relay.lock_table('relay.journal', 'access exclusive', '30 seconds');
-        alter table relay.journal drop constraint journal_op;
-    end if;
-end
-$$;
-
--- Existing watches get this version's trigger functions. Replacing a function locks no table.
-drop function if exists relay.stop_watch(relay.watches);
+-- Whoever installs may have default privileges, so everybody loses every right here but those that the relay gives.
 do $$
 declare
-    w relay.watches;
+    object   text;
+    grantees text;
 begin
-    for w in select * from relay.watches loop
-        perform relay.make_journal_function(w);
+    for object, grantees in
+        select o.name, pg_catalog.string_agg(distinct coalesce(pg_catalog.quote_ident(r.rolname), 'public'), ', ')
+        from (
+            select 'schema relay' as name, n.nspacl as acl, n.nspowner as owner
+            from pg_catalog.pg_namespace n where n.nspname = 'relay'
+            union all
+            select case c.relkind when 'S' then 'sequence ' else 'table ' end || c.oid::regclass, c.relacl, c.relowner
+            from pg_catalog.pg_class c where c.relnamespace = 'relay'::regnamespace and c.relkind in ('r', 'v', 'S')
+            union all
+            select 'function ' || p.oid::regprocedure, coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner)), p.proowner
+            from pg_catalog.pg_proc p where p.pronamespace = 'relay'::regnamespace
+        ) o
+        cross join lateral pg_catalog.aclexplode(o.acl) a
+        left join pg_catalog.pg_roles r on r.oid = a.grantee
+        where a.grantee <> o.owner and coalesce(r.rolname, '') not in ('relay_writer', 'relay_reader', 'relay_daemon')
+        group by o.name
+    loop
+        execute pg_catalog.format('revoke all on %s from %s cascade', object, grantees);
     end loop;
 end
 $$;
 
--- Writers need no right on anything here: the trigger functions run as their owner.
-revoke all on all functions in schema relay from public;
+grant usage on schema relay to relay_writer, relay_reader;
 
--- Where a publication is for all tables, it is for the journal too, and rows of a table without a key could then not be
--- deleted, which relay.settle_in does. A slot that is in use just now keeps what it has until the next install.
+-- What the trigger functions need: to insert, to read the control, and their helpers.
+grant insert on relay.journal to relay_writer;
+grant select on sequence relay.control to relay_writer;
+grant execute on function
+    relay.entry(text, text, text, text, record, record, text[]), relay.image(record), relay.changed(json, json, text[]),
+    relay.pause_if_full(), relay.journal_sync(integer, text), relay.notify(), relay.pauses(), relay.paused() to relay_writer;
+
+-- What the functions that read boards need.
+grant select on relay.watches to relay_reader;
+grant execute on function
+    relay.parts(regclass), relay.base_type(oid), relay.order_parts(text), relay.is_written(text, text),
+    relay.image(record) to relay_reader;
+
 do $$
 begin
-    for slot in 0..3 loop
-        if exists (select from pg_catalog.pg_class c
-                   where c.oid = pg_catalog.to_regclass('relay.journal_' || slot) and c.relreplident = 'd')
-           and relay.lock_slot(slot::smallint)
-        then
-            execute pg_catalog.format('alter table relay.journal_%s replica identity full', slot);
-        end if;
-    end loop;
+    perform relay.give('relay.journal_truncate()'::regprocedure, 'relay_writer');
+    perform relay.give('relay.board(text, boolean)'::regprocedure, 'relay_reader');
+    perform relay.give('relay.hold_tables()'::regprocedure, 'relay_reader');
+    perform relay.give('relay.widest()'::regprocedure, 'relay_reader');
+    -- Watches that are there, as after a restore, get trigger functions that fit them.
+    perform relay.refresh();
 end
 $$;
-
-commit;

@@ -2,20 +2,20 @@
 --
 -- Run it after install.sql, once more after each upgrade. Safe to run twice: a role that is there already keeps its
 -- password and everything else. It has no password at first, so it can log in only where pg_hba.conf asks for
--- none; give it one with \password relay_daemon in psql, or alter role relay_daemon password '…'.
+-- none; give it one with \password relay_daemon in psql, or alter role relay_daemon password '...'.
 --
--- The role reads boards through relay.board, which runs as the schema's owner: so it needs no right on your tables,
--- and cannot see hidden columns, or write anything but what prune, resume, stay_awake and canary do. The journal, which it
--- reads, holds no hidden values either. uninstall.sql leaves the role: drop role relay_daemon.
-
-begin;
-
-set local lock_timeout = '3s';
-set local client_min_messages = warning;
+-- The role reads boards through relay.board, which runs as relay_reader: so it needs no right on your tables, and
+-- cannot see hidden columns, or write anything but what prune, resume, poll_for, probe and refresh do. The journal,
+-- which it reads, holds no hidden values either. uninstall.sql leaves the role: drop role relay_daemon.
 
 do $$
 begin
     if not exists (select from pg_catalog.pg_roles r where r.rolname = 'relay_daemon') then
+        if not exists (select from pg_catalog.pg_roles r
+                       where r.rolname = current_user and (r.rolsuper or r.rolcreaterole)) then
+            raise exception 'role relay_daemon is missing, and % may not create it: have a role that may run: '
+                'create role relay_daemon login; then run this again', current_user using errcode = 'insufficient_privilege';
+        end if;
         create role relay_daemon login;
     end if;
 end
@@ -24,16 +24,16 @@ $$;
 grant usage on schema relay to relay_daemon;
 
 -- What follows the journal: its entries, its lower end, whether it was full.
-grant select on relay.journal, relay.horizon, relay.pauses to relay_daemon;
+grant select on relay.journal, relay.horizon to relay_daemon;
 
--- What is watched, and the functions that this view calls.
-grant select on relay.watched to relay_daemon;
-grant execute on function relay.parts(regclass), relay.triggers_complete(relay.watches),
-    relay.unseen_columns(relay.watches) to relay_daemon;
+-- What is watched, and the functions that these views call.
+grant select on relay.watches, relay.watched to relay_daemon;
+grant execute on function relay.parts(regclass), relay.triggers_enabled(integer, regclass, text), relay.pauses(),
+    relay.polled_for() to relay_daemon;
+grant select on sequence relay.control to relay_daemon;
 
--- What runs as the schema's owner.
-grant execute on function relay.epoch(), relay.shape(), relay.hold_tables(), relay.board(text), relay.awake_for(),
-    relay.stay_awake(integer), relay.prune(interval, bigint), relay.resume(), relay.canary(text), relay.vitals(),
-    relay.may_read(jsonb, text), relay.altered(), relay.widest() to relay_daemon;
-
-commit;
+-- What runs with the rights of the schema's owner, or of relay_reader.
+grant execute on function relay.version(), relay.place(), relay.epoch(), relay.shape(), relay.refresh(), relay.hold_tables(),
+    relay.board(text, boolean), relay.poll_for(integer), relay.prune(interval, bigint), relay.resume(),
+    relay.probe(text), relay.vitals(), relay.vacuum_holders(), relay.may_read(jsonb, text), relay.altered(),
+    relay.widest() to relay_daemon;

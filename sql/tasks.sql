@@ -4,11 +4,6 @@
 -- lock. Nothing here depends on the relay, and removing the relay leaves this table alone. A table of your own serves
 -- as well: see relay.watch in install.sql.
 
-begin;
-
-set local lock_timeout = '3s';
-set local client_min_messages = warning;
-
 do $tasks$
 begin
     if pg_catalog.to_regclass('public.tasks') is not null then
@@ -51,5 +46,3 @@ begin
         execute function public.tasks_set_updated_at();
 end
 $tasks$;
-
-commit;

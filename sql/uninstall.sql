@@ -1,33 +1,38 @@
--- Removes the relay from the database: its triggers, then the schema "relay" and all that it made there.
+-- Removes the relay from the database: its triggers, then the schema "relay" and all that is in it.
 --
--- Touches no user data. Safe to run twice. Takes ACCESS EXCLUSIVE on each watched table for a moment, in attempts of a
--- tenth of a second, so that nobody waits behind it for longer, and gives up after half a minute; nothing has changed
--- then, run it again at a quieter time.
--- If something of yours stands in the schema or depends on it, it says so and changes nothing.
-
-begin;
-
-set local lock_timeout = '3s';
-set local client_min_messages = warning;
+-- Touches no user data. Safe to run twice; run it in one transaction. Takes ACCESS EXCLUSIVE on each watched table for a
+-- moment, in attempts of a tenth of a second, so that nobody waits behind it for longer, and gives up after half a
+-- minute; nothing has changed then, run it again at a quieter time.
+-- If something of yours depends on the schema, it says so and changes nothing. It removes what any edition made. The
+-- roles relay_writer, relay_reader and relay_daemon stay, for other databases may use them; they lose what they had here.
 
 do $$
 declare
-    found   record;
-    watched text;
-    until   constant timestamptz := pg_catalog.clock_timestamp() + interval '30 seconds';
+    found    record;
+    watched  text;
+    strays   text;
+    previous constant text := pg_catalog.current_setting('lock_timeout');
+    messages constant text := pg_catalog.current_setting('client_min_messages');
+    until    constant timestamptz := pg_catalog.clock_timestamp() + interval '30 seconds';
 begin
     if pg_catalog.to_regnamespace('relay') is null then
         return;
     end if;
+    if not exists (select from pg_catalog.pg_class c where c.oid = pg_catalog.to_regclass('relay.journal')) then
+        raise exception 'schema relay is not the relay''s: it has no table journal: nothing was removed'
+            using errcode = 'invalid_schema_name';
+    end if;
 
     -- All at once, or none: whoever waits for one while it holds another makes everybody wait.
-    select pg_catalog.string_agg(distinct t.tgrelid::regclass::text, ', ') || ', relay.journal' into watched
+    select pg_catalog.string_agg(distinct t.tgrelid::regclass::text, ', ') into watched
     from pg_catalog.pg_trigger t
     join pg_catalog.pg_proc f on f.oid = t.tgfoid
-    where f.pronamespace = pg_catalog.to_regnamespace('relay') and t.tgparentid = 0;
+    join pg_catalog.pg_class c on c.oid = t.tgrelid
+    where f.pronamespace = pg_catalog.to_regnamespace('relay') and t.tgparentid = 0
+      and c.relnamespace <> pg_catalog.to_regnamespace('relay');
     while watched is not null loop
         begin
-            set local lock_timeout = '100ms';
+            perform pg_catalog.set_config('lock_timeout', '100ms', true);
             execute 'lock table ' || watched || ' in access exclusive mode';
             exit;
         exception when lock_not_available then
@@ -35,43 +40,73 @@ begin
                 raise;
             end if;
         end;
-        perform pg_catalog.pg_sleep(0.1 + 0.3 * pg_catalog.random());
+        perform pg_catalog.pg_sleep(0.2);
     end loop;
-    set local lock_timeout = '3s';
+    perform pg_catalog.set_config('lock_timeout', '3s', true);
 
     for found in
         select t.tgname, t.tgrelid::regclass as target
         from pg_catalog.pg_trigger t
         join pg_catalog.pg_proc f on f.oid = t.tgfoid
-        where f.pronamespace = pg_catalog.to_regnamespace('relay')
-          and f.proname ~ '^journal_([0-9]+|truncate)$'
-          and t.tgparentid = 0
+        join pg_catalog.pg_class c on c.oid = t.tgrelid
+        where f.pronamespace = pg_catalog.to_regnamespace('relay') and t.tgparentid = 0
+          and c.relnamespace <> pg_catalog.to_regnamespace('relay')
     loop
         execute pg_catalog.format('drop trigger %I on %s', found.tgname, found.target);
     end loop;
 
-    -- Whatever the installed version made; a view before the functions that it calls, these before their types.
-    drop view if exists relay.watched;
-    for found in
-        select f.oid::regprocedure as signature
-        from pg_catalog.pg_proc f
-        where f.pronamespace = pg_catalog.to_regnamespace('relay')
-          and (f.proname ~ '^journal_[0-9]+$' or f.proname in (
-              'altered', 'awake_for', 'base_type', 'board', 'canary', 'changed', 'check_watch', 'close_slots',
-              'create_triggers', 'drop_triggers', 'empty_slots', 'epoch', 'hold_tables', 'holders', 'images',
-              'is_written', 'journal_body', 'journal_sync', 'journal_truncate', 'lock_slot', 'lock_table',
-              'made_here', 'make_journal_function', 'may_read', 'narrow', 'next_slot', 'next_xid', 'order_parts',
-              'parts', 'pause_if_full', 'paused', 'prune', 'require_read_committed', 'resume', 'resync', 'ring',
-              'settle_in', 'shape', 'slot_bytes', 'stay_awake', 'stop_watch', 'triggers_complete', 'unseen_columns',
-              'unwatch', 'vitals', 'watch', 'widest'))
-    loop
-        execute pg_catalog.format('drop function %s', found.signature);
-    end loop;
-    drop table if exists relay.journal, relay.watches, relay.horizon, relay.ticks, relay.epochs, relay.slots,
-        relay.settings;
-    drop sequence if exists relay.journal_seq, relay.slot, relay.pauses, relay.resumed, relay.awake;
-    drop schema relay;
+    -- What is in the schema goes with it. What is elsewhere and rests on it, or is another's in it, is not ours to drop.
+    select pg_catalog.string_agg(distinct pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), ', ') into strays
+    from pg_catalog.pg_depend d
+    left join pg_catalog.pg_rewrite w on d.classid = 'pg_catalog.pg_rewrite'::regclass and w.oid = d.objid
+    left join pg_catalog.pg_class c on c.oid = coalesce(w.ev_class, case when d.classid = 'pg_catalog.pg_class'::regclass then d.objid end)
+    left join pg_catalog.pg_proc p on d.classid = 'pg_catalog.pg_proc'::regclass and p.oid = d.objid
+    where d.deptype = 'n'
+      and coalesce(c.relnamespace, p.pronamespace) <> pg_catalog.to_regnamespace('relay')
+      and (d.refobjid in (select o.oid from pg_catalog.pg_class o where o.relnamespace = pg_catalog.to_regnamespace('relay'))
+           or d.refobjid in (select o.oid from pg_catalog.pg_proc o where o.pronamespace = pg_catalog.to_regnamespace('relay'))
+           or d.refobjid in (select o.oid from pg_catalog.pg_type o where o.typnamespace = pg_catalog.to_regnamespace('relay')));
+    if strays is not null then
+        raise exception 'cannot remove schema relay, for this rests on it: %: drop that first; nothing was removed', strays
+            using errcode = 'dependent_objects_still_exist';
+    end if;
+    select pg_catalog.string_agg(o.name, ', ') into strays
+    from (
+        select c.oid::regclass::text as name, c.relowner as owner
+        from pg_catalog.pg_class c where c.relnamespace = pg_catalog.to_regnamespace('relay') and c.relkind <> 'i'
+        union all
+        select p.oid::regprocedure::text, p.proowner
+        from pg_catalog.pg_proc p where p.pronamespace = pg_catalog.to_regnamespace('relay')
+    ) o
+    join pg_catalog.pg_roles r on r.oid = o.owner
+    join pg_catalog.pg_namespace n on n.nspname = 'relay'
+    where o.owner <> n.nspowner and r.rolname not in ('relay_writer', 'relay_reader');
+    if strays is not null then
+        raise exception 'cannot remove schema relay, for others own objects in it: %: drop or move them first; nothing was '
+            'removed', strays using errcode = 'dependent_objects_still_exist';
+    end if;
+
+    perform pg_catalog.set_config('client_min_messages', 'warning', true);
+    drop schema relay cascade;
+    perform pg_catalog.set_config('client_min_messages', messages, true);
+    if exists (select from pg_catalog.pg_roles r where r.rolname = 'relay_reader') then
+        for found in
+            select distinct c.oid::regclass as object
+            from pg_catalog.pg_class c
+            cross join lateral pg_catalog.aclexplode(c.relacl) a
+            where a.grantee = (select r.oid from pg_catalog.pg_roles r where r.rolname = 'relay_reader')
+        loop
+            execute pg_catalog.format('revoke all on %s from relay_reader', found.object);
+        end loop;
+        for found in
+            select distinct n.oid::regnamespace as object
+            from pg_catalog.pg_namespace n
+            cross join lateral pg_catalog.aclexplode(n.nspacl) a
+            where a.grantee = (select r.oid from pg_catalog.pg_roles r where r.rolname = 'relay_reader')
+        loop
+            execute pg_catalog.format('revoke all on schema %s from relay_reader', found.object);
+        end loop;
+    end if;
+    perform pg_catalog.set_config('lock_timeout', previous, true);
 end
 $$;
-
-commit;
