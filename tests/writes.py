@@ -156,10 +156,16 @@ class Script:
         plan = [f"  {entry}" for entry in self.plan]
         return "\n".join(["planned:", *plan, "begin;", *(f"  {each!r};" for each in self.statements), "commit;"])
 
-    def run(self, connection: psycopg.Connection, elsewhere: Callable[[str], None]) -> None:
-        """Run it in a transaction that is open. Raises what Postgres does; the transaction is then to be ended."""
+    def run(
+        self,
+        connection: psycopg.Connection,
+        elsewhere: Callable[[str], None],
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run it in a transaction that is open, with pauses. Raises what Postgres does: the transaction is to end."""
         connection.execute("select set_config('writes.plan', %s, true)", (json.dumps(self.plan),))
         for statement in self.statements:
+            pause()
             if statement.elsewhere:
                 elsewhere(statement.sql)
             elif not statement.savepoint:
@@ -202,20 +208,21 @@ class Writes:
         tasks: int,
         boards: Sequence[str],
         lanes: Sequence[str],
-        many: int = 30,
         settings: Sequence[str] = (),
+        rewrites: float = 0.1,
     ) -> None:
-        """`version`: of the server; `tasks`: how many ids there are; `many`: how often a row is updated at most.
+        """`version`: of the server; `tasks`: how many ids there are of each table.
 
-        `settings`: what writers may set, beside what any writer might.
+        `settings`: what writers may set, beside what any writer might. `rewrites`: how often, of all statements, one
+        takes a whole table for itself.
         """
         self._chance = chance
         self._merges = version >= 150_000
         self._tasks = tasks
         self._boards = boards
         self._lanes = lanes
-        self._many = many
         self._settings = settings
+        self._rewrites = rewrites
 
     def script(self) -> Script:
         """Draw a transaction."""
@@ -230,19 +237,14 @@ class Writes:
         return entry
 
     def _top(self) -> Statement:
-        kind = self._chance.random()
         savepoint = self._chance.choice(["", "", "kept", "kept", "kept", "rolled back"])
+        if self._chance.random() < self._rewrites:
+            return self._rewrite(savepoint)
+        kind = self._chance.random()
         if kind < 0.06:
             return self._copy(savepoint)
-        if kind < 0.12:
-            return Statement(self._rewrite(), savepoint)
-        if kind < 0.16:
-            options = self._chance.choice(["skip_locked", "skip_locked, index_cleanup on", "skip_locked, freeze"])
-            return Statement(f"vacuum ({options}) {self._chance.choice(['tasks', 'steps'])}", elsewhere=True)
-        if kind < 0.20:
+        if kind < 0.10:
             return Statement(self._setting())
-        if kind < 0.22:
-            return Statement("set constraints all immediate; truncate tasks, steps", "rolled back")
         return Statement(self.statement(), savepoint)
 
     def _copy(self, savepoint: str) -> Statement:
@@ -250,17 +252,26 @@ class Writes:
         rows = [(f"c{self._chance.randrange(10**6)}-{number}", board, lane, "c") for number in range(3)]
         return Statement("copy tasks (id, board_id, lane, title) from stdin", savepoint, rows)
 
-    def _rewrite(self) -> str:
-        """Give all rows new places, without a word to any trigger. Triggers that are due must fire before."""
+    def _rewrite(self, savepoint: str) -> Statement:
+        """Give rows new places, or other rows theirs. Triggers that are due must fire before."""
         rewrite = self._chance.choice(
             [
+                "vacuum (skip_locked) tasks",
+                "vacuum (skip_locked, index_cleanup on) tasks",
+                "vacuum (skip_locked, freeze) steps",
                 "cluster tasks using tasks_pkey",
                 "cluster steps_low using steps_low_pkey",
                 "alter table steps_low set unlogged; alter table steps_low set logged",
                 "alter table steps_highest set unlogged; alter table steps_highest set logged",
+                "truncate tasks, steps",
             ]
         )
-        return f"set constraints all immediate; {rewrite}; set constraints all deferred"
+        if rewrite.startswith("vacuum"):
+            return Statement(rewrite, elsewhere=True)
+        return Statement(
+            f"set constraints all immediate; {rewrite}; set constraints all deferred",
+            "rolled back" if rewrite.startswith("truncate") else savepoint,
+        )
 
     def _setting(self) -> str:
         return "set local " + self._chance.choice(
@@ -379,7 +390,7 @@ class Writes:
     def many_updates(self) -> str:
         key = self._task()
         return (
-            f"do $many$ begin for i in 1..{self._chance.randint(2, self._many)} loop "
+            f"do $many$ begin for i in 1..{self._chance.randint(2, 30)} loop "
             f"update tasks set title = chr(120 + i % 3) where id = '{key}'; "
             f"update tasks set title = title where id = '{key}'; end loop; end $many$"
         )
@@ -424,9 +435,10 @@ class Writes:
         return f"select writes.act('select') from tasks {self._where()}"
 
     def act_in_insert(self) -> str:
+        first = self._chance.randrange(self._tasks)
         return (
             f"insert into tasks (id, board_id, title) select 't' || i, {self._board()}, "
-            f"coalesce(writes.act('select'), 'x') from generate_series(0, {self._tasks - 1}, 2) i "
+            f"coalesce(writes.act('select'), 'x') from generate_series({first}, {min(first + 4, self._tasks)}) i "
             "on conflict (id) do update set title = excluded.title"
         )
 
