@@ -238,7 +238,23 @@ async def test_any_transaction_is_told_by_the_difference_that_it_made(
     server: Server, wild: World, chance: random.Random
 ) -> None:
     """Clients are told what changed from before to after, each task once, and hold the tables."""
-    drawn = Writes(
+    await wild.follow()
+    await wild.run(_BEGINNING)
+    script = _writes(server, chance).script()
+    note(script)
+    await wild.run(script)
+
+
+async def test_any_large_transaction_is_told_by_the_difference_that_it_made(server: Server, wild: World) -> None:
+    """What is true of a few rows is true of thousands."""
+    drawn = _writes(server, random.Random("large"))
+    await wild.run(_BEGINNING + "insert into tasks (id, title) select 'm' || i, 'x' from generate_series(1, 1500) i")
+    for _ in range(8):
+        await wild.run(drawn.script())
+
+
+def _writes(server: Server, chance: random.Random) -> Writes:
+    return Writes(
         chance,
         version=server.version_num,
         tasks=5,
@@ -246,11 +262,6 @@ async def test_any_transaction_is_told_by_the_difference_that_it_made(
         lanes=LANES,
         settings=["session_replication_role = replica"],
     )
-    await wild.follow()
-    await wild.run(_BEGINNING)
-    script = drawn.script()
-    note(script)
-    await wild.run(script)
 
 
 # Transactions that were once told wrong
