@@ -202,6 +202,7 @@ class Busiest:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._since = time.thread_time()
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[Busiest]:
@@ -210,12 +211,16 @@ class Busiest:
             yield self
         finally:
             task.cancel()
+            self._note()  # what ended just now may have kept the task from its turn
 
     async def _watch(self) -> None:
         while True:
-            before = time.thread_time()
+            self._note()
             await asyncio.sleep(0.01)
-            self.seconds = max(self.seconds, time.thread_time() - before)
+
+    def _note(self) -> None:
+        now = time.thread_time()
+        self.seconds, self._since = max(self.seconds, now - self._since), now
 
 
 # Any transaction
