@@ -28,7 +28,8 @@ torture: install $(GUIDE)/node_modules/.installed  ## Prove it amid faults, unti
 	$(BIN)/python -m tests.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 mutants: install $(GUIDE)/node_modules/.installed  ## See that the torture catches each of its broken relays and clients
-	@for mutant in late_committers tail_dropped ahead_is_live truncate_ignored horizon_ignored \
+	@for mutant in counted_once cancelled_in_order last_entry_wins entries_told \
+		late_committers tail_dropped ahead_is_live truncate_ignored horizon_ignored \
 		sequence_unexpected interrupted_counts mark_too_late \
 		js_batch_twice js_deletion_ignored js_parts_dropped js_parts_kept js_cursor_kept js_lane_kept; do \
 		if $(BIN)/python -m tests.torture --minutes 5 --mutant $$mutant; then \

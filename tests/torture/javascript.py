@@ -12,7 +12,7 @@ import json
 import random
 import shutil
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,8 +112,8 @@ class JavaScriptClient(WatchedClient):
                 told = ("id", "changes", "fromLane", "toLane")
                 self._note(kind, {name: change[name] for name in told if name in change})
 
-    async def check(self, audit: Audit) -> None:
-        await super().check(audit)
+    async def check(self, audit: Audit, faults: Container[str]) -> None:
+        await super().check(audit, faults)
         self._shown.clear()
         self._process.tell(show=self.board)
         try:
@@ -126,5 +126,6 @@ class JavaScriptClient(WatchedClient):
         if {task["id"]: task for task in tasks} != self.tasks:
             self._violate("the board that it holds is not what its changes lead to")
         in_lanes = [(task["id"], lane) for lane, its in lanes.items() for task in its]
-        if sorted(in_lanes) != sorted((name, task["lane"]) for name, task in self.tasks.items()):
+        # The lane of a task without one is called null.
+        if sorted(in_lanes) != sorted((name, task["lane"] or "null") for name, task in self.tasks.items()):
             self._violate("its lanes are not what its changes lead to")

@@ -7,14 +7,15 @@ them proves nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from nats.aio.client import Client
 
-from relay import board, cli, edge, publisher, session, stream
+from relay import board, changes, cli, edge, publisher, session, stream
+from relay.protocol import Message
 from relay.snapshot import Snapshot
 from tests.acceptance.support import RELAY
 
@@ -73,6 +74,63 @@ def horizon_ignored() -> None:
     session.Session.now = now_without_horizon  # type: ignore[method-assign]
 
 
+def counted_once() -> None:
+    """Counts an image once, however often it came or left: a row that is changed back and changed again is lost."""
+
+    def as_sets(images: Iterable[changes.Image]) -> list[changes.Image]:
+        texts = {sign: {_content(image) for image in images if image.sign == sign} for sign in (-1, 1)}
+        return [image for image in images if _content(image) not in texts[-image.sign]]
+
+    changes.cancelled = as_sets
+
+
+def cancelled_in_order() -> None:
+    """Lets an image cancel out only one that came before it in the journal."""
+
+    def forwards(images: Iterable[changes.Image]) -> list[changes.Image]:
+        kept: list[changes.Image] = []
+        for image in images:
+            came = [other for other in kept if other.sign > 0 > image.sign and _content(other) == _content(image)]
+            if came:
+                kept.remove(came[0])
+            else:
+                kept.append(image)
+        return kept
+
+    changes.cancelled = forwards
+
+
+def last_entry_wins() -> None:
+    """Takes the journal's order for that of the changes: the first image was before, the last one is after."""
+
+    def first_and_last(images: list[changes.Image]) -> tuple[changes.Image | None, changes.Image | None]:
+        return images[0] if images[0].sign < 0 else None, images[-1] if images[-1].sign > 0 else None
+
+    changes._before_and_after = first_and_last  # noqa: SLF001
+
+
+def entries_told() -> None:
+    """Tells each entry of the journal as it comes, instead of what remains of all."""
+
+    def one_by_one(self: changes.Transaction, boards: Container[str | None]) -> dict[str, list[Message] | None]:
+        found: dict[str, list[Message] | None] = {}
+        left: changes.Image | None = None
+        for image in (*self.images, None):
+            replaced = image is not None and left is not None and image.sign > 0 and image[:3] == left[:3]
+            for before, after in [(left, image if replaced else None), (None, None if replaced else image)]:
+                one = before or after
+                if one is not None and one.board in boards and (before or one.sign > 0):
+                    found[one.board] = [*(found.get(one.board) or ()), *changes._messages(before, after)]  # noqa: SLF001
+            left = image if image is not None and image.sign < 0 else None
+        return found
+
+    changes.Transaction.messages = one_by_one  # type: ignore[method-assign]
+
+
+def _content(image: changes.Image) -> tuple[object, ...]:
+    return image.key, image.board, *image.columns.items()
+
+
 def sequence_unexpected() -> None:
     """Appends to the stream wherever it ends: of two publishers both are heard."""
     publish = Client.publish
@@ -121,6 +179,10 @@ def in_parts() -> None:
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     mutant.__name__: mutant
     for mutant in (
+        counted_once,
+        cancelled_in_order,
+        last_entry_wins,
+        entries_told,
         late_committers,
         tail_dropped,
         ahead_is_live,

@@ -1,25 +1,26 @@
-"""The oracle: what clients must have received, from an audit of the table that the relay has no part in.
+"""The oracle: what clients must have received, from an audit of the tables that the relay has no part in.
 
-The audit is a table that triggers of the test's own fill in the writer's transaction, one entry per change, with
-the *stamp* that every row version gets from a sequence. So it tells, of every committed version, which it was, where
-it stood and what came before it; what was rolled back is not in it.
+The audit is a table that triggers of the test's own fill in the writer's transaction: where each task that the
+transaction touched stands in the end, and as which *stamp*. Two images of a task have the same stamp only if they are
+the same, and were so within one transaction or from one to the next. So the audit tells the net effect of every
+committed transaction, and nothing of what it did on the way; what was rolled back is not in it.
 
 Rules:
-- A client that says "I held stamp 7 of task t on board a and now hold 9" is right only if the committed history of t
-  on a goes from 7 to 9 in one step. So nothing is lost, doubled, reordered, or of a rolled-back transaction.
-- A client that says "I am at cursor c" holds exactly the fold of the audit's entries whose transactions c sees. So
-  no cursor lies, and no batch tears a transaction.
+- A client that says "I held stamp 7 of task t on board a and now hold 9" is right only if one transaction took t on a
+  from 7 to 9. So nothing is lost, doubled, reordered, or of a rolled-back transaction, and no image is told that only
+  the transaction itself ever saw.
+- A client that says "I am at cursor c" holds exactly what the transactions that c sees have left. So no cursor lies,
+  and no batch tears a transaction.
+- A client led from one cursor to another was told each net change between them once, and nothing else.
 - A crash ends an *era*: ids of transactions that it undid may be given out again. A cursor sees all of earlier eras
   and nothing of later ones.
-- A task that came and went within one transaction was never to be seen, and need not be told.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 State = int | None
 """The stamp of a task on a board, None while it is not there."""
@@ -27,27 +28,17 @@ State = int | None
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One change: where a task stood before and after, and as which version."""
+    """Where a task stands after a transaction: its board and its stamp, both None if it is gone.
+
+    The numbers of those of one task are in the order of the transactions.
+    """
 
     number: int
     era: int
     xid: int
-    old_id: str | None
-    new_id: str | None
-    old_board: str | None
-    new_board: str | None
+    task: str
+    board: str | None
     stamp: int | None
-
-    def states(self) -> list[tuple[str, str, State]]:
-        """Tell what each board and task concerned has become, in order."""
-        found: list[tuple[str, str, State]] = []
-        if self.old_id is not None and self.old_board is not None:
-            found.append((self.old_board, self.old_id, None))
-        if self.new_id is not None and self.new_board is not None:
-            if found and found[0][:2] == (self.new_board, self.new_id):
-                found.clear()
-            found.append((self.new_board, self.new_id, self.stamp))
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,45 +58,31 @@ class Audit:
         """`eras` tells in which era the runs were that cursors name."""
         self._eras = eras
         self.entries = sorted(entries, key=lambda entry: entry.number)
-        histories: defaultdict[tuple[str, str], list[tuple[State, int]]] = defaultdict(list)
+        last: dict[str, Entry] = {}
+        self._steps: defaultdict[Step, list[Entry]] = defaultdict(list)
         for entry in self.entries:
-            for board, task, state in entry.states():
-                histories[board, task].append((state, entry.xid))
-        self._steps = {
-            Step(board, task, old, new)
-            for (board, task), history in histories.items()
-            for (old, _), (new, _) in pairwise([(None, 0), *history])
-        }
-        self._visits = {stamp for history in histories.values() for stamp in _visits(history)}
+            for step in _steps(last.get(entry.task), entry):
+                self._steps[step].append(entry)
+            last[entry.task] = entry
 
     def is_step(self, step: Step) -> bool:
-        """Whether the history of the task on the board has this step."""
+        """Whether a transaction did this to the task on the board."""
         return step in self._steps
 
     def at(self, board: str, cursor: str) -> Mapping[str, int]:
         """Return the board as of a cursor: the stamps of its tasks."""
-        held: dict[str, int] = {}
-        for entry in self.entries:
-            for its_board, task, state in entry.states() if self._sees(cursor, entry) else ():
-                if its_board == board and state is None:
-                    held.pop(task, None)
-                elif its_board == board and state is not None:
-                    held[task] = state
-        return held
+        last = {entry.task: entry for entry in self.entries if self._sees(cursor, entry)}
+        return {task: entry.stamp for task, entry in last.items() if entry.board == board and entry.stamp is not None}
 
-    def between(self, board: str, first: str, last: str) -> set[int]:
-        """Return the stamps that lead a board from one cursor to another, but for those that need not be told."""
-        return {
-            state
-            for entry in self.entries
+    def between(self, board: str, first: str, last: str) -> Counter[Step]:
+        """Return the steps that lead a board from one cursor to another."""
+        return Counter(
+            step
+            for step, entries in self._steps.items()
+            if step.board == board
+            for entry in entries
             if self._sees(last, entry) and not self._sees(first, entry)
-            for its_board, _, state in entry.states()
-            if its_board == board and state is not None
-        } - self._visits
-
-    def told(self, stamps: Iterable[int]) -> list[int]:
-        """Leave out what need not be told."""
-        return [stamp for stamp in stamps if stamp not in self._visits]
+        )
 
     def knows(self, cursor: str) -> bool:
         """Whether it is known to which era a cursor belongs."""
@@ -120,13 +97,16 @@ class Audit:
         return entry.xid < int(xmax) and str(entry.xid) not in running.split(",")
 
 
-def _visits(history: list[tuple[State, int]]) -> Iterable[int]:
-    """Give the stamps of visits: a task came and went within one transaction."""
-    visit: list[tuple[int, int]] = []
-    for state, xid in history:
-        if state is not None:
-            visit.append((state, xid))
-            continue
-        if {its_xid for _, its_xid in visit} == {xid}:
-            yield from (stamp for stamp, _ in visit)
-        visit = []
+def _steps(before: Entry | None, after: Entry) -> Iterator[Step]:
+    """Give what a transaction did to a task, to the board that it left and to the one that it came to."""
+    old = (before.board, before.stamp) if before else (None, None)
+    new = (after.board, after.stamp)
+    if old == new:
+        return
+    if old[0] == new[0] and new[0] is not None:
+        yield Step(new[0], after.task, old[1], new[1])
+        return
+    if old[0] is not None:
+        yield Step(old[0], after.task, old[1], None)
+    if new[0] is not None:
+        yield Step(new[0], after.task, None, new[1])

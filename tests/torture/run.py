@@ -130,6 +130,7 @@ async def _round(
     seconds: float,
 ) -> None:
     verdict.rounds += 1
+    earlier, before = world.faults_lately, world.faults.copy()
     for client in clients:
         client.calm.clear()
     writers.go()
@@ -143,9 +144,12 @@ async def _round(
     await _until_equal(world, clients, verdict)
     audit = await world.audit()
     verdict.changes = len(audit.entries)
+    # A board may still have been on its way when the round before ended.
+    world.faults_lately = world.faults - before
     for client in clients:
-        await client.check(audit)
+        await client.check(audit, earlier + world.faults_lately)
         verdict.violations += client.violations
+    verdict.violations += writers.mistakes
     verdict.violations += [f"a client ended: {task.exception()!r}" for task in tasks if task.done()]
 
 
@@ -181,8 +185,7 @@ def _leave(folder: Path, world: World, clients: list[Client], audit: Audit, verd
             lines.writelines(json.dumps({"at": at, "message": text}) + "\n" for at, text in client.raw)
     with (folder / "audit.csv").open("w", newline="") as table:
         csv.writer(table).writerows(
-            (one.number, one.era, one.xid, one.old_id, one.new_id, one.old_board, one.new_board, one.stamp)
-            for one in audit.entries
+            (one.number, one.era, one.xid, one.task, one.board, one.stamp) for one in audit.entries
         )
     for log in world.folder.glob("output-of-*"):
         with contextlib.suppress(OSError):

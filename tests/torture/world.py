@@ -24,22 +24,27 @@ import psycopg
 
 from relay.bench import NO_LIMITS
 from relay.embedded import EmbeddedPostgres
+from tests import writes
 from tests.acceptance.support import Daemon
 from tests.proxy import Proxy
 from tests.servers import install
 from tests.torture import mutants
 from tests.torture.oracle import Audit, Entry
+from tests.writes import Script, Writes
 
 BOARDS: Final = ("default", "other", "third")
 LANES: Final = ("backlog", "todo", "done")
 TASKS: Final = 60
+_OPTIONS: Final = "-c deadlock_timeout=5ms -c lock_timeout=2s"
+"""Of writers: whoever waits for another longer than that gives up."""
 
-_AUDIT: Final = """
+_AUDIT: Final = (
+    writes.SCHEMA
+    + """
     create schema torture;
-    create sequence torture.stamps;
-    create table torture.audit (
-        n bigserial primary key, era bigint not null, xid xid8 not null default pg_current_xact_id(),
-        old_id text, new_id text, old_board text, new_board text, stamp bigint);
+    alter table public.tasks add stamp bigint;
+    alter table public.steps add stamp bigint;
+
     -- Emptied by crash recovery, which may give transaction ids out again: each time an era ends.
     create unlogged table torture.era (singleton bool primary key default true, id bigint not null);
     create sequence torture.eras;
@@ -50,30 +55,92 @@ _AUDIT: Final = """
         end if;
         return (select id from torture.era);
     end $$;
-    alter table public.tasks add stamp bigint;
+
+    create function torture.bump(task text) returns void language sql as $$
+        update public.tasks set priority = 'inner' where id = task
+    $$;
+
+    -- Each image gets a stamp of its own, the last thing before it is stored. An image that comes back within a
+    -- transaction comes back with the stamp that it had.
+    create sequence torture.stamps;
+    create unlogged table torture.images (xid xid8, image text, stamp bigint, primary key (xid, image));
     create function torture.set_stamp() returns trigger language plpgsql as $$
+    declare
+        stamp bigint;
     begin
-        new.stamp := nextval('torture.stamps');
+        if tg_op <> 'INSERT' then
+            stamp := old.stamp;
+            old.stamp := null;
+            insert into torture.images values (pg_current_xact_id(), md5(row_to_json(old)::text), stamp)
+                on conflict do nothing;
+        end if;
+        if tg_op = 'DELETE' then
+            return old;
+        end if;
+        new.stamp := null;
+        select i.stamp into stamp from torture.images i
+            where i.xid = pg_current_xact_id() and i.image = md5(row_to_json(new)::text);
+        if stamp is null then
+            stamp := nextval('torture.stamps');
+            insert into torture.images values (pg_current_xact_id(), md5(row_to_json(new)::text), stamp);
+        end if;
+        new.stamp := stamp;
         return new;
     end $$;
-    create trigger a_stamp before insert or update on public.tasks
-        for each row execute function torture.set_stamp();
-    create function torture.note() returns trigger language plpgsql as $$
+
+    -- Where each task stands that a transaction touched, noted again after each change of it: the last note says
+    -- where it stands in the end. Deferred, for only then has every statement around the change ended too.
+    create table torture.audit (
+        number bigserial, era bigint, xid xid8, task text, board text, stamp bigint, primary key (era, xid, task));
+    create function torture.note(task text, board text, stamp bigint) returns void language sql as $$
+        insert into torture.audit (era, xid, task, board, stamp)
+        values (torture.era(), pg_current_xact_id(), task, board, stamp)
+        on conflict (era, xid, task) do update
+        set number = excluded.number, board = excluded.board, stamp = excluded.stamp
+    $$;
+    create function torture.audit() returns trigger language plpgsql as $$
+    declare
+        key text;
+        board text;
+        stamp bigint;
     begin
-        insert into torture.audit (era, old_id, new_id, old_board, new_board, stamp)
-        values (torture.era(), old.id, new.id, old.board_id, new.board_id, new.stamp);
+        foreach key in array array[old.id, new.id] loop
+            continue when key is null;
+            -- Of a version that this transaction made: under repeatable read, one of another transaction may be seen
+            -- that is long gone.
+            select r.board_id, r.stamp into board, stamp
+            from (select id, board_id, t.stamp, t.xmin from public.tasks t where t.id = key
+                  union all
+                  select id, board_id, s.stamp, s.xmin from public.steps s where s.id = key) r
+            where pg_xact_status(r.xmin::text::xid8) = 'in progress';
+            perform torture.note(key, board, stamp);
+        end loop;
         return null;
     end $$;
-    create trigger zz_audit after insert or update or delete on public.tasks
-        for each row execute function torture.note();
-    create function torture.note_truncate() returns trigger language plpgsql as $$
+    create function torture.audit_truncate() returns trigger language plpgsql as $$
     begin
-        insert into torture.audit (era, old_id, old_board) select torture.era(), id, board_id from public.tasks;
+        execute format('select torture.note(id, null, null) from %s', tg_relid::regclass);
         return null;
     end $$;
-    create trigger zz_truncate before truncate on public.tasks
-        for each statement execute function torture.note_truncate();
+    do $do$
+    declare
+        name text;
+    begin
+        foreach name in array array['tasks', 'steps'] loop
+            execute format($triggers$
+                create trigger zz_stamp before insert or update or delete on public.%1$s
+                    for each row execute function torture.set_stamp();
+                create constraint trigger zz_audit after insert or update or delete on public.%1$s
+                    deferrable initially deferred for each row execute function torture.audit()
+            $triggers$, name);
+        end loop;
+        foreach name in array array['tasks', 'steps', 'steps_low', 'steps_high', 'steps_highest'] loop
+            execute format('create trigger zz_audit_truncate before truncate on public.%s '
+                           'for each statement execute function torture.audit_truncate()', name);
+        end loop;
+    end $do$;
 """
+)
 
 
 class Writers:
@@ -85,6 +152,7 @@ class Writers:
         self._end = threading.Event()
         self._idle = [threading.Event() for _ in range(number)]
         self.counts: Counter[str] = Counter()
+        self.mistakes: list[str] = []
         self._threads = [
             threading.Thread(target=self._live, args=(random.Random(f"{seed}/{i}"), idle), daemon=True)
             for i, idle in enumerate(self._idle)
@@ -112,68 +180,49 @@ class Writers:
             await asyncio.to_thread(idle.wait)
 
     def _live(self, chance: random.Random, idle: threading.Event) -> None:
+        try:
+            self._write(chance, idle)
+        except Exception as ex:  # noqa: BLE001  # a thread has nobody to raise it to
+            self.mistakes.append(f"a writer ended: {ex!r}")
+        finally:
+            idle.set()
+
+    def _write(self, chance: random.Random, idle: threading.Event) -> None:
         while not self._end.is_set():
             if not self._go.is_set():
                 idle.set()
                 self._go.wait()
                 idle.clear()
             try:
-                with psycopg.connect(self._dsn, options="-c deadlock_timeout=5ms", connect_timeout=2) as connection:
+                with writes.connect(self._dsn, options=_OPTIONS, connect_timeout=2) as connection:
+                    version = connection.info.server_version
+                    drawn = Writes(chance, version=version, tasks=TASKS, boards=BOARDS, lanes=LANES, rewrites=0.01)
                     while self._go.is_set() and not self._end.is_set():
-                        self._transaction(connection, chance)
+                        self._transaction(connection, chance, drawn.script())
             except psycopg.OperationalError:
                 self._end.wait(0.1)  # the server is away
 
-    def _transaction(self, connection: psycopg.Connection, chance: random.Random) -> None:
+    def _transaction(self, connection: psycopg.Connection, chance: random.Random, script: Script) -> None:
+        def pause() -> None:
+            if chance.random() < 0.05:
+                self._end.wait(chance.random() * chance.choice([0.01, 0.01, 0.01, 0.1, 0.1, 1.0]))
+
         levels = psycopg.IsolationLevel
         connection.isolation_level = chance.choice([levels.READ_COMMITTED] * 3 + [levels.REPEATABLE_READ])
         try:
-            for _ in range(chance.randint(1, 4)):
-                if chance.random() < 0.3:
-                    with connection.transaction(force_rollback=chance.random() < 0.5):
-                        _statement(connection, chance)
-                else:
-                    _statement(connection, chance)
-                if chance.random() < 0.1:
-                    self._end.wait(chance.random() * chance.choice([0.01, 0.1, 1.0]))
-            if chance.random() < 0.2:
+            script.run(connection, self._elsewhere, pause)
+            if chance.random() < 0.1:
                 connection.rollback()
             else:
                 connection.commit()
             self.counts["transactions"] += 1
-        except (psycopg.errors.TransactionRollback, psycopg.errors.IntegrityError):
+        except writes.TOLERATED:
             connection.rollback()
             self.counts["failed"] += 1
 
-
-def _statement(connection: psycopg.Connection, chance: random.Random) -> None:
-    one, other = (f"t{chance.randrange(TASKS)}" for _ in range(2))
-    lane, board = chance.choice(LANES), chance.choice(BOARDS)
-    match chance.randrange(12):
-        case 0 | 1 | 2:
-            connection.execute(
-                "insert into tasks (id, board_id, title) values (%s, %s, 'T') on conflict (id) do update "
-                "set board_id = excluded.board_id, title = tasks.title || '.'",
-                (one, board),
-            )
-        case 3:
-            connection.execute("delete from tasks where id = %s", (one,))
-        case 4 | 5:
-            connection.execute("update tasks set lane = %s where id = %s", (lane, one))
-        case 6:
-            connection.execute("update tasks set title = %s where board_id = %s", (one, board))
-        case 7:
-            connection.execute("update tasks set board_id = %s where id in (%s, %s)", (board, one, other))
-        case 8:
-            connection.execute("update tasks set id = %s where id = %s", (other, one))
-        case 9:
-            with connection.cursor().copy("copy tasks (id, board_id, title) from stdin") as copy:
-                for i in range(3):
-                    copy.write_row((f"c{chance.randrange(10**9)}-{i}", board, "C"))
-        case 10:
-            connection.execute("delete from tasks where id like 'c%%' and board_id = %s", (board,))
-        case _:
-            connection.execute("update tasks set title = 'V' where id in (%s, %s) returning id", (one, other))
+    def _elsewhere(self, statement: str) -> None:
+        with writes.connect(self._dsn, autocommit=True, options=_OPTIONS, connect_timeout=2) as connection:
+            connection.execute(statement.encode())
 
 
 class World:
@@ -185,6 +234,8 @@ class World:
     def __init__(self, folder: Path, seed: str, mutant: str | None) -> None:
         self.folder = folder
         self.faults: Counter[str] = Counter()
+        self.faults_lately: Counter[str] = Counter()
+        """Those of the last round."""
         self.story: list[str] = []
         """What went wrong and when, for who has to find out why."""
         self._chance = random.Random(f"{seed}/faults")
@@ -231,16 +282,21 @@ class World:
             return await cursor.fetchall() if cursor.description else []
 
     async def audit(self) -> Audit:
-        rows = await self.execute(
-            "select n, era, xid::text::bigint, old_id, new_id, old_board, new_board, stamp from torture.audit"
-        )
+        rows = await self.execute("select number, era, xid::text::bigint, task, board, stamp from torture.audit")
         await self._note_runs()
         return Audit((Entry(*row) for row in rows), self._eras)
 
     async def board(self, board: str) -> dict[str, dict[str, Any]]:
         """Return a board as clients should hold it."""
-        rows = await self.execute("select row_to_json(t) from tasks t where board_id = %s", board)
-        return {row["id"]: {_camel_case(key): value for key, value in row.items()} for (row,) in rows}
+        rows = await self.execute(
+            "select row_to_json(t) from tasks t where board_id = %s "
+            "union all select row_to_json(s) from steps s where board_id = %s",
+            board,
+            board,
+        )
+        return {
+            row["id"]: {_camel_case(key): value for key, value in row.items() if key != "secret"} for (row,) in rows
+        }
 
     # Faults
 
@@ -323,15 +379,27 @@ class World:
         await self.execute("select nextval('relay.pauses')")
 
     async def truncate(self) -> None:
-        """The table is truncated."""
-        await self.execute("set lock_timeout = '2s'; truncate tasks")
+        """A table is truncated, or a partition."""
+        tables = self._chance.choice(["tasks, steps", "steps", "steps_low", "steps_high", "steps_highest"])
+        await self.execute(f"set lock_timeout = '2s'; truncate {tables}")
 
     async def bulk(self) -> None:
-        """One transaction writes thousands of rows."""
+        """One transaction writes thousands of rows, again and again, most of which are gone when it ends."""
         await self.execute(
+            "select set_config('writes.plan', '', false); "
             "insert into tasks (id, board_id, title) select 'b' || i || '-' || random(), 'third', 'B' "
-            "from generate_series(1, 3000) i; delete from tasks where title = 'B' and random() < 0.9"
+            "from generate_series(1, 3000) i; update tasks set priority = 'outer' where title = 'B' "
+            "returning torture.bump(id); delete from tasks where title = 'B' and random() < 0.9"
         )
+
+    async def rewrite(self) -> None:
+        """Somebody rewrites a table, between the transactions of all others."""
+        rewrite = self._chance.choice(
+            ["vacuum full tasks", "vacuum full steps", "cluster tasks using tasks_pkey", "vacuum (freeze) tasks"]
+        )
+        async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
+            await connection.execute("set lock_timeout = '2s'")
+            await connection.execute(rewrite.encode())
 
     async def alter(self) -> None:
         """A column is added, or dropped."""
@@ -382,6 +450,7 @@ FAULTS: Final[tuple[Callable[[World], Awaitable[None]], ...]] = (
     World.pause_journal,
     World.truncate,
     World.bulk,
+    World.rewrite,
     World.alter,
     World.resync,
 )

@@ -1,0 +1,51 @@
+"""Why a client may be sent its board again: the faults that break continuity, and no transaction but TRUNCATE."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Final
+
+_ON_THE_WAY: Final = (
+    "restart",
+    "crash",
+    "kill_backend",
+    "terminate_sessions",
+    "kill_relay",
+    "freeze",
+    "strand",
+    "cut",
+)
+_NATS: Final = (
+    "restart_nats",
+    "kill_nats",
+    "lose_stream",
+    "purge_stream",
+    "fill_stream",
+    "kill_publisher",
+    "stop_publisher",
+    "suspend_publishers",
+    "cut_edge",
+    "strand_edge",
+    "strand_publisher",
+    "freeze_publisher",
+)
+
+CAUSES: Final[Mapping[str, tuple[str, ...]]] = {
+    "epoch_changed": ("crash", "kill_backend"),
+    "schema_changed": ("alter",),
+    "journal_pruned": ("prune", "cut", *_ON_THE_WAY, *_NATS),
+    "too_much_missed": ("bulk", *_ON_THE_WAY, *_NATS),
+    "journalling_paused": ("pause_journal",),
+    "batch_cut_short": (*_ON_THE_WAY, *_NATS),
+    "truncate": ("truncate",),
+    "resync": ("resync",),
+}
+"""The faults that may be behind each reason. A reason that is not here is wrong whatever happened."""
+
+_OWN: Final = ("", "fell_behind", "subscribed_again")
+"""What the client brought upon itself, by coming without a cursor, not reading, or asking twice."""
+
+
+def explains(faults: Container[str], reason: str) -> bool:
+    """Whether a board may come for this reason when these faults have happened."""
+    return reason in _OWN or any(fault in faults for fault in CAUSES.get(reason, ()))
