@@ -85,7 +85,7 @@ class Tax:
     """Bytes of WAL for each row of that update."""
 
     journal_bytes: float
-    """Bytes of the journal for each row of that update."""
+    """Bytes of the journal's entries for each row of that update."""
 
 
 def run(
@@ -174,12 +174,13 @@ def bulk(connection: psycopg.Connection, table: str, rows: int = BULK_ROWS) -> B
     into = f'copy public."{table}" (id, board_id, title, lane) from stdin'.encode()
     with _seconds() as copied, connection.cursor() as cursor, cursor.copy(into) as copy:
         copy.write(data)
-    before = _written(connection)
-    with _seconds() as updated:
+    before = _wal_bytes(connection)
+    with _seconds() as updated, connection.transaction():
         connection.execute(_UPDATE.format(table).encode())
-    after = _written(connection)
-    wal, journal = ((now - then) / rows for now, then in zip(after, before, strict=True))
-    return Bulk(copied[0], updated[0], wal, journal)
+        transaction = connection.execute("select pg_current_xact_id()::xid").fetchone()
+    wal = _wal_bytes(connection) - before
+    assert transaction
+    return Bulk(copied[0], updated[0], wal / rows, _entry_bytes(connection, transaction[0]) / rows)
 
 
 @contextmanager
@@ -190,14 +191,19 @@ def _seconds() -> Iterator[list[float]]:
     taken.append(time.perf_counter() - began)
 
 
-def _written(connection: psycopg.Connection) -> tuple[int, int]:
-    """Return how many bytes of WAL there were ever, and how many the journal has now."""
-    row = connection.execute(
-        "select (pg_current_wal_insert_lsn() - '0/0')::bigint, "
-        "(select sum(pg_total_relation_size(format('relay.journal_%s', slot)::regclass))::bigint from relay.slots)"
-    ).fetchone()
+def _wal_bytes(connection: psycopg.Connection) -> int:
+    """Return how many bytes of WAL there were ever."""
+    row = connection.execute("select (pg_current_wal_insert_lsn() - '0/0')::bigint").fetchone()
     assert row
-    return row[0], row[1]
+    return int(row[0])
+
+
+def _entry_bytes(connection: psycopg.Connection, transaction: int) -> int:
+    """Return the size of a transaction's entries; the journal's file says less, for it may have room for them."""
+    query = "select coalesce(sum(pg_column_size(j)), 0) from relay.journal j where j.xmin = %s::text::xid"
+    row = connection.execute(query, [transaction]).fetchone()
+    assert row
+    return int(row[0])
 
 
 def table(tax: Tax) -> str:
