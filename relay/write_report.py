@@ -153,7 +153,10 @@ def table(tax: Tax) -> str:
     lines += _block(f"COPY of {rows:,} rows", tax.copy, {"seconds": _seconds})
     lines += _block(f"UPDATE of {rows:,} rows", tax.update, {"seconds": _seconds})
     lines += ["", f"The journal's entries take {tax.journal_bytes:,.0f} bytes for each row of the UPDATE."]
-    if not _has_cpu(tax.in_one):
+    if tax.prune.processor:
+        pruning = f"{_BACKENDS(tax.prune):,.1f} µs of CPU and {_wal(tax.prune):,.0f} bytes of WAL"
+        lines.append(f"Each entry takes another {pruning} when it is pruned.")
+    else:
         lines += ["CPU is left out: Postgres does not run where its processes can be seen from here."]
     lines += ["", f"{'from commit to client, ms':32}{'p50':>10}{'p99':>10}{'max':>10}", _latency("idle", tax.idle)]
     lines += [_latency(_counted(writers), latency) for writers, latency in tax.busy.items()]

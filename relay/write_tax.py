@@ -158,6 +158,9 @@ class Tax:
     journal_bytes: float
     """Bytes of the journal's entries for each row of that UPDATE."""
 
+    prune: Cost
+    """What it takes later, that these entries go: to delete them and to vacuum. The writers' part is this work."""
+
     idle: Latency
     busy: Mapping[int, Latency]
     """By the number of writers, while they write."""
@@ -174,18 +177,20 @@ def run(
         install.run(dsn, "install")
         prepare(dsn)
         with _Lab.open(dsn, max(writers)) as lab:
+            tell("from commit to client ...")  # first, for after a load the relay polls for a while
+            idle = lab.latency(seconds * rounds)
             single = {}
             for count in writers:
                 tell(f"single-row updates, {count} at once ...")
                 single[count] = _alternating(rounds, partial(lab.single, count=count, seconds=seconds))
             tell("the same in one transaction ...")
             in_one = _alternating(rounds, partial(lab.in_one, updates=max(rows // 5, 1)))
-            tell("from commit to client ...")
-            idle = lab.latency(seconds * rounds)
+            tell("from commit to client, beside writers ...")
             busy = {count: lab.busy_latency(count, seconds * rounds) for count in writers}
             tell(f"one statement over {rows:,} rows ...")
             copy, update, entries = _bulk(lab, rounds, rows)
-            return Tax(lab.machine(), single, in_one, copy, update, entries, idle, busy)
+            tell("pruning ...")
+            return Tax(lab.machine(), single, in_one, copy, update, entries, lab.prune(), idle, busy)
 
 
 def prepare(dsn: str) -> None:
@@ -307,6 +312,27 @@ class _Lab:
         """Return the size of a transaction's entries; the journal's file says less, for it may have room for them."""
         query = "select coalesce(sum(pg_column_size(j)), 0) from relay.journal j where j.xmin = %s::text::xid"
         return self._number(query, transaction)
+
+    def prune(self) -> Cost:
+        """Let all that was committed go from the journal, as the relay does in time. Raises BenchError."""
+        self._settle()
+        horizon = self._number("select pg_snapshot_xmin(pg_current_snapshot())::xid")
+        count = "select count(*) from relay.journal j where age(j.xmin) > age(%s::text::xid)"
+        entries = self._number(count, horizon)
+        self._watcher.execute("update relay.settings set keep_age = '0'")
+
+        def write() -> int:
+            until = time.monotonic() + bench.PATIENCE_SECONDS
+            while left := self._number(count, horizon):
+                if time.monotonic() > until:
+                    raise bench.BenchError(
+                        f"{left:,} entries were not pruned: expected none; end the transactions that hold them"
+                    )
+                self._writers[0].execute("select relay.prune()")
+            self._writers[0].execute("vacuum relay.journal")
+            return max(entries, 1)
+
+        return self._measured(write)
 
     @contextmanager
     def _writing(self, table: str, count: int, seconds: float) -> Iterator[list[Future[int]]]:

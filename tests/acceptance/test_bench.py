@@ -71,6 +71,7 @@ def test_writers_have_their_figures(empty_database: Database, tmp_path: Path) ->
         assert all(cost[figure] > 0 for costs in runs.values() for cost in costs for figure in ("seconds", "wal"))
     assert {cost["changes"] for costs in tax["update"].values() for cost in costs} == {100}
     assert tax["journal_bytes"] > 100
+    assert tax["prune"]["changes"] >= 2 * 2 * 100
     assert all(0 < latency["p50"] <= latency["p99"] for latency in (tax["idle"], *tax["busy"].values()))
     assert {target["name"] for target in tax["targets"]} >= {"COPY: time, of none's", "1 writer: commits, of plain's"}
     assert scratch_databases(empty_database) == []
