@@ -67,6 +67,24 @@ def test_each_target_compares_what_was_found() -> None:
     }
 
 
+def test_each_load_has_a_block() -> None:
+    """Its head names the load and the tables, and each figure has a line."""
+    blocks = [block.splitlines() for block in table(TAX).split("\n\n")]
+    found = {block[0].split("  ")[0]: block[1:] for block in blocks if block[0].split()[-4:] == list(TABLES)}
+
+    assert list(found) == [
+        "8 writers, a row each",
+        "one by one in one transaction",
+        "COPY of 100 rows",
+        "UPDATE of 100 rows",
+    ]
+    assert {len(figures) for figures in found.values()} == {8}
+    assert found["one by one in one transaction"][0].split() == [
+        *("µs", "a", "row"),
+        *("10.0", "(10.0-510.0)", "20.0", "(20.0-520.0)", "25.0", "(25.0-525.0)", "40.0", "(40.0-540.0)"),
+    ]
+
+
 def test_the_table_marks_what_is_missed() -> None:
     """A line for each target, with its limit."""
     assert "commit to client, 8 writers: p99, ms 120.00 <= 100 missed" in lines(TAX)
