@@ -76,7 +76,7 @@ def test_writers_have_their_figures(empty_database: Database, tmp_path: Path) ->
     assert scratch_databases(empty_database) == []
 
 
-def test_writers_have_processor_time_told_apart(database: Database, tmp_path: Path) -> None:
+def test_writers_have_processor_time_by_process(database: Database, tmp_path: Path) -> None:
     """Where Postgres runs here, each run says what its writers, the relay's sessions and the relay took."""
     pid = database.fetch("select pg_backend_pid()")[0][0]
     title = Path(f"/proc/{pid}/cmdline")

@@ -91,17 +91,17 @@ def test_the_table_marks_what_is_missed() -> None:
     assert "8 writers: commits, of plain's 0.86 >= 0.75" in lines(TAX)
 
 
-def test_what_pruning_takes_is_told() -> None:
+def test_what_pruning_takes_is_reported() -> None:
     """It comes later than the change, so that no other figure has it."""
     assert "Each entry takes another 1.5 µs of CPU and 7 bytes of WAL when it is pruned." in lines(TAX)
 
 
 def test_json_has_the_targets_and_every_run() -> None:
     """Programs get all that there is."""
-    told = json.loads(as_json(TAX))
+    report = json.loads(as_json(TAX))
 
-    assert [target["name"] for target in told["targets"]] == [target.name for target in targets(TAX)]
-    assert told["single"]["8"]["relay"][0]["processor"]["relay"] == 0.003
+    assert [target["name"] for target in report["targets"]] == [target.name for target in targets(TAX)]
+    assert report["single"]["8"]["relay"][0]["processor"]["relay"] == 0.003
 
 
 def elsewhere(its: Runs) -> Runs:
