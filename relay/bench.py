@@ -25,13 +25,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import IO, Any, Final, NoReturn, Self
 
 import psycopg
 from psycopg import sql
 
-from relay import install
+from relay import install, processor
 from relay.config import Settings
 from relay.session import conninfo
 from relay.subscribers import BOARD, Report, stamped
@@ -101,7 +100,7 @@ def run(database_url: str, subscribers: int, seconds: float, tell: Callable[[str
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("select relay.watch('public.tasks')")
             connection.execute("insert into public.tasks (id, board_id, title) values (%s, %s, 'T')", [BOARD, BOARD])
-            with running_relay(dsn, subscribers) as (pid, port), _Subscribers(port, subscribers) as crew:
+            with running_relay(dsn, subscribers) as (pid, port), Subscribers(port, subscribers) as crew:
                 bench = _Bench(connection, crew, pid, subscribers, tell)
                 phases = [
                     bench.phase("one at a time", lambda: bench.one_at_a_time(seconds)),
@@ -147,7 +146,7 @@ class _Bench:
     def __init__(
         self,
         connection: psycopg.Connection,
-        crew: _Subscribers,
+        crew: Subscribers,
         relay: int,
         subscribers: int,
         tell: Callable[[str], None],
@@ -159,11 +158,11 @@ class _Bench:
     def phase(self, name: str, write: Callable[[], None]) -> Phase:
         """Run one phase, wait until everybody has all of it, and check that."""
         self._tell(f"{name}, {self._subscribers:,} subscribers ...")
-        before, cpu, begun = self._sequence, _cpu_seconds(self._relay), time.monotonic_ns()
+        before, cpu, begun = self._sequence, processor.seconds(self._relay), time.monotonic_ns()
         write()
         self._wait(before)
         changes = self._sequence - before
-        used = _cpu_seconds(self._relay)
+        used = processor.seconds(self._relay)
         report = self._crew.report()
         seconds = (report.last_at - begun) / 1e9
         return Phase(
@@ -205,8 +204,8 @@ class _Bench:
         self._crew.wait((self._sequence - since) * self._subscribers)
 
 
-class _Subscribers:
-    """The process of the subscribers."""
+class Subscribers:
+    """The process of the subscribers, all of one board."""
 
     def __init__(self, port: int, count: int) -> None:
         command = [sys.executable, "-m", "relay.subscribers", str(port), str(count)]
@@ -232,7 +231,7 @@ class _Subscribers:
             report = self.report()
             raise BenchError(
                 f"subscribers got {report.deliveries:,} of {deliveries:,} deliveries in {PATIENCE_SECONDS:.0f}"
-                " seconds: expected all; run relay bench again with fewer --subscribers"
+                " seconds: expected all; run it again with less to do (--subscribers, --rows)"
             )
 
     def report(self) -> Report:
@@ -371,15 +370,6 @@ def _forget(log: IO[str]) -> None:
     """Read what the daemon logs, lest it wait for us."""
     for _ in log:
         pass
-
-
-def _cpu_seconds(pid: int) -> float | None:
-    """Return the processor time of a process so far; Linux alone tells it so precisely."""
-    try:
-        tasks = [task.read_text().split() for task in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    except OSError:
-        return None
-    return sum(int(task[0]) for task in tasks) / 1e9 if tasks else None
 
 
 def machine(connection: psycopg.Connection) -> dict[str, str]:

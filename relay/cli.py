@@ -44,10 +44,21 @@ def _lazy(name: str) -> ModuleType:
 
 
 if TYPE_CHECKING:
-    from relay import bench, daemon, demo, doctor, embedded, overview, tail, worker, write_tax
+    from relay import bench, daemon, demo, doctor, embedded, overview, tail, worker, write_report, write_tax
 else:
-    _names = ("bench", "daemon", "demo", "doctor", "embedded", "overview", "tail", "worker", "write_tax")
-    bench, daemon, demo, doctor, embedded, overview, tail, worker, write_tax = map(_lazy, _names)
+    _names = (
+        "bench",
+        "daemon",
+        "demo",
+        "doctor",
+        "embedded",
+        "overview",
+        "tail",
+        "worker",
+        "write_report",
+        "write_tax",
+    )
+    bench, daemon, demo, doctor, embedded, overview, tail, worker, write_report, write_tax = map(_lazy, _names)
 
 _SHORT: Final[Mapping[str, str]] = {"WS_WORKERS": "--workers", "SERVE_FROM": "--from", "PUBLISH_TO": "--to"}
 """Settings that have a second, shorter option."""
@@ -469,10 +480,10 @@ def bench_command(
     show_default=True,
     help="how many write at once; may be repeated",
 )
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=3, show_default=True, help="length of each run")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=2, show_default=True, help="length of each run")
 @click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="runs of each table")
 @click.option(
-    "--rows", type=click.IntRange(1, 10_000_000), default=100_000, show_default=True, help="rows of one statement"
+    "--rows", type=click.IntRange(1, 1_000_000), default=100_000, show_default=True, help="rows of one statement"
 )
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
 def bench_writers(
@@ -482,4 +493,4 @@ def bench_writers(
     with _one_line_errors():
         url = config.load(_given(options)).DATABASE_URL
         tax = write_tax.run(url, writers, seconds, rounds, rows, lambda text: click.echo(text, err=True))
-    click.echo(write_tax.as_json(tax) if as_json else write_tax.table(tax))
+    click.echo(write_report.as_json(tax) if as_json else write_report.table(tax))

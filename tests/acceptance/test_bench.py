@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from relay.write_tax import TABLES
 from tests.acceptance.support import RELAY, Program, environment, mistake, run_relay, until
 from tests.servers import Database, sole_use
 
@@ -54,42 +55,60 @@ def test_people_get_a_table(empty_database: Database, tmp_path: Path) -> None:
     assert [line.split("  ")[0] for line in phases] == ["one at a time", "16 in flight", "one transaction"]
 
 
-WRITERS = ("writers", "--writers", "1", "--writers", "2", "--seconds", "0.1", "--rounds", "2", "--rows", "100")
+WRITERS = ("writers", "--writers", "1", "--seconds", "0.1", "--rounds", "2", "--rows", "100")
 
 
 def test_writers_have_their_figures(empty_database: Database, tmp_path: Path) -> None:
-    """The JSON has every run of every table, and the database is gone."""
+    """The JSON has what every run of every table took, and the database is gone."""
     finished = run_relay("bench", *WRITERS, "--json", cwd=tmp_path, DATABASE_URL=empty_database.dsn)
 
     assert finished.returncode == 0, finished.stderr
     tax = json.loads(finished.stdout)
-    assert tax["commits"].keys() == {"1", "2"}
-    for runs in (*tax["commits"].values(), tax["copy"], tax["update"], tax["update_wal"]):
-        assert {table: len(found) for table, found in runs.items()} == {"none": 2, "relay": 2, "notify": 2}
-        assert all(figure > 0 for found in runs.values() for figure in found)
-    assert min(tax["update_wal"]["relay"]) > max(tax["update_wal"]["none"])
+    assert tax["single"].keys() == tax["busy"].keys() == {"1"}
+    for runs in (*tax["single"].values(), tax["in_one"], tax["copy"], tax["update"]):
+        assert {table: len(costs) for table, costs in runs.items()} == dict.fromkeys(TABLES, 2)
+        assert all(cost[figure] > 0 for costs in runs.values() for cost in costs for figure in ("seconds", "wal"))
+    assert {cost["changes"] for costs in tax["update"].values() for cost in costs} == {100}
     assert tax["journal_bytes"] > 100
+    assert tax["prune"]["changes"] >= 2 * 2 * 100
+    assert all(0 < latency["p50"] <= latency["p99"] for latency in (tax["idle"], *tax["busy"].values()))
+    assert {target["name"] for target in tax["targets"]} >= {"COPY: time, of none's", "1 writer: commits, of plain's"}
     assert scratch_databases(empty_database) == []
 
 
-def test_writers_have_a_table(empty_database: Database, tmp_path: Path) -> None:
-    """Without --json there is a line for each number of writers, and for each statement."""
-    finished = run_relay("bench", *WRITERS, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
+def test_writers_have_processor_time_by_process(database: Database, tmp_path: Path) -> None:
+    """Where Postgres runs here, each run says what its writers, the relay's sessions and the relay took."""
+    pid = database.fetch("select pg_backend_pid()")[0][0]
+    title = Path(f"/proc/{pid}/cmdline")
+    if not title.exists() or b"postgres" not in title.read_bytes():
+        pytest.skip("Postgres does not run where its processes can be seen from here")
+    options = ("writers", "--writers", "2", "--seconds", "0.2", "--rounds", "1", "--rows", "2000")
+    finished = run_relay("bench", *options, "--json", cwd=tmp_path, DATABASE_URL=database.dsn)
 
     assert finished.returncode == 0, finished.stderr
-    heads = [line[:20].strip() for line in finished.stdout.splitlines()]
-    assert {"1 writers", "2 writers", "COPY, seconds", "UPDATE, seconds", "UPDATE, WAL a row"} <= set(heads)
+    tax = json.loads(finished.stdout)
+    for runs in (tax["single"]["2"], tax["update"]):
+        for cost in (costs[0] for costs in runs.values()):
+            # Two writers, each on a core at most; what clocks and counters round is little.
+            assert 0 < cost["processor"]["writers"] <= 2 * cost["seconds"] * 1.1
+        watched, bare = runs["relay"][0]["processor"], runs["none"][0]["processor"]
+        assert watched["sessions"] > bare["sessions"] > 0
+        assert watched["relay"] > bare["relay"] > 0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [(("--subscribers", "5"), "one at a time"), (("writers", "--writers", "2"), "from commit to client")],
+    ids=["commit to client", "writers"],
+)
 async def test_interrupted_it_leaves_nothing(
-    empty_database: Database, tmp_path: Path, signum: signal.Signals
+    empty_database: Database, tmp_path: Path, options: tuple[str, ...], first: str, signum: signal.Signals
 ) -> None:
     """Ctrl-C and SIGTERM end it soon, the database and all processes too, however often they come."""
-    options = ("bench", "--subscribers", "5", "--seconds", "600")
-    bench = Program([RELAY, *options], tmp_path, {"DATABASE_URL": empty_database.dsn})
+    bench = Program([RELAY, "bench", *options, "--seconds", "600"], tmp_path, {"DATABASE_URL": empty_database.dsn})
     try:
-        await until(lambda: "one at a time" in bench.output, "the first phase")
+        await until(lambda: first in bench.output, "the first phase")
         bench.signal(signum)
         bench.signal(signum)
         await until(lambda: bench.exit_code is not None, "its end")
