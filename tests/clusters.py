@@ -110,10 +110,11 @@ def client_program(name: str) -> Path:
         do_without(str(error))
 
 
-def run(name: str, *arguments: str, given: str = "", complaints: str = "(?!)") -> str:
+def run(name: str, *arguments: str, given: str = "", complaints: str = "(?!)", status: int = 0) -> str:
     """Run one of Postgres's client programs and return what it prints.
 
-    It succeeds, and on its standard error there is nothing but lines that hold `complaints`, a regular expression.
+    It ends as expected, and on its standard error there is nothing but lines that hold `complaints`, a regular
+    expression.
     """
     finished = subprocess.run(
         [client_program(name), *arguments],
@@ -124,13 +125,13 @@ def run(name: str, *arguments: str, given: str = "", complaints: str = "(?!)") -
         check=False,
     )
     unexpected = [line for line in finished.stderr.splitlines() if not re.search(complaints, line)]
-    assert (unexpected, finished.returncode) == ([], 0), f"{name}: {unexpected}, exit status {finished.returncode}"
+    assert (unexpected, finished.returncode) == ([], status), f"{name}: {unexpected}, exit {finished.returncode}"
     return finished.stdout
 
 
-def psql(dsn: str, *arguments: str, given: str = "") -> str:
+def psql(dsn: str, *arguments: str, given: str = "", complaints: str = "(?!)") -> str:
     """Run psql until the first error, which there must not be."""
-    return run("psql", "-Xq", "-v", "ON_ERROR_STOP=1", *arguments, dsn, given=given)
+    return run("psql", "-Xq", "-v", "ON_ERROR_STOP=1", *arguments, dsn, given=given, complaints=complaints)
 
 
 @contextmanager

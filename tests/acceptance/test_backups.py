@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
@@ -17,6 +18,7 @@ import pytest
 
 from relay.embedded import EmbeddedPostgresError
 from tests.acceptance.support import Daemon, Relays, run_relay, until
+from tests.acceptance.test_docs import BACKUPS, examples, run_examples
 from tests.clusters import (
     SYSTEM_PROGRAMS,
     Cluster,
@@ -157,7 +159,7 @@ async def test_slow_dump_costs_subscribers_no_change(
     name: str, request: pytest.FixtureRequest, relay: Relays, tmp_path: Path
 ) -> None:
     """While a dump holds its locks, many times `keep_bytes` are written: all arrives, and the dump is whole."""
-    stop_bytes = 16_000_000
+    stop_bytes = 12_000_000
     with fed(request.getfixturevalue(name)) as database:
         keep(database, stop_bytes)
         fill(database)
@@ -167,7 +169,7 @@ async def test_slow_dump_costs_subscribers_no_change(
                 whole = asyncio.create_task(
                     asyncio.to_thread(run, "pg_dump", "-Fc", f"--file={tmp_path / 'dump'}", database.dsn)
                 )
-                for n in range(12):
+                for n in range(9):
                     write(database, n)
                     assert (n, await news(client, database)) == (n, {"task.updated": ROWS})
                     database.execute("select relay.prune()")
@@ -283,6 +285,10 @@ def origin_on_primary(primary: Cluster, tmp_path_factory: pytest.TempPathFactory
 
 
 async def left(cluster: Cluster, database: Database, folder: Path) -> Origin:
+    # A table that was watched and is gone: nothing of it may be left to restore.
+    database.execute("create table public.gone (id text primary key, board_id text, lane text)")
+    database.execute("select relay.watch('public.gone')")
+    database.execute("drop table public.gone")
     database.execute("insert into public.tasks (id, title) values ('a', 'A'), ('b', 'B')")
     async with AsyncExitStack() as stack:
         daemon = await Relays(folder, stack)(database.dsn)
@@ -383,6 +389,24 @@ async def test_loaded_data_arrives_as_its_rows_alone(
         await begins_afresh(origin, copy, primary, daemon)
 
 
+async def test_data_loaded_with_triggers_disabled_is_shown_by_the_documented_repair(
+    database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """After `--disable-triggers`, `watch` repairs the triggers, hides what it hid, and shows the new rows."""
+    relay_sql(database, tmp_path, "watch", "public.tasks", "--hide", "priority")
+    database.execute("insert into public.tasks (id, title) values ('a', 'A')")
+    load = run("pg_dump", "--data-only", "--disable-triggers", "-t", "public.tasks", database.dsn)
+    database.execute("delete from public.tasks")
+    daemon = await relay(database.dsn)
+    async with subscriber(daemon) as client:
+        psql(database.dsn, given=load)
+        relay_sql(database, tmp_path, "watch", "public.tasks")
+        while shown(client) != stored(database):
+            await client.receive_batch()
+        assert [task for task in client.tasks.values() if "priority" in task] == []
+    await daemon.healthy()
+
+
 async def test_copy_of_the_servers_files_is_fed_from_with_nothing_else_to_do(
     primary: Cluster, origin_on_primary: Origin, relay: Relays
 ) -> None:
@@ -465,3 +489,26 @@ async def replicated(source: Database, target: Database, *, copy_data: bool) -> 
         yield
     finally:
         target.execute("drop subscription everything")
+
+
+# The document
+
+
+def test_commands_of_the_document_run(
+    primary: Cluster, older: Cluster, older_standby: Cluster, tmp_path: Path
+) -> None:
+    """One after the other, as printed."""
+    with fed(older) as database, empty(primary) as new, empty(primary) as tables, empty(primary) as green:
+        for block in examples(BACKUPS, "sql"):
+            database.execute(block)
+        printed = run_examples(
+            examples(BACKUPS, "bash"),
+            tmp_path,
+            DATABASE_URL=database.dsn,
+            STANDBY_URL=elsewhere(database.dsn, older_standby),
+            NEW_URL=new.dsn,
+            TABLES_URL=tables.dsn,
+            GREEN_URL=green.dsn,
+            IDLE_SECONDS="1",
+        )
+    assert re.search(r"bytes of WAL an hour\|transaction ids an hour\n\d+\|\d+\n", printed)
