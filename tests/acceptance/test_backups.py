@@ -216,6 +216,25 @@ async def until_changes_come_as_changes(client: Client, database: Database) -> N
             pass
 
 
+@pytest.mark.parametrize("statements", [1, 12_000])
+def test_journal_stays_within_its_bound_however_it_is_written(statements: int, primary: Cluster) -> None:
+    """Three times `stop_bytes` in one transaction, with no relay: of one statement, or of a statement a row."""
+    stop_bytes, rows = 4_000_000, 12_000
+    with fed(primary) as database:
+        keep(database, stop_bytes)
+        insert = (
+            "insert into public.tasks (id, title, description) "
+            "select 't' || gen_random_uuid(), 'T', repeat('x', 900) from generate_series(1, {})"
+        )
+        database.execute(
+            insert.format(rows)
+            if statements == 1
+            else f"do $$ begin for n in 1..{rows} loop {insert.format(1)}; end loop; end $$"
+        )
+
+        assert relays_bytes(database) <= stop_bytes + 1_000_000
+
+
 # A dump on a standby
 
 
@@ -348,16 +367,13 @@ async def test_restored_database_is_fed_from_with_nothing_else_to_do(
         await begins_afresh(origin, copy, primary, await relay(copy.dsn))
 
 
-async def test_watched_table_without_schema_relay_restores_where_the_relay_is_installed(
+async def test_watched_table_restores_without_schema_relay_as_documented(
     primary: Cluster, origin: Origin, relay: Relays, tmp_path: Path
 ) -> None:
-    """The triggers of `pg_dump -n public` find their functions, and `watch` completes what is missing."""
-    dump = run("pg_dump", "-n", "public", origin.database.dsn)
+    """After `pg_dump -n public`: with the relay installed before, without the triggers, and watched after."""
+    (recipe,) = [block for block in examples(BACKUPS, "bash") if "-n public" in block]
     with empty(primary) as copy:
-        copy.execute("drop schema public")  # the dump makes it
-        relay_sql(copy, tmp_path, "install")
-        psql(copy.dsn, given=dump)
-        relay_sql(copy, tmp_path, "watch", "public.tasks")
+        run_examples([recipe], tmp_path, DATABASE_URL=origin.database.dsn, TABLES_URL=copy.dsn)
         await begins_afresh(origin, copy, primary, await relay(copy.dsn))
 
 
