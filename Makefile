@@ -6,6 +6,7 @@ BIN := .venv/bin
 GUIDE := tests/acceptance/guide
 CLIENT := tests/acceptance/client
 ASYNCAPI := tests/acceptance/asyncapi
+MIGRATIONS := tests/acceptance/migrations
 FANOUT := benchmarks/fanout
 LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.13 --python-platform linux \
 	--custom-compile-command 'make lock' $(ARGS)
@@ -21,7 +22,7 @@ install: .venv/.installed  ## Set up .venv with the relay and everything to deve
 demo: install  ## Watch a living board arrive over WebSocket: no database, no Docker, no root
 	@$(BIN)/relay demo
 
-test: install $(GUIDE)/node_modules/.installed $(CLIENT)/node_modules/.installed $(ASYNCAPI)/node_modules/.installed  ## Run all tests: make test ARGS='-k truncate'
+test: install $(GUIDE)/node_modules/.installed $(CLIENT)/node_modules/.installed $(ASYNCAPI)/node_modules/.installed $(MIGRATIONS)/node_modules/.installed  ## Run all tests: make test ARGS='-k truncate'
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 torture: install $(GUIDE)/node_modules/.installed  ## Prove it amid faults, until one is told wrong: make torture MINUTES=60 SEED=7
@@ -66,15 +67,15 @@ format: install  ## Format the code
 	$(BIN)/ruff format
 
 clean:  ## Remove what was set up and made
-	rm -rf .venv torture $(GUIDE)/node_modules $(CLIENT)/node_modules $(ASYNCAPI)/node_modules $(FANOUT)/node_modules $(FANOUT)/build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv torture $(GUIDE)/node_modules $(CLIENT)/node_modules $(ASYNCAPI)/node_modules $(MIGRATIONS)/node_modules $(FANOUT)/node_modules $(FANOUT)/build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-# The guide's Node clients, the compiler for the types of ours, AsyncAPI's own parser, and the benchmark's Node server. Where there is no
-# npm, what needs them says so.
+# The guide's Node clients, the compiler for the types of ours, AsyncAPI's own parser, a migration tool, and the
+# benchmark's Node server. Where there is no npm, what needs them says so.
 %/node_modules/.installed: %/package.json
 	@if command -v npm >/dev/null; then npm install --prefix $* --no-audit --no-fund --no-package-lock --loglevel=error; fi
 	@mkdir -p $(@D) && touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shlex
 import shutil
@@ -20,8 +21,9 @@ from websockets.exceptions import InvalidStatus
 
 from relay.config import NO_OPTION, Settings
 from relay.contract import CLOSE_CODES, ERRORS, REASONS, json_schema
+from relay.embedded import EmbeddedPostgres
 from relay.install import text
-from tests.acceptance.support import RELAY, Client, Daemon, Program, Relays, run_relay, until
+from tests.acceptance.support import RELAY, Client, Daemon, Program, Relays, environment, run_relay, until
 from tests.acceptance.test_guide import node, npm_package
 from tests.certificates import certificate
 from tests.contract import checked
@@ -37,21 +39,41 @@ PERFORMANCE = ROOT / "docs" / "performance.md"
 SECURITY = ROOT / "docs" / "security.md"
 CONSISTENCY = ROOT / "docs" / "consistency.md"
 SCALING = ROOT / "docs" / "scaling.md"
-DOCUMENTS = (README, DBA, OPERATOR, CLIENTS, CONSISTENCY, PERFORMANCE, SCALING, SECURITY)
+BACKUPS = ROOT / "docs" / "backups.md"
+MIGRATIONS = ROOT / "docs" / "migrations.md"
+DOCUMENTS = (README, DBA, BACKUPS, MIGRATIONS, OPERATOR, CLIENTS, CONSISTENCY, PERFORMANCE, SCALING, SECURITY)
 
 
 NEEDS_DAEMON = {"tail", "status"}
 """Commands that watch a running relay."""
 
 
-def examples(document: Path, language: str) -> list[str]:
-    """Return the fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), re.DOTALL | re.MULTILINE)
+def examples(document: Path | str, language: str) -> list[str]:
+    """Return the fenced blocks of a language, in a file or in a text."""
+    printed = document.read_text() if isinstance(document, Path) else document
+    return re.findall(rf"^```{language}\n(.*?)^```$", printed, re.DOTALL | re.MULTILINE)
 
 
 def commands(document: Path) -> list[str]:
     """Return the lines of the shell blocks."""
     return [line for block in examples(document, "bash") for line in block.splitlines()]
+
+
+def run_examples(blocks: list[str], folder: Path, *programs: Path, **settings: str) -> str:
+    """Run shell blocks one after the other, until the first that fails, and return what they print."""
+    path = [RELAY.parent, EmbeddedPostgres().bin, *programs, os.environ["PATH"]]
+    finished = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "".join(blocks)],
+        cwd=folder,
+        env=environment({**settings, "PATH": os.pathsep.join(map(str, path))}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
 
 
 def first_column(document: Path, header: str) -> list[str]:
