@@ -183,9 +183,10 @@ _ENTRY: Final[LiteralString] = """
            j.xid::text::bigint, j.watch, j.op::text, j.key, j.old_key, j.old_board, j.new_board,
            j.old_row, j.new_row, j.reason
 """
-# A row that this server's triggers wrote has the id of its transaction, or a later one where a savepoint was set.
+# A row that this server's triggers wrote has the id of its transaction, or a later one where a savepoint was set;
+# but relay.resume makes entries in the name of others.
 _OURS: Final[LiteralString] = """
-    (j.op = 'S' or ((j.xmin::text::bigint - j.xid::text::bigint) & 4294967295) < 2147483648)
+    (j.reason = 'journalling_paused' or ((j.xmin::text::bigint - j.xid::text::bigint) & 4294967295) < 2147483648)
 """
 _NEW: Final[LiteralString] = (  # noqa: S608  # of constants
     """

@@ -201,7 +201,7 @@ $$;
 create or replace function relay.pauses() returns bigint
     language sql
     set search_path = pg_catalog, pg_temp
-as $$ select pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 42 $$;
+as $$ select coalesce(pg_catalog.pg_sequence_last_value('relay.control'::regclass), 0) >> 42 $$;
 
 create or replace function relay.paused() returns boolean
     language sql
@@ -334,8 +334,7 @@ begin
             delete from relay.horizon;
             delete from relay.ticks;
             delete from relay.epochs e where e.place <> here;
-            -- What asks for the boards to be read again stays: one time too many does no harm.
-            delete from relay.journal j where j.op <> 'S';
+            delete from relay.journal;
             insert into relay.horizon (place, seen, swept, pauses, ceiling)
             select here, s, pg_catalog.pg_snapshot_xmin(s), relay.pauses() & ~1::bigint, 0
             from pg_catalog.pg_current_snapshot() s;
@@ -578,11 +577,17 @@ create or replace function relay.journal_body(w relay.watches) returns text
     set search_path = pg_catalog, pg_temp
 as $make$
 declare
-    hide text := '';
-    col  name;
+    -- After a restore without owners, this would run with the rights of whoever restored.
+    guard constant text := $$current_user <> 'relay_writer'$$;
+    alert constant text := $$pg_catalog.concat('its trigger function belongs to ', current_user,
+                ', expected relay_writer: run relay sql install')$$;
+    hide  text := '';
+    col   name;
 begin
     if w.hidden <> '{}' then
-        hide := ' if tg_op <> ''INSERT'' then';
+        -- The value of a hidden column is gone before anything looks at it, and under no other name is it found.
+        hide := pg_catalog.format(' if %s then raise exception using message = %s; end if;', guard, alert)
+            || ' if tg_op <> ''INSERT'' then';
         foreach col in array w.hidden loop
             hide := hide || pg_catalog.format(' old.%I := null;', col);
         end loop;
@@ -600,6 +605,7 @@ begin
     -- "new" is null in a delete, "old" in an insert, and so is all that is taken from them.
     begin%4$s
         entry := case
+            when %7$s then array[null, null, null, null, null, null, 'row_unreadable: ' || %8$s]
             -- Journalling is paused, or nothing changed that is shown.
             when (pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 42) %% 2 = 1
                 or tg_op = 'UPDATE' and old operator(pg_catalog.*=) new then null
@@ -632,7 +638,9 @@ begin
     select %1$s, case when entry[1] is null then 'S' else 'R' end::"char", entry[1], entry[2], entry[3], entry[4],
            entry[5], entry[6], entry[7]
     where entry is not null
-        and (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) & 127 <> 0 or relay.pause_if_full())
+        -- One row in 128: the WAL position differs between statements, the key between the rows of one.
+        and ((pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hashtext(entry[1])) & 127 <> 0
+             or relay.pause_if_full())
         -- What relay.notify does, for less.
         and ((pg_catalog.pg_sequence_last_value('relay.control'::regclass) & 4398046511103)
                  - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint between 1 and 2000
@@ -644,7 +652,8 @@ end
 $body$, w.id, w.id_column, w.board_column, hide, array[w.id_column, w.board_column, w.lane_column]::text[],
         -- Only money depends on this, and few writers have it set to this.
         case when exists (select from relay.types(w.target) t where t = 'money'::regtype)
-             then E'\n                and pg_catalog.current_setting(''lc_monetary'') = ''C''' else '' end);
+             then E'\n                and pg_catalog.current_setting(''lc_monetary'') = ''C''' else '' end,
+        guard, alert);
 end
 $make$;
 
@@ -818,6 +827,16 @@ begin
                        where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped) then
             raise exception 'relay.watch: % has no column % to hide', target, pg_catalog.quote_literal(col)
                 using errcode = 'undefined_column';
+        end if;
+        -- Trigger functions hide a value by setting it to null.
+        if (with recursive base (oid) as (
+                select a.atttypid from pg_catalog.pg_attribute a where a.attrelid = target and a.attname = col
+                union all
+                select t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.oid where t.typbasetype <> 0)
+            select pg_catalog.bool_or(t.typnotnull) from base b join pg_catalog.pg_type t on t.oid = b.oid) then
+            raise exception 'relay.watch: column % of % cannot be hidden, for its type is a domain that allows no null: '
+                'give it the type that the domain is made of, and a not null constraint',
+                pg_catalog.quote_ident(col), target using errcode = 'datatype_mismatch';
         end if;
         if col in (id_column, board_column, lane_column) then
             raise exception 'relay.watch: column % of % cannot be hidden: messages need the id, the board and the lane',
@@ -1291,6 +1310,10 @@ declare
     ordered  text;
     row_name text;
 begin
+    if current_user <> 'relay_reader' then
+        raise exception 'relay.board belongs to %, expected relay_reader: run relay sql install', current_user
+            using errcode = 'insufficient_privilege';
+    end if;
     for w in
         select s.*, c.relkind, pg_catalog.format_type(a.atttypid, a.atttypmod) as board_type
         from relay.watches s
@@ -1500,9 +1523,12 @@ begin
     end if;
     if count % 2 = 1 then
         perform relay.sweep(here, pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()), 1000000);
-        if size > most - most / 4
-            and coalesce(pg_catalog.pg_stat_get_dead_tuples('relay.journal'::regclass), 0)
-                + coalesce(pg_catalog.pg_stat_get_live_tuples('relay.journal'::regclass), 0) > 10000
+        -- While nothing is journalled, all that a VACUUM leaves is what it could not remove.
+        if size > most - most / 4 and (
+            select sum(pg_catalog.pg_stat_get_live_tuples(r) + pg_catalog.pg_stat_get_dead_tuples(r)) > 100
+            from (select c.oid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass
+                  union all
+                  select c.reltoastrelid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass) part (r))
         then
             return false;
         end if;
