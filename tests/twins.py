@@ -49,7 +49,7 @@ _LOCKS: Final = """
     left join pg_catalog.pg_class owner
         on c.relnamespace = 'pg_toast'::regnamespace and owner.reltoastrelid in (c.oid, i.indrelid)
     where l.pid = pg_catalog.pg_backend_pid()
-      and pg_catalog.to_regnamespace('relay') is distinct from coalesce(owner.relnamespace, c.relnamespace)
+      and coalesce(owner.relnamespace, c.relnamespace)::regnamespace::text is distinct from 'relay'
 """
 
 _STATE: Final = {
