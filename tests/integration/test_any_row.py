@@ -597,10 +597,10 @@ _CASTS = {
     "writes": "insert into public.moods values ('again', 'b', 'todo', null); return '1'",
     "returns null": "return null",
     "returns what is no unicode": "return '\"\\ud800\"'",
-    "returns a gigabyte": "return to_json(repeat(chr(1), 179000000))",
 }
 
 _HARMLESS = {
+    "returns half a gigabyte": "return to_json(repeat('x', case m when 'y' then 540000000 else 1 end))",
     "warns": "raise warning 'listen'; return to_json('x'::text)",
     "sleeps": "perform pg_sleep(0.2); return to_json('x'::text)",
     "counts": "perform nextval('public.counter'); return to_json('x'::text)",
@@ -705,8 +705,10 @@ async def test_row_of_any_size_is_written_and_costs_other_boards_nothing(
 ) -> None:
     """A row that is too large for an image, for a message or for a tuple of ours fails nobody."""
     database.execute("drop trigger tasks_set_updated_at on tasks")
+    # Not compressed but for the description: so both are tried, and the rest is quick.
     database.execute("alter table tasks alter title set storage external")
-    database.execute(f"alter table tasks {', '.join(f'add column c{n} text' for n in range(20))}")
+    for n in range(20):
+        database.execute(f"alter table tasks add column c{n} text, alter column c{n} set storage external")
     async with Follower.of(relay, "default") as follower:
         database.execute("insert into tasks (id, board_id, title) values ('settled', 'default', 'S')")
         await follower.until("settled")
