@@ -39,6 +39,9 @@ _ERROR_FIELDS: Final = (
     pq.DiagnosticField.CONSTRAINT_NAME,
 )
 
+# The number of the first type that is not Postgres's own; what follows depends on what else was made.
+_FIRST_OF_USERS: Final = 16_384
+
 _LOCKS: Final = """
     select pg_catalog.concat_ws(' ', l.locktype, l.mode, l.granted, l.classid::regclass,
         case when l.locktype = 'advisory' then l.objid end,
@@ -197,7 +200,7 @@ class Session:
             notified.append((notification.relname, notification.extra))
         return {
             "tag": result.command_status,
-            "columns": [(result.fname(n), result.ftype(n)) for n in range(result.nfields)],
+            "columns": [(result.fname(n), min(result.ftype(n), _FIRST_OF_USERS)) for n in range(result.nfields)],
             "rows": [[result.get_value(r, n) for n in range(result.nfields)] for r in range(result.ntuples)],
             "error": [result.error_field(field) for field in _ERROR_FIELDS],
             "notices": said,
