@@ -1,0 +1,758 @@
+"""No statement fails because of us, whatever a row holds: what a follower holds is a fresh board, to the byte.
+
+What cannot be shown is left out and reported; neither its board nor another is sent again for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+
+import msgspec
+import psycopg
+import pytest
+import structlog
+from psycopg import sql
+from websockets.asyncio.client import ClientConnection, connect
+
+from tests.integration.client import until
+from tests.integration.conftest import Relay
+from tests.servers import Database, Server, temporary_database
+from tests.servers import install as install_all
+from tests.twins import Twins
+
+Task = dict[str, bytes]
+
+_SECONDS = 10.0
+
+
+class _Message(msgspec.Struct):
+    type: str
+    data: msgspec.Raw
+
+
+class _Update(msgspec.Struct):
+    id: msgspec.Raw
+    changes: dict[str, msgspec.Raw]
+
+
+class Follower:
+    """A subscriber that holds the board as the bytes it was sent."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self.tasks: dict[str, Task] = {}
+        self.kinds: list[str] = []
+        """The types of all messages since the board was first sent."""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def of(cls, relay: Relay, board: str) -> AsyncIterator[Follower]:
+        """Follow a board, for as long as the context lasts."""
+        async with connect(relay.url, max_size=None, max_queue=None) as connection:
+            follower = cls(connection)
+            await connection.send(msgspec.json.encode({"type": "subscribe", "boardId": board}), text=True)
+            await follower.receive()
+            follower.kinds.clear()
+            yield follower
+
+    async def until(self, task: str, column: str = "id", value: str | None = None) -> None:
+        """Take messages until a task is there, and one of its columns has that text."""
+        wanted = msgspec.json.encode(task if value is None else value)
+        key = msgspec.json.encode(task).decode()
+        while self.tasks.get(key, {}).get(column) not in {wanted, wanted.strip(b'"')}:
+            await self.receive()
+
+    async def receive(self) -> str:
+        """Apply the next message, and return its type."""
+        async with asyncio.timeout(_SECONDS):
+            text = await self._connection.recv(decode=False)
+        message = msgspec.json.decode(text, type=_Message)
+        self._apply(message.type, message.data)
+        self.kinds.append(message.type)
+        return message.type
+
+    def _apply(self, kind: str, data: msgspec.Raw) -> None:
+        match kind:
+            case "board.sync":
+                board = msgspec.json.decode(data, type=dict[str, dict[str, list[dict[str, msgspec.Raw]]]])
+                tasks = (_bytes(task) for lane in board["lanes"].values() for task in lane)
+                self.tasks = {task["id"].decode(): task for task in tasks}
+            case "task.created":
+                task = _bytes(msgspec.json.decode(data, type=dict[str, msgspec.Raw]))
+                self.tasks[task["id"].decode()] = task
+            case "task.updated":
+                update = msgspec.json.decode(data, type=_Update)
+                self.tasks[bytes(update.id).decode()].update(_bytes(update.changes))
+            case "task.moved":
+                moved = _bytes(msgspec.json.decode(data, type=dict[str, msgspec.Raw]))
+                self.tasks[moved["id"].decode()]["lane"] = moved["toLane"]
+            case "task.deleted":
+                del self.tasks[_bytes(msgspec.json.decode(data, type=dict[str, msgspec.Raw]))["id"].decode()]
+            case _:
+                raise AssertionError(kind, data)
+
+
+def _bytes(task: dict[str, msgspec.Raw]) -> Task:
+    return {column: bytes(value) for column, value in task.items()}
+
+
+async def differing(relay: Relay, follower: Follower, board: str) -> dict[tuple[str, str], object]:
+    """Return which columns of which tasks a follower holds otherwise than a fresh board has them."""
+    async with Follower.of(relay, board) as fresh:
+        return {
+            (task, column): (follower.tasks.get(task, {}).get(column), fresh.tasks.get(task, {}).get(column))
+            for task in follower.tasks.keys() | fresh.tasks.keys()
+            for column in follower.tasks.get(task, {}).keys() | fresh.tasks.get(task, {}).keys()
+            if follower.tasks.get(task, {}).get(column) != fresh.tasks.get(task, {}).get(column)
+        }
+
+
+# Every type, under every setting
+
+_SAMPLES = {
+    "aclitem": "pg_monitor=r/pg_monitor",
+    "bit": "1",
+    "bool": "true",
+    "box": "(3.3,4.4),(1.1,0.1)",
+    "bpchar": "c  ",
+    "bytea": "\\x00ff5c",
+    "char": "x",
+    "cid": "7",
+    "cidr": "10.0.0.0/8",
+    "circle": "<(0.1,0.2),0.3>",
+    "date": "2026-03-04",
+    "datemultirange": "{[2026-03-04,2026-03-09)}",
+    "daterange": "[2026-03-04,2026-03-09)",
+    "float4": "0.1",
+    "float8": "0.30000000000000004",
+    "inet": "10.0.0.1",
+    "int2": "1",
+    "int2vector": "1 2",
+    "int4": "1",
+    "int4multirange": "{[1,3)}",
+    "int4range": "[1,3)",
+    "int8": "9007199254740993",
+    "int8multirange": "{[1,3)}",
+    "int8range": "[1,3)",
+    "interval": "1 year 2 days 03:04:05.6",
+    "json": '{"b":1,  "a": 1.10}',
+    "jsonb": '{"b": 1, "a": 1.10}',
+    "jsonpath": "$.a",
+    "line": "{1.1,2.2,3.3}",
+    "lseg": "[(0.1,0.2),(0.3,0.4)]",
+    "macaddr": "08:00:2b:01:02:03",
+    "macaddr8": "08:00:2b:01:02:03:04:05",
+    "money": "1234.5",
+    "name": "Some name",
+    "numeric": "1.10",
+    "nummultirange": "{[1.10,2)}",
+    "numrange": "[1.10,2)",
+    "oid": "7",
+    "oidvector": "1 2",
+    "oid8": "7",
+    "path": "((0.1,0.2),(0.3,0.4))",
+    "pg_lsn": "16/B374D848",
+    "pg_snapshot": "10:20:10,14",
+    "point": "(0.1,0.2)",
+    "polygon": "((0.1,0.2),(0.3,0.4))",
+    "refcursor": "c",
+    "regclass": "public.every",
+    "regcollation": '"C"',
+    "regconfig": "english",
+    "regdatabase": "template1",
+    "regdictionary": "simple",
+    "regnamespace": "public",
+    "regoper": "public.<%>",
+    "regoperator": "public.<%>(integer,integer)",
+    "regproc": "public.only_here",
+    "regprocedure": "public.only_here(integer)",
+    "regrole": "pg_monitor",
+    "regtype": "public.feeling",
+    "text": 'a "quoted" \\ line\nnext \u00e9 \u2028',
+    "tid": "(1,2)",
+    "time": "03:04:05.6",
+    "timestamp": "2026-03-04 05:06:07.891",
+    "timestamptz": "2026-03-04 05:06:07.891+02",
+    "timetz": "03:04:05+02",
+    "tsmultirange": "{[2026-03-04,2026-03-09)}",
+    "tsquery": "cat & dog",
+    "tsrange": "[2026-03-04,2026-03-09)",
+    "tstzmultirange": "{[2026-03-04 00:00+02,2026-03-09 00:00+02)}",
+    "tstzrange": "[2026-03-04 00:00+02,2026-03-09 00:00+02)",
+    "tsvector": "cat:1 dog:2",
+    "txid_snapshot": "10:20:10,14",
+    "uuid": "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+    "varbit": "101",
+    "varchar": "v",
+    "xid": "7",
+    "xid8": "7",
+    "xml": "<a>1</a>",
+    # the user's own
+    "feeling": 'it\'s "fine"',
+    "slug": "a-b",
+    "whole": '("2026-03-04 05:06:07+02","1 day",0.30000000000000004,"\\\\x00ff",1.50,public.every,"(x,""{1,2}"")")',
+    "spans": "[2026-03-04 00:00+02,2026-03-09 00:00+02)",
+}
+
+_NO_INPUT = {
+    "gtsvector",
+    "pg_brin_bloom_summary",
+    "pg_brin_minmax_multi_summary",
+    "pg_dependencies",
+    "pg_mcv_list",
+    "pg_ndistinct",
+    "pg_node_tree",
+}
+
+_OWN_TYPES = r"""
+create type feeling as enum ('it''s "fine"', 'so-so');
+create domain slug as text check (value ~ '^[a-z-]+$');
+create type part as (x text, y int[]);
+create function only_here(int) returns int language sql as 'select $1';
+create function only_here_too(int, int) returns boolean language sql as 'select true';
+create operator <%> (leftarg = int, rightarg = int, function = only_here_too);
+create table every (id text primary key, board_id text not null, lane text not null default 'todo', n int);
+create type whole as (a timestamptz, b interval, c float8, d bytea, e money, f regclass, g part);
+create type spans as range (subtype = timestamptz);
+"""
+
+_WRITERS = [
+    "set timezone = 'Asia/Kathmandu'",
+    "set datestyle = 'German'",
+    "set datestyle = 'SQL, DMY'",
+    "set intervalstyle = 'iso_8601'",
+    "set intervalstyle = 'sql_standard'",
+    "set extra_float_digits = -10",
+    "set extra_float_digits = 0",
+    "set bytea_output = 'escape'",
+    "set xmlbinary = 'hex'",
+    "set xmloption = 'document'",
+    "set quote_all_identifiers = on",
+    "set standard_conforming_strings = off; set escape_string_warning = off",
+    "set search_path = ''",
+    "set search_path = pg_catalog, public",
+    "set search_path = public, pg_catalog, pg_temp",
+    "set default_text_search_config = 'german'",
+    "set client_encoding = 'LATIN1'",
+    "set client_encoding = 'EUC_JP'",
+    "set timezone_abbreviations = 'Australia'",
+    "set array_nulls = off",
+    "set backslash_quote = off",
+    "set default_transaction_isolation = 'serializable'",
+    "set row_security = off",
+    "set session_replication_role = replica",
+    "set plan_cache_mode = force_generic_plan",
+    "set plan_cache_mode = force_custom_plan",
+    "set jit = on; set jit_above_cost = 0",
+    "set check_function_bodies = off",
+    "set work_mem = '64kB'",
+    "set lc_numeric = 'C'; set lc_time = 'C'; set lc_messages = 'C'",
+    "set statement_timeout = '10s'; set lock_timeout = '1s'",
+]
+
+
+@pytest.fixture
+def every(database: Database) -> Database:
+    """Return a database with a watched table that has a column of each type, and one of its array."""
+    database.execute(_OWN_TYPES)
+    types = dict(
+        database.fetch(
+            "select t.typname, a.typname from pg_type t left join pg_type a on a.oid = t.typarray "
+            "where t.typtype in ('b', 'r', 'm') and t.typcategory <> 'A' "
+            "and t.typnamespace = 'pg_catalog'::regnamespace "
+            "union all select t.typname, a.typname from pg_type t join pg_type a on a.oid = t.typarray "
+            "where t.typnamespace = 'public'::regnamespace and t.typname in ('feeling', 'slug', 'whole', 'spans')"
+        )
+    )
+    assert types.keys() - _SAMPLES.keys() - _NO_INPUT == set()
+    xml = types.pop("xml")
+    with contextlib.suppress(psycopg.errors.FeatureNotSupported):  # a server may be built without
+        database.fetch("select '<a/>'::xml")
+        types["xml"] = xml
+    columns = [
+        sql.SQL("add column {} {} default {}, add column {} {} default array[{}]::{}").format(
+            sql.Identifier(f"c_{name}"),
+            sql.Identifier(name),
+            literal := sql.SQL("{}::text::{}").format(sql.Literal(_SAMPLES[name]), sql.Identifier(name)),
+            sql.Identifier(f"a_{name}"),
+            sql.Identifier(array),
+            literal,
+            sql.Identifier(array),
+        )
+        for name, array in sorted(types.items())
+        if name in _SAMPLES and array
+    ]
+    with database.connect() as connection:
+        connection.execute(sql.SQL("alter table every {}").format(sql.SQL(", ").join(columns)))
+    database.execute("insert into every (id, board_id) values ('base', 'b')")
+    database.execute("select relay.watch('every')")
+    return database
+
+
+def _write(database: Database, number: int, settings: str) -> None:
+    """Write as a session with these settings: a row of its own, and one that others wrote as well."""
+    with database.connect() as writer:
+        writer.execute(settings.encode())
+        writer.execute("insert into public.every (id, board_id) values (%s, 'b')", [f"w{number}"])
+        writer.execute(
+            "update public.every set n = %s, c_timestamptz = c_timestamptz + '1 s', c_money = c_money + 1::money, "
+            "c_float8 = c_float8 / 3, c_tstzrange = null, a_bytea = a_bytea || c_bytea where id in (%s, 'base')",
+            [number, f"w{number}"],
+        )
+        writer.execute("update public.every set id = id || 'x', lane = 'done' where id = %s", [f"w{number}"])
+
+
+async def test_settings_of_a_writer_change_nothing_that_is_shown(every: Database, relay: Relay) -> None:
+    """A value of any type has one text, whoever wrote it and however that session is set."""
+    other = _other_locale(every)
+    writers = [*_WRITERS, *([f"set lc_monetary = '{other}'"] if other else [])]
+    async with Follower.of(relay, "b") as follower:
+        for number, settings in enumerate(writers):
+            _write(every, number, settings)
+        every.execute("insert into every (id, board_id) values ('last', 'b')")
+        await follower.until("last")
+        wrong = await differing(relay, follower, "b")
+
+    assert {(writers[int(task.strip('"wx'))] if "w" in task else task, column): both
+            for (task, column), both in wrong.items()} == {}  # fmt: skip
+    assert "board.sync" not in follower.kinds
+    assert len(follower.tasks) == len(writers) + 2
+
+
+_DATABASE = {
+    "timezone": "Asia/Kathmandu",
+    "datestyle": "German",
+    "intervalstyle": "iso_8601",
+    "extra_float_digits": "-10",
+    "bytea_output": "escape",
+    "xmlbinary": "hex",
+    "quote_all_identifiers": "on",
+    "standard_conforming_strings": "off",
+    "default_text_search_config": "german",
+    "search_path": "",
+    "default_transaction_isolation": "serializable",
+    "client_encoding": "LATIN1",
+    "plan_cache_mode": "force_custom_plan",
+    "statement_timeout": "9s",
+}
+
+
+def _begin_with(database: Database, settings: dict[str, str]) -> None:
+    """Set what the database's sessions begin with from now on."""
+    with database.connect() as owner:
+        for name, value in settings.items():
+            statement = sql.SQL("alter database {} set {} to {}")
+            owner.execute(
+                statement.format(
+                    *map(sql.Identifier, (owner.info.dbname, name)),
+                    sql.SQL(", ").join(map(sql.Literal, value.split(", "))),
+                )
+            )
+
+
+async def test_settings_of_the_database_change_nothing_that_is_shown(every: Database) -> None:
+    """Nor do those that the relay's own sessions begin with."""
+    _begin_with(every, _DATABASE)
+    async with Relay(every.dsn).running() as relay, Follower.of(relay, "b") as follower:
+        _write(every, 0, "select")
+        _write(every, 1, "reset all; set timezone = 'UTC'; set datestyle = 'ISO'; set bytea_output = 'hex'")
+        with every.connect() as last:
+            last.execute("insert into public.every (id, board_id) values ('last', 'b')")
+        await follower.until("last")
+
+        assert await differing(relay, follower, "b") == {}
+        assert "board.sync" not in follower.kinds
+
+
+def _other_locale(database: Database) -> str | None:
+    """Return a locale that writes money otherwise than the database's, if the server has one."""
+    with database.connect() as connection:
+        [[usual]] = connection.execute("select 1234.5::money::text").fetchall()
+        for name in ("de_DE.UTF-8", "de_DE.utf8", "en_US.UTF-8", "en_US.utf8", "C"):
+            with contextlib.suppress(psycopg.errors.InvalidParameterValue):
+                connection.execute(f"set lc_monetary = '{name}'".encode())
+                if connection.execute("select 1234.5::money::text").fetchall() != [(usual,)]:
+                    return name
+    return None
+
+
+# Names
+
+_NAMES = (
+    *("v", "t", "old", "new", "tg_op", "tg_relid", "tg_argv", "image", "images", "w", "b", "r", "n", "o", "i", "x"),
+    *(
+        "row",
+        "record",
+        "value",
+        "key",
+        "board",
+        "target",
+        "watch",
+        "select",
+        "user",
+        "order",
+        "table",
+        "from",
+        "case",
+    ),
+    *(
+        "Mixed Case",
+        "x y",
+        'a"b',
+        "$1",
+        "a'b",
+        "back\\slash",
+        "%s",
+        "%I",
+        "\u00e9",
+        "found",
+        "lsn",
+        "xid",
+        "seq",
+        "op",
+    ),
+    *("old_rows", "new_rows", "old_row", "new_row", "old_table", "new_table", "old_image", "new_image", "inserted"),
+    *(
+        "deleted",
+        "before",
+        "after",
+        "entry",
+        "entries",
+        "count",
+        "rows",
+        "task",
+        "lanes",
+        "columns",
+        "hidden",
+        "json",
+    ),
+    *("text", "sqlerrm", "sqlstate", "current_user", "excluded", "reason", "part", "pg_catalog", "relay", "journal"),
+)
+
+
+async def test_columns_of_any_name_are_shown(database: Database, relay: Relay) -> None:
+    """Keywords, names that generated code uses, and such as need quotes are columns like any, generated ones too."""
+    with database.connect() as owner:
+        columns = sql.SQL(", ").join(sql.SQL("{} text default 'd'").format(sql.Identifier(name)) for name in _NAMES)
+        owner.execute(
+            sql.SQL(
+                "create table odd (id text primary key, board_id text, lane text, {}, num int default 1, "
+                "twice int generated always as (num * 2) stored)"
+            ).format(columns)
+        )
+        owner.execute("select relay.watch('odd', hidden => '{old,value}')")
+        async with Follower.of(relay, "b") as follower:
+            owner.execute("insert into odd (id, board_id, lane) values ('a', 'b', 'todo'), ('z', 'b', 'todo')")
+            changes = sql.SQL(", ").join(sql.SQL("{} = 'e'").format(sql.Identifier(name)) for name in _NAMES)
+            owner.execute(sql.SQL("update odd set {}, num = 2 where id = 'a'").format(changes))
+            owner.execute("update odd set lane = 'done' where id = 'a'; delete from odd where id = 'z'")
+            owner.execute("insert into odd (id, board_id, lane) values ('last', 'b', 'todo')")
+            await follower.until("last")
+            assert await differing(relay, follower, "b") == {}
+
+    assert "board.sync" not in follower.kinds
+    task = follower.tasks['"a"']
+    assert task["twice"] == b"4"
+    assert [value for value in task.values() if value == b'"d"'] == []
+    assert len(task) == 3 + len(_NAMES) - 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("key", "board", "lane"),
+    [("tg_op", "new", "old"), ("v", "t", "w"), ("select", "user", "order"), ('a"b', "$1", "%s"), ("row", "r", "b")],
+)
+async def test_key_board_and_lane_of_any_name_are_shown(
+    database: Database, relay: Relay, key: str, board: str, lane: str
+) -> None:
+    with database.connect() as owner:
+        names = [sql.Identifier(name) for name in (key, board, lane)]
+        owner.execute(sql.SQL("create table odd ({} int primary key, {} text, {} text, n int)").format(*names))
+        owner.execute("select relay.watch('odd', %s, %s, %s)", [key, board, lane])
+        async with Follower.of(relay, "b") as follower:
+            owner.execute("insert into odd values (1, 'b', 'todo', 1), (2, 'b', 'todo', 1)")
+            owner.execute(sql.SQL("update odd set {} = 3, n = 2 where {} = 1").format(names[0], names[0]))
+            owner.execute(sql.SQL("update odd set {} = 'done' where {} = 2").format(names[2], names[0]))
+            owner.execute(sql.SQL("update odd set {} = 'c' where {} = 2").format(names[1], names[0]))
+            owner.execute("insert into odd values (9, 'b', 'todo', 1)")
+            while b"9" not in {task["id"] for task in follower.tasks.values()}:
+                await follower.receive()
+
+            assert await differing(relay, follower, "b") == {}
+    assert follower.tasks.keys() == {"3", "9"}
+    assert "board.sync" not in follower.kinds
+
+
+async def test_functions_and_operators_called_like_postgress_own_are_not_called(database: Database) -> None:
+    """Those of a schema that the search path names before pg_catalog are nobody's but the user's."""
+    trap = "language plpgsql as $$ begin raise exception 'called as %', current_user; end $$"
+    with database.connect() as owner:
+        for signature in (
+            "row_to_json(record) returns json",
+            "to_json(anyelement) returns json",
+            "to_jsonb(anyelement) returns jsonb",
+            "json_build_object(variadic text[]) returns json",
+            "pg_notify(text, text) returns void",
+            "pg_current_wal_insert_lsn() returns pg_lsn",
+            "pg_current_xact_id() returns xid8",
+            "pg_current_snapshot() returns pg_snapshot",
+            "current_setting(text) returns text",
+            "format(text, variadic text[]) returns text",
+            "octet_length(text) returns int",
+            "pg_column_size(text) returns int",
+            "now() returns timestamptz",
+            "clock_timestamp() returns timestamptz",
+            "trap(text, text) returns boolean",
+            "trap(anyelement) returns boolean",
+        ):
+            owner.execute(f"create function public.{signature} {trap}".encode())
+        for operator in ("=", "<>", "*=", "*<>", "||", ">=", "<"):
+            owner.execute(
+                f"create operator public.{operator} (leftarg = text, rightarg = text, function = trap)".encode()
+            )
+    _begin_with(database, {"search_path": "public, pg_catalog"})
+    async with Relay(database.dsn).running() as relay, Follower.of(relay, "default") as follower:
+        with database.connect() as writer:
+            writer.execute("drop trigger tasks_set_updated_at on tasks")
+            writer.execute("insert into tasks (id, title) values ('a', 'A')")
+            writer.execute("update tasks set title = 'B', lane = 'done'")
+            writer.execute("insert into tasks (id, title) values ('last', 'L')")
+        await follower.until("last")
+
+        assert await differing(relay, follower, "default") == {}
+    assert follower.tasks['"a"']["title"] == b'"B"'
+    assert "board.sync" not in follower.kinds
+
+
+# Columns that are retyped while a session lives on
+
+_RETYPED = {
+    "board int to bigint": ("board_id", "int", "bigint", "1"),
+    "board varchar to text": ("board_id", "varchar(20)", "text", "b2"),
+    "board text to varchar": ("board_id", "text", "varchar(20)", "b3"),
+    "board enum to text": ("board_id", "spot", "text", "b4"),
+    "board text to domain": ("board_id", "text", "place", "b5"),
+    "lane enum to text": ("lane", "spot", "text", "b6"),
+    "lane varchar to text": ("lane", "varchar(9)", "text", "b7"),
+    "id int to bigint": ("id", "int", "bigint", "b8"),
+    "id varchar to text": ("id", "varchar(9)", "text", "b9"),
+    "column text to int": ("extra", "text", "int", "b10"),
+    "column int to numeric": ("extra", "int", "numeric(9,2)", "b11"),
+    "column timestamp to timestamptz": ("extra", "timestamp", "timestamptz", "b12"),
+}
+
+_VALUES = {"board_id": "'{}'", "lane": "'b6'", "id": "'1'", "extra": "null"}
+
+
+async def test_retyped_column_costs_one_board_whoever_lives_on(database: Database, relay: Relay) -> None:
+    """A pooled session that wrote before goes on, and its changes are told as changes."""
+    database.execute("create type spot as enum ('b4', 'b6'); create domain place as text")
+    with database.connect() as pooled:
+        for number, (column, before, _, board) in enumerate(_RETYPED.values()):
+            types = {"id": "int", "board_id": "text", "lane": "text", "extra": "text"} | {column: before}
+            columns = ", ".join(f"{name} {kind}" for name, kind in types.items())
+            database.execute(f"create table t{number} ({columns}, title text, primary key (id))")
+            values = ", ".join(_VALUES[name].format(board) for name in types)
+            database.execute(f"insert into t{number} values ({values}, 'one')")
+            database.execute(f"select relay.watch('t{number}')")
+            pooled.execute(f"update t{number} set title = 'warm'".encode())
+            pooled.execute(f"delete from t{number}; insert into t{number} values ({values}, 'warm')".encode())
+        async with contextlib.AsyncExitStack() as stack:
+            followers = {
+                kind: await stack.enter_async_context(Follower.of(relay, board))
+                for kind, (*_, board) in _RETYPED.items()
+            }
+            for number, (column, _, after, _) in enumerate(_RETYPED.values()):
+                database.execute(f"alter table t{number} alter {column} type {after} using {column}::text::{after}")
+            for number, follower in enumerate(followers.values()):
+                [task] = follower.tasks
+                while follower.kinds != [] and follower.kinds[-1] != "board.sync":
+                    await follower.receive()
+                database.execute(f"update t{number} set title = 'settled'")
+                while follower.tasks[task]["title"] != b'"settled"' or "board.sync" not in follower.kinds:
+                    await follower.receive()
+                follower.kinds.clear()
+            for number, follower in enumerate(followers.values()):
+                for title in ("once", "twice"):
+                    pooled.execute(f"update t{number} set title = '{title}'".encode())
+                [task] = follower.tasks
+                while follower.tasks[task]["title"] != b'"twice"':
+                    await follower.receive()
+
+    assert {kind: follower.kinds for kind, follower in followers.items()} == {
+        kind: ["task.updated", "task.updated"] for kind in _RETYPED
+    }
+
+
+# Code of the user's that runs when a value is shown
+
+_CASTS = {
+    "raises": "raise exception 'no'",
+    "asserts": "assert false",
+    "cancels": "raise exception using errcode = 'query_canceled'",
+    "divides by zero": "return to_json(1 / 0)",
+    "recurs without end": "return public.mood_to_json(m)",
+    "reads what is forbidden": "perform from public.forbidden; return '1'",
+    "writes": "insert into public.moods values ('again', 'b', 'todo', null); return '1'",
+    "returns null": "return null",
+    "returns what is no unicode": "return '\"\\ud800\"'",
+}
+
+_HARMLESS = {
+    "returns half a gigabyte": "return to_json(repeat('x', case m when 'y' then 540000000 else 1 end))",
+    "warns": "raise warning 'listen'; return to_json('x'::text)",
+    "sleeps": "perform pg_sleep(0.2); return to_json('x'::text)",
+    "counts": "perform nextval('public.counter'); return to_json('x'::text)",
+    "sets": "perform set_config('timezone', 'Asia/Kathmandu', false); return to_json('x'::text)",
+}
+
+
+@pytest.fixture
+def moods(server: Server, database: Database) -> Iterator[Twins]:
+    """Yield twins that have a type with a cast to json."""
+    with temporary_database(server) as dsn, Database(dsn) as unwatched:
+        for each in (database, unwatched):
+            each.execute(
+                "create type mood as enum ('x', 'y'); create sequence counter; "
+                "grant all on sequence counter to public; create table forbidden (id int); "
+                "create table moods (id text primary key, board_id text, lane text, m mood)"
+            )
+        database.execute("select relay.watch('moods')")
+        yield Twins(database, unwatched, None)
+
+
+def _cast(moods: Twins, body: str) -> None:
+    for database in (moods.watched, moods.unwatched):
+        with database.connect() as owner:
+            owner.execute(
+                "create function public.mood_to_json(m mood) returns json language plpgsql as "
+                f"$$ begin {body}; end $$".encode()
+            )
+            owner.execute("create cast (mood as json) with function public.mood_to_json(mood)")
+
+
+_MOODY = [
+    "insert into moods values ('a', 'b', 'todo', null)",
+    "insert into moods values ('bad', 'b', 'todo', 'x') returning *",
+    "update moods set lane = 'done', m = 'y' where id = 'bad' returning *",
+    "begin",
+    "update moods set lane = 'todo'",
+    "commit",
+]
+
+
+@pytest.mark.parametrize("kind", [*_CASTS, *_HARMLESS])
+def test_cast_of_the_users_own_is_nothing_to_the_writer(moods: Twins, kind: str) -> None:
+    """Whatever the cast does, it is not what the writer asked for: no error, no notice, no other `lastval()`."""
+    _cast(moods, (_CASTS | _HARMLESS)[kind])
+
+    assert moods.compare(_MOODY) == []
+    assert moods.watched.fetch("select count(*) from moods") == [(2,)]
+
+
+@pytest.mark.parametrize("kind", _CASTS)
+async def test_row_whose_cast_fails_is_left_out_and_reported(moods: Twins, relay: Relay, kind: str) -> None:
+    """The other rows of its board are shown, and go on; only the row is missing, and the log names its table."""
+    _cast(moods, _CASTS[kind])
+    database = moods.watched
+    with structlog.testing.capture_logs() as logged:
+        async with Follower.of(relay, "b") as follower:
+            for statement in _MOODY:
+                database.execute(statement)
+            database.execute("insert into moods values ('last', 'b', 'todo', null)")
+            await follower.until("last")
+            followed = list(follower.kinds)
+            for lane in ("1", "2", "3"):
+                database.execute("update moods set lane = %s where id = 'last'", lane)
+            await follower.until("last", "lane", "3")
+            assert await differing(relay, follower, "b") == {}
+
+    assert follower.tasks.keys() == {'"a"', '"last"'}
+    assert "board.sync" not in followed
+    assert follower.kinds[len(followed) :] == 3 * ["task.moved"]
+    assert any("moods" in str(line) for line in logged if line["log_level"] in {"warning", "error"})
+    assert relay.feed.problem is None
+
+
+@pytest.mark.parametrize("kind", ["sleeps", "warns"])
+async def test_row_whose_cast_is_slow_or_loud_is_shown(moods: Twins, relay: Relay, kind: str) -> None:
+    _cast(moods, _HARMLESS[kind])
+    async with Follower.of(relay, "b") as follower:
+        for statement in _MOODY:
+            moods.watched.execute(statement)
+        moods.watched.execute("insert into moods values ('last', 'b', 'todo', null)")
+        await follower.until("last")
+
+        assert await differing(relay, follower, "b") == {}
+    assert follower.tasks['"bad"']["m"] == b'"x"'
+    assert "board.sync" not in follower.kinds
+
+
+# Sizes
+
+_HUGE = {
+    "control characters": [f"description = repeat(chr({n}), 95000000)" for n in (1, 2)],
+    "plain text that is not compressed": ["title = repeat('x', 300000000)"],
+    "many columns": [", ".join(f"c{n} = repeat(chr(1), 9000000)" for n in range(20))],
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", _HUGE)
+async def test_row_of_any_size_is_written_and_costs_other_boards_nothing(
+    database: Database, relay: Relay, kind: str
+) -> None:
+    """A row that is too large for an image, for a message or for a tuple of ours fails nobody."""
+    database.execute("drop trigger tasks_set_updated_at on tasks")
+    # Not compressed but for the description: so both are tried, and the rest is quick.
+    database.execute("alter table tasks alter title set storage external")
+    for n in range(20):
+        database.execute(f"alter table tasks add column c{n} text, alter column c{n} set storage external")
+    async with Follower.of(relay, "default") as follower:
+        database.execute("insert into tasks (id, board_id, title) values ('settled', 'default', 'S')")
+        await follower.until("settled")
+        follower.kinds.clear()
+        database.execute("insert into tasks (id, board_id, title) values ('huge', 'other', 'H')")
+        for values in _HUGE[kind]:
+            database.execute(f"update tasks set {values} where id = 'huge'")
+        database.execute("delete from tasks where id = 'huge'")
+        database.execute("insert into tasks (id, title) values ('last', 'L')")
+        await follower.until("last")
+
+        assert follower.kinds == ["task.created"]
+        assert relay.feed.problem is None
+
+
+# Encodings
+
+_ENCODINGS = {"WIN1252": "81", "EUC_JP": "a9a1", "SQL_ASCII": "ff", "LATIN1": "e9"}
+
+
+@pytest.mark.parametrize("encoding", _ENCODINGS)
+async def test_bytes_that_are_no_utf8_are_left_out_and_reported(server: Server, encoding: str) -> None:
+    """A database may hold what has no UTF-8: its writers go on, and only the rows that have it are not shown."""
+    options = f"encoding '{encoding}' lc_collate 'C' lc_ctype 'C'"
+    if server.version_num >= 150_000:
+        options += " locale_provider 'libc'"
+    byte = f"convert_from(decode('{_ENCODINGS[encoding]}', 'hex'), '{encoding}')"
+    with temporary_database(server, options=options) as dsn, Database(dsn) as database:
+        install_all(dsn)
+        with structlog.testing.capture_logs() as logged:
+            async with Relay(dsn).running() as relay, Follower.of(relay, "default") as follower:
+                database.execute("insert into tasks (id, title) values ('a', 'A')")
+                for column in ("id", "title", "lane", "board_id"):
+                    values = {"id": f"'bad {column}'", "title": "'T'", "lane": "'todo'"} | {column: byte}
+                    database.execute(f"insert into tasks ({', '.join(values)}) values ({', '.join(values.values())})")
+                database.execute("update tasks set priority = 'high'")
+                database.execute("insert into tasks (id, title) values ('last', 'L')")
+                await follower.until("last")
+                assert await differing(relay, follower, "default") == {}
+                await until(lambda: relay.feed.problem is None)
+
+    shown = {'"\u00e9"', '"bad title"', '"bad lane"'} if encoding == "LATIN1" else set()
+    assert follower.tasks.keys() == {'"a"', '"last"'} | shown
+    assert follower.tasks['"a"']["priority"] == b'"high"'
+    assert "board.sync" not in follower.kinds
+    if not shown:
+        assert any("tasks" in str(line) for line in logged if line["log_level"] in {"warning", "error"})

@@ -1,0 +1,254 @@
+"""Who installs: a superuser, a database's owner who may create roles, and one who may not; and what is refused.
+
+Roles belong to a whole cluster, so these tests have one of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from relay import install
+from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from tests.integration.client import Client
+from tests.integration.conftest import Relay
+from tests.servers import Database, Server, do_without, temporary_database
+
+SQL = Path(__file__).parents[2] / "sql"
+
+NOT_OURS = "select rolname from pg_roles where rolname !~ '^pg_' and not (rolsuper and rolname = current_user)"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Server]:
+    """Yield a server whose roles are these tests' alone."""
+    try:
+        with EmbeddedPostgres() as own:
+            yield Server(own.dsn, "its own", 0)
+    except EmbeddedPostgresError as error:
+        do_without(str(error))
+
+
+@pytest.fixture
+def fresh(cluster: Server) -> Iterator[Database]:
+    """Yield an empty database in a cluster that has no role but the superuser's."""
+    with temporary_database(cluster) as dsn, Database(dsn) as database:
+        yield database
+    with psycopg.connect(cluster.dsn, autocommit=True) as connection:
+        for (role,) in connection.execute(NOT_OURS).fetchall():
+            connection.execute(f'drop owned by "{role}"; drop role "{role}"'.encode())
+
+
+def _as(database: Database, role: str) -> str:
+    return make_conninfo(database.dsn, user=role)
+
+
+def _owned_by_dba(database: Database, options: str) -> str:
+    """Give the database to a role with these attributes, and return how to connect as it."""
+    database.execute(f"create role dba login {options}")
+    database.execute("do $$ begin execute format('alter database %I owner to dba', current_database()); end $$")
+    return _as(database, "dba")
+
+
+def _a_table_of_apps(database: Database) -> None:
+    database.execute("create role app login; create schema app authorization app")
+    with psycopg.connect(_as(database, "app"), autocommit=True) as app:
+        app.execute("create table app.tasks (id text primary key, board_id text, lane text, title text)")
+
+
+def _watch(dsn: str, table: str) -> None:
+    install.watch(dsn, table, id_column="id", board="board_id", lane="lane", hidden=[], order_by=[])
+
+
+async def _see_that_it_works(database: Database, dsn: str, table: str, writer: str) -> None:
+    """See a change that an ordinary role makes arrive at a relay that runs as the installer."""
+    async with Relay(dsn).running() as relay, Client.to(relay.url) as client:
+        await client.subscribe("b")
+        with psycopg.connect(_as(database, writer), autocommit=True) as connection:
+            connection.execute(f"insert into {table} values ('a', 'b', 'todo', 'A')".encode())
+        kind, task = await client.receive()
+
+    assert (kind, task["title"]) == ("task.created", "A")
+
+
+async def test_superuser_installs_and_watches_the_table_of_another(fresh: Database) -> None:
+    """It takes no grant, and the table's owner gets no right."""
+    _a_table_of_apps(fresh)
+    install.run(fresh.dsn, "install")
+    _watch(fresh.dsn, "app.tasks")
+
+    await _see_that_it_works(fresh, fresh.dsn, "app.tasks", "app")
+    assert fresh.fetch("select rolsuper from pg_roles where rolname = 'app'") == [(False,)]
+
+
+async def test_owner_who_may_create_roles_installs(fresh: Database) -> None:
+    """The roles of ours are made by the install, which names no superuser and needs none."""
+    dsn = _owned_by_dba(fresh, "createrole")
+    install.run(dsn, "install")
+    install.run(dsn, "install")  # twice, as it may be
+    with psycopg.connect(dsn, autocommit=True) as dba:
+        dba.execute("create table tasks (id text primary key, board_id text, lane text, title text)")
+    _watch(dsn, "public.tasks")
+
+    await _see_that_it_works(fresh, dsn, "tasks", "dba")
+
+
+async def test_owner_who_may_create_no_role_is_told_what_to_have_run(fresh: Database) -> None:
+    """The install says in one line which roles somebody else must make; when they are made, it works."""
+    dsn = _owned_by_dba(fresh, "")
+    with pytest.raises(install.InstallError) as refused:
+        install.run(dsn, "install")
+    message = str(refused.value)
+    assert "\n" not in message
+    assert re.search("create role relay_writer|relay sql roles", message)
+    assert fresh.fetch("select to_regnamespace('relay')") == [(None,)]
+
+    fresh.execute("create role relay_writer nologin; create role relay_reader nologin")
+    fresh.execute("grant relay_writer, relay_reader to dba")
+    install.run(dsn, "install")
+    install.run(dsn, "install")
+    with psycopg.connect(dsn, autocommit=True) as dba:
+        dba.execute("create table tasks (id text primary key, board_id text, lane text, title text)")
+    _watch(dsn, "public.tasks")
+
+    await _see_that_it_works(fresh, dsn, "tasks", "dba")
+
+
+@pytest.mark.parametrize("options", ["createrole", ""])
+async def test_watching_the_table_of_another_names_the_grant_that_is_missing(fresh: Database, options: str) -> None:
+    """What the message says can be pasted, and then it works."""
+    dsn = _owned_by_dba(fresh, options)
+    _a_table_of_apps(fresh)
+    if not options:
+        fresh.execute("create role relay_writer nologin; create role relay_reader nologin")
+        fresh.execute("grant relay_writer, relay_reader to dba")
+    install.run(dsn, "install")
+    with pytest.raises(install.InstallError) as refused:
+        _watch(dsn, "app.tasks")
+    message = str(refused.value)
+    assert "\n" not in message
+    assert "app.tasks" in message
+    grant = re.search(r"grant [\w, ]+ to \w+", message)
+    assert grant
+    fresh.execute(grant.group())
+    _watch(dsn, "app.tasks")
+
+    await _see_that_it_works(fresh, dsn, "app.tasks", "app")
+
+
+_FOREIGN = {
+    "table settings": "create table relay.settings (id serial primary key, name text)",
+    "table journal": "create table relay.journal (id int)",
+    "table of another name": "create table relay.somethings (id int)",
+    "view watched": "create view relay.watched as select 1 as id",
+    "sequence": "create sequence relay.counter",
+    "type": "create type relay.kind as enum ('x')",
+    "domain": "create domain relay.name as text",
+    "function watch": "create function relay.watch(regclass) returns void language sql as ''",
+    "function board": "create function relay.board(text) returns setof json language sql as 'select null::json'",
+    "aggregate": "create aggregate relay.total(int) (sfunc = int4pl, stype = int)",
+    "operator": "create operator relay.=== (leftarg = int, rightarg = int, function = int4eq)",
+}
+
+
+def _refused(fresh: Database, dsn: str) -> str:
+    """Return why the install refuses, in one line; nothing was changed."""
+    objects = "select 'f', oid from pg_proc where pronamespace = to_regnamespace('relay') union all "
+    objects += "select 'c', oid from pg_class where relnamespace = to_regnamespace('relay') union all "
+    objects += "select 'r', oid from pg_roles order by 1, 2"
+    before = fresh.fetch(objects)
+    with pytest.raises(install.InstallError) as refused:
+        install.run(dsn, "install")
+
+    assert fresh.fetch(objects) == before
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("options", ["superuser", "createrole"])
+def test_schema_of_another_is_refused(fresh: Database, options: str) -> None:
+    """Whoever owns a schema may replace what is in it: so one that somebody else made is not taken over."""
+    dsn = _owned_by_dba(fresh, options)
+    fresh.execute("create role stranger; create schema relay authorization stranger")
+    message = _refused(fresh, dsn)
+
+    assert "schema relay" in message
+    assert "stranger" in message
+
+
+@pytest.mark.parametrize("kind", _FOREIGN)
+def test_object_of_another_in_the_schema_is_refused(fresh: Database, kind: str) -> None:
+    """Before the first install and after it, under a name of ours or any other: the message says what and whose."""
+    fresh.execute("create role stranger; create schema relay; grant usage, create on schema relay to stranger")
+    fresh.execute(f"set role stranger; {_FOREIGN[kind]}; reset role")
+    message = _refused(fresh, fresh.dsn)
+    [name] = re.findall(r"relay\.(\w+|===)", _FOREIGN[kind])
+
+    assert f"relay.{name}" in message
+    assert "stranger" in message
+
+
+@pytest.mark.parametrize("kind", ["table of another name", "function board", "operator"])
+def test_object_that_another_added_to_an_install_is_refused(fresh: Database, kind: str) -> None:
+    """A later install takes nothing over that has come since."""
+    statement = _FOREIGN[kind].replace("relay.board(text)", "relay.board(text, text)")
+    install.run(fresh.dsn, "install")
+    fresh.execute("create role stranger; grant usage, create on schema relay to stranger")
+    fresh.execute(f"set role stranger; {statement}; reset role")
+
+    assert "stranger" in _refused(fresh, fresh.dsn)
+
+
+def test_trigger_that_another_put_on_a_table_of_ours_is_refused(fresh: Database) -> None:
+    """It would run whatever its maker likes with the rights of whoever installs next."""
+    install.run(fresh.dsn, "install")
+    fresh.execute("create role stranger; grant usage on schema relay to stranger")
+    fresh.execute("grant create on schema public to stranger; grant trigger on relay.journal to stranger")
+    fresh.execute(
+        "set role stranger; "
+        "create function evil() returns trigger language plpgsql as 'begin return new; end'; "
+        "create trigger evil before insert or update on relay.journal for each row execute function evil(); "
+        "reset role"
+    )
+
+    assert "evil" in _refused(fresh, fresh.dsn)
+
+
+_ROLES = {
+    "superuser": "create role relay_writer superuser",
+    "may create roles": "create role relay_writer createrole",
+    "may create databases": "create role relay_reader createdb",
+    "replication": "create role relay_reader replication",
+    "may log in": "create role relay_writer login",
+    "is a member of another": "create role relay_writer; grant pg_read_all_data to relay_writer",
+    "has a member": "create role relay_reader; create role stranger; grant relay_reader to stranger",
+    "owns something": "create role relay_writer; create table mine (id int); alter table mine owner to relay_writer",
+    "has a right": "create role relay_writer; create table pay (id int); grant select on pay to relay_writer",
+}
+
+
+@pytest.mark.parametrize("kind", _ROLES)
+def test_role_of_our_name_that_has_more_than_it_needs_is_refused(fresh: Database, kind: str) -> None:
+    """The code of users runs as these roles: whatever they have, the owner of a watched table has."""
+    fresh.execute(_ROLES[kind])
+    [name] = set(re.findall(r"relay_\w+", _ROLES[kind]))
+
+    assert name in _refused(fresh, fresh.dsn)
+
+
+def test_install_makes_no_superusers_function_that_users_code_runs_in(fresh: Database) -> None:
+    """What renders or compares values belongs to the powerless roles, also where a superuser installs."""
+    install.run(fresh.dsn, "install")
+    fresh.execute((SQL / "tasks.sql").read_text())
+    _watch(fresh.dsn, "public.tasks")
+    owners = fresh.fetch(
+        "select distinct f.proowner::regrole::text from pg_proc f where f.pronamespace = 'relay'::regnamespace "
+        "and f.prosecdef and f.prosrc ~ 'row_to_json|to_jsonb?[(]'"
+    )
+
+    assert {owner for (owner,) in owners} <= {"relay_writer", "relay_reader"}
