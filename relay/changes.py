@@ -59,6 +59,8 @@ class Watch:
 
     def columns(self, image: str) -> dict[str, msgspec.Raw]:
         """Take a row's JSON apart, under the columns' own names. Raises UnreadableRow."""
+        if image.startswith("!"):
+            raise UnreadableRow(f"a row of {self.table} cannot be shown: {image[1:]}")
         try:
             columns = _decode_row(image)
         except (msgspec.MsgspecError, UnicodeEncodeError) as ex:

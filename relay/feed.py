@@ -422,7 +422,7 @@ class Feed:
         while True:
             began = time.monotonic()
             async with self._between_batches:
-                committed, polled = await self._read_batch(session, hub)
+                committed, polled, paused = await self._read_batch(session, hub)
             self.transactions += committed
             canaries = session.probes()
             if committed > len(canaries):
@@ -436,6 +436,8 @@ class Feed:
                 checked = clock.time()
                 await self._check_shape(session, hub)
             self._report(session.unwatched())
+            if paused:
+                await asyncio.sleep(PAUSED_SECONDS)
             self._heard(await session.notified(pace.wait(clock.time())))
 
     def _looked_since(self, began: float, canaries: Iterable[str]) -> None:
@@ -463,14 +465,16 @@ class Feed:
         if (took := self._canary.came(label, way, time.monotonic())) is not None:
             self.commit_to_socket = self.commit_to_socket.observe(took)
 
-    async def _read_batch(self, session: Session, hub: Follower) -> tuple[int, float]:
-        """Read and publish what is new; return how many transactions that was, and for how long feeds poll."""
+    async def _read_batch(self, session: Session, hub: Follower) -> tuple[int, float, bool]:
+        """Read and publish what is new.
+
+        Return how many transactions that was, for how long feeds poll, and whether journalling is paused.
+        """
         assert self._position is not None, "a session begins with a position"
         async with contextlib.aclosing(session.since(self._position)) as batches:
             async for batch in batches:
                 if batch.paused:
-                    await self._read_over_pause(session, hub)
-                    break
+                    return 0, 0.0, not await self._read_over_pause(session, hub)
                 if not self._position.covers(batch.horizon):
                     raise FeedError("the journal no longer holds what follows the relay's position")
                 if batch.transactions is None:
@@ -484,10 +488,10 @@ class Feed:
                     self._cut_short = False
                     hub.publish(transactions, batch.now)
                 await hub.settled()
-        return batch.committed, batch.polled
+        return batch.committed, batch.polled, False
 
-    async def _read_over_pause(self, session: Session, hub: Follower) -> None:
-        """Go on from now, for something was not journalled; if that lasts, after a while, and so again and again."""
+    async def _read_over_pause(self, session: Session, hub: Follower) -> bool:
+        """Go on from now, for something was not journalled; return whether journalling goes on."""
         goes_on = await session.end_pause()
         now, _ = await session.now()
         self._restart(hub, now, "journalling_paused")
@@ -495,7 +499,7 @@ class Feed:
         self._vitals = await session.vitals()
         if not goes_on:
             log.warning("feed.paused", problem=f"the journal is full, and kept so by {await session.holders()}")
-            await asyncio.sleep(PAUSED_SECONDS)
+        return goes_on
 
     def _restart(self, hub: Follower, now: Snapshot, reason: Reason) -> None:
         """Go on from now, for the journal does not have, or has too much of, what follows the position."""

@@ -96,7 +96,7 @@ def diff(database_url: str) -> list[str]:
 
 
 _TRIGGER_FUNCTIONS: Final = """
-    select scratch.make_journal_function(row(w.*)::scratch.watches) from relay.watches w where w.problem is null
+    select scratch.make_functions(row(w.*)::scratch.watches) from relay.watches w where w.problem is null
 """
 
 _OBJECTS: Final = """

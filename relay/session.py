@@ -188,7 +188,7 @@ _ENTRY: Final[LiteralString] = """
 _OURS: Final[LiteralString] = """
     (j.reason = 'journalling_paused' or ((j.xmin::text::bigint - j.xid::text::bigint) & 4294967295) < 2147483648)
 """
-_NEW: Final[LiteralString] = (  # noqa: S608  # of constants
+_NEW: Final[LiteralString] = (
     """
     from relay.journal j
     where (j.xid >= %s::text::xid8
@@ -222,7 +222,7 @@ _WHOLE: Final[LiteralString] = (
     "select" + _ENTRY + "from relay.journal j where j.xid = any (%s::text[]::xid8[]) and " + _OURS + "order by j.lsn"
 )
 # A large transaction, row by row: an entry that changed a key comes once for each of the two. Only keys are sorted.
-_BY_KEY: Final[LiteralString] = (  # noqa: S608  # of constants
+_BY_KEY: Final[LiteralString] = (
     "declare part no scroll cursor for select s.key, e.* from (select j.ctid as at, k.key "
     "from relay.journal j "
     "cross join lateral (select j.key union all select j.old_key where j.old_key is not null) k (key) "

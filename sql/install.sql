@@ -1,6 +1,6 @@
 -- The relay's side of the database: the journal, the triggers that write it, and what the daemon reads.
 --
--- Creates the schema "relay" and touches nothing outside it but two roles. Feeding a table is a second step:
+-- Creates the schema "relay" and touches nothing outside it but three roles. Feeding a table is a second step:
 --
 --     select relay.watch('public.tasks');
 --
@@ -8,10 +8,11 @@
 -- a migration tool or "psql -1" can carry the file; run it in one transaction.
 --
 -- Who does what:
---   the installing role  owns the schema and the functions that housekeeping needs. None of them renders, casts or
---                        compares a value of a watched row, for that can run code of whoever owns a type.
+--   the installing role  owns the schema and the functions that housekeeping needs.
 --   relay_writer         owns the trigger functions. It may insert into the journal, and nothing else.
 --   relay_reader         owns the functions that read boards. It may read the watched tables, and nothing else.
+--   relay_renderer       owns the functions that make JSON of a row, for that can run code of whoever owns a type in it:
+--                        a cast, a domain's check. It may do nothing at all. No other role renders a user's type.
 --
 -- Functions run with the search path "pg_catalog, pg_temp", not the empty one: under that, a temporary schema comes
 -- first where types are looked up, so that the caller of a SECURITY DEFINER function could slip a type of its own
@@ -33,13 +34,13 @@ declare
     name    text;
     foreign_object text;
 begin
-    foreach name in array array['relay_writer', 'relay_reader'] loop
+    foreach name in array array['relay_writer', 'relay_reader', 'relay_renderer'] loop
         if not exists (select from pg_catalog.pg_roles r where r.rolname = name) then
             if not exists (select from pg_catalog.pg_roles r
                            where r.rolname = me and (r.rolsuper or r.rolcreaterole)) then
                 raise exception 'role % is missing, and % may not create it: have a role that may run: '
-                    'create role relay_writer; create role relay_reader; grant relay_writer, relay_reader to %; '
-                    'then run this again', name, me, pg_catalog.quote_ident(me) using errcode = 'insufficient_privilege';
+                    'create role relay_writer; create role relay_reader; create role relay_renderer; '
+                    'grant relay_writer, relay_reader, relay_renderer to %; then run this again', name, me, pg_catalog.quote_ident(me) using errcode = 'insufficient_privilege';
             end if;
             execute pg_catalog.format('create role %I nologin', name);
         end if;
@@ -66,13 +67,28 @@ begin
             raise exception 'role % is a member of %, whose rights it must not have: revoke % from %', name,
                 foreign_object, pg_catalog.quote_ident(foreign_object), name using errcode = 'duplicate_object';
         end if;
+        if name <> 'relay_reader' then
+            select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) into foreign_object
+            from pg_catalog.pg_shdepend d
+            left join pg_catalog.pg_class c on d.classid = 'pg_catalog.pg_class'::regclass and c.oid = d.objid
+            left join pg_catalog.pg_proc p on d.classid = 'pg_catalog.pg_proc'::regclass and p.oid = d.objid
+            where d.refclassid = 'pg_catalog.pg_authid'::regclass
+              and d.refobjid = (select o.oid from pg_catalog.pg_roles o where o.rolname = name)
+              and d.dbid = (select b.oid from pg_catalog.pg_database b where b.datname = pg_catalog.current_database())
+              and coalesce(c.relnamespace, p.pronamespace, d.objid)
+                  is distinct from coalesce(pg_catalog.to_regnamespace('relay')::oid, 0) limit 1;
+            if foreign_object is not null then
+                raise exception 'role % owns or has a right on %, but users'' code could run as it: expected nothing: '
+                    'drop owned by %', name, foreign_object, name using errcode = 'duplicate_object';
+            end if;
+        end if;
         -- To give it functions, one must be able to act as it.
         if not pg_catalog.pg_has_role(me, name, 'usage') then
             begin
                 execute pg_catalog.format('grant %I to %I', name, me);
             exception when insufficient_privilege then
-                raise exception '% is no member of role %: have a role that may run: grant relay_writer, relay_reader '
-                    'to %', me, name, pg_catalog.quote_ident(me) using errcode = 'insufficient_privilege';
+                raise exception '% is no member of role %: have a role that may run: grant relay_writer, relay_reader, '
+                    'relay_renderer to %', me, name, pg_catalog.quote_ident(me) using errcode = 'insufficient_privilege';
             end;
         end if;
     end loop;
@@ -95,8 +111,17 @@ begin
         union all
         select 'type', 'relay.' || t.typname, t.typowner
         from pg_catalog.pg_type t where t.typnamespace = pg_catalog.to_regnamespace('relay')
+        union all
+        select 'operator', o.oid::regoperator::text, o.oprowner
+        from pg_catalog.pg_operator o where o.oprnamespace = pg_catalog.to_regnamespace('relay')
+        union all
+        -- One that stands on a table of ours, but calls a function that is not.
+        select 'the function of trigger ' || t.tgname || ' on', t.tgrelid::regclass::text, p.proowner
+        from pg_catalog.pg_trigger t
+        join pg_catalog.pg_class c on c.oid = t.tgrelid and c.relnamespace = pg_catalog.to_regnamespace('relay')
+        join pg_catalog.pg_proc p on p.oid = t.tgfoid
     ) o join pg_catalog.pg_roles r on r.oid = o.owner
-    where r.rolname not in (me, 'relay_writer', 'relay_reader') limit 1;
+    where r.rolname not in (me, 'relay_writer', 'relay_reader', 'relay_renderer') limit 1;
     if foreign_object is not null then
         raise exception '%, expected %: an object that is not the relay''s stands in its schema: drop it or move it '
             'elsewhere', foreign_object, me using errcode = 'duplicate_object';
@@ -151,8 +176,8 @@ create unlogged table if not exists relay.journal (
     -- VACUUM gives room back for new entries, but never shortens the file: that takes a lock which, on a standby,
     -- cancels whoever reads there, such as pg_dump.
     vacuum_truncate = off, toast.vacuum_truncate = off,
-    autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_delay = 0,
-    toast.autovacuum_vacuum_threshold = 20000, toast.autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_delay = 0,
+    toast.autovacuum_vacuum_threshold = 20, toast.autovacuum_vacuum_scale_factor = 0,
     toast.autovacuum_vacuum_cost_delay = 0,
     autovacuum_vacuum_insert_threshold = -1, toast.autovacuum_vacuum_insert_threshold = -1,
     autovacuum_analyze_threshold = 2000000000
@@ -364,6 +389,49 @@ as $$
     select t.relid from pg_catalog.pg_partition_tree(target) t
 $$;
 
+-- The type's own name, or of what a domain is made of.
+create or replace function relay.base_type(typ oid) returns oid
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    with recursive base (oid, typbasetype) as (
+        select t.oid, t.typbasetype from pg_catalog.pg_type t where t.oid = typ
+        union all
+        select t.oid, t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.typbasetype
+    )
+    select b.oid from base b where b.typbasetype = 0
+$$;
+
+-- Every type that a row of a table is made of: of its columns, of their elements, attributes, bases and bounds.
+create or replace function relay.types(target regclass) returns setof regtype
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    with recursive made_of (oid) as (
+        select a.atttypid
+        from relay.parts(target) p
+        join pg_catalog.pg_attribute a on a.attrelid = p and a.attnum > 0 and not a.attisdropped
+        union
+        select inner_type.oid
+        from made_of m
+        join pg_catalog.pg_type t on t.oid = m.oid
+        cross join lateral (
+            select t.typbasetype
+            union all
+            select t.typelem
+            union all
+            select a.atttypid from pg_catalog.pg_attribute a
+            where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+            union all
+            select r.rngsubtype from pg_catalog.pg_range r where t.oid in (r.rngtypid, r.rngmultitypid)
+        ) inner_type (oid)
+        where inner_type.oid <> 0
+    )
+    select oid::regtype from made_of
+$$;
+
 -- What is watched is written on the table itself, as arguments of its trigger on TRUNCATE: so it is renamed, dumped,
 -- restored and dropped with the table. A column is known by its number, which survives a rename, and by its name, which
 -- survives a restore: there the table has another oid, and numbers mean nothing.
@@ -492,21 +560,28 @@ end
 $$;
 
 -- The image of a row, or "!" and why there is none. A row that is too large has none: its text can be six times as
--- large as JSON, and a value of a gigabyte is an error. The limit is above what any reader takes (see docs/clients.md).
+-- large as JSON, and a value of a gigabyte is an error. The limits are above what any reader takes (see docs/clients.md).
 -- The text as a record runs no code but output functions. A row of 32 kB that is compressed has less than 8 MiB.
 create or replace function relay.image(of_row record) returns text
     language plpgsql
+    security definer
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    image text;
 begin
+    if current_user <> 'relay_renderer' then
+        return pg_catalog.concat('!relay.image belongs to ', current_user, ', expected relay_renderer: run relay sql install');
+    end if;
     if pg_catalog.pg_column_size(of_row) > 32768
         and pg_catalog.octet_length(pg_catalog.textin(pg_catalog.record_out(of_row))) > 8388608
     then
         return '!the row is larger than 8 MiB';
     end if;
-    return pg_catalog.row_to_json(of_row)::text;
-exception when others then
-    return '!' || sqlstate || ' ' || sqlerrm;
+    image := pg_catalog.row_to_json(of_row)::text;
+    return case when pg_catalog.octet_length(image) > 50331648 then '!its JSON is larger than 48 MiB' else image end;
+exception when others or assert_failure then
+    return pg_catalog.concat('!', sqlstate, ' ', pg_catalog.left(sqlerrm, 200));
 end
 $$;
 
@@ -564,82 +639,123 @@ begin
 end
 $$;
 
--- What the row trigger's function of one watch does. Generated, for a column can be named in PL/pgSQL only as it is
--- written: reading the id and the board out of the JSON image would cost more, and fails on JSON that holds \u0000.
--- The only columns it names are those and the hidden ones. If a later schema change renames or retypes one of them,
--- the block around them catches it: the writer goes on, the daemon is told, and has this made again (relay.refresh).
+-- A column's value as text, in SQL. Not by a cast where the type is an enum, for its owner can make one.
+create or replace function relay.as_text(target regclass, col name, expression text) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when t.typtype = 'e'
+           then pg_catalog.format('case when %1$s is not null then pg_catalog.format(''%%s'', %1$s) end', expression)
+           else pg_catalog.format('%s::text', expression) end
+    from pg_catalog.pg_attribute a
+    join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+    where a.attrelid = target and a.attname = col and not a.attisdropped
+$$;
+
+-- Whether a row of a table is made of types of users: only then can making JSON of it run their code.
+create or replace function relay.has_user_types(target regclass) returns boolean
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$ select exists (select from relay.types(target) t where t::oid >= 16384) $$;
+
+-- What the function does that makes the entries of one watch: the row's key, the old one if that changed, the boards, the
+-- images, and why one is missing; null if nothing changed that is shown. Generated, for a column can be named in
+-- PL/pgSQL only as it is written: reading the id and the board out of the JSON image would cost more, and fails on
+-- JSON that holds \u0000. The only columns it names are those and the hidden ones. If a later schema change renames or
+-- retypes one of them, the block around them catches it: the writer goes on, the daemon is told, and has this made
+-- again (relay.refresh).
 --
 -- Every writer pays for what stands here. In PL/pgSQL, each expression costs some microseconds in each transaction, so
--- there are two: one that makes the entry, within the block, and one that inserts it, outside, for a block that
--- writes would be a subtransaction with an id of its own.
-create or replace function relay.journal_body(w relay.watches) returns text
+-- all of the quick way is one.
+create or replace function relay.entry_body(w relay.watches) returns text
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $make$
 declare
-    -- After a restore without owners, this would run with the rights of whoever restored.
-    guard constant text := $$current_user <> 'relay_writer'$$;
-    alert constant text := $$pg_catalog.concat('its trigger function belongs to ', current_user,
-                ', expected relay_writer: run relay sql install')$$;
-    hide  text := '';
-    col   name;
+    hide text := '';
+    said text;
+    col  name;
 begin
     if w.hidden <> '{}' then
         -- The value of a hidden column is gone before anything looks at it, and under no other name is it found.
-        hide := pg_catalog.format(' if %s then raise exception using message = %s; end if;', guard, alert)
-            || ' if tg_op <> ''INSERT'' then';
+        hide := E'\n        if op <> ''INSERT'' then';
         foreach col in array w.hidden loop
-            hide := hide || pg_catalog.format(' old.%I := null;', col);
+            hide := hide || pg_catalog.format(' before.%I := null;', col);
         end loop;
-        hide := hide || ' end if; if tg_op <> ''DELETE'' then';
+        hide := hide || E' end if;\n        if op <> ''DELETE'' then';
         foreach col in array w.hidden loop
-            hide := hide || pg_catalog.format(' new.%I := null;', col);
+            hide := hide || pg_catalog.format(' after.%I := null;', col);
         end loop;
         hide := hide || ' end if;';
     end if;
+    said := pg_catalog.format(
+        'coalesce(after.%1$I, before.%1$I)::text, '
+        'case when before.%1$I::text <> after.%1$I::text collate "C" then before.%1$I::text end, %2$s, %3$s',
+        w.id_column,
+        relay.as_text(w.target, w.board_column, pg_catalog.format('before.%I', w.board_column)),
+        relay.as_text(w.target, w.board_column, pg_catalog.format('after.%I', w.board_column)));
 
     return pg_catalog.format($body$
-declare
-    entry text[];
 begin
-    -- "new" is null in a delete, "old" in an insert, and so is all that is taken from them.
-    begin%4$s
-        entry := case
-            when %7$s then array[null, null, null, null, null, null, 'row_unreadable: ' || %8$s]
-            -- Journalling is paused, or nothing changed that is shown.
-            when (pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 42) %% 2 = 1
-                or tg_op = 'UPDATE' and old operator(pg_catalog.*=) new then null
+    -- After a restore without owners, this would run users' code with the rights of whoever restored.
+    if current_user <> 'relay_renderer' then
+        return array[null, null, null, null, null, null, pg_catalog.concat('row_unreadable: relay.entry_%1$s belongs to ',
+                     current_user, ', expected relay_renderer: run relay sql install')];
+    end if;
+    -- "after" is null in a delete, "before" in an insert, and so is all that is taken from them.
+    begin%2$s
+        return case
+            when op = 'UPDATE' and before operator(pg_catalog.*=) after then null
             -- Images must not depend on the settings of the writer.
-            when coalesce(pg_catalog.pg_column_size(old), 0) + coalesce(pg_catalog.pg_column_size(new), 0) < 4000
+            when %5$s
+                and coalesce(pg_catalog.pg_column_size(before), 0) + coalesce(pg_catalog.pg_column_size(after), 0) < 4000
                 and pg_catalog.current_setting('timezone') in ('UTC', 'Etc/UTC')
                 and pg_catalog.current_setting('datestyle') = 'ISO, MDY'
                 and pg_catalog.current_setting('intervalstyle') = 'postgres'
                 and pg_catalog.current_setting('extra_float_digits') = '1'
                 and pg_catalog.current_setting('bytea_output') = 'hex'
                 and pg_catalog.current_setting('quote_all_identifiers') = 'off'%6$s
-            then array[coalesce(new.%2$I, old.%2$I)::text,
-                       case when old.%2$I::text <> new.%2$I::text collate "C" then old.%2$I::text end,
-                       old.%3$I::text, new.%3$I::text,
-                       pg_catalog.row_to_json(old)::text, pg_catalog.row_to_json(new)::text, null]
-            else relay.entry(coalesce(new.%2$I, old.%2$I)::text,
-                             case when old.%2$I::text <> new.%2$I::text collate "C" then old.%2$I::text end,
-                             old.%3$I::text, new.%3$I::text, old, new, %5$L) end;
-    exception when others then
-        begin%4$s
-            entry := relay.entry(coalesce(new.%2$I, old.%2$I)::text,
-                                 case when old.%2$I::text <> new.%2$I::text collate "C" then old.%2$I::text end,
-                                 old.%3$I::text, new.%3$I::text, old, new, %5$L);
-        exception when others then
-            entry := array[null, null, null, null, null, null, pg_catalog.concat('row_unreadable: ', sqlerrm)];
+            then array[%3$s,
+                       pg_catalog.row_to_json(before)::text, pg_catalog.row_to_json(after)::text, null]
+            else relay.entry(%3$s, before, after, %4$L) end;
+    exception when others or assert_failure then
+        begin%2$s
+            return relay.entry(%3$s, before, after, %4$L);
+        exception when others or assert_failure then
+            return array[null, null, null, null, null, null,
+                         pg_catalog.concat('row_unreadable: ', pg_catalog.left(sqlerrm, 200))];
         end;
     end;
+end
+$body$, w.id, hide, said, array[w.id_column, w.board_column, w.lane_column]::text[],
+        -- Where types are a user's, each image is made by itself, for their code may do anything.
+        case when relay.has_user_types(w.target) then 'false' else 'true' end,
+        -- Only money depends on this, and few writers have it set to this.
+        case when exists (select from relay.types(w.target) t where t = 'money'::regtype)
+             then E'\n                and pg_catalog.current_setting(''lc_monetary'') = ''C''' else '' end);
+end
+$make$;
 
+-- What the row trigger's function of one watch does: it has the entry made with no right at all, and inserts it, outside
+-- the block that catches errors, for a block that writes would be a subtransaction with an id of its own.
+create or replace function relay.journal_body(w relay.watches) returns text
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $make$
+    select pg_catalog.format($body$
+begin
     insert into relay.journal (watch, op, key, old_key, old_board, new_board, old_row, new_row, reason)
-    select %1$s, case when entry[1] is null then 'S' else 'R' end::"char", entry[1], entry[2], entry[3], entry[4],
-           entry[5], entry[6], entry[7]
-    where entry is not null
+    select %1$s, case when e[1] is null then 'S' else 'R' end::"char", e[1], e[2], e[3], e[4], e[5], e[6], e[7]
+    from (
+        -- Unless journalling is paused.
+        select case when (pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 42) %% 2 = 1 then null
+               else relay.entry_%1$s(tg_op, old, new) end offset 0
+    ) made (e)
+    where e is not null
         -- One row in 128: the WAL position differs between statements, the key between the rows of one.
-        and ((pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hashtext(entry[1])) & 127 <> 0
+        and ((pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hashtext(e[1])) & 127 <> 0
              or relay.pause_if_full())
         -- What relay.notify does, for less.
         and ((pg_catalog.pg_sequence_last_value('relay.control'::regclass) & 4398046511103)
@@ -649,24 +765,60 @@ begin
              or pg_catalog.pg_notify('relay', '') is not null);
     return null;
 end
-$body$, w.id, w.id_column, w.board_column, hide, array[w.id_column, w.board_column, w.lane_column]::text[],
-        -- Only money depends on this, and few writers have it set to this.
-        case when exists (select from relay.types(w.target) t where t = 'money'::regtype)
-             then E'\n                and pg_catalog.current_setting(''lc_monetary'') = ''C''' else '' end,
-        guard, alert);
-end
+$body$, w.id)
 $make$;
 
-create or replace function relay.make_journal_function(w relay.watches) returns void
+create or replace function relay.make_functions(w relay.watches) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    entry   constant text := pg_catalog.format('relay.entry_%s(text, record, record)', w.id);
+    journal constant text := pg_catalog.format('relay.journal_%s()', w.id);
 begin
+    execute pg_catalog.format(
+        'create or replace function relay.entry_%s(op text, before record, after record) returns text[] language plpgsql '
+        'security definer set search_path = pg_catalog, pg_temp as %L', w.id, relay.entry_body(w));
     execute pg_catalog.format(
         'create or replace function relay.journal_%s() returns trigger language plpgsql security definer '
         'set search_path = pg_catalog, pg_temp as %L', w.id, relay.journal_body(w));
-    execute pg_catalog.format('revoke all on function relay.journal_%s() from public', w.id);
-    perform relay.give(pg_catalog.format('relay.journal_%s()', w.id)::regprocedure, 'relay_writer');
+    perform relay.give(entry::regprocedure, 'relay_renderer');
+    perform relay.give(journal::regprocedure, 'relay_writer');
+    perform relay.revoke_others();
+    execute pg_catalog.format('grant execute on function %s to relay_writer', entry);
+end
+$$;
+
+-- Takes every right here from everybody, but from those whom the relay gives some: whoever installs may have default
+-- privileges, which give others rights on what is made.
+create or replace function relay.revoke_others() returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    object   text;
+    grantees text;
+begin
+    for object, grantees in
+        select o.name, pg_catalog.string_agg(distinct coalesce(pg_catalog.quote_ident(r.rolname), 'public'), ', ')
+        from (
+            select 'schema relay' as name, n.nspacl as acl, n.nspowner as owner
+            from pg_catalog.pg_namespace n where n.nspname = 'relay'
+            union all
+            select case c.relkind when 'S' then 'sequence ' else 'table ' end || c.oid::regclass, c.relacl, c.relowner
+            from pg_catalog.pg_class c where c.relnamespace = 'relay'::regnamespace and c.relkind in ('r', 'v', 'S')
+            union all
+            select 'function ' || p.oid::regprocedure, coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner)), p.proowner
+            from pg_catalog.pg_proc p where p.pronamespace = 'relay'::regnamespace
+        ) o
+        cross join lateral pg_catalog.aclexplode(o.acl) a
+        left join pg_catalog.pg_roles r on r.oid = a.grantee
+        where a.grantee <> o.owner
+          and coalesce(r.rolname, '') not in ('relay_writer', 'relay_reader', 'relay_renderer', 'relay_daemon')
+        group by o.name
+    loop
+        execute pg_catalog.format('revoke all on %s from %s cascade', object, grantees);
+    end loop;
 end
 $$;
 
@@ -686,49 +838,6 @@ end
 $$;
 
 -- Watching -----------------------------------------------------------------------------------------------------
-
--- The type's own name, or of what a domain is made of.
-create or replace function relay.base_type(typ oid) returns oid
-    language sql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    with recursive base (oid, typbasetype) as (
-        select t.oid, t.typbasetype from pg_catalog.pg_type t where t.oid = typ
-        union all
-        select t.oid, t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.typbasetype
-    )
-    select b.oid from base b where b.typbasetype = 0
-$$;
-
--- Every type that a row of a table is made of: of its columns, of their elements, attributes, bases and bounds.
-create or replace function relay.types(target regclass) returns setof regtype
-    language sql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    with recursive made_of (oid) as (
-        select a.atttypid
-        from relay.parts(target) p
-        join pg_catalog.pg_attribute a on a.attrelid = p and a.attnum > 0 and not a.attisdropped
-        union
-        select inner_type.oid
-        from made_of m
-        join pg_catalog.pg_type t on t.oid = m.oid
-        cross join lateral (
-            select t.typbasetype
-            union all
-            select t.typelem
-            union all
-            select a.atttypid from pg_catalog.pg_attribute a
-            where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
-            union all
-            select r.rngsubtype from pg_catalog.pg_range r where t.oid in (r.rngtypid, r.rngmultitypid)
-        ) inner_type (oid)
-        where inner_type.oid <> 0
-    )
-    select oid::regtype from made_of
-$$;
 
 -- One "column [asc|desc] [nulls first|last]" of order_by in its parts, or no row if it is not of that form.
 create or replace function relay.order_parts(entry text, out col text, out direction text)
@@ -1098,10 +1207,11 @@ begin
                    join pg_catalog.pg_attribute a on a.attrelid = wanted.target and a.attname = h
                    where a.attgenerated <> 'v'),
         'order_by', pg_catalog.to_jsonb(wanted.order_by));
-    perform relay.make_journal_function(wanted);
+    perform relay.make_functions(wanted);
     perform relay.create_triggers(wanted, said);
     if current_watch.id is not null then
-        execute pg_catalog.format('drop function if exists relay.journal_%s()', current_watch.id);
+        execute pg_catalog.format('drop function if exists relay.journal_%1$s(), relay.entry_%1$s(text, record, record)',
+                                  current_watch.id);
     end if;
     perform relay.journal_sync(wanted.id, 'watch_changed');
 end
@@ -1128,7 +1238,8 @@ begin
     end if;
     perform relay.lock_table(current_watch.target, 'access exclusive', patience);
     perform relay.drop_triggers(current_watch.target);
-    execute pg_catalog.format('drop function if exists relay.journal_%s()', current_watch.id);
+    execute pg_catalog.format('drop function if exists relay.journal_%1$s(), relay.entry_%1$s(text, record, record)',
+                              current_watch.id);
     begin
         execute pg_catalog.format('revoke select on %s from relay_reader', current_watch.target);
     exception when insufficient_privilege then
@@ -1215,11 +1326,13 @@ create or replace function relay.altered() returns setof integer
     set search_path = pg_catalog, pg_temp
 as $$
     select w.id from relay.watches w
-    where w.problem is null and not exists (
-        select from pg_catalog.pg_proc f join pg_catalog.pg_roles r on r.oid = f.proowner
-        where f.oid = pg_catalog.to_regprocedure('relay.journal_' || w.id || '()')
-          and f.prosrc = relay.journal_body(w) and f.prosecdef and r.rolname = 'relay_writer'
-          and f.proconfig = array['search_path=pg_catalog, pg_temp'])
+    where w.problem is null and (
+        select count(*) from pg_catalog.pg_proc f join pg_catalog.pg_roles r on r.oid = f.proowner
+        where f.pronamespace = 'relay'::regnamespace and f.prosecdef
+          and f.proconfig = array['search_path=pg_catalog, pg_temp']
+          and (f.proname, r.rolname, f.prosrc) in (
+              ('journal_' || w.id, 'relay_writer', relay.journal_body(w)),
+              ('entry_' || w.id, 'relay_renderer', relay.entry_body(w)))) <> 2
 $$;
 
 comment on function relay.altered() is 'Which trigger functions are not as they should be.';
@@ -1237,7 +1350,7 @@ declare
     made integer := 0;
 begin
     for w in select s.* from relay.watches s where s.id in (select a from relay.altered() a) loop
-        perform relay.make_journal_function(w);
+        perform relay.make_functions(w);
         made := made + 1;
     end loop;
     return made;
@@ -1249,7 +1362,7 @@ comment on function relay.refresh() is 'Makes the trigger functions fit the tabl
 -- Reading ------------------------------------------------------------------------------------------------------
 
 -- Whether a board's name, as text, is the text of a value of the column: 'abc' is no integer, and '007' is
--- not how the integer 7 is written. A domain's checks may raise anything.
+-- not how the integer 7 is written. Of a domain, what it is made of is asked, so that its checks are not run.
 create or replace function relay.is_written(board text, typ text) returns boolean
     language plpgsql
     stable
@@ -1260,7 +1373,7 @@ declare
 begin
     execute pg_catalog.format('select $1::%s::text', typ) into written using board;
     return written = board;
-exception when others then
+exception when data_exception then
     return false;
 end
 $$;
@@ -1315,7 +1428,8 @@ begin
             using errcode = 'insufficient_privilege';
     end if;
     for w in
-        select s.*, c.relkind, pg_catalog.format_type(a.atttypid, a.atttypmod) as board_type
+        select s.*, c.relkind, pg_catalog.format_type(relay.base_type(a.atttypid), -1) as board_type,
+               relay.as_text(s.target, s.board_column, pg_catalog.format('row_of_table.%I', s.board_column)) as board_text
         from relay.watches s
         join pg_catalog.pg_class c on c.oid = s.target
         left join pg_catalog.pg_attribute a on a.attrelid = s.target and a.attname = s.board_column
@@ -1338,10 +1452,10 @@ begin
         row_name := 'row_' || pg_catalog.md5(columns);
         return query execute pg_catalog.format(
             'select $1, (select %s from (select %s) %s) from %s %s row_of_table '
-            'where row_of_table.%I = $2::%s and row_of_table.%I::text = $2 collate "C" order by %srow_of_table.%I',
-            pg_catalog.format(case when careful then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
+            'where row_of_table.%I = $2::%s and %s = $2 collate "C" order by %srow_of_table.%I',
+            pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
             columns, row_name, case when w.relkind = 'r' then 'only' else '' end, w.target, w.board_column, w.board_type,
-            w.board_column, ordered, w.id_column)
+            w.board_text, ordered, w.id_column)
             using w.id, board;
     end loop;
 end
@@ -1523,9 +1637,9 @@ begin
     end if;
     if count % 2 = 1 then
         perform relay.sweep(here, pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()), 1000000);
-        -- While nothing is journalled, all that a VACUUM leaves is what it could not remove.
+        -- While nothing is journalled, all that a VACUUM leaves is what it could not remove. A few rows it never sees to.
         if size > most - most / 4 and (
-            select sum(pg_catalog.pg_stat_get_live_tuples(r) + pg_catalog.pg_stat_get_dead_tuples(r)) > 100
+            select sum(pg_catalog.pg_stat_get_live_tuples(r) + pg_catalog.pg_stat_get_dead_tuples(r)) > 20
             from (select c.oid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass
                   union all
                   select c.reltoastrelid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass) part (r))
@@ -1726,51 +1840,30 @@ comment on function relay.widest() is 'About how wide the rows of the watched ta
 
 -- Rights -------------------------------------------------------------------------------------------------------
 
--- Whoever installs may have default privileges, so everybody loses every right here but those that the relay gives.
-do $$
-declare
-    object   text;
-    grantees text;
-begin
-    for object, grantees in
-        select o.name, pg_catalog.string_agg(distinct coalesce(pg_catalog.quote_ident(r.rolname), 'public'), ', ')
-        from (
-            select 'schema relay' as name, n.nspacl as acl, n.nspowner as owner
-            from pg_catalog.pg_namespace n where n.nspname = 'relay'
-            union all
-            select case c.relkind when 'S' then 'sequence ' else 'table ' end || c.oid::regclass, c.relacl, c.relowner
-            from pg_catalog.pg_class c where c.relnamespace = 'relay'::regnamespace and c.relkind in ('r', 'v', 'S')
-            union all
-            select 'function ' || p.oid::regprocedure, coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner)), p.proowner
-            from pg_catalog.pg_proc p where p.pronamespace = 'relay'::regnamespace
-        ) o
-        cross join lateral pg_catalog.aclexplode(o.acl) a
-        left join pg_catalog.pg_roles r on r.oid = a.grantee
-        where a.grantee <> o.owner and coalesce(r.rolname, '') not in ('relay_writer', 'relay_reader', 'relay_daemon')
-        group by o.name
-    loop
-        execute pg_catalog.format('revoke all on %s from %s cascade', object, grantees);
-    end loop;
-end
-$$;
+do $$ begin perform relay.revoke_others(); end $$;
 
-grant usage on schema relay to relay_writer, relay_reader;
+grant usage on schema relay to relay_writer, relay_reader, relay_renderer;
 
 -- What the trigger functions need: to insert, to read the control, and their helpers.
 grant insert on relay.journal to relay_writer;
 grant select on sequence relay.control to relay_writer;
-grant execute on function
-    relay.entry(text, text, text, text, record, record, text[]), relay.image(record), relay.changed(json, json, text[]),
-    relay.pause_if_full(), relay.journal_sync(integer, text), relay.notify(), relay.pauses(), relay.paused() to relay_writer;
+grant execute on function relay.pause_if_full(), relay.journal_sync(integer, text), relay.notify(), relay.pauses(),
+    relay.paused() to relay_writer;
+
+-- What makes JSON of a row calls others that do.
+grant execute on function relay.entry(text, text, text, text, record, record, text[]), relay.image(record),
+    relay.changed(json, json, text[]) to relay_renderer;
 
 -- What the functions that read boards need.
 grant select on relay.watches to relay_reader;
 grant execute on function
-    relay.parts(regclass), relay.base_type(oid), relay.order_parts(text), relay.is_written(text, text),
-    relay.image(record) to relay_reader;
+    relay.parts(regclass), relay.types(regclass), relay.has_user_types(regclass), relay.base_type(oid),
+    relay.as_text(regclass, name, text), relay.order_parts(text), relay.is_written(text, text), relay.image(record)
+    to relay_reader;
 
 do $$
 begin
+    perform relay.give('relay.image(record)'::regprocedure, 'relay_renderer');
     perform relay.give('relay.journal_truncate()'::regprocedure, 'relay_writer');
     perform relay.give('relay.board(text, boolean)'::regprocedure, 'relay_reader');
     perform relay.give('relay.hold_tables()'::regprocedure, 'relay_reader');

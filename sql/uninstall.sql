@@ -4,7 +4,7 @@
 -- moment, in attempts of a tenth of a second, so that nobody waits behind it for longer, and gives up after half a
 -- minute; nothing has changed then, run it again at a quieter time.
 -- If something of yours depends on the schema, it says so and changes nothing. It removes what any edition made. The
--- roles relay_writer, relay_reader and relay_daemon stay, for other databases may use them; they lose what they had here.
+-- roles relay_writer, relay_reader, relay_renderer and relay_daemon stay, for other databases may use them; they lose what they had here.
 
 do $$
 declare
@@ -80,7 +80,7 @@ begin
     ) o
     join pg_catalog.pg_roles r on r.oid = o.owner
     join pg_catalog.pg_namespace n on n.nspname = 'relay'
-    where o.owner <> n.nspowner and r.rolname not in ('relay_writer', 'relay_reader');
+    where o.owner <> n.nspowner and r.rolname not in ('relay_writer', 'relay_reader', 'relay_renderer');
     if strays is not null then
         raise exception 'cannot remove schema relay, for others own objects in it: %: drop or move them first; nothing was '
             'removed', strays using errcode = 'dependent_objects_still_exist';
