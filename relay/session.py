@@ -101,7 +101,9 @@ class Connection(AsyncConnection[TupleRow]):
         self.pgconn.finish()
 
     async def rows(self, query: bytes | LiteralString, *parameters: object) -> list[TupleRow]:
-        """Run a query and return all its rows."""
+        """Run a query and return all its rows. A text `/**/t/**/` in it is one that may have no form in UTF-8."""
+        if isinstance(query, str) and "/**/" in query and self.info.parameter_status("server_encoding") != "UTF8":
+            query = _READABLE.sub(r"relay.readable(\1)", query).encode()
         self.waiting_since = asyncio.get_running_loop().time()
         try:
             cursor = await self.execute(query, parameters or None)
@@ -178,10 +180,11 @@ class Batch:
 _HEAD: Final[LiteralString] = """
     select pg_catalog.pg_current_snapshot()::text, h.seen::text, h.pauses <> relay.pauses(), relay.polled_for()
 """
+_READABLE: Final = re.compile(r"/\*\*/([\w.]+)/\*\*/")
 _HORIZON: Final[LiteralString] = "from relay.horizon h where h.place = relay.place()"
 _ENTRY: Final[LiteralString] = """
-           j.xid::text::bigint, j.watch, j.op::text, j.key, j.old_key, j.old_board, j.new_board,
-           j.old_row, j.new_row, j.reason
+           j.xid::text::bigint, j.watch, j.op::text, /**/j.key/**/, /**/j.old_key/**/, /**/j.old_board/**/,
+           /**/j.new_board/**/, /**/j.old_row/**/, /**/j.new_row/**/, /**/j.reason/**/
 """
 # A row that this server's triggers wrote has the id of its transaction, or a later one where a savepoint was set;
 # but relay.resume makes entries in the name of others.
@@ -197,7 +200,7 @@ _NEW: Final[LiteralString] = (
                where pg_catalog.pg_visible_in_snapshot(x, pg_catalog.pg_current_snapshot()))))
       and pg_catalog.pg_visible_in_snapshot(j.xid, pg_catalog.pg_current_snapshot())
       and """
-    + _OURS
+    + _OURS  # noqa: S608  # of constants
 )
 _FIRST: Final[LiteralString] = (
     _HEAD
@@ -223,17 +226,17 @@ _WHOLE: Final[LiteralString] = (
 )
 # A large transaction, row by row: an entry that changed a key comes once for each of the two. Only keys are sorted.
 _BY_KEY: Final[LiteralString] = (
-    "declare part no scroll cursor for select s.key, e.* from (select j.ctid as at, k.key "
+    "declare part no scroll cursor for select /**/s.key/**/, e.* from (select j.ctid as at, k.key "
     "from relay.journal j "
     "cross join lateral (select j.key union all select j.old_key where j.old_key is not null) k (key) "
     "where j.xid = %s::text::xid8 and j.op = 'R' and "
     + _OURS
     + ' order by j.watch, k.key collate "C", j.lsn offset 0) s '
-    "cross join lateral (select" + _ENTRY + "from relay.journal j where j.ctid = s.at offset 0) e"
+    "cross join lateral (select" + _ENTRY + "from relay.journal j where j.ctid = s.at offset 0) e"  # noqa: S608  # of constants
 )
 
 _BOARD: Final[LiteralString] = """
-    select pg_catalog.pg_current_snapshot()::text, b.watch, b.task
+    select pg_catalog.pg_current_snapshot()::text, b.watch, /**/b.task/**/
     from (values (0)) one
     left join relay.board(%s, %s) b on true
 """
@@ -665,6 +668,7 @@ async def set_up(connection: Connection) -> None:
     """Make the settings of a session."""
     # Whatever the role or the database has as a default, each statement sees what was committed before it.
     await connection.execute("set default_transaction_isolation = 'read committed'")
+    await connection.execute("set client_encoding = 'UTF8'")
     for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
         await connection.execute(f"set {limit} = 0".encode())
     await connection.execute("set standard_conforming_strings = on")
@@ -674,7 +678,7 @@ async def set_up(connection: Connection) -> None:
     # The planner knows nothing of how little is new, and would compile code for the millions of rows that it expects.
     await connection.execute("set jit = off")
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-        # One in which all bytes are valid, doorbells too, and which is then not used.
+        # One in which all bytes are valid, notifications too, and which is then not used.
         await connection.execute("set client_encoding = 'LATIN1'")
         for name in ("text", "name"):
             connection.adapters.register_loader(name, _AnyText)

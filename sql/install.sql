@@ -1463,6 +1463,20 @@ $$;
 
 comment on function relay.board(text, boolean) is 'The tasks of one board as subscribers see them.';
 
+-- A text that the daemon can be sent, which speaks UTF-8: where the database has another encoding, not all of them can.
+create or replace function relay.readable(said text) returns text
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pg_catalog.convert_to(said, 'UTF8');
+    return said;
+exception when untranslatable_character or character_not_in_repertoire then
+    return '!it holds a character that UTF-8 does not have';
+end
+$$;
+
 -- Who may read a board, where the daemon is told to ask (WS_MAY_READ): replace this function as you like. "claims" are
 -- those of the client's token. Where they name boards, the daemon has compared them already. Left alone when it is there.
 do $$
