@@ -57,7 +57,7 @@ SPARE_FILES: Final = 64
 """Files that a process needs beside its connections."""
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-_UPDATE: Final = f"update public.tasks set title = %s where id = '{BOARD}'"  # noqa: S608  # a constant of ours
+_UPDATE: Final = f"update public.tasks set title = %s where id = '{BOARD}'"  # a constant of ours
 
 
 class BenchError(Exception):

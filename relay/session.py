@@ -200,7 +200,7 @@ _NEW: Final[LiteralString] = (
                where pg_catalog.pg_visible_in_snapshot(x, pg_catalog.pg_current_snapshot()))))
       and pg_catalog.pg_visible_in_snapshot(j.xid, pg_catalog.pg_current_snapshot())
       and """
-    + _OURS  # noqa: S608  # of constants
+    + _OURS
 )
 _FIRST: Final[LiteralString] = (
     _HEAD
@@ -232,7 +232,7 @@ _BY_KEY: Final[LiteralString] = (
     "where j.xid = %s::text::xid8 and j.op = 'R' and "
     + _OURS
     + ' order by j.watch, k.key collate "C", j.lsn offset 0) s '
-    "cross join lateral (select" + _ENTRY + "from relay.journal j where j.ctid = s.at offset 0) e"  # noqa: S608  # of constants
+    "cross join lateral (select" + _ENTRY + "from relay.journal j where j.ctid = s.at offset 0) e"
 )
 
 _BOARD: Final[LiteralString] = """

@@ -92,7 +92,7 @@ _PROBE: Final = f"""
     create table public.probe (id text primary key, board_id text not null, title text not null, lane text not null);
     insert into public.probe values ('{BOARD}', '{BOARD}', 'T', 'todo');
     select relay.watch('public.probe')
-"""  # noqa: S608  # a constant of ours
+"""  # a constant of ours
 
 
 @dataclass(frozen=True)

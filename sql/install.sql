@@ -739,30 +739,34 @@ end
 $make$;
 
 -- What the row trigger's function of one watch does: it has the entry made with no right at all, and inserts it, outside
--- the block that catches errors, for a block that writes would be a subtransaction with an id of its own.
+-- the block that catches errors, for a block that writes would be a subtransaction with an id of its own. The plan of
+-- the insert is as plain as can be, for Postgres starts it for each row.
 create or replace function relay.journal_body(w relay.watches) returns text
     language sql
     set search_path = pg_catalog, pg_temp
 as $make$
     select pg_catalog.format($body$
+declare
+    entry text[];
 begin
-    insert into relay.journal (watch, op, key, old_key, old_board, new_board, old_row, new_row, reason)
-    select %1$s, case when e[1] is null then 'S' else 'R' end::"char", e[1], e[2], e[3], e[4], e[5], e[6], e[7]
-    from (
-        -- Unless journalling is paused.
-        select case when (pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 42) %% 2 = 1 then null
-               else relay.entry_%1$s(tg_op, old, new) end offset 0
-    ) made (e)
-    where e is not null
+    -- Unless journalling is paused.
+    entry := case when (pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 42) %% 2 = 1 then null
+                  else relay.entry_%1$s(tg_op, old, new) end;
+    if entry is not null
         -- One row in 128: the WAL position differs between statements, the key between the rows of one.
-        and ((pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hashtext(e[1])) & 127 <> 0
+        and ((pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hashtext(entry[1])) & 127 <> 0
              or relay.pause_if_full())
         -- What relay.notify does, for less.
         and ((pg_catalog.pg_sequence_last_value('relay.control'::regclass) & 4398046511103)
                  - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint between 1 and 2000
              or pg_catalog.current_setting('max_prepared_transactions') <> '0'
              or pg_catalog.pg_notification_queue_usage() >= 0.5
-             or pg_catalog.pg_notify('relay', '') is not null);
+             or pg_catalog.pg_notify('relay', '') is not null)
+    then
+        insert into relay.journal (watch, op, key, old_key, old_board, new_board, old_row, new_row, reason)
+        values (%1$s, case when entry[1] is null then 'S' else 'R' end::"char", entry[1], entry[2], entry[3], entry[4],
+                entry[5], entry[6], entry[7]);
+    end if;
     return null;
 end
 $body$, w.id)
