@@ -149,8 +149,8 @@ async def test_a_refusal_in_node_says_what_can_be_known_of_it(database: Database
     daemon = await relay(database.dsn, WS_JWT_SECRET="s" * 32, WS_RATE_LIMIT_PER_CLIENT="2")
 
     def refused(*own: str) -> dict[str, str]:
-        command = [node(), "--experimental-websocket", "--no-warnings", HERE / "refused.mjs", daemon.url, "bad", *own]
-        finished = run(*command)
+        options = ("--experimental-websocket", "--no-warnings")
+        finished = run(node(), *options, HERE / "refused.mjs", daemon.url, "bad", *own)
         assert finished.stderr == ""
         return dict(json.loads(finished.stdout))
 
