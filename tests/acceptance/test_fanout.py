@@ -38,6 +38,6 @@ def test_scenario_of_the_comparison_has_figures_of_each_contender() -> None:
 
 
 def test_tls_is_measured_on_each_event_loop() -> None:
-    """Subscribers that speak TLS, in the smallest number, have their first board from the relay on each of the loops."""
+    """Subscribers that speak TLS, a few of them, have their first board from the relay on each of the loops."""
     loops = ("asyncio", "uvloop", "aiofastnet")
     assert {f"relay, wss://, {loop}" for loop in loops} <= figures_of("wire-arrive")

@@ -215,8 +215,8 @@ test("nobody ends the subscription of another, however often", async () => {
   await other.ready;
   world.socket.receive(batch(created("a")));
   other.unsubscribe();
-  other.unsubscribe();
   world.socket.receive(batch(created("b")));
+  other.unsubscribe();
   assert.deepEqual(heard, [["board", "a"], ["other", "a"], ["board", "b"]]);
   assert.deepEqual([[...other.tasks.keys()], other.lanes.todo.length, other.state], [["a"], 1, "offline"]);
   assert.deepEqual([[...board.tasks.keys()], board.lanes.todo.length, board.state], [["a", "b"], 2, "live"]);
