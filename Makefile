@@ -12,7 +12,7 @@ LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.13 --
 	--custom-compile-command 'make lock' $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture mutants fuzz soak bench containers lock check format clean
+.PHONY: help install demo test torture mutants fuzz soak autobahn bench containers lock check format clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ fuzz: install  ## Fuzz all that strangers can send, guided by coverage: make fuz
 
 soak: install  ## Let strangers and clients come and go, and watch the memory: make soak MINUTES=60
 	$(BIN)/python -m tests.fuzz.soak --minutes $(MINUTES)
+
+autobahn: install  ## Run Autobahn's cases against the WebSocket endpoint, all in five minutes: make autobahn ARGS='"5.*"'
+	$(BIN)/python -m tests.conformance.autobahn $(ARGS)
 
 bench: install $(FANOUT)/node_modules/.installed  ## Compare the fan-out with others', side by side: make bench ARGS='--only burst'
 	$(BIN)/python -m benchmarks.fanout $(ARGS)

@@ -198,15 +198,15 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
 JAVASCRIPT: Final = {
     # Applies a batch twice, as one that did not notice that its cursor was answered with what it holds.
     "js_batch_twice": (
-        "this.#replica.apply(this.#parts.flat())",
-        "this.#replica.apply([...this.#parts, ...this.#parts].flat())",
+        "this.replica.apply(this.#parts.flat())",
+        "this.replica.apply([...this.#parts, ...this.#parts].flat())",
     ),
     # Says that a task is gone, and keeps it.
     "js_deletion_ignored": ("this.tasks.delete(id);", ""),
     # Takes the last part of a batch for the whole.
     "js_parts_dropped": ("this.#parts.push(data);", "this.#parts = [data];"),
     # Goes on, on a new connection, with the parts that the old one brought.
-    "js_parts_kept": ("  _ask() {\n    this.#parts = [];", "  _ask() {"),
+    "js_parts_kept": ("  ask() {\n    this.#parts = [];", "  ask() {"),
     # Resumes from where a batch began that it holds.
     "js_cursor_kept": ("this.#parts = [];\n    this.#cursor = cursor;", "this.#parts = [];"),
     # Leaves a card in the lane that it came from.
