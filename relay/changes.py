@@ -63,7 +63,7 @@ class Watch:
             raise UnreadableRow(f"a row of {self.table} cannot be shown: {image[1:]}")
         try:
             columns = _decode_row(image)
-        except (msgspec.MsgspecError, UnicodeEncodeError) as ex:
+        except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as ex:
             raise UnreadableRow(f"a row of {self.table} cannot be shown: {ex}: {image!a:.200}") from None
         if len(image) > MAX_TASK_BYTES:
             size = sum(len(bytes(value)) for name, value in columns.items() if name not in self.hidden)
@@ -151,6 +151,8 @@ class Entry(NamedTuple):
         problems = [f"a row of {watch.table} cannot be shown: {self.reason}"] if self.reason else []
         new = self._columns(watch, self.new_row, problems)
         old = self._columns(watch, self.old_row, problems) if self.old_board in boards else None
+        if old is not None and new is None and self.new_row is not None:
+            old = self._columns(watch, _completed(self.old_row or "", self.new_row), problems)
         found = []
         if old is not None and self.old_board is not None:
             if new is not None and len(old) < len(new):
@@ -166,6 +168,34 @@ class Entry(NamedTuple):
         except UnreadableRow as ex:
             problems.append(str(ex))
             return None
+
+
+_TOKENS: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{},:]')
+
+
+def _completed(old_row: str, new_row: str) -> str:
+    """Complete an old image, of a wide row perhaps, from a new one that cannot be read: text by text.
+
+    What keeps the new one from being read may be in a column that did not change, and so in the old one too.
+    """
+    texts = _texts(new_row) | _texts(old_row)
+    return "{" + ",".join(f"{name}:{text}" for name, text in texts.items()) + "}"
+
+
+def _texts(image: str) -> dict[str, str]:
+    """Return the text of each column's value, whatever it is and however deep, by the text of its name."""
+    found: dict[str, str] = {}
+    depth = begin = 0
+    name = last = ""
+    for token in _TOKENS.finditer(image):
+        text = token[0]
+        depth += (text in "{[") - (text in "}]")
+        if text == ":" and depth == 1:
+            name, begin = last, token.end()
+        elif (text == "," and depth == 1) or depth == 0:
+            found[name] = image[begin : token.start()].strip()
+        last = text
+    return found
 
 
 @dataclass(slots=True)

@@ -17,10 +17,10 @@ from typing import Any, Final, cast
 import jwt
 from websockets.frames import Frame, Opcode
 
-from relay import protocol, session
+from relay import protocol
 from relay.access import Access, AccessError, Gate, Rates, Refused, Visitor, client_address, networks, static_tokens
 from relay.access import signing_keys as read_keys
-from relay.changes import Transaction, Watch, WatchOutdated
+from relay.changes import Entry, Transaction, Watch, WatchOutdated, cancelled
 from relay.cursor import CursorRefused, Era
 from relay.hub import Hub
 from relay.protocol import BadMessage
@@ -189,17 +189,18 @@ def cursor(data: bytes) -> None:
 
 
 def row(data: bytes) -> None:
-    """A journal entry: two images, and the boards."""
-    parts = [None if part == b"-" else part.decode(errors="surrogateescape") for part in data.split(b"\n", 3)]
-    old_row, new_row, old_board, new_board = (*parts, None, None, None, None)[:4]
-    entry = session._Entry(  # noqa: SLF001  # what the session makes of a row
-        1, 1, "U", old_board, new_board, 1, "(0,1)", "(0,2)", False, 1, old_row, new_row, None
-    )
+    """A journal entry, and another that undoes half of it: two images, the boards, and a reason."""
+    parts = [None if part == b"-" else part.decode(errors="surrogateescape") for part in data.split(b"\n", 4)]
+    old_row, new_row, old_board, new_board, reason = (*parts, None, None, None, None, None)[:5]
+    entry = Entry(1, 1, "R", "k", None, old_board, new_board, old_row, new_row, reason)
+    undone = entry._replace(old_board=new_board, new_board=old_board, old_row=new_row, new_row=old_row)
+    boards = {old_board, new_board}
+    once, again = (each.images(WATCH, boards)[0] for each in (entry, undone))
     with contextlib.suppress(WatchOutdated):
-        change = session._change(WATCH, entry)  # noqa: SLF001
-        told = Transaction(1, [change] if change else []).messages({old_board, new_board})
-        for encoded in (each.json for its in told.values() for each in its or ()):
+        found = Transaction(1, once).messages(boards)
+        for encoded in (each.json for its in found.values() for each in its or ()):
             assert isinstance(json.loads(encoded)["data"], dict), "no message"
+    assert len(cancelled([*once, *again])) <= len(once) + len(again), "images were made up"
 
 
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
@@ -245,5 +246,7 @@ SEEDS: Final[Mapping[str, Sequence[bytes]]] = {
         b'{"id":1,"board_id":"a","lane":"x","n":1.50}\n{"id":1,"board_id":"a","lane":"y","n":2}\na\na',
         b'{"id":"\\u0000","board_id":null,"lane":[]}\n-\na\n-',
         b'-\n{"id":{},"id_":1,"board_id":"b","lane":"x","Some Key":"\xff"}\n-\nb',
+        # The old image of a wide row, and a new one that cannot be read.
+        b'{"id":1,"board_id":"a","lane":"x"}\n{"id":1,"board_id":"a","lane":"x","j":{"}":["\\ud800","\\""]}}\na\na\nx',
     ],
 }
