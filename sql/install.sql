@@ -1654,7 +1654,7 @@ begin
         perform relay.sweep(here, pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()), 1000000);
         -- While nothing is journalled, all that a VACUUM leaves is what it could not remove. A few rows it never sees to.
         if size > most - most / 4 and (
-            select sum(pg_catalog.pg_stat_get_live_tuples(r) + pg_catalog.pg_stat_get_dead_tuples(r)) > 20
+            select max(pg_catalog.pg_stat_get_live_tuples(r) + pg_catalog.pg_stat_get_dead_tuples(r)) > 20
             from (select c.oid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass
                   union all
                   select c.reltoastrelid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass) part (r))
