@@ -1595,9 +1595,10 @@ begin
     update relay.horizon h
     set seen = pg_catalog.concat(floor, ':', floor, ':')::pg_snapshot
     where h.place = here and pg_catalog.pg_snapshot_xmax(h.seen) < floor;
-    -- The youngest tick stays: the next one counts from it.
+    -- The tick of this floor stays until all below it are gone, which may take several calls; and the youngest one, for
+    -- the next counts from it.
     delete from relay.ticks t
-    where t.place = here and pg_catalog.pg_snapshot_xmin(t.seen) <= floor
+    where t.place = here and pg_catalog.pg_snapshot_xmin(t.seen) < floor
       and t.at < (select max(k.at) from relay.ticks k where k.place = here);
     return relay.sweep(here, floor, 20000);
 end
@@ -1657,7 +1658,7 @@ begin
         perform relay.sweep(here, pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()), 1000000);
         -- While nothing is journalled, all that a VACUUM leaves is what it could not remove. A few rows it never sees to.
         if size > most - most / 4 and (
-            select sum(pg_catalog.pg_stat_get_live_tuples(r) + pg_catalog.pg_stat_get_dead_tuples(r)) > 20
+            select max(pg_catalog.pg_stat_get_live_tuples(r) + pg_catalog.pg_stat_get_dead_tuples(r)) > 20
             from (select c.oid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass
                   union all
                   select c.reltoastrelid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass) part (r))
@@ -1761,10 +1762,10 @@ as $$
            pg_catalog.pg_notification_queue_usage(),
            pg_catalog.pg_stat_get_dead_tuples('relay.journal'::regclass)
     from relay.settings s
-    -- The youngest tick stays, however old.
-    cross join (select case when count(*) > 1
-                       then pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - min(k.at)) end as age
-                from relay.ticks k where k.place = relay.place()) t
+    -- A tick below which all is gone says nothing of what is left.
+    cross join (select pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - min(k.at)) as age
+                from relay.ticks k join relay.horizon h on h.place = k.place
+                where k.place = relay.place() and pg_catalog.pg_snapshot_xmin(k.seen) > h.swept) t
 $$;
 
 comment on function relay.vitals() is 'How large and how old the journal is, and whether it is pruned as it should be.';
