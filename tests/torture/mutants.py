@@ -51,12 +51,12 @@ def ahead_is_live() -> None:
 
 def truncate_ignored() -> None:
     """Does not read the boards again when it should."""
-    transaction = session.Session._transaction  # noqa: SLF001
+    read = session.Session._read_entries  # noqa: SLF001
 
-    def without_sync(self: session.Session, xid: int, entries: Any) -> Any:
-        return replace(transaction(self, xid, entries), sync=None)
+    async def without_sync(self: session.Session, entries: Any, followed: Any) -> Any:
+        return [replace(transaction, sync=None) for transaction in await read(self, entries, followed)]
 
-    session.Session._transaction = without_sync  # type: ignore[method-assign]  # noqa: SLF001
+    session.Session._read_entries = without_sync  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def horizon_ignored() -> None:
