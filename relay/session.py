@@ -415,7 +415,7 @@ class Session:
             rows = await self._reader.rows(_MISSED, *parameters)
             await self._reader.rows("commit")
         if len(rows) > 1 + RESUME_CHANGES:
-            return Batch(Snapshot.parse(rows[0][0]), None, Snapshot.parse(rows[0][1]))
+            return replace(await self._batch(rows[:1]), transactions=None)
         return await self._batch(rows, boards)
 
     async def notified(self, seconds: float) -> list[str | None]:
@@ -552,8 +552,8 @@ class Session:
         return protocol.board_data(tasks)
 
     async def _batch(self, rows: Sequence[TupleRow], followed: Container[str | None] = ()) -> Batch:
-        if not rows:
-            raise FeedError("table relay.horizon is empty: run relay sql install")
+        if not rows or rows[0][0] is None:
+            raise FeedError("relay.horizon has no row of this installation: connecting again, which makes one")
         now, horizon, paused, polled = rows[0][:4]
         entries = [Entry(*row[5:]) for row in rows[1:]]
         return Batch(
