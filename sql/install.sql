@@ -127,10 +127,8 @@ begin
             'elsewhere', foreign_object, me using errcode = 'duplicate_object';
     end if;
     if exists (select from pg_catalog.pg_class c where c.relnamespace = pg_catalog.to_regnamespace('relay')
-               and c.relname in ('journal', 'ticks', 'horizon', 'epochs', 'settings', 'watches', 'watched')
-               and (c.relname = 'journal') = (c.relkind <> 'r' or c.relpersistence <> 'u')
-               and not (c.relname in ('settings', 'watches', 'watched') and c.relkind = 'v')
-               and not (c.relname in ('ticks', 'horizon', 'epochs') and c.relkind = 'r' and c.relpersistence = 'u')) then
+               and (c.relname in ('journal', 'ticks', 'horizon', 'epochs') and (c.relkind <> 'r' or c.relpersistence <> 'u')
+                    or c.relname in ('settings', 'watches', 'watched') and c.relkind <> 'v')) then
         raise exception 'schema relay holds tables of another edition, or somebody else''s: run uninstall.sql first '
             '(relay sql uninstall), then install and watch your tables again' using errcode = 'duplicate_table';
     end if;
@@ -207,8 +205,16 @@ begin
         using errcode = 'object_not_in_prerequisite_state';
 end
 $$;
-create or replace trigger refuse_truncate before truncate on relay.journal
-    for each statement execute function relay.refuse_truncate();
+do $$
+begin
+    -- Replacing it would wait for everybody who has written, and have everybody else wait.
+    if not exists (select from pg_catalog.pg_trigger t
+                   where t.tgrelid = 'relay.journal'::regclass and t.tgname = 'refuse_truncate') then
+        create trigger refuse_truncate before truncate on relay.journal
+            for each statement execute function relay.refuse_truncate();
+    end if;
+end
+$$;
 
 -- What every writer must know at once, outside transactions and snapshots, so that a writer in REPEATABLE READ sees
 -- what is true now. One number, for each relation that a trigger opens costs a lock:
@@ -501,7 +507,8 @@ as $$
 declare
     bytes constant bigint := pg_catalog.pg_total_relation_size('relay.journal'::regclass);
 begin
-    if bytes > (select greatest(s.stop_bytes, (select max(h.ceiling) from relay.horizon h)) from relay.settings s)
+    -- Not from the view: a writer that had a lock on it would keep others from replacing it.
+    if bytes > (select greatest(s.stop_bytes, (select max(h.ceiling) from relay.horizon h)) from relay.configured() s)
         and pg_catalog.pg_try_advisory_lock('relay.control'::regclass::oid::bigint)
     then
         if not relay.paused() then

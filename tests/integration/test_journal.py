@@ -117,7 +117,7 @@ def test_prune_by_size_keeps_the_youngest(database: Database) -> None:
     assert journalled(database) == 300
 
 
-def test_prune_of_an_old_installation_is_bounded_by_what_is_running(database: Database) -> None:
+def test_prune_is_bounded_by_what_is_running(database: Database) -> None:
     """What an open transaction wrote, or was committed after it began, is never below the horizon."""
     database.execute(SEVERAL)
     writer = database.connect()
@@ -181,10 +181,11 @@ def test_pruned_and_vacuumed_file_stays_bounded(database: Database) -> None:
     for _ in range(12):
         database.execute(WIDE + " || random()")
         assert prune(database) == 200 + 200 * (not sizes)
+        full = file_bytes(database)
         database.execute("vacuum relay.journal")
         sizes.append(file_bytes(database))
+        assert sizes[-1] >= full
 
-    assert sizes == sorted(sizes)
     assert sizes[-1] < 1.5 * sizes[2]
 
 
@@ -255,6 +256,7 @@ async def test_idle_database_stays_idle(monkeypatch: pytest.MonkeyPatch) -> None
                 await client.until_last(database)
                 await until(lambda: relay.feed.proven)
                 await until_after(lambda: rounds, 3)
+                database.execute("update relay.ticks set at = at - interval '1 minute'")
                 before = database.fetch("select pg_snapshot_xmax(pg_current_snapshot())::text")
                 await until_after(lambda: rounds, 10)
 
