@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +26,10 @@ from urllib.parse import parse_qsl
 
 import jwt
 
+from relay import proxies
+from relay.origins import Origins
+from relay.proxies import Proxies, Source, rate_key
+
 LEEWAY_SECONDS: Final = 5
 """By how much the clocks of the relay and of who issues tokens may differ."""
 
@@ -36,6 +39,9 @@ SHORTEST_SECRET_BYTES: Final = 32
 _ALGORITHMS: Final = {"RSA": ("RS256",), "EC": ("ES256",)}
 
 
+_OF_THE_TOKEN: Final = frozenset({"exp", "iat", "nbf", "jti"})
+"""Claims that say when a token is good and which one it is, not what its bearer may."""
+
 FLOOD: Final = "too many connections a minute"
 """What the log calls it, wherever it is noticed."""
 
@@ -44,6 +50,14 @@ class Refused(Exception):
     """Why somebody does not get in, in a word for the log; and what HTTP says to that."""
 
     status = HTTPStatus.UNAUTHORIZED
+
+
+class ForeignOrigin(Refused):
+    """A page of an origin that is not allowed."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__("foreign origin")
+        self.origin = origin
 
 
 class UnknownKey(Refused):
@@ -104,9 +118,17 @@ class Grant:
     claims: Mapping[str, Any] = field(default_factory=dict)
     expires: float | None = None
 
+    def allows_as(self, other: Grant) -> bool:
+        """Tell whether it allows what another does: the same boards and claims, but for when the token is good."""
+        return self.boards == other.boards and _lasting(self.claims) == _lasting(other.claims)
+
     def names(self, board: str) -> bool:
         """Tell whether it names a board."""
         return self.boards is None or any(pattern.matches(board) for pattern in self.boards)
+
+
+def _lasting(claims: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in claims.items() if name not in _OF_THE_TOKEN}
 
 
 EVERYBODY: Final = Grant()
@@ -247,51 +269,6 @@ def signing_keys(text: str | bytes, where: str) -> list[jwt.PyJWK]:
     return usable
 
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def networks(text: str) -> tuple[Network, ...]:
-    """Read addresses and networks, separated by commas or spaces. Raises ValueError."""
-    return tuple(ipaddress.ip_network(each, strict=False) for each in text.replace(",", " ").split())
-
-
-def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
-    """Say who connects: the peer, or, as far as the way there is through trusted proxies, whom they name.
-
-    `forwarded` are the values of X-Forwarded-For. Each proxy adds at the end whom it heard from, so they are read
-    from there; what stands before the first that is not trusted anybody may have written.
-    """
-    address = peer
-    hops = [hop.strip() for value in forwarded for hop in value.split(",")]
-    while hops and _is_in(address, trusted):
-        hop = hops.pop()
-        if _parsed(hop) is None:
-            break
-        address = hop
-    return address
-
-
-def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-def _is_in(text: str, trusted: Sequence[Network]) -> bool:
-    address = _parsed(text)
-    return address is not None and any(address in network for network in trusted)
-
-
-def rate_key(address: str) -> str:
-    """Return by what connections are counted: an IPv4 address, the /64 of an IPv6 one, which one client has whole."""
-    parsed = _parsed(address)
-    if isinstance(parsed, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((parsed, 64), strict=False))
-    return str(parsed or address)
-
-
 class Rates:
     """How many connections a minute, from each address and from all: token buckets, full at first.
 
@@ -342,14 +319,19 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who knocks: what stands in the request for the connection, and where it comes from."""
+    """Who knocks: what stands in the request for the connection, and where it comes from.
+
+    `forwarded` are the values of `X-Forwarded-For`, `standard` those of `Forwarded`.
+    """
 
     peer: str
     target: str = "/"
     authorization: Sequence[str] = ()
     subprotocols: Sequence[str] = ()
     origins: Sequence[str] = ()
+    host: str | None = None
     forwarded: Sequence[str] = ()
+    standard: Sequence[str] = ()
 
     @property
     def credential(self) -> str | None:
@@ -372,43 +354,41 @@ BEARER: Final = "bearer."
 
 
 class Gate:
-    """What is asked of whoever knocks. `access` may be replaced at any time.
-
-    `origins` None lets pages of any origin in.
-    """
+    """What is asked of whoever knocks. `access` may be replaced at any time. `origins` None lets all pages in."""
 
     def __init__(
         self,
         access: Access | None = None,
         *,
-        origins: frozenset[str] | None = None,
+        origins: Origins | None = None,
         require_origin: bool = False,
-        trusted: Sequence[Network] = (),
+        trusted: Proxies | None = None,
         rates: Rates | None = None,
     ) -> None:
         self.access = access or Access()
-        self._origins = origins
+        self.proxies = trusted or Proxies()
+        self._origins = origins or Origins(any_page=True)
         self._require_origin = require_origin
-        self._trusted = trusted
         self._rates = rates
 
     def flooded(self, peer: str, now: float) -> float:
-        """Return how many seconds a peer has to wait, if that is known before it says who sent it."""
-        if self._rates is None or (self._trusted and _is_in(peer, self._trusted)):
-            return 0.0
-        return self._rates.wait(peer, now)
+        """Return how many seconds a peer that is no proxy has to wait, before it has said anything."""
+        return self._rates.wait(peer, now) if self._rates else 0.0
+
+    def source(self, visitor: Visitor) -> Source:
+        """Say where a visitor is."""
+        return proxies.source(visitor.peer, visitor.forwarded, visitor.standard, self.proxies)
 
     def admit(self, visitor: Visitor, now: float) -> Grant:
         """Say what a visitor may see, at a moment of a clock that only goes forward. Raises Refused.
 
         What costs least comes first, so that a flood costs little.
         """
-        if self._rates:
-            address = client_address(visitor.peer, visitor.forwarded, self._trusted)
-            if wait := self._rates.take(address, now):
-                raise TooMany(wait)
+        if self._rates and (wait := self._rates.take(self.source(visitor).address, now)):
+            raise TooMany(wait)
         if not visitor.origins and self._require_origin:
             raise Refused("no origin")
-        if self._origins is not None and any(origin not in self._origins for origin in visitor.origins):
-            raise Refused("foreign origin")
+        for origin in visitor.origins:
+            if not self._origins.allow(origin, visitor.host):
+                raise ForeignOrigin(origin)
         return self.access.grant(visitor.credential)

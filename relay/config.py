@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import psycopg.conninfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from relay import access
 from relay.access import SHORTEST_SECRET_BYTES
+from relay.origins import Origins
+from relay.proxies import Proxies
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -123,16 +124,13 @@ class Settings(BaseModel):
     @field_validator("WS_TRUSTED_PROXIES")
     @classmethod
     def _are_networks(cls, value: str) -> str:
-        access.networks(value)
+        Proxies.of(value)
         return value
 
     @field_validator("WS_ORIGINS")
     @classmethod
     def _are_origins(cls, value: str) -> str:
-        for origin in value.replace(",", " ").split():
-            parts = urlsplit(origin)
-            if origin not in {"*", "null"} and not (parts.scheme and parts.netloc and parts.path in {"", "/"}):
-                raise ValueError("no origin")
+        Origins.of(value.replace(",", " ").split())
         return value
 
     @field_validator("SERVE_FROM", "PUBLISH_TO")

@@ -23,6 +23,8 @@ import structlog
 from relay import access
 from relay.access import Access, AccessError, Gate, Rates
 from relay.config import Settings
+from relay.origins import Origins
+from relay.proxies import Proxies
 
 log = structlog.get_logger()
 
@@ -48,9 +50,9 @@ class Guard:
         self._keys: Sequence[jwt.PyJWK] | None = None
         self.tls: ssl.SSLContext | None = None
         self.gate = Gate(
-            origins=_origins(settings),
+            origins=Origins.of(_origins(settings)),
             require_origin=settings.WS_REQUIRE_ORIGIN,
-            trusted=access.networks(settings.WS_TRUSTED_PROXIES),
+            trusted=Proxies.of(settings.WS_TRUSTED_PROXIES),
             rates=rates,
         )
 
@@ -138,13 +140,10 @@ class Guard:
         return access.signing_keys(text, f"WS_JWT_KEYS: {source}")
 
 
-def _origins(settings: Settings) -> frozenset[str] | None:
+def _origins(settings: Settings) -> list[str]:
     """Return the origins whose pages get in: those of the setting, and the relay's own page on this machine."""
-    named = settings.WS_ORIGINS.replace(",", " ").split()
-    if "*" in named:
-        return None
     own = [f"http://{host}:{settings.HEALTH_PORT}" for host in ("localhost", "127.0.0.1", "[::1]")]
-    return frozenset(origin.rstrip("/").lower() for origin in [*named, *own])
+    return [*settings.WS_ORIGINS.replace(",", " ").split(), *own]
 
 
 def _is_address(source: str) -> bool:

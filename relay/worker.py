@@ -26,11 +26,12 @@ import structlog
 
 from relay import config, logs
 from relay.access import AccessError, Rates
+from relay.admission import Places
 from relay.config import Settings
 from relay.feed import Feed
 from relay.guard import Guard
 from relay.hub import Hub
-from relay.server import Endpoint, Limits, Places, deflated_frame, frame
+from relay.server import Endpoint, Limits, deflated_frame, frame
 from relay.status import Counts, Status
 
 if TYPE_CHECKING:
@@ -128,12 +129,14 @@ class Worker:
         if self._endpoint is None:
             return Status(running=False, port=self.port, problem=self._stops, unready=self._stops)
         endpoint, feed = self._endpoint, self._feed
-        problem = self._stops or feed.trouble(self._settings.HEALTH_BUDGET / 1000)
+        problem = self._stops or endpoint.listener.problem or feed.trouble(self._settings.HEALTH_BUDGET / 1000)
         return Status(
-            running=endpoint.port is not None,
+            running=endpoint.listener.listens,
             port=self.port,
             connections=endpoint.connections,
             max_connections=self._settings.WS_MAX_CONNECTIONS,
+            arrivals=endpoint.arrivals,
+            crowded=endpoint.listener.crowded,
             subscriptions=self._hub.subscriptions,
             behind=endpoint.behind,
             backlog=endpoint.buffered,
@@ -182,7 +185,7 @@ def _counts(hub: Hub, endpoint: Endpoint, feed: Feed | Edge) -> Counts:
         messages=hub.sent,
         bytes=hub.sent_bytes,
         fell_behind=hub.fell_behind,
-        refused=endpoint.refused,
+        refused=endpoint.refusals.counts,
         opened=endpoint.opened,
         closed=endpoint.closed,
         commit_to_socket=feed.commit_to_socket,

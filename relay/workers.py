@@ -111,6 +111,8 @@ class Workers:
             port=self.port,
             connections=sum(status.connections for status in known),
             max_connections=self._settings.WS_MAX_CONNECTIONS,
+            arrivals=sum(status.arrivals for status in known),
+            crowded=any(status.crowded for status in known),
             subscriptions=sum(status.subscriptions for status in known),
             behind=sum(status.behind for status in known),
             backlog=sum(status.backlog for status in known),

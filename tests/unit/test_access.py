@@ -25,13 +25,12 @@ from relay.access import (
     TooMany,
     UnknownKey,
     Visitor,
-    client_address,
-    networks,
-    rate_key,
     signing_keys,
     static_tokens,
     token_lines,
 )
+from relay.origins import Origins
+from relay.proxies import Proxies, rate_key, source
 
 SECRET = "a secret that is long enough, by far, for every algorithm that there is"
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -257,7 +256,7 @@ def test_no_credential_is_none(target: str) -> None:
 
 
 def test_pages_of_other_origins_are_refused() -> None:
-    gate = Gate(origins=frozenset({"http://localhost:4000"}))
+    gate = Gate(origins=Origins.of(["http://localhost:4000"]))
     gate.admit(Visitor(""), 0)
     gate.admit(Visitor("", origins=["http://localhost:4000"]), 0)
     for origins in (["http://evil.example"], ["null"], ["http://localhost:4000", "http://evil.example"]):
@@ -267,12 +266,12 @@ def test_pages_of_other_origins_are_refused() -> None:
 
 def test_an_origin_may_be_required() -> None:
     with pytest.raises(Refused, match="no origin"):
-        Gate(origins=frozenset({"http://a"}), require_origin=True).admit(Visitor(""), 0)
+        Gate(origins=Origins.of(["http://a"]), require_origin=True).admit(Visitor(""), 0)
 
 
 # Where it comes from
 
-PROXIES = networks("10.0.0.0/8, 192.0.2.7 ::1")
+PROXIES = Proxies.of("10.0.0.0/8, 192.0.2.7 ::1")
 
 
 @pytest.mark.parametrize(
@@ -293,7 +292,7 @@ PROXIES = networks("10.0.0.0/8, 192.0.2.7 ::1")
     ],
 )
 def test_only_trusted_proxies_are_believed(peer: str, forwarded: list[str], client: str) -> None:
-    assert client_address(peer, forwarded, PROXIES) == client
+    assert source(peer, forwarded, [], PROXIES).address == client
 
 
 def test_a_client_of_ipv6_is_counted_by_its_network() -> None:
