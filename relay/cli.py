@@ -53,10 +53,21 @@ _SHORT: Final[Mapping[str, str]] = {"WS_WORKERS": "--workers", "SERVE_FROM": "--
 """Settings that have a second, shorter option."""
 
 
+STDERR: Final = 2
+
+
 def main() -> None:
     """Run the command line."""
+    _take_standard_files()
     dotenv.load_dotenv(dotenv.find_dotenv(usecwd=True))
     cli(prog_name="relay")
+
+
+def _take_standard_files() -> None:
+    """Open standard files that are closed, lest the next file or socket be taken for one of them."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(opened)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -79,7 +79,9 @@ class Settings(BaseModel):
         10_000, ge=100, description="milliseconds in which a canary must come back; else the relay is not ready"
     )
     BOARD_PAGE: bool = Field(True, description="whether there is a page on HEALTH_PORT that shows boards")
-    LOG_LEVEL: Literal["info", "warning", "error"] = Field("info", description="least level of what is logged")
+    LOG_LEVEL: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level of what is logged"
+    )
     DATABASE_URL: str = Field(
         "", description="connection string of the database; what it leaves out, libpq's PG* variables give"
     )
@@ -200,7 +202,7 @@ ALLOWED: Final[Mapping[str, str]] = {
     "HEALTH_PORT": "a port from 0 to 65535, 0 for any free one",
     "HEALTH_BUDGET": "milliseconds from 100",
     "BOARD_PAGE": "true or false",
-    "LOG_LEVEL": "info, warning or error",
+    "LOG_LEVEL": "debug, info, warning or error",
     "DATABASE_URL": "postgresql://user@host/database, or key=value pairs as libpq takes them",
     "SERVE_FROM": _SERVERS,
     "PUBLISH_TO": _SERVERS,

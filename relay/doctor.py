@@ -57,7 +57,7 @@ SKEW_SECONDS: Final = 1.0
 WIDE_BYTES: Final = 1024 * 1024
 """Many clients refuse messages that are larger."""
 
-SPARE_FILES: Final = 64
+SPARE_FILES: Final = 128
 """Files that a process of the daemon needs beside its clients' connections."""
 
 _CONNECTIONS: Final = 2

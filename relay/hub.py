@@ -399,7 +399,7 @@ class Hub:
             kinds |= found
         if recipients:
             for kind, count in kinds.items():
-                log.info("websocket.broadcast", type=kind, recipients=recipients, board=name[:100], messages=count)
+                log.debug("websocket.broadcast", type=kind, recipients=recipients, board=name[:100], messages=count)
 
     def _send(
         self, board: Board[Subscriber], subscribers: AbstractSet[Subscriber], messages: Sequence[Message]

@@ -7,8 +7,7 @@ to a protocol of asyncio's.
 Rules:
 - A connection is an `Arrival` from the moment it is accepted until it is let in or ends. Of arrivals there are so
   many at most, and each has so many seconds.
-- The last files that this process may open are not for clients: Postgres is connected to with them. The system gives
-  the lowest number that is free to each file, so a connection with a high number has a file of the reserve.
+- The last files that this process may open are not for clients: Postgres is connected to with them.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import math
 import os
 import resource
 import socket
 import ssl
 import stat
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -195,6 +194,37 @@ class Arrival:
             self.drop()
 
 
+class Files:
+    """How many files this process may open for clients. Looks at all that are open, but not for each connection."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._unlooked = 0
+
+    def missing(self) -> int:
+        """Return how many connections have to go, that another one may be taken."""
+        if self._left:
+            self._left -= 1
+            return 0
+        if self._unlooked:
+            self._unlooked -= 1
+            return 1
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit == resource.RLIM_INFINITY:
+            return 0
+        free = max(limit - RESERVED_FILES, limit // 2) - _open_files()
+        if free > 0:
+            # Half of them, for there are others who open files.
+            self._left = free // 2
+            return 0
+        self._unlooked = ACCEPTED_AT_ONCE // 2
+        return 1 - free
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd" if Path("/proc/self/fd").is_dir() else "/dev/fd"))  # noqa: PTH208  # fast
+
+
 class Listener:
     """Takes connections, and hands each to a protocol.
 
@@ -223,7 +253,6 @@ class Listener:
         self._tasks: set[asyncio.Task[None]] = set()
         self._tls: ssl.SSLContext | None = None
         self._make: Callable[[Arrival], asyncio.BaseProtocol] | None = None
-        self._files = math.inf
 
     def open(
         self,
@@ -234,9 +263,8 @@ class Listener:
         """Begin to take connections from bound sockets, which are the listener's from now on. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._make, self._tls = make, tls
+        _listeners.add(self)
         self._sockets = list(sockets)
-        if (limit := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
-            self._files = max(limit - RESERVED_FILES, limit // 2)
         for sock in self._sockets:
             sock.setblocking(False)
             sock.listen(WAITING)
@@ -286,14 +314,14 @@ class Listener:
                 return
             self.problem = None
             sock.setblocking(False)
-            self._arrived(sock, peer[0] if isinstance(peer, tuple) else "")
+            if not self._arrived(sock, peer[0] if isinstance(peer, tuple) else ""):
+                return
 
     def _cannot_accept(self, listening: socket.socket, ex: OSError) -> None:
         reason = f"cannot accept: {ex.strerror}"
         self.refusals.add(reason)
         self.problem = f"no connection can be accepted: {ex.strerror}: raise the limit of open files (LimitNOFILE)"
-        if oldest := self.arrivals.crowd_out():
-            oldest.drop()
+        _free_files(ACCEPTED_AT_ONCE)
         loop = asyncio.get_running_loop()
         loop.remove_reader(listening)
         loop.call_later(RETRY_SECONDS, self._accept_again, listening)
@@ -302,29 +330,32 @@ class Listener:
         if listening.fileno() >= 0:
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
-    def _arrived(self, sock: socket.socket, address: str) -> None:
+    def _arrived(self, sock: socket.socket, address: str) -> bool:
+        """Count a connection in, or refuse it; false if others have to end before there is room for one more."""
         if not self._proxies().trusts(address) and (wait := self._flooded(address)):
             self._turn_back(sock, address, wait)
-            return
+            return True
+        missing = _files.missing()
+        if missing and not _free_files(missing):
+            self.refusals.add(NO_FILE, address)
+            sock.close()
+            return False
         if self.arrivals.full:
             self.arrivals.remove_if(lambda arrival: arrival.over)
-        if sock.fileno() >= self._files:
-            if not self._make_room(NO_FILE):
-                sock.close()
-                return
-        elif self.arrivals.full:
-            self._make_room(CROWDED_OUT)
+        if self.arrivals.full:
+            self.crowd_out(CROWDED_OUT)
         arrival = Arrival(sock, address, self)
         self.arrivals.add(arrival, rate_key(address))
         task = asyncio.get_running_loop().create_task(self._hand_over(arrival))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return not missing
 
-    def _make_room(self, reason: str) -> bool:
+    def crowd_out(self, reason: str) -> bool:
         """End the oldest arrival of the fullest address; false if there is none."""
         oldest = self.arrivals.crowd_out()
-        self.refusals.add(reason, oldest.address if oldest else "")
         if oldest:
+            self.refusals.add(reason, oldest.address)
             oldest.drop()
         return oldest is not None
 
@@ -340,7 +371,8 @@ class Listener:
         try:
             if self._proxies().trusts(arrival.address):
                 await self._read_proxy_header(arrival)
-            await asyncio.get_running_loop().connect_accepted_socket(made, arrival.sock, ssl=self._tls)
+            loop = asyncio.get_running_loop()
+            arrival.transport, _ = await loop.connect_accepted_socket(made, arrival.sock, ssl=self._tls)
         except ssl.SSLError as ex:
             reason = NO_TLS if ex.reason in {"HTTP_REQUEST", "WRONG_VERSION_NUMBER"} else BAD_TLS
             self.refusals.add(reason, arrival.address, detail=ex.reason)
@@ -365,6 +397,18 @@ class Listener:
         if header:
             arrival.sock.recv(header.length)
             arrival.address = arrival.address if header.address is None else header.address
+
+
+_files: Final = Files()
+_listeners: Final[weakref.WeakSet[Listener]] = weakref.WeakSet()
+"""Those of this process, which share the files that it may open."""
+
+
+def _free_files(count: int) -> int:
+    """End so many arrivals, at whichever listener has most of them; return how many there were to end."""
+    for listener in _listeners:
+        listener.arrivals.remove_if(lambda arrival: arrival.over)
+    return sum(max(_listeners, key=lambda each: len(each.arrivals)).crowd_out(NO_FILE) for _ in range(count))
 
 
 async def _readable(sock: socket.socket) -> None:

@@ -253,6 +253,7 @@ def _counters(counts: Counts) -> Iterator[Metric]:
         {"rung": counts.rung, "skipped": counts.skipped},
     )
     yield CounterMetricFamily("relay_log_lines_suppressed", "Lines not logged, in a flood.", counts.suppressed)
+    yield CounterMetricFamily("relay_log_lines_dropped", "Lines that could not be written.", counts.dropped)
 
 
 def _by_label(name: str, meaning: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:

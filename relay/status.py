@@ -81,6 +81,8 @@ class Counts(BaseModel):
     """Entries of the stream, written or read."""
     suppressed: int = 0
     """Lines that were not logged, for there were too many of their kind."""
+    dropped: int = 0
+    """Lines of the log that could not be written."""
 
     def __add__(self, other: Counts) -> Counts:
         one, another = dict(self), dict(other)

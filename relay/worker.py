@@ -196,6 +196,7 @@ def _counts(hub: Hub, endpoint: Endpoint, feed: Feed | Edge) -> Counts:
         skipped=feed.skipped,
         entries=feed.entries,
         suppressed=logs.suppressed(),
+        dropped=logs.dropped(),
     )
 
 

@@ -123,7 +123,10 @@ class Workers:
             lag_seconds=max((status.lag_seconds for status in present), default=0.0),
             database=max(databases, key=lambda database: database.lag_seconds, default=None),
             stream=min(streams, key=lambda stream: stream.entry or 0, default=None),
-            counts=sum((process.counts for process in self._processes), Counts(suppressed=logs.suppressed())),
+            counts=sum(
+                (process.counts for process in self._processes),
+                Counts(suppressed=logs.suppressed(), dropped=logs.dropped()),
+            ),
             workers=len(present),
             of=len(answers),
         )

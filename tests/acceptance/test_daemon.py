@@ -169,8 +169,8 @@ async def test_too_many_connections_are_refused(database: Database, relay: Relay
 
 
 async def test_log_tells_connections_and_broadcasts(database: Database, relay: Relays) -> None:
-    """The log has the guide's lines: who connected, how many are connected, and what went to how many."""
-    daemon = await relay(database.dsn)
+    """The log has the guide's lines: who connected, how many are connected, and, if asked, what went to how many."""
+    daemon = await relay(database.dsn, LOG_LEVEL="debug")
     async with Client.to(daemon) as one, Client.to(daemon) as other:
         await one.subscribe()
         await other.subscribe()

@@ -206,7 +206,7 @@ async def test_table_of_metrics_is_complete(database: Database, relay: Relays) -
         served = {name.split()[0] for name in daemon.metrics() if name.startswith("relay_")}
 
     listed = set(first_column(OPERATOR, "| metric | type |"))
-    first_to_come = {"relay_connections_closed_total", "relay_continuity_lost_total"}
+    first_to_come = {"relay_connections_closed_total", "relay_continuity_lost_total", "relay_health_refused_total"}
     assert {re.sub(r"_seconds_(bucket|sum|count)$", "_seconds", name) for name in served} == listed - first_to_come
 
 
@@ -406,10 +406,11 @@ def test_table_of_log_lines_is_complete() -> None:
     """The README lists every event that the daemon logs, and no other."""
     code = "".join(path.read_text() for path in (ROOT / "relay").glob("*.py"))
     modules = {"relay.websockets", "relay.subscribers"}
-    logged = set(re.findall(r'"((?:websocket|feed|worker|relay|access|publisher)\.[a-z_]+)"', code)) - modules
+    event = r"((?:websocket|health|log|feed|worker|relay|access|publisher)\.[a-z_]+)"
+    logged = set(re.findall(f'"{event}"', code)) - modules
     table = README.read_text().split("| `event` |")[1].split("\n\n")[0]
 
-    assert logged == set(re.findall(r"`((?:websocket|feed|worker|relay|access|publisher)\.[a-z_]+)`", table))
+    assert logged == set(re.findall(f"`{event}`", table))
 
 
 def test_table_of_settings_is_complete() -> None:
