@@ -30,7 +30,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     WS_PORT: Port = Field(4002, description="port of the WebSocket endpoint")
-    WS_HOST: str = Field("0.0.0.0", min_length=1, description="address to listen on")  # noqa: S104  # the guide's
+    WS_HOST: str = Field(
+        "0.0.0.0",  # noqa: S104  # the guide's
+        pattern=r"[^\s,]",
+        description="addresses to listen on, for both ports; :: is IPv6 and IPv4",
+    )
+    WS_SOCKET: str = Field("", description="path of a Unix socket for clients, in place of WS_PORT")
     WS_ENABLED: bool = Field(True, description="whether the WebSocket endpoint is open")
     WS_HEARTBEAT: int = Field(
         30_000, ge=100, le=3_600_000, description="milliseconds between pings; who answers none is dropped"
@@ -53,7 +58,7 @@ class Settings(BaseModel):
     WS_MAY_READ: bool = Field(False, description="whether relay.may_read in the database decides about each board")
     WS_ORIGINS: str = Field("http://localhost:4000", description="origins whose pages may connect, * for any")
     WS_REQUIRE_ORIGIN: bool = Field(False, description="whether clients that send no origin are refused")
-    WS_TRUSTED_PROXIES: str = Field("", description="proxies whose X-Forwarded-For is believed")
+    WS_TRUSTED_PROXIES: str = Field("", description="proxies that are believed where their clients are")
     WS_RATE_LIMIT_PER_CLIENT: int = Field(
         10, ge=0, description="connections a minute from one address; more are refused with 429, 0 is no limit"
     )
@@ -172,7 +177,8 @@ _SERVERS: Final = "addresses like nats://host:4222 or tls://host:4222, separated
 
 ALLOWED: Final[Mapping[str, str]] = {
     "WS_PORT": "a port from 0 to 65535, 0 for any free one",
-    "WS_HOST": "an address or host name",
+    "WS_HOST": "addresses or host names, separated by commas",
+    "WS_SOCKET": "the path of a Unix socket",
     "WS_ENABLED": "true or false",
     "WS_HEARTBEAT": "milliseconds from 100 to 3600000",
     "WS_MAX_CONNECTIONS": "a whole number from 1",
@@ -186,9 +192,9 @@ ALLOWED: Final[Mapping[str, str]] = {
     "WS_JWT_AUDIENCE": "text",
     "WS_JWT_ISSUER": "text",
     "WS_MAY_READ": "true or false",
-    "WS_ORIGINS": "origins like https://app.example.com, separated by commas",
+    "WS_ORIGINS": "origins like https://app.example.com, https://*.example.com or file://, separated by commas",
     "WS_REQUIRE_ORIGIN": "true or false",
-    "WS_TRUSTED_PROXIES": "addresses or networks like 10.0.0.0/8, separated by commas",
+    "WS_TRUSTED_PROXIES": "addresses or networks like 10.0.0.0/8, or unix for WS_SOCKET, separated by commas",
     "WS_RATE_LIMIT_PER_CLIENT": "a whole number from 0",
     "WS_RATE_LIMIT_TOTAL": "a whole number from 0",
     "WS_MESSAGE_RATE": "a whole number from 0",

@@ -35,6 +35,7 @@ from relay.access import AccessError
 from relay.config import Settings
 from relay.daemon import open_to_all
 from relay.guard import Guard
+from relay.listening import bind
 from relay.session import Connection, FeedError, Vitals
 from relay.status import FULL_SHARE, OVERDUE_SECONDS, QUEUE_USAGE
 from relay.worker import StartError, named, nats_installed
@@ -183,8 +184,8 @@ async def _taken(setting: str, host: str, port: int) -> str | None:
     """Say why the daemon could not listen, by binding the address without listening."""
     try:
         with named(setting, host, port):
-            server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
-            server.close()
+            for sock in await bind(host, port):
+                sock.close()
     except StartError as ex:
         return str(ex)
     return None
@@ -192,7 +193,8 @@ async def _taken(setting: str, host: str, port: int) -> str | None:
 
 async def _running(settings: Settings) -> Verdict | None:
     """Say how the relay is that has these ports, if one has."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.WS_HOST, settings.WS_HOST)  # noqa: S104  # compared
+    first = settings.WS_HOST.replace(",", " ").split()[0]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)  # noqa: S104  # compared
     address = f"http://[{host}]" if ":" in host else f"http://{host}"
     try:
         async with (

@@ -11,7 +11,7 @@ import http
 import itertools
 import math
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -73,17 +73,16 @@ class Monitor:
         self._refusals = Refusals("health.refused")
         self._listener = Listener(self._refusals, lambda: REQUEST_SECONDS, most=CONNECTIONS)
 
-    async def open(self, host: str, port: int) -> int:
-        """Begin to listen and return the port. Raises OSError if the address is taken."""
-        await self.open_on(await bind(host, port))
-        return self._listener.port or 0
+    async def open(self, host: str, port: int, sockets: Sequence[socket.socket] = ()) -> int:
+        """Begin to listen, on sockets that are bound if there are any, and return the port.
 
-    async def open_on(self, sockets: Iterable[socket.socket]) -> None:
-        """Begin to listen on sockets that are bound."""
+        Raises OSError if the address is taken.
+        """
         await self._runner.setup()
         server = self._runner.server
         assert server, "it was set up"
-        self._listener.open(sockets, lambda _: server())
+        self._listener.open(sockets or await bind(host, port), lambda _: server())
+        return self._listener.port or 0
 
     async def close(self) -> None:
         await self._listener.close()

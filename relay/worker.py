@@ -19,7 +19,7 @@ import mmap
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -31,6 +31,7 @@ from relay.config import Settings
 from relay.feed import Feed
 from relay.guard import Guard
 from relay.hub import Hub
+from relay.listening import bind, bind_path
 from relay.server import Endpoint, Limits, deflated_frame, frame
 from relay.status import Counts, Status
 
@@ -52,10 +53,17 @@ class StartError(Exception):
 
 
 class Worker:
-    """Serves subscribers from this process."""
+    """Serves subscribers from this process, on sockets that are bound, or that it binds."""
 
-    def __init__(self, settings: Settings, places: Places | None = None, rates: Rates | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        places: Places | None = None,
+        rates: Rates | None = None,
+        sockets: Sequence[socket.socket] = (),
+    ) -> None:
         self._settings = settings
+        self._sockets = sockets
         self._shares_port = places is not None
         self._stopping = False
         self._feed = _feed(settings)
@@ -87,9 +95,9 @@ class Worker:
                 await self._guard.open()
             except AccessError as ex:
                 raise StartError(str(ex)) from ex
-            host, port = self._settings.WS_HOST, self._settings.WS_PORT
-            with named("WS_PORT", host, port):
-                await self._endpoint.open(host, port, reuse_port=self._shares_port, tls=self._guard.tls)
+            sockets = self._sockets or await client_sockets(self._settings, reuse_port=self._shares_port)
+            with named("WS_PORT", self._settings.WS_HOST, self._settings.WS_PORT):
+                self._endpoint.open_on(sockets, tls=self._guard.tls)
 
     async def start(self) -> asyncio.Task[None]:
         """Serve; the task ends only by a fault of ours."""
@@ -227,6 +235,19 @@ def named(setting: str, host: str, port: int) -> Iterator[None]:
         raise StartError(f"cannot listen on {host}:{port}: {reason}: choose another with {blamed}") from ex
 
 
+async def client_sockets(settings: Settings, *, reuse_port: bool = False) -> list[socket.socket]:
+    """Bind what clients connect to. Raises StartError."""
+    if not settings.WS_SOCKET:
+        with named("WS_PORT", settings.WS_HOST, settings.WS_PORT):
+            return await bind(settings.WS_HOST, settings.WS_PORT, reuse_port=reuse_port)
+    try:
+        return [bind_path(settings.WS_SOCKET)]
+    except OSError as ex:
+        raise StartError(
+            f"cannot listen on {settings.WS_SOCKET}: {ex.strerror or ex}: choose another path with WS_SOCKET"
+        ) from ex
+
+
 class SharedPlaces(Places):
     """The places of all workers: how many each has taken stands in memory that they share, an open file's.
 
@@ -277,14 +298,18 @@ class SharedRates(Rates):
 
 
 def main() -> None:
-    """Be one of several, as workers.py starts them: which one, its control socket, the files of places and rates."""
-    number, control, places, rates_file = map(int, sys.argv[1:])
+    """Be one of several, as workers.py starts them.
+
+    Which one, its control socket, the files of places and rates, and sockets that all of them listen on, if they do.
+    """
+    number, control, places, rates_file, *listening = map(int, sys.argv[1:])
     settings = config.load({name: os.environ[name] for name in Settings.model_fields if name in os.environ})
     logs.start(settings.LOG_LEVEL, worker=number)
     shared = SharedPlaces(settings.WS_MAX_CONNECTIONS, places, settings.WS_WORKERS, number - 1)
     try:
         rates = SharedRates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL, rates_file)
-        asyncio.run(_obey(Worker(settings, shared, rates), socket.socket(fileno=control)))
+        sockets = [socket.socket(fileno=each) for each in listening]
+        asyncio.run(_obey(Worker(settings, shared, rates, sockets), socket.socket(fileno=control)))
     except StartError as ex:
         log.error("worker.failed", problem=str(ex))  # noqa: TRY400  # one line says it all
         sys.exit(1)

@@ -10,14 +10,15 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import connect, unix_connect
 
-from tests.acceptance.support import RELAY, Client, Relays, environment, until
+from tests.acceptance.support import RELAY, Client, Relays, environment, mistake, run_relay, until
 from tests.acceptance.test_drain import free_ports
 from tests.servers import Database
 
@@ -127,3 +128,47 @@ async def test_silent_strangers_take_no_file_from_postgres_and_no_place_from_cli
             assert len(health["warnings"]) == 2
             assert daemon.metrics()["relay_refused_total no file left but the reserve"] > 0
             assert not [line for line in daemon.log() if "Too many open files" in str(line)]
+
+
+PASS_SOCKETS = """
+import os, socket, sys
+for number in (3, 4):
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    os.dup2(sock.fileno(), number, inheritable=True) if sock.fileno() != number else os.set_inheritable(number, True)
+    sock.detach()
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "clients:health"}
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Does what systemd does for a unit with sockets."""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_it_serves_on_sockets_that_systemd_opened(database: Database, relay: Relays, workers: str) -> None:
+    """One named health is for health, any other for clients; several workers share it."""
+    program = (sys.executable, "-c", PASS_SOCKETS, str(RELAY))
+    daemon = await relay(database.dsn, program=program, ws_port=1, HEALTH_PORT="1", WS_WORKERS=workers)
+    assert daemon.ws_port > 1
+    for _ in range(4):
+        async with Client.to(daemon) as client:
+            assert (await client.subscribe())["type"] == "board.sync"
+    if workers == "2":
+        assert daemon.health()[1]["workers"] == 2
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_it_serves_on_a_unix_socket(database: Database, relay: Relays, tmp_path: Path, workers: str) -> None:
+    """In place of a port; the next daemon takes the path again."""
+    path = str(tmp_path / "ws")
+    for _ in range(2):
+        daemon = await relay(database.dsn, WS_SOCKET=path, WS_WORKERS=workers)
+        async with unix_connect(path, "ws://relay/") as connection, asyncio.timeout(15):
+            await connection.send('{"type":"subscribe","boardId":"default"}')
+            assert json.loads(await connection.recv())["type"] == "board.sync"
+        assert await daemon.stop() == 0
+
+
+def test_a_path_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
+    long = str(tmp_path / ("x" * 200))
+    assert "WS_SOCKET" in mistake(run_relay("serve", cwd=tmp_path, WS_SOCKET=long, HEALTH_PORT="0"))
+    assert "WS_SOCKET" in mistake(run_relay("serve", cwd=tmp_path, WS_SOCKET=str(tmp_path), HEALTH_PORT="0"))

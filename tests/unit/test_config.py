@@ -13,6 +13,7 @@ def test_the_defaults_are_the_guides() -> None:
     assert config.load({}).model_dump() == {
         "WS_PORT": 4002,
         "WS_HOST": "0.0.0.0",
+        "WS_SOCKET": "",
         "WS_ENABLED": True,
         "WS_HEARTBEAT": 30_000,
         "WS_MAX_CONNECTIONS": 100,
@@ -62,6 +63,7 @@ def test_settings_are_read_from_text() -> None:
     given = {
         "WS_PORT": "0",
         "WS_HOST": "::1",
+        "WS_SOCKET": "/run/relay/ws",
         "WS_ENABLED": "false",
         "WS_HEARTBEAT": "100",
         "WS_MAX_CONNECTIONS": "1",
@@ -108,6 +110,7 @@ def test_settings_are_read_from_text() -> None:
     assert config.load(given).model_dump() == {
         "WS_PORT": 0,
         "WS_HOST": "::1",
+        "WS_SOCKET": "/run/relay/ws",
         "WS_ENABLED": False,
         "WS_HEARTBEAT": 100,
         "WS_MAX_CONNECTIONS": 1,
@@ -175,6 +178,7 @@ def test_a_database_url_is_whatever_libpq_takes(url: str) -> None:
         ("HEALTH_PORT", "65536"),
         ("HEALTH_PORT", "-1"),
         ("WS_HOST", ""),
+        ("WS_HOST", " ,"),
         ("WS_ENABLED", "maybe"),
         ("WS_ENABLED", ""),
         ("WS_HEARTBEAT", "99"),
