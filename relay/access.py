@@ -14,14 +14,16 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
+import json
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import jwt
@@ -36,7 +38,20 @@ LEEWAY_SECONDS: Final = 5
 SHORTEST_SECRET_BYTES: Final = 32
 """A shorter secret for HS256 can be guessed from one token; RFC 7518 asks for as many."""
 
-_ALGORITHMS: Final = {"RSA": ("RS256",), "EC": ("ES256",)}
+_ALGORITHMS: Final[Mapping[tuple[str, str | None], tuple[str, ...]]] = {
+    ("RSA", None): ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    ("EC", "P-256"): ("ES256",),
+    ("EC", "P-384"): ("ES384",),
+    ("EC", "P-521"): ("ES512",),
+    ("OKP", "Ed25519"): ("EdDSA",),
+}
+"""The algorithms of a key, by its type and curve. A key that names one is good for that alone."""
+
+_SECRETS: Final = "HS256"
+"""The algorithm of secrets."""
+
+ASYMMETRIC: Final = "RS256, PS256, ES256, ES384 or EdDSA"
+"""Those that people use, in words."""
 
 
 _OF_THE_TOKEN: Final = frozenset({"exp", "iat", "nbf", "jti"})
@@ -135,6 +150,14 @@ EVERYBODY: Final = Grant()
 """What everybody has where no credential is configured."""
 
 
+class Key(NamedTuple):
+    """What tokens are signed with: its name, if it has one, and the algorithms that it is good for."""
+
+    kid: str | None
+    algorithms: tuple[str, ...]
+    key: Any
+
+
 class Access:
     """The credentials that are good."""
 
@@ -143,7 +166,7 @@ class Access:
         tokens: Mapping[bytes, Grant] | None = None,
         *,
         secret: str = "",
-        keys: Sequence[jwt.PyJWK] | None = None,
+        keys: Sequence[Key] | None = None,
         audience: str = "",
         issuer: str = "",
         database_decides: bool = False,
@@ -183,16 +206,7 @@ class Access:
 
     def _signed(self, token: str) -> Grant:
         try:
-            key, algorithms = self._key(jwt.get_unverified_header(token))
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=algorithms,
-                audience=self._audience or None,
-                issuer=self._issuer or None,
-                leeway=LEEWAY_SECONDS,
-                options={"require": ["exp"], "verify_aud": bool(self._audience)},
-            )
+            claims = self._claims(token, jwt.get_unverified_header(token))
         except jwt.ExpiredSignatureError:
             raise Refused("expired token") from None
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as ex:
@@ -202,18 +216,32 @@ class Access:
             named = ()
         return Grant(named, claims, float(claims["exp"]) + LEEWAY_SECONDS)
 
-    def _key(self, header: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
-        """Choose the key for a token, and with it the algorithm. Raises Refused."""
-        if header.get("alg") == "HS256" and self._secret:
-            return self._secret, ("HS256",)
-        kid = header.get("kid")
-        for key in self._keys or ():
-            algorithms = _ALGORITHMS[str(key.key_type)]
-            if header.get("alg") in algorithms and (key.key_id == kid or kid is None):
-                return key.key, algorithms
-        if self._keys is not None and header.get("alg") in ("RS256", "ES256"):
+    def _claims(self, token: str, header: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the claims of a token that is signed with one of the keys. Raises Refused and jwt's errors."""
+        algorithm, kid = str(header.get("alg")), header.get("kid")
+        keys = [key for key in self._keys_of(algorithm) if kid is None or key.kid in {None, kid}]
+        for key in keys:
+            with contextlib.suppress(jwt.InvalidSignatureError):
+                return jwt.decode(
+                    token,
+                    key.key,
+                    algorithms=[algorithm],
+                    audience=self._audience or None,
+                    issuer=self._issuer or None,
+                    leeway=LEEWAY_SECONDS,
+                    options={"require": ["exp"], "verify_aud": bool(self._audience)},
+                )
+        if algorithm == _SECRETS or (kid is not None and any(key.kid == kid for key in keys)):
+            raise Refused("wrong token: wrong signature")
+        if self._keys is not None and any(algorithm in each for each in _ALGORITHMS.values()):
             raise UnknownKey("unknown key")
         raise Refused("wrong token: no key for its algorithm")
+
+    def _keys_of(self, algorithm: str) -> list[Key]:
+        """Return the keys of an algorithm: a public key is never taken for a secret."""
+        if algorithm == _SECRETS:
+            return [Key(None, (algorithm,), self._secret)] if self._secret else []
+        return [key for key in self._keys or () if algorithm in key.algorithms]
 
 
 def _boards(claims: Mapping[str, Any]) -> tuple[Pattern, ...] | None:
@@ -257,16 +285,30 @@ def token_lines(text: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def signing_keys(text: str | bytes, where: str) -> list[jwt.PyJWK]:
-    """Read a JWKS, the keys for RS256 and ES256 in it. Raises AccessError."""
+def signing_keys(text: str | bytes, where: str) -> list[Key]:
+    """Read a JWKS, the keys in it that sign tokens. Raises AccessError."""
     try:
-        keys = jwt.PyJWKSet.from_json(text if isinstance(text, str) else text.decode()).keys
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise AccessError(f"{where}: is no JWKS: expected a JSON object with the keys of RS256 or ES256") from None
-    usable = [key for key in keys if key.key_type in _ALGORITHMS and key.public_key_use in (None, "sig")]
-    if not usable:
-        raise AccessError(f"{where}: has no key for RS256 or ES256: expected at least one")
-    return usable
+        members = json.loads(text)["keys"]
+        keys = [key for member in members if (key := _key(member))]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise AccessError(f"{where}: is no JWKS: expected a JSON object with keys for {ASYMMETRIC}") from None
+    if not keys:
+        raise AccessError(f"{where}: has no key for {ASYMMETRIC}: expected at least one")
+    return keys
+
+
+def _key(member: Any) -> Key | None:
+    """Read a member of a JWKS; None if it is no key for tokens, or none that can be read."""
+    if not isinstance(member, dict) or member.get("use", "sig") != "sig":
+        return None
+    found = _ALGORITHMS.get((str(member.get("kty")), member.get("crv")), ())
+    algorithms = tuple(each for each in found if member.get("alg", each) == each)
+    if not algorithms:
+        return None
+    try:
+        return Key(member.get("kid"), algorithms, jwt.PyJWK(member, algorithms[0]).key)
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 class Rates:

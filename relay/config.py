@@ -17,7 +17,22 @@ from relay.access import SHORTEST_SECRET_BYTES
 from relay.origins import Origins
 from relay.proxies import Proxies
 
+DISCOVERY: Final = "/.well-known/openid-configuration"
+"""Where an issuer says, below its own address, where its keys are (OpenID Connect Discovery)."""
+
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def is_address(text: str) -> bool:
+    """Tell whether a setting is an address on the web, and no file or name."""
+    return text.startswith(("https://", "http://"))
+
+
+def is_safe_address(text: str) -> bool:
+    """Tell whether nobody on the way to an address could replace what it answers."""
+    return text.startswith("https://") or (
+        text.startswith("http://") and urlsplit(text).hostname in {"localhost", "127.0.0.1", "::1"}
+    )
 
 
 class SettingsError(Exception):
@@ -52,9 +67,11 @@ class Settings(BaseModel):
     WS_TOKENS: str = Field("", description="tokens that are good, each with its boards")
     WS_TOKENS_FILE: str = Field("", description="file of such tokens, one a line")
     WS_JWT_SECRET: str = Field("", description="secret of JSON Web Tokens (HS256)")
-    WS_JWT_KEYS: str = Field("", description="JWKS of JSON Web Tokens (RS256, ES256): a file, or an address")
+    WS_JWT_KEYS: str = Field("", description="JWKS of JSON Web Tokens: a file, or an address")
     WS_JWT_AUDIENCE: str = Field("", description="audience that a JSON Web Token must be for")
-    WS_JWT_ISSUER: str = Field("", description="issuer that a JSON Web Token must be from")
+    WS_JWT_ISSUER: str = Field(
+        "", description="issuer that a JSON Web Token must be from; if an address, it says where keys are"
+    )
     WS_MAY_READ: bool = Field(False, description="whether relay.may_read in the database decides about each board")
     WS_ORIGINS: str = Field("http://localhost:4000", description="origins whose pages may connect, * for any")
     WS_REQUIRE_ORIGIN: bool = Field(False, description="whether clients that send no origin are refused")
@@ -112,12 +129,19 @@ class Settings(BaseModel):
     @property
     def is_open(self) -> bool:
         """Whether everybody gets in, for no credential is configured."""
-        return not (self.WS_TOKENS or self.WS_TOKENS_FILE or self.WS_JWT_SECRET or self.WS_JWT_KEYS)
+        return not (self.WS_TOKENS or self.WS_TOKENS_FILE or self.WS_JWT_SECRET or self.jwt_keys)
 
-    @field_validator("WS_JWT_KEYS")
+    @property
+    def jwt_keys(self) -> str:
+        """Where the keys of JSON Web Tokens are: where the setting says, or else where the issuer says."""
+        if self.WS_JWT_KEYS or self.WS_JWT_SECRET or not is_address(self.WS_JWT_ISSUER):
+            return self.WS_JWT_KEYS
+        return self.WS_JWT_ISSUER.rstrip("/") + DISCOVERY
+
+    @field_validator("WS_JWT_KEYS", "WS_JWT_ISSUER")
     @classmethod
     def _is_safe(cls, value: str) -> str:
-        if value.startswith("http://") and urlsplit(value).hostname not in {"localhost", "127.0.0.1", "::1"}:
+        if is_address(value) and not is_safe_address(value):
             raise ValueError("keys that anybody on the way could replace")
         return value
 
@@ -190,7 +214,7 @@ ALLOWED: Final[Mapping[str, str]] = {
     "WS_JWT_SECRET": f"text of {SHORTEST_SECRET_BYTES} bytes or more",
     "WS_JWT_KEYS": "the path of a file, or an address that begins with https://",
     "WS_JWT_AUDIENCE": "text",
-    "WS_JWT_ISSUER": "text",
+    "WS_JWT_ISSUER": "text, or an address that begins with https://",
     "WS_MAY_READ": "true or false",
     "WS_ORIGINS": "origins like https://app.example.com, https://*.example.com or file://, separated by commas",
     "WS_REQUIRE_ORIGIN": "true or false",

@@ -79,7 +79,7 @@ class Worker:
                 limits=_limits(settings),
                 compression=settings.WS_COMPRESSION,
                 gate=self._guard.gate,
-                new_keys=self._guard.new_keys if settings.WS_JWT_KEYS else None,
+                new_keys=self._guard.new_keys if settings.jwt_keys else None,
                 judge=self._feed if settings.WS_MAY_READ else None,
             )
 

@@ -24,7 +24,8 @@ from websockets.frames import Frame, Opcode
 from websockets.typing import Origin, Subprotocol
 
 from relay import config, server
-from relay.access import Access, Gate, Rates, static_tokens
+from relay.access import Access, AccessError, Gate, Rates, static_tokens
+from relay.config import DISCOVERY
 from relay.guard import Guard
 from relay.origins import Origins
 from relay.proxies import Proxies
@@ -191,7 +192,7 @@ async def test_when_credentials_change_connections_are_looked_at_again(database:
 
 
 @asynccontextmanager
-async def served(keys: dict[str, Any]) -> AsyncIterator[tuple[str, list[float]]]:
+async def served(keys: dict[str, Any], path: str = "/keys") -> AsyncIterator[tuple[str, list[float]]]:
     """Serve keys over HTTP; yield the address, and the times at which it was asked."""
     asked: list[float] = []
 
@@ -200,12 +201,12 @@ async def served(keys: dict[str, Any]) -> AsyncIterator[tuple[str, list[float]]]
         return web.json_response(keys)
 
     app = web.Application()
-    app.router.add_get("/keys", answer)
+    app.router.add_get(path, answer)
     runner = web.AppRunner(app)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/keys", asked
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}{path}", asked
     finally:
         await runner.cleanup()
 
@@ -215,9 +216,11 @@ def key_and_jwk(kid: str) -> tuple[ec.EllipticCurvePrivateKey, dict[str, Any]]:
     return key, ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": kid}
 
 
-async def gets_in(relay: Relay, key: ec.EllipticCurvePrivateKey, kid: str) -> bool:
+async def gets_in(relay: Relay, key: ec.EllipticCurvePrivateKey, kid: str, **claims: str) -> bool:
     """Tell whether a token that is signed with a key opens the board."""
-    signed = jwt.encode({"exp": time.time() + 60, "boards": ["default"]}, key, "ES256", headers={"kid": kid})
+    signed = jwt.encode(
+        {"exp": time.time() + 60, "boards": ["default"], **claims}, key, "ES256", headers={"kid": kid}
+    )
     try:
         async with connect(f"{relay.url}?token={signed}", proxy=None) as connection:
             return bool((await said(connection, SUBSCRIBE))["type"] == "board.sync")
@@ -245,6 +248,26 @@ async def test_keys_that_are_rotated_at_an_address_are_found(
             answers = await asyncio.gather(*(gets_in(relay, one, f"key-{number}") for number in range(20)))
             assert not any(answers)
             assert len(asked) == 2
+
+
+async def test_the_issuer_says_where_its_keys_are(database: Database) -> None:
+    """An issuer's address is enough: only its tokens get in then, and a description of another is refused."""
+    one, one_jwk = key_and_jwk("one")
+    described: dict[str, Any] = {}
+    async with served({"keys": [one_jwk]}) as (keys, _), served(described, DISCOVERY) as (discovery, _):
+        issuer = discovery.removesuffix(DISCOVERY)
+        described |= {"issuer": issuer, "jwks_uri": keys}
+        settings = config.load({"WS_JWT_ISSUER": issuer})
+        assert not settings.is_open
+        guard = Guard(settings)
+        await guard.open()
+        async with relay_of(database, guard.gate) as relay:
+            assert await gets_in(relay, one, "one", iss=issuer)
+            assert not await gets_in(relay, one, "one", iss="https://other.example")
+        for wrong in ({"issuer": "https://other.example"}, {"jwks_uri": "http://other.example/keys"}):
+            described |= {"issuer": issuer, "jwks_uri": keys} | wrong
+            with pytest.raises(AccessError, match=r"^WS_JWT_ISSUER: http://127"):
+                await Guard(settings).open()
 
 
 async def test_an_address_that_is_away_changes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,6 +390,42 @@ async def test_a_fresh_tokens_boards_are_decided_anew_at_once(database: Database
         [refusal] = [message["data"] for message in found if message["type"] == "error"]
         assert (refusal["code"], refusal["boardId"]) == ("not_allowed", "mine")
         assert relay.hub.following(next(iter(relay.endpoint._connections))) == ["yours"]  # noqa: SLF001
+
+
+async def test_a_token_that_allows_the_same_asks_nothing(database: Database) -> None:
+    """However often it is presented; one with other claims is as much work as the boards that are asked about."""
+    judge = Judge()
+    endpoint_options: Any = {"gate": guarded(database_decides=True), "limits": Limits(messages_a_second=50)}
+    async with Relay(database.dsn, judged=True, **endpoint_options).running() as relay:
+        relay.endpoint._judge = judge  # noqa: SLF001
+        await until(lambda: relay.feed.problem is None)
+        for task in tuple(relay.endpoint._tasks):  # noqa: SLF001
+            task.cancel()
+        relay.endpoint.spend(relay.endpoint._judged(judge))  # noqa: SLF001
+        async with connect(f"{relay.url}?token={token(None, sub='me')}", proxy=None) as connection:
+            for number in range(60):
+                assert (await said(connection, SUBSCRIBE | {"boardId": f"b{number}"}))["type"] == "board.sync"
+            asked = len(judge.asked)
+            for seconds in range(61, 71):
+                fresh = {"type": "authenticate", "token": token(None, seconds, sub="me")}
+                assert await said(connection, fresh) == {"type": "authenticated"}
+            assert len(judge.asked) == asked == 60
+            for number in range(4):
+                await connection.send(json.dumps({"type": "authenticate", "token": token(None, sub=f"{number}")}))
+            answers = [checked(await connection.recv()) for _ in range(4)]
+            assert [answer.get("data", {}).get("code") for answer in answers][-1] == "too_many_messages"
+            assert len(judge.asked) <= 60 + 3 * 60
+
+
+class Judge:
+    """Says yes to everything, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, str]] = []
+
+    async def may_read(self, questions: Sequence[tuple[Any, str]]) -> list[bool]:
+        self.asked += questions
+        return [True] * len(questions)
 
 
 async def test_who_unsubscribes_before_the_answer_is_sent_nothing(database: Database) -> None:
