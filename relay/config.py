@@ -6,13 +6,15 @@ in words what a setting may be, for `--help` and for errors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
-import psycopg.conninfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from relay import conninfo
 from relay.access import SHORTEST_SECRET_BYTES
 from relay.origins import Origins
 from relay.proxies import Proxies
@@ -33,6 +35,14 @@ def is_safe_address(text: str) -> bool:
     return text.startswith("https://") or (
         text.startswith("http://") and urlsplit(text).hostname in {"localhost", "127.0.0.1", "::1"}
     )
+
+
+_ALIKE: Final = 0.9
+"""How alike a name must be to one of a setting, that it is taken for it, misspelt."""
+
+
+class Fault(ValueError):
+    """What exactly is wrong with a value, where there is more to say than what is allowed."""
 
 
 class SettingsError(Exception):
@@ -190,10 +200,8 @@ class Settings(BaseModel):
     @field_validator("DATABASE_URL")
     @classmethod
     def _is_conninfo(cls, value: str) -> str:
-        try:
-            psycopg.conninfo.conninfo_to_dict(value)
-        except psycopg.ProgrammingError:
-            raise ValueError("no connection string") from None
+        if (fault := conninfo.fault(value)) is not None:
+            raise Fault(fault)
         return value
 
 
@@ -262,6 +270,26 @@ def load(values: Mapping[str, str]) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as ex:
-        name = str(ex.errors()[0]["loc"][0])
+        error = ex.errors()[0]
+        name, fault = str(error["loc"][0]), error.get("ctx", {}).get("error")
         found = "its value" if name in SECRET else repr(values[name])
-        raise SettingsError(f"{name}: {found} is not allowed: expected {ALLOWED[name]}") from None
+        why = _of_kubernetes(name, values[name]) or (str(fault) if isinstance(fault, Fault) else "")
+        because = f": {why}" if why else ""
+        raise SettingsError(f"{name}: {found} is not allowed{because}: expected {ALLOWED[name]}") from None
+
+
+def _of_kubernetes(name: str, value: str) -> str | None:
+    """Say where a value comes from that nobody has set: Kubernetes makes variables of the names of services."""
+    if not re.fullmatch(r"(?:tcp|udp|sctp)://[^/]+", value):
+        return None
+    service = name.removesuffix("_PORT").lower().replace("_", "-")
+    return f"Kubernetes sets it for a service {service}: set enableServiceLinks: false, or rename the service"
+
+
+def misspelt(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each name that is no setting and looks like one, and that one."""
+    for name in names:
+        if name not in Settings.model_fields and (
+            like := difflib.get_close_matches(name, Settings.model_fields, 1, _ALIKE)
+        ):
+            yield name, like[0]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import re
 import resource
 import secrets
@@ -63,6 +64,9 @@ SPARE_FILES: Final = 128
 
 _CONNECTIONS: Final = 2
 """Those of the daemon, for each worker; and those of a check."""
+
+LONGEST_RETURN_MINUTES: Final = 2.0
+"""All clients should be able to come back within this time."""
 
 Level = Literal["ok", "warning", "failed", "skipped"]
 
@@ -222,6 +226,22 @@ def judge_files(clients: int, limit: int) -> Verdict:
     found = f"a process may open {limit} files here, and WS_MAX_CONNECTIONS={clients} needs {needed}"
     mend = f"raise the limit (ulimit -n {needed}, LimitNOFILE={needed}), or lower WS_MAX_CONNECTIONS"
     return ok(found) if needed <= limit else failed(found, mend)
+
+
+async def _rates(place: Place) -> Verdict:
+    settings = place.settings
+    return judge_rates(settings.WS_MAX_CONNECTIONS, settings.WS_RATE_LIMIT_TOTAL)
+
+
+def judge_rates(clients: int, a_minute: int) -> Verdict:
+    """Whether so many clients come back soon after a restart."""
+    if not a_minute:
+        return ok("connections are not limited by the minute")
+    minutes = clients / a_minute
+    found = f"{clients} clients need {minutes:.0f} minutes to come back, at {a_minute} a minute"
+    if minutes > LONGEST_RETURN_MINUTES:
+        return warning(found, f"raise WS_RATE_LIMIT_TOTAL to {clients}: after a restart they all come at once")
+    return ok(f"{clients} clients come back within {math.ceil(minutes)} minutes, at {a_minute} a minute")
 
 
 # The way to the database ----------------------------------------------------------------------------------------
@@ -726,6 +746,7 @@ _HERE: Final[Mapping[str, Callable[[Place], Awaitable[Verdict]]]] = {
     "access": _access,
     "ports": _ports,
     "files": _files,
+    "rates": _rates,
 }
 """Checks of this machine."""
 
