@@ -49,6 +49,13 @@ KEPT_SECONDS: Final = 75.0
 """How long a connection is kept after an answer, for another request."""
 
 
+MOST_HEADERS: Final = 64
+"""How many headers a request may have."""
+
+BODY_BYTES: Final = 64 * 1024
+"""So much of a request's body is kept, until it is read."""
+
+
 class Monitor:
     """Answers GET /health, /ready, /live and /metrics, and GET /client.js and /client.d.ts, the JavaScript client.
 
@@ -68,7 +75,13 @@ class Monitor:
         app.router.add_routes(routes)
         app.middlewares.append(self._heard)
         self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=KEPT_SECONDS
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=1.0,
+            keepalive_timeout=KEPT_SECONDS,
+            max_headers=MOST_HEADERS,
+            read_bufsize=BODY_BYTES,
         )
         self._refusals = Refusals("health.refused")
         self._listener = Listener(self._refusals, lambda: REQUEST_SECONDS, most=CONNECTIONS)
