@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import jwt
 
@@ -377,18 +377,23 @@ class Visitor:
 
     @property
     def credential(self) -> str | None:
-        """What it presents: as a header, as a subprotocol `bearer.…`, or as `?token=…`."""
+        """What it presents: as a subprotocol `bearer.…`, as `?token=…`, or as a header.
+
+        In this order, for a proxy may add a header of its own, and nobody but the client the others. In a subprotocol
+        characters that none may have are percent-encoded.
+        """
+        for offered in self.subprotocols:
+            if offered.startswith(BEARER):
+                return unquote(offered.removeprefix(BEARER))
+        with contextlib.suppress(ValueError):
+            named = dict(parse_qsl(self.target.partition("?")[2], max_num_fields=100))
+            if "token" in named:
+                return named["token"]
         for value in self.authorization:
             scheme, _, token = value.partition(" ")
             if scheme.lower() == "bearer":
                 return token.strip()
-        for offered in self.subprotocols:
-            if offered.startswith(BEARER):
-                return offered.removeprefix(BEARER)
-        try:
-            return dict(parse_qsl(self.target.partition("?")[2], max_num_fields=100)).get("token")
-        except ValueError:
-            return None
+        return None
 
 
 BEARER: Final = "bearer."

@@ -22,8 +22,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from relay.listening import Listener, bind
-from relay.refusals import Refusals
+from relay.listening import NO_FILE, TOO_SLOW, Listener, bind
+from relay.refusals import CROWDED_OUT, Refusals
 from relay.status import LATENCY_BUCKETS, Counts, Database, Histogram, Status, StreamStatus
 
 _VERSION = version("pg-relay")
@@ -183,7 +183,7 @@ class _Metrics(Collector):
 
     def __init__(self, status: Status, health_refused: Mapping[str, int]) -> None:
         self._status = status
-        self._health_refused = health_refused
+        self._health_refused = dict.fromkeys((CROWDED_OUT, NO_FILE, TOO_SLOW), 0) | dict(health_refused)
 
     def collect(self) -> Iterator[Metric]:
         status = self._status

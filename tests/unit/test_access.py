@@ -278,8 +278,15 @@ def test_a_credential_may_come_in_three_ways() -> None:
         Visitor("", subprotocols=["relay", "bearer.t"]),
         Visitor("", target="/?a=1&token=t"),
         Visitor("", target="/?token=%74"),
+        Visitor("", authorization=["Bearer the-proxys"], subprotocols=["relay", "bearer.t"]),
+        Visitor("", authorization=["Bearer the-proxys"], target="/?token=t"),
     ):
         assert visitor.credential == "t"
+
+
+def test_a_subprotocol_may_hold_any_token() -> None:
+    """A browser can offer no other characters than those of a header's token."""
+    assert Visitor("", subprotocols=["bearer.a%2Bb%2Fc%3D%25"]).credential == "a+b/c=%"
 
 
 @pytest.mark.parametrize("target", ["/", "/?", "/?token", "/?" + "a&" * 1000, "/?tokens=t", "/#?x"])
