@@ -51,6 +51,12 @@ class Arrivals(Generic[A]):
         if not self._of_key[key]:
             del self._of_key[key]
 
+    def move(self, arrival: A, key: str) -> None:
+        """Count one under another key, if it is counted still."""
+        if arrival in self._key_of:
+            self.remove(arrival)
+            self.add(arrival, key)
+
     def remove_if(self, over: Callable[[A], bool]) -> None:
         """Count out those that are over."""
         for arrival in [each for each in self if over(each)]:

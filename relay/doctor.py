@@ -174,7 +174,7 @@ async def _access(place: Place) -> Verdict:
 async def _ports(place: Place) -> Verdict:
     settings = place.settings
     ports = {"HEALTH_PORT": settings.HEALTH_PORT}
-    if settings.WS_ENABLED:
+    if settings.WS_ENABLED and not settings.WS_SOCKET:
         ports = {"WS_PORT": settings.WS_PORT} | ports
     if len(set(ports.values())) < len(ports) and settings.HEALTH_PORT:
         return failed(f"WS_PORT and HEALTH_PORT are both {settings.HEALTH_PORT}", "choose two ports")

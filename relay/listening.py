@@ -327,6 +327,8 @@ class Listener:
         loop.call_later(RETRY_SECONDS, self._accept_again, listening)
 
     def _accept_again(self, listening: socket.socket) -> None:
+        # It may be that nobody is waiting any more: then nothing is wrong, until somebody comes.
+        self.problem = None
         if listening.fileno() >= 0:
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
@@ -396,7 +398,9 @@ class Listener:
         header = proxy_header(arrival.sock.recv(LONGEST_HEADER_BYTES, socket.MSG_PEEK))
         if header:
             arrival.sock.recv(header.length)
-            arrival.address = arrival.address if header.address is None else header.address
+            if header.address is not None:
+                arrival.address = header.address
+                self.arrivals.move(arrival, rate_key(header.address))
 
 
 _files: Final = Files()

@@ -527,6 +527,19 @@ async def test_when_no_file_is_free_it_goes_on_as_soon_as_one_is(database: Datab
         assert endpoint.refusals.counts == {"cannot accept: Too many open files": 1}
         async with connect(relay.url, proxy=None) as connection:
             assert (await said(connection, SUBSCRIBE))["type"] == "board.sync"
+        assert listener.problem is None
+
+
+async def test_when_nobody_waits_any_more_the_lack_of_files_is_no_problem(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a balancer that is told of it would send nobody ever again."""
+    monkeypatch.setattr("relay.listening.RETRY_SECONDS", 0.01)
+    async with relay_of(database) as relay:
+        listener = relay.endpoint.listener
+        listener._accept(cast(socket.socket, Full(listener._sockets[0])))  # noqa: SLF001  # as the event loop does
+        assert listener.problem
+        await until(lambda: listener.problem is None)
 
 
 async def test_behind_a_trusted_proxy_its_clients_are_counted(database: Database) -> None:

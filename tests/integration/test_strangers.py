@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -434,6 +435,25 @@ async def test_a_trusted_proxy_may_speak_the_proxy_protocol(version: int) -> Non
         await pong(url(endpoint))
         assert await answer_to(endpoint.port, header(1)[:20]) == b""
         assert endpoint.refusals.counts["bad PROXY header"] == 1
+
+
+async def test_behind_a_balancer_of_bytes_a_stranger_crowds_out_its_own() -> None:
+    """Its clients are known by the PROXY protocol, before they have said anything else."""
+    gate = Gate(trusted=Proxies.of("127.0.0.1"))
+    async with listening(gate=gate) as endpoint:
+        assert endpoint.port
+        with silent(endpoint.port) as other, silent(endpoint.port) as stranger:
+            await other.come(2)
+            await stranger.come(4)
+            for last, sockets in enumerate((other, stranger)):
+                for sock in sockets.sockets:
+                    sock.send(f"PROXY TCP4 203.0.113.{last} 127.0.0.1 1 2\r\n".encode())
+            known = {"203.0.113.0": 2, "203.0.113.1": 4}
+            await until(lambda: Counter(arrival.address for arrival in endpoint.listener.arrivals) == known)
+            for _ in range(2):
+                endpoint.listener.crowd_out("crowded out")
+            await until(lambda: sum(stranger.held()) == 2)
+            assert all(other.held())
 
 
 # Where it listens
