@@ -1,7 +1,7 @@
 """How many may be connected, and how many may be on their way in. Pure.
 
-Whoever connects costs a file and some memory from the moment it is accepted, long before it has said anything. So
-it is counted from then on.
+A connection costs a file and some memory from the moment it is accepted, long before its client has said anything.
+So it is counted from then on.
 
 Rules:
 - A connection that has not been let in yet waits among the `Arrivals`. When there are too many of them, the oldest of

@@ -33,7 +33,7 @@ ARRIVALS: Final = 256
 """So many connections may be on their way in."""
 
 RESERVED_FILES: Final = 32
-"""So many files are kept for Postgres, NATS, tokens and keys, whoever connects."""
+"""So many files are kept for Postgres, NATS, tokens and keys."""
 
 ACCEPTED_AT_ONCE: Final = 16
 """So many connections are taken before all else has its turn: a flood must not hold up the others."""
@@ -195,19 +195,19 @@ class Arrival:
 
 
 class Files:
-    """How many files this process may open for clients. Looks at all that are open, but not for each connection."""
+    """How many files this process may open for clients. Counts all open ones, but not for each connection."""
 
     def __init__(self) -> None:
         self._left = 0
-        self._unlooked = 0
+        self._uncounted = 0
 
     def missing(self) -> int:
         """Return how many connections have to go, that another one may be taken."""
         if self._left:
             self._left -= 1
             return 0
-        if self._unlooked:
-            self._unlooked -= 1
+        if self._uncounted:
+            self._uncounted -= 1
             return 1
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if limit == resource.RLIM_INFINITY:
@@ -217,7 +217,7 @@ class Files:
             # Half of them, for there are others who open files.
             self._left = free // 2
             return 0
-        self._unlooked = ACCEPTED_AT_ONCE // 2
+        self._uncounted = ACCEPTED_AT_ONCE // 2
         return 1 - free
 
 
@@ -362,7 +362,7 @@ class Listener:
         return oldest is not None
 
     async def _hand_over(self, arrival: Arrival) -> None:
-        """Have a connection speak with its protocol. Whoever gives up in the midst of that is nobody's concern."""
+        """Connect a connection with its protocol. A client that gives up meanwhile is no fault."""
         assert self._make, "it was opened"
         make = self._make
 

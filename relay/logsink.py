@@ -60,7 +60,7 @@ class Sink:
                 atexit.register(self.close)
 
     def flush(self) -> None:
-        """Do nothing: whoever logs does not wait."""
+        """Do nothing: logging does not wait."""
 
     def close(self) -> None:
         """Wait until what waits is written, but not for long."""

@@ -6,7 +6,7 @@ Rules:
   way leads through trusted proxies; what stands before that anybody may have written.
 - A proxy writes `X-Forwarded-For` or `Forwarded`, and may pass on the other as a client sent it. If both are there
   and do not agree, neither is believed.
-- An address that cannot be read ends the way, and is a fault that the operator is told of.
+- An address that cannot be read ends the way, and is a fault that is logged.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class BadProxyHeader(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """Proxies that are trusted: their addresses, and whether whoever comes by a Unix socket is one."""
+    """Proxies that are trusted: their addresses, and whether every peer of a Unix socket is one."""
 
     networks: Sequence[Network] = ()
     unix: bool = False

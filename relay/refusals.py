@@ -24,7 +24,7 @@ CROWDED_OUT: Final = "crowded out"
 """Too many connections were on their way in, and this one was the oldest of the fullest address."""
 
 RECENTLY_SECONDS: Final = 60.0
-"""For how long an operator is told of what was refused."""
+"""For how long a refusal is recent."""
 
 
 class Refusals:

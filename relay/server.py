@@ -153,7 +153,7 @@ _RAISE: Final = (
     "Too many connections a minute. Many clients behind one address? "
     "Raise WS_RATE_LIMIT_PER_CLIENT and WS_RATE_LIMIT_TOTAL, and name proxies in WS_TRUSTED_PROXIES.\n"
 )
-"""What the body of a 429 says to whoever develops or operates."""
+"""The body of a 429, for developers and operators."""
 
 _TOO_MANY: Final = (
     "HTTP/1.1 429 Too Many Requests\r\nRetry-After: %d\r\nConnection: close\r\n"
@@ -897,7 +897,7 @@ class Connection(asyncio.BufferedProtocol):
         self._take(grant)
 
     def _take(self, grant: Grant) -> None:
-        """Go by another grant. One that allows the same asks nothing: a fresh token is no reason to look again."""
+        """Go by another grant. One that allows the same asks the database nothing."""
         if grant.allows_as(self._grant):
             self._grant = replace(self._grant, expires=grant.expires)
             self._expire()

@@ -184,7 +184,7 @@ def crowd(target: Target) -> list[Coroutine[Any, Any, None]]:
 
 
 async def _again(kind: Callable[[Target], Coroutine[Any, Any, None]], target: Target) -> None:
-    """Begin anew whenever the relay has ended it."""
+    """Begin again whenever the relay has ended it."""
     while True:
         try:
             await kind(target)

@@ -533,7 +533,7 @@ async def test_when_no_file_is_free_it_goes_on_as_soon_as_one_is(database: Datab
 async def test_when_nobody_waits_any_more_the_lack_of_files_is_no_problem(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or a balancer that is told of it would send nobody ever again."""
+    """Or a balancer that asks whether it is ready would never send a client again."""
     monkeypatch.setattr("relay.listening.RETRY_SECONDS", 0.01)
     async with relay_of(database) as relay:
         listener = relay.endpoint.listener

@@ -156,7 +156,7 @@ def url(endpoint: Endpoint) -> str:
 
 
 async def test_silent_connections_crowd_out_their_own_and_nobody_else() -> None:
-    """They are bounded; who comes with one connection is heard, before and after, from the same address too."""
+    """They are bounded; a client with one connection is served, before and after, from the same address too."""
     async with listening() as endpoint:
         assert endpoint.port
         with silent(endpoint.port) as other, silent(endpoint.port) as stranger:
@@ -174,7 +174,7 @@ async def test_silent_connections_crowd_out_their_own_and_nobody_else() -> None:
 
 
 async def test_a_connection_that_is_let_in_or_gone_is_no_arrival() -> None:
-    """Only who is on the way in is counted."""
+    """Only connections on their way in are counted."""
     async with listening() as endpoint:
         assert endpoint.port
         with silent(endpoint.port) as stranger:
@@ -197,7 +197,7 @@ async def test_the_last_files_are_not_for_clients(monkeypatch: pytest.MonkeyPatc
             monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
             await stranger.come(1)
             await until(lambda: sum(stranger.held()) <= 2)
-            monkeypatch.setattr(files, "_unlooked", 100)
+            monkeypatch.setattr(files, "_uncounted", 100)
             await stranger.come(2)
             await until(lambda: endpoint.arrivals == sum(stranger.held()) <= 2)
             for arrival in tuple(endpoint.listener.arrivals):
@@ -209,7 +209,7 @@ async def test_the_last_files_are_not_for_clients(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_silent_connections_to_the_health_port_are_bounded_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks is answered meanwhile, is told of them, and keeps the connection that it asked on."""
+    """A question is answered meanwhile, the answer warns of them, and the connection it came on stays."""
     async with monitoring() as port, ClientSession() as session:
         with silent(port) as stranger:
             await stranger.come(monitor.CONNECTIONS + 20)
@@ -289,7 +289,7 @@ async def test_what_waits_to_be_read_is_bounded_while_postgres_is_away(monkeypat
 
 
 async def test_unfinished_messages_are_bounded_over_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has much of them is cut off when there are too many; who sends one that fits is answered."""
+    """A client with much of them is cut off when there are too many; one that ends its message is answered."""
     monkeypatch.setattr(server, "UNFINISHED_BYTES", 600_000)
     part = Frame(Opcode.TEXT, b" " * 500_000, fin=False).serialize(mask=True)
     async with listening() as endpoint:
