@@ -184,8 +184,12 @@ def crowd(target: Target) -> list[Coroutine[Any, Any, None]]:
 
 
 async def _again(kind: Callable[[Target], Coroutine[Any, Any, None]], target: Target) -> None:
-    """Begin again whenever the relay has ended it."""
-    while True:
+    """Begin again whenever the relay has ended it.
+
+    A connection that fails while the task is cancelled hides that it is.
+    """
+    task = asyncio.current_task()
+    while task and not task.cancelling():
         try:
             await kind(target)
         except (WebSocketException, OSError, TimeoutError, InvalidStatus) as ex:
