@@ -155,7 +155,9 @@ class Publisher:
             stream=StreamStatus(
                 connected=self._problem is None, active=turn is not None, entry=turn.last if turn else None
             ),
-            counts=self._before + (turn.counts if turn else Counts()) + Counts(suppressed=logs.suppressed()),
+            counts=self._before
+            + (turn.counts if turn else Counts())
+            + Counts(suppressed=logs.suppressed(), dropped=logs.dropped()),
         )
 
 

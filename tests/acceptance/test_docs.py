@@ -428,10 +428,11 @@ def test_table_of_log_lines_is_complete() -> None:
     """The README lists every event that the daemon logs, and no other."""
     code = "".join(path.read_text() for path in (ROOT / "relay").glob("*.py"))
     modules = {"relay.websockets", "relay.subscribers"}
-    logged = set(re.findall(r'"((?:websocket|feed|worker|relay|access|publisher)\.[a-z_]+)"', code)) - modules
+    event = r"((?:websocket|health|log|feed|worker|relay|access|publisher)\.[a-z_]+)"
+    logged = set(re.findall(f'"{event}"', code)) - modules
     table = README.read_text().split("| `event` |")[1].split("\n\n")[0]
 
-    assert logged == set(re.findall(r"`((?:websocket|feed|worker|relay|access|publisher)\.[a-z_]+)`", table))
+    assert logged == set(re.findall(f"`{event}`", table))
 
 
 def test_table_of_settings_is_complete() -> None:

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -18,12 +19,14 @@ import jwt
 from websockets.frames import Frame, Opcode
 
 from relay import protocol
-from relay.access import Access, AccessError, Gate, Rates, Refused, Visitor, client_address, networks, static_tokens
+from relay.access import Access, AccessError, Gate, Rates, Refused, Visitor, static_tokens
 from relay.access import signing_keys as read_keys
 from relay.changes import Entry, Transaction, Watch, WatchOutdated, cancelled
 from relay.cursor import CursorRefused, Era
 from relay.hub import Hub
+from relay.origins import Origins
 from relay.protocol import BadMessage
+from relay.proxies import BadProxyHeader, Proxies, proxy_header, source
 from relay.server import Connection, Endpoint, Limits, deflated_frame, frame
 from relay.snapshot import Snapshot
 
@@ -33,8 +36,8 @@ WATCH: Final = Watch(1, "public.tasks", "id", "board_id", "lane", frozenset({"hi
 BOARD: Final = protocol.board_data([])
 GATE: Final = Gate(
     Access(static_tokens(["all", "some:a,b-*"], "here"), secret=SECRET),
-    origins=frozenset({"http://localhost:4000"}),
-    trusted=networks("10.0.0.0/8"),
+    origins=Origins.of(["http://localhost:4000"]),
+    trusted=Proxies.of("10.0.0.0/8"),
     rates=Rates(0, 0),
 )
 
@@ -76,7 +79,9 @@ class _Transport:
         self._closing = False
 
     def get_extra_info(self, name: str) -> Any:
-        return {"peername": ("10.0.0.1", 1), "socket": self}.get(name)
+        return {"socket": self}.get(name)
+
+    family = socket.AF_INET
 
     def setsockopt(self, *_: object) -> None:
         pass
@@ -132,6 +137,7 @@ async def _connection(data: bytes) -> None:
     limits = Limits(send_buffer=65_536, all_buffers=1 << 20, messages_a_second=10, boards=3, idle_seconds=1e-9)
     endpoint = Endpoint(hub, heartbeat=30, max_connections=1, gate=GATE, limits=limits, compression=bool(mode & 1))
     client = Connection(endpoint)
+    client.address = "10.0.0.1"
     transport = _Transport(client, 1000 if mode & 2 else 1 << 40)
     client.connection_made(cast(asyncio.Transport, transport))
     if mode & 4:
@@ -148,6 +154,7 @@ async def _connection(data: bytes) -> None:
     client.connection_lost(None)
     assert endpoint.connections == 0, "a connection that is gone is counted"
     assert endpoint.buffered == 0, "a backlog of nobody is counted"
+    assert endpoint.unfinished == 0, "an unfinished message of nobody is counted"
     assert hub.subscriptions == 0, "a board is followed by nobody"
 
 
@@ -162,7 +169,11 @@ def credential(data: bytes) -> None:
     text = data.decode(errors="surrogateescape")
     access = Access(static_tokens(["all"], "here"), secret=SECRET, keys=read_keys(_public_key(), "here"))
     visitor = Visitor("10.0.0.1", target=text, authorization=[text], subprotocols=text.split(","), forwarded=[text])
-    client_address(visitor.peer, visitor.forwarded, networks("10.0.0.0/8"))
+    Origins.of(["https://*.example.com"]).allow(text, text)
+    source("10.0.0.1", [], [text], Proxies.of("10.0.0.0/8"))
+    with contextlib.suppress(BadProxyHeader):
+        proxy_header(data)
+    source(visitor.peer, visitor.forwarded, visitor.standard, Proxies.of("10.0.0.0/8"))
     for presented in (text, visitor.credential):
         with contextlib.suppress(Refused):
             access.grant(presented).names(text)

@@ -493,7 +493,7 @@ async def test_more_clients_than_files() -> None:
     """The limit of this process is held against the setting."""
     files = (await check("", WS_MAX_CONNECTIONS="2000000000"))["files"]
     assert files.status == "failed"
-    assert "needs 2000000064" in files.found
+    assert "needs 2000000128" in files.found
 
 
 # What cannot be broken here -------------------------------------------------------------------------------------

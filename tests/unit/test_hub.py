@@ -721,7 +721,7 @@ def test_what_is_broadcast_is_logged_with_its_type_and_how_many_received_it(monk
     assert logged == [
         {
             "event": "websocket.broadcast",
-            "log_level": "info",
+            "log_level": "debug",
             "type": "task.created",
             "recipients": 2,
             "board": "a",
