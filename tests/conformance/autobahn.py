@@ -34,9 +34,7 @@ COMPRESSED: Final = ("12.*", "13.*")
 LARGEST_BYTES: Final = 16 * 1024 * 1024
 """The largest message of the cases."""
 
-_PONG: Final = "a pong comes after the answer to a message that was read along with the ping"
 EXCEPTIONS: Final = {
-    **dict.fromkeys(("5.6", "5.7", "5.8", "5.19", "5.20"), _PONG),
     "7.1.5": "websockets takes a close frame amid the fragments of a message for a violation, and answers 1002",
 }
 """Cases that may fail, and why."""
