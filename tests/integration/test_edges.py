@@ -27,7 +27,7 @@ from relay.publisher import Publisher
 from relay.stream import Entry, Part
 from tests.integration.client import Client, Tasks, until
 from tests.integration.conftest import Relay
-from tests.nats import NatsServer
+from tests.nats import NatsServer, each_nats_server
 from tests.proxy import Proxy
 from tests.servers import Database, Server, install, temporary_database
 
@@ -110,6 +110,7 @@ def kinds(found: list[tuple[str, Any]]) -> list[str]:
     return [kind for kind, _ in found]
 
 
+@each_nats_server
 async def test_a_client_of_an_edge_is_told_what_one_of_the_database_is(feed: Feed, database: Database) -> None:
     """The board first, and then each kind of message, of any writer, as the guide says."""
     database.execute("insert into tasks (id, title) values ('a', 'A')")
@@ -135,6 +136,7 @@ async def test_a_client_of_an_edge_is_told_what_one_of_the_database_is(feed: Fee
             assert told == [await other.receive() for _ in expected]
 
 
+@each_nats_server
 async def test_a_client_goes_from_an_edge_to_the_database_and_back_with_its_cursor(
     feed: Feed, database: Database
 ) -> None:
@@ -199,6 +201,7 @@ async def test_of_two_publishers_one_stands_by_until_the_other_leaves(feed: Feed
             assert kinds(await client.until_last(database)) == ["task.created"]
 
 
+@each_nats_server
 async def test_of_two_publishers_that_are_active_at_once_one_is_refused(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +296,7 @@ async def test_a_large_batch_that_was_interrupted_is_made_up_for_by_the_board(
         assert (client.reason, len(client.tasks)) == ("batch_cut_short", 30)
 
 
+@each_nats_server
 async def test_a_batch_in_parts_comes_whole_and_once(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +370,7 @@ async def test_an_entry_that_is_missing_is_never_passed_over(feed: Feed) -> None
             assert [sequence async for sequence, _ in stream.read(1, 3)] == [1]
 
 
+@each_nats_server
 async def test_a_full_stream_holds_up_no_writer_and_loses_nothing(feed: Feed, database: Database) -> None:
     """The journal keeps what JetStream does not take, the publisher says so, and then all of it comes."""
     async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:

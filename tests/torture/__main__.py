@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tests.nats import NATS_SERVER
+from tests.nats import NATS_SERVER, NO_SERVER
 from tests.torture.edges import EdgesWorld
 from tests.torture.mutants import JAVASCRIPT, MUTANTS
 from tests.torture.run import torture
@@ -35,7 +35,7 @@ from tests.torture.world import World
 def main(minutes: float, seed: str | None, mutant: str | None, nats: bool | None, keep: Path) -> None:
     """Torture the relay and say whether anybody was told anything but the truth."""
     if nats is None and not NATS_SERVER:
-        click.echo("without NATS: there is no nats-server; on Debian and Ubuntu, apt install nats-server")
+        click.echo(f"without NATS: {NO_SERVER}")
     world = EdgesWorld if nats or (nats is None and NATS_SERVER) else World
     verdict = asyncio.run(torture(seed or secrets.token_hex(4), minutes * 60, keep, mutant, sys.stdout, world))
     sys.exit(1 if verdict.violations else 0)
