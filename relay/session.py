@@ -27,10 +27,11 @@ from collections.abc import (
     Collection,
     Container,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, LiteralString, NamedTuple, Self, cast, get_args
 
@@ -61,6 +62,9 @@ START_SECONDS: Final = 10.0
 
 PROBE_SECONDS: Final = 1.0
 """How long that question may take."""
+
+LEAD_SECONDS: Final = 3.0
+"""How long Postgres hears nothing of what leads until another may."""
 
 RESUME_CHANGES: Final = 20_000
 """So many changes are read for those who resume; if there are more, a `board.sync` costs everybody less."""
@@ -530,6 +534,52 @@ class Session:
             return self._watches[number]
         except KeyError:
             raise FeedError("the watched tables changed while a board was read: reading again") from None
+
+
+class Lead:
+    """The lead among several of one name, of which a database has one: an advisory lock of a connection of its own.
+
+    Postgres ends the connection, and with it the lead, of a process that is gone, stands still or is cut off.
+    """
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
+        self._name = name
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, conninfo: str, name: str) -> AsyncIterator[Self]:
+        """Connect, without taking the lead. All methods raise FeedError if Postgres does not answer."""
+        with _one_line():
+            async with await _connected(conninfo) as connection:
+                await connection.execute(f"set idle_session_timeout = {LEAD_SECONDS * 1000:.0f}".encode())
+                yield cls(connection, name)
+
+    async def take(self) -> bool:
+        """Take the lead, unless another has it."""
+        return bool(await self._ask("select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended(%s, 0))"))
+
+    async def keep(self) -> None:
+        """Keep it; raises FeedError when it is lost."""
+        while True:
+            await asyncio.sleep(LEAD_SECONDS / 6)
+            await self._ask("select %s::text")
+
+    async def _ask(self, query: LiteralString) -> Any:
+        with _one_line():
+            async with asyncio.timeout(LEAD_SECONDS / 2):
+                return (await self._connection.row(query, self._name))[0]
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Say in one line what goes wrong with the lead."""
+    try:
+        yield
+    except TimeoutError:
+        raise FeedError("Postgres does not answer: connecting again") from None
+    except (psycopg.Error, OSError) as ex:
+        raise FeedError(_line_of(ex) if isinstance(ex, psycopg.Error) else str(ex)) from None
 
 
 class Vitals(NamedTuple):
