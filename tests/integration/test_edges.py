@@ -14,17 +14,19 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
 import pytest
 import structlog
 from nats.js import api
 
-from relay import config, publisher, session
+from relay import config, edge, publisher, session
 from relay import stream as relay_stream
 from relay.config import Settings
 from relay.edge import Edge
-from relay.jetstream import Gap, Stream, StreamError
+from relay.jetstream import Gap, Refused, Stream, StreamError
 from relay.publisher import Publisher
-from relay.stream import Entry, Part
+from relay.session import Lead
+from relay.stream import Encoded, Part
 from tests.integration.client import Client, Tasks, until
 from tests.integration.conftest import Relay
 from tests.nats import NatsServer, each_nats_server
@@ -89,8 +91,7 @@ def own_feed(own_nats: NatsServer, database: Database) -> Feed:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have publishers take over sooner, and edges ask again sooner."""
-    monkeypatch.setattr(publisher, "STILL_SECONDS", 1.5)
+    """Have publishers say sooner that nothing has happened."""
     monkeypatch.setattr(publisher, "STATE_SECONDS", 0.5)
 
 
@@ -206,15 +207,13 @@ async def test_of_two_publishers_that_are_active_at_once_one_is_refused(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """JetStream takes nothing from who is wrong about the stream's end: nothing comes twice, or in another order."""
-    async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
         await client.subscribe("default")
-        stand_by = Publisher._stand_by  # noqa: SLF001
 
-        async def be_hasty(self: Publisher, stream: Stream) -> None:
-            if self is one:
-                await stand_by(self, stream)
+        async def believe_so(_: Lead) -> bool:
+            return True
 
-        monkeypatch.setattr(Publisher, "_stand_by", be_hasty)
+        monkeypatch.setattr(Lead, "take", believe_so)
         with structlog.testing.capture_logs() as lines:
             async with feed.published() as other:
                 await until(lambda: is_active(other))
@@ -222,22 +221,29 @@ async def test_of_two_publishers_that_are_active_at_once_one_is_refused(
                     database.execute("insert into tasks (id, title) values (%s, 'T')", f"t{number}")
                 found = await client.until_last(database)
         assert [task["id"] for _, task in found] == [f"t{number}" for number in range(20)]
-        assert [line for line in lines if line["event"] == "publisher.outrun"]
+        assert [line for line in lines if "another publisher has appended" in line.get("problem", "")]
 
 
-async def test_a_publisher_without_postgres_gives_way(
+async def test_a_publisher_that_stands_still_or_has_no_postgres_loses_the_lead(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another, whose way to Postgres is open, goes on."""
-    monkeypatch.setattr(publisher, "GIVE_WAY_SECONDS", 0.5)
-    async with feed.published(), feed.edge() as near:
-        await until(lambda: near.feed.proven)
-    async with feed.published(DATABASE_URL="host=127.0.0.1 port=1 dbname=x") as one, feed.edge() as near:
-        await until(lambda: one._turn is not None)  # noqa: SLF001
-        async with feed.published() as other, Client.to(near.url) as client:
+    """Postgres ends the session of one that says nothing; another goes on, and nothing comes twice."""
+    monkeypatch.setattr(session, "LEAD_SECONDS", 1.0)
+    proxy_to = psycopg.conninfo.conninfo_to_dict(database.dsn)
+    async with (
+        Proxy("127.0.0.1", int(str(proxy_to["port"]))) as proxy,
+        feed.published(DATABASE_URL=proxy.through(database.dsn)) as one,
+        feed.edge() as near,
+        Client.to(near.url) as client,
+    ):
+        await client.resume("default", None)
+        proxy.freeze()  # to Postgres, one that is stopped looks the same
+        async with feed.published() as other:
             await until(lambda: is_active(other))
-            await client.subscribe("default")
-            assert await client.until_last(database) == []
+            database.execute("insert into tasks (title) values ('T')")
+            assert kinds(await client.receive_batch()) == ["task.created"]
+            await until(lambda: one._turn is None)  # noqa: SLF001
+            assert (await one.status()).problem
 
 
 @pytest.mark.parametrize("written", [0, 1, 2, 3])
@@ -248,8 +254,8 @@ async def test_a_batch_that_was_interrupted_is_published_anew(
     append = Stream.append
     boards = ("a", "b", "c")
 
-    async def be_interrupted(self: Stream, entries: Sequence[Entry], last: int) -> int:
-        if sum(isinstance(entry, Part) for entry in entries) < len(boards):
+    async def be_interrupted(self: Stream, entries: Sequence[Encoded], last: int) -> int:
+        if sum(isinstance(each.entry, Part) for each in entries) < len(boards):
             return await append(self, entries, last)
         monkeypatch.setattr(Stream, "append", append)
         await append(self, entries[:written], last)
@@ -276,17 +282,17 @@ async def test_a_large_batch_that_was_interrupted_is_made_up_for_by_the_board(
     """Who has a part of it already is sent the board, and the reason."""
     append = Stream.append
 
-    async def be_interrupted(self: Stream, entries: Sequence[Entry], last: int) -> int:
-        if not any(isinstance(entry, Part) for entry in entries):
+    async def be_interrupted(self: Stream, entries: Sequence[Encoded], last: int) -> int:
+        if not any(isinstance(each.entry, Part) for each in entries):
             return await append(self, entries, last)
         monkeypatch.setattr(Stream, "append", append)
-        ends = next(number for number, entry in enumerate(entries) if isinstance(entry, Part) and entry.end)
+        ends = next(number for number, (entry, _) in enumerate(entries) if isinstance(entry, Part) and entry.end)
         await append(self, entries[:ends], last)
         await until(lambda: bool(near.feed._in_parts))  # type: ignore[union-attr]  # noqa: SLF001
         raise StreamError("interrupted by the test")
 
     monkeypatch.setattr(relay_stream, "GATHER_BYTES", 1000)
-    monkeypatch.setattr(publisher, "ENTRY_BYTES", 1000)
+    monkeypatch.setattr(relay_stream, "ENTRY_BYTES", 1000)
     async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
         await client.resume("default", None)
         monkeypatch.setattr(Stream, "append", be_interrupted)
@@ -430,6 +436,155 @@ async def test_a_task_that_is_too_large_for_nats_is_shown_by_the_board(feed: Fee
         assert len(client.tasks["a"]["title"]) == 3_000_000
 
 
+async def test_a_task_of_a_board_with_a_long_name_holds_up_no_other_board(feed: Feed, database: Database) -> None:
+    """Each of name and task fits into an entry, and both together do not: that board is sent, and others go on."""
+    database.execute("drop index tasks_board")
+    name = "b" * 400_000
+    async with (
+        feed.published() as one,
+        feed.edge() as near,
+        Client.to(near.url) as client,
+        Client.to(near.url) as other,
+    ):
+        await client.subscribe(name)
+        await other.subscribe("default")
+        database.execute(
+            "insert into tasks (id, board_id, title, description) values ('big', %s, 'T', repeat('d', 590000))", name
+        )
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        assert kinds([await other.receive()]) == ["task.created"]
+        assert kinds([await client.receive()]) == ["board.sync"]
+        assert client.tasks.keys() == {"big"}
+        assert (await one.status()).problem is None
+
+
+@pytest.mark.parametrize("judged", [False, True], ids=["asks for boards", "asks what may be read, too"])
+async def test_a_name_that_is_too_long_for_nats_is_refused_to_its_client_alone(
+    feed: Feed, database: Database, judged: bool
+) -> None:
+    """It comes at once with the questions of others, which are answered; a good cursor for it changes nothing."""
+    name = "n" * 1_047_000
+    database.execute(
+        "create or replace function relay.may_read(claims jsonb, board text) returns boolean language sql "
+        "as $$ select true $$"
+    )
+    async with (
+        feed.published(),
+        Relay(Edge(feed.settings()), judged=judged).running() as near,
+        Relay(database.dsn).running() as far,
+        Client.to(near.url) as client,
+        Client.to(near.url) as other,
+    ):
+        await until(lambda: near.feed.proven)
+        sessions = near.feed.sessions
+        cursor, _ = await start(far, name)
+        for given in ({}, {"cursor": cursor}):
+            await client.send({"type": "subscribe", "boardId": name} | given)
+            await other.subscribe("default")
+            assert kinds([await client.receive()]) == ["error"]
+        database.execute("insert into tasks (title) values ('T')")
+        assert kinds([await other.receive()]) == ["task.created"]
+        assert near.feed.sessions == sessions
+
+
+async def test_questions_that_are_too_long_together_are_asked_in_parts(feed: Feed, database: Database) -> None:
+    """And answered in their order."""
+    database.execute(
+        "create or replace function relay.may_read(claims jsonb, board text) returns boolean language sql "
+        "as $$ select board like 'yes%' $$"
+    )
+    names = [f"{'yes' if number % 3 else 'no'}{'x' * 100_000}" for number in range(20)]
+    async with feed.published(), feed.edge() as near:
+        await until(lambda: near.feed.proven)
+        sessions = near.feed.sessions
+        async with asyncio.timeout(10):
+            answers = await near.feed.may_read([({}, name) for name in names])
+        assert answers == [name.startswith("yes") for name in names]
+        assert near.feed.sessions == sessions
+
+
+async def test_a_stream_that_takes_only_short_messages_has_short_entries(feed: Feed, database: Database) -> None:
+    """Its administrator may have said so."""
+    async with feed.nats.jetstream() as jetstream:
+        subjects = [f"{feed.stream}.{kind}" for kind in ("board.*", "all", "state")]
+        await jetstream.add_stream(name=feed.stream, subjects=subjects, max_msg_size=4096)
+    async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+        await client.subscribe("default")
+        database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 100) i")
+        assert len(await client.until_last(database)) == 100
+        database.execute("insert into tasks (id, title) values ('long', repeat('x', 5000))")
+        assert kinds([await client.receive()]) == ["board.sync"]
+        assert (await one.status()).problem is None
+
+
+async def test_a_batch_that_is_refused_twice_is_not_written_a_third_time(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Health says so meanwhile, without a gap; then everybody is sent the board, and changes come again."""
+    append = Stream.append
+    refusals = 0
+
+    async def refuse(self: Stream, entries: Sequence[Encoded], last: int) -> int:
+        nonlocal refusals
+        if any(b"poison" in data for _, data in entries):
+            refusals += 1
+            raise Refused("this entry is not taken")
+        return await append(self, entries, last)
+
+    async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+        await client.resume("default", None)
+        monkeypatch.setattr(Stream, "append", refuse)
+        database.execute("insert into tasks (id, title) values ('poison', 'T')")
+        assert kinds(await client.receive_batch()) == ["board.sync"]
+        assert (client.reason, [*client.tasks], refusals) == ("journal_pruned", ["poison"], 2)
+        assert "again and again: this entry is not taken" in str((await one.status()).unready)
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        assert kinds(await client.receive_batch()) == ["task.created"]
+
+
+async def test_a_publisher_that_is_cut_off_from_nats_costs_an_edge_no_question(feed: Feed) -> None:
+    """Boards come from the one that took over, at once, while NATS still believes that the other listens."""
+    async with (
+        Proxy("127.0.0.1", feed.nats.port) as proxy,
+        feed.published(PUBLISH_TO=f"nats://127.0.0.1:{proxy.port}") as one,
+        feed.edge() as near,
+    ):
+        await until(lambda: is_active(one))
+        async with feed.published() as other:
+            await until(lambda: other._standing_by)  # noqa: SLF001
+            proxy.freeze()
+            await until(lambda: is_active(other))
+            async with asyncio.timeout(3):
+                for number in range(16):
+                    async with Client.to(near.url) as client:
+                        await client.subscribe(f"board-{number}")
+            proxy.thaw()
+
+
+async def test_a_board_that_is_wanted_for_long_is_a_problem_of_the_edge(
+    feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However well the stream may be read; and no longer once the board is there."""
+    monkeypatch.setattr(edge, "WANTED_SECONDS", 0.5)
+    begin_read = publisher._Turn.begin_read  # noqa: SLF001
+    answers = asyncio.Event()
+
+    def hold_back(self: Any, name: str) -> bool:
+        return answers.is_set() and begin_read(self, name)
+
+    monkeypatch.setattr(publisher._Turn, "begin_read", hold_back)  # noqa: SLF001
+    async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+        await until(lambda: near.feed.proven)
+        assert near.feed.trouble(10) is None
+        await client.send({"type": "subscribe", "boardId": "default"})
+        await until(lambda: "1 boards are wanted and not here" in str(near.feed.trouble(10)))
+        answers.set()
+        assert one._turn  # noqa: SLF001
+        one._turn.feed.ask("default")  # noqa: SLF001
+        await client.receive()
+        assert near.feed.trouble(10) is None
+
+
 async def test_edges_share_the_reads_of_boards(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many clients come to however many edges at once, a board is read a few times."""
     reads: list[str] = []
@@ -458,9 +613,9 @@ async def test_a_late_answer_to_who_has_left_is_not_for_who_came_since(
     asked: list[bytes] = []
     answered, late = asyncio.Event(), asyncio.Event()
 
-    async def be_late(self: Stream, what: str, question: bytes) -> tuple[bytes, bytes] | None:
+    async def be_late(self: Stream, place: str, what: str, question: bytes) -> tuple[bytes, bytes] | None:
         asked.append(question)
-        answer = await ask(self, what, question)
+        answer = await ask(self, place, what, question)
         if asked == [b"default"]:
             answered.set()
             await late.wait()
@@ -502,7 +657,8 @@ async def test_an_edge_says_what_keeps_changes_from_coming(feed: Feed) -> None:
             await until(lambda: near.feed.trouble(10) is None and near.feed.proven)
         near.feed._last_heard -= 100  # type: ignore[union-attr]  # noqa: SLF001  # as if so long had passed
         assert "nothing has come from a publisher for 1" in str(near.feed.trouble(10))
-        async with feed.published(DATABASE_URL="host=127.0.0.1 port=1 dbname=x"):
+        without_install = psycopg.conninfo.make_conninfo(feed.dsn, dbname="postgres")
+        async with feed.published(DATABASE_URL=without_install):
             await until(lambda: "the publisher says: " in str(near.feed.trouble(10)))
 
 
