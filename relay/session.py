@@ -31,7 +31,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, LiteralString, NamedTuple, Self, cast, get_args
 
@@ -246,6 +246,7 @@ class Session:
         followed: Container[str | None],
         listener: Connection,
         reader: Connection,
+        board_readers: Sequence[Connection] = (),
         *,
         silent: bool,
     ) -> None:
@@ -255,19 +256,33 @@ class Session:
         self._listener = listener
         self._reader = reader
         self._reading = asyncio.Lock()
+        self._board_readers = board_readers
+        self._free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        for each in board_readers:
+            self._free.put_nowait(each)
         self._watches: dict[int, Watch] = {}
         self._incomplete: list[str] = []
         self._arrived: list[str] = []
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, conninfo: str, followed: Container[str | None]) -> AsyncIterator[Self]:
+    async def open(cls, conninfo: str, followed: Container[str | None], side_by_side: int = 1) -> AsyncIterator[Self]:
         """Connect, listen, and check that the install is there. Raises FeedError or psycopg.Error.
+
+        So many boards can be read side by side; if several, each over a connection of its own.
 
         Of live changes, only transactions that concern a board in `followed` are decoded. A board that comes there
         later is read later, and shows them.
         """
-        async with await _connected(conninfo) as listener, await _connected(conninfo) as reader:
+        async with (
+            await _connected(conninfo) as listener,
+            await _connected(conninfo) as reader,
+            AsyncExitStack() as more,
+        ):
+            board_readers = [
+                await more.enter_async_context(await _connected(conninfo))
+                for _ in range(side_by_side if side_by_side > 1 else 0)
+            ]
             async with in_time():
                 await _require_install(listener)
                 # The journal is read by its index alone: with statistics that lag behind, as they do for a table
@@ -275,7 +290,7 @@ class Session:
                 await listener.rows("set enable_seqscan = off")
                 await listener.rows("listen relay")
                 silent = await listener.row("select pg_catalog.current_setting('max_prepared_transactions') <> '0'")
-                session = cls(conninfo, followed, listener, reader, silent=silent[0])
+                session = cls(conninfo, followed, listener, reader, board_readers, silent=silent[0])
                 await session.load_watches()
             yield session
 
@@ -406,8 +421,8 @@ class Session:
 
     async def board(self, name: str) -> tuple[Snapshot, bytes]:
         """Read a board: the snapshot, and the data of its `board.sync`."""
-        async with self._reading:
-            rows = await self._board_rows(name)
+        async with self._board_reader() as reader:
+            rows = await _board_rows(reader, name)
         if any(watch is not None and watch not in self._watches for _, watch, _ in rows):
             await self.load_watches()
         if len(rows) > LARGE_BOARD_TASKS:
@@ -468,7 +483,7 @@ class Session:
     async def require_links(self) -> None:
         """Make sure that a connection which has been silent for long is not dead. Raises FeedError if it is."""
         now = asyncio.get_running_loop().time()
-        for connection in (self._listener, self._reader):
+        for connection in (self._listener, self._reader, *self._board_readers):
             since = connection.waiting_since
             if since is not None and now - since > SILENT_SECONDS:
                 state = await _state_of(connection, self._conninfo)
@@ -478,18 +493,18 @@ class Session:
                     raise FeedError(f"a connection is silent and Postgres says that it is {state}: connecting again")
                 connection.waiting_since = asyncio.get_running_loop().time()
 
-    async def _board_rows(self, name: str) -> list[TupleRow]:
-        reader = self._reader
-        await reader.rows("begin read only")
-        await reader.rows("select relay.hold_tables()")
+    @asynccontextmanager
+    async def _board_reader(self) -> AsyncIterator[Connection]:
+        """Have a connection that nobody else uses now."""
+        if not self._board_readers:
+            async with self._reading:
+                yield self._reader
+            return
+        reader = await self._free.get()
         try:
-            rows = await reader.rows(_BOARD, name)
-        except psycopg.errors.UntranslatableCharacter:
-            # The database's encoding has no such character, so no board is called that.
-            await reader.rows("rollback")
-            return await reader.rows("select pg_catalog.pg_current_snapshot()::text, null, null")
-        await reader.rows("commit")
-        return rows
+            yield reader
+        finally:
+            self._free.put_nowait(reader)
 
     def _board_data(self, rows: Iterable[TupleRow]) -> bytes:
         watched = ((self._watch(number), image) for _, number, image in rows if number is not None)
@@ -534,6 +549,19 @@ class Session:
             return self._watches[number]
         except KeyError:
             raise FeedError("the watched tables changed while a board was read: reading again") from None
+
+
+async def _board_rows(reader: Connection, name: str) -> list[TupleRow]:
+    await reader.rows("begin read only")
+    await reader.rows("select relay.hold_tables()")
+    try:
+        rows = await reader.rows(_BOARD, name)
+    except psycopg.errors.UntranslatableCharacter:
+        # The database's encoding has no such character, so no board is called that.
+        await reader.rows("rollback")
+        return await reader.rows("select pg_catalog.pg_current_snapshot()::text, null, null")
+    await reader.rows("commit")
+    return rows
 
 
 class Lead:
