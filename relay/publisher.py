@@ -63,6 +63,9 @@ STATE_SECONDS: Final = 1.0
 STAND_BY_SECONDS: Final = 0.25
 """How often a publisher that stands by tries to take the lead."""
 
+SIDE_BY_SIDE: Final = 4
+"""So many boards are read at once, each over a connection of its own."""
+
 PROBLEM_LETTERS: Final = 1000
 """So much of a problem is told to edges."""
 
@@ -207,7 +210,7 @@ class _Turn:
         self._left = asyncio.Event()
         self._asked: dict[str, list[_Answer]] = {}
         self._reading: dict[str, list[_Answer]] = {}
-        self.feed = Feed(settings.DATABASE_URL, self._era, self._position)
+        self.feed = Feed(settings.DATABASE_URL, self._era, self._position, side_by_side=SIDE_BY_SIDE)
 
     @classmethod
     async def take(cls, stream: Stream, settings: Settings, *, begin_again: bool) -> _Turn:
@@ -305,10 +308,10 @@ class _Turn:
 
     def begin_read(self, name: str) -> bool:
         """Note that the feed begins to read a board, for all who have asked until now."""
-        asked = self._asked.pop(name, [])
-        if asked:
-            self._reading.setdefault(name, []).extend(asked)
-        return bool(asked)
+        if name in self._reading or name not in self._asked:
+            return False  # a read under way began before they asked
+        self._reading[name] = self._asked.pop(name)
+        return True
 
     def abandon_read(self, name: str) -> None:
         """Have it read again."""
@@ -322,6 +325,8 @@ class _Turn:
         for answer in self._reading.pop(name, []):
             if not answer.done():
                 answer.set_result((head, data))
+        if name in self._asked:
+            self.feed.ask(name)
 
     def begin_resume(self) -> Resume | None:
         """Have nothing read: who resumes is served from the stream."""

@@ -605,6 +605,37 @@ async def test_edges_share_the_reads_of_boards(feed: Feed, monkeypatch: pytest.M
         assert 1 <= len(reads) <= 4
 
 
+async def test_a_board_that_is_read_for_long_holds_up_no_other(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The publisher reads boards side by side; who asks while a board is read waits for another read of it."""
+    board = session.Session.board
+    reads: list[str] = []
+    go_on = asyncio.Event()
+
+    async def take_long(self: session.Session, name: str) -> Any:
+        reads.append(name)
+        found = await board(self, name)
+        if reads == ["slow"]:
+            await go_on.wait()
+        return found
+
+    monkeypatch.setattr(session.Session, "board", take_long)
+    async with feed.published(), feed.edge() as near, feed.edge() as other, contextlib.AsyncExitStack() as stack:
+        await until(lambda: near.feed.proven and other.feed.proven)
+        first, late, quick = [await stack.enter_async_context(Client.to(it.url)) for it in (near, other, near)]
+        await first.send({"type": "subscribe", "boardId": "slow"})
+        await until(lambda: reads == ["slow"])
+        await quick.subscribe("quick")
+        database.execute("insert into tasks (id, board_id, title) values ('a', 'slow', 'A')")
+        await late.send({"type": "subscribe", "boardId": "slow"})
+        await quick.subscribe("quick-too")
+        go_on.set()
+        assert kinds([await late.receive()]) == ["board.sync"]
+        assert late.tasks.keys() == {"a"}
+        assert reads.count("slow") == 2
+
+
 async def test_a_late_answer_to_who_has_left_is_not_for_who_came_since(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
