@@ -5,9 +5,9 @@ Where the stream ends is the feed's position; nothing is kept here. So whatever 
 ends, and has the feed go on from there.
 
 Rules:
-- One publisher leads, and writes a state every second; others of the same stream stand by. The lead is an advisory
-  lock in the database, so a publisher that is gone, stands still or has no Postgres loses it in seconds. Should two
-  believe that they lead, JetStream lets only one append, for the other is wrong about the stream's end; that one
+- One publisher leads, and writes a state every second; others of the same stream stand by. The one with the oldest
+  session in the database leads, so one that is gone, stands still or has no Postgres loses the lead in seconds. Of two
+  that believe that they lead, JetStream lets only one append, for the other is wrong about the stream's end; that one
   begins again.
 - The feed waits until JetStream has stored a batch, and meanwhile the next one gathers in the journal. While NATS is
   away, the journal keeps what is to come, as it does for a relay that is.
@@ -61,7 +61,7 @@ STATE_SECONDS: Final = 1.0
 """How often a state is written, at least."""
 
 STAND_BY_SECONDS: Final = 0.25
-"""How often a publisher that stands by tries to take the lead."""
+"""How often a publisher that stands by asks whether it leads."""
 
 SIDE_BY_SIDE: Final = 4
 """So many boards are read at once, each over a connection of its own."""
@@ -123,19 +123,22 @@ class Publisher:
     async def _take_part(self, stream: Stream, lead: Lead) -> None:
         settings = self._settings
         await stream.make(settings.NATS_KEEP, settings.NATS_KEEP_BYTES, settings.NATS_REPLICAS)
-        while not await lead.take():
+        while not await lead.has():
             self._standing_by = True
             self._report(None)
             await asyncio.sleep(STAND_BY_SECONDS)
             await stream.bounds()  # it must be there when this one takes over
         self._standing_by = False
-        self._turn = await _Turn.take(stream, settings, begin_again=self._gives_up)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(lead.keep())
+            tasks.create_task(self._lead(stream))
+
+    async def _lead(self, stream: Stream) -> None:
+        self._turn = await _Turn.take(stream, self._settings, begin_again=self._gives_up)
         self._report(None)
-        log.info("publisher.active", stream=settings.NATS_STREAM)
+        log.info("publisher.active", stream=self._settings.NATS_STREAM)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(lead.keep())
-                tasks.create_task(self._turn.run())
+            await self._turn.run()
         finally:
             self._before += self._turn.counts
             self._refused, refused = self._turn.refused, self._refused

@@ -16,6 +16,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -564,39 +565,49 @@ async def _board_rows(reader: Connection, name: str) -> list[TupleRow]:
     return rows
 
 
-class Lead:
-    """The lead among several of one name, of which a database has one: an advisory lock of a connection of its own.
+_LEADS: Final[LiteralString] = """
+    select not exists (
+        select from pg_catalog.pg_stat_activity other
+        where (other.datid, other.usesysid, other.application_name) = (me.datid, me.usesysid, me.application_name)
+          and (other.backend_start, other.pid) < (me.backend_start, me.pid))
+    from pg_catalog.pg_stat_activity me
+    where me.pid = pg_catalog.pg_backend_pid()
+"""
 
-    Postgres ends the connection, and with it the lead, of a process that is gone, stands still or is cut off.
+
+class Lead:
+    """The lead among several of one name and one role, on one database: the oldest of their sessions has it.
+
+    Postgres ends the session, and with it the lead, of a process that is gone, stands still or is cut off. It is no
+    advisory lock, for any role may take one and keep it.
     """
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._name = name
 
     @classmethod
     @asynccontextmanager
     async def open(cls, conninfo: str, name: str) -> AsyncIterator[Self]:
-        """Connect, without taking the lead. All methods raise FeedError if Postgres does not answer."""
+        """Connect, and be one of those that may lead. All methods raise FeedError if Postgres does not answer."""
+        # Postgres cuts names: what makes this one unlike others comes first.
+        label = f"relay {hashlib.sha256(name.encode()).hexdigest()[:16]} {name}"
         with _one_line():
-            async with await _connected(conninfo) as connection:
+            async with await _connected(make_conninfo(conninfo, application_name=label)) as connection:
                 await connection.execute(f"set idle_session_timeout = {LEAD_SECONDS * 1000:.0f}".encode())
-                yield cls(connection, name)
+                yield cls(connection)
 
-    async def take(self) -> bool:
-        """Take the lead, unless another has it."""
-        return bool(await self._ask("select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended(%s, 0))"))
+    async def has(self) -> bool:
+        """Whether this one leads; once it does, it does until its session ends."""
+        with _one_line():
+            async with asyncio.timeout(LEAD_SECONDS / 2):
+                return bool((await self._connection.row(_LEADS))[0])
 
     async def keep(self) -> None:
         """Keep it; raises FeedError when it is lost."""
         while True:
+            if not await self.has():
+                raise FeedError("another session leads, which began before this one: did the server's clock go back?")
             await asyncio.sleep(LEAD_SECONDS / 6)
-            await self._ask("select %s::text")
-
-    async def _ask(self, query: LiteralString) -> Any:
-        with _one_line():
-            async with asyncio.timeout(LEAD_SECONDS / 2):
-                return (await self._connection.row(query, self._name))[0]
 
 
 @contextmanager

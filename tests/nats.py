@@ -77,7 +77,9 @@ class NatsServer:
         return self._process.pid
 
     def start(self) -> Self:
-        """Start it, and return once it takes connections."""
+        """Start it unless it runs, and return once it takes connections."""
+        if self._process:
+            return self
         with (self.folder / "nats.log").open("ab") as output:
             self._process = subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + _START_SECONDS
@@ -100,13 +102,67 @@ class NatsServer:
         """What it has printed."""
         return (self.folder / "nats.log").read_text()
 
-    @contextlib.asynccontextmanager
-    async def jetstream(self, **options: Any) -> AsyncIterator[JetStreamContext]:
+    def jetstream(self, **options: Any) -> contextlib.AbstractAsyncContextManager[JetStreamContext]:
         """Connect as who may do everything."""
-        client = Client()
-        await client.connect(self.url, allow_reconnect=False, max_reconnect_attempts=1, **options)
-        try:
-            yield JetStreamContext(client)
-        finally:
-            with contextlib.suppress(Error):
-                await client.close()
+        return _jetstream([self.url], **options)
+
+
+class NatsCluster:
+    """Three servers that keep streams together, so that one of them may be lost."""
+
+    def __init__(self, folder: Path, program: str | None = NATS_SERVER) -> None:
+        routes = [f"{HOST}:{free_port()}" for _ in range(3)]
+        urls = ", ".join(f"nats://{route}" for route in routes)
+        self.servers = [
+            NatsServer(
+                folder / f"server-{number}",
+                f"server_name: server-{number}\ncluster {{ name: tests, listen: {route}, routes: [{urls}] }}",
+                program,
+            )
+            for number, route in enumerate(routes)
+        ]
+
+    @property
+    def url(self) -> str:
+        return ",".join(server.url for server in self.servers)
+
+    @property
+    def port(self) -> int:
+        """That of the first server."""
+        return self.servers[0].port
+
+    def start(self) -> Self:
+        """Start those that do not run, and return once they take connections; streams take some seconds more."""
+        for server in self.servers:
+            server.start()
+        return self
+
+    def stop(self, signum: signal.Signals = signal.SIGTERM) -> None:
+        """Stop them all."""
+        for server in self.servers:
+            server.stop(signum)
+
+    async def leader(self, stream: str) -> NatsServer:
+        """Return the server that leads a stream."""
+        async with self.jetstream() as jetstream:
+            cluster = (await jetstream.stream_info(stream)).cluster
+        assert cluster
+        assert cluster.leader
+        return self.servers[int(cluster.leader.removeprefix("server-"))]
+
+    def jetstream(self, **options: Any) -> contextlib.AbstractAsyncContextManager[JetStreamContext]:
+        """Connect to the first server that answers, as who may do everything."""
+        return _jetstream([server.url for server in self.servers], **options)
+
+
+@contextlib.asynccontextmanager
+async def _jetstream(servers: Sequence[str], **options: Any) -> AsyncIterator[JetStreamContext]:
+    client = Client()
+    await client.connect(
+        [*servers], allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0, **options
+    )
+    try:
+        yield JetStreamContext(client)
+    finally:
+        with contextlib.suppress(Error):
+            await client.close()

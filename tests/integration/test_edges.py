@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import secrets
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -29,16 +30,16 @@ from relay.session import Lead
 from relay.stream import Encoded, Part
 from tests.integration.client import Client, Tasks, until
 from tests.integration.conftest import Relay
-from tests.nats import NatsServer, each_nats_server
+from tests.nats import NATS_SERVER, NO_SERVER, NatsCluster, NatsServer, each_nats_server
 from tests.proxy import Proxy
-from tests.servers import Database, Server, install, temporary_database
+from tests.servers import Database, Server, do_without, install, temporary_database
 
 
 @dataclass
 class Feed:
     """A stream of its own on a NATS server, and the database that is published there."""
 
-    nats: NatsServer
+    nats: NatsServer | NatsCluster
     dsn: str
     stream: str = field(default_factory=lambda: f"feed-{secrets.token_hex(4)}")
 
@@ -213,7 +214,7 @@ async def test_of_two_publishers_that_are_active_at_once_one_is_refused(
         async def believe_so(_: Lead) -> bool:
             return True
 
-        monkeypatch.setattr(Lead, "take", believe_so)
+        monkeypatch.setattr(Lead, "has", believe_so)
         with structlog.testing.capture_logs() as lines:
             async with feed.published() as other:
                 await until(lambda: is_active(other))
@@ -330,6 +331,36 @@ async def test_nats_may_be_stopped_and_started(own_feed: Feed, database: Databas
             feed.nats.start()
             assert kinds(await client.receive_batch()) == ["task.created"]
         await until(lambda: near.feed.problem is None)
+
+
+@pytest.fixture
+def nats_cluster(tmp_path: Path) -> Iterator[NatsCluster]:
+    """Yield three servers that this test alone uses."""
+    if NATS_SERVER is None:
+        do_without(NO_SERVER)
+    cluster = NatsCluster(tmp_path)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
+@pytest.mark.timeout(120)
+async def test_a_cluster_may_lose_the_server_that_leads_the_stream(
+    nats_cluster: NatsCluster, database: Database
+) -> None:
+    """Others lead it after some seconds; what is committed meanwhile comes once, and no board."""
+    feed = Feed(nats_cluster, database.dsn)
+    async with feed.published(NATS_REPLICAS="3") as one, feed.edge() as near, Client.to(near.url) as client:
+        await until(lambda: is_active(one))
+        await client.resume("default", None)
+        leader = await nats_cluster.leader(feed.stream)
+        leader.stop(signal.SIGKILL)
+        database.execute("insert into tasks (title) values ('T')")
+        assert kinds(await client.receive_batch()) == ["task.created"]
+        leader.start()
+        database.execute("insert into tasks (title) values ('T')")
+        assert kinds(await client.receive_batch()) == ["task.created"]
 
 
 async def test_an_edge_goes_on_when_its_link_was_half_open(feed: Feed, database: Database) -> None:
