@@ -199,6 +199,13 @@ class Edge:
                 self._report(str(first))
                 if self._faults.end(time.monotonic(), str(first)):
                     retry = Retry()
+            except* Exception as group:
+                fault = first_of(group)
+                log.error("feed.fault", exc_info=fault)  # noqa: TRY400  # of the group, its first
+                self._assembly = None
+                self._report(f"{type(fault).__name__}: {fault}")
+                if self._faults.end(time.monotonic(), str(fault)):
+                    retry = Retry()
             finally:
                 self._stream = None
             await asyncio.sleep(retry.next())

@@ -6,15 +6,16 @@ ends, and has the feed go on from there.
 
 Rules:
 - One publisher leads, and writes a state every second; others of the same stream stand by. The one with the oldest
-  session in the database leads, so one that is gone, stands still or has no Postgres loses the lead in seconds. Of two
-  that believe that they lead, JetStream lets only one append, for the other is wrong about the stream's end; that one
-  begins again.
+  session in the database leads, so one that is gone, stands still or has no Postgres loses the lead in seconds. Of
+  two that believe that they lead, JetStream lets only one append, for the other is wrong about the stream's end; that
+  one begins again.
 - The feed waits until JetStream has stored a batch, and meanwhile the next one gathers in the journal. While NATS is
   away, the journal keeps what is to come, as it does for a relay that is.
 - It answers for the database: edges ask it for boards, and those who ask for the same one share a read.
 - All boards are published, whether an edge follows them or not: it does not know. Only one whose name fits into no
   entry is not; edges refuse it.
-- What was refused twice is not written a third time: the stream begins again, and everybody is sent their boards.
+- What could not be written twice, for what it is, is not written a third time: the stream begins again, and everybody
+  is sent their boards.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Publisher:
         self._standing_by = False
         self._problem: str | None = "not connected yet"
         self._faults = Faults()
-        # The batch that the last turn could not write, if it was refused.
+        # The batch that the last turn could not write, for what it is.
         self._refused: tuple[str, int] | None = None
         self._gives_up = False
         self._stopping = False
@@ -113,7 +114,12 @@ class Publisher:
             except* _Left:
                 left = True
             except* (StreamError, FeedError) as group:
-                if self._failed(first_of(group)):
+                if self._failed(str(first_of(group))):
+                    retry = Retry()
+            except* Exception as group:
+                fault = first_of(group)
+                log.error("publisher.fault", exc_info=fault)  # noqa: TRY400  # of the group, its first
+                if self._failed(f"{type(fault).__name__}: {fault}"):
                     retry = Retry()
             finally:
                 self._standing_by = False
@@ -145,10 +151,10 @@ class Publisher:
             self._gives_up = self._refused is not None and self._refused == refused
             self._turn = None
 
-    def _failed(self, fault: BaseException) -> bool:
+    def _failed(self, fault: str) -> bool:
         """Report why a turn has ended; return whether this is anything but the same fault again."""
-        self._report(str(fault))
-        return self._faults.end(time.monotonic(), str(fault))
+        self._report(fault)
+        return self._faults.end(time.monotonic(), fault)
 
     def _report(self, problem: str | None) -> None:
         if problem != self._problem:
@@ -191,7 +197,7 @@ class _Turn:
     """What a publisher does while it is the active one: what the feed follows, and what edges ask.
 
     `last` is the stream's last entry. The publisher's name is new each time: parts of one turn are never taken for
-    those of another. `refused` names the batch that JetStream did not take, if that ended the turn.
+    those of another. `refused` names the batch that could not be written, for what it is, if that ended the turn.
     """
 
     def __init__(self, stream: Stream, settings: Settings, before: Assembly | None, last: int) -> None:
@@ -220,7 +226,7 @@ class _Turn:
         """Look where the stream ends, to go on from there, unless it is to begin again."""
         bounds, found = await stream.bounds(), await stream.last_state()
         if begin_again:
-            log.warning("publisher.begins_again", problem="a batch was refused twice: expected that it is taken")
+            log.warning("publisher.begins_again", problem="a batch could not be written, twice")
         if found is None or begin_again:
             return cls(stream, settings, None, bounds.last)
         try:
@@ -287,6 +293,13 @@ class _Turn:
 
     def publish(self, transactions: Sequence[Transaction], position: Snapshot | None) -> None:
         """Append a batch, or a part of one. A position alone waits for the next state."""
+        try:
+            self._publish(transactions, position)
+        except Exception:
+            self.refused = (self._id, self._batch + 1)
+            raise
+
+    def _publish(self, transactions: Sequence[Transaction], position: Snapshot | None) -> None:
         parts = list(self._parts(transactions, position))
         if position is None:
             self._in_batch = self._in_batch or bool(parts)
@@ -402,9 +415,10 @@ class _Turn:
             entries, self._queued = self._queued, []
             try:
                 self.last = await self._stream.append(entries, self.last)
-            except Refused:
+            except Exception as ex:
                 batches = [each.entry.batch for each in entries if isinstance(each.entry, Part)]
-                self.refused = (self._id, batches[0]) if batches else None
+                if batches and (isinstance(ex, Refused) or not isinstance(ex, StreamError)):
+                    self.refused = (self._id, batches[0])
                 raise
             self.entries += len(entries)
             if not self._queued:

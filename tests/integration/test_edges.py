@@ -548,8 +548,9 @@ async def test_a_stream_that_takes_only_short_messages_has_short_entries(feed: F
         assert (await one.status()).problem is None
 
 
+@pytest.mark.parametrize("fault", [Refused("this entry is not taken"), ValueError("nobody expected this")], ids=repr)
 async def test_a_batch_that_is_refused_twice_is_not_written_a_third_time(
-    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
     """Health says so meanwhile, without a gap; then everybody is sent the board, and changes come again."""
     append = Stream.append
@@ -559,7 +560,7 @@ async def test_a_batch_that_is_refused_twice_is_not_written_a_third_time(
         nonlocal refusals
         if any(b"poison" in data for _, data in entries):
             refusals += 1
-            raise Refused("this entry is not taken")
+            raise fault
         return await append(self, entries, last)
 
     async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
@@ -568,7 +569,9 @@ async def test_a_batch_that_is_refused_twice_is_not_written_a_third_time(
         database.execute("insert into tasks (id, title) values ('poison', 'T')")
         assert kinds(await client.receive_batch()) == ["board.sync"]
         assert (client.reason, [*client.tasks], refusals) == ("journal_pruned", ["poison"], 2)
-        assert "again and again: this entry is not taken" in str((await one.status()).unready)
+        unready = str((await one.status()).unready)
+        assert "again and again: " in unready
+        assert str(fault) in unready
         database.execute("insert into tasks (id, title) values ('a', 'A')")
         assert kinds(await client.receive_batch()) == ["task.created"]
 
@@ -590,6 +593,30 @@ async def test_a_publisher_that_is_cut_off_from_nats_costs_an_edge_no_question(f
                     async with Client.to(near.url) as client:
                         await client.subscribe(f"board-{number}")
             proxy.thaw()
+
+
+async def test_an_edge_goes_on_after_a_fault_that_nobody_expected(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins again at the stream's last state, and says so to all that follow a board."""
+    pass_on = Edge._pass_on  # noqa: SLF001
+
+    def fail(self: Edge, hub: Any, entries: Any) -> None:
+        if any(b"poison" in data for _, data in entries):
+            monkeypatch.setattr(Edge, "_pass_on", pass_on)
+            raise ValueError("nobody expected this")
+        pass_on(self, hub, entries)
+
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
+        await client.resume("default", None)
+        monkeypatch.setattr(Edge, "_pass_on", fail)
+        database.execute("insert into tasks (id, title) values ('poison', 'T')")
+        while "poison" not in client.tasks:
+            await client.receive_batch()
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        while "a" not in client.tasks:
+            await client.receive_batch()
+        assert client.reason == "journal_pruned"
 
 
 async def test_a_board_that_is_wanted_for_long_is_a_problem_of_the_edge(
