@@ -141,7 +141,7 @@ class Edge:
 
     def _overdue(self, now: float) -> str | None:
         """Say in one line what has been wanted for too long."""
-        since = min(next(iter(self._wanted_since.values()), now), self._asked_since or now)
+        since = min([*self._wanted_since.values(), self._asked_since or now])
         if now - since <= WANTED_SECONDS:
             return None
         wanted = len(self._wanted_since)
@@ -337,14 +337,21 @@ class Edge:
                     continue
                 if not (found := await self._ask_board(stream, name)):
                     await asyncio.sleep(ASK_AGAIN_SECONDS)
-                    hub.abandon_read(name)
+                    self._abandon(hub, name)
                     continue
                 async with self._between_batches():
                     self._wanted_since.pop(name, None)
                     hub.synced(name, *found)
             except BaseException:
-                hub.abandon_read(name)
+                self._abandon(hub, name)
                 raise
+
+    def _abandon(self, hub: Hub, name: str) -> None:
+        """Have a board asked for again, if anybody wants it still."""
+        since = self._wanted_since.pop(name, time.monotonic())
+        hub.abandon_read(name)
+        if name in self._wanted_since:
+            self._wanted_since[name] = since
 
     async def _ask_board(self, stream: Stream, name: str) -> tuple[Snapshot, bytes] | None:
         """Ask the publisher for a board; None if there is none, or it is of another run of the server than we are."""

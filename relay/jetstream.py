@@ -59,14 +59,14 @@ BEAT_SECONDS: Final = 1.0
 """How often JetStream says that there is nothing new. After `SILENT_BEATS` of these in silence it is gone."""
 SILENT_BEATS: Final = 3
 
-WORKING_SECONDS: Final = 0.5
+WORKING_SECONDS: Final = 1.0
 """How often a publisher says that it is at work on an answer."""
 
 SILENT_SECONDS: Final = 2.0
 """How long a publisher may be silent that was asked."""
 
 ANSWER_BYTES: Final = 256 * 1024
-"""Of so many bytes is a part of an answer."""
+"""Of so many bytes is a part of an answer, at most."""
 
 _INBOXES: Final = ("_INBOX", "_R_")
 """How a subject begins on which an answer is waited for, in this account of the server's or in another."""
@@ -446,7 +446,8 @@ class Stream:
         if (found := answer.result()) is None:
             return
         head, body = found
-        parts = [body[start : start + ANSWER_BYTES] for start in range(0, len(body), ANSWER_BYTES)]
+        size = min(ANSWER_BYTES, self.room)
+        parts = [body[start : start + size] for start in range(0, len(body), size)]
         await self._client.publish(inbox, head, headers={_PARTS: str(len(parts))})
         for part in parts:
             await self._client.publish(inbox, part)

@@ -606,7 +606,7 @@ class Lead:
         """Keep it; raises FeedError when it is lost."""
         while True:
             if not await self.has():
-                raise FeedError("another session leads, which began before this one: did the server's clock go back?")
+                raise FeedError("another session leads, which began before this one")
             await asyncio.sleep(LEAD_SECONDS / 6)
 
 

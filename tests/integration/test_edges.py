@@ -548,6 +548,24 @@ async def test_a_stream_that_takes_only_short_messages_has_short_entries(feed: F
         assert (await one.status()).problem is None
 
 
+async def test_nats_may_take_only_short_messages(tmp_path: Path, database: Database) -> None:
+    """Changes and boards come in as many as it takes."""
+    if NATS_SERVER is None:
+        do_without(NO_SERVER)
+    database.execute("insert into tasks (id, title) select 'm' || i, repeat('x', 1000) from generate_series(1, 50) i")
+    nats = NatsServer(tmp_path, "max_payload: 8192").start()
+    try:
+        feed = Feed(nats, database.dsn)
+        async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+            await client.subscribe("default")
+            assert len(client.tasks) == 50
+            database.execute("update tasks set title = title || 'y'")
+            assert len(await client.until_last(database)) == 50
+            assert (await one.status()).problem is None
+    finally:
+        nats.stop()
+
+
 @pytest.mark.parametrize("fault", [Refused("this entry is not taken"), ValueError("nobody expected this")], ids=repr)
 async def test_a_batch_that_is_refused_twice_is_not_written_a_third_time(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch, fault: Exception
@@ -584,15 +602,35 @@ async def test_a_publisher_that_is_cut_off_from_nats_costs_an_edge_no_question(f
         feed.edge() as near,
     ):
         await until(lambda: is_active(one))
-        async with feed.published() as other:
+        async with feed.published() as other, Client.to(near.url) as waiting:
             await until(lambda: other._standing_by)  # noqa: SLF001
             proxy.freeze()
+            await waiting.send({"type": "subscribe", "boardId": "default"})
             await until(lambda: is_active(other))
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(4):
+                await waiting.receive()
                 for number in range(16):
                     async with Client.to(near.url) as client:
                         await client.subscribe(f"board-{number}")
             proxy.thaw()
+
+
+async def test_a_board_that_nobody_wants_any_more_is_no_problem(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clients left before any publisher answered."""
+    monkeypatch.setattr(edge, "WANTED_SECONDS", 0.2)
+    asked = asyncio.Event()
+
+    async def be_silent(*_: Any) -> None:
+        asked.set()
+
+    async with feed.published(), feed.edge() as near:
+        await until(lambda: near.feed.proven)
+        monkeypatch.setattr(Stream, "ask", be_silent)
+        async with Client.to(near.url) as client:
+            await client.send({"type": "subscribe", "boardId": "default"})
+            await asked.wait()
+            await until(lambda: "are wanted" in str(near.feed.trouble(10)))
+        await until(lambda: near.feed.trouble(10) is None)
 
 
 async def test_an_edge_goes_on_after_a_fault_that_nobody_expected(
