@@ -471,4 +471,4 @@ async def test_answer_goes_to_an_inbox_alone(own_nats: NatsServer, database: Dat
             assert json.loads(answer.data)["run"]
             found = await jetstream.stream_info("relay", subjects_filter="relay.board.>")
             assert found.state.subjects is None
-        assert publisher.log("publisher.outrun") == []
+        assert publisher.log("publisher.problem") == []
