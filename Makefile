@@ -25,8 +25,8 @@ demo: install  ## Watch a living board arrive over WebSocket: no database, no Do
 test: install $(GUIDE)/node_modules/.installed $(CLIENT)/node_modules/.installed $(ASYNCAPI)/node_modules/.installed $(MIGRATIONS)/node_modules/.installed  ## Run all tests: make test ARGS='-k truncate'
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
-torture: install $(GUIDE)/node_modules/.installed  ## Prove it amid faults, until one is told wrong: make torture MINUTES=60 SEED=7
-	$(BIN)/python -m tests.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+torture: install $(GUIDE)/node_modules/.installed  ## Prove it amid faults, until one is told wrong: make torture MINUTES=60 SEED=7 ARGS=--cluster
+	$(BIN)/python -m tests.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutants: install $(GUIDE)/node_modules/.installed  ## See that the torture catches each of its broken relays and clients
 	@for mutant in counted_once cancelled_in_order last_entry_wins entries_told \

@@ -39,6 +39,7 @@ from relay.guard import Guard
 from relay.listening import bind
 from relay.session import Connection, FeedError, Vitals
 from relay.status import FULL_SHARE, OVERDUE_SECONDS, QUEUE_USAGE
+from relay.stream import State, decode
 from relay.worker import StartError, named, nats_installed
 
 if TYPE_CHECKING:
@@ -708,10 +709,16 @@ async def _nats(place: Place) -> Verdict:
 async def _publisher(place: Place) -> Verdict:
     assert place.stream, "NATS was checked before"
     began = time.perf_counter()
-    if await place.stream.ask("may_read", b'[[{}, ""]]') is None:
-        mend = "start relay publish; let this user publish to, and that of the publisher subscribe to, NAME.ask.>"
-        return failed("no publisher answers", mend)
-    return ok(f"one answers, after {(time.perf_counter() - began) * 1000:.1f} ms")
+    if await _publisher_answers(place.stream):
+        return ok(f"one answers, after {(time.perf_counter() - began) * 1000:.1f} ms")
+    mend = "start relay publish; let this user publish to, and that of the publisher subscribe to, NAME.ask.>"
+    return failed("no publisher answers", mend)
+
+
+async def _publisher_answers(stream: Stream) -> bool:
+    found = await stream.last_state()
+    state = found and decode(found[1])
+    return isinstance(state, State) and bool(await stream.ask(state.asked_at, "may_read", b'[[{}, ""]]'))
 
 
 _HERE: Final[Mapping[str, Callable[[Place], Awaitable[Verdict]]]] = {

@@ -284,6 +284,13 @@ class Hub:
             board.abandon_read()
             self._ask_for(name, board)
 
+    def refuse(self, name: str, error: Message) -> None:
+        """Note that a board cannot be had: say so to its subscribers, which follow it no longer."""
+        subscribers = [one for one, boards in self._boards_of.items() if boards.get(name)]
+        for subscriber in subscribers:
+            self.unsubscribe(subscriber, name)
+        self._send_frames(subscribers, [self._frame(error.json)])
+
     def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None:
         """Hand over a board that was read: the snapshot it was read in, and its `protocol.board_data`."""
         board = self._boards.get(name)

@@ -10,8 +10,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from tests.integration.client import Client
+from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
+from tests.integration.test_edges import Feed, is_active
+from tests.nats import NatsServer
 from tests.servers import Database, sole_use
 
 ROLES = Path(__file__).parents[2] / "sql" / "roles.sql"
@@ -48,6 +50,22 @@ async def test_daemon_needs_no_more_than_its_role_has(database: Database, daemon
         assert client.reason == "journalling_paused"
     with psycopg.connect(daemon_dsn, autocommit=True) as connection:
         connection.execute("select relay.poll_for(1000), relay.prune()")
+
+
+async def test_publisher_needs_no_more_than_the_daemons_role_has(
+    nats_server: NatsServer, database: Database, daemon_dsn: str
+) -> None:
+    """Of two with this role, one leads, and reads boards and changes for edges; the other takes over."""
+    feed = Feed(nats_server, daemon_dsn)
+    async with feed.published() as one:
+        await until(lambda: is_active(one))
+        async with feed.published() as other, feed.edge() as near, Client.to(near.url) as client:
+            await until(lambda: other._standing_by)  # noqa: SLF001
+            await client.resume("default", None)
+            await one.leave()
+            database.execute("insert into tasks (id, title) values ('a', 'A')")
+            assert [kind for kind, _ in await client.receive_batch()] == ["task.created"]
+            assert is_active(other)
 
 
 def test_daemon_may_do_nothing_else(daemon_dsn: str) -> None:

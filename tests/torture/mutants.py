@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from nats.aio.client import Client
 
-from relay import board, changes, cli, edge, publisher, session, stream
+from relay import board, changes, cli, edge, session, stream
 from relay.protocol import Message
 from relay.snapshot import Snapshot
 from tests.acceptance.support import RELAY
@@ -172,7 +172,7 @@ def mark_too_late() -> None:
 def in_parts() -> None:
     """Is no mutant: reads and passes on batches in parts of a few changes, the real one in those of thousands."""
     session.PART_CHANGES = 3  # type: ignore[misc]
-    publisher.ENTRY_BYTES = 500  # type: ignore[misc]
+    stream.ENTRY_BYTES = 500  # type: ignore[misc]
     stream.GATHER_BYTES = 2000  # type: ignore[misc]
 
 

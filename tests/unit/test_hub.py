@@ -648,6 +648,21 @@ def test_who_unsubscribed_a_board_goes_on_with_the_others() -> None:
     assert ann.sent == [framed(10, board="b")]
 
 
+def test_a_board_that_is_refused_is_an_error_to_its_subscribers_and_to_nobody_else() -> None:
+    """They follow their other boards, and may ask for this one again."""
+    scene = Scene()
+    ann, bob, cat = scene.live("a", "b"), scene.live("a"), scene.live("b")
+    error = protocol.error("invalid_board_id", "too long")
+    said = b"<" + error.json + b">"
+    scene.hub.refuse("a", error)
+    assert (ann.sent, bob.sent, cat.sent) == ([said], [said], [])
+    assert "a" not in scene.hub
+    scene.hub.publish([wrote(10, "a", "b")], Snapshot.parse("11:11:"))
+    assert (ann.sent[1:], bob.sent[1:], cat.sent) == ([framed(10, board="b")], [], [framed(10, board="b")])
+    scene.hub.subscribe(bob, "a")
+    assert scene.asked == ["a"]
+
+
 def test_who_left_is_sent_nothing() -> None:
     scene = Scene()
     ann, bob = scene.live("a", "b"), scene.live("a")
