@@ -1366,8 +1366,9 @@ comment on function relay.refresh() is 'Makes the trigger functions fit the tabl
 -- Reading ------------------------------------------------------------------------------------------------------
 
 -- Whether a board's name, as text, is the text of a value of the column: 'abc' is no integer, and '007' is
--- not how the integer 7 is written. Of a domain, what it is made of is asked, so that its checks are not run.
-create or replace function relay.is_written(board text, typ text) returns boolean
+-- not how the integer 7 is written. Of a domain, what it is made of is asked, so that its checks are not run; and an
+-- enum is asked for its labels, for its owner can make casts from text and to text.
+create or replace function relay.is_written(board text, typ regtype) returns boolean
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
@@ -1375,7 +1376,10 @@ as $$
 declare
     written text;
 begin
-    execute pg_catalog.format('select $1::%s::text', typ) into written using board;
+    if exists (select from pg_catalog.pg_type t where t.oid = typ and t.typtype = 'e') then
+        return exists (select from pg_catalog.pg_enum e where e.enumtypid = typ and e.enumlabel = board);
+    end if;
+    execute pg_catalog.format('select $1::%s::text', pg_catalog.format_type(typ, -1)) into written using board;
     return written = board;
 exception when data_exception then
     return false;
@@ -1432,7 +1436,7 @@ begin
             using errcode = 'insufficient_privilege';
     end if;
     for w in
-        select s.*, c.relkind, pg_catalog.format_type(relay.base_type(a.atttypid), -1) as board_type,
+        select s.*, c.relkind, relay.base_type(a.atttypid)::regtype as board_type,
                relay.as_text(s.target, s.board_column, pg_catalog.format('row_of_table.%I', s.board_column)) as board_text
         from relay.watches s
         join pg_catalog.pg_class c on c.oid = s.target
@@ -1452,14 +1456,15 @@ begin
         join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = p.col and not a.attisdropped;
 
         -- The first condition finds the rows by an index; the second is exact where the first is not, as with
-        -- case-insensitive text. A column that had the row's alias as its name would be taken for the row.
+        -- case-insensitive text. The board is a literal, for that is cast by no function of users. A column that had the
+        -- row's alias as its name would be taken for the row.
         row_name := 'row_' || pg_catalog.md5(columns);
         return query execute pg_catalog.format(
             'select $1, (select %s from (select %s) %s) from %s %s row_of_table '
-            'where row_of_table.%I = $2::%s and %s = $2 collate "C" order by %srow_of_table.%I',
+            'where row_of_table.%I = %L::%s and %s = $2 collate "C" order by %srow_of_table.%I',
             pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
-            columns, row_name, case when w.relkind = 'r' then 'only' else '' end, w.target, w.board_column, w.board_type,
-            w.board_text, ordered, w.id_column)
+            columns, row_name, case when w.relkind = 'r' then 'only' else '' end, w.target, w.board_column, board,
+            pg_catalog.format_type(w.board_type, -1), w.board_text, ordered, w.id_column)
             using w.id, board;
     end loop;
 end
@@ -1876,7 +1881,7 @@ grant execute on function relay.entry(text, text, text, text, record, record, te
 grant select on relay.watches to relay_reader;
 grant execute on function
     relay.parts(regclass), relay.types(regclass), relay.has_user_types(regclass), relay.base_type(oid),
-    relay.as_text(regclass, name, text), relay.order_parts(text), relay.is_written(text, text), relay.image(record)
+    relay.as_text(regclass, name, text), relay.order_parts(text), relay.is_written(text, regtype), relay.image(record)
     to relay_reader;
 
 do $$
