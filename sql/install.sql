@@ -1440,6 +1440,7 @@ declare
     w        record;
     columns  text;
     ordered  text;
+    found    text;
     row_name text;
 begin
     if current_user <> 'relay_reader' then
@@ -1467,15 +1468,21 @@ begin
         join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = p.col and not a.attisdropped;
 
         -- The first condition finds the rows by an index; the second is exact where the first is not, as with
-        -- case-insensitive text. The board is a literal, for that is cast by no function of users. A column that had the
-        -- row's alias as its name would be taken for the row.
+        -- case-insensitive text. The board is a literal, for that is cast by no function of users. Where an enum's owner
+        -- has made implicit casts, Postgres finds no operator, or theirs.
+        found := pg_catalog.format('row_of_table.%I = %L::%s and ', w.board_column, board, pg_catalog.format_type(w.board_type, -1));
+        if exists (select from pg_catalog.pg_cast c join pg_catalog.pg_type t on t.oid = c.castsource
+                   where t.oid = w.board_type and t.typtype = 'e' and c.castcontext = 'i') then
+            found := '';
+        end if;
+        -- A column that had the row's alias as its name would be taken for the row.
         row_name := 'row_' || pg_catalog.md5(columns);
         return query execute pg_catalog.format(
             'select $1, (select %s from (select %s) %s) from %s %s row_of_table '
-            'where row_of_table.%I = %L::%s and %s = $2 collate "C" order by %srow_of_table.%I',
+            'where %s%s = $2 collate "C" order by %srow_of_table.%I',
             pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
-            columns, row_name, case when w.relkind = 'r' then 'only' else '' end, w.target, w.board_column, board,
-            pg_catalog.format_type(w.board_type, -1), w.board_text, ordered, w.id_column)
+            columns, row_name, case when w.relkind = 'r' then 'only' else '' end, w.target, found, w.board_text, ordered,
+            w.id_column)
             using w.id, board;
     end loop;
 end
