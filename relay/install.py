@@ -74,9 +74,8 @@ def watch(
 
 # Without the right to use a schema, Postgres says no more than that.
 _UNSEEN: Final = b"""
-    select pg_catalog.format('%%s.%%s belongs to %%s, and only its owner may put triggers on it: have a role that may '
-        'run: grant %%3$s to %%s', n.oid::regnamespace, pg_catalog.quote_ident(c.relname), c.relowner::regrole,
-        pg_catalog.quote_ident(current_user))
+    select pg_catalog.format('%%I.%%I belongs to %%s, and only its owner may put triggers on it: have a role '
+        'that may run: grant %%3$s to %%I', n.nspname, c.relname, c.relowner::regrole, current_user)
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     where array[n.nspname, c.relname]::text[] = pg_catalog.parse_ident(%(table)s)
       and not pg_catalog.has_schema_privilege(n.oid, 'usage')

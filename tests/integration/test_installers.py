@@ -103,7 +103,7 @@ async def test_owner_who_may_create_roles_installs(fresh: Database) -> None:
 
 
 async def test_owner_who_may_create_no_role_is_told_what_to_have_run(fresh: Database) -> None:
-    """The install says in one line what somebody else must run; then it works. Some of the roles may be there already."""
+    """The install says in one line what somebody else must run; then it works. Some roles may be there already."""
     dsn = _owned_by_dba(fresh, "")
     fresh.execute("create role relay_reader")
     with pytest.raises(install.InstallError) as refused:

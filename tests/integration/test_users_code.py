@@ -57,60 +57,60 @@ create table walls (id text primary key, board_id wall not null, lane mood not n
 create table slugs (id slug primary key, board_id slug not null, lane slug not null, title slug);
 """
 
-_CAST = "language plpgsql as $$ begin return"
+_CAST = "language plpgsql set search_path = public as $$ begin return"
 
 # What each plant is; its number stands in what it does.
 _PLANTS = {
     "check of a domain": "select",
-    "cast to json": f"create function mood_json(mood) returns json {_CAST} to_json(public.spy(2, 'x')); end $$; "
+    "cast to json": f"create function mood_json(mood) returns json {_CAST} to_json(spy(2, 'x')); end $$; "
     "create cast (mood as json) with function mood_json(mood) as implicit",
-    "cast to jsonb": f"create function mood_jsonb(mood) returns jsonb {_CAST} to_jsonb(public.spy(3, 'x')); end $$; "
+    "cast to jsonb": f"create function mood_jsonb(mood) returns jsonb {_CAST} to_jsonb(spy(3, 'x')); end $$; "
     "create cast (mood as jsonb) with function mood_jsonb(mood) as implicit",
-    "cast of a board to text": f"create function wall_text(wall) returns text {_CAST} public.spy(4, 'default'); end $$; "
+    "cast of a board to text": f"create function wall_text(wall) returns text {_CAST} spy(4, 'default'); end $$; "
     "create cast (wall as text) with function wall_text(wall) as implicit",
-    "cast of a lane to text": f"create function mood_text(mood) returns text {_CAST} public.spy(5, 'x'); end $$; "
+    "cast of a lane to text": f"create function mood_text(mood) returns text {_CAST} spy(5, 'x'); end $$; "
     "create cast (mood as text) with function mood_text(mood) as implicit",
     "cast of text to a board": f"create function text_wall(text) returns wall {_CAST} "
-    "(array['default', 'other'])[case public.spy(6, $1) when 'other' then 2 else 1 end]; end $$; "
+    "(array['default', 'other'])[case spy(6, $1) when 'other' then 2 else 1 end]; end $$; "
     "create cast (text as wall) with function text_wall(text) as implicit",
     "cast of a board to json": f"create function wall_json(wall) returns json {_CAST} "
-    "to_json(public.spy(7, 'default')); end $$; "
+    "to_json(spy(7, 'default')); end $$; "
     "create cast (wall as json) with function wall_json(wall) as implicit",
     "cast of a composite to json": f"create function pair_json(pair) returns json {_CAST} "
-    "to_json(public.spy(8, 'p')); end $$; "
+    "to_json(spy(8, 'p')); end $$; "
     "create cast (pair as json) with function pair_json(pair) as implicit",
     "cast of an array to json": f"create function array_json(mood[]) returns json {_CAST} "
-    "to_json(public.spy(9, 'a')); end $$; "
+    "to_json(spy(9, 'a')); end $$; "
     "create cast (mood[] as json) with function array_json(mood[]) as implicit",
-    "cast of a row to json": f"create function row_json(moods) returns json {_CAST} to_json(public.spy(10, 'r')); end $$; "
+    "cast of a row to json": f"create function row_json(moods) returns json {_CAST} to_json(spy(10, 'r')); end $$; "
     "create cast (moods as json) with function row_json(moods) as implicit",
-    "cast of a row to text": f"create function row_text(walls) returns text {_CAST} public.spy(11, 'r'); end $$; "
+    "cast of a row to text": f"create function row_text(walls) returns text {_CAST} spy(11, 'r'); end $$; "
     "create cast (walls as text) with function row_text(walls) as implicit",
-    "cast of a row to another": f"create function row_row(moods) returns walls {_CAST} row(public.spy(12, 'r')); end $$; "
+    "cast of a row to another": f"create function row_row(moods) returns walls {_CAST} row(spy(12, 'r')); end $$; "
     "create cast (moods as walls) with function row_row(moods) as implicit",
     "function called row_to_json": f"create function row_to_json(moods) returns json {_CAST} "
-    "to_json(public.spy(13, 'r')); end $$",
-    "function called to_json": f"create function to_json(walls) returns json {_CAST} to_json(public.spy(14, 'r')); end $$",
+    "to_json(spy(13, 'r')); end $$",
+    "function called to_json": f"create function to_json(walls) returns json {_CAST} to_json(spy(14, 'r')); end $$",
     "function called to_jsonb": f"create function to_jsonb(slugs) returns jsonb {_CAST} "
-    "to_jsonb(public.spy(15, 'r')); end $$",
-    "function called text": f"create function text(wall) returns text {_CAST} public.spy(16, 'default'); end $$",
+    "to_jsonb(spy(15, 'r')); end $$",
+    "function called text": f"create function text(wall) returns text {_CAST} spy(16, 'default'); end $$",
     "function called like a column": f"create function board_id(moods) returns text {_CAST} "
-    "public.spy(17, 'default'); end $$",
-    "function called like a new column": f"create function secret(moods) returns text {_CAST} public.spy(18, 'x'); end $$",
-    "operator =": f"create function wall_eq(wall, wall) returns boolean {_CAST} public.spy(19, 'x') = 'x'; end $$; "
+    "spy(17, 'default'); end $$",
+    "function called like a new column": f"create function secret(moods) returns text {_CAST} spy(18, 'x'); end $$",
+    "operator =": f"create function wall_eq(wall, wall) returns boolean {_CAST} spy(19, 'x') = 'x'; end $$; "
     "create operator = (leftarg = wall, rightarg = wall, function = wall_eq)",
-    "operator = of text": f"create function wall_is(wall, text) returns boolean {_CAST} public.spy(20, 'x') = 'x'; end $$; "
+    "operator = of text": f"create function wall_is(wall, text) returns boolean {_CAST} spy(20, 'x') = 'x'; end $$; "
     "create operator = (leftarg = wall, rightarg = text, function = wall_is)",
-    "operator <": f"create function mood_lt(mood, mood) returns boolean {_CAST} public.spy(21, 'x') = 'y'; end $$; "
+    "operator <": f"create function mood_lt(mood, mood) returns boolean {_CAST} spy(21, 'x') = 'y'; end $$; "
     "create operator < (leftarg = mood, rightarg = mood, function = mood_lt)",
-    "operator *=": f"create function moods_eq(moods, moods) returns boolean {_CAST} public.spy(22, 'x') = 'y'; end $$; "
+    "operator *=": f"create function moods_eq(moods, moods) returns boolean {_CAST} spy(22, 'x') = 'y'; end $$; "
     "create operator *= (leftarg = moods, rightarg = moods, function = moods_eq)",
-    "expression of an index": f"create function indexed(text) returns text immutable {_CAST} public.spy(23, $1); end $$; "
+    "expression of an index": f"create function indexed(text) returns text immutable {_CAST} spy(23, $1); end $$; "
     "create index on moods (indexed(board_id)); create index on moods (board_id) where indexed(lane) <> ''",
-    "generated column": f"create function generated(text) returns text immutable {_CAST} public.spy(24, $1); end $$; "
+    "generated column": f"create function generated(text) returns text immutable {_CAST} spy(24, $1); end $$; "
     "alter table moods add column g text generated always as (generated(lane)) stored",
     "statistics of an expression": f"create function counted(text) returns text immutable {_CAST} "
-    "public.spy(25, $1); end $$; "
+    "spy(25, $1); end $$; "
     "create statistics s on (counted(board_id)), lane from moods",
 }
 
@@ -194,7 +194,7 @@ end $$
 
 
 async def test_restore_without_owners_runs_no_code_as_a_superuser(database: Database, app: str) -> None:
-    """All functions are a superuser's then: they refuse, until a daemon has given them to the roles without rights."""
+    """All functions are a superuser's then: they refuse, until a daemon gives them to the roles without rights."""
     _as(database, app, _SPY.replace("APP", app) + _TABLES)
     for table in ("moods", "walls", "slugs"):
         database.execute(f"select relay.watch('{table}')")
