@@ -63,11 +63,23 @@ def watch(
     patience: timedelta = PATIENCE,
 ) -> None:
     """Start feeding a table; what is not given stays as it is, or as `relay.watch` has it. Raises InstallError."""
-    _execute(
-        database_url,
-        b"select relay.watch(%s::text::regclass, %s, %s, %s, %s::name[], %s::text[], %s)",
-        (table, id_column, board, lane, list(hidden) or None, list(order_by) or None, patience),
-    )
+    with _connection(database_url) as connection:
+        if unseen := connection.execute(_UNSEEN, {"table": table}).fetchone():
+            raise InstallError(unseen[0])
+        connection.execute(
+            b"select relay.watch(%s::text::regclass, %s, %s, %s, %s::name[], %s::text[], %s)",
+            (table, id_column, board, lane, list(hidden) or None, list(order_by) or None, patience),
+        )
+
+
+# Without the right to use a schema, Postgres says no more than that.
+_UNSEEN: Final = b"""
+    select pg_catalog.format('%%I.%%I belongs to %%s, and only its owner may put triggers on it: have a role '
+        'that may run: grant %%3$s to %%I', n.nspname, c.relname, c.relowner::regrole, current_user)
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where array[n.nspname, c.relname]::text[] = pg_catalog.parse_ident(%(table)s)
+      and not pg_catalog.has_schema_privilege(n.oid, 'usage')
+"""
 
 
 def unwatch(database_url: str, table: str, patience: timedelta = PATIENCE) -> None:

@@ -38,9 +38,12 @@ begin
         if not exists (select from pg_catalog.pg_roles r where r.rolname = name) then
             if not exists (select from pg_catalog.pg_roles r
                            where r.rolname = me and (r.rolsuper or r.rolcreaterole)) then
-                raise exception 'role % is missing, and % may not create it: have a role that may run: '
-                    'create role relay_writer; create role relay_reader; create role relay_renderer; '
-                    'grant relay_writer, relay_reader, relay_renderer to %; then run this again', name, me, pg_catalog.quote_ident(me) using errcode = 'insufficient_privilege';
+                raise exception 'role % is missing, and % may not create it: have a role that may run: %; '
+                    'grant relay_writer, relay_reader, relay_renderer to %; then run this again', name, me,
+                    (select pg_catalog.string_agg('create role ' || n, '; ')
+                     from pg_catalog.unnest(array['relay_writer', 'relay_reader', 'relay_renderer']) n
+                     where not exists (select from pg_catalog.pg_roles r where r.rolname = n)),
+                    pg_catalog.quote_ident(me) using errcode = 'insufficient_privilege';
             end if;
             execute pg_catalog.format('create role %I nologin', name);
         end if;
@@ -974,8 +977,8 @@ begin
 end
 $$;
 
--- Lets relay_reader read a table, which only its owner or a superuser can do. Where rows are filtered by policies, a
--- board would be silently incomplete, so the reader must be above them.
+-- Lets relay_reader read a table, which only its owner or a superuser can do, as only they can put triggers on it. Where
+-- rows are filtered by policies, a board would be silently incomplete, so the reader must be above them.
 create or replace function relay.grant_reading(target regclass, board_column name) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -984,30 +987,32 @@ declare
     schemas constant oid[] := array(
         select c.relnamespace from pg_catalog.pg_class c where c.oid = target
         union
-        select t.typnamespace from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+        select t.typnamespace from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
         where a.attrelid = target and a.attname = board_column);
-    place oid;
+    owner   constant oid := (select c.relowner from pg_catalog.pg_class c where c.oid = target);
+    place   oid;
 begin
+    if not pg_catalog.pg_has_role(owner, 'usage') then
+        raise exception 'relay.watch: % belongs to %, and only its owner may put triggers on it: have a role that may run: '
+            'grant % to %', target, owner::regrole, owner::regrole, pg_catalog.quote_ident(current_user)
+            using errcode = 'insufficient_privilege';
+    end if;
     foreach place in array schemas loop
         continue when pg_catalog.has_schema_privilege('relay_reader', place, 'usage');
         begin
             execute pg_catalog.format('grant usage on schema %s to relay_reader', place::regnamespace);
         exception when insufficient_privilege then
-            raise exception 'relay.watch: boards are read by role relay_reader, and % may not grant it: have its owner run: '
-                'grant usage on schema % to relay_reader', current_user, place::regnamespace
-                using errcode = 'insufficient_privilege';
+            null;  -- and whoever may use it but not grant that gets a warning only
         end;
+        if not pg_catalog.has_schema_privilege('relay_reader', place, 'usage') then
+            raise exception 'relay.watch: boards are read by role relay_reader, and % may not let it use a schema of %: '
+                'have the owner of the schema run: grant usage on schema % to relay_reader',
+                current_user, target, place::regnamespace using errcode = 'insufficient_privilege';
+        end if;
     end loop;
     if not pg_catalog.has_table_privilege('relay_reader', target, 'select') then
-        begin
-            execute pg_catalog.format('grant select on %s to relay_reader', target);
-        exception when insufficient_privilege then
-            null;  -- and where nothing could be granted, Postgres only warns
-        end;
-        if not pg_catalog.has_table_privilege('relay_reader', target, 'select') then
-            raise exception 'relay.watch: boards are read by role relay_reader, and % may not grant it: have its owner run: '
-                'grant select on % to relay_reader', current_user, target using errcode = 'insufficient_privilege';
-        end if;
+        execute pg_catalog.format('grant select on %s to relay_reader', target);
     end if;
     if exists (select from pg_catalog.pg_class c where c.oid = target and c.relrowsecurity)
         and not exists (select from pg_catalog.pg_roles r where r.rolname = 'relay_reader' and r.rolbypassrls) then
@@ -1348,9 +1353,10 @@ $$;
 
 comment on function relay.altered() is 'Which trigger functions are not as they should be.';
 
--- Makes those functions as they should be, after columns were renamed or retyped; the daemon calls it. Replacing a
--- function locks no table, and has every session compile it again, with the columns as they are now. Its owner loses
--- no right and gains none: what it creates is decided by the triggers alone.
+-- Makes those functions as they should be, after columns were renamed or retyped, and gives to the powerless roles what
+-- is theirs, after a restore without owners; the daemon calls it. Replacing a function locks no table, and has every
+-- session compile it again, with the columns as they are now. Its owner loses no right and gains none: what it creates
+-- is decided by the triggers alone.
 create or replace function relay.refresh() returns integer
     language plpgsql
     security definer
@@ -1360,6 +1366,11 @@ declare
     w    relay.watches;
     made integer := 0;
 begin
+    perform relay.give('relay.image(record)'::regprocedure, 'relay_renderer');
+    perform relay.give('relay.journal_truncate()'::regprocedure, 'relay_writer');
+    perform relay.give('relay.board(text, boolean)'::regprocedure, 'relay_reader');
+    perform relay.give('relay.hold_tables()'::regprocedure, 'relay_reader');
+    perform relay.give('relay.widest()'::regprocedure, 'relay_reader');
     for w in select s.* from relay.watches s where s.id in (select a from relay.altered() a) loop
         perform relay.make_functions(w);
         made := made + 1;
@@ -1373,8 +1384,9 @@ comment on function relay.refresh() is 'Makes the trigger functions fit the tabl
 -- Reading ------------------------------------------------------------------------------------------------------
 
 -- Whether a board's name, as text, is the text of a value of the column: 'abc' is no integer, and '007' is
--- not how the integer 7 is written. Of a domain, what it is made of is asked, so that its checks are not run.
-create or replace function relay.is_written(board text, typ text) returns boolean
+-- not how the integer 7 is written. Of a domain, what it is made of is asked, so that its checks are not run; and an
+-- enum is asked for its labels, for its owner can make casts from text and to text.
+create or replace function relay.is_written(board text, typ regtype) returns boolean
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
@@ -1382,7 +1394,10 @@ as $$
 declare
     written text;
 begin
-    execute pg_catalog.format('select $1::%s::text', typ) into written using board;
+    if exists (select from pg_catalog.pg_type t where t.oid = typ and t.typtype = 'e') then
+        return exists (select from pg_catalog.pg_enum e where e.enumtypid = typ and e.enumlabel = board);
+    end if;
+    execute pg_catalog.format('select $1::%s::text', pg_catalog.format_type(typ, -1)) into written using board;
     return written = board;
 exception when data_exception then
     return false;
@@ -1432,6 +1447,7 @@ declare
     w        record;
     columns  text;
     ordered  text;
+    found    text;
     row_name text;
 begin
     if current_user <> 'relay_reader' then
@@ -1439,7 +1455,7 @@ begin
             using errcode = 'insufficient_privilege';
     end if;
     for w in
-        select s.*, c.relkind, pg_catalog.format_type(relay.base_type(a.atttypid), -1) as board_type,
+        select s.*, c.relkind, relay.base_type(a.atttypid)::regtype as board_type,
                relay.as_text(s.target, s.board_column, pg_catalog.format('row_of_table.%I', s.board_column)) as board_text
         from relay.watches s
         join pg_catalog.pg_class c on c.oid = s.target
@@ -1459,14 +1475,21 @@ begin
         join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = p.col and not a.attisdropped;
 
         -- The first condition finds the rows by an index; the second is exact where the first is not, as with
-        -- case-insensitive text. A column that had the row's alias as its name would be taken for the row.
+        -- case-insensitive text. The board is a literal, for that is cast by no function of users. Where an enum's owner
+        -- has made implicit casts, Postgres finds no operator, or theirs.
+        found := pg_catalog.format('row_of_table.%I = %L::%s and ', w.board_column, board, pg_catalog.format_type(w.board_type, -1));
+        if exists (select from pg_catalog.pg_cast c join pg_catalog.pg_type t on t.oid = c.castsource
+                   where t.oid = w.board_type and t.typtype = 'e' and c.castcontext = 'i') then
+            found := '';
+        end if;
+        -- A column that had the row's alias as its name would be taken for the row.
         row_name := 'row_' || pg_catalog.md5(columns);
         return query execute pg_catalog.format(
             'select $1, (select %s from (select %s) %s) from %s %s row_of_table '
-            'where row_of_table.%I = $2::%s and %s = $2 collate "C" order by %srow_of_table.%I',
+            'where %s%s = $2 collate "C" order by %srow_of_table.%I',
             pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
-            columns, row_name, case when w.relkind = 'r' then 'only' else '' end, w.target, w.board_column, w.board_type,
-            w.board_text, ordered, w.id_column)
+            columns, row_name, case when w.relkind = 'r' then 'only' else '' end, w.target, found, w.board_text, ordered,
+            w.id_column)
             using w.id, board;
     end loop;
 end
@@ -1825,6 +1848,11 @@ declare
     blocks bigint;
     places tid[];
 begin
+    -- To plan a query of a table can run code of its owner's.
+    if current_user <> 'relay_reader' then
+        raise exception 'relay.widest belongs to %, expected relay_reader: run relay sql install', current_user
+            using errcode = 'insufficient_privilege';
+    end if;
     for w in select * from relay.watches s where s.problem is null order by s.id loop
         -- A partition may be read only by whoever may read it, not by whoever may read the table it belongs to.
         select c.oid into part
@@ -1884,17 +1912,8 @@ grant execute on function relay.entry(text, text, text, text, record, record, te
 grant select on relay.watches to relay_reader;
 grant execute on function
     relay.parts(regclass), relay.types(regclass), relay.has_user_types(regclass), relay.base_type(oid),
-    relay.as_text(regclass, name, text), relay.order_parts(text), relay.is_written(text, text), relay.image(record)
+    relay.as_text(regclass, name, text), relay.order_parts(text), relay.is_written(text, regtype), relay.image(record)
     to relay_reader;
 
-do $$
-begin
-    perform relay.give('relay.image(record)'::regprocedure, 'relay_renderer');
-    perform relay.give('relay.journal_truncate()'::regprocedure, 'relay_writer');
-    perform relay.give('relay.board(text, boolean)'::regprocedure, 'relay_reader');
-    perform relay.give('relay.hold_tables()'::regprocedure, 'relay_reader');
-    perform relay.give('relay.widest()'::regprocedure, 'relay_reader');
-    -- Watches that are there, as after a restore, get trigger functions that fit them.
-    perform relay.refresh();
-end
-$$;
+-- Watches that are there, as after a restore, get trigger functions that fit them.
+do $$ begin perform relay.refresh(); end $$;

@@ -6,6 +6,7 @@ statement by statement; after each one the session is asked for all that a trigg
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ _ERROR_FIELDS: Final = (
     pq.DiagnosticField.DATATYPE_NAME,
     pq.DiagnosticField.CONSTRAINT_NAME,
 )
+
+# A session that goes idle flushes what it counted when it did so this long ago.
+_FLUSH_SECONDS: Final = 1.0
 
 # The number of the first type that is not Postgres's own; what follows depends on what else was made.
 _FIRST_OF_USERS: Final = 16_384
@@ -217,13 +221,18 @@ class Session:
         for n in range(result.nfields):
             name, rows = result.fname(n), result.get_value(0, n)
             found[(name or b"").decode()] = sorted((rows or b"").decode().split("\n"))
+        idle = self._libpq.transaction_status == pq.TransactionStatus.IDLE
+        if idle and time.monotonic() - self._flushed >= _FLUSH_SECONDS:
+            found.pop("counted", None)  # the server may have flushed it by itself
         self._flush()
         return found
 
     def _flush(self) -> None:
-        """Begin to count anew what `counted` shows, if no transaction is open."""
-        if self._version >= 150_000 and self._libpq.transaction_status == pq.TransactionStatus.IDLE:
-            self._libpq.exec_(b"select pg_stat_force_next_flush()")
+        """Begin to count afresh what `counted` shows, if no transaction is open."""
+        if self._libpq.transaction_status == pq.TransactionStatus.IDLE:
+            self._flushed = time.monotonic()
+            if self._version >= 150_000:
+                self._libpq.exec_(b"select pg_stat_force_next_flush()")
 
 
 def differences(watched: Sequence[Observed], unwatched: Sequence[Observed]) -> list[Difference]:
@@ -231,7 +240,7 @@ def differences(watched: Sequence[Observed], unwatched: Sequence[Observed]) -> l
     return [
         Difference(ours.get("statement", "the end"), key, *_only(ours.get(key), theirs.get(key)))
         for ours, theirs in zip(watched, unwatched, strict=True)
-        for key in sorted(ours.keys() | theirs.keys())
+        for key in sorted((ours.keys() | theirs.keys()) - ({"counted"} - (ours.keys() & theirs.keys())))
         if ours.get(key) != theirs.get(key)
     ]
 

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
@@ -20,8 +21,10 @@ from tests.servers import Database, sole_use
 
 ROLES = Path(__file__).parents[2] / "sql" / "roles.sql"
 
-POWERLESS = ("relay_writer", "relay_reader")
-"""The roles whose rights a user's code may have: the trigger functions', and that of what reads boards."""
+RENDERER = "relay_renderer"
+"""The role as which the code of users runs."""
+
+ROLES_OF_OURS = ("relay_writer", "relay_reader", RENDERER)
 
 # A lock of the session's is the one trace that survives a rollback and a transaction that may not write.
 _SPY = """
@@ -54,7 +57,7 @@ create table walls (id text primary key, board_id wall not null, lane mood not n
 create table slugs (id slug primary key, board_id slug not null, lane slug not null, title slug);
 """
 
-_CAST = "language plpgsql as $$ begin return"
+_CAST = "language plpgsql set search_path = public as $$ begin return"
 
 # What each plant is; its number stands in what it does.
 _PLANTS = {
@@ -151,7 +154,7 @@ delete from moods where id = 'b';
 """
 
 
-async def test_users_code_runs_as_a_powerless_role_or_as_the_writer(
+async def test_users_code_runs_as_the_role_without_rights_or_as_the_writer(
     database: Database, daemon_dsn: str, app: str
 ) -> None:
     """Also where an administrator installed and watched, and even if it is planted afterwards."""
@@ -171,11 +174,53 @@ async def test_users_code_runs_as_a_powerless_role_or_as_the_writer(
             seen = database.fetch(_SEEN)
 
     plants = list(_PLANTS)
-    assert (plants[0], app) in {
-        (plants[n - 1], role) for n, role in seen
-    }  # that much every writer runs: it can be seen
-    assert {(plants[n - 1], role) for n, role in seen if role not in {app, *POWERLESS}} == set()
+    ran = {(plants[n - 1], role) for n, role in seen}
+    # Every writer runs the one, and who shows a row the other: so it can be seen.
+    assert {("check of a domain", app), ("cast to json", RENDERER)} <= ran
+    assert {(plant, role) for plant, role in ran if role not in {app, RENDERER}} == set()
     assert database.fetch("select rolsuper from pg_roles where rolname = %s", app) == [(False,)]
+
+
+_GIVE_ALL = """
+do $$
+declare
+    each regprocedure;
+begin
+    for each in select p.oid from pg_proc p where p.pronamespace = 'relay'::regnamespace loop
+        execute format('alter function %s owner to current_user', each);
+    end loop;
+end $$
+"""
+
+
+async def test_restore_without_owners_runs_no_code_as_a_superuser(database: Database, app: str) -> None:
+    """All functions are a superuser's then: they refuse, until a daemon gives them to the roles without rights."""
+    _as(database, app, _SPY.replace("APP", app) + _TABLES)
+    for table in ("moods", "walls", "slugs"):
+        database.execute(f"select relay.watch('{table}')")
+    for plant in _PLANTS.values():
+        _as(database, app, plant)
+    database.execute(_GIVE_ALL)
+    with database.connect() as session:
+        session.execute(f"set role {app}; {_WRITES}; reset role".encode())
+        for query in ("select * from relay.board('default')", "select * from relay.widest()"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="run relay sql install"):
+                session.execute(query.encode())
+        image = "select distinct left(relay.image(row(m.*)), 16) from public.moods m"
+        assert session.execute(image.encode()).fetchall() == [("!relay.image bel",)]
+        ran = {role for _, role in database.fetch(_SEEN)}
+        [[me]] = session.execute("select current_user").fetchall()
+        assert me not in ran
+
+        async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+            await client.subscribe("default")
+            assert client.tasks.keys() >= {"a", "c", "f"}
+            session.execute(f"set role {app}; update walls set title = 'U' where id = 'c'".encode())
+            await client.receive()
+            ran = {role for _, role in database.fetch(_SEEN)}
+
+    assert client.tasks["c"]["title"] == "U"
+    assert ran == {app, RENDERER}
 
 
 _ATTEMPT = """
@@ -245,13 +290,13 @@ async def test_owner_of_a_watched_table_gains_nothing_by_code(database: Database
     assert [task["m"] for task in client.tasks.values()] == [{}, {}]
 
 
-def test_roles_of_the_users_code_have_no_right_but_their_work(database: Database) -> None:
-    """One may insert into the journal, the other read what is watched; nobody may become either."""
+def test_roles_have_no_right_but_their_work(database: Database) -> None:
+    """One may insert into the journal, one read what is watched, one nothing; nobody may become any of them."""
     database.execute("create table private (id text)")
     attributes = database.fetch(
         "select rolname, rolsuper or rolcreaterole or rolcreatedb or rolcanlogin or rolreplication or rolbypassrls "
         "from pg_roles where rolname = any (%s)",
-        list(POWERLESS),
+        list(ROLES_OF_OURS),
     )
     rights = database.fetch(
         "select r.rolname, c.oid::regclass::text, p from pg_roles r, pg_class c, "
@@ -259,37 +304,44 @@ def test_roles_of_the_users_code_have_no_right_but_their_work(database: Database
         "where r.rolname = any (%s) and c.relkind in ('r', 'p', 'v', 'm') "
         "and c.relnamespace in ('relay'::regnamespace, 'public'::regnamespace) "
         "and has_table_privilege(r.oid, c.oid, p)",
-        list(POWERLESS),
+        list(ROLES_OF_OURS),
     )
     makes = database.fetch(
         "select rolname from pg_roles where rolname = any (%s) and (has_schema_privilege(oid, 'relay', 'create') "
         "or has_schema_privilege(oid, 'public', 'create') "
         "or has_database_privilege(oid, current_database(), 'create'))",
-        list(POWERLESS),
+        list(ROLES_OF_OURS),
     )
     calls = database.fetch(
         "select r.rolname, f.oid::regprocedure::text from pg_roles r, pg_proc f where r.rolname = any (%s) "
         "and f.pronamespace = 'relay'::regnamespace and f.prosecdef and f.proowner <> r.oid "
         "and has_function_privilege(r.oid, f.oid, 'execute')",
-        list(POWERLESS),
+        list(ROLES_OF_OURS),
     )
     members = database.fetch(
         "select m.roleid::regrole::text, m.member::regrole::text from pg_auth_members m "
         "where m.member::regrole::text = any (%s) or (m.roleid::regrole::text = any (%s) "
         "and m.member <> current_user::regrole)",
-        list(POWERLESS),
-        list(POWERLESS),
+        list(ROLES_OF_OURS),
+        list(ROLES_OF_OURS),
     )
 
-    assert sorted(attributes) == [(name, False) for name in sorted(POWERLESS)]
+    assert sorted(attributes) == [(name, False) for name in sorted(ROLES_OF_OURS)]
     assert [(table, right) for role, table, right in rights if role == "relay_writer"] == [
         ("relay.journal", "insert")
     ]
+    assert [right for right in rights if right[0] == RENDERER] == []
     reads = {table for role, table, right in rights if role == "relay_reader"}
     assert {right for role, _, right in rights if role == "relay_reader"} == {"select"}
     assert "tasks" in reads
     assert "private" not in reads
-    assert (makes, calls, members) == ([], [], [])
+    assert (makes, members) == ([], [])
+    # The journal writers' helpers, and what renders with no right at all.
+    assert {(role, name.split("(")[0].rstrip("0123456789")) for role, name in calls} == {
+        ("relay_writer", "relay.pause_if_full"),
+        ("relay_writer", "relay.entry_"),
+        ("relay_reader", "relay.image"),
+    }
 
 
 def test_cursor_key_is_readable_by_nobody_but_its_owner(database: Database, daemon_dsn: str) -> None:
