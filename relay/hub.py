@@ -286,7 +286,7 @@ class Hub:
 
     def refuse(self, name: str, error: Message) -> None:
         """Note that a board cannot be had: say so to its subscribers, which follow it no longer."""
-        subscribers = [one for one, boards in self._boards_of.items() if boards.get(name)]
+        subscribers = [one for one, followed in self._boards_of.items() if name in followed.now]
         for subscriber in subscribers:
             self.unsubscribe(subscriber, name)
         self._send_frames(subscribers, [self._frame(error.json)])
