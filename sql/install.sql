@@ -534,7 +534,7 @@ create or replace function relay.notify() returns void
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if pg_catalog.current_setting('max_prepared_transactions') = '0'
+    if relay.polled_for() = 0 and pg_catalog.current_setting('max_prepared_transactions') = '0'
         and pg_catalog.pg_notification_queue_usage() < 0.5
     then
         perform pg_catalog.pg_notify('relay', '');
@@ -1901,7 +1901,7 @@ grant usage on schema relay to relay_writer, relay_reader, relay_renderer;
 -- What the trigger functions need: to insert, to read the control, and their helpers.
 grant insert on relay.journal to relay_writer;
 grant select on sequence relay.control to relay_writer;
-grant execute on function relay.pause_if_full(), relay.journal_sync(integer, text), relay.notify(), relay.pauses(),
+grant execute on function relay.pause_if_full(), relay.journal_sync(integer, text), relay.notify(), relay.polled_for(), relay.pauses(),
     relay.paused() to relay_writer;
 
 -- What makes JSON of a row calls others that do.
