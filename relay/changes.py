@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import msgspec
@@ -35,11 +36,14 @@ from relay.protocol import Message, Row
 MAX_TASK_BYTES: Final = 4 * 1024 * 1024
 """Maximum size of a task as JSON; a larger row is not shown. The journal keeps images up to some times this size."""
 
+MAX_TASK_DEPTH: Final = 500
+"""How deep arrays and objects of a task may be nested; of what is deeper, no parser reads all."""
+
 _decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class UnreadableRow(Exception):
-    """A row that cannot be shown: it is too large, holds what is no Unicode text, or a type's own code failed."""
+    """A row that cannot be shown: too large, too deep, with what is no Unicode text, or a type's own code failed."""
 
 
 class WatchOutdated(Exception):
@@ -61,6 +65,8 @@ class Watch:
         """Take a row's JSON apart, under the columns' own names. Raises UnreadableRow."""
         if image.startswith("!"):
             raise UnreadableRow(f"a row of {self.table} cannot be shown: {image[1:]}")
+        if image.count("[") + image.count("{") > MAX_TASK_DEPTH and _depth(image) > MAX_TASK_DEPTH:
+            raise UnreadableRow(f"a row of {self.table} has JSON nested deeper than {MAX_TASK_DEPTH}")
         try:
             columns = _decode_row(image)
         except (msgspec.MsgspecError, UnicodeEncodeError) as ex:
@@ -104,6 +110,15 @@ def _keys(watch: Watch, columns: tuple[str, ...]) -> Mapping[str, str]:
         while column not in roles and list(keys.values()).count(keys[column]) > 1:
             keys[column] += "_"
     return keys
+
+
+_STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+_NO_BRACKETS: Final = re.compile(r"[^][{}]+")
+
+
+def _depth(image: str) -> int:
+    brackets = _NO_BRACKETS.sub("", _STRING.sub("", image))
+    return max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
 
 
 def _camel_case(column: str) -> str:
@@ -150,12 +165,15 @@ class Entry(NamedTuple):
         """Return the images that it moves on or off one of the boards, and why others cannot be shown."""
         problems = [f"a row of {watch.table} cannot be shown: {self.reason}"] if self.reason else []
         new = self._columns(watch, self.new_row, problems)
-        old = self._columns(watch, self.old_row, problems) if self.old_board in boards else None
+        old: Row | None = self._columns(watch, self.old_row, problems) if self.old_board in boards else None
         found = []
         if old is not None and self.old_board is not None:
-            if new is not None and len(old) < len(new):
-                old = new | old
-            found.append(Image(watch, self.old_key or self.key, self.old_board, old, -1))
+            if new is None:
+                old = _completed(watch, old, self.new_row)
+            elif len(old) < len(new):
+                old = new | dict(old)
+            if old is not None:
+                found.append(Image(watch, self.old_key or self.key, self.old_board, old, -1))
         if new is not None and self.new_board is not None and self.new_board in boards:
             found.append(Image(watch, self.key, self.new_board, new, +1))
         return found, problems
@@ -166,6 +184,18 @@ class Entry(NamedTuple):
         except UnreadableRow as ex:
             problems.append(str(ex))
             return None
+
+
+def _completed(watch: Watch, old: Row, new_row: str | None) -> Row | None:
+    """Complete an image from a new one that cannot be shown; None if then it cannot be shown either."""
+    if new_row is None:
+        return old
+    try:
+        return watch.columns(msgspec.json.encode(_decode_row(new_row) | dict(old)).decode())
+    except UnreadableRow:
+        return None
+    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
+        return old
 
 
 @dataclass(slots=True)

@@ -1468,9 +1468,11 @@ begin
         join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = p.col and not a.attisdropped;
 
         -- The first condition finds the rows by an index; the second is exact where the first is not, as with
-        -- case-insensitive text. The board is a literal, for that is cast by no function of users. Where an enum's owner
-        -- has made implicit casts, Postgres finds no operator, or theirs.
-        found := pg_catalog.format('row_of_table.%I = %L::%s and ', w.board_column, board, pg_catalog.format_type(w.board_type, -1));
+        -- case-insensitive text. The board is a literal, for that is cast by no function of users; the column is cast
+        -- for domains, some of which have no operators. Where an enum's owner has made implicit casts, Postgres finds
+        -- no operator, or theirs.
+        found := pg_catalog.format('row_of_table.%1$I::%3$s = %2$L::%3$s and ', w.board_column, board,
+                                   pg_catalog.format_type(w.board_type, -1));
         if exists (select from pg_catalog.pg_cast c join pg_catalog.pg_type t on t.oid = c.castsource
                    where t.oid = w.board_type and t.typtype = 'e' and c.castcontext = 'i') then
             found := '';
