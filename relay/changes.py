@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import msgspec
@@ -35,11 +36,14 @@ from relay.protocol import Message, Row
 MAX_TASK_BYTES: Final = 4 * 1024 * 1024
 """Maximum size of a task as JSON; a larger row is not shown. The journal keeps images up to some times this size."""
 
+MAX_TASK_DEPTH: Final = 500
+"""How deep arrays and objects of a task may be nested; of what is deeper, no parser reads all."""
+
 _decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class UnreadableRow(Exception):
-    """A row that cannot be shown: it is too large, holds what is no Unicode text, or a type's own code failed."""
+    """A row that cannot be shown: too large, too deep, with what is no Unicode text, or a type's own code failed."""
 
 
 class WatchOutdated(Exception):
@@ -61,6 +65,8 @@ class Watch:
         """Take a row's JSON apart, under the columns' own names. Raises UnreadableRow."""
         if image.startswith("!"):
             raise UnreadableRow(f"a row of {self.table} cannot be shown: {image[1:]}")
+        if image.count("[") + image.count("{") > MAX_TASK_DEPTH and _depth(image) > MAX_TASK_DEPTH:
+            raise UnreadableRow(f"a row of {self.table} has JSON nested deeper than {MAX_TASK_DEPTH}")
         try:
             columns = _decode_row(image)
         except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as ex:
@@ -106,6 +112,15 @@ def _keys(watch: Watch, columns: tuple[str, ...]) -> Mapping[str, str]:
     return keys
 
 
+_STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+_NO_BRACKETS: Final = re.compile(r"[^][{}]+")
+
+
+def _depth(image: str) -> int:
+    brackets = _NO_BRACKETS.sub("", _STRING.sub("", image))
+    return max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
+
+
 def _camel_case(column: str) -> str:
     return re.sub(r"(?<=[^_])_+([a-z0-9])", lambda match: match[1].upper(), column)
 
@@ -128,7 +143,7 @@ class Entry(NamedTuple):
     """One row of the journal. A tuple, for thousands of them are made in a second.
 
     `op` is R for a change of a row, S where boards must be read again, P for a probe. `old_key` is the row's key
-    before the change, if that changed it. Of a wide row, `old_row` has only the columns that changed.
+    before the change, if that changed it.
     """
 
     xid: int
@@ -149,17 +164,15 @@ class Entry(NamedTuple):
     def images(self, watch: Watch, boards: Container[str | None]) -> tuple[list[Image], list[str]]:
         """Return the images that it moves on or off one of the boards, and why others cannot be shown."""
         problems = [f"a row of {watch.table} cannot be shown: {self.reason}"] if self.reason else []
-        new = self._columns(watch, self.new_row, problems)
-        old = self._columns(watch, self.old_row, problems) if self.old_board in boards else None
-        if old is not None and new is None and self.new_row is not None:
-            old = self._columns(watch, _completed(self.old_row or "", self.new_row), problems)
         found = []
-        if old is not None and self.old_board is not None:
-            if new is not None and len(old) < len(new):
-                old = new | old
-            found.append(Image(watch, self.old_key or self.key, self.old_board, old, -1))
-        if new is not None and self.new_board is not None and self.new_board in boards:
-            found.append(Image(watch, self.key, self.new_board, new, +1))
+        if self.old_board is not None and self.old_board in boards:
+            old = self._columns(watch, self.old_row, problems)
+            if old is not None:
+                found.append(Image(watch, self.old_key or self.key, self.old_board, old, -1))
+        if self.new_board is not None and self.new_board in boards:
+            new = self._columns(watch, self.new_row, problems)
+            if new is not None:
+                found.append(Image(watch, self.key, self.new_board, new, +1))
         return found, problems
 
     def _columns(self, watch: Watch, image: str | None, problems: list[str]) -> dict[str, msgspec.Raw] | None:
@@ -168,34 +181,6 @@ class Entry(NamedTuple):
         except UnreadableRow as ex:
             problems.append(str(ex))
             return None
-
-
-_TOKENS: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{},:]')
-
-
-def _completed(old_row: str, new_row: str) -> str:
-    """Complete an old image, of a wide row perhaps, from a new one that cannot be read: text by text.
-
-    What keeps the new one from being read may be in a column that did not change, and so in the old one too.
-    """
-    texts = _texts(new_row) | _texts(old_row)
-    return "{" + ",".join(f"{name}:{text}" for name, text in texts.items()) + "}"
-
-
-def _texts(image: str) -> dict[str, str]:
-    """Return the text of each column's value, whatever it is and however deep, by the text of its name."""
-    found: dict[str, str] = {}
-    depth = begin = 0
-    name = last = ""
-    for token in _TOKENS.finditer(image):
-        text = token[0]
-        depth += (text in "{[") - (text in "}]")
-        if text == ":" and depth == 1:
-            name, begin = last, token.end()
-        elif (text == "," and depth == 1) or depth == 0:
-            found[name] = image[begin : token.start()].strip()
-        last = text
-    return found
 
 
 @dataclass(slots=True)

@@ -185,8 +185,7 @@ create unlogged table if not exists relay.journal (
 );
 
 comment on table relay.journal is 'What transactions did to the watched tables; pruned by relay.prune.';
-comment on column relay.journal.old_row is
-    'The row before the change, without its hidden columns'' values; of a wide row, only the columns that changed.';
+comment on column relay.journal.old_row is 'The row before the change, without its hidden columns'' values.';
 comment on column relay.journal.new_row is 'The row after the change, without its hidden columns'' values.';
 
 -- Checked first, for "if not exists" locks the table all the same.
@@ -595,28 +594,11 @@ exception when others or assert_failure then
 end
 $$;
 
--- The columns of a wide row's old image that are not the same in the new one, and those that it is known by: the
--- reader takes the rest from the new one. All of them where an image cannot be taken apart, as with \u0000.
-create or replace function relay.changed(old_row json, new_row json, known_by text[]) returns text
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return (
-        select coalesce(pg_catalog.json_object_agg(o.key, o.value), '{}')::text
-        from pg_catalog.json_each(old_row) o
-        left join pg_catalog.json_each(new_row) n on n.key = o.key
-        where n.value is null or n.value::text collate "C" <> o.value::text or o.key = any (known_by));
-exception when others then
-    return old_row::text;
-end
-$$;
-
 -- The careful way to an entry, which the trigger functions take for wide rows, under other settings than those in which
 -- images are made, and where the quick way failed: each image by itself, so that one which cannot be made leaves out
 -- no more than that.
 create or replace function relay.entry(
-    key text, old_key text, old_board text, new_board text, old_row record, new_row record, known_by text[]
+    key text, old_key text, old_board text, new_board text, old_row record, new_row record
 ) returns text[]
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -641,9 +623,6 @@ begin
     if pg_catalog.left(after, 1) = '!' then
         reason := pg_catalog.concat('row_unreadable: ', pg_catalog.substr(after, 2));
         after := null;
-    end if;
-    if pg_catalog.octet_length(before) > 2000 and after is not null then
-        before := relay.changed(before::json, after::json, known_by);
     end if;
     return array[key, old_key, old_board, new_board, before, after, reason];
 end
@@ -719,27 +698,27 @@ begin
         return case
             when op = 'UPDATE' and before operator(pg_catalog.*=) after then null
             -- Images must not depend on the settings of the writer.
-            when %5$s
+            when %4$s
                 and coalesce(pg_catalog.pg_column_size(before), 0) + coalesce(pg_catalog.pg_column_size(after), 0) < 4000
                 and pg_catalog.current_setting('timezone') in ('UTC', 'Etc/UTC')
                 and pg_catalog.current_setting('datestyle') = 'ISO, MDY'
                 and pg_catalog.current_setting('intervalstyle') = 'postgres'
                 and pg_catalog.current_setting('extra_float_digits') = '1'
                 and pg_catalog.current_setting('bytea_output') = 'hex'
-                and pg_catalog.current_setting('quote_all_identifiers') = 'off'%6$s
+                and pg_catalog.current_setting('quote_all_identifiers') = 'off'%5$s
             then array[%3$s,
                        pg_catalog.row_to_json(before)::text, pg_catalog.row_to_json(after)::text, null]
-            else relay.entry(%3$s, before, after, %4$L) end;
+            else relay.entry(%3$s, before, after) end;
     exception when others or assert_failure then
         begin%2$s
-            return relay.entry(%3$s, before, after, %4$L);
+            return relay.entry(%3$s, before, after);
         exception when others or assert_failure then
             return array[null, null, null, null, null, null,
                          pg_catalog.concat('row_unreadable: ', pg_catalog.left(sqlerrm, 200))];
         end;
     end;
 end
-$body$, w.id, hide, said, array[w.id_column, w.board_column, w.lane_column]::text[],
+$body$, w.id, hide, said,
         -- Where types are a user's, each image is made by itself, for their code may do anything.
         case when relay.has_user_types(w.target) then 'false' else 'true' end,
         -- Only money depends on this, and few writers have it set to this.
@@ -1475,9 +1454,11 @@ begin
         join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = p.col and not a.attisdropped;
 
         -- The first condition finds the rows by an index; the second is exact where the first is not, as with
-        -- case-insensitive text. The board is a literal, for that is cast by no function of users. Where an enum's owner
-        -- has made implicit casts, Postgres finds no operator, or theirs.
-        found := pg_catalog.format('row_of_table.%I = %L::%s and ', w.board_column, board, pg_catalog.format_type(w.board_type, -1));
+        -- case-insensitive text. The board is a literal, for that is cast by no function of users; the column is cast
+        -- for domains, some of which have no operators. Where an enum's owner has made implicit casts, Postgres finds
+        -- no operator, or theirs.
+        found := pg_catalog.format('row_of_table.%1$I::%3$s = %2$L::%3$s and ', w.board_column, board,
+                                   pg_catalog.format_type(w.board_type, -1));
         if exists (select from pg_catalog.pg_cast c join pg_catalog.pg_type t on t.oid = c.castsource
                    where t.oid = w.board_type and t.typtype = 'e' and c.castcontext = 'i') then
             found := '';
@@ -1905,8 +1886,7 @@ grant execute on function relay.pause_if_full(), relay.journal_sync(integer, tex
     relay.paused() to relay_writer;
 
 -- What makes JSON of a row calls others that do.
-grant execute on function relay.entry(text, text, text, text, record, record, text[]), relay.image(record),
-    relay.changed(json, json, text[]) to relay_renderer;
+grant execute on function relay.entry(text, text, text, text, record, record), relay.image(record) to relay_renderer;
 
 -- What the functions that read boards need.
 grant select on relay.watches to relay_reader;

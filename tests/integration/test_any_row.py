@@ -720,6 +720,54 @@ async def test_row_of_any_size_is_written_and_costs_other_boards_nothing(
         assert relay.feed.problem is None
 
 
+async def test_row_that_is_too_large_to_be_sent_is_no_message(database: Database, relay: Relay) -> None:
+    """It was not shown before a change of another column, so that it does not leave either."""
+    database.execute("alter table tasks alter description set storage external")
+    async with Follower.of(relay, "default") as follower:
+        for statement in (
+            "insert into tasks (id, title, description) values ('a', 'A', repeat('x', 5000000))",
+            "update tasks set title = 'B'",
+            "update tasks set description = 'short'",
+            "update tasks set description = repeat('x', 5000000), priority = 'high'",
+            "insert into tasks (id, title) values ('last', 'L')",
+        ):
+            database.execute(statement)
+        await follower.until("last")
+
+    assert follower.kinds == ["task.created", "task.deleted", "task.created"]
+
+
+async def test_json_of_any_depth_costs_no_more_than_its_row(database: Database, relay: Relay) -> None:
+    """The limit is the same for a board and for its changes; brackets in strings do not count."""
+    database.execute("alter table tasks add deep json")
+    async with Follower.of(relay, "default") as follower:
+        for depth in (1, 499, 500, 900, 5000):
+            deep = "[" * depth + "]" * depth
+            database.execute(f"insert into tasks (id, title, deep) values ('d{depth}', %s, %s)", deep, deep)
+            database.execute(f"update tasks set title = title || 'x' where id = 'd{depth}'")
+            database.execute(f"insert into tasks (id, title, deep) values ('was{depth}', 'T', '[]')")
+            database.execute(f"update tasks set deep = %s where id = 'was{depth}'", deep)
+        database.execute("insert into tasks (id, title) values ('last', 'L')")
+        await follower.until("last")
+        assert await differing(relay, follower, "default") == {}
+
+    assert follower.tasks.keys() == {f'"{name}"' for name in ("d1", "was1", "d499", "was499", "last")}
+    assert relay.feed.problem is None
+
+
+async def test_board_whose_column_is_a_domain_over_an_enum_is_shown(database: Database, relay: Relay) -> None:
+    """Postgres has no operator that compares the two."""
+    database.execute(
+        "create type spot as enum ('b', 'c'); create domain place as spot check (value is not null); "
+        "create table places (id text primary key, board_id place, lane place); select relay.watch('places')"
+    )
+    async with Follower.of(relay, "b") as follower:
+        database.execute("insert into places values ('a', 'b', 'b'), ('last', 'b', 'c')")
+        await follower.until("last")
+
+        assert await differing(relay, follower, "b") == {}
+
+
 # Encodings
 
 _ENCODINGS = {"WIN1252": "81", "EUC_JP": "a9a1", "SQL_ASCII": "ff", "LATIN1": "e9"}

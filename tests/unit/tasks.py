@@ -31,21 +31,16 @@ def inserted(new: Columns) -> Entry:
     return _entry(None, new)
 
 
-def updated(old: Columns, new: Columns, *, partial: bool = False) -> Entry:
-    """Return the entry of an update; `partial` as of a wide row."""
-    return _entry(old, new, known_by={"id", "board_id", "lane"} if partial else None)
+def updated(old: Columns, new: Columns) -> Entry:
+    return _entry(old, new)
 
 
 def deleted(old: Columns) -> Entry:
     return _entry(old, None)
 
 
-def _entry(old: Columns | None, new: Columns | None, known_by: set[str] | None = None) -> Entry:
+def _entry(old: Columns | None, new: Columns | None) -> Entry:
     key, old_key = (None if one is None else str(one["id"]) for one in (new, old))
-    if old is not None and new is not None and known_by is not None:
-        stored = {name: value for name, value in old.items() if name in known_by or value != new[name]}
-    else:
-        stored = dict(old or {})
     return Entry(
         xid=10,
         watch=WATCH.id,
@@ -54,7 +49,7 @@ def _entry(old: Columns | None, new: Columns | None, known_by: set[str] | None =
         old_key=old_key if new is not None and key != old_key else None,
         old_board=None if old is None else old["board_id"],
         new_board=None if new is None else new["board_id"],
-        old_row=None if old is None else json.dumps(stored),
+        old_row=None if old is None else json.dumps(old),
         new_row=None if new is None else json.dumps(new),
         reason=None,
     )

@@ -372,36 +372,6 @@ def test_images_whose_texts_are_the_same_end_to_end_are_two() -> None:
     assert len(cancelled(images(came, left))) == 2
 
 
-# Old images of wide rows, which lack what did not change
-
-
-@pytest.mark.parametrize(
-    "new",
-    [
-        row(title="y", notes="n"),
-        row(lane="done", title="x", notes="n"),
-        row(board="c", title="x", notes="n"),
-        row(7, title="x", notes="n"),
-    ],
-)
-def test_a_partial_old_image_means_what_the_whole_one_does(new: Columns) -> None:
-    old = row(title="x", notes="n")
-    assert images(updated(old, new, partial=True)) == images(updated(old, new))
-
-
-def test_a_partial_old_image_cancels_the_whole_one_that_came() -> None:
-    versions = [row(title=title, notes="n", hours=1) for title in "xyz"]
-    entries = [updated(versions[0], versions[1], partial=True), updated(versions[1], versions[2], partial=True)]
-    for order in permutations(entries):
-        assert said(*order) == {"b": [("task.updated", {"id": 1, "changes": {"title": "z"}})]}
-
-
-def test_a_partial_old_image_is_completed_though_nobody_follows_the_board_that_the_row_came_to() -> None:
-    left = row(title="x", notes="n")
-    [image] = images(updated(left, row(board="c", title="x", notes="n"), partial=True), boards={"b"})
-    assert (image.sign, image.columns) == (-1, WATCH.columns(json.dumps(left)))
-
-
 # What cannot be shown
 
 UNREADABLE: Final = {
@@ -444,28 +414,6 @@ def test_a_row_that_is_too_large_is_absent_and_one_that_is_so_only_by_what_is_hi
     hiding = replace(WATCH, hidden=frozenset({"notes"}))
     found, problems = inserted(large).images(hiding, BOARDS)
     assert (len(found), problems) == (1, [])
-
-
-@pytest.mark.parametrize("text", UNREADABLE.values(), ids=UNREADABLE)
-def test_a_wide_row_that_could_not_be_shown_before_either_leaves_nobody(text: str) -> None:
-    """Its old image lacks what makes it unreadable, for that did not change."""
-    bad, worse = (row(title=title, notes="...", j={"a, b": [1, "}", '"']}) for title in "xy")
-    assert said(holding(text, updated(bad, worse, partial=True))) == {}
-    shown = {**bad, "notes": "n"}
-    again_and_again = [updated(shown, bad, partial=True), updated(bad, worse, partial=True)]
-    assert said(*(holding(text, entry) for entry in again_and_again)) == {"b": [("task.deleted", {"id": 1})]}
-
-
-@pytest.mark.parametrize("text", UNREADABLE.values(), ids=UNREADABLE)
-def test_an_old_image_is_completed_also_from_a_new_one_that_cannot_be_read(text: str) -> None:
-    """So it is the image that came before, which it cancels."""
-    first, second = (
-        row(title="x", n=1.5, j={"a, b": [1, "}", '"', {}]}),
-        row(title="y", n=1.5, j={"a, b": [1, "}", '"', {}]}),
-    )
-    unreadable = row(title="...", n=1.5, j=first["j"])
-    entries = [updated(first, second, partial=True), holding(text, updated(second, unreadable, partial=True))]
-    assert said(*entries) == {"b": [("task.deleted", {"id": 1})]}
 
 
 # What no history can produce
@@ -518,7 +466,7 @@ def histories(draw: st.DrawFn) -> History:
             rows.remove(old)
         if new is not None:
             rows.append(new)
-        entries += _entries(old, new, partial=draw(st.booleans()))
+        entries += _entries(old, new)
     seen: set[int] = set()
     for one in list(rows):
         if one["id"] in seen:
@@ -541,9 +489,9 @@ def _changed(old: Columns | None) -> st.SearchStrategy[Columns]:
     return changed.map(lambda values: {**whole, **values})  # in the order of the table's columns
 
 
-def _entries(old: Columns | None, new: Columns | None, *, partial: bool) -> list[Entry]:
+def _entries(old: Columns | None, new: Columns | None) -> list[Entry]:
     if old is not None and new is not None:
-        return [updated(old, new, partial=partial)]
+        return [updated(old, new)]
     return [deleted(old)] if old is not None else [inserted(new)] if new is not None else []
 
 
