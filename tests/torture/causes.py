@@ -31,7 +31,7 @@ _NATS: Final = (
 )
 
 CAUSES: Final[Mapping[str, tuple[str, ...]]] = {
-    # After a restart, a relay that has not connected again yet does not know the run of a cursor that another one gave.
+    # After a restart, a relay that has not connected again does not know the run of a cursor that another gave.
     "epoch_changed": ("crash", "kill_backend", "restart"),
     "schema_changed": ("alter",),
     "journal_pruned": ("prune", "cut", *_ON_THE_WAY, *_NATS),
