@@ -353,17 +353,22 @@ class Feed:
         """Feed the hub until cancelled."""
         retry = Retry()
         while True:
+            began = time.monotonic()
             try:
                 async with Session.open(self._conninfo, hub, self._side_by_side) as session:
                     self.sessions += 1
                     async with in_time():
                         await self._begin(session, hub)
-                    retry = Retry()
                     await self._follow(session, hub)
             except* (psycopg.Error, OSError, FeedError, WatchOutdated) as group:
                 self._report(_one_line(first_of(group)))
+            except* Exception as group:  # nobody foresaw it, so it is this session's
+                log.exception("feed.fault", exc_info=group)
+                self._report(f"an unexpected fault, to be reported with its log line: {_one_line(first_of(group))}")
             finally:
                 self._vitals = None
+            if time.monotonic() - began > LONGEST_RETRY_SECONDS:
+                retry = Retry()
             await asyncio.sleep(retry.next())
 
     def _report(self, problem: str | None) -> None:

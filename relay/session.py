@@ -209,15 +209,15 @@ _NEW: Final[LiteralString] = (
 )
 _FIRST: Final[LiteralString] = (
     _HEAD
-    + ", null::pg_lsn, null::bigint, null::integer, null, null, null, null, null, null, null, null "
+    + ", null::pg_lsn, null::tid, null::bigint, null::integer, null, null, null, null, null, null, null, null "
     + _HORIZON
-    + " union all (select null, null, null, null, j.lsn,"
+    + " union all (select null, null, null, null, j.lsn, j.ctid,"
     + _ENTRY
 )
-_SINCE: Final[LiteralString] = _FIRST + _NEW + "order by j.lsn limit %s) order by 5 nulls first"
+_SINCE: Final[LiteralString] = _FIRST + _NEW + "order by j.lsn, j.ctid limit %s) order by 5 nulls first, 6"
 _MISSED: Final[LiteralString] = (
     _FIRST + _NEW + "and (j.op = 'S' or j.old_board = any (%s) or j.new_board = any (%s)) limit %s) "
-    "order by 5 nulls first"
+    "order by 5 nulls first, 6"
 )
 
 # A large batch: its transactions in the order of their latest entries, each with how many it has, and the reason if
@@ -226,8 +226,11 @@ _OUTLINE: Final[LiteralString] = (
     "select j.xid::text, count(*), max(j.reason) filter (where j.op = 'S')" + _NEW + "group by j.xid "
     "order by max(j.lsn), j.xid limit %s"
 )
+# All rows of one statement have one position. Where they stand is then about the order in which they were written,
+# which matters to nobody but a client that shows tasks in the order in which they come.
+_IN_ORDER: Final[LiteralString] = "order by j.lsn, j.ctid"
 _WHOLE: Final[LiteralString] = (
-    "select" + _ENTRY + "from relay.journal j where j.xid = any (%s::text[]::xid8[]) and " + _OURS + "order by j.lsn"
+    "select" + _ENTRY + "from relay.journal j where j.xid = any (%s::text[]::xid8[]) and " + _OURS + _IN_ORDER
 )
 # A large transaction, row by row: an entry that changed a key comes once for each of the two. Only keys are sorted.
 _BY_KEY: Final[LiteralString] = (
@@ -236,7 +239,7 @@ _BY_KEY: Final[LiteralString] = (
     "cross join lateral (select j.key union all select j.old_key where j.old_key is not null) k (key) "
     "where j.xid = %s::text::xid8 and j.op = 'R' and "
     + _OURS
-    + ' order by j.watch, k.key collate "C", j.lsn offset 0) s '
+    + ' order by j.watch, k.key collate "C", j.lsn, j.ctid offset 0) s '
     "cross join lateral (select" + _ENTRY + "from relay.journal j where j.ctid = s.at offset 0) e"
 )
 
@@ -570,7 +573,7 @@ class Session:
         if not rows or rows[0][0] is None:
             raise FeedError("relay.horizon has no row of this installation: connecting again, which makes one")
         now, horizon, paused, polled = rows[0][:4]
-        entries = [Entry(*row[5:]) for row in rows[1:]]
+        entries = [Entry(*row[6:]) for row in rows[1:]]
         return Batch(
             Snapshot.parse(now),
             await self._read_entries(entries, followed),

@@ -83,6 +83,7 @@ async def test_set_clock_is_not_noticed(
         FAKETIME_DONT_FAKE_MONOTONIC="1",
         DONT_FAKE_MONOTONIC="1",
         WS_HEARTBEAT="100",
+        LOG_LEVEL="debug",
     )
     async with Client.to(daemon) as client:
         await client.subscribe()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from relay import protocol
 from tests.integration.client import Client, Message, until
 from tests.integration.conftest import Relay
 from tests.servers import Database, Server, install, temporary_database
@@ -279,14 +280,17 @@ async def test_unusual_text_arrives_as_it_is(database: Database, relay: Relay, t
     assert again[1]["lanes"][text][0]["id"] == text
 
 
-async def test_board_of_any_length_works_and_fails_no_writer(database: Database, relay: Relay) -> None:
-    """A name that fits no notification is a board like any other."""
-    name = "\u00e9" * 20000
+async def test_board_of_the_longest_name_works_and_a_longer_one_fails_no_writer(
+    database: Database, relay: Relay
+) -> None:
+    """A table may hold names that no client can ask for."""
+    longest = "\u00e9" * protocol.MAX_BOARD_CHARACTERS
     async with Client.to(relay.url) as client:
-        await client.subscribe(name)
-        database.execute("insert into tasks (id, board_id, title) values ('a', %s, 'A')", name)
+        await client.subscribe(longest)
+        for name, board in (("a", longest), ("b", longest * 100)):
+            database.execute("insert into tasks (id, board_id, title) values (%s, %s, 'T')", name, board)
 
-        assert brief(await client.until_last(database, name)) == [created("a")]
+        assert brief(await client.until_last(database, longest)) == [created("a")]
 
 
 async def test_null_becomes_null(database: Database, client: Client) -> None:

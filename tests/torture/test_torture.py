@@ -79,7 +79,7 @@ def test_a_board_comes_for_a_reason_that_a_fault_gave_and_for_no_other() -> None
     """A transaction, however nested, is no reason."""
     assert explains({"truncate"}, "truncate")
     assert not explains({"resync"}, "truncate")
-    assert not explains(set(CAUSES), "order_unknown")
+    assert not explains(set(CAUSES), "changes_missing")
     assert explains(set(), "fell_behind")
 
 

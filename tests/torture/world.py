@@ -27,7 +27,7 @@ from relay.embedded import EmbeddedPostgres
 from tests import writes
 from tests.acceptance.support import Daemon
 from tests.proxy import Proxy
-from tests.servers import install
+from tests.servers import MUTE, PAUSE, install
 from tests.torture import mutants
 from tests.torture.oracle import Audit, Entry
 from tests.writes import Script, Writes
@@ -364,16 +364,14 @@ class World:
         await self.execute("select relay.prune('0')")
 
     async def mute(self) -> None:
-        """The triggers do not notify for a while, for a relay promised to poll and is gone."""
-        await self.execute("select relay.poll_for(2000)")
+        """The triggers do not notify for a while, and no relay is notified of that."""
+        for _ in range(4):
+            await self.execute(MUTE)
+            await asyncio.sleep(0.5)
 
     async def pause_journal(self) -> None:
         """The journal is full, and journalling pauses until a relay finds room."""
-        await self.execute(
-            "select pg_advisory_lock('relay.control'::regclass::oid::bigint); "
-            "select setval('relay.control', (relay.pauses() + 1) << 42) where not relay.paused(); "
-            "select pg_advisory_unlock('relay.control'::regclass::oid::bigint)"
-        )
+        await self.execute(PAUSE)
 
     async def truncate(self) -> None:
         """A table is truncated, or a partition."""
