@@ -12,7 +12,7 @@ LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.13 --
 	--custom-compile-command 'make lock' $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture mutants fuzz soak bench containers lock check format clean
+.PHONY: help install demo test torture mutants fuzz soak autobahn bench containers lock check format clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +25,8 @@ demo: install  ## Watch a living board arrive over WebSocket: no database, no Do
 test: install $(GUIDE)/node_modules/.installed $(CLIENT)/node_modules/.installed $(ASYNCAPI)/node_modules/.installed $(MIGRATIONS)/node_modules/.installed  ## Run all tests: make test ARGS='-k truncate'
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
-torture: install $(GUIDE)/node_modules/.installed  ## Prove it amid faults, until one is told wrong: make torture MINUTES=60 SEED=7
-	$(BIN)/python -m tests.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+torture: install $(GUIDE)/node_modules/.installed  ## Prove it amid faults, until one is told wrong: make torture MINUTES=60 SEED=7 ARGS=--cluster
+	$(BIN)/python -m tests.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutants: install $(GUIDE)/node_modules/.installed  ## See that the torture catches each of its broken relays and clients
 	@for mutant in counted_once cancelled_in_order last_entry_wins entries_told \
@@ -42,6 +42,9 @@ fuzz: install  ## Fuzz all that strangers can send, guided by coverage: make fuz
 
 soak: install  ## Let strangers and clients come and go, and watch the memory: make soak MINUTES=60
 	$(BIN)/python -m tests.fuzz.soak --minutes $(MINUTES)
+
+autobahn: install  ## Run Autobahn's cases against the WebSocket endpoint, all in five minutes: make autobahn ARGS='"5.*"'
+	$(BIN)/python -m tests.conformance.autobahn $(ARGS)
 
 bench: install $(FANOUT)/node_modules/.installed  ## Compare the fan-out with others', side by side: make bench ARGS='--only burst'
 	$(BIN)/python -m benchmarks.fanout $(ARGS)

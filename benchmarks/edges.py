@@ -73,6 +73,7 @@ from relay.config import Settings
 from relay.edge import ASKED_AT_ONCE
 from relay.embedded import HOST, EmbeddedPostgres, free_port
 from relay.jetstream import Stream
+from relay.stream import State, decode
 from relay.subscribers import BOARD, stamped
 from tests.nats import NatsServer
 
@@ -546,10 +547,13 @@ def boards_a_second(site: Site, count: int) -> float:
     async def ask() -> float:
         settings = config.load({"SERVE_FROM": site.nats.url})
         async with Stream.open(settings, settings.SERVE_FROM, "benchmark") as stream:
+            found = await stream.last_state()
+            state = found and decode(found[1])
+            assert isinstance(state, State)
             began = time.perf_counter()
             for number in range(count // ASKED_AT_ONCE):
                 names = (f"wide-{number * ASKED_AT_ONCE + one + 1}" for one in range(ASKED_AT_ONCE))
-                await asyncio.gather(*(stream.ask("board", name.encode()) for name in names))
+                await asyncio.gather(*(stream.ask(state.asked_at, "board", name.encode()) for name in names))
             return count // ASKED_AT_ONCE * ASKED_AT_ONCE / (time.perf_counter() - began)
 
     return asyncio.run(ask())

@@ -3,7 +3,8 @@
     python benchmarks/journal.py --seconds 60
 
 Writers update rows as fast as they can while `relay.prune` runs every second, as often as it takes to see what a
-small `keep_bytes` does. Everything runs on this machine, on an embedded Postgres that never waits for a disk.
+small `keep_bytes` does; autovacuum makes what was pruned free for new entries, once a minute. Everything runs on this
+machine, on an embedded Postgres that never waits for a disk.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def main(seconds: int, keep_mb: int, rounds: int) -> None:
             connection.execute(
                 "insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, %s) i", [ROWS]
             )
+            connection.execute("select relay.epoch()")
             cost(connection, rounds)
             connection.execute("update relay.settings set keep_bytes = %s", [keep_mb * MEGABYTE])
             sustained(server.dsn, connection, seconds)
@@ -44,7 +46,10 @@ def cost(connection: psycopg.Connection, rounds: int) -> None:
     """Measure an update of all rows in turns: not watched, paused, journalled."""
     states = {
         "not watched": ("select relay.unwatch('public.tasks')",),
-        "paused": ("select relay.watch('public.tasks')", "select nextval('relay.pauses')"),
+        "paused": (
+            "select relay.watch('public.tasks')",
+            "select setval('relay.control', (relay.pauses() + 1) << 42)",
+        ),
         "journalled": ("select relay.watch('public.tasks')", "select relay.resume()"),
     }
     found: dict[str, list[float]] = {state: [] for state in states}
@@ -78,9 +83,10 @@ def sustained(dsn: str, connection: psycopg.Connection, seconds: int) -> None:
     print("sustained single-row updates by 4 writers\n  second   changes  journal MB")
     for second in range(1, seconds + 1):
         time.sleep(1)
-        connection.execute("select relay.prune()")
+        while (connection.execute("select relay.prune()").fetchone() or [0])[0]:
+            pass
         if second % 10 == 0:
-            row = connection.execute("select sum(pg_total_relation_size('relay.journal_' || slot)) from relay.slots")
+            row = connection.execute("select pg_total_relation_size('relay.journal')")
             print(f"  {second:6} {sum(written):9} {int((row.fetchone() or [0])[0]) / MEGABYTE:11.1f}", flush=True)
     end.set()
     for thread in threads:

@@ -14,18 +14,23 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
-import ipaddress
+import json
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
-from urllib.parse import parse_qsl
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl, unquote
 
 import jwt
+
+from relay import proxies
+from relay.origins import Origins
+from relay.proxies import Proxies, Source, rate_key
 
 LEEWAY_SECONDS: Final = 5
 """By how much the clocks of the relay and of who issues tokens may differ."""
@@ -33,8 +38,24 @@ LEEWAY_SECONDS: Final = 5
 SHORTEST_SECRET_BYTES: Final = 32
 """A shorter secret for HS256 can be guessed from one token; RFC 7518 asks for as many."""
 
-_ALGORITHMS: Final = {"RSA": ("RS256",), "EC": ("ES256",)}
+_ALGORITHMS: Final[Mapping[tuple[str, str | None], tuple[str, ...]]] = {
+    ("RSA", None): ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    ("EC", "P-256"): ("ES256",),
+    ("EC", "P-384"): ("ES384",),
+    ("EC", "P-521"): ("ES512",),
+    ("OKP", "Ed25519"): ("EdDSA",),
+}
+"""The algorithms of a key, by its type and curve. A key that names one is good for that alone."""
 
+_SECRETS: Final = "HS256"
+"""The algorithm of secrets."""
+
+ASYMMETRIC: Final = "RS256, PS256, ES256, ES384 or EdDSA"
+"""Those that people use, in words."""
+
+
+_OF_THE_TOKEN: Final = frozenset({"exp", "iat", "nbf", "jti"})
+"""Claims that say when a token is good and which one it is, not what its bearer may."""
 
 FLOOD: Final = "too many connections a minute"
 """What the log calls it, wherever it is noticed."""
@@ -44,6 +65,14 @@ class Refused(Exception):
     """Why somebody does not get in, in a word for the log; and what HTTP says to that."""
 
     status = HTTPStatus.UNAUTHORIZED
+
+
+class ForeignOrigin(Refused):
+    """A page of an origin that is not allowed."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__("foreign origin")
+        self.origin = origin
 
 
 class UnknownKey(Refused):
@@ -104,13 +133,29 @@ class Grant:
     claims: Mapping[str, Any] = field(default_factory=dict)
     expires: float | None = None
 
+    def allows_as(self, other: Grant) -> bool:
+        """Tell whether it allows what another does: the same boards and claims, but for when the token is good."""
+        return self.boards == other.boards and _lasting(self.claims) == _lasting(other.claims)
+
     def names(self, board: str) -> bool:
         """Tell whether it names a board."""
         return self.boards is None or any(pattern.matches(board) for pattern in self.boards)
 
 
+def _lasting(claims: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in claims.items() if name not in _OF_THE_TOKEN}
+
+
 EVERYBODY: Final = Grant()
 """What everybody has where no credential is configured."""
+
+
+class Key(NamedTuple):
+    """What tokens are signed with: its name, if it has one, and the algorithms that it is good for."""
+
+    kid: str | None
+    algorithms: tuple[str, ...]
+    key: Any
 
 
 class Access:
@@ -121,7 +166,7 @@ class Access:
         tokens: Mapping[bytes, Grant] | None = None,
         *,
         secret: str = "",
-        keys: Sequence[jwt.PyJWK] | None = None,
+        keys: Sequence[Key] | None = None,
         audience: str = "",
         issuer: str = "",
         database_decides: bool = False,
@@ -161,16 +206,7 @@ class Access:
 
     def _signed(self, token: str) -> Grant:
         try:
-            key, algorithms = self._key(jwt.get_unverified_header(token))
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=algorithms,
-                audience=self._audience or None,
-                issuer=self._issuer or None,
-                leeway=LEEWAY_SECONDS,
-                options={"require": ["exp"], "verify_aud": bool(self._audience)},
-            )
+            claims = self._claims(token, jwt.get_unverified_header(token))
         except jwt.ExpiredSignatureError:
             raise Refused("expired token") from None
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as ex:
@@ -180,18 +216,32 @@ class Access:
             named = ()
         return Grant(named, claims, float(claims["exp"]) + LEEWAY_SECONDS)
 
-    def _key(self, header: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
-        """Choose the key for a token, and with it the algorithm. Raises Refused."""
-        if header.get("alg") == "HS256" and self._secret:
-            return self._secret, ("HS256",)
-        kid = header.get("kid")
-        for key in self._keys or ():
-            algorithms = _ALGORITHMS[str(key.key_type)]
-            if header.get("alg") in algorithms and (key.key_id == kid or kid is None):
-                return key.key, algorithms
-        if self._keys is not None and header.get("alg") in ("RS256", "ES256"):
+    def _claims(self, token: str, header: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the claims of a token that is signed with one of the keys. Raises Refused and jwt's errors."""
+        algorithm, kid = str(header.get("alg")), header.get("kid")
+        keys = [key for key in self._keys_of(algorithm) if kid is None or key.kid in {None, kid}]
+        for key in keys:
+            with contextlib.suppress(jwt.InvalidSignatureError):
+                return jwt.decode(
+                    token,
+                    key.key,
+                    algorithms=[algorithm],
+                    audience=self._audience or None,
+                    issuer=self._issuer or None,
+                    leeway=LEEWAY_SECONDS,
+                    options={"require": ["exp"], "verify_aud": bool(self._audience)},
+                )
+        if algorithm == _SECRETS or (kid is not None and any(key.kid == kid for key in keys)):
+            raise Refused("wrong token: wrong signature")
+        if self._keys is not None and any(algorithm in each for each in _ALGORITHMS.values()):
             raise UnknownKey("unknown key")
         raise Refused("wrong token: no key for its algorithm")
+
+    def _keys_of(self, algorithm: str) -> list[Key]:
+        """Return the keys of an algorithm: a public key is never taken for a secret."""
+        if algorithm == _SECRETS:
+            return [Key(None, (algorithm,), self._secret)] if self._secret else []
+        return [key for key in self._keys or () if algorithm in key.algorithms]
 
 
 def _boards(claims: Mapping[str, Any]) -> tuple[Pattern, ...] | None:
@@ -235,61 +285,30 @@ def token_lines(text: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def signing_keys(text: str | bytes, where: str) -> list[jwt.PyJWK]:
-    """Read a JWKS, the keys for RS256 and ES256 in it. Raises AccessError."""
+def signing_keys(text: str | bytes, where: str) -> list[Key]:
+    """Read a JWKS, the keys in it that sign tokens. Raises AccessError."""
     try:
-        keys = jwt.PyJWKSet.from_json(text if isinstance(text, str) else text.decode()).keys
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise AccessError(f"{where}: is no JWKS: expected a JSON object with the keys of RS256 or ES256") from None
-    usable = [key for key in keys if key.key_type in _ALGORITHMS and key.public_key_use in (None, "sig")]
-    if not usable:
-        raise AccessError(f"{where}: has no key for RS256 or ES256: expected at least one")
-    return usable
+        members = json.loads(text)["keys"]
+        keys = [key for member in members if (key := _key(member))]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise AccessError(f"{where}: is no JWKS: expected a JSON object with keys for {ASYMMETRIC}") from None
+    if not keys:
+        raise AccessError(f"{where}: has no key for {ASYMMETRIC}: expected at least one")
+    return keys
 
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def networks(text: str) -> tuple[Network, ...]:
-    """Read addresses and networks, separated by commas or spaces. Raises ValueError."""
-    return tuple(ipaddress.ip_network(each, strict=False) for each in text.replace(",", " ").split())
-
-
-def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
-    """Say who connects: the peer, or, as far as the way there is through trusted proxies, whom they name.
-
-    `forwarded` are the values of X-Forwarded-For. Each proxy adds at the end whom it heard from, so they are read
-    from there; what stands before the first that is not trusted anybody may have written.
-    """
-    address = peer
-    hops = [hop.strip() for value in forwarded for hop in value.split(",")]
-    while hops and _is_in(address, trusted):
-        hop = hops.pop()
-        if _parsed(hop) is None:
-            break
-        address = hop
-    return address
-
-
-def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
+def _key(member: Any) -> Key | None:
+    """Read a member of a JWKS; None if it is no key for tokens, or none that can be read."""
+    if not isinstance(member, dict) or member.get("use", "sig") != "sig":
         return None
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-def _is_in(text: str, trusted: Sequence[Network]) -> bool:
-    address = _parsed(text)
-    return address is not None and any(address in network for network in trusted)
-
-
-def rate_key(address: str) -> str:
-    """Return by what connections are counted: an IPv4 address, the /64 of an IPv6 one, which one client has whole."""
-    parsed = _parsed(address)
-    if isinstance(parsed, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((parsed, 64), strict=False))
-    return str(parsed or address)
+    found = _ALGORITHMS.get((str(member.get("kty")), member.get("crv")), ())
+    algorithms = tuple(each for each in found if member.get("alg", each) == each)
+    if not algorithms:
+        return None
+    try:
+        return Key(member.get("kid"), algorithms, jwt.PyJWK(member, algorithms[0]).key)
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 class Rates:
@@ -342,29 +361,39 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who knocks: what stands in the request for the connection, and where it comes from."""
+    """Who knocks: what stands in the request for the connection, and where it comes from.
+
+    `forwarded` are the values of `X-Forwarded-For`, `standard` those of `Forwarded`.
+    """
 
     peer: str
     target: str = "/"
     authorization: Sequence[str] = ()
     subprotocols: Sequence[str] = ()
     origins: Sequence[str] = ()
+    host: str | None = None
     forwarded: Sequence[str] = ()
+    standard: Sequence[str] = ()
 
     @property
     def credential(self) -> str | None:
-        """What it presents: as a header, as a subprotocol `bearer.…`, or as `?token=…`."""
+        """What it presents: as a subprotocol `bearer.…`, as `?token=…`, or as a header.
+
+        In this order, for a proxy may add a header of its own, and nobody but the client the others. In a subprotocol
+        characters that none may have are percent-encoded.
+        """
+        for offered in self.subprotocols:
+            if offered.startswith(BEARER):
+                return unquote(offered.removeprefix(BEARER))
+        with contextlib.suppress(ValueError):
+            named = dict(parse_qsl(self.target.partition("?")[2], max_num_fields=100))
+            if "token" in named:
+                return named["token"]
         for value in self.authorization:
             scheme, _, token = value.partition(" ")
             if scheme.lower() == "bearer":
                 return token.strip()
-        for offered in self.subprotocols:
-            if offered.startswith(BEARER):
-                return offered.removeprefix(BEARER)
-        try:
-            return dict(parse_qsl(self.target.partition("?")[2], max_num_fields=100)).get("token")
-        except ValueError:
-            return None
+        return None
 
 
 BEARER: Final = "bearer."
@@ -372,43 +401,41 @@ BEARER: Final = "bearer."
 
 
 class Gate:
-    """What is asked of whoever knocks. `access` may be replaced at any time.
-
-    `origins` None lets pages of any origin in.
-    """
+    """What is asked of whoever knocks. `access` may be replaced at any time. `origins` None lets all pages in."""
 
     def __init__(
         self,
         access: Access | None = None,
         *,
-        origins: frozenset[str] | None = None,
+        origins: Origins | None = None,
         require_origin: bool = False,
-        trusted: Sequence[Network] = (),
+        trusted: Proxies | None = None,
         rates: Rates | None = None,
     ) -> None:
         self.access = access or Access()
-        self._origins = origins
+        self.proxies = trusted or Proxies()
+        self._origins = origins or Origins(any_page=True)
         self._require_origin = require_origin
-        self._trusted = trusted
         self._rates = rates
 
     def flooded(self, peer: str, now: float) -> float:
-        """Return how many seconds a peer has to wait, if that is known before it says who sent it."""
-        if self._rates is None or (self._trusted and _is_in(peer, self._trusted)):
-            return 0.0
-        return self._rates.wait(peer, now)
+        """Return how many seconds a peer that is no proxy has to wait, before it has said anything."""
+        return self._rates.wait(peer, now) if self._rates else 0.0
+
+    def source(self, visitor: Visitor) -> Source:
+        """Say where a visitor is."""
+        return proxies.source(visitor.peer, visitor.forwarded, visitor.standard, self.proxies)
 
     def admit(self, visitor: Visitor, now: float) -> Grant:
         """Say what a visitor may see, at a moment of a clock that only goes forward. Raises Refused.
 
         What costs least comes first, so that a flood costs little.
         """
-        if self._rates:
-            address = client_address(visitor.peer, visitor.forwarded, self._trusted)
-            if wait := self._rates.take(address, now):
-                raise TooMany(wait)
+        if self._rates and (wait := self._rates.take(self.source(visitor).address, now)):
+            raise TooMany(wait)
         if not visitor.origins and self._require_origin:
             raise Refused("no origin")
-        if self._origins is not None and any(origin not in self._origins for origin in visitor.origins):
-            raise Refused("foreign origin")
+        for origin in visitor.origins:
+            if not self._origins.allow(origin, visitor.host):
+                raise ForeignOrigin(origin)
         return self.access.grant(visitor.credential)

@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import IO, Any, Final, NoReturn, Self
+from typing import IO, Any, Final, LiteralString, NoReturn, Self
 
 import psycopg
 from psycopg import sql
@@ -58,6 +58,7 @@ SPARE_FILES: Final = 64
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _UPDATE: Final = f"update public.tasks set title = %s where id = '{BOARD}'"  # a constant of ours
+_INSERT: Final = f"insert into public.tasks (board_id, title) values ('{BOARD}', %s)"
 
 
 class BenchError(Exception):
@@ -190,13 +191,13 @@ class _Bench:
             self._wait(before)
 
     def burst(self) -> None:
-        """Make many changes in one transaction."""
+        """Make many changes in one transaction, each of a row of its own: those of one row are one change."""
         with self._connection.transaction(), self._connection.pipeline():
             for _ in range(BURST):
-                self._change()
+                self._change(_INSERT)
 
-    def _change(self) -> None:
-        self._connection.execute(_UPDATE, [stamped(self._sequence)])
+    def _change(self, statement: LiteralString = _UPDATE) -> None:
+        self._connection.execute(statement, [stamped(self._sequence)])
         self._sequence += 1
 
     def _wait(self, since: int) -> None:

@@ -69,7 +69,7 @@ class Watch:
             raise UnreadableRow(f"a row of {self.table} has JSON nested deeper than {MAX_TASK_DEPTH}")
         try:
             columns = _decode_row(image)
-        except (msgspec.MsgspecError, UnicodeEncodeError) as ex:
+        except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as ex:
             raise UnreadableRow(f"a row of {self.table} cannot be shown: {ex}: {image!a:.200}") from None
         if len(image) > MAX_TASK_BYTES:
             size = sum(len(bytes(value)) for name, value in columns.items() if name not in self.hidden)
@@ -143,7 +143,7 @@ class Entry(NamedTuple):
     """One row of the journal. A tuple, for thousands of them are made in a second.
 
     `op` is R for a change of a row, S where boards must be read again, P for a probe. `old_key` is the row's key
-    before the change, if that changed it. Of a wide row, `old_row` has only the columns that changed.
+    before the change, if that changed it.
     """
 
     xid: int
@@ -164,18 +164,15 @@ class Entry(NamedTuple):
     def images(self, watch: Watch, boards: Container[str | None]) -> tuple[list[Image], list[str]]:
         """Return the images that it moves on or off one of the boards, and why others cannot be shown."""
         problems = [f"a row of {watch.table} cannot be shown: {self.reason}"] if self.reason else []
-        new = self._columns(watch, self.new_row, problems)
-        old: Row | None = self._columns(watch, self.old_row, problems) if self.old_board in boards else None
         found = []
-        if old is not None and self.old_board is not None:
-            if new is None:
-                old = _completed(watch, old, self.new_row)
-            elif len(old) < len(new):
-                old = new | dict(old)
+        if self.old_board is not None and self.old_board in boards:
+            old = self._columns(watch, self.old_row, problems)
             if old is not None:
                 found.append(Image(watch, self.old_key or self.key, self.old_board, old, -1))
-        if new is not None and self.new_board is not None and self.new_board in boards:
-            found.append(Image(watch, self.key, self.new_board, new, +1))
+        if self.new_board is not None and self.new_board in boards:
+            new = self._columns(watch, self.new_row, problems)
+            if new is not None:
+                found.append(Image(watch, self.key, self.new_board, new, +1))
         return found, problems
 
     def _columns(self, watch: Watch, image: str | None, problems: list[str]) -> dict[str, msgspec.Raw] | None:
@@ -184,18 +181,6 @@ class Entry(NamedTuple):
         except UnreadableRow as ex:
             problems.append(str(ex))
             return None
-
-
-def _completed(watch: Watch, old: Row, new_row: str | None) -> Row | None:
-    """Complete an image from a new one that cannot be shown; None if then it cannot be shown either."""
-    if new_row is None:
-        return old
-    try:
-        return watch.columns(msgspec.json.encode(_decode_row(new_row) | dict(old)).decode())
-    except UnreadableRow:
-        return None
-    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
-        return old
 
 
 @dataclass(slots=True)

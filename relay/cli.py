@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
 import dotenv
+import structlog
 
 import relay
 from relay import config, contract, install, logs, terminal
@@ -60,14 +61,35 @@ else:
     )
     bench, daemon, demo, doctor, embedded, overview, tail, worker, write_report, write_tax = map(_lazy, _names)
 
+log = structlog.get_logger()
+
 _SHORT: Final[Mapping[str, str]] = {"WS_WORKERS": "--workers", "SERVE_FROM": "--from", "PUBLISH_TO": "--to"}
 """Settings that have a second, shorter option."""
 
 
+STDERR: Final = 2
+
+ENV_FILE: Final = ".env"
+"""Read from the working folder, and from no other."""
+
+
 def main() -> None:
     """Run the command line."""
-    dotenv.load_dotenv(dotenv.find_dotenv(usecwd=True))
+    _take_standard_files()
+    try:
+        dotenv.load_dotenv(ENV_FILE)
+    except (OSError, UnicodeDecodeError) as ex:
+        reason = ex.strerror if isinstance(ex, OSError) else "it is not UTF-8"
+        click.echo(f"Error: {ENV_FILE}: {reason}: expected a file of NAME=value lines, in UTF-8", err=True)
+        sys.exit(1)
     cli(prog_name="relay")
+
+
+def _take_standard_files() -> None:
+    """Open standard files that are closed, lest the next file or socket be taken for one of them."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(opened)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -123,6 +145,12 @@ def _secrets() -> dict[str, str]:
     return {name: os.environ[name] for name in config.NO_OPTION if name in os.environ}
 
 
+def _start_log(settings: config.Settings) -> None:
+    logs.start(settings.LOG_LEVEL)
+    for name, like in config.misspelt(os.environ):
+        log.warning("relay.unknown_setting", setting=name, problem=f"{name} is no setting: did you mean {like}?")
+
+
 _SERVERS: Final = tuple(name for name in config.Settings.model_fields if name not in config.PUBLISHERS)
 _PUBLISHERS: Final = (
     *config.PUBLISHERS,
@@ -146,7 +174,7 @@ def serve(**options: str | None) -> None:
     """Run the daemon until Ctrl-C or SIGTERM; a second one cuts its clients off, and exit code 1 says so."""
     with _one_line_errors():
         settings = config.load(_given(options) | _secrets())
-        logs.start(settings.LOG_LEVEL)
+        _start_log(settings)
         if not asyncio.run(daemon.serve(settings)):
             sys.exit(1)
 
@@ -157,7 +185,7 @@ def publish(**options: str | None) -> None:
     """Publish all boards to NATS JetStream, for relays that serve from there, until Ctrl-C or SIGTERM."""
     with _one_line_errors():
         settings = config.load(_given(options))
-        logs.start(settings.LOG_LEVEL)
+        _start_log(settings)
         asyncio.run(daemon.publish(settings))
 
 

@@ -6,17 +6,43 @@ in words what a setting may be, for `--help` and for errors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
-import psycopg.conninfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from relay import access
+from relay import conninfo
 from relay.access import SHORTEST_SECRET_BYTES
+from relay.origins import Origins
+from relay.proxies import Proxies
+
+DISCOVERY: Final = "/.well-known/openid-configuration"
+"""Where an issuer says, below its own address, where its keys are (OpenID Connect Discovery)."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def is_address(text: str) -> bool:
+    """Tell whether a setting is an address on the web, and no file or name."""
+    return text.startswith(("https://", "http://"))
+
+
+def is_safe_address(text: str) -> bool:
+    """Tell whether nobody on the way to an address could replace what it answers."""
+    return text.startswith("https://") or (
+        text.startswith("http://") and urlsplit(text).hostname in {"localhost", "127.0.0.1", "::1"}
+    )
+
+
+_ALIKE: Final = 0.9
+"""How alike a name must be to one of a setting, that it is taken for it, misspelt."""
+
+
+class Fault(ValueError):
+    """What exactly is wrong with a value, where there is more to say than what is allowed."""
 
 
 class SettingsError(Exception):
@@ -29,7 +55,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     WS_PORT: Port = Field(4002, description="port of the WebSocket endpoint")
-    WS_HOST: str = Field("0.0.0.0", min_length=1, description="address to listen on")  # noqa: S104  # the guide's
+    WS_HOST: str = Field(
+        "0.0.0.0",  # noqa: S104  # the guide's
+        pattern=r"[^\s,]",
+        description="addresses to listen on, for both ports; :: is IPv6 and IPv4",
+    )
+    WS_SOCKET: str = Field("", description="path of a Unix socket for clients, in place of WS_PORT")
     WS_ENABLED: bool = Field(True, description="whether the WebSocket endpoint is open")
     WS_HEARTBEAT: int = Field(
         30_000, ge=100, le=3_600_000, description="milliseconds between pings; who answers none is dropped"
@@ -46,13 +77,15 @@ class Settings(BaseModel):
     WS_TOKENS: str = Field("", description="tokens that are good, each with its boards")
     WS_TOKENS_FILE: str = Field("", description="file of such tokens, one a line")
     WS_JWT_SECRET: str = Field("", description="secret of JSON Web Tokens (HS256)")
-    WS_JWT_KEYS: str = Field("", description="JWKS of JSON Web Tokens (RS256, ES256): a file, or an address")
+    WS_JWT_KEYS: str = Field("", description="JWKS of JSON Web Tokens: a file, or an address")
     WS_JWT_AUDIENCE: str = Field("", description="audience that a JSON Web Token must be for")
-    WS_JWT_ISSUER: str = Field("", description="issuer that a JSON Web Token must be from")
+    WS_JWT_ISSUER: str = Field(
+        "", description="issuer that a JSON Web Token must be from; if an address, it says where keys are"
+    )
     WS_MAY_READ: bool = Field(False, description="whether relay.may_read in the database decides about each board")
     WS_ORIGINS: str = Field("http://localhost:4000", description="origins whose pages may connect, * for any")
     WS_REQUIRE_ORIGIN: bool = Field(False, description="whether clients that send no origin are refused")
-    WS_TRUSTED_PROXIES: str = Field("", description="proxies whose X-Forwarded-For is believed")
+    WS_TRUSTED_PROXIES: str = Field("", description="proxies that are believed where their clients are")
     WS_RATE_LIMIT_PER_CLIENT: int = Field(
         10, ge=0, description="connections a minute from one address; more are refused with 429, 0 is no limit"
     )
@@ -78,7 +111,9 @@ class Settings(BaseModel):
         10_000, ge=100, description="milliseconds in which a canary must come back; else the relay is not ready"
     )
     BOARD_PAGE: bool = Field(True, description="whether there is a page on HEALTH_PORT that shows boards")
-    LOG_LEVEL: Literal["info", "warning", "error"] = Field("info", description="least level of what is logged")
+    LOG_LEVEL: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level of what is logged"
+    )
     DATABASE_URL: str = Field(
         "", description="connection string of the database; what it leaves out, libpq's PG* variables give"
     )
@@ -104,12 +139,19 @@ class Settings(BaseModel):
     @property
     def is_open(self) -> bool:
         """Whether everybody gets in, for no credential is configured."""
-        return not (self.WS_TOKENS or self.WS_TOKENS_FILE or self.WS_JWT_SECRET or self.WS_JWT_KEYS)
+        return not (self.WS_TOKENS or self.WS_TOKENS_FILE or self.WS_JWT_SECRET or self.jwt_keys)
 
-    @field_validator("WS_JWT_KEYS")
+    @property
+    def jwt_keys(self) -> str:
+        """Where the keys of JSON Web Tokens are: where the setting says, or else where the issuer says."""
+        if self.WS_JWT_KEYS or self.WS_JWT_SECRET or not is_address(self.WS_JWT_ISSUER):
+            return self.WS_JWT_KEYS
+        return self.WS_JWT_ISSUER.rstrip("/") + DISCOVERY
+
+    @field_validator("WS_JWT_KEYS", "WS_JWT_ISSUER")
     @classmethod
     def _is_safe(cls, value: str) -> str:
-        if value.startswith("http://") and urlsplit(value).hostname not in {"localhost", "127.0.0.1", "::1"}:
+        if is_address(value) and not is_safe_address(value):
             raise ValueError("keys that anybody on the way could replace")
         return value
 
@@ -123,16 +165,13 @@ class Settings(BaseModel):
     @field_validator("WS_TRUSTED_PROXIES")
     @classmethod
     def _are_networks(cls, value: str) -> str:
-        access.networks(value)
+        Proxies.of(value)
         return value
 
     @field_validator("WS_ORIGINS")
     @classmethod
     def _are_origins(cls, value: str) -> str:
-        for origin in value.replace(",", " ").split():
-            parts = urlsplit(origin)
-            if origin not in {"*", "null"} and not (parts.scheme and parts.netloc and parts.path in {"", "/"}):
-                raise ValueError("no origin")
+        Origins.of(value.replace(",", " ").split())
         return value
 
     @field_validator("SERVE_FROM", "PUBLISH_TO")
@@ -161,10 +200,8 @@ class Settings(BaseModel):
     @field_validator("DATABASE_URL")
     @classmethod
     def _is_conninfo(cls, value: str) -> str:
-        try:
-            psycopg.conninfo.conninfo_to_dict(value)
-        except psycopg.ProgrammingError:
-            raise ValueError("no connection string") from None
+        if (fault := conninfo.fault(value)) is not None:
+            raise Fault(fault)
         return value
 
 
@@ -172,7 +209,8 @@ _SERVERS: Final = "addresses like nats://host:4222 or tls://host:4222, separated
 
 ALLOWED: Final[Mapping[str, str]] = {
     "WS_PORT": "a port from 0 to 65535, 0 for any free one",
-    "WS_HOST": "an address or host name",
+    "WS_HOST": "addresses or host names, separated by commas",
+    "WS_SOCKET": "the path of a Unix socket",
     "WS_ENABLED": "true or false",
     "WS_HEARTBEAT": "milliseconds from 100 to 3600000",
     "WS_MAX_CONNECTIONS": "a whole number from 1",
@@ -184,11 +222,11 @@ ALLOWED: Final[Mapping[str, str]] = {
     "WS_JWT_SECRET": f"text of {SHORTEST_SECRET_BYTES} bytes or more",
     "WS_JWT_KEYS": "the path of a file, or an address that begins with https://",
     "WS_JWT_AUDIENCE": "text",
-    "WS_JWT_ISSUER": "text",
+    "WS_JWT_ISSUER": "text, or an address that begins with https://",
     "WS_MAY_READ": "true or false",
-    "WS_ORIGINS": "origins like https://app.example.com, separated by commas",
+    "WS_ORIGINS": "origins like https://app.example.com, https://*.example.com or file://, separated by commas",
     "WS_REQUIRE_ORIGIN": "true or false",
-    "WS_TRUSTED_PROXIES": "addresses or networks like 10.0.0.0/8, separated by commas",
+    "WS_TRUSTED_PROXIES": "addresses or networks like 10.0.0.0/8, or unix for WS_SOCKET, separated by commas",
     "WS_RATE_LIMIT_PER_CLIENT": "a whole number from 0",
     "WS_RATE_LIMIT_TOTAL": "a whole number from 0",
     "WS_MESSAGE_RATE": "a whole number from 0",
@@ -202,7 +240,7 @@ ALLOWED: Final[Mapping[str, str]] = {
     "HEALTH_PORT": "a port from 0 to 65535, 0 for any free one",
     "HEALTH_BUDGET": "milliseconds from 100",
     "BOARD_PAGE": "true or false",
-    "LOG_LEVEL": "info, warning or error",
+    "LOG_LEVEL": "debug, info, warning or error",
     "DATABASE_URL": "postgresql://user@host/database, or key=value pairs as libpq takes them",
     "SERVE_FROM": _SERVERS,
     "PUBLISH_TO": _SERVERS,
@@ -232,6 +270,26 @@ def load(values: Mapping[str, str]) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as ex:
-        name = str(ex.errors()[0]["loc"][0])
+        error = ex.errors()[0]
+        name, fault = str(error["loc"][0]), error.get("ctx", {}).get("error")
         found = "its value" if name in SECRET else repr(values[name])
-        raise SettingsError(f"{name}: {found} is not allowed: expected {ALLOWED[name]}") from None
+        why = _of_kubernetes(name, values[name]) or (str(fault) if isinstance(fault, Fault) else "")
+        because = f": {why}" if why else ""
+        raise SettingsError(f"{name}: {found} is not allowed{because}: expected {ALLOWED[name]}") from None
+
+
+def _of_kubernetes(name: str, value: str) -> str | None:
+    """Say where a value comes from that nobody has set: Kubernetes makes variables of the names of services."""
+    if not re.fullmatch(r"(?:tcp|udp|sctp)://[^/]+", value):
+        return None
+    service = name.removesuffix("_PORT").lower().replace("_", "-")
+    return f"Kubernetes sets it for a service {service}: set enableServiceLinks: false, or rename the service"
+
+
+def misspelt(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each name that is no setting and looks like one, and that one."""
+    for name in names:
+        if name not in Settings.model_fields and (
+            like := difflib.get_close_matches(name, Settings.model_fields, 1, _ALIKE)
+        ):
+            yield name, like[0]

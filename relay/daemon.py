@@ -7,11 +7,13 @@ import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable
+from typing import Final
 
 import structlog
 from aiohttp import web
 
 from relay.config import Settings
+from relay.listening import from_systemd
 from relay.monitor import Monitor
 from relay.page import Page
 from relay.supervisor import Supervisor
@@ -19,6 +21,10 @@ from relay.worker import Worker, named, nats_installed
 from relay.workers import Workers
 
 log = structlog.get_logger()
+
+
+HEALTH_SOCKET: Final = "health"
+"""The name of systemd's sockets that are for health; all others are for clients."""
 
 
 class Signals:
@@ -117,7 +123,10 @@ async def running(
     `routes` are answered beside those of the monitor; `writer` is the one of them with which the page writes tasks.
     """
     several = settings.WS_ENABLED and settings.WS_WORKERS > 1
-    relay: Worker | Workers = Workers(settings) if several else Worker(settings)
+    passed = from_systemd()
+    for_health = passed.pop(HEALTH_SOCKET, [])
+    for_clients = [sock for sockets in passed.values() for sock in sockets]
+    relay: Worker | Workers = Workers(settings, for_clients) if several else Worker(settings, sockets=for_clients)
     page = Page(settings, relay.status, writer).routes() if settings.BOARD_PAGE else []
     monitor = Monitor(relay.status, [*page, *routes])
     async with contextlib.AsyncExitStack() as stack:
@@ -125,13 +134,14 @@ async def running(
         await relay.open()
         with named("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
             stack.push_async_callback(monitor.close)
-            health_port = await monitor.open(settings.WS_HOST, settings.HEALTH_PORT)
+            health_port = await monitor.open(settings.WS_HOST, settings.HEALTH_PORT, for_health)
         serving = await relay.start()
         log.info(
             "websocket.listening" if settings.WS_ENABLED else "websocket.disabled",
             host=settings.WS_HOST,
             port=relay.port,
             health=health_port,
+            **({"socket": settings.WS_SOCKET} if settings.WS_SOCKET else {}),
         )
         try:
             yield serving, relay
@@ -143,7 +153,7 @@ async def running(
 
 def open_to_all(host: str) -> tuple[str, str]:
     """Say loudly that no credential is asked for; and how to change that, unless only this machine is concerned."""
-    if host in {"127.0.0.1", "::1", "localhost"}:
+    if {"127.0.0.1", "::1", "localhost"}.issuperset(host.replace(",", " ").split()):
         return "no credential is configured: every program on this machine may follow every board", ""
     return (
         f"no credential is configured: whoever reaches {host} may follow every board",

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import re
 import resource
 import secrets
@@ -35,8 +36,10 @@ from relay.access import AccessError
 from relay.config import Settings
 from relay.daemon import open_to_all
 from relay.guard import Guard
+from relay.listening import bind
 from relay.session import Connection, FeedError, Vitals
 from relay.status import FULL_SHARE, OVERDUE_SECONDS, QUEUE_USAGE
+from relay.stream import State, decode
 from relay.worker import StartError, named, nats_installed
 
 if TYPE_CHECKING:
@@ -57,11 +60,14 @@ SKEW_SECONDS: Final = 1.0
 WIDE_BYTES: Final = 1024 * 1024
 """Many clients refuse messages that are larger."""
 
-SPARE_FILES: Final = 64
+SPARE_FILES: Final = 128
 """Files that a process of the daemon needs beside its clients' connections."""
 
 _CONNECTIONS: Final = 2
 """Those of the daemon, for each worker; and those of a check."""
+
+LONGEST_RETURN_MINUTES: Final = 2.0
+"""All clients should be able to come back within this time."""
 
 Level = Literal["ok", "warning", "failed", "skipped"]
 
@@ -169,7 +175,7 @@ async def _access(place: Place) -> Verdict:
 async def _ports(place: Place) -> Verdict:
     settings = place.settings
     ports = {"HEALTH_PORT": settings.HEALTH_PORT}
-    if settings.WS_ENABLED:
+    if settings.WS_ENABLED and not settings.WS_SOCKET:
         ports = {"WS_PORT": settings.WS_PORT} | ports
     if len(set(ports.values())) < len(ports) and settings.HEALTH_PORT:
         return failed(f"WS_PORT and HEALTH_PORT are both {settings.HEALTH_PORT}", "choose two ports")
@@ -183,8 +189,8 @@ async def _taken(setting: str, host: str, port: int) -> str | None:
     """Say why the daemon could not listen, by binding the address without listening."""
     try:
         with named(setting, host, port):
-            server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
-            server.close()
+            for sock in await bind(host, port):
+                sock.close()
     except StartError as ex:
         return str(ex)
     return None
@@ -192,7 +198,8 @@ async def _taken(setting: str, host: str, port: int) -> str | None:
 
 async def _running(settings: Settings) -> Verdict | None:
     """Say how the relay is that has these ports, if one has."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.WS_HOST, settings.WS_HOST)  # noqa: S104  # compared
+    first = settings.WS_HOST.replace(",", " ").split()[0]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)  # noqa: S104  # compared
     address = f"http://[{host}]" if ":" in host else f"http://{host}"
     try:
         async with (
@@ -220,6 +227,22 @@ def judge_files(clients: int, limit: int) -> Verdict:
     found = f"a process may open {limit} files here, and WS_MAX_CONNECTIONS={clients} needs {needed}"
     mend = f"raise the limit (ulimit -n {needed}, LimitNOFILE={needed}), or lower WS_MAX_CONNECTIONS"
     return ok(found) if needed <= limit else failed(found, mend)
+
+
+async def _rates(place: Place) -> Verdict:
+    settings = place.settings
+    return judge_rates(settings.WS_MAX_CONNECTIONS, settings.WS_RATE_LIMIT_TOTAL)
+
+
+def judge_rates(clients: int, a_minute: int) -> Verdict:
+    """Whether so many clients come back soon after a restart."""
+    if not a_minute:
+        return ok("connections are not limited by the minute")
+    minutes = clients / a_minute
+    found = f"{clients} clients need {minutes:.0f} minutes to come back, at {a_minute} a minute"
+    if minutes > LONGEST_RETURN_MINUTES:
+        return warning(found, f"raise WS_RATE_LIMIT_TOTAL to {clients}: after a restart they all come at once")
+    return ok(f"{clients} clients come back within {math.ceil(minutes)} minutes, at {a_minute} a minute")
 
 
 # The way to the database ----------------------------------------------------------------------------------------
@@ -686,16 +709,23 @@ async def _nats(place: Place) -> Verdict:
 async def _publisher(place: Place) -> Verdict:
     assert place.stream, "NATS was checked before"
     began = time.perf_counter()
-    if await place.stream.ask("may_read", b'[[{}, ""]]') is None:
-        mend = "start relay publish; let this user publish to, and that of the publisher subscribe to, NAME.ask.>"
-        return failed("no publisher answers", mend)
-    return ok(f"one answers, after {(time.perf_counter() - began) * 1000:.1f} ms")
+    if await _publisher_answers(place.stream):
+        return ok(f"one answers, after {(time.perf_counter() - began) * 1000:.1f} ms")
+    mend = "start relay publish; let this user publish to, and that of the publisher subscribe to, NAME.ask.>"
+    return failed("no publisher answers", mend)
+
+
+async def _publisher_answers(stream: Stream) -> bool:
+    found = await stream.last_state()
+    state = found and decode(found[1])
+    return isinstance(state, State) and bool(await stream.ask(state.asked_at, "may_read", b'[[{}, ""]]'))
 
 
 _HERE: Final[Mapping[str, Callable[[Place], Awaitable[Verdict]]]] = {
     "access": _access,
     "ports": _ports,
     "files": _files,
+    "rates": _rates,
 }
 """Checks of this machine."""
 

@@ -9,6 +9,8 @@ Rules:
 - A cursor is good while the stream holds what follows it. Each state marks a position in the stream: `_marks`. Who
   resumes is served with others, by reading from the last mark that the oldest of their cursors covers.
 - A cursor may be ahead of what is read, for a client may come from a relay that is: it waits until it is not.
+- Questions go to the publisher that wrote the last state. If it is silent, they are asked again, of whichever wrote
+  the last one then. What cannot be asked is refused to those who want it, and holds up nobody else.
 - Of the database it knows only what the publisher tells. It connects to NATS alone.
 - A fault of the connection ends it; the edge connects again, with back-off and jitter, for ever.
 """
@@ -26,19 +28,24 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import structlog
 
+from relay import protocol
 from relay.config import Settings
+from relay.faults import Faults
 from relay.feed import REFRESH_SECONDS, Question, Retry, first_of
 from relay.hub import Hub
-from relay.jetstream import Gap, Stream, StreamError
+from relay.jetstream import Gap, Refused, Stream, StreamError
 from relay.session import RESUME_CHANGES
 from relay.snapshot import Snapshot
 from relay.status import Histogram, StreamStatus
-from relay.stream import Assembly, Batch, Begin, BoardHead, Committed, Part, State, StreamBroken, decode
+from relay.stream import Assembly, Batch, Begin, BoardHead, Committed, Part, State, StreamBroken, can_name, decode
 
 log = structlog.get_logger()
 
 SILENT_SECONDS: Final = 5.0
 """So long after the last entry, the publisher is missed."""
+
+WANTED_SECONDS: Final = 10.0
+"""A board or an answer that has been wanted for longer and is not here is a problem."""
 
 ASK_AGAIN_SECONDS: Final = 0.25
 """How long after no publisher answered it is asked again."""
@@ -71,6 +78,11 @@ _decode_head: Final = msgspec.json.Decoder(BoardHead).decode
 _decode_answers: Final = msgspec.json.Decoder(list[bool]).decode
 
 
+def _encode_questions(asked: Sequence[tuple[Mapping[str, Any], str]]) -> bytes:
+    # A name that is no text names no board: any other that does not either has the same answer.
+    return msgspec.json.encode([(claims, name.encode(errors="replace").decode()) for claims, name in asked])
+
+
 class Edge:
     """Follows the stream and asks the publisher for boards: the hub's `Source`, with the face of a `Feed`."""
 
@@ -80,6 +92,10 @@ class Edge:
         self.transactions = self.rung = self.skipped = self.sessions = self.entries = 0
         self.continuity_lost: Counter[str] = Counter()
         self._settings = settings
+        self._faults = Faults()
+        # Since when boards are wanted, and an answer, that are not here.
+        self._wanted_since: dict[str, float] = {}
+        self._asked_since: float | None = None
         # Each board has its place in one of these: two reads of the same never cross.
         self._wanted: list[asyncio.Queue[str]] = [asyncio.Queue() for _ in range(ASKED_AT_ONCE)]
         self._changes_wanted = asyncio.Event()
@@ -99,6 +115,7 @@ class Edge:
 
     def ask(self, board: str) -> None:
         """Have a board read, for the hub."""
+        self._wanted_since.setdefault(board, time.monotonic())
         self._wanted[hash(board) % ASKED_AT_ONCE].put_nowait(board)
 
     def ask_changes(self) -> None:
@@ -113,12 +130,24 @@ class Edge:
 
     def trouble(self, budget: float) -> str | None:
         """Say in one line why changes do not come through, where a publisher has so many seconds to write."""
-        if self.problem:
-            return self.problem
-        if (silent := time.monotonic() - self._last_heard) > max(budget, SILENT_SECONDS):
-            return f"nothing has come from a publisher for {silent:.0f} seconds: is relay publish running?"
-        said = self._assembly.state.problem if self._assembly else None
-        return f"the publisher says: {said}" if said else None
+        now = time.monotonic()
+        if problem := self.problem or self._faults.recurring(now):
+            return problem
+        if (silent := now - self._last_heard) > max(budget, SILENT_SECONDS):
+            return f"nothing has come from a publisher for {silent:.0f} seconds: does one run, and reach Postgres?"
+        if said := self._assembly.state.problem if self._assembly else None:
+            return f"the publisher says: {said}"
+        return self._overdue(now)
+
+    def _overdue(self, now: float) -> str | None:
+        """Say in one line what has been wanted for too long."""
+        since = min([*self._wanted_since.values(), self._asked_since or now])
+        if now - since <= WANTED_SECONDS:
+            return None
+        wanted = len(self._wanted_since)
+        return (
+            f"{wanted} boards are wanted and not here, for up to {now - since:.0f} seconds: the publisher is too slow"
+        )
 
     @property
     def proven(self) -> bool:
@@ -157,17 +186,26 @@ class Edge:
         """Feed the hub until cancelled."""
         retry = Retry()
         while True:
+            self._faults.begin(time.monotonic())
             try:
                 async with Stream.open(self._settings, self._settings.SERVE_FROM, "edge") as self._stream:
                     self.sessions += 1
                     await self._begin(self._stream, hub)
-                    retry = Retry()
                     await self._follow(self._stream, hub)
             except* (StreamError, StreamBroken) as group:
                 first = first_of(group)
                 if isinstance(first, StreamBroken | Gap):
                     self._assembly = None
                 self._report(str(first))
+                if self._faults.end(time.monotonic(), str(first)):
+                    retry = Retry()
+            except* Exception as group:
+                fault = first_of(group)
+                log.error("feed.fault", exc_info=fault)  # noqa: TRY400  # of the group, its first
+                self._assembly = None
+                self._report(f"{type(fault).__name__}: {fault}")
+                if self._faults.end(time.monotonic(), str(fault)):
+                    retry = Retry()
             finally:
                 self._stream = None
             await asyncio.sleep(retry.next())
@@ -290,22 +328,35 @@ class Edge:
         while True:
             name = await wanted.get()
             if not hub.begin_read(name):
+                self._wanted_since.pop(name, None)
                 continue
             try:
+                if not can_name(name, stream.room):
+                    self._wanted_since.pop(name, None)
+                    hub.refuse(name, _too_long(name))
+                    continue
                 if not (found := await self._ask_board(stream, name)):
                     await asyncio.sleep(ASK_AGAIN_SECONDS)
-                    hub.abandon_read(name)
+                    self._abandon(hub, name)
                     continue
                 async with self._between_batches():
+                    self._wanted_since.pop(name, None)
                     hub.synced(name, *found)
             except BaseException:
-                hub.abandon_read(name)
+                self._abandon(hub, name)
                 raise
+
+    def _abandon(self, hub: Hub, name: str) -> None:
+        """Have a board asked for again, if anybody wants it still."""
+        since = self._wanted_since.pop(name, time.monotonic())
+        hub.abandon_read(name)
+        if name in self._wanted_since:
+            self._wanted_since[name] = since
 
     async def _ask_board(self, stream: Stream, name: str) -> tuple[Snapshot, bytes] | None:
         """Ask the publisher for a board; None if there is none, or it is of another run of the server than we are."""
         assert self._assembly, "it has begun"
-        if not (answer := await stream.ask("board", name.encode(errors="surrogatepass"))):
+        if not (answer := await stream.ask(self._assembly.state.asked_at, "board", name.encode())):
             return None
         head = _decode_head(answer[0])
         return (Snapshot.parse(head.snapshot), answer[1]) if head.run == self._assembly.state.run else None
@@ -321,6 +372,9 @@ class Edge:
                 async with self._between_batches():
                     now, last = self._position, self._last
                 first = self._mark_before(resume.oldest, last)
+                for name in resume.boards:
+                    if not can_name(name, stream.room):
+                        hub.refuse(name, _too_long(name))
                 transactions = await self._missed(stream, first, last, resume.boards)
                 async with self._between_batches():
                     hub.resumed(now, transactions, first.position)
@@ -372,18 +426,37 @@ class Edge:
     async def _answer(self, stream: Stream) -> None:
         while True:
             question = await self._questions.get()
+            self._asked_since = self._asked_since or time.monotonic()
             try:
-                found = await stream.ask("may_read", msgspec.json.encode(question.asked))
-                if found is None:
-                    await asyncio.sleep(ASK_AGAIN_SECONDS)
-                    self._questions.put_nowait(question)
-                    continue
-                answers = _decode_answers(found[0])
+                answers = await self._ask_may_read(stream, question.asked)
             except BaseException:
                 self._questions.put_nowait(question)
                 raise
+            if answers is None:
+                await asyncio.sleep(ASK_AGAIN_SECONDS)
+                self._questions.put_nowait(question)
+                continue
+            self._asked_since = None
             if not question.answer.done():
                 question.answer.set_result(answers)
+
+    async def _ask_may_read(
+        self, stream: Stream, asked: Sequence[tuple[Mapping[str, Any], str]]
+    ) -> Sequence[bool] | None:
+        """Ask the publisher, in questions that NATS takes; what is too long to be asked may not be read."""
+        assert self._assembly, "it has begun"
+        try:
+            found = await stream.ask(self._assembly.state.asked_at, "may_read", _encode_questions(asked))
+        except Refused as ex:
+            if len(asked) == 1:
+                log.warning("access.may_read_failed", problem=str(ex))
+                return [False]
+        else:
+            return _decode_answers(found[0]) if found else None
+        half = len(asked) // 2
+        first = await self._ask_may_read(stream, asked[:half])
+        second = first and await self._ask_may_read(stream, asked[half:])
+        return [*first, *second] if first and second else None
 
     async def _refresh(self, stream: Stream, hub: Hub) -> None:
         while True:
@@ -392,6 +465,12 @@ class Edge:
             self._marks = [mark for mark in self._marks if mark.sequence >= first] or self._marks[-1:]
             async with self._between_batches():
                 hub.refresh()
+
+
+def _too_long(name: str) -> protocol.Message:
+    return protocol.error(
+        "invalid_board_id", f"boardId has {len(name)} letters, of which NATS takes fewer, or is no text"
+    )
 
 
 def _state(data: bytes) -> State:

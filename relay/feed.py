@@ -247,15 +247,23 @@ class Question:
 class Feed:
     """Follows the journal of one database and reads its boards: the hub's `Source`.
 
-    It begins now, or goes on from a position in an era. `problem` says in one line why it is not running, and is None
-    while it is.
+    It begins now, or goes on from a position in an era. So many boards are read side by side. `problem` says in one
+    line why it is not running, and is None while it is.
 
     For metrics: `commit_to_socket` is how long canaries took, `transactions` counts those that were found, `rung` the
     doorbells that were heard, `skipped` about how many transactions did not ring, `sessions` how often it was
     connected, `continuity_lost` how often it could not go on from its position.
     """
 
-    def __init__(self, database_url: str, era: Era | None = None, position: Snapshot | None = None) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        era: Era | None = None,
+        position: Snapshot | None = None,
+        *,
+        side_by_side: int = 1,
+    ) -> None:
+        self._side_by_side = side_by_side
         self.commit_to_socket = Histogram()
         self.transactions = self.rung = self.skipped = self.sessions = self.entries = 0
         self.continuity_lost: Counter[str] = Counter()
@@ -346,7 +354,7 @@ class Feed:
         retry = Retry()
         while True:
             try:
-                async with Session.open(self._conninfo, hub) as session:
+                async with Session.open(self._conninfo, hub, self._side_by_side) as session:
                     self.sessions += 1
                     async with in_time():
                         await self._begin(session, hub)
@@ -406,7 +414,8 @@ class Feed:
     async def _follow(self, session: Session, hub: Follower) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read_journal(session, hub))
-            tasks.create_task(self._read_boards(session, hub))
+            for _ in range(self._side_by_side):
+                tasks.create_task(self._read_boards(session, hub))
             tasks.create_task(self._read_missed(session, hub))
             tasks.create_task(self._answer(session))
             tasks.create_task(_inspect(session))

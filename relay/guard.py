@@ -11,18 +11,20 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import aiohttp
-import jwt
 import structlog
 
 from relay import access
-from relay.access import Access, AccessError, Gate, Rates
-from relay.config import Settings
+from relay.access import Access, AccessError, Gate, Key, Rates
+from relay.config import Settings, is_address, is_safe_address
+from relay.origins import Origins
+from relay.proxies import Proxies
 
 log = structlog.get_logger()
 
@@ -45,12 +47,12 @@ class Guard:
         self._settings = settings
         self._asked = -SOONEST_SECONDS
         self._fetching = asyncio.Lock()
-        self._keys: Sequence[jwt.PyJWK] | None = None
+        self._keys: Sequence[Key] | None = None
         self.tls: ssl.SSLContext | None = None
         self.gate = Gate(
-            origins=_origins(settings),
+            origins=Origins.of(_origins(settings)),
             require_origin=settings.WS_REQUIRE_ORIGIN,
-            trusted=access.networks(settings.WS_TRUSTED_PROXIES),
+            trusted=Proxies.of(settings.WS_TRUSTED_PROXIES),
             rates=rates,
         )
 
@@ -73,7 +75,7 @@ class Guard:
         """Ask the address of keys now and then, until cancelled."""
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
-            if _is_address(self._settings.WS_JWT_KEYS):
+            if is_address(self._settings.jwt_keys):
                 await self.new_keys()
 
     async def new_keys(self) -> None:
@@ -129,26 +131,44 @@ class Guard:
             tokens |= access.static_tokens(lines, f"WS_TOKENS_FILE: {path}")
         return tokens
 
-    async def _read_keys(self) -> Sequence[jwt.PyJWK] | None:
-        source = self._settings.WS_JWT_KEYS
+    async def _read_keys(self) -> Sequence[Key] | None:
+        source = self._settings.jwt_keys
+        setting = "WS_JWT_KEYS" if self._settings.WS_JWT_KEYS else "WS_JWT_ISSUER"
         if not source:
             return None
         self._asked = asyncio.get_running_loop().time()
-        text = await _fetched(source) if _is_address(source) else _text(source, "WS_JWT_KEYS")
-        return access.signing_keys(text, f"WS_JWT_KEYS: {source}")
+        if is_address(source):
+            text = await _fetched(source, setting)
+            if (address := _named_by(text, self._settings.WS_JWT_ISSUER, f"{setting}: {source}")) is not None:
+                source, text = address, await _fetched(address, setting)
+        else:
+            text = _text(source, setting).encode()
+        return access.signing_keys(text, f"{setting}: {source}")
 
 
-def _origins(settings: Settings) -> frozenset[str] | None:
+def _origins(settings: Settings) -> list[str]:
     """Return the origins whose pages get in: those of the setting, and the relay's own page on this machine."""
-    named = settings.WS_ORIGINS.replace(",", " ").split()
-    if "*" in named:
-        return None
     own = [f"http://{host}:{settings.HEALTH_PORT}" for host in ("localhost", "127.0.0.1", "[::1]")]
-    return frozenset(origin.rstrip("/").lower() for origin in [*named, *own])
+    return [*settings.WS_ORIGINS.replace(",", " ").split(), *own]
 
 
-def _is_address(source: str) -> bool:
-    return source.startswith(("https://", "http://"))
+def _named_by(text: bytes, issuer: str, where: str) -> str | None:
+    """Return the address of keys that an issuer's description of itself names; None if the text is none.
+
+    Raises AccessError.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or "jwks_uri" not in found:
+        return None
+    address, its_issuer = str(found["jwks_uri"]), str(found.get("issuer"))
+    if issuer and its_issuer != issuer:
+        raise AccessError(f"{where}: is of issuer {its_issuer!r:.200}: expected WS_JWT_ISSUER, {issuer!r}")
+    if not is_safe_address(address):
+        raise AccessError(f"{where}: names the keys {address!r:.200}: expected an address that begins with https://")
+    return address
 
 
 def _text(path: str, setting: str) -> str:
@@ -159,7 +179,7 @@ def _text(path: str, setting: str) -> str:
         raise AccessError(f"{setting}: cannot read {path}: {reason}") from None
 
 
-async def _fetched(address: str) -> bytes:
+async def _fetched(address: str, setting: str) -> bytes:
     timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)
     try:
         async with (
@@ -168,4 +188,4 @@ async def _fetched(address: str) -> bytes:
         ):
             return await response.content.read(LARGEST_KEYS_BYTES)
     except (aiohttp.ClientError, TimeoutError, ValueError) as ex:
-        raise AccessError(f"WS_JWT_KEYS: {address} does not answer: {str(ex) or type(ex).__name__}") from None
+        raise AccessError(f"{setting}: {address} does not answer: {str(ex) or type(ex).__name__}") from None

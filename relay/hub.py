@@ -39,6 +39,13 @@ BUFFER_BYTES: Final = 64 * 1024
 """About how much is sent to one subscriber before the next one has its turn."""
 
 
+MOST_ASKED: Final = 10_000
+"""So many boards wait to be read, of those that are followed and of those that nobody wants any more."""
+
+REMEMBERED: Final = 100
+"""So many boards that a subscriber has left are remembered."""
+
+
 class Subscriber(Protocol):
     """A client's connection, as far as the hub is concerned. Compared by identity."""
 
@@ -89,6 +96,37 @@ class Resume:
     boards: frozenset[str]
 
 
+class _Followed:
+    """The boards that a subscriber follows now; and those that it has left, of which a few are remembered.
+
+    Once there were more, each board that it asks for may be one of those.
+    """
+
+    __slots__ = ("_forgot", "_left", "now")
+
+    def __init__(self) -> None:
+        self.now: dict[str, None] = {}
+        self._left: set[str] = set()
+        self._forgot = False
+
+    def add(self, name: str) -> bool:
+        """Follow a board; true if it may have been followed before."""
+        again = self._forgot or name in self._left or name in self.now
+        self.now[name] = None
+        return again
+
+    def leave(self, name: str) -> bool:
+        """Follow a board no more; false if it was not followed."""
+        if name not in self.now:
+            return False
+        del self.now[name]
+        if len(self._left) < REMEMBERED:
+            self._left.add(name)
+        else:
+            self._forgot |= name not in self._left
+        return True
+
+
 Frame = Callable[[bytes], bytes]
 """Makes a message what goes on the wire."""
 
@@ -108,10 +146,11 @@ class Hub:
         self._frame = frame
         self._deflated = deflated or frame
         self._boards: dict[str, Board[Subscriber]] = {}
-        # The boards that each subscriber has asked for; false: not any more.
-        self._boards_of: dict[Subscriber, dict[str, bool]] = {}
+        self._boards_of: dict[Subscriber, _Followed] = {}
         self._resumable: defaultdict[str, set[Subscriber]] = defaultdict(set)
+        # The boards that the source was asked for; and whether there are others, for which there was no room.
         self._asked: set[str] = set()
+        self._more_to_ask = False
         self._resuming: frozenset[str] = frozenset()
         self._quiet: set[str] = set()
         # The boards that parts of the present batch were published to.
@@ -134,9 +173,7 @@ class Hub:
         the cursor is not good.
         """
         self.unsubscribe(subscriber, name)
-        boards = self._boards_of.setdefault(subscriber, {})
-        again = name in boards
-        boards[name] = True
+        again = self._boards_of.setdefault(subscriber, _Followed()).add(name)
         if (board := self._boards.get(name)) is None:
             board = self._boards[name] = Board()
         if resumable:
@@ -151,8 +188,8 @@ class Hub:
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> None:
         """Send a subscriber nothing more of a board."""
-        if self._boards_of.get(subscriber, {}).get(name):
-            self._boards_of[subscriber][name] = False
+        followed = self._boards_of.get(subscriber)
+        if followed and followed.leave(name):
             self._leave(subscriber, name)
 
     def leave(self, subscriber: Subscriber) -> None:
@@ -231,6 +268,10 @@ class Hub:
     def begin_read(self, name: str) -> bool:
         """Note that the feed begins to read a board; false if nobody wants it any more."""
         self._asked.discard(name)
+        if self._more_to_ask and not self._asked:
+            self._more_to_ask = False
+            for each, followed in self._boards.items():
+                self._ask_for(each, followed)
         board = self._boards.get(name)
         if board is None or not board.needs_read:
             return False
@@ -242,6 +283,13 @@ class Hub:
         if board := self._boards.get(name):
             board.abandon_read()
             self._ask_for(name, board)
+
+    def refuse(self, name: str, error: Message) -> None:
+        """Note that a board cannot be had: say so to its subscribers, which follow it no longer."""
+        subscribers = [one for one, followed in self._boards_of.items() if name in followed.now]
+        for subscriber in subscribers:
+            self.unsubscribe(subscriber, name)
+        self._send_frames(subscribers, [self._frame(error.json)])
 
     def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None:
         """Hand over a board that was read: the snapshot it was read in, and its `protocol.board_data`."""
@@ -298,7 +346,8 @@ class Hub:
 
     def following(self, subscriber: Subscriber) -> list[str]:
         """Name the boards that a subscriber follows."""
-        return [name for name, still in self._boards_of.get(subscriber, {}).items() if still]
+        followed = self._boards_of.get(subscriber)
+        return list(followed.now) if followed else []
 
     def _resume(self, era: Era, subscriber: Subscriber, name: str, cursor: str) -> None:
         board = self._boards[name]
@@ -319,9 +368,13 @@ class Hub:
                 yield name, board
 
     def _ask_for(self, name: str, board: Board[Subscriber]) -> None:
-        if board.needs_read and name not in self._asked:
-            self._asked.add(name)
-            self._source.ask(name)
+        if not board.needs_read or name in self._asked:
+            return
+        if len(self._asked) >= MOST_ASKED:
+            self._more_to_ask = True
+            return
+        self._asked.add(name)
+        self._source.ask(name)
 
     def _leave(self, subscriber: Subscriber, name: str) -> None:
         if resumable := self._resumable.get(name):
@@ -353,7 +406,7 @@ class Hub:
             kinds |= found
         if recipients:
             for kind, count in kinds.items():
-                log.info("websocket.broadcast", type=kind, recipients=recipients, board=name[:100], messages=count)
+                log.debug("websocket.broadcast", type=kind, recipients=recipients, board=name[:100], messages=count)
 
     def _send(
         self, board: Board[Subscriber], subscribers: AbstractSet[Subscriber], messages: Sequence[Message]

@@ -97,7 +97,9 @@ def diff(database_url: str) -> list[str]:
         installed = _objects(connection, "relay")
         scratch = f"relay_{secrets.token_hex(4)}"
         connection.execute("set local client_min_messages = warning")
-        connection.execute(re.sub(r"\brelay\b", scratch, text("install")).encode())
+        # What comes before the schema judges whether this may be installed here at all.
+        judgement, schema, rest = text("install").partition("create schema if not exists relay;")
+        connection.execute((judgement + re.sub(r"\brelay\b", scratch, schema + rest)).encode())
         if "view relay.watches" in installed:
             connection.execute(_TRIGGER_FUNCTIONS.replace("scratch", scratch).encode())
         wanted = _objects(connection, scratch)

@@ -1,14 +1,18 @@
 """NATS JetStream: how publishers append to the stream, and edges read it. The only module that imports nats.
 
 Subjects, all under the stream's name: `NAME.board.TOKEN` for the parts of each board, `NAME.all` for what concerns
-all boards, `NAME.state` for states. These are in the stream. Not in it are `NAME.ask.…`, on which edges ask the
-publisher for boards and for what relay.may_read says. Answers come to inboxes that begin with `_INBOX_publisher` and
-`_INBOX_edge`, so that a server's permissions can tell them apart: deploy/nats.conf names every subject that is used.
+all boards, `NAME.state` for states. These are in the stream. Not in it are `NAME.ask.PLACE.…`, on which edges ask for
+boards and for what relay.may_read says; each publisher that is active has a place of its own, which its states name.
+Answers come to inboxes that begin with `_INBOX_publisher` and `_INBOX_edge`, so that a server's permissions can tell
+them apart: deploy/nats.conf names every subject that is used.
 
 Rules:
 - An entry is appended only if the stream ends where its publisher believes that it does: JetStream compares the
   sequence. So of two publishers one is refused, and what was sent twice is stored once. JetStream's de-duplication by
   message id is not used: it would also drop what a publisher must say again after an interruption.
+- What does not fit into a message is refused here, before it is sent: NATS would end the connection for it.
+- A publisher that is asked says at once that it is at work, and again while it is. So one that is gone is noticed in
+  `SILENT_SECONDS`, however long a board may take.
 - Entries are read by sequence, without a gap: a sequence that is missing is an error, never passed over.
 - A connection is never mended. Whatever goes wrong ends it, and who uses it makes another and looks where it stands.
 """
@@ -37,7 +41,7 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import APIError
 
 from relay.config import Settings
-from relay.stream import Entry, Part, State, encode, token
+from relay.stream import Encoded, Entry, Part, State, token
 
 CONNECT_SECONDS: Final = 5
 """How long connecting may take."""
@@ -55,14 +59,14 @@ BEAT_SECONDS: Final = 1.0
 """How often JetStream says that there is nothing new. After `SILENT_BEATS` of these in silence it is gone."""
 SILENT_BEATS: Final = 3
 
-ASK_SECONDS: Final = 15.0
-"""How long a publisher may take to answer with a board."""
+WORKING_SECONDS: Final = 1.0
+"""How often a publisher says that it is at work on an answer."""
 
-OTHER_BYTES: Final = 16 * 1024
-"""Of the largest message that NATS takes, so much is left for all but the messages to clients."""
+SILENT_SECONDS: Final = 2.0
+"""How long a publisher may be silent that was asked."""
 
 ANSWER_BYTES: Final = 256 * 1024
-"""Of so many bytes is a part of an answer."""
+"""Of so many bytes is a part of an answer, at most."""
 
 _INBOXES: Final = ("_INBOX", "_R_")
 """How a subject begins on which an answer is waited for, in this account of the server's or in another."""
@@ -71,7 +75,12 @@ _WRONG_LAST_SEQUENCE: Final = 10071
 _NO_MESSAGE: Final = 10037
 _EXPECTED: Final = "Nats-Expected-Last-Sequence"
 _PARTS: Final = "Relay-Parts"
+_WORKING: Final = b"working"
+"""Not empty: where questions come from another account, an empty message ends the answer."""
 _PLACE_TOKENS: Final = 9
+_LONGEST_SEQUENCE: Final = 20
+_HEADER_BYTES: Final = len(f"NATS/1.0\r\n{_EXPECTED}: \r\n\r\n") + _LONGEST_SEQUENCE
+"""What an entry takes beside itself; NATS counts it as a part of the message."""
 
 
 class _Error(msgspec.Struct):
@@ -89,6 +98,10 @@ _decode_ack: Final = msgspec.json.Decoder(_Ack).decode
 
 class StreamError(Exception):
     """Why the stream cannot be used, in one line."""
+
+
+class Refused(StreamError):
+    """An entry is not taken, for what it is."""
 
 
 class Outrun(StreamError):
@@ -122,6 +135,7 @@ class Stream:
         self._client = client
         self._name = name
         self._jetstream = JetStreamContext(client, domain=domain or None, timeout=ANSWER_SECONDS)
+        self._longest = 0
         self._fault: str | None = None
         self._ended = asyncio.Event()
         self._ack_inbox = ""
@@ -176,8 +190,9 @@ class Stream:
     async def bounds(self) -> Bounds:
         """Tell which entries there are. Raises StreamError if there is no stream."""
         with self._one_line():
-            state = (await self._jetstream.stream_info(self._name)).state
-        return Bounds(state.first_seq, state.last_seq)
+            info = await self._jetstream.stream_info(self._name)
+        self._longest = max(0, info.config.max_msg_size or 0)
+        return Bounds(info.state.first_seq, info.state.last_seq)
 
     async def make(self, seconds: float, size: int, replicas: int) -> None:
         """Make the stream, if there is none, to keep entries so long and so many bytes of them."""
@@ -199,16 +214,21 @@ class Stream:
 
     @property
     def room(self) -> int:
-        """How many bytes of messages to clients an entry may have."""
-        return self._client.max_payload - OTHER_BYTES
+        """How many bytes an entry may have, or a question."""
+        most = self._client.max_payload
+        return (min(most, self._longest) if self._longest else most) - _HEADER_BYTES
 
-    async def append(self, entries: Sequence[Entry], last: int) -> int:
+    async def append(self, entries: Sequence[Encoded], last: int) -> int:
         """Append to a stream whose last entry is this one; return which then is. Raises Outrun if it is another.
+
+        Raises Refused if an entry is too large, or JetStream does not take it.
 
         All are sent at once, for the server takes them in their order, and none after one that it refuses; unless
         another publisher's stands where that one should. Then those after it do not follow on, and no assembly
         believes them. nats-py's own way to send many never hears of a refusal.
         """
+        for _, data in entries:
+            self._require_room("an entry", data)
         with self._one_line():
             async with asyncio.timeout(ANSWER_SECONDS):
                 if not self._ack_inbox:
@@ -216,15 +236,22 @@ class Stream:
                     await self._client.subscribe(f"{inbox}.*", cb=self._acknowledge)
                     self._ack_inbox = inbox
                 acks = [self._expect_ack() for _ in entries]
-                for entry, (token, _) in zip(entries, acks, strict=True):
+                for (entry, data), (token, _) in zip(entries, acks, strict=True):
                     headers = {_EXPECTED: str(last)}
                     await self._client.publish(
-                        self._subject(entry), encode(entry), reply=f"{self._ack_inbox}.{token}", headers=headers
+                        self._subject(entry), data, reply=f"{self._ack_inbox}.{token}", headers=headers
                     )
                     last += 1
                 for _, ack in acks:
                     await ack
         return last
+
+    def _require_room(self, what: str, data: bytes) -> None:
+        if len(data) > self.room:
+            raise Refused(
+                f"{what} has {len(data)} bytes, and NATS takes {self.room}: raise max_payload there, "
+                f"and max_msg_size of stream {self._name} if it has one"
+            )
 
     def _expect_ack(self) -> tuple[str, asyncio.Future[None]]:
         self._sent += 1
@@ -358,17 +385,22 @@ class Stream:
 
     # Asking the publisher
 
-    async def ask(self, what: str, question: bytes) -> tuple[bytes, bytes] | None:
-        """Ask the publisher; return the head and the body of its answer, or None if none answers in time."""
+    async def ask(self, place: str, what: str, question: bytes) -> tuple[bytes, bytes] | None:
+        """Ask the publisher with this place; return the head and the body of its answer, or None if it is silent.
+
+        Raises Refused if the question is too long.
+        """
+        self._require_room("a question", question)
         inbox = self._client.new_inbox()
         with self._one_line():
             answers = await self._client.subscribe(inbox, pending_msgs_limit=0, pending_bytes_limit=0)
             try:
-                await self._client.publish(f"{self._name}.ask.{what}", question, reply=inbox)
-                head = await answers.next_msg(timeout=ASK_SECONDS)
-                if not head.headers or _PARTS not in head.headers:
-                    return None
-                parts = [await answers.next_msg(timeout=ANSWER_SECONDS) for _ in range(int(head.headers[_PARTS]))]
+                await self._client.publish(f"{self._name}.ask.{place}.{what}", question, reply=inbox)
+                while not (head := await answers.next_msg(timeout=SILENT_SECONDS)).headers:
+                    pass  # it is at work
+                if _PARTS not in head.headers:
+                    return None  # NATS says that nobody listens there
+                parts = [await answers.next_msg(timeout=SILENT_SECONDS) for _ in range(int(head.headers[_PARTS]))]
             except nats.errors.TimeoutError:
                 return None
             finally:
@@ -378,24 +410,24 @@ class Stream:
 
     @asynccontextmanager
     async def answering(
-        self, what: str, answer: Callable[[bytes], Awaitable[tuple[bytes, bytes] | None]]
+        self, place: str, what: str, answer: Callable[[bytes], Awaitable[tuple[bytes, bytes] | None]]
     ) -> AsyncIterator[None]:
         """Answer what edges ask, each question by itself; None answers nothing."""
         running: set[asyncio.Task[None]] = set()
 
         async def reply(question: Msg) -> None:
-            # No server checks whether who asks may write where the answer is to go: it could be into the stream.
-            if question.reply.startswith(_INBOXES) and (found := await answer(question.data)):
-                with contextlib.suppress(nats.errors.Error, OSError):
-                    await self._reply(question.reply, *found)
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await self._reply(question.reply, asyncio.ensure_future(answer(question.data)))
 
         async def take(question: Msg) -> None:
-            task = asyncio.create_task(reply(question))
-            running.add(task)
-            task.add_done_callback(running.discard)
+            # No server checks whether who asks may write where the answer is to go: it could be into the stream.
+            if question.reply.startswith(_INBOXES):
+                task = asyncio.create_task(reply(question))
+                running.add(task)
+                task.add_done_callback(running.discard)
 
         with self._one_line():
-            questions = await self._client.subscribe(f"{self._name}.ask.{what}", queue="publishers", cb=take)
+            questions = await self._client.subscribe(f"{self._name}.ask.{place}.{what}", cb=take)
         try:
             yield
         finally:
@@ -404,8 +436,18 @@ class Stream:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await questions.unsubscribe()
 
-    async def _reply(self, inbox: str, head: bytes, body: bytes) -> None:
-        parts = [body[start : start + ANSWER_BYTES] for start in range(0, len(body), ANSWER_BYTES)]
+    async def _reply(self, inbox: str, answer: asyncio.Future[tuple[bytes, bytes] | None]) -> None:
+        try:
+            while not answer.done():
+                await self._client.publish(inbox, _WORKING)
+                await asyncio.wait([answer], timeout=WORKING_SECONDS)
+        finally:
+            answer.cancel()
+        if (found := answer.result()) is None:
+            return
+        head, body = found
+        size = min(ANSWER_BYTES, self.room)
+        parts = [body[start : start + size] for start in range(0, len(body), size)]
         await self._client.publish(inbox, head, headers={_PARTS: str(len(parts))})
         for part in parts:
             await self._client.publish(inbox, part)
@@ -429,7 +471,7 @@ class Stream:
             return _NoMessage(description)
         if code == HTTPStatus.NOT_FOUND:
             return _NoStream(self._no_stream)
-        return StreamError(f"JetStream refused: {description}")
+        return Refused(f"JetStream refused: {description}")
 
     @property
     def _no_stream(self) -> str:

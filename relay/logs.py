@@ -3,21 +3,28 @@
 Rules:
 - A line is one thing that happened; its `event` says what, in two words, the first of which is the part of the relay.
 - Levels: `error` is for what somebody must see to, `warning` for what may become that or cost clients something,
-  `info` for everything else.
+  `info` for everything else that is of interest in a quiet hour, `debug` for what is too much then.
+- Logging never waits and never fails, whatever becomes of the line: see logsink.py.
+- What strangers wrote may be in any field. Control characters are escaped in the last step, for terminals obey them.
 - Of one event, no more than `BURST` lines at once and `LINES_A_SECOND` after that: whoever floods the relay shall not
   fill the disk as well. The next line of that event says how many were `suppressed` before it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import sys
 import time
 from collections import defaultdict
-from typing import Final
+from typing import Final, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor
+
+from relay.logsink import Sink
+from relay.terminal import harmless
 
 BURST: Final = 500
 LINES_A_SECOND: Final = 50
@@ -53,6 +60,7 @@ class Flood:
 
 
 _flood = Flood()
+_sink: Sink | None = None
 
 
 def suppressed() -> int:
@@ -60,11 +68,16 @@ def suppressed() -> int:
     return _flood.suppressed
 
 
+def dropped() -> int:
+    """Return how many lines of this process could not be written."""
+    return _sink.dropped if _sink else 0
+
+
 def start(level: str = "info", **fields: object) -> None:
     """Log from now on what has this level at least; each line has these fields too."""
-    renderer: Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
+    global _sink  # noqa: PLW0603  # a process has one log
+    render = _for_terminals() if sys.stderr and sys.stderr.isatty() else _for_machines
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
     def add_fields(_logger: object, _method: str, line: EventDict) -> EventDict:
         part = str(line["event"]).partition(".")[0]
@@ -73,21 +86,57 @@ def start(level: str = "info", **fields: object) -> None:
         line.update(fields)
         return line
 
+    def note(count: int) -> str:
+        line: EventDict = {"event": "log.dropped", "lines": count, "level": "warning"}
+        return str(render(None, "", stamp(None, "", add_fields(None, "", line)))) + "\n"
+
+    if _sink:
+        _sink.close()
+    _sink = Sink(_descriptor(), note)
     structlog.configure(
         processors=[
             _flood,
             add_fields,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            stamp,
             structlog.processors.format_exc_info,
-            renderer,
+            render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _sink)),
         cache_logger_on_first_use=True,
     )
     # What the libraries log takes the same way out.
     logging.basicConfig(handlers=[_LibraryLog()], level=logging.WARNING)
+
+
+def _descriptor() -> int:
+    """Return the descriptor of standard error, whatever stands in for it in this process."""
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):
+        return sys.stderr.fileno()
+    return 2
+
+
+def _for_machines(_logger: object, _method: str, line: EventDict) -> str:
+    """Render a line as JSON, in which an escaped character means what it is."""
+    return harmless(str(structlog.processors.JSONRenderer()(None, "", line)))
+
+
+def _for_terminals() -> Processor:
+    """Render lines for people, in colours, which are the only characters in them that a terminal obeys."""
+    console = structlog.dev.ConsoleRenderer()
+
+    def render(_logger: object, _method: str, line: EventDict) -> str:
+        shown = {harmless(name): _shown(value) for name, value in line.items()}
+        if "exception" in line:
+            shown["exception"] = "\n".join(map(harmless, str(line["exception"]).split("\n")))
+        return str(console(None, "", shown))
+
+    return render
+
+
+def _shown(value: object) -> object:
+    return value if isinstance(value, int | float) else harmless(str(value))
 
 
 class _LibraryLog(logging.Handler):

@@ -10,7 +10,8 @@ import hashlib
 import http
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from relay.listening import NO_FILE, TOO_SLOW, Listener, bind
+from relay.refusals import CROWDED_OUT, Refusals
 from relay.status import LATENCY_BUCKETS, Counts, Database, Histogram, Status, StreamStatus
 
 _VERSION = version("pg-relay")
@@ -29,6 +32,28 @@ _STATIC: Final = Path(__file__).parent / "static"
 
 CLIENT_FILES: Final[Mapping[str, str]] = {"client.js": "text/javascript", "client.d.ts": "text/plain"}
 """The JavaScript client: a module and its types, each with its content type."""
+
+
+CROWDED_HEALTH: Final = (
+    "strangers hold connections to HEALTH_PORT, and others were crowded out: the log has their addresses "
+    "(health.refused); keep the port inside"
+)
+
+CONNECTIONS: Final = 64
+"""So many may be connected to it at once; then the oldest of the fullest address goes."""
+
+REQUEST_SECONDS: Final = 10.0
+"""How long a connection may take to make its first request."""
+
+KEPT_SECONDS: Final = 75.0
+"""How long a connection is kept after an answer, for another request."""
+
+
+MOST_HEADERS: Final = 64
+"""How many headers a request may have."""
+
+BODY_BYTES: Final = 64 * 1024
+"""So much of a request's body is kept, until it is read."""
 
 
 class Monitor:
@@ -48,16 +73,43 @@ class Monitor:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_routes([_file(name, content_type) for name, content_type in CLIENT_FILES.items()])
         app.router.add_routes(routes)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        app.middlewares.append(self._heard)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=1.0,
+            keepalive_timeout=KEPT_SECONDS,
+            max_headers=MOST_HEADERS,
+            read_bufsize=BODY_BYTES,
+        )
+        self._refusals = Refusals("health.refused")
+        self._listener = Listener(self._refusals, lambda: REQUEST_SECONDS, most=CONNECTIONS)
 
-    async def open(self, host: str, port: int) -> int:
-        """Begin to listen and return the port. Raises OSError if the address is taken."""
+    async def open(self, host: str, port: int, sockets: Sequence[socket.socket] = ()) -> int:
+        """Begin to listen, on sockets that are bound if there are any, and return the port.
+
+        Raises OSError if the address is taken.
+        """
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
-        return int(self._runner.addresses[0][1])
+        server = self._runner.server
+        assert server, "it was set up"
+        self._listener.open(sockets or await bind(host, port), lambda _: server())
+        return self._listener.port or 0
 
     async def close(self) -> None:
+        await self._listener.close()
         await self._runner.cleanup()
+
+    @web.middleware
+    async def _heard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Give the connection of a request all the time it wants: it has said what it is there for."""
+        for arrival in self._listener.arrivals:
+            if arrival.protocol is request.protocol:
+                arrival.heard()
+        return await handler(request)
 
     async def _health(self, _request: web.Request) -> web.Response:
         status = await self._status()
@@ -73,8 +125,9 @@ class Monitor:
             body["workers"] = status.workers
         if status.problem:
             body["problem"] = status.problem
-        if status.warnings:
-            body["warnings"] = status.warnings
+        warnings = [*status.warnings, *([CROWDED_HEALTH] if self._listener.crowded else [])]
+        if warnings:
+            body["warnings"] = warnings
         return _answer(body, ok=not status.problem)
 
     async def _ready(self, _request: web.Request) -> web.Response:
@@ -83,7 +136,7 @@ class Monitor:
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         registry = CollectorRegistry()
-        registry.register(_Metrics(await self._status()))
+        registry.register(_Metrics(await self._status(), self._refusals.counts))
         ProcessCollector(registry=registry)
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -128,8 +181,9 @@ def _database(database: Database | None) -> dict[str, Any]:
 class _Metrics(Collector):
     """What Prometheus is told of a status."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: Status, health_refused: Mapping[str, int]) -> None:
         self._status = status
+        self._health_refused = dict.fromkeys((CROWDED_OUT, NO_FILE, TOO_SLOW), 0) | dict(health_refused)
 
     def collect(self) -> Iterator[Metric]:
         status = self._status
@@ -139,6 +193,7 @@ class _Metrics(Collector):
         if status.stream:
             yield from _stream(status.stream, status.counts)
         yield from _counters(status.counts)
+        yield _by_label("relay_health_refused", "Connections to HEALTH_PORT refused.", "reason", self._health_refused)
         yield _histogram(
             "relay_commit_to_socket_seconds",
             "From a commit to the sockets, of canaries.",
@@ -151,6 +206,7 @@ def _gauges(status: Status) -> Iterator[Metric]:
     build.add_metric([_VERSION], 1)
     yield build
     yield GaugeMetricFamily("relay_connections", "Clients that are connected.", status.connections)
+    yield GaugeMetricFamily("relay_arrivals", "Connections that are not let in yet.", status.arrivals)
     yield GaugeMetricFamily("relay_max_connections", "Clients that may be connected.", status.max_connections)
     yield GaugeMetricFamily("relay_subscriptions", "Boards that clients follow, over all.", status.subscriptions)
     yield GaugeMetricFamily("relay_clients_behind", "Clients that have not read what they were sent.", status.behind)
@@ -209,6 +265,7 @@ def _counters(counts: Counts) -> Iterator[Metric]:
         {"rung": counts.rung, "skipped": counts.skipped},
     )
     yield CounterMetricFamily("relay_log_lines_suppressed", "Lines not logged, in a flood.", counts.suppressed)
+    yield CounterMetricFamily("relay_log_lines_dropped", "Lines that could not be written.", counts.dropped)
 
 
 def _by_label(name: str, meaning: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:

@@ -25,6 +25,12 @@ from relay.cursor import Reason
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
 """The largest message a client may send; a larger one closes the connection with code 1009."""
 
+MAX_BOARD_CHARACTERS: Final = 512
+"""The longest name of a board that may be asked for: it is remembered as long as its connection follows it."""
+
+MAX_TOKEN_CHARACTERS: Final = 8192
+"""The longest token: as long as one in a header may be."""
+
 MAX_BAD_MESSAGES: Final = 20
 """So many bad messages without a good one between them close the connection with code 1008."""
 
@@ -53,8 +59,8 @@ class CloseCode(IntEnum):
 
 _BOARD_ID: Final[Any] = Field(
     alias="boardId",
-    description="The board's name. Postgres has no text with U+0000.",
-    json_schema_extra={"pattern": r"^[^\u0000]*$"},
+    description=f"The board's name, up to {MAX_BOARD_CHARACTERS} characters. Postgres has no text with U+0000.",
+    json_schema_extra={"pattern": r"^[^\u0000]*$", "maxLength": MAX_BOARD_CHARACTERS},
 )
 
 
@@ -100,7 +106,9 @@ class Authenticate(BaseModel):
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
     type: Literal["authenticate"]
-    token: StrictStr = Field(repr=False, description="A static token or a JSON Web Token.")
+    token: StrictStr = Field(
+        repr=False, max_length=MAX_TOKEN_CHARACTERS, description="A static token or a JSON Web Token."
+    )
 
 
 ClientMessage = Subscribe | Unsubscribe | Ping | Authenticate
@@ -138,10 +146,19 @@ def parse(text: str) -> ClientMessage:
         message = _client_message.validate_json(text)
     except ValidationError as ex:
         raise _bad_message(ex) from None
-    if isinstance(message, Subscribe | Unsubscribe) and "\0" in message.board_id:
+    if isinstance(message, Subscribe | Unsubscribe):
+        _check_board(message.board_id)
+    return message
+
+
+def _check_board(board: str) -> None:
+    if "\0" in board:
         # Postgres has no such text, so no board can be called that.
         raise BadMessage("invalid_board_id", "boardId has the character U+0000, which no board's name can hold")
-    return message
+    if (length := len(board)) > MAX_BOARD_CHARACTERS:
+        raise BadMessage(
+            "invalid_board_id", f"boardId has {length} characters: expected {MAX_BOARD_CHARACTERS} at most"
+        )
 
 
 def _bad_message(ex: ValidationError) -> BadMessage:
@@ -157,6 +174,10 @@ def _bad_message(ex: ValidationError) -> BadMessage:
         found = "is missing" if kind == "missing" else f"is of type {_json_type(error['input'])}"
         return BadMessage("invalid_board_id", f"boardId {found}: expected a string")
     if field == "token":
+        if kind == "string_too_long":
+            return BadMessage(
+                "invalid_message", f"token is too long: expected {MAX_TOKEN_CHARACTERS} characters at most"
+            )
         return BadMessage("invalid_message", "token is missing or no string: expected the token as a string")
     return BadMessage(
         "invalid_message", 'expected an object with a type, like {"type":"subscribe","boardId":"default"}'

@@ -24,14 +24,13 @@ import http
 import itertools
 import logging
 import math
-import os
 import socket
 import ssl
 import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, cast
 
 import structlog
@@ -42,10 +41,14 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from relay import protocol
-from relay.access import EVERYBODY, FLOOD, Gate, Grant, Refused, TooMany, UnknownKey, Visitor
+from relay import handshake, protocol
+from relay.access import EVERYBODY, FLOOD, ForeignOrigin, Gate, Grant, Refused, TooMany, UnknownKey, Visitor
+from relay.admission import Places
 from relay.hub import Hub
+from relay.listening import Arrival, Listener, bind
 from relay.protocol import BadMessage, CloseCode, Message, Ping, Subscribe
+from relay.questions import Questions
+from relay.refusals import Refusals
 
 log = structlog.get_logger()
 
@@ -132,18 +135,12 @@ MAX_BAD_TOKENS: Final = 5
 JUDGE_SECONDS: Final = 30.0
 """How often the database is asked again about every board that is followed."""
 
-QUESTIONS: Final = 1000
+QUESTIONS: Final = 500
 """So many are asked at once."""
 
 MESSAGE_BURST: Final = 4
 """How many seconds' worth of messages may come at once."""
 
-
-ACCEPTED_AT_ONCE: Final = 16
-"""So many connections are taken before all else has its turn: a flood must not hold up the others."""
-
-WAITING: Final = 1024
-"""So many may wait to be taken."""
 
 _RECEIVED: Final = memoryview(bytearray(PIECE_BYTES))
 """Where the system puts what a client sent, until it is taken, which is at once: one for all. Otherwise asyncio asks
@@ -152,18 +149,25 @@ for 256 KB for each few bytes that come, which leaves the heap in pieces, and la
 _END: Final = b"\r\n\r\n"
 """The end of a handshake."""
 
-_TOO_MANY: Final = (
-    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: %d\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_RAISE: Final = (
+    "Too many connections a minute. Many clients behind one address? "
+    "Raise WS_RATE_LIMIT_PER_CLIENT and WS_RATE_LIMIT_TOTAL, and name proxies in WS_TRUSTED_PROXIES.\n"
 )
+"""The body of a 429, for developers and operators."""
 
+_TOO_MANY: Final = (
+    "HTTP/1.1 429 Too Many Requests\r\nRetry-After: %d\r\nConnection: close\r\n"
+    f"Content-Type: text/plain\r\nContent-Length: {len(_RAISE)}\r\n\r\n{_RAISE}"
+).encode()
 
-def _turn_back(sock: socket.socket, wait: float, *, plain: bool) -> None:
-    """Answer one of a flood. Its request, if it is here, is taken first, or the answer might be lost."""
-    with contextlib.suppress(OSError), sock:
-        if plain:
-            with contextlib.suppress(BlockingIOError):
-                sock.recv(PIECE_BYTES)
-            sock.send(_TOO_MANY % math.ceil(wait))
+UNFINISHED_BYTES: Final = 32 * 1024 * 1024
+"""So much of messages that are not whole yet is kept, for all clients together."""
+
+SMALL_BYTES: Final = 2 * PIECE_BYTES
+"""A client with so much of an unfinished message is not closed for what others have."""
+
+CLOSE_CODES: Final = frozenset({*CloseCode, *range(1000, 1016)})
+"""The codes that are counted by themselves; a client may send thousands of others."""
 
 
 def _our_subprotocol(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
@@ -173,24 +177,6 @@ def _our_subprotocol(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subpr
 def _listed(values: Iterable[str]) -> list[str]:
     """Split the values of a header that is a list."""
     return [each.strip() for value in values for each in value.split(",")]
-
-
-class Places:
-    """How many may be connected at once."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._taken = 0
-
-    def take(self) -> bool:
-        """Take a place for one more; false if there is none."""
-        free = self._taken < self._limit
-        self._taken += free
-        return free
-
-    def give_back(self) -> None:
-        """Give a place back."""
-        self._taken -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,45 +225,46 @@ class Endpoint:
         self.limits = limits or Limits()
         self.gate = gate or Gate()
         self.new_keys = new_keys
-        self.refused: Counter[str] = Counter()
+        self.refusals = Refusals("websocket.refused")
+        self.unread = Refusals("websocket.unread_header")
         self.opened = 0
         self.closed: Counter[str] = Counter()
         self.buffered = 0
+        self.unfinished = 0
         self._judge = judge
-        self._questions: asyncio.Queue[tuple[Connection, str, Grant]] = asyncio.Queue()
+        self._questions: Questions[Connection, Grant] = Questions()
+        self._asked = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.extensions = _DEFLATE if compression else ()
         self._heartbeat = heartbeat
         self._places = places or Places(max_connections)
+        self.listener = Listener(
+            self.refusals,
+            lambda: self.limits.handshake_seconds,
+            proxies=lambda: self.gate.proxies,
+            flooded=lambda address: self.gate.flooded(address, time.monotonic()),
+            turn_back=self._turn_back,
+        )
         self._connections: dict[Connection, set[Connection]] = {}
         self._turns = tuple(set[Connection]() for _ in range(TURNS))
         self._next_turn = itertools.cycle(self._turns)
         self._shaking_hands: set[Connection] = set()
         self._numbers = itertools.count(1)
-        self._server: asyncio.Server | None = None
         self._heart: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
-        self._listening: list[socket.socket] = []
-        self._tls: ssl.SSLContext | None = None
-        self._said: dict[str, tuple[float, int]] = {}
+        self._plain = True
         self._stopping = False
 
     async def open(
         self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None
     ) -> None:
         """Begin to listen, if wanted on a port that others share. Raises OSError if the address cannot be had."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            asyncio.Protocol, host, port, reuse_port=reuse_port or None, start_serving=False
-        )
-        self._tls = tls
-        for bound in self._server.sockets:
-            # Taken from the server, which would make a transport even for those who are refused.
-            sock = socket.socket(fileno=os.dup(bound.fileno()))
-            sock.setblocking(False)
-            sock.listen(WAITING)
-            self._listening.append(sock)
-            loop.add_reader(sock, self._accept, sock)
+        self.open_on(await bind(host, port, reuse_port=reuse_port), tls=tls)
+
+    def open_on(self, sockets: Sequence[socket.socket], *, tls: ssl.SSLContext | None = None) -> None:
+        """Begin to listen on sockets that are bound."""
+        self._plain = tls is None
+        self.listener.open(sockets, lambda arrival: Connection(self, arrival), tls)
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
         if self._judge:
             self.spend(self._judged(self._judge))
@@ -285,14 +272,18 @@ class Endpoint:
 
     @property
     def port(self) -> int | None:
-        """Where it listens, None if it does not."""
-        sockets = self._server.sockets if self._server else ()
-        return cast(int, sockets[0].getsockname()[1]) if sockets else None
+        """The port it listens on, None if on none."""
+        return self.listener.port
 
     @property
     def connections(self) -> int:
         """How many clients are connected."""
         return len(self._connections)
+
+    @property
+    def arrivals(self) -> int:
+        """How many connections are not let in yet."""
+        return sum(not arrival.over for arrival in self.listener.arrivals)
 
     @property
     def behind(self) -> int:
@@ -302,12 +293,7 @@ class Endpoint:
     def stop_listening(self) -> None:
         """Let nobody in any more."""
         self._stopping = True
-        if self._server:
-            self._server.close()
-        while self._listening:
-            sock = self._listening.pop()
-            asyncio.get_running_loop().remove_reader(sock)
-            sock.close()
+        self.listener.stop()
 
     async def see_off(self, seconds: float) -> None:
         """Close every client's connection, spread over so many seconds: they shall not all come back at once."""
@@ -326,9 +312,10 @@ class Endpoint:
 
     async def close(self) -> None:
         """Stop listening, tell every client that is left that the relay goes away, and wait until they are gone."""
-        if self._server is None or self._heart is None:
+        if self._heart is None:
             return
         self.stop_listening()
+        await self.listener.close()
         beside = (self._heart, *self._tasks)
         for task in beside:
             task.cancel()
@@ -343,7 +330,7 @@ class Endpoint:
     def admit(self, connection: Connection) -> str | None:
         """Count a client in and name it; None if there are too many, or the relay is stopping."""
         if self._stopping or not self._places.take():
-            self.refuse(_STOPPING if self._stopping else "too many connections")
+            self.refusals.add(_STOPPING if self._stopping else "too many connections", connection.address)
             return None
         self.opened += 1
         self._shaking_hands.discard(connection)
@@ -359,25 +346,19 @@ class Endpoint:
             self._places.give_back()
         if not self._connections and not self._shaking_hands:
             self._empty.set()
+        self._questions.forget(connection)
         self.hub.leave(connection)
-
-    def refuse(self, reason: str) -> None:
-        """Count a refusal, and log it: one a second for each reason, for there may be a flood of them."""
-        self.refused[reason] += 1
-        now = asyncio.get_running_loop().time()
-        last, unsaid = self._said.get(reason, (-math.inf, 0))
-        if now - last < 1:
-            self._said[reason] = (last, unsaid + 1)
-            return
-        self._said[reason] = (now, 0)
-        more = {"more": unsaid} if unsaid else {}
-        log.warning("websocket.refused", reason=reason, connections=self.connections, **more)
 
     def ask(self, connection: Connection, board: str, grant: Grant) -> bool:
         """Have it decided whether a client may follow a board: `decided`, soon. False if the token alone decides."""
         if self._judge:
-            self._questions.put_nowait((connection, board, grant))
+            self._questions.ask(connection, board, grant)
+            self._asked.set()
         return self._judge is not None
+
+    def ask_no_more(self, connection: Connection, board: str) -> None:
+        """Forget a question: the client does not want the board any more."""
+        self._questions.withdraw(connection, board)
 
     def spend(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside, until it is done or the endpoint is closed."""
@@ -392,9 +373,10 @@ class Endpoint:
 
     async def _judged(self, judge: Judge) -> None:
         while True:
-            asked = [await self._questions.get()]
-            while not self._questions.empty() and len(asked) < QUESTIONS:
-                asked.append(self._questions.get_nowait())
+            await self._asked.wait()
+            if not (asked := self._questions.take(QUESTIONS)):
+                self._asked.clear()
+                continue
             answers = await judge.may_read([(grant.claims, board) for _, board, grant in asked])
             for (connection, board, grant), may in zip(asked, answers, strict=True):
                 connection.decided(board, grant, may=may)
@@ -405,37 +387,14 @@ class Endpoint:
             for connection in self._connections:
                 connection.ask_again()
 
-    def _accept(self, listening: socket.socket) -> None:
-        """Take those who have come, a few before all else has its turn; answer who is one of a flood at once."""
-        loop = asyncio.get_running_loop()
-        for _ in range(ACCEPTED_AT_ONCE):
-            try:
-                sock, peer = listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as ex:  # no file is free: there may be one soon
-                self.refuse(f"cannot accept: {ex.strerror}")
-                loop.remove_reader(listening)
-                loop.call_later(1.0, self._accept_again, listening)
-                return
-            sock.setblocking(False)
-            if wait := self.gate.flooded(peer[0], loop.time()):
-                self.refuse(FLOOD)
-                _turn_back(sock, wait, plain=self._tls is None)
-            else:
-                self.spend(self._take(sock))
-
-    def _accept_again(self, listening: socket.socket) -> None:
-        if listening.fileno() >= 0:
-            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
-
-    async def _take(self, sock: socket.socket) -> None:
-        timeout = self.limits.handshake_seconds if self._tls else None
-        # Who gives up in the midst of it, or does not speak TLS, is nobody's concern.
-        with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: Connection(self), sock, ssl=self._tls, ssl_handshake_timeout=timeout
-            )
+    def _turn_back(self, sock: socket.socket, address: str, wait: float) -> None:
+        """Answer one of a flood. Its request, if it is here, is taken first, or the answer might be lost."""
+        self.refusals.add(FLOOD, address)
+        with contextlib.suppress(OSError), sock:
+            if self._plain:
+                with contextlib.suppress(BlockingIOError):
+                    sock.recv(PIECE_BYTES)
+                sock.send(_TOO_MANY % math.ceil(wait))
 
     def arrive(self, connection: Connection) -> None:
         """Note a connection that may begin its handshake."""
@@ -453,6 +412,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_alive",
+        "_arrival",
         "_backlog",
         "_bad_messages",
         "_bad_tokens",
@@ -467,6 +427,7 @@ class Connection(asyncio.BufferedProtocol):
         "_eof",
         "_expiry",
         "_grant",
+        "_handshake_bytes",
         "_idle_since",
         "_largest",
         "_last_moment",
@@ -478,16 +439,20 @@ class Connection(asyncio.BufferedProtocol):
         "_tail",
         "_timer",
         "_transport",
+        "_unfinished",
         "_unsent",
         "_waiting",
         "_wanted",
+        "address",
         "closed",
         "inflates",
         "ready",
     )
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, arrival: Arrival | None = None) -> None:
         self._endpoint = endpoint
+        self._arrival = arrival
+        self.address = arrival.address if arrival else ""
         self._protocol = ServerProtocol(
             extensions=endpoint.extensions,
             max_size=protocol.MAX_MESSAGE_BYTES,
@@ -520,8 +485,10 @@ class Connection(asyncio.BufferedProtocol):
         self._wanted: dict[str, Subscribe] = {}
         self._early: bytes | None = None
         self._bad_tokens = 0
-        # The last bytes of an unfinished handshake.
+        # The last bytes of an unfinished handshake, and how many it has had; how much of a message is unfinished.
         self._tail = b""
+        self._handshake_bytes = 0
+        self._unfinished = 0
         # How many messages it may send at once, as of when; and since when it has followed no board.
         self._left = math.inf
         self._counted = 0.0
@@ -582,12 +549,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._arrival:
+            self._arrival.transport = self._transport
         self._endpoint.arrive(self)
         # The backlog is ours: the transport says at once when it could not write all, and when it then has.
         # Under TLS it says so when so much waits, else when more does.
         self._transport.set_write_buffer_limits(high=1 if transport.get_extra_info("ssl_object") else 0, low=0)
         self._limit_unsent(UNSENT_BYTES)
-        self._cut_off_in(self._endpoint.limits.handshake_seconds)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
         return _RECEIVED
@@ -599,15 +567,15 @@ class Connection(asyncio.BufferedProtocol):
         """Take what the client sent."""
         self._alive = True
         if self._protocol.state is State.CONNECTING:
-            if self._holds_back(data):
+            if self._holds_back(data) or self._is_foreign(data):
                 return
             # What a client sends along with its handshake is answered after it, not before.
             handshake, data = self._handshake_of(data)
-            self._protocol.receive_data(handshake)
-            self._handle()
+            self._take_handshake(handshake)
             if self._holds_back(data):
                 return
         if data:
+            self._unfinished_by(len(data))
             self._protocol.receive_data(data)
             self._handle()
 
@@ -636,17 +604,52 @@ class Connection(asyncio.BufferedProtocol):
             self._expiry.cancel()
         self._endpoint.buffered -= self._waiting
         self._waiting = 0
+        self._endpoint.unfinished -= self._unfinished
+        self._unfinished = 0
         self.closed = True
+        if self._arrival:
+            self._arrival.settle()
         self._endpoint.forget(self)
         if self._client_id:
             code = self._protocol.close_code
-            self._endpoint.closed[str(code)] += 1
+            self._endpoint.closed[str(code) if code in CLOSE_CODES else "other"] += 1
             log.info(
                 "websocket.close",
                 clientId=self._client_id,
                 code=code,
                 connections=self._endpoint.connections,
             )
+
+    def _is_foreign(self, first: bytes) -> bool:
+        """End a connection that begins with another protocol."""
+        if self._handshake_bytes or not (reason := handshake.foreign(first)):
+            return False
+        self._endpoint.refusals.add(reason, self.address)
+        self._transport.abort()
+        return True
+
+    def _take_handshake(self, data: bytes) -> None:
+        """Pass on a part of a handshake; count what the protocol refuses."""
+        if self._protocol.handshake_exc or self._ending:
+            return
+        self._handshake_bytes += len(data)
+        if self._handshake_bytes > handshake.MOST_BYTES:
+            self._endpoint.refusals.add(handshake.TOO_LONG, self.address)
+            status = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            self._protocol.send_response(self._protocol.reject(status, f"{status.phrase}\n"))
+        else:
+            self._protocol.receive_data(data)
+        self._handle()
+        if ex := self._protocol.handshake_exc:
+            self._endpoint.refusals.add(handshake.reason(ex), self.address, detail=str(ex))
+
+    def _unfinished_by(self, more: int) -> None:
+        """Count what is kept of a message that is not whole; cut the client off if that is too much for all."""
+        self._unfinished += more
+        self._endpoint.unfinished += more
+        if self._endpoint.unfinished > UNFINISHED_BYTES and self._unfinished > SMALL_BYTES:
+            self._endpoint.refusals.add("too much of unfinished messages", self.address)
+            self._transport.abort()
 
     def _handshake_of(self, data: bytes) -> tuple[bytes, bytes]:
         """Part what belongs to the handshake from what follows; its end may have come in pieces."""
@@ -668,12 +671,19 @@ class Connection(asyncio.BufferedProtocol):
     # What the client says
 
     def _handle(self) -> None:
+        # The protocol has a pong ready for each ping, and perhaps a last word: each is said in its turn.
+        said = self._protocol.data_to_send()
         for event in self._protocol.events_received():
             if isinstance(event, Request):
                 self._open(event)
                 self._flush()
             elif isinstance(event, Frame):
+                if event.opcode is Opcode.PING:
+                    self._say(said[:1])
+                    del said[:1]
                 self._receive(event)
+                self._unfinished_by(len(self._partial or b"") - self._unfinished)
+        self._say(said)
         self._flush()
         if self._client_id and self._protocol.state is not State.OPEN:
             self.ready = False
@@ -715,24 +725,33 @@ class Connection(asyncio.BufferedProtocol):
             self.data_received(early)
 
     def _visitor(self, request: Request) -> Visitor:
-        peer = self._transport.get_extra_info("peername")
         headers = request.headers
-        return Visitor(
-            peer=peer[0] if peer else "",
+        hosts = headers.get_all("Host")
+        visitor = Visitor(
+            peer=self.address,
             target=request.path,
             authorization=headers.get_all("Authorization"),
             subprotocols=_listed(headers.get_all("Sec-WebSocket-Protocol")),
-            origins=[origin.lower() for origin in headers.get_all("Origin")],
+            origins=headers.get_all("Origin"),
+            host=hosts[0] if len(hosts) == 1 else None,
             forwarded=headers.get_all("X-Forwarded-For"),
+            standard=headers.get_all("Forwarded"),
         )
+        source = self._endpoint.gate.source(visitor)
+        if source.fault:
+            self._endpoint.unread.add("a proxy's header cannot be read", self.address, found=source.fault)
+        self.address = source.address
+        return visitor
 
     def _turn_away(self, why: Refused) -> None:
-        """Answer in few bytes, and not with what was wrong: that is for the log."""
-        self._endpoint.refuse(str(why))
-        response = self._protocol.reject(why.status, f"{why.status.phrase}\n")
+        """Answer in few bytes, and not with what was wrong with a credential: that is for the log."""
+        details = {"origin": why.origin} if isinstance(why, ForeignOrigin) else {}
+        self._endpoint.refusals.add(str(why), self.address, **details)
         if isinstance(why, TooMany):
+            response = self._protocol.reject(why.status, _RAISE)
             response.headers["Retry-After"] = str(why.seconds)
         else:
+            response = self._protocol.reject(why.status, f"{why.status.phrase}\n")
             response.headers["WWW-Authenticate"] = "Bearer"
         self._protocol.send_response(response)
 
@@ -747,7 +766,8 @@ class Connection(asyncio.BufferedProtocol):
                 response.headers["Retry-After"] = RETRY_SECONDS
         self._protocol.send_response(response)
         if self._client_id is not None:
-            self._cut_off_in(None)
+            if self._arrival:
+                self._arrival.settle()
             self.ready = True
             self._credential = None if self._endpoint.gate.access.open else visitor.credential
             self._expire()
@@ -797,6 +817,7 @@ class Connection(asyncio.BufferedProtocol):
             case protocol.Unsubscribe(board_id=board):
                 log.info("websocket.unsubscribe", clientId=self._client_id, board=board[:100])
                 self._wanted.pop(board, None)
+                self._endpoint.ask_no_more(self, board)
                 self._endpoint.hub.unsubscribe(self, board)
             case protocol.Authenticate(token=token):
                 self._authenticate(token)
@@ -819,7 +840,7 @@ class Connection(asyncio.BufferedProtocol):
 
         An answer to what its last token was worth counts no more: all was asked again when it came.
         """
-        if grant is not self._grant or self.closed or self._protocol.state is not State.OPEN:
+        if not grant.allows_as(self._grant) or self.closed or self._protocol.state is not State.OPEN:
             return
         if (message := self._wanted.pop(board, None)) is None:
             if not may:
@@ -829,10 +850,10 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._refuse(BadMessage("not_allowed", NOT_ALLOWED, board))
 
-    def ask_again(self) -> None:
-        """Have it decided again about every board that it follows or waits for."""
-        for board in {*self._endpoint.hub.following(self), *self._wanted}:
-            self._endpoint.ask(self, board, self._grant)
+    def ask_again(self) -> int:
+        """Have it decided again about every board that it follows or waits for; return how many these are."""
+        boards = {*self._endpoint.hub.following(self), *self._wanted}
+        return sum(self._endpoint.ask(self, board, self._grant) for board in boards)
 
     def _follow(self, message: Subscribe) -> None:
         board, cursor = message.board_id, message.cursor
@@ -865,7 +886,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             grant = self._endpoint.gate.access.grant(token)
         except Refused as ex:
-            self._endpoint.refuse(str(ex))
+            self._endpoint.refusals.add(str(ex), self.address)
             self._bad_tokens += 1
             if self._bad_tokens >= MAX_BAD_TOKENS:
                 self._protocol.fail(CloseCode.POLICY, f"{self._bad_tokens} tokens that are not good")
@@ -876,12 +897,18 @@ class Connection(asyncio.BufferedProtocol):
         self._take(grant)
 
     def _take(self, grant: Grant) -> None:
+        """Go by another grant. One that allows the same asks the database nothing."""
+        if grant.allows_as(self._grant):
+            self._grant = replace(self._grant, expires=grant.expires)
+            self._expire()
+            return
         self._grant = grant
         self._expire()
         for board in self._endpoint.hub.following(self):
             if not grant.names(board):
                 self.revoke(board)
-        self.ask_again()
+        # Each question is as much work as a message.
+        self._left -= self.ask_again()
 
     def _expire(self) -> None:
         """Close the connection when its token expires; look again then, for the clock may have been set."""
@@ -946,7 +973,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         """Write what the protocol has to say; if its last part is empty, the stream ends after it."""
-        if parts := self._protocol.data_to_send():
+        self._say(self._protocol.data_to_send())
+
+    def _say(self, parts: Sequence[bytes]) -> None:
+        if parts:
             self._eof |= not parts[-1]
             self._write(b"".join(parts))
 
@@ -1036,8 +1066,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _limit_unsent(self, size: int) -> None:
         """Limit what the kernel takes before it has sent the rest; 0 is the kernel's own limit."""
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            sock = self._transport.get_extra_info("socket")
+        sock = self._transport.get_extra_info("socket")
+        if hasattr(socket, "TCP_NOTSENT_LOWAT") and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
 
     def _end_soon(self) -> None:

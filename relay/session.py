@@ -19,6 +19,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -30,10 +31,11 @@ from collections.abc import (
     Collection,
     Container,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, LiteralString, NamedTuple, Self, cast, get_args
 
@@ -62,6 +64,9 @@ START_SECONDS: Final = 10.0
 
 PROBE_SECONDS: Final = 1.0
 """How long that question may take."""
+
+LEAD_SECONDS: Final = 3.0
+"""How long Postgres hears nothing of what leads until another may."""
 
 RESUME_CHANGES: Final = 20_000
 """So many changes are read for those who resume; if there are more, a `board.sync` costs everybody less."""
@@ -266,6 +271,7 @@ class Session:
         followed: Container[str | None],
         listener: Connection,
         reader: Connection,
+        board_readers: Sequence[Connection] = (),
         *,
         silent: bool,
     ) -> None:
@@ -275,19 +281,33 @@ class Session:
         self._listener = listener
         self._reader = reader
         self._reading = asyncio.Lock()
+        self._board_readers = board_readers
+        self._free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        for each in board_readers:
+            self._free.put_nowait(each)
         self._watches: dict[int, Watch] = {}
         self._problems: list[str] = []
         self._arrived: list[str] = []
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, conninfo: str, followed: Container[str | None]) -> AsyncIterator[Self]:
+    async def open(cls, conninfo: str, followed: Container[str | None], side_by_side: int = 1) -> AsyncIterator[Self]:
         """Connect, listen, and check that the install is there. Raises FeedError or psycopg.Error.
+
+        So many boards can be read side by side; if several, each over a connection of its own.
 
         Of live changes, only transactions that concern a board in `followed` are decoded. A board that comes there
         later is read later, and shows them.
         """
-        async with await _connected(conninfo) as listener, await _connected(conninfo) as reader:
+        async with (
+            await _connected(conninfo) as listener,
+            await _connected(conninfo) as reader,
+            AsyncExitStack() as more,
+        ):
+            board_readers = [
+                await more.enter_async_context(await _connected(conninfo))
+                for _ in range(side_by_side if side_by_side > 1 else 0)
+            ]
             async with in_time():
                 await _require_install(listener)
                 # The journal is read by its index alone: with statistics that lag behind, as they do for a table
@@ -295,7 +315,7 @@ class Session:
                 await listener.rows("set enable_seqscan = off")
                 await listener.rows("listen relay")
                 silent = await listener.row("select pg_catalog.current_setting('max_prepared_transactions') <> '0'")
-                session = cls(conninfo, followed, listener, reader, silent=silent[0])
+                session = cls(conninfo, followed, listener, reader, board_readers, silent=silent[0])
                 await session.load_watches()
             yield session
 
@@ -415,7 +435,7 @@ class Session:
             rows = await self._reader.rows(_MISSED, *parameters)
             await self._reader.rows("commit")
         if len(rows) > 1 + RESUME_CHANGES:
-            return Batch(Snapshot.parse(rows[0][0]), None, Snapshot.parse(rows[0][1]))
+            return replace(await self._batch(rows[:1]), transactions=None)
         return await self._batch(rows, boards)
 
     async def notified(self, seconds: float) -> list[str | None]:
@@ -441,8 +461,8 @@ class Session:
 
     async def board(self, name: str) -> tuple[Snapshot, bytes]:
         """Read a board: the snapshot, and the data of its `board.sync`."""
-        async with self._reading:
-            rows = await self._board_rows(name)
+        async with self._board_reader() as reader:
+            rows = await _board_rows(reader, name)
         if any(watch is not None and watch not in self._watches for _, watch, _ in rows):
             await self.load_watches()
         if len(rows) > LARGE_BOARD_TASKS:
@@ -512,7 +532,7 @@ class Session:
     async def require_links(self) -> None:
         """Make sure that a connection which has been silent for long is not dead. Raises FeedError if it is."""
         now = asyncio.get_running_loop().time()
-        for connection in (self._listener, self._reader):
+        for connection in (self._listener, self._reader, *self._board_readers):
             since = connection.waiting_since
             if since is not None and now - since > SILENT_SECONDS:
                 state = await _state_of(connection, self._conninfo)
@@ -522,23 +542,18 @@ class Session:
                     raise FeedError(f"a connection is silent and Postgres says that it is {state}: connecting again")
                 connection.waiting_since = asyncio.get_running_loop().time()
 
-    async def _board_rows(self, name: str) -> list[TupleRow]:
-        reader = self._reader
-        await reader.rows("begin read only")
-        await reader.rows("select relay.hold_tables()")
-        await reader.rows("savepoint quick")
+    @asynccontextmanager
+    async def _board_reader(self) -> AsyncIterator[Connection]:
+        """Have a connection that nobody else uses now."""
+        if not self._board_readers:
+            async with self._reading:
+                yield self._reader
+            return
+        reader = await self._free.get()
         try:
-            rows = await reader.rows(_BOARD, name, False)
-        except psycopg.errors.UntranslatableCharacter:
-            # The database's encoding has no such character, so no board is called that.
-            await reader.rows("rollback")
-            return await reader.rows("select pg_catalog.pg_current_snapshot()::text, null, null")
-        except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError, psycopg.IntegrityError):
-            # Some row cannot be shown: find out which, at a price.
-            await reader.rows("rollback to savepoint quick")
-            rows = await reader.rows(_BOARD, name, True)
-        await reader.rows("commit")
-        return rows
+            yield reader
+        finally:
+            self._free.put_nowait(reader)
 
     def _board_data(self, rows: Iterable[TupleRow]) -> bytes:
         tasks = []
@@ -552,8 +567,8 @@ class Session:
         return protocol.board_data(tasks)
 
     async def _batch(self, rows: Sequence[TupleRow], followed: Container[str | None] = ()) -> Batch:
-        if not rows:
-            raise FeedError("table relay.horizon is empty: run relay sql install")
+        if not rows or rows[0][0] is None:
+            raise FeedError("relay.horizon has no row of this installation: connecting again, which makes one")
         now, horizon, paused, polled = rows[0][:4]
         entries = [Entry(*row[5:]) for row in rows[1:]]
         return Batch(
@@ -603,6 +618,80 @@ class Session:
             return self._watches[number]
         except KeyError:
             raise FeedError("the watched tables changed while a board was read: reading again") from None
+
+
+async def _board_rows(reader: Connection, name: str) -> list[TupleRow]:
+    await reader.rows("begin read only")
+    await reader.rows("select relay.hold_tables()")
+    await reader.rows("savepoint quick")
+    try:
+        rows = await reader.rows(_BOARD, name, False)
+    except psycopg.errors.UntranslatableCharacter:
+        # The database's encoding has no such character, so no board is called that.
+        await reader.rows("rollback")
+        return await reader.rows("select pg_catalog.pg_current_snapshot()::text, null, null")
+    except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError, psycopg.IntegrityError):
+        # Some row cannot be shown: find out which, at a price.
+        await reader.rows("rollback to savepoint quick")
+        rows = await reader.rows(_BOARD, name, True)
+    await reader.rows("commit")
+    return rows
+
+
+_LEADS: Final[LiteralString] = """
+    select not exists (
+        select from pg_catalog.pg_stat_activity other
+        where (other.datid, other.usesysid, other.application_name) = (me.datid, me.usesysid, me.application_name)
+          and (other.backend_start, other.pid) < (me.backend_start, me.pid))
+    from pg_catalog.pg_stat_activity me
+    where me.pid = pg_catalog.pg_backend_pid()
+"""
+
+
+class Lead:
+    """The lead among several of one name and one role, on one database: the oldest of their sessions has it.
+
+    Postgres ends the session, and with it the lead, of a process that is gone, stands still or is cut off. It is no
+    advisory lock, for any role may take one and keep it.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, conninfo: str, name: str) -> AsyncIterator[Self]:
+        """Connect, and be one of those that may lead. All methods raise FeedError if Postgres does not answer."""
+        # Postgres cuts names: what makes this one unlike others comes first.
+        label = f"relay {hashlib.sha256(name.encode()).hexdigest()[:16]} {name}"
+        with _one_line():
+            async with await _connected(make_conninfo(conninfo, application_name=label)) as connection:
+                await connection.execute(f"set idle_session_timeout = {LEAD_SECONDS * 1000:.0f}".encode())
+                yield cls(connection)
+
+    async def has(self) -> bool:
+        """Whether this one leads; once it does, it does until its session ends."""
+        with _one_line():
+            async with asyncio.timeout(LEAD_SECONDS / 2):
+                return bool((await self._connection.row(_LEADS))[0])
+
+    async def keep(self) -> None:
+        """Keep it; raises FeedError when it is lost."""
+        while True:
+            if not await self.has():
+                raise FeedError("another session leads, which began before this one")
+            await asyncio.sleep(LEAD_SECONDS / 6)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Say in one line what goes wrong with the lead."""
+    try:
+        yield
+    except TimeoutError:
+        raise FeedError("Postgres does not answer: connecting again") from None
+    except (psycopg.Error, OSError) as ex:
+        raise FeedError(_line_of(ex) if isinstance(ex, psycopg.Error) else str(ex)) from None
 
 
 class Vitals(NamedTuple):

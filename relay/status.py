@@ -23,6 +23,12 @@ FULL_SHARE: Final = 0.75
 """From this share of `stop_bytes` on, a journal is nearly full."""
 
 
+CROWDED: Final = (
+    "strangers hold connections to WS_PORT, and others were crowded out before they were let in: "
+    "the log has their addresses (websocket.refused)"
+)
+
+
 class Histogram(BaseModel):
     """How often something took how long."""
 
@@ -75,6 +81,8 @@ class Counts(BaseModel):
     """Entries of the stream, written or read."""
     suppressed: int = 0
     """Lines that were not logged, for there were too many of their kind."""
+    dropped: int = 0
+    """Lines of the log that could not be written."""
 
     def __add__(self, other: Counts) -> Counts:
         one, another = dict(self), dict(other)
@@ -138,6 +146,10 @@ class Status(BaseModel):
     port: int
     connections: int = 0
     max_connections: int = 0
+    arrivals: int = 0
+    """Connections that are not let in yet."""
+    crowded: bool = False
+    """Whether some of those were crowded out a short while ago."""
     subscriptions: int = 0
     behind: int = 0
     """Clients that have not read what they were sent."""
@@ -163,7 +175,8 @@ class Status(BaseModel):
     @property
     def warnings(self) -> list[str]:
         """Say what does no harm yet, a line each."""
-        return list(_warnings(self.database)) if self.database else []
+        of_clients = [CROWDED] if self.crowded else []
+        return [*of_clients, *(_warnings(self.database) if self.database else ())]
 
 
 def _warnings(database: Database) -> Iterable[str]:

@@ -10,14 +10,16 @@ Rules:
 - Batches are numbered, and each says which position it goes on from, as states do. An `Assembly`, which takes the
   entries in their order, makes sure of both: a stream that was restored or written by a stranger is not believed.
 - Messages are encoded by the publisher, once for all edges, and stay as they are.
+- No entry takes more bytes than NATS does, measured on the entry as it is sent: a part is split where it must be, and
+  a message that fits into no entry makes its board be read again.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -28,6 +30,9 @@ from relay.snapshot import Snapshot
 
 GATHER_BYTES: Final = 4 * 1024 * 1024
 """So much of one batch is gathered; what is larger is passed on in parts."""
+
+ENTRY_BYTES: Final = 256 * 1024
+"""About how large the messages of one entry are together."""
 
 LONGEST_TOKEN: Final = 200
 """A subject's token that would be longer than this ends in a hash instead."""
@@ -69,9 +74,9 @@ class Part(msgspec.Struct, frozen=True, tag="part", tag_field="entry", omit_defa
 class State(msgspec.Struct, frozen=True, tag="state", tag_field="entry"):
     """Where the stream stands: after so many batches, at this position, with these cursors; it was at `after` before.
 
-    `stream` names all that goes on from one beginning. With `lost`, it does not go on from what was before. `problem`
-    says why nothing comes from Postgres. All that was committed `lag` seconds ago is in the stream; `left` says that
-    another publisher may go on.
+    `stream` names all that goes on from one beginning. With `lost`, it does not go on from what was before. Edges ask
+    this publisher at `asked_at`. `problem` says why nothing comes from Postgres. All that was committed `lag` seconds
+    ago is in the stream.
     """
 
     stream: str
@@ -82,10 +87,10 @@ class State(msgspec.Struct, frozen=True, tag="state", tag_field="entry"):
     run: str
     keys: dict[str, bytes]
     shape: str
+    asked_at: str
     lost: Reason | None = None
     problem: str | None = None
     lag: float = 0.0
-    left: bool = False
 
     @property
     def era(self) -> Era:
@@ -94,6 +99,19 @@ class State(msgspec.Struct, frozen=True, tag="state", tag_field="entry"):
 
 
 Entry = Part | State
+
+T = TypeVar("T")
+
+
+class Encoded(NamedTuple):
+    """An entry, and what is sent of it."""
+
+    entry: Entry
+    data: bytes
+
+    @classmethod
+    def of(cls, entry: Entry) -> Encoded:
+        return cls(entry, encode(entry))
 
 
 class BoardHead(msgspec.Struct, frozen=True):
@@ -118,6 +136,64 @@ def decode(data: bytes) -> Entry:
         return _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as ex:
         raise StreamBroken(f"an entry is not the relay's, or of another version: {ex}") from None
+
+
+def can_name(board: str, room: int) -> bool:
+    """Whether entries and questions of at most so many bytes can name a board, and say something of it.
+
+    A name with half a surrogate pair, as databases have it that do not know their encoding, is no text for JSON.
+    """
+    try:
+        return len(encode(board)) <= room // 2
+    except UnicodeEncodeError:
+        return False
+
+
+def fitted(part: Part, room: int) -> Iterator[Encoded]:
+    """Give a part as entries of about ENTRY_BYTES, and of at most `room` bytes; the last has its cursor and its end.
+
+    After a transaction with a message for which there is no room, the board is to be read again. If there is no room
+    for cursor and end, the end has an entry of its own.
+    """
+    bare = msgspec.structs.replace(part, told=[], cursor=None, end=None)
+    limit = room - len(encode(bare)) - len(b',"told":[]')
+    pieces = (piece for told in part.told for piece in _pieces(told, limit))
+    *portions, last = list(_portions(pieces, lambda told: len(encode(told)) + 1, limit)) or [[]]
+    for portion in portions:
+        yield Encoded.of(msgspec.structs.replace(bare, told=portion))
+    whole = Encoded.of(msgspec.structs.replace(part, told=last))
+    if len(whole.data) <= room:
+        yield whole
+        return
+    if last:
+        yield Encoded.of(msgspec.structs.replace(bare, told=last))
+    if part.end:
+        yield Encoded.of(Part(part.publisher, part.batch, end=part.end))
+
+
+def _pieces(told: Told, limit: int) -> Iterator[Told]:
+    """Split what a transaction means to a board into pieces of at most so many bytes."""
+    room = limit - len(encode(Told(told.xid, []))) - 1
+    if told.messages is None or any(len(message) > room for message in told.messages):
+        yield Told(told.xid)
+        return
+    for portion in _portions(told.messages, lambda message: len(message) + 1, room):
+        yield Told(told.xid, portion)
+
+
+def _portions(items: Iterable[T], size_of: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Split into portions of about ENTRY_BYTES, and of at most `limit`."""
+    portion: list[T] = []
+    size = 0
+    for item in items:
+        item_size = size_of(item)
+        if portion and size + item_size > min(ENTRY_BYTES, limit):
+            yield portion
+            portion, size = [], 0
+        portion.append(item)
+        size += item_size
+    if portion:
+        yield portion
 
 
 def token(board: str) -> str:

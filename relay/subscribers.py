@@ -6,7 +6,7 @@ title (see `stamped`).
 
 Rules:
 - Each command is a line, each answer a line of JSON: `wait DELIVERIES SECONDS`, then `report`, which begins anew.
-- A `board.sync` counts as all changes up to the one that its task shows, for so a client takes it.
+- A `board.sync` counts as all changes up to the last one that its tasks show, for so a client takes it.
 - Nothing is checked afterwards and nothing is kept per message but its latency.
 """
 
@@ -116,15 +116,16 @@ class Check:
 
     def take(self, message: bytes, at: int) -> None:
         """Check and count a message."""
-        found = _STAMP.search(message)
-        sequence, sent_at = (int(found[1]), int(found[2])) if found else (-1, 0)
+        # A board has the stamps of many changes, the latest of which counts.
+        stamps = [(int(sequence), int(sent_at)) for sequence, sent_at in _STAMP.findall(message)]
+        sequence, sent_at = max(stamps, default=(-1, 0))
         if message.startswith(_SYNC):
             if self._next is None:
                 self._crew.subscribed()
             else:
                 self._crew.tally.take_sync(max(sequence + 1 - self._next, 0), at)
             self._next = max(sequence + 1, self._next or 0)
-        elif found is None or self._next is None or sequence != self._next:
+        elif not stamps or self._next is None or sequence != self._next:
             self._crew.fault(f"{self._name} expected change {self._next} and got {message[:200].decode()!r}")
         else:
             self._next += 1

@@ -31,7 +31,7 @@ import click
 import msgspec
 from msgspec import Raw
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed
 
 from relay import terminal
 from relay.client import link
@@ -360,16 +360,9 @@ def hopeless(ex: Exception) -> str | None:
 
 
 def _reason(ex: Exception) -> str:
-    match ex:
-        case ConnectionClosed() if ex.rcvd:
-            return f"closed with {ex.rcvd.code} {ex.rcvd.reason}".rstrip()
-        case ConnectionClosed():
-            return "the connection broke"
-        case InvalidStatus(response=response):
-            return f"HTTP {response.status_code}"
-        case TimeoutError():
-            return f"no answer within {link.OPEN_SECONDS:.0f} seconds"
-    return terminal.why(ex)
+    if isinstance(ex, ConnectionClosed) and ex.rcvd:
+        return f"closed with {ex.rcvd.code} {ex.rcvd.reason}".rstrip()
+    return harmless(link.reason(ex))
 
 
 # The command -----------------------------------------------------------------------------------------------

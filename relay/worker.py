@@ -19,18 +19,20 @@ import mmap
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from relay import config, logs
 from relay.access import AccessError, Rates
+from relay.admission import Places
 from relay.config import Settings
 from relay.feed import Feed
 from relay.guard import Guard
 from relay.hub import Hub
-from relay.server import Endpoint, Limits, Places, deflated_frame, frame
+from relay.listening import bind, bind_path
+from relay.server import Endpoint, Limits, deflated_frame, frame
 from relay.status import Counts, Status
 
 if TYPE_CHECKING:
@@ -51,10 +53,17 @@ class StartError(Exception):
 
 
 class Worker:
-    """Serves subscribers from this process."""
+    """Serves subscribers from this process, on sockets that are bound, or that it binds."""
 
-    def __init__(self, settings: Settings, places: Places | None = None, rates: Rates | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        places: Places | None = None,
+        rates: Rates | None = None,
+        sockets: Sequence[socket.socket] = (),
+    ) -> None:
         self._settings = settings
+        self._sockets = sockets
         self._shares_port = places is not None
         self._stopping = False
         self._feed = _feed(settings)
@@ -70,7 +79,7 @@ class Worker:
                 limits=_limits(settings),
                 compression=settings.WS_COMPRESSION,
                 gate=self._guard.gate,
-                new_keys=self._guard.new_keys if settings.WS_JWT_KEYS else None,
+                new_keys=self._guard.new_keys if settings.jwt_keys else None,
                 judge=self._feed if settings.WS_MAY_READ else None,
             )
 
@@ -86,9 +95,9 @@ class Worker:
                 await self._guard.open()
             except AccessError as ex:
                 raise StartError(str(ex)) from ex
-            host, port = self._settings.WS_HOST, self._settings.WS_PORT
-            with named("WS_PORT", host, port):
-                await self._endpoint.open(host, port, reuse_port=self._shares_port, tls=self._guard.tls)
+            sockets = self._sockets or await client_sockets(self._settings, reuse_port=self._shares_port)
+            with named("WS_PORT", self._settings.WS_HOST, self._settings.WS_PORT):
+                self._endpoint.open_on(sockets, tls=self._guard.tls)
 
     async def start(self) -> asyncio.Task[None]:
         """Serve; the task ends only by a fault of ours."""
@@ -128,12 +137,14 @@ class Worker:
         if self._endpoint is None:
             return Status(running=False, port=self.port, problem=self._stops, unready=self._stops)
         endpoint, feed = self._endpoint, self._feed
-        problem = self._stops or feed.trouble(self._settings.HEALTH_BUDGET / 1000)
+        problem = self._stops or endpoint.listener.problem or feed.trouble(self._settings.HEALTH_BUDGET / 1000)
         return Status(
-            running=endpoint.port is not None,
+            running=endpoint.listener.listens,
             port=self.port,
             connections=endpoint.connections,
             max_connections=self._settings.WS_MAX_CONNECTIONS,
+            arrivals=endpoint.arrivals,
+            crowded=endpoint.listener.crowded,
             subscriptions=self._hub.subscriptions,
             behind=endpoint.behind,
             backlog=endpoint.buffered,
@@ -182,7 +193,7 @@ def _counts(hub: Hub, endpoint: Endpoint, feed: Feed | Edge) -> Counts:
         messages=hub.sent,
         bytes=hub.sent_bytes,
         fell_behind=hub.fell_behind,
-        refused=endpoint.refused,
+        refused=endpoint.refusals.counts,
         opened=endpoint.opened,
         closed=endpoint.closed,
         commit_to_socket=feed.commit_to_socket,
@@ -193,6 +204,7 @@ def _counts(hub: Hub, endpoint: Endpoint, feed: Feed | Edge) -> Counts:
         skipped=feed.skipped,
         entries=feed.entries,
         suppressed=logs.suppressed(),
+        dropped=logs.dropped(),
     )
 
 
@@ -221,6 +233,19 @@ def named(setting: str, host: str, port: int) -> Iterator[None]:
         reason = os.strerror(ex.errno) if ex.errno and ex.errno > 0 else ex.strerror
         blamed = setting if ex.errno in {errno.EADDRINUSE, errno.EACCES} else "WS_HOST"
         raise StartError(f"cannot listen on {host}:{port}: {reason}: choose another with {blamed}") from ex
+
+
+async def client_sockets(settings: Settings, *, reuse_port: bool = False) -> list[socket.socket]:
+    """Bind what clients connect to. Raises StartError."""
+    if not settings.WS_SOCKET:
+        with named("WS_PORT", settings.WS_HOST, settings.WS_PORT):
+            return await bind(settings.WS_HOST, settings.WS_PORT, reuse_port=reuse_port)
+    try:
+        return [bind_path(settings.WS_SOCKET)]
+    except OSError as ex:
+        raise StartError(
+            f"cannot listen on {settings.WS_SOCKET}: {ex.strerror or ex}: choose another path with WS_SOCKET"
+        ) from ex
 
 
 class SharedPlaces(Places):
@@ -273,14 +298,18 @@ class SharedRates(Rates):
 
 
 def main() -> None:
-    """Be one of several, as workers.py starts them: which one, its control socket, the files of places and rates."""
-    number, control, places, rates_file = map(int, sys.argv[1:])
+    """Be one of several, as workers.py starts them.
+
+    Which one, its control socket, the files of places and rates, and sockets that all of them listen on, if they do.
+    """
+    number, control, places, rates_file, *listening = map(int, sys.argv[1:])
     settings = config.load({name: os.environ[name] for name in Settings.model_fields if name in os.environ})
     logs.start(settings.LOG_LEVEL, worker=number)
     shared = SharedPlaces(settings.WS_MAX_CONNECTIONS, places, settings.WS_WORKERS, number - 1)
     try:
         rates = SharedRates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL, rates_file)
-        asyncio.run(_obey(Worker(settings, shared, rates), socket.socket(fileno=control)))
+        sockets = [socket.socket(fileno=each) for each in listening]
+        asyncio.run(_obey(Worker(settings, shared, rates, sockets), socket.socket(fileno=control)))
     except StartError as ex:
         log.error("worker.failed", problem=str(ex))  # noqa: TRY400  # one line says it all
         sys.exit(1)

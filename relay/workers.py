@@ -28,8 +28,9 @@ from relay import logs, worker
 from relay.access import Rates
 from relay.config import Settings
 from relay.feed import LONGEST_RETRY_SECONDS, Retry
+from relay.listening import bind, port_of
 from relay.status import Counts, Status
-from relay.worker import DRAIN, RELOAD, STATUS, STOPPING, SharedPlaces, StartError, named
+from relay.worker import DRAIN, RELOAD, STATUS, STOPPING, SharedPlaces, StartError, client_sockets, named
 
 log = structlog.get_logger()
 
@@ -46,8 +47,9 @@ STOP_SECONDS: Final = 15.0
 class Workers:
     """Serves subscribers from as many processes as the settings say."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, sockets: Sequence[socket.socket] = ()) -> None:
         self._settings = settings
+        self._shared = list(sockets)
         self._lifetime = contextlib.ExitStack()
         self._processes: list[_Process] = []
         self._keeping: asyncio.Task[None] | None = None
@@ -58,7 +60,14 @@ class Workers:
         """Take the port. Raises StartError."""
         if sys.platform != "linux":
             raise StartError(f"WS_WORKERS: {self._settings.WS_WORKERS} works on Linux only: expected 1 here")
-        await self._bind()
+        if self._settings.WS_SOCKET and not self._shared:
+            self._shared = await client_sockets(self._settings)
+        if self._shared:
+            self.port = port_of(self._shared) or self.port
+            for sock in self._shared:
+                self._lifetime.callback(sock.close)
+        else:
+            await self._bind()
         count = self._settings.WS_WORKERS
         file = os.memfd_create("relay-places")
         self._lifetime.callback(os.close, file)
@@ -69,20 +78,19 @@ class Workers:
         os.ftruncate(rates, Rates.BYTES)
         os.pwrite(rates, secrets.token_bytes(Rates.KEY_BYTES), 0)
         settings = self._settings.model_copy(update={"WS_PORT": self.port})
-        self._processes = [_Process(number, settings, places, (file, rates)) for number in range(1, count + 1)]
+        files = (file, rates, *(sock.fileno() for sock in self._shared))
+        self._processes = [_Process(number, settings, places, files) for number in range(1, count + 1)]
 
     async def _bind(self) -> None:
         host = self._settings.WS_HOST
-        loop = asyncio.get_running_loop()
         with named("WS_PORT", host, self.port):
             # One that does not share finds out whether another program has the port, even if that one shares it.
-            probe = await loop.create_server(asyncio.Protocol, host, self.port, start_serving=False)
-            with contextlib.closing(probe):
-                self.port = probe.sockets[0].getsockname()[1]
-                bound = await loop.create_server(
-                    asyncio.Protocol, host, self.port, reuse_port=True, start_serving=False
-                )
-        self._lifetime.callback(bound.close)
+            probe = await bind(host, self.port)
+            self.port = port_of(probe) or self.port
+            for sock in probe:
+                sock.close()
+            for sock in await bind(host, self.port, reuse_port=True):
+                self._lifetime.callback(sock.close)
 
     async def start(self) -> asyncio.Task[None]:
         """Start the workers, and once they listen keep them running, which is the task's. Raises StartError."""
@@ -111,6 +119,8 @@ class Workers:
             port=self.port,
             connections=sum(status.connections for status in known),
             max_connections=self._settings.WS_MAX_CONNECTIONS,
+            arrivals=sum(status.arrivals for status in known),
+            crowded=any(status.crowded for status in known),
             subscriptions=sum(status.subscriptions for status in known),
             behind=sum(status.behind for status in known),
             backlog=sum(status.backlog for status in known),
@@ -121,7 +131,10 @@ class Workers:
             lag_seconds=max((status.lag_seconds for status in present), default=0.0),
             database=max(databases, key=lambda database: database.lag_seconds, default=None),
             stream=min(streams, key=lambda stream: stream.entry or 0, default=None),
-            counts=sum((process.counts for process in self._processes), Counts(suppressed=logs.suppressed())),
+            counts=sum(
+                (process.counts for process in self._processes),
+                Counts(suppressed=logs.suppressed(), dropped=logs.dropped()),
+            ),
             workers=len(present),
             of=len(answers),
         )
@@ -162,7 +175,7 @@ class _Process:
     process, `known.problem` what is with its feed.
     """
 
-    def __init__(self, number: int, settings: Settings, places: SharedPlaces, files: tuple[int, int]) -> None:
+    def __init__(self, number: int, settings: Settings, places: SharedPlaces, files: Sequence[int]) -> None:
         self.number = number
         self.known: Status | None = None
         self.problem: str | None = "is starting"

@@ -130,10 +130,8 @@ begin
             'elsewhere', foreign_object, me using errcode = 'duplicate_object';
     end if;
     if exists (select from pg_catalog.pg_class c where c.relnamespace = pg_catalog.to_regnamespace('relay')
-               and c.relname in ('journal', 'ticks', 'horizon', 'epochs', 'settings', 'watches', 'watched')
-               and (c.relname = 'journal') = (c.relkind <> 'r' or c.relpersistence <> 'u')
-               and not (c.relname in ('settings', 'watches', 'watched') and c.relkind = 'v')
-               and not (c.relname in ('ticks', 'horizon', 'epochs') and c.relkind = 'r' and c.relpersistence = 'u')) then
+               and (c.relname in ('journal', 'ticks', 'horizon', 'epochs') and (c.relkind <> 'r' or c.relpersistence <> 'u')
+                    or c.relname in ('settings', 'watches', 'watched') and c.relkind <> 'v')) then
         raise exception 'schema relay holds tables of another edition, or somebody else''s: run uninstall.sql first '
             '(relay sql uninstall), then install and watch your tables again' using errcode = 'duplicate_table';
     end if;
@@ -187,8 +185,7 @@ create unlogged table if not exists relay.journal (
 );
 
 comment on table relay.journal is 'What transactions did to the watched tables; pruned by relay.prune.';
-comment on column relay.journal.old_row is
-    'The row before the change, without its hidden columns'' values; of a wide row, only the columns that changed.';
+comment on column relay.journal.old_row is 'The row before the change, without its hidden columns'' values.';
 comment on column relay.journal.new_row is 'The row after the change, without its hidden columns'' values.';
 
 -- Checked first, for "if not exists" locks the table all the same.
@@ -210,8 +207,16 @@ begin
         using errcode = 'object_not_in_prerequisite_state';
 end
 $$;
-create or replace trigger refuse_truncate before truncate on relay.journal
-    for each statement execute function relay.refuse_truncate();
+do $$
+begin
+    -- Replacing it would wait for everybody who has written, and have everybody else wait.
+    if not exists (select from pg_catalog.pg_trigger t
+                   where t.tgrelid = 'relay.journal'::regclass and t.tgname = 'refuse_truncate') then
+        create trigger refuse_truncate before truncate on relay.journal
+            for each statement execute function relay.refuse_truncate();
+    end if;
+end
+$$;
 
 -- What every writer must know at once, outside transactions and snapshots, so that a writer in REPEATABLE READ sees
 -- what is true now. One number, for each relation that a trigger opens costs a lock:
@@ -504,7 +509,8 @@ as $$
 declare
     bytes constant bigint := pg_catalog.pg_total_relation_size('relay.journal'::regclass);
 begin
-    if bytes > (select greatest(s.stop_bytes, (select max(h.ceiling) from relay.horizon h)) from relay.settings s)
+    -- Not from the view: a writer that had a lock on it would keep others from replacing it.
+    if bytes > (select greatest(s.stop_bytes, (select max(h.ceiling) from relay.horizon h)) from relay.configured() s)
         and pg_catalog.pg_try_advisory_lock('relay.control'::regclass::oid::bigint)
     then
         if not relay.paused() then
@@ -527,7 +533,7 @@ create or replace function relay.notify() returns void
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if pg_catalog.current_setting('max_prepared_transactions') = '0'
+    if relay.polled_for() = 0 and pg_catalog.current_setting('max_prepared_transactions') = '0'
         and pg_catalog.pg_notification_queue_usage() < 0.5
     then
         perform pg_catalog.pg_notify('relay', '');
@@ -588,28 +594,11 @@ exception when others or assert_failure then
 end
 $$;
 
--- The columns of a wide row's old image that are not the same in the new one, and those that it is known by: the
--- reader takes the rest from the new one. All of them where an image cannot be taken apart, as with \u0000.
-create or replace function relay.changed(old_row json, new_row json, known_by text[]) returns text
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return (
-        select coalesce(pg_catalog.json_object_agg(o.key, o.value), '{}')::text
-        from pg_catalog.json_each(old_row) o
-        left join pg_catalog.json_each(new_row) n on n.key = o.key
-        where n.value is null or n.value::text collate "C" <> o.value::text or o.key = any (known_by));
-exception when others then
-    return old_row::text;
-end
-$$;
-
 -- The careful way to an entry, which the trigger functions take for wide rows, under other settings than those in which
 -- images are made, and where the quick way failed: each image by itself, so that one which cannot be made leaves out
 -- no more than that.
 create or replace function relay.entry(
-    key text, old_key text, old_board text, new_board text, old_row record, new_row record, known_by text[]
+    key text, old_key text, old_board text, new_board text, old_row record, new_row record
 ) returns text[]
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -634,9 +623,6 @@ begin
     if pg_catalog.left(after, 1) = '!' then
         reason := pg_catalog.concat('row_unreadable: ', pg_catalog.substr(after, 2));
         after := null;
-    end if;
-    if pg_catalog.octet_length(before) > 2000 and after is not null then
-        before := relay.changed(before::json, after::json, known_by);
     end if;
     return array[key, old_key, old_board, new_board, before, after, reason];
 end
@@ -712,27 +698,27 @@ begin
         return case
             when op = 'UPDATE' and before operator(pg_catalog.*=) after then null
             -- Images must not depend on the settings of the writer.
-            when %5$s
+            when %4$s
                 and coalesce(pg_catalog.pg_column_size(before), 0) + coalesce(pg_catalog.pg_column_size(after), 0) < 4000
                 and pg_catalog.current_setting('timezone') in ('UTC', 'Etc/UTC')
                 and pg_catalog.current_setting('datestyle') = 'ISO, MDY'
                 and pg_catalog.current_setting('intervalstyle') = 'postgres'
                 and pg_catalog.current_setting('extra_float_digits') = '1'
                 and pg_catalog.current_setting('bytea_output') = 'hex'
-                and pg_catalog.current_setting('quote_all_identifiers') = 'off'%6$s
+                and pg_catalog.current_setting('quote_all_identifiers') = 'off'%5$s
             then array[%3$s,
                        pg_catalog.row_to_json(before)::text, pg_catalog.row_to_json(after)::text, null]
-            else relay.entry(%3$s, before, after, %4$L) end;
+            else relay.entry(%3$s, before, after) end;
     exception when others or assert_failure then
         begin%2$s
-            return relay.entry(%3$s, before, after, %4$L);
+            return relay.entry(%3$s, before, after);
         exception when others or assert_failure then
             return array[null, null, null, null, null, null,
                          pg_catalog.concat('row_unreadable: ', pg_catalog.left(sqlerrm, 200))];
         end;
     end;
 end
-$body$, w.id, hide, said, array[w.id_column, w.board_column, w.lane_column]::text[],
+$body$, w.id, hide, said,
         -- Where types are a user's, each image is made by itself, for their code may do anything.
         case when relay.has_user_types(w.target) then 'false' else 'true' end,
         -- Only money depends on this, and few writers have it set to this.
@@ -1620,9 +1606,10 @@ begin
     update relay.horizon h
     set seen = pg_catalog.concat(floor, ':', floor, ':')::pg_snapshot
     where h.place = here and pg_catalog.pg_snapshot_xmax(h.seen) < floor;
-    -- The youngest tick stays: the next one counts from it.
+    -- The tick of this floor stays until all below it are gone, which may take several calls; and the youngest one, for
+    -- the next counts from it.
     delete from relay.ticks t
-    where t.place = here and pg_catalog.pg_snapshot_xmin(t.seen) <= floor
+    where t.place = here and pg_catalog.pg_snapshot_xmin(t.seen) < floor
       and t.at < (select max(k.at) from relay.ticks k where k.place = here);
     return relay.sweep(here, floor, 20000);
 end
@@ -1682,7 +1669,7 @@ begin
         perform relay.sweep(here, pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()), 1000000);
         -- While nothing is journalled, all that a VACUUM leaves is what it could not remove. A few rows it never sees to.
         if size > most - most / 4 and (
-            select sum(pg_catalog.pg_stat_get_live_tuples(r) + pg_catalog.pg_stat_get_dead_tuples(r)) > 20
+            select max(pg_catalog.pg_stat_get_live_tuples(r) + pg_catalog.pg_stat_get_dead_tuples(r)) > 20
             from (select c.oid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass
                   union all
                   select c.reltoastrelid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass) part (r))
@@ -1786,10 +1773,10 @@ as $$
            pg_catalog.pg_notification_queue_usage(),
            pg_catalog.pg_stat_get_dead_tuples('relay.journal'::regclass)
     from relay.settings s
-    -- The youngest tick stays, however old.
-    cross join (select case when count(*) > 1
-                       then pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - min(k.at)) end as age
-                from relay.ticks k where k.place = relay.place()) t
+    -- A tick below which all is gone says nothing of what is left.
+    cross join (select pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - min(k.at)) as age
+                from relay.ticks k join relay.horizon h on h.place = k.place
+                where k.place = relay.place() and pg_catalog.pg_snapshot_xmin(k.seen) > h.swept) t
 $$;
 
 comment on function relay.vitals() is 'How large and how old the journal is, and whether it is pruned as it should be.';
@@ -1895,12 +1882,11 @@ grant usage on schema relay to relay_writer, relay_reader, relay_renderer;
 -- What the trigger functions need: to insert, to read the control, and their helpers.
 grant insert on relay.journal to relay_writer;
 grant select on sequence relay.control to relay_writer;
-grant execute on function relay.pause_if_full(), relay.journal_sync(integer, text), relay.notify(), relay.pauses(),
+grant execute on function relay.pause_if_full(), relay.journal_sync(integer, text), relay.notify(), relay.polled_for(), relay.pauses(),
     relay.paused() to relay_writer;
 
 -- What makes JSON of a row calls others that do.
-grant execute on function relay.entry(text, text, text, text, record, record, text[]), relay.image(record),
-    relay.changed(json, json, text[]) to relay_renderer;
+grant execute on function relay.entry(text, text, text, text, record, record), relay.image(record) to relay_renderer;
 
 -- What the functions that read boards need.
 grant select on relay.watches to relay_reader;

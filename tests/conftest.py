@@ -15,7 +15,7 @@ import pytest
 
 from relay import embedded
 from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from tests.nats import NatsServer
+from tests.nats import NATS_SERVER, NatsServer
 from tests.proxy import Proxy
 from tests.servers import Database, NoServerError, Server, choose_server, do_without, install, temporary_database
 
@@ -118,9 +118,9 @@ def database(server: Server, _template: str) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """Yield a NATS server; each test has a stream of its own there."""
-    with _nats_server(tmp_path_factory.mktemp("nats")) as nats:
+def nats_server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[NatsServer]:
+    """Yield a NATS server, of the version that the test is for; each test has a stream of its own there."""
+    with _nats_server(tmp_path_factory.mktemp("nats"), getattr(request, "param", NATS_SERVER)) as nats:
         yield nats
 
 
@@ -132,9 +132,9 @@ def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
 
 
 @contextmanager
-def _nats_server(folder: Path) -> Iterator[NatsServer]:
+def _nats_server(folder: Path, program: str | None = NATS_SERVER) -> Iterator[NatsServer]:
     try:
-        nats = NatsServer(folder)
+        nats = NatsServer(folder, program=program)
     except NoServerError as error:
         do_without(str(error))
     try:

@@ -38,6 +38,20 @@ _POLL_SECONDS = 0.05
 
 _SQL = Path(__file__).parent.parent / "sql"
 
+_CONTROL: LiteralString = """
+    with locked as materialized (select pg_advisory_xact_lock('relay.control'::regclass::oid::bigint))
+    select setval('relay.control', %s) from locked
+"""
+_NOW_MS: LiteralString = "(date_part('epoch', clock_timestamp()) * 1000)::bigint"
+PAUSE: LiteralString = _CONTROL.replace("%s", "(relay.pauses() | 1) << 42")
+"""Pauses journalling, as a writer does that finds the journal full."""
+
+MUTE: LiteralString = _CONTROL.replace("%s", f"relay.pauses() << 42 | {_NOW_MS} + 2000")
+"""Has the triggers notify nobody for two seconds, as if a relay polled; no relay is notified of it."""
+
+UNMUTE: LiteralString = _CONTROL.replace("%s", "relay.pauses() << 42")
+"""Has them notify again."""
+
 
 class NoServerError(Exception):
     """A way to get a server does not work here; the message is one line."""

@@ -1,6 +1,6 @@
 """Compare the relay's fan-out with what one would write first, and with nchan, side by side in one run.
 
-    make bench                        about half an hour; prints a table, writes docs/fanout.json and docs/fanout.svg
+    make bench                        about forty minutes; prints a table, writes docs/fanout.json and docs/fanout.svg
     make bench ARGS='--only burst'    a part of it; writes nothing
     make bench ARGS=--quick           see that all of it works
 
@@ -10,9 +10,11 @@ medians of the runs, with the least and the most.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
+import ssl
 import statistics
 import subprocess
 import sys
@@ -34,6 +36,7 @@ UNITS = {
     "deliveries_per_s": ("deliveries/s", 0), "seconds": ("s", 3), "writer_s": ("writer s", 3), "ratio": ("ratio", 2),
     "kb": ("KB each", 1), "idle_core": ("idle core", 4), "growth_mb": ("memory +MB", 1),
     "cpu_us_per_change": ("CPU µs/change", 0), "load_core": ("load's core", 2),
+    "connections_per_s": ("connections/s", 0), "cpu_ms_per_connection": ("CPU ms/connection", 2),
 }  # fmt: skip
 """How each figure is called, and its decimals."""
 
@@ -69,7 +72,9 @@ def build() -> None:
     BUILD.mkdir(exist_ok=True)
     target, source = BUILD / "load", HERE / "load.c"
     if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-        subprocess.run(["cc", "-O2", "-Wall", "-o", target, source], check=True)
+        compiler = ["cc", "-O2", "-Wall", "-o", str(target), str(source)]
+        if subprocess.run([*compiler, "-lssl", "-lcrypto"], capture_output=True, check=False).returncode:
+            subprocess.run([*compiler, "-DPLAIN"], check=True)
 
 
 def machine(dsn: str, found: list[Contender]) -> dict[str, str]:
@@ -82,6 +87,8 @@ def machine(dsn: str, found: list[Contender]) -> dict[str, str]:
         "machine": f"{len(model)} cores of {model[0] if model else platform.machine()}, Linux {platform.release()}",
         "postgres": f"{row[0] if row else '?'}, fsync off",
         **{it.name: it.version() for it in found},
+        "loops": ", ".join(f"{it} {importlib.metadata.version(it)}" for it in ("uvloop", "aiofastnet")),
+        "tls": ssl.OPENSSL_VERSION,
         "load": f"takes {ceiling['frames'] / 1e6:.0f} million frames a second; it shares its core with Postgres",
     }
 
@@ -92,7 +99,7 @@ def run(bench: Bench, chosen: list[Scenario], found: list[Contender], runs: int)
     for scenario in chosen:
         click.echo(f"\n{scenario.title}  [{scenario.name}]")
         for _ in range(scenario.runs or runs):
-            for contender in (it for it in found if scenario.suits(it)):
+            for contender in scenario.among or [it for it in found if scenario.suits(it)]:
                 made = scenario.contender() if scenario.contender else contender
                 try:
                     numbers = scenario.measure(bench, made)
@@ -100,7 +107,7 @@ def run(bench: Bench, chosen: list[Scenario], found: list[Contender], runs: int)
                     print(f"  {contender.title}: {ex}", file=sys.stderr)
                     continue
                 results.setdefault(scenario.name, {}).setdefault(contender.name, []).append(numbers)
-        for contender in found:
+        for contender in scenario.among or found:
             if measured := results.get(scenario.name, {}).get(contender.name):
                 click.echo(f"  {contender.title:30} {_line(measured)}")
     return results

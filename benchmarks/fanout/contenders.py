@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -31,6 +31,7 @@ import psycopg
 from relay import install
 from relay.bench import NO_LIMITS
 from relay.embedded import free_port
+from tests.certificates import certificate
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
@@ -58,6 +59,7 @@ class Running:
     pids: list[int]
     by_path: bool = False
     """Whether a subscriber names its board in the address, not in a message."""
+    tls: bool = False
 
     def cpu(self) -> float:
         """Return the processor time used so far, in seconds."""
@@ -114,8 +116,11 @@ class Relay(Contender):
 
     name, title = "relay", "relay"
 
-    def __init__(self, workers: int = 1, core: str = SERVER_CORE) -> None:
-        self._workers, self._core = workers, core
+    def __init__(self, workers: int = 1, core: str = SERVER_CORE, *, tls: bool = False, loop: str = "") -> None:
+        self._workers, self._core, self._tls, self._loop = workers, core, tls, loop
+        if tls or loop:
+            wire, loop = "wss" if tls else "ws", loop or "asyncio"
+            self.name, self.title = f"{wire}-{loop}", f"relay, {wire}://, {loop}"
 
     def version(self) -> str:
         return _first_line(self._program(), "--version").replace("relay, version ", "relay ")
@@ -128,7 +133,12 @@ class Relay(Contender):
     def run(self, dsn: str) -> Iterator[Running]:
         settings = {"WS_PORT": "0", "HEALTH_PORT": "0", "WS_HOST": "127.0.0.1", "WS_MAX_CONNECTIONS": "19000"}
         settings |= NO_LIMITS | {"WS_WORKERS": str(self._workers), "DATABASE_URL": dsn}
-        with _process([self._program(), "serve"], self._core, settings) as process:
+        program = [sys.executable, str(HERE / "loops.py"), self._loop] if self._loop else [self._program()]
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            if self._tls:
+                cert, key = certificate(Path(folder), "relay")
+                settings |= {"WS_TLS_CERT": str(cert), "WS_TLS_KEY": str(key)}
+            process = stack.enter_context(_process([*program, "serve"], self._core, settings))
             port = 0
             for line in _lines(process.stderr):
                 event = json.loads(line)
@@ -136,7 +146,7 @@ class Relay(Contender):
                 if event["event"] == "feed.running" and port:
                     break
             threading.Thread(target=_forget, args=[process.stderr], daemon=True).start()
-            yield Running(port, [process.pid, *_children(process.pid)])
+            yield Running(port, [process.pid, *_children(process.pid)], tls=self._tls)
 
     @staticmethod
     def _program() -> str:
@@ -208,6 +218,11 @@ def contenders() -> list[Contender]:
     if Nchan().installed():
         found.append(Nchan())
     return found
+
+
+def wires(with_tls: Iterable[bool]) -> tuple[Contender, ...]:
+    """Return the relay without TLS, or with it, or both, on each event loop that it is compared on."""
+    return tuple(Relay(tls=tls, loop=loop) for tls in with_tls for loop in ("", "uvloop", "aiofastnet"))
 
 
 def wait_for_port(port: int) -> None:

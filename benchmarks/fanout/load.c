@@ -1,6 +1,6 @@
 /* Many WebSocket subscribers in one thread: the load of benchmarks/fanout.py.
  *
- *     load PORT CONNECTIONS FIRST PATH SUBSCRIBE
+ *     load PORT CONNECTIONS FIRST PATH SUBSCRIBE [tls]
  *
  * Connects, shakes hands, sends each connection the text SUBSCRIBE, in which %d is its number, and, if FIRST is 1,
  * waits until it has its first message. From then on it answers commands, a line each, with a line of JSON each:
@@ -15,6 +15,9 @@
  * there to the read() that brought the message. A sequence is delivered when every connection that reads has it.
  *
  *     load ceiling          how many frames a second this program can take: no other may come near
+ *
+ * With "tls", each connection makes a full TLS handshake, and trusts whatever certificate it is shown. Built with -DPLAIN,
+ * it needs no OpenSSL and knows no TLS.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -30,8 +33,11 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#ifndef PLAIN
+#include <openssl/ssl.h>
+#endif
 
-enum { CONNECTING, SHAKING, OPEN, CLOSED };
+enum { CONNECTING, SECURING, SHAKING, OPEN, CLOSED };
 enum { IN_FLIGHT = 900, BUFFER = 1 << 18, CARRY = 1 << 14, SEQUENCES = 1 << 18, STEPS = 64, BUCKETS = STEPS * 40 };
 
 struct connection {
@@ -40,6 +46,7 @@ struct connection {
     uint32_t carried;  /* bytes of a small frame that came already */
     char *carry;
     int has_first, stalled;
+    void *tls;  /* an SSL, or NULL */
 };
 
 struct sequence { int64_t stamp, last; uint32_t count; };
@@ -60,6 +67,59 @@ static int64_t now(void) {
 }
 
 static void die(const char *what) { perror(what); exit(1); }
+
+static void heed(uint32_t number, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.u32 = number};
+    epoll_ctl(epoll, EPOLL_CTL_MOD, connections[number].fd, &event);
+}
+
+#ifdef PLAIN
+static void use_tls(void) { fprintf(stderr, "load was built without OpenSSL: install its headers\n"); exit(1); }
+static int secure(struct connection *c, uint32_t number) { (void)c; (void)number; return 1; }
+static ssize_t get(struct connection *c, char *to, size_t size) { return read(c->fd, to, size); }
+static ssize_t put(struct connection *c, const char *from, size_t size) { return write(c->fd, from, size); }
+static int has_more(struct connection *c) { (void)c; return 0; }
+#else
+static SSL_CTX *tls;
+
+static void use_tls(void) {
+    if (!(tls = SSL_CTX_new(TLS_client_method()))) die("OpenSSL");
+    SSL_CTX_set_read_ahead(tls, 1);
+    SSL_CTX_set_default_read_buffer_len(tls, 1 << 16);
+}
+
+/* Goes on with the TLS handshake; tells whether it is done, or there is none. */
+static int secure(struct connection *c, uint32_t number) {
+    if (!tls) return 1;
+    if (!c->tls && (!(c->tls = SSL_new(tls)) || !SSL_set_fd(c->tls, c->fd))) die("SSL_new");
+    int done = SSL_connect(c->tls), error = SSL_get_error(c->tls, done);
+    if (done == 1) return 1;
+    if (error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE) { fprintf(stderr, "no TLS handshake\n"); exit(1); }
+    heed(number, error == SSL_ERROR_WANT_READ ? EPOLLIN : EPOLLOUT);
+    c->state = SECURING;
+    return 0;
+}
+
+static ssize_t get(struct connection *c, char *to, size_t size) {
+    if (!c->tls) return read(c->fd, to, size);
+    int got = SSL_read(c->tls, to, size);
+    if (got > 0) return got;
+    if (SSL_get_error(c->tls, got) != SSL_ERROR_WANT_READ) return 0;
+    errno = EAGAIN;
+    return -1;
+}
+
+static ssize_t put(struct connection *c, const char *from, size_t size) {
+    if (!c->tls) return write(c->fd, from, size);
+    int wrote = SSL_write(c->tls, from, size);
+    if (wrote > 0) return wrote;
+    errno = EPIPE;
+    return -1;
+}
+
+/* Whether OpenSSL has read what epoll therefore does not tell of. */
+static int has_more(struct connection *c) { return c->tls && SSL_has_pending(c->tls); }
+#endif
 
 static int bucket_of(int64_t ns) {
     uint64_t us = ns > 0 ? ns / 1000 : 0;
@@ -113,7 +173,7 @@ static void send_frame(struct connection *c, int opcode, const char *text, size_
     if (size >= 126) { frame[2] = size >> 8; frame[3] = size & 255; head = 4; }
     memset(frame + head, 0, 4);  /* a mask of zeros masks nothing */
     memcpy(frame + head + 4, text, size);
-    if (write(c->fd, frame, head + 4 + size) < 0 && errno != EPIPE && errno != ECONNRESET) die("write");
+    if (put(c, frame, head + 4 + size) < 0 && errno != EPIPE && errno != ECONNRESET) die("write");
 }
 
 static void be_ready(struct connection *c) {
@@ -191,9 +251,8 @@ static void shake_hands(struct connection *c, uint32_t number) {
     int size = snprintf(request, sizeof request,
         "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", path);
-    if (write(c->fd, request, size) != size) die("handshake");
-    struct epoll_event event = {.events = EPOLLIN, .data.u32 = number};
-    epoll_ctl(epoll, EPOLL_CTL_MOD, c->fd, &event);
+    if (put(c, request, size) != size) die("handshake");
+    heed(number, EPOLLIN);
     c->state = SHAKING;
 }
 
@@ -216,7 +275,7 @@ static void readable(uint32_t number) {
     size_t carried = c->carried;
     c->carried = 0;
     if (carried) memcpy(buffer, c->carry, carried);
-    ssize_t size = read(c->fd, buffer + carried, BUFFER);
+    ssize_t size = get(c, buffer + carried, BUFFER);
     if (size <= 0) {
         c->carried = carried;
         if (size == 0 || errno != EAGAIN) close_connection(c, 1006);
@@ -225,6 +284,7 @@ static void readable(uint32_t number) {
     bytes += size;
     if (c->state == SHAKING) opened(c, number, buffer, size);
     else take(c, buffer, carried + size, now());
+    if (c->state == OPEN && has_more(c)) readable(number);
 }
 
 static void stall(int count) {
@@ -314,7 +374,9 @@ static void run(void) {
         for (int i = 0; i < found; i++) {
             uint32_t number = events[i].data.u32;
             if (number == UINT32_MAX) commands();
-            else if (connections[number].state == CONNECTING) shake_hands(&connections[number], number);
+            else if (connections[number].state <= SECURING) {
+                if (secure(&connections[number], number)) shake_hands(&connections[number], number);
+            }
             else if (connections[number].state != CLOSED && !connections[number].stalled) readable(number);
         }
         if (ready == total && !announced) {
@@ -353,7 +415,8 @@ static void ceiling(void) {
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (argc == 2 && !strcmp(argv[1], "ceiling")) { ceiling(); return 0; }
-    if (argc != 6) { fprintf(stderr, "usage: load PORT CONNECTIONS FIRST PATH SUBSCRIBE\n"); return 2; }
+    if (argc < 6) { fprintf(stderr, "usage: load PORT CONNECTIONS FIRST PATH SUBSCRIBE [tls]\n"); return 2; }
+    if (argc > 6) use_tls();
     port = atoi(argv[1]); total = atoi(argv[2]); first_wanted = atoi(argv[3]); path = argv[4]; subscribe = argv[5];
     connections = calloc(total, sizeof *connections);
     epoll = epoll_create1(0);

@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from benchmarks.fanout.contenders import BUILD, LOAD_CORE, SUBSCRIBE, Contender, Relay, Running, cpu_of
+from benchmarks.fanout.contenders import BUILD, LOAD_CORE, SUBSCRIBE, Contender, Relay, Running, cpu_of, wires
 from relay import install
 
 Numbers = dict[str, float]
@@ -48,6 +48,7 @@ class Size:
     minute: float = 60
     rates: tuple[int, ...] = (20, 50, 100, 200, 1000)
     windows: tuple[int, ...] = (1, 4, 16, 64)
+    tls: tuple[bool, ...] = (False, True)
 
 
 QUICK = Size(
@@ -61,6 +62,7 @@ QUICK = Size(
     minute=0.5,
     rates=(20, 50),
     windows=(1, 4),
+    tls=(True,),
 )
 
 
@@ -71,6 +73,7 @@ class Load:
         path = f"/sub/{board}" if running.by_path else "/"
         first, text = ("0", "") if running.by_path else ("1", SUBSCRIBE % board)
         command = ["taskset", "-c", LOAD_CORE, str(BUILD / "load"), str(running.port), str(count), first, path, text]
+        command += ["tls"] if running.tls else []
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = self._process.pid
 
@@ -278,6 +281,23 @@ def memory(bench: Bench, contender: Contender) -> Numbers:
             return found | {"idle_core": (running.cpu() - begun) / bench.size.seconds}
 
 
+def arrive(bench: Bench, contender: Contender) -> Numbers:
+    """Connections a second, what each costs to make, in ms of processor, and to keep, in KB of memory."""
+    count = bench.size.many
+    with bench.writer(contender) as (_, dsn), contender.run(dsn) as running:
+        memory, cpu = running.memory(), running.cpu()
+        with contextlib.closing(Load(running, count)) as load:
+            seconds = load.answer()["seconds"]
+            own = (running.cpu() - cpu) / count * 1e3
+            time.sleep(SETTLE_SECONDS)
+            return {
+                "connections_per_s": count / seconds,
+                "cpu_ms_per_connection": own,
+                "load_core": cpu_of(load.pid) / seconds,
+                "kb": (running.memory() - memory) / count / KB,
+            }
+
+
 def stampede(bench: Bench, contender: Contender) -> Numbers:
     """Seconds in which many connect at once, subscribe, and receive a board of 50 KB each."""
     count = bench.size.many
@@ -348,6 +368,8 @@ class Scenario:
 
     runs: int | None = None
     contender: Callable[[], Contender] | None = None
+    among: tuple[Contender, ...] = ()
+    """Those that it is made for, if they are others than in the rest of the comparison."""
 
     def suits(self, contender: Contender) -> bool:
         """Tell whether it is made for this contender."""
@@ -417,4 +439,10 @@ def scenarios(size: Size) -> list[Scenario]:
             functools.partial(sustained, window=64),
             contender=functools.partial(Relay, workers, core="0,1"),
         )
+    for name, title, measure in (
+        ("wire-1", "ws:// and wss://: sustained, 1 in flight", functools.partial(sustained, window=1)),
+        ("wire-16", "ws:// and wss://: sustained, 16 in flight", functools.partial(sustained, window=16)),
+        ("wire-arrive", f"ws:// and wss://: {size.many:,} connect at once", arrive),
+    ):
+        found.append(Scenario(name, title, measure, among=wires(size.tls)))
     return found

@@ -7,7 +7,7 @@ the `Session` holds boards over one connection after another; a `Backlog` is wha
 
 Rules (those of tests/conformance, which the JavaScript client keeps too):
 - A batch is applied whole or not at all, so a board is at any time what the table was at some moment.
-- What does not fit is never guessed at: the board is asked for anew.
+- What does not fit is never guessed at: the board is requested again, and one that goes on not to fit is an error.
 - Tasks are never changed in place: a change makes a new dict, so one that a program holds stays as it is.
 - Nothing of a connection that has ended is heard any more.
 """
@@ -43,6 +43,9 @@ PING_SECONDS: Final = 30.0
 CALM_SECONDS: Final = 60.0
 """So long after a misfit, the next one counts as the first again."""
 
+MOST_MISFITS: Final = 5
+"""After so many in a row, the board is an error."""
+
 BACKLOG_CHANGES: Final = 10_000
 """So many changes may wait for a program that does not iterate, beside the batch that was first to wait."""
 
@@ -56,8 +59,9 @@ HOPELESS_CODES: Final = frozenset({1002, 1007, 1008, 1009, 4003})
 class RelayError(Exception):
     """What went wrong, in one line. `code` is for programs.
 
-    The codes are those of docs/clients.md, and `closed` (turned away, in a way that waiting does not mend),
-    `unsubscribed` (the board was left before it came).
+    The codes are those of docs/clients.md, and `closed` (the relay ended or refused the connection, in a way that
+    waiting does not help), `unsubscribed` (the board was left before it came), `unusable_board` (what the relay sends
+    of it contradicts itself), `forked` (the connection belongs to the process that this one was forked from).
     """
 
     def __init__(
@@ -126,7 +130,13 @@ def lane_name(lane: object) -> str:
 
 
 class Misfit(Exception):
-    """What cannot be, if we hold what the relay thinks we hold."""
+    """What cannot be, if we hold what the relay thinks we hold; its text says what was found."""
+
+    def __init__(self, found: str = "a message of another shape than expected") -> None:
+        super().__init__(found)
+
+
+_SHARED: Final = " (ids must differ across all watched tables: see relay check)"
 
 
 _Held = Callable[[Any], Task | None]
@@ -160,7 +170,7 @@ class Replica:
                 task = _object(each)
                 name = _id(task)
                 if name in tasks:
-                    raise Misfit
+                    raise Misfit(f"two tasks with the id {json.dumps(name)}{_SHARED}")
                 its[name] = tasks[name] = task if lane_name(task.get("lane")) == lane else task | {"lane": lane}
         self.tasks, self._lanes, self._shown = tasks, lanes, {}
 
@@ -225,14 +235,14 @@ def _known(data: Task, held: _Held) -> tuple[TaskId, Task]:
     name = _id(data)
     before = held(name)
     if before is None:
-        raise Misfit
+        raise Misfit(f"a change of the task {json.dumps(name)}, which is not there")
     return name, before
 
 
 def _created(data: Task, held: _Held) -> Change:
     name = _id(data)
     if held(name) is not None:
-        raise Misfit
+        raise Misfit(f"a second task with the id {json.dumps(name)}{_SHARED}")
     return Change("task.created", name, task=data)
 
 
@@ -360,6 +370,8 @@ class Following:
 
     def __init__(self, name: str, state: State) -> None:
         self.name = name
+        self.subscriptions = 0
+        """For how many the board is followed; the last one to end takes it along."""
         self.state: State = state
         self.replica = Replica()
         self.cursor: str | None = None
@@ -419,11 +431,15 @@ class Following:
         return self.replica.apply([message])
 
     def misfit(self, now: float) -> int:
-        """Forget how far it has come; return how many misfits there were shortly before this one."""
-        self._misfits = 0 if now - self._last_misfit > CALM_SECONDS else self._misfits + 1
+        """Forget how far it has come; return how many misfits there were in a row, with this one."""
+        self._misfits = 1 if now - self._last_misfit > CALM_SECONDS else self._misfits + 1
         self._last_misfit = now
         self._parts, self.cursor = [], None
         return self._misfits
+
+    def forget_misfits(self) -> None:
+        """Count the next one as the first."""
+        self._misfits = 0
 
 
 def _cursor(message: dict[str, Any]) -> str | None:
@@ -474,15 +490,16 @@ class Session:
         self._attempt()
 
     def subscribe(self, name: str) -> Following:
-        """Follow a board: the same object, if it is followed already."""
+        """Follow a board, for one subscription more: the same object, if it is followed already."""
         if self._closed:
             raise RelayError("closed", "this relay was closed: connect again", board_id=name)
-        if name in self.boards:
-            return self.boards[name]
-        board = Following(name, "connecting" if self.state == "live" else self.state)
-        self.boards[name] = board
+        if name not in self.boards:
+            self.boards[name] = Following(name, "connecting" if self.state == "live" else self.state)
+        board = self.boards[name]
+        board.subscriptions += 1
         if self._link == "open":
-            self._ask(board)
+            if not board.followed:
+                self._ask(board)
         elif self.stopped:
             self._fail(board, self.stopped)
         elif self._link == "none" and "attempt" not in self._timers:
@@ -490,8 +507,9 @@ class Session:
         return board
 
     def unsubscribe(self, board: Following) -> None:
-        """Follow a board no longer; it stays as it is."""
-        if self.boards.get(board.name) is not board:
+        """End one subscription to a board; the last one takes it along, and it stays as it is."""
+        board.subscriptions -= 1
+        if board.subscriptions or self.boards.get(board.name) is not board:
             return
         del self.boards[board.name]
         self._timers.pop(board, None)
@@ -602,8 +620,8 @@ class Session:
             return
         try:
             changes = board.receive(message)
-        except Misfit:
-            self._ask_anew(board, now)
+        except Misfit as ex:
+            self._ask_again(board, str(ex), now)
             return
         if changes is None:
             return
@@ -614,14 +632,19 @@ class Session:
         if changes:
             self._effects.append(Changed(board, changes))
 
-    def _ask_anew(self, board: Following, now: float) -> None:
-        """At once the first time; but a relay whose answers never fit is not to be asked without end."""
+    def _ask_again(self, board: Following, found: str, now: float) -> None:
+        """At once the first time, then after pauses; but a relay whose answers never fit is not asked without end."""
         misfits = board.misfit(now)
-        if misfits == 0:
+        if misfits == 1:
             self._ask(board)
-        else:
+        elif misfits < MOST_MISFITS:
             self._enter(board, "catching up")
-            self._timers[board] = now + self._chance() * longest_pause(misfits)
+            self._timers[board] = now + self._chance() * longest_pause(misfits - 1)
+        else:
+            board.forget_misfits()
+            self._send({"type": "unsubscribe", "boardId": board.name})
+            problem = f"the board {board.name} cannot be held: found {found}, after {MOST_MISFITS} attempts"
+            self._fail(board, RelayError("unusable_board", problem, board_id=board.name))
 
     def _refused(self, data: object, now: float) -> None:
         told = data if isinstance(data, dict) else {}

@@ -1,7 +1,8 @@
 """One WebSocket connection to a relay, and what its end means. The only module of the client that opens sockets.
 
 Rules:
-- What waiting cannot mend is told from what it can: see `hopeless`.
+- What waiting cannot help is told from what it can: see `hopeless`.
+- A proxy that the environment names is used, and named in what is said of it.
 - Boards may be large: no message is too long, and nothing of the network is taken for silence while one arrives.
 """
 
@@ -9,13 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidProxy, InvalidStatus, InvalidURI, WebSocketException
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidProxy,
+    InvalidProxyStatus,
+    InvalidStatus,
+    InvalidURI,
+    WebSocketException,
+)
+from websockets.proxy import get_proxy
 from websockets.uri import parse_uri
 
 OPEN_SECONDS: Final = 10.0
@@ -29,6 +38,13 @@ LONGEST_RETRY_AFTER_SECONDS: Final = 300.0
 
 FAILURES: Final = (OSError, WebSocketException, ImportError)
 """What an attempt or a connection may end with; ImportError is of a proxy that needs another package."""
+
+_LIMITS: Final[Mapping[int, str]] = {
+    HTTPStatus.TOO_MANY_REQUESTS: "more connections in a minute than the relay allows: see WS_RATE_LIMIT_PER_CLIENT"
+    " and WS_RATE_LIMIT_TOTAL",
+    HTTPStatus.SERVICE_UNAVAILABLE: "the relay has no room: see WS_MAX_CONNECTIONS",
+}
+"""What statuses mean that come of a limit."""
 
 _PASSING_STATUSES: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
@@ -45,25 +61,46 @@ class _Connection(ClientConnection):
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str, token: str | None, heard: Callable[[], None]) -> AsyncIterator[ClientConnection]:
-    """Connect for as long as the context lasts. Raises one of FAILURES."""
+async def connected(
+    url: str, token: str | None, heard: Callable[[], None], *, proxy: bool = True
+) -> AsyncIterator[ClientConnection]:
+    """Connect for as long as the context lasts, if `proxy` by that of the environment. Raises one of FAILURES."""
+    through = _proxy_of(url) if proxy else None
+    connection = await _connect(url, token, through)
+    connection.heard = heard
+    try:
+        yield connection
+    finally:
+        await connection.close()  # by itself websockets would call our leaving an error
+
+
+async def _connect(url: str, token: str | None, proxy: str | None) -> _Connection:
+    try:
+        connection = await connect(
+            url,
+            additional_headers={"Authorization": f"Bearer {token}"} if token else None,
+            proxy=proxy,
+            max_size=None,
+            open_timeout=OPEN_SECONDS,
+            close_timeout=CLOSE_SECONDS,
+            ping_interval=None,  # a pong would wait behind a large board
+            create_connection=_Connection,
+        )
+    except FAILURES as ex:
+        if proxy:
+            ex.add_note(
+                f"through the proxy {without_secrets(proxy)}, which the environment names:"
+                f" to go without, set no_proxy={urlsplit(url).hostname}"
+            )
+        raise
+    assert isinstance(connection, _Connection)
+    return connection
+
+
+def _proxy_of(url: str) -> str | None:
+    """Return the proxy that the environment names for an address; none leads back to this machine."""
     local = urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}
-    async with connect(
-        url,
-        additional_headers={"Authorization": f"Bearer {token}"} if token else None,
-        proxy=None if local else True,  # whatever proxy there may be leads away from this machine
-        max_size=None,
-        open_timeout=OPEN_SECONDS,
-        close_timeout=CLOSE_SECONDS,
-        ping_interval=None,  # a pong would wait behind a large board
-        create_connection=_Connection,
-    ) as connection:
-        assert isinstance(connection, _Connection)
-        connection.heard = heard
-        try:
-            yield connection
-        finally:
-            await connection.close()  # by itself it would call our leaving an error
+    return None if local else get_proxy(parse_uri(url))
 
 
 def check(url: str) -> None:
@@ -98,23 +135,31 @@ def without_secrets(url: str) -> str:
 
 
 def hopeless(ex: Exception, *, credential: str = "a good token", address: str = "the address") -> str | None:
-    """Say what waiting cannot mend, and what may; None for anything else. Close codes are for the core.
+    """Say what waiting cannot help, and what may; None for anything else. Close codes are for the core.
 
     `credential` and `address` are what the user can give and check.
     """
+    why = _hopeless(ex, credential, address)
+    return why and ", ".join([why, *getattr(ex, "__notes__", ())])
+
+
+def _hopeless(ex: Exception, credential: str, address: str) -> str | None:
     match ex:
-        case InvalidStatus(response=response):
-            status = response.status_code
-            if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING_STATUSES:
-                return None
-            if is_refused(ex):
-                return f"the relay refused the connection (HTTP {status}): give {credential}"
-            return f"HTTP {status} was answered: expected the WebSocket endpoint of a relay, so check {address}"
+        case InvalidStatus() | InvalidProxyStatus() if _may_pass(ex.response.status_code):
+            return None
+        case InvalidStatus(response=response) if is_refused(ex):
+            return f"the relay refused the connection (HTTP {response.status_code}): give {credential}"
+        case InvalidStatus():
+            return f"{_reason(ex)} was answered: expected the WebSocket endpoint of a relay, so check {address}"
         case ssl.SSLCertVerificationError():
             return f"the relay's certificate is not trusted: {ex.verify_message}: see SSL_CERT_FILE"
-        case InvalidURI() | InvalidProxy() | ImportError():
-            return reason(ex)
+        case InvalidURI() | InvalidProxy() | InvalidProxyStatus() | ImportError() | TypeError() | ValueError():
+            return _reason(ex)  # the last two are of a token that cannot be presented
     return None
+
+
+def _may_pass(status: int) -> bool:
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING_STATUSES
 
 
 def is_refused(ex: Exception) -> bool:
@@ -134,14 +179,19 @@ def retry_after(ex: Exception) -> float:
 
 
 def reason(ex: Exception) -> str:
-    """Say in a few words why a connection ended, or was not made."""
+    """Say in a few words why a connection ended, or was not made, and by which proxy."""
+    return ", ".join([_reason(ex), *getattr(ex, "__notes__", ())])
+
+
+def _reason(ex: Exception) -> str:
     match ex:
         case ConnectionClosed() if ex.rcvd:
             return ex.rcvd.reason
         case ConnectionClosed():
             return "the connection broke"
         case InvalidStatus(response=response):
-            return f"HTTP {response.status_code}"
+            limit = _LIMITS.get(response.status_code)
+            return f"HTTP {response.status_code}" + (f", {limit}" if limit else "")
         case TimeoutError():
             return f"no answer within {OPEN_SECONDS:.0f} seconds"
     return " ".join(str(ex).split()) or type(ex).__name__

@@ -3,6 +3,8 @@
 Rules:
 - Whatever is said to the session, its effects are carried out in the same step (`Relay._act`).
 - One task makes a connection and reads it, one writes; what one that was given up still has to say is not heard.
+- A `Board` is one subscription. Nobody can end, or read, that of somebody else.
+- A connection belongs to the process that made it: in a fork of it, every call is an error.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import os
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -31,17 +34,18 @@ Token = str | None | TokenFunction
 _BROKEN: Final = 1006
 
 
-def connect(url: str, *, token: Token = None) -> Relay:
+def connect(url: str, *, token: Token = None, proxy: bool = True) -> Relay:
     """Connect to a relay, and again whenever the connection is lost: `async with connect(…) as relay`.
 
     `token` is a token, or a function (it may be async) that is called before each attempt to connect.
+    `proxy` tells whether to use the proxy that the environment names (`https_proxy` and the like), if it names one.
     Raises ValueError for what is no address, or no token.
     """
-    return Relay(url, token)
+    return Relay(url, token, proxy=proxy)
 
 
 class Board:
-    """One board, as it is in the database. Iterate over it for its changes, each once, in order.
+    """One subscription to a board. Iterate over it for the board's changes, each once, in order.
 
     The first is a `board.sync`: the board as it is then. A later loop goes on where the last one left. A program that
     lets too many changes wait is given one `board.sync` instead of them, whose `reason` is `fell_behind`.
@@ -54,10 +58,11 @@ class Board:
         self._backlog = Backlog()
         self._woken = asyncio.Event()
         self._error: RelayError | None = None
-        self._left = False
+        self._left: tuple[Mapping[TaskId, Task], Mapping[str, list[Task]]] | None = None
+        """Tasks and lanes as they were when the subscription ended."""
         self._looping = False
-        self._waiting = 0
-        """How many calls of `subscribe` wait for it."""
+        if following.present:
+            self._backlog.put([Change("board.sync")])
 
     @property
     def id(self) -> str:
@@ -66,25 +71,26 @@ class Board:
     @property
     def tasks(self) -> Mapping[TaskId, Task]:
         """The tasks by id. Yours to read; a change makes a new dict for its task."""
-        return self._following.replica.tasks
+        return self._left[0] if self._left else self._following.replica.tasks
 
     @property
     def lanes(self) -> Mapping[str, list[Task]]:
         """Each lane's tasks in order."""
-        return self._following.replica.lanes
+        return self._left[1] if self._left else self._following.replica.lanes
 
     @property
     def state(self) -> State:
-        return self._following.state
+        return "offline" if self._left or self._relay.forked else self._following.state
 
     def unsubscribe(self) -> None:
-        """Follow the board no longer; it stays as it is, and loops over it end."""
+        """End this subscription, not others to the same board; what it shows stays as it is, and its loop ends."""
         self._relay._leave(self)  # noqa: SLF001  # the two are one
 
     def __aiter__(self) -> AsyncIterator[Change]:
         return self
 
     async def __anext__(self) -> Change:
+        self._relay.check_process()
         if self._looping:
             raise RuntimeError("two loops over one board: each change would reach only one of them")
         self._looping = True
@@ -130,25 +136,33 @@ class Board:
         self._woken.set()
 
     def _end(self) -> None:
-        self._left = True
+        replica = self._following.replica
+        self._left = self._left or (dict(replica.tasks), replica.lanes)
         self._woken.set()
 
 
 class Relay:
     """Boards over one connection after another; see `connect`."""
 
-    def __init__(self, url: str, token: Token = None, *, ping_seconds: float = core.PING_SECONDS) -> None:
+    def __init__(
+        self, url: str, token: Token = None, *, proxy: bool = True, ping_seconds: float = core.PING_SECONDS
+    ) -> None:
         link.check(url)
         self._url = url
         self._token = token if callable(token) else link.check_token(token)
         self._session = Session(random.random, ping_seconds)
-        self._boards: dict[Following, Board] = {}
+        self._proxy = proxy
+        self._process = os.getpid()
+        self._failing = False
+        """Whether it was already said that there is no connection."""
+        self._boards: dict[Following, list[Board]] = {}
         self._link: _Link | None = None
         self._links: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._authenticating: deque[tuple[str, asyncio.Future[None]]] = deque()
 
     async def __aenter__(self) -> Self:
+        self._process = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._session.start()
         self._act()
@@ -159,23 +173,24 @@ class Relay:
 
     @property
     def state(self) -> State:
-        return self._session.state
+        return "offline" if self.forked else self._session.state
 
     async def subscribe(self, board_id: str) -> Board:
-        """Follow a board; return once it is there, however long that takes. The same object, if called twice.
+        """Follow a board; return once it is there, however long that takes: `asyncio.timeout` limits it.
 
-        Raises RelayError if the relay turns us away or refuses the board.
+        Each call is a subscription of its own; the relay sends the board once for all of them.
+        Raises RelayError if the relay turns us away or refuses the board, or if this process is a fork.
         """
+        self.check_process()
         following = self._session.subscribe(board_id)
-        board = self._boards.setdefault(following, Board(self, following))
+        board = Board(self, following)
+        self._boards.setdefault(following, []).append(board)
         self._act()
-        board._waiting += 1  # noqa: SLF001  # the two are one
         try:
-            await board._first()  # noqa: SLF001
-        finally:
-            board._waiting -= 1  # noqa: SLF001
-            if not following.present and not board._waiting:  # noqa: SLF001
-                board.unsubscribe()  # nobody has it
+            await board._first()  # noqa: SLF001  # the two are one
+        except BaseException:
+            board.unsubscribe()  # nobody has it
+            raise
         return board
 
     async def authenticate(self, token: str) -> None:
@@ -185,6 +200,7 @@ class Relay:
         """
         if link.check_token(token) is None:
             raise ValueError("there is no token: expected a string")
+        self.check_process()
         if not self._session.authenticate(token):
             self._keep(token)
             self._act()
@@ -195,16 +211,37 @@ class Relay:
         await answer
 
     async def close(self) -> None:
-        """End everything. The boards stay as they are, and loops over them end."""
+        """End everything. The boards stay as they are, and loops over them end. Does nothing in a fork."""
+        if self.forked:
+            return
         self._session.close()
         self._act()
-        for board in self._boards.values():
+        for board in [board for boards in self._boards.values() for board in boards]:
             board._end()  # noqa: SLF001  # the two are one
         await asyncio.gather(*self._links, return_exceptions=True)
 
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that connected: it has a copy of the socket, and no loop."""
+        return self._process != os.getpid()
+
+    def check_process(self) -> None:
+        """Raise RelayError in a fork."""
+        if self.forked:
+            raise RelayError(
+                "forked",
+                f"this connection belongs to process {self._process}, and this is {os.getpid()}, a fork of it:"
+                " connect after the fork",
+            )
+
     def _leave(self, board: Board) -> None:
-        self._session.unsubscribe(board._following)  # noqa: SLF001  # the two are one
-        self._boards.pop(board._following, None)  # noqa: SLF001
+        if board._left:  # noqa: SLF001  # the two are one
+            return
+        following = board._following  # noqa: SLF001
+        self._boards[following].remove(board)
+        if not self._boards[following]:
+            del self._boards[following]
+        self._session.unsubscribe(following)
         board._end()  # noqa: SLF001
         self._act()
 
@@ -242,11 +279,11 @@ class Relay:
                 self._link.hang_up(politely=politely)
                 self._link = None
             case core.Changed(following, changes):
-                if board := self._boards.get(following):
+                for board in self._boards.get(following, ()):
                     board._changed(changes)  # noqa: SLF001  # the two are one
             case core.Failed(following, error):
                 log.warning("%s", error)
-                if following and (board := self._boards.get(following)):
+                for board in self._boards.get(following, ()) if following else ():
                     board._failed(error)  # noqa: SLF001
             case core.Authenticated(error):
                 token, answer = self._authenticating.popleft()
@@ -266,13 +303,14 @@ class Relay:
 
     # What the connection tells
 
-    async def _fresh_token(self) -> str | None:
+    async def _fresh_token(self) -> object:
         token = self._token() if callable(self._token) else self._token
-        return link.check_token(await token if inspect.isawaitable(token) else token)
+        return await token if inspect.isawaitable(token) else token
 
     def _opened(self, of: _Link) -> None:
         if of is self._link:
             log.info("connected to %s", link.without_secrets(self._url))
+            self._failing = False
             self._session.opened(self._loop.time())
             self._act()
 
@@ -286,7 +324,9 @@ class Relay:
             return
         self._link = None
         code = ex.rcvd.code if isinstance(ex, ConnectionClosed) and ex.rcvd else _BROKEN
-        log.info("no connection to %s: %s (%d)", link.without_secrets(self._url), link.reason(ex), code)
+        level = logging.INFO if of.opened or self._failing else logging.WARNING
+        self._failing = True
+        log.log(level, "no connection to %s: %s (%d)", link.without_secrets(self._url), link.reason(ex), code)
         mendable = link.is_refused(ex) and callable(self._token) and self._session.has_held_a_board
         self._session.ended(
             code,
@@ -312,18 +352,29 @@ class _Link:
             self._connection.transport.abort()
         self.task.cancel()
 
+    @property
+    def opened(self) -> bool:
+        return self._connection is not None
+
     async def _run(self) -> None:
+        relay = self._relay
         try:
             async with asyncio.timeout(link.OPEN_SECONDS):
-                token = await self._relay._fresh_token()  # noqa: SLF001  # the two are one
+                given = await relay._fresh_token()  # noqa: SLF001  # the two are one
         except Exception as ex:  # noqa: BLE001  # whatever the program's function raises
-            self._relay._ended(self, OSError(f"the token function failed: {ex!r}"))  # noqa: SLF001
+            relay._ended(self, OSError(f"the token function failed: {ex!r}"))  # noqa: SLF001
             return
         try:
-            async with link.connected(self._relay._url, token, self._relay._session.heard) as self._connection:  # noqa: SLF001
+            token = link.check_token(given)
+        except (TypeError, ValueError) as ex:
+            relay._ended(self, ex)  # noqa: SLF001
+            return
+        try:
+            heard = relay._session.heard  # noqa: SLF001
+            async with link.connected(relay._url, token, heard, proxy=relay._proxy) as self._connection:  # noqa: SLF001
                 await self._follow(self._connection)
         except link.FAILURES as ex:
-            self._relay._ended(self, ex)  # noqa: SLF001
+            relay._ended(self, ex)  # noqa: SLF001
 
     async def _follow(self, connection: ClientConnection) -> None:
         writing = asyncio.create_task(self._write(connection))

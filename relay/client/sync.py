@@ -22,17 +22,18 @@ from relay.client.core import Change, State, Task, TaskId
 _T = TypeVar("_T")
 
 
-def connect(url: str, *, token: shell.Token = None) -> Relay:
+def connect(url: str, *, token: shell.Token = None, proxy: bool = True) -> Relay:
     """Connect to a relay, and again whenever the connection is lost: `with connect(…) as relay`.
 
     `token` is a token, or a function that is called before each attempt to connect, in the client's thread.
+    `proxy` tells whether to use the proxy that the environment names, if it names one.
     Raises ValueError for what is no address, or no token.
     """
-    return Relay(shell.connect(url, token=token))
+    return Relay(shell.connect(url, token=token, proxy=proxy))
 
 
 class Board:
-    """One board, as it is in the database; see `relay.client.Board`."""
+    """One subscription to a board; see `relay.client.Board`."""
 
     def __init__(self, relay: Relay, board: shell.Board) -> None:
         self._relay = relay
@@ -57,7 +58,7 @@ class Board:
         return self._board.state
 
     def unsubscribe(self) -> None:
-        """Follow the board no longer; it stays as it is, and loops over it end."""
+        """End this subscription, not others to the same board; what it shows stays as it is, and its loop ends."""
         self._relay._ask(self._board.unsubscribe)  # noqa: SLF001
 
     def __iter__(self) -> Iterator[Change]:
@@ -83,7 +84,6 @@ class Relay:
         self._relay = relay
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._boards: dict[shell.Board, Board] = {}
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -105,22 +105,24 @@ class Relay:
         return self._loop is not None
 
     def subscribe(self, board_id: str, timeout: float | None = None) -> Board:
-        """Follow a board; return once it is there. The same object, if called twice.
+        """Follow a board; return once it is there. Each call is a subscription of its own.
 
-        Raises RelayError if the relay turns us away or refuses the board, TimeoutError if it does not come in so
-        many seconds.
+        Raises RelayError if the relay turns us away or refuses the board, or if this process is a fork; TimeoutError
+        if it does not come in so many seconds.
         """
-        board = self._wait(self._relay.subscribe(board_id), timeout)
-        return self._boards.setdefault(board, Board(self, board))
+        return Board(self, self._wait(self._relay.subscribe(board_id), timeout))
 
     def authenticate(self, token: str) -> None:
         """Present a fresh token; see `relay.client.Relay.authenticate`."""
         self._wait(self._relay.authenticate(token), None)
 
     def close(self) -> None:
-        """End everything. The boards stay as they are, and loops over them end."""
+        """End everything. The boards stay as they are, and loops over them end. In a fork, forget the connection."""
         loop, thread = self._loop, self._thread
         if loop is None or thread is None:
+            return
+        if self._relay.forked:  # the thread and the connection are the other process's
+            self._loop = self._thread = None
             return
         self._wait(self._relay.close(), None)
         self._loop = self._thread = None
@@ -140,6 +142,9 @@ class Relay:
         if self._loop is None:
             what.close()
             raise core.RelayError("closed", "this relay is not open: use it in `with relay.client.sync.connect(…)`")
+        if self._relay.forked:
+            what.close()
+            self._relay.check_process()
         future = asyncio.run_coroutine_threadsafe(_within(timeout, what), self._loop)
         try:
             return future.result()

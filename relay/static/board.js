@@ -829,6 +829,7 @@ function refreshDetails() {
 
 const TOKEN = "board.token";
 const SWITCHED_OFF = "The relay's WebSocket endpoint is switched off: see WS_ENABLED.";
+const LIMITED = "or it has had too many connections from here in the last minute (see WS_RATE_LIMIT_PER_CLIENT)";
 let attempts = 0; // connections tried since the last one that served, or since a token was given
 let wasThere = true; // whether the relay answered over HTTP before the last attempt
 let asking = null;
@@ -875,18 +876,21 @@ async function look() {
   if (!before || !wasThere) return;
   if (!told.websocket.running) notice(SWITCHED_OFF);
   else if (told.token && storedToken()) {
+    const refused = storedToken();
     sessionStorage.removeItem(TOKEN);
-    await ask("The relay did not take the one you gave.");
+    await ask(`The relay did not take the one you gave, ${LIMITED}.`, refused);
   } else if (!told.token) {
-    notice(`The relay answers, but lets no WebSocket of this page in. Is ${location.origin} among its WS_ORIGINS?`);
+    const origin = `${location.origin} is not among its WS_ORIGINS`;
+    notice(`The relay answers, but lets no WebSocket of this page in: either ${origin}, ${LIMITED}. It is tried again.`);
   }
 }
 
-function ask(why) {
+/** Ask the reader for a token; `given` is one to try again. */
+function ask(why, given = "") {
   asking ??= new Promise((resolve) => {
     $("asks-why").textContent = why;
     $("asks-why").hidden = !why;
-    $("token").value = "";
+    $("token").value = given;
     const form = $("asks-form");
     form.addEventListener(
       "submit",
@@ -959,15 +963,25 @@ function showState(state) {
   if (state === "live") schedule();
 }
 
-/** Say what the relay said; after a token that is not good any more, ask for another. */
+/** Say what the relay said; after a token that is not good any more, or never can be, ask for another. */
 function fail(error) {
   if (error.closeCode === REVOKED) {
-    sessionStorage.removeItem(TOKEN);
-    ask("The one you gave is not good any more.").then((given) => relay.authenticate(given));
+    replaceToken("The one you gave is not good any more.");
+  } else if (error.code === "closed" && error.closeCode === undefined && told.token) {
+    replaceToken(error.message);
+  } else if (error.code === "unusable_board") {
+    notice(error.message);
   } else if (error.code === "not_allowed") {
     $("state-text").textContent = "No access";
     notice(`You may not read the board ${cut(boardId, 60)}, or there is none of that name.`);
   } else toast(error.message);
+}
+
+function replaceToken(why) {
+  sessionStorage.removeItem(TOKEN);
+  ask(why)
+    .then((given) => relay.authenticate(given))
+    .catch(({ message }) => replaceToken(message));
 }
 
 // The page ------------------------------------------------------------------------------------------------------

@@ -3,8 +3,14 @@
 /** An id as the relay sends it. An integer that a JavaScript number would round is a bigint, in any column. */
 export type TaskId = string | number | bigint;
 
-/** A row, as clients see it: column names in camelCase. */
-export interface Task {
+/** What every row has, and so every type for one, be it an interface or an alias. */
+export interface AnyTask {
+  readonly id: TaskId;
+  readonly lane?: unknown;
+}
+
+/** A row of any table: column names in camelCase. */
+export interface Task extends AnyTask {
   readonly id: TaskId;
   readonly lane: unknown;
   readonly [column: string]: unknown;
@@ -17,7 +23,7 @@ export type RelayState = "connecting" | "live" | "offline";
 export type BoardState = "connecting" | "catching up" | "live" | "offline";
 
 /** One change, which the board shows already. Tasks in it are never changed afterwards. */
-export type Change<T extends Task = Task> =
+export type Change<T extends AnyTask = Task> =
   | BoardSync
   | TaskCreated<T>
   | TaskUpdated<T>
@@ -37,12 +43,12 @@ interface OfATask {
   readonly batch?: number;
 }
 
-export interface TaskCreated<T extends Task = Task> extends OfATask {
+export interface TaskCreated<T extends AnyTask = Task> extends OfATask {
   readonly type: "task.created";
   readonly task: T;
 }
 
-export interface TaskUpdated<T extends Task = Task> extends OfATask {
+export interface TaskUpdated<T extends AnyTask = Task> extends OfATask {
   readonly type: "task.updated";
   readonly before: T;
   readonly task: T;
@@ -51,7 +57,7 @@ export interface TaskUpdated<T extends Task = Task> extends OfATask {
 }
 
 /** The task went to the end of another lane. A `task.updated` with the same lane follows in the same batch. */
-export interface TaskMoved<T extends Task = Task> extends OfATask {
+export interface TaskMoved<T extends AnyTask = Task> extends OfATask {
   readonly type: "task.moved";
   readonly before: T;
   readonly task: T;
@@ -59,7 +65,7 @@ export interface TaskMoved<T extends Task = Task> extends OfATask {
   readonly toLane: T["lane"];
 }
 
-export interface TaskDeleted<T extends Task = Task> extends OfATask {
+export interface TaskDeleted<T extends AnyTask = Task> extends OfATask {
   readonly type: "task.deleted";
   readonly before: T;
   readonly task: undefined;
@@ -67,9 +73,11 @@ export interface TaskDeleted<T extends Task = Task> extends OfATask {
 
 /**
  * What went wrong. Codes are those of the clients' guide, and
- * `"closed"`: the connection ended in a way that waiting does not mend, see `closeCode`; or close() was called;
- * `"unreachable"`: an attempt to connect failed (told once until it succeeds; the client goes on trying);
- * `"unsubscribed"`: the board was left before it came.
+ * `"closed"`: waiting does not help. The relay ended the connection, see `closeCode`, or refused it; or the token or
+ * the address cannot be used; or close() was called;
+ * `"unreachable"`: an attempt to connect failed (reported once until one succeeds; the client goes on trying);
+ * `"unsubscribed"`: the board was left before it came;
+ * `"unusable_board"`: what the relay sends of the board contradicts itself.
  */
 export class RelayError extends Error {
   constructor(code: string, message: string, about?: { boardId?: string; closeCode?: number });
@@ -78,15 +86,18 @@ export class RelayError extends Error {
   readonly closeCode?: number;
 }
 
-/** One board, as it is in the database. It may change whenever messages come, never in the midst of your code. */
-export interface Board<T extends Task = Task> {
+/**
+ * One subscription to a board, which is as it is in the database. It may change whenever messages come, never in the
+ * midst of your code.
+ */
+export interface Board<T extends AnyTask = Task> {
   readonly id: string;
   /** The tasks by id. */
   readonly tasks: ReadonlyMap<TaskId, T>;
   /** The tasks of each lane in order. The array of a lane that has not changed is the same as the last time. */
   readonly lanes: Readonly<Record<string, readonly T[]>>;
   readonly state: BoardState;
-  /** Is kept when the board is there; broken if it is refused, left or closed before. */
+  /** Resolves when the board is there; rejects if before that it is refused, left or given up, or waiting is of no use. */
   readonly ready: Promise<void>;
 
   /** Calls the listener at each change; returns a function that ends that. */
@@ -94,7 +105,7 @@ export interface Board<T extends Task = Task> {
   on(event: "state", listener: (state: BoardState) => void): () => void;
   on(event: "error", listener: (error: RelayError) => void): () => void;
 
-  /** Follows the board no longer; it stays as it is. */
+  /** Ends this subscription, not others to the same board; what it shows stays as it is. */
   unsubscribe(): void;
 }
 
@@ -102,8 +113,8 @@ export interface Board<T extends Task = Task> {
 export interface Relay {
   readonly state: RelayState;
 
-  /** Follows a board: the same object, if it is followed already. */
-  subscribe<T extends Task = Task>(boardId: string): Board<T>;
+  /** Follows a board. Each call is a subscription of its own; the relay sends the board once for all of them. */
+  subscribe<T extends AnyTask = Task>(boardId: string, options?: SubscribeOptions): Board<T>;
 
   /** Presents a fresh token; kept when the relay has taken it, or at once while there is no connection. */
   authenticate(token: string): Promise<void>;
@@ -114,6 +125,14 @@ export interface Relay {
 
   /** Ends everything. The boards stay as they are. */
   close(): void;
+}
+
+export interface SubscribeOptions {
+  /**
+   * Limits the wait for the board, say `AbortSignal.timeout(5000)`: if it is aborted before the board has come, the
+   * subscription ends and `ready` rejects with the signal's reason. Later it has no effect.
+   */
+  signal?: AbortSignal | undefined;
 }
 
 export type Token = string | null | undefined;
@@ -134,5 +153,8 @@ export interface Clock {
   random(): number;
 }
 
-/** Connects to a relay. Throws TypeError for what is no address, and where there is no WebSocket. */
+/**
+ * Connects to a relay. Throws TypeError for what is no address, for a token that cannot be presented, and where there
+ * is no WebSocket.
+ */
 export function connect(url: string, options?: Options): Relay;

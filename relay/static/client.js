@@ -9,20 +9,24 @@
  * One module without dependencies, for browsers and for Node 18 or later; its types are in client.d.ts. Where there
  * is no global WebSocket (Node before 22), pass one: `connect(url, { WebSocket })`, say that of the package ws.
  *
- * From the core outwards: a `Replica` is the tasks of one board; a `Board` knows what of it is still to come, and
- * tells listeners; a `Link` is one connection, from the attempt to its end; a `Relay` holds boards over many links.
+ * From the core outwards: a `Replica` is the tasks of one board; a `Following` knows what of it is still to come; a
+ * `Board` is one subscription to it, of which there may be several; a `Link` is one connection, from the attempt to
+ * its end; a `Relay` follows boards over many links.
  *
  * Rules:
  * - A batch is applied whole or not at all, so a board is at any time what the table was at some moment.
- * - What does not fit is never guessed at: the board is asked for anew.
+ * - What does not fit is never guessed at: the board is requested again, and a board that goes on not to fit is an error.
  * - Tasks are never changed in place: a change makes a new object, so an object that you hold stays as it is.
  * - Nothing of a link that has ended is heard any more.
+ * - Nobody can end the subscription of somebody else.
+ * - A part of the environment is used if it is there; nothing follows from it about any other part.
  */
 
 const FIRST_PAUSE = 500;
 const LONGEST_PAUSE = 30_000;
 const RESTART_PAUSE = 2_000; // after 1012: the relay is stopping, perhaps to start again
 const CALM = 60_000; // so long after a misfit, the next one is the first again
+const MOST_MISFITS = 5; // in a row; then the board is an error
 const OPEN_TIMEOUT = 10_000;
 const PING_INTERVAL = 30_000;
 const PROBE_TIMEOUT = 5_000;
@@ -31,6 +35,18 @@ const EXPIRED = 4001;
 const RESTARTING = 1012;
 const BROKEN = 1006;
 const SUBPROTOCOL = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/;
+const ADDRESS = /^((?:ws|http)s?:\/\/)(?:[^/?#]*@)?([^/?#@]+)([^?#]*)/i;
+const STATUS = /\bresponse\b\D*([1-5]\d\d)\b/i; // in the messages of the package ws, and of React Native
+const NO_STATUS = /^$|non-101/; // those of browsers, and of Node's own
+const PASSING = new Set([408, 425, 429]); // statuses below 500 after which to try again
+const LIMITED = {
+  429: "more connections in a minute than the relay allows: see WS_RATE_LIMIT_PER_CLIENT and WS_RATE_LIMIT_TOTAL",
+  503: "the relay has no room: see WS_MAX_CONNECTIONS",
+};
+const UNKNOWN =
+  "no reason is given to programs here; if the relay is up, it refused: its log says why. Of the token or the page's " +
+  "origin (HTTP 401: see WS_ORIGINS), or for more connections in a minute than it allows (HTTP 429: see " +
+  "WS_RATE_LIMIT_PER_CLIENT)";
 
 const REAL_CLOCK = {
   setTimeout: (callback, milliseconds) => setTimeout(callback, milliseconds),
@@ -39,7 +55,10 @@ const REAL_CLOCK = {
   random: () => Math.random(),
 };
 
-/** Connects to a relay, and again whenever the connection is lost. Throws TypeError for what is no address. */
+/**
+ * Connects to a relay, and again whenever the connection is lost. Throws TypeError for what is no address, and for a
+ * token that cannot be presented.
+ */
 export function connect(url, options) {
   return new Relay(url, options);
 }
@@ -100,15 +119,20 @@ function stringEnd(text, quote) {
 
 // What is held --------------------------------------------------------------------------------------------------
 
-/** What cannot be, if we hold what the relay thinks we hold. */
+/** What cannot be, if we hold what the relay thinks we hold; its message says what was found. */
 class Misfit extends Error {}
 
-function fits(condition) {
-  if (!condition) throw new Misfit();
+function fits(condition, found = "a message of another shape than expected") {
+  if (!condition) throw new Misfit(found);
 }
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const isId = (value) => ["string", "number", "bigint"].includes(typeof value);
+
+const SHARED = " (ids must differ across all watched tables: see relay check)";
+
+/** An id as text: "1" and 1 look different. */
+const quoted = (id) => (typeof id === "string" ? JSON.stringify(id) : String(id));
 
 /** The key of a lane: a string as it is, null or a number as JSON. */
 const laneName = (lane) => (typeof lane === "string" ? lane : String(lane ?? null));
@@ -142,7 +166,8 @@ class Replica {
       fits(Array.isArray(listed));
       const its = new Map();
       for (const task of listed) {
-        fits(isObject(task) && isId(task.id) && !tasks.has(task.id));
+        fits(isObject(task) && isId(task.id));
+        fits(!tasks.has(task.id), `two tasks with the id ${quoted(task.id)}${SHARED}`);
         const placed = laneName(task.lane) === lane ? task : { ...task, lane };
         tasks.set(task.id, placed);
         its.set(task.id, placed);
@@ -193,7 +218,8 @@ class Replica {
 /** What each message does to a task, given its data and what is held of each id. */
 const STEPS = Object.assign(Object.create(null), {
   "task.created": (data, held) => {
-    fits(isObject(data) && isId(data.id) && held(data.id) === undefined);
+    fits(isObject(data) && isId(data.id));
+    fits(held(data.id) === undefined, `a second task with the id ${quoted(data.id)}${SHARED}`);
     return { id: data.id, task: data };
   },
   "task.updated": (data, held) => {
@@ -214,7 +240,7 @@ const STEPS = Object.assign(Object.create(null), {
 function known(data, held) {
   fits(isObject(data));
   const before = held(data.id);
-  fits(before !== undefined);
+  fits(before !== undefined, `a change of the task ${quoted(data.id)}, which is not there`);
   return before;
 }
 
@@ -264,85 +290,56 @@ class Deferred {
 
 // A board -------------------------------------------------------------------------------------------------------
 
-/** One board that is followed. What begins with an underscore is for the Relay. */
-class Board extends Emitter {
+/** One board that is followed, for however many subscriptions. */
+class Following {
+  boards = new Set(); // the subscriptions to it
+  replica = new Replica();
+  state;
+  present = false; // whether there has been a board
   #relay;
-  #state;
-  #replica = new Replica();
   #cursor = null;
   #parts = [];
   #batches = 0;
-  #ready = new Deferred();
-  #present = false; // whether there has been a board
   #misfits = 0;
   #lastMisfit = -Infinity;
 
   constructor(relay, id, state) {
-    super();
     this.id = id;
     this.#relay = relay;
-    this.#state = state;
-  }
-
-  get tasks() {
-    return this.#replica.tasks;
-  }
-
-  get lanes() {
-    return this.#replica.lanes;
-  }
-
-  get state() {
-    return this.#state;
-  }
-
-  get ready() {
-    return this.#ready.promise;
-  }
-
-  unsubscribe() {
-    this.#relay._leave(this);
+    this.state = state;
   }
 
   /** Whether messages of it may come. */
-  get _followed() {
-    return this.#state === "live" || this.#state === "catching up";
+  get followed() {
+    return this.state === "live" || this.state === "catching up";
   }
 
-  _ask() {
+  ask() {
     this.#parts = [];
-    if (this.#ready.settled && !this.#present) this.#ready = new Deferred();
-    this._enter("catching up");
+    for (const board of this.boards) board._asked();
+    this.enter("catching up");
     this.#relay._send({ type: "subscribe", boardId: this.id, cursor: this.#cursor });
   }
 
   /** Has no connection, or no right to be followed, any more. */
-  _fail(error) {
-    this._enter("offline");
-    if (!error) return;
-    if (!this.#present) this.#ready.reject(error);
-    this._emit("error", error);
+  fail(error) {
+    this.enter("offline");
+    if (error) for (const board of [...this.boards]) board._fail(error);
   }
 
-  /** Is not wanted any more. */
-  _end(error) {
-    if (!this.#present) this.#ready.reject(error);
-    this._enter("offline");
+  enter(state) {
+    if (state === this.state) return;
+    this.state = state;
+    for (const board of [...this.boards]) board._emit("state", state);
   }
 
-  _enter(state) {
-    if (state === this.#state) return;
-    this.#state = state;
-    this._emit("state", state);
-  }
-
-  _receive(message) {
-    if (!this._followed) return;
+  receive(message) {
+    if (!this.followed) return;
     try {
       this.#take(message);
     } catch (error) {
       if (!(error instanceof Misfit)) throw error;
-      this.#askAnew();
+      this.#askAgain(error.message);
     }
   }
 
@@ -353,7 +350,7 @@ class Board extends Emitter {
   }
 
   #takeBoard({ data, cursor, reason }) {
-    this.#replica.replace(data);
+    this.replica.replace(data);
     this.#parts = [];
     this.#cursor = typeof cursor === "string" ? cursor : null;
     this.#arrived([{ type: "board.sync", reason }]);
@@ -364,7 +361,7 @@ class Board extends Emitter {
     fits(Array.isArray(data));
     this.#parts.push(data);
     if (typeof cursor !== "string") return;
-    const changes = this.#replica.apply(this.#parts.flat());
+    const changes = this.replica.apply(this.#parts.flat());
     this.#parts = [];
     this.#cursor = cursor;
     this.#batches += 1;
@@ -373,35 +370,119 @@ class Board extends Emitter {
 
   /** From a server without cursors. */
   #takePlain(message) {
-    if (this.#cursor !== null || this.#state !== "live") return;
-    this.#arrived(this.#replica.apply([message]));
+    if (this.#cursor !== null || this.state !== "live") return;
+    this.#arrived(this.replica.apply([message]));
   }
 
   #arrived(changes) {
-    this.#present = true;
+    this.present = true;
     this.#relay._arrived(this);
-    this._enter("live");
+    this.enter("live");
+    for (const board of [...this.boards]) board._arrived(changes);
+  }
+
+  /** At once the first time, then after pauses; but a relay whose answers never fit is not asked without end. */
+  #askAgain(found) {
+    const now = this.#relay._clock.now();
+    this.#misfits = now - this.#lastMisfit > CALM ? 1 : this.#misfits + 1;
+    this.#lastMisfit = now;
+    this.#cursor = null;
+    this.#parts = [];
+    if (this.#misfits === 1) this.ask();
+    else if (this.#misfits < MOST_MISFITS) {
+      this.enter("catching up");
+      this.#relay._askLater(this, pauseAfter(this.#misfits - 2));
+    } else {
+      this.#misfits = 0;
+      this.#relay._giveUp(this, found);
+    }
+  }
+}
+
+/** One subscription to a board. What begins with an underscore is for the Relay. */
+class Board extends Emitter {
+  #relay;
+  #following;
+  #ready = new Deferred();
+  #left = null; // the board as it was, once this subscription has ended
+  #forgetSignal = () => {};
+
+  constructor(relay, following, signal) {
+    super();
+    this.#relay = relay;
+    this.#following = following;
+    following.boards.add(this);
+    if (following.present) this.#ready.resolve();
+    else if (signal) this.#heed(signal);
+  }
+
+  get id() {
+    return this.#following.id;
+  }
+
+  get tasks() {
+    return (this.#left ?? this.#following.replica).tasks;
+  }
+
+  get lanes() {
+    return (this.#left ?? this.#following.replica).lanes;
+  }
+
+  get state() {
+    return this.#left ? "offline" : this.#following.state;
+  }
+
+  get ready() {
+    return this.#ready.promise;
+  }
+
+  unsubscribe() {
+    this.#leave(new RelayError("unsubscribed", "the board was left before it came", { boardId: this.id }));
+  }
+
+  _asked() {
+    if (this.#ready.settled && !this.#following.present) this.#ready = new Deferred();
+  }
+
+  _arrived(changes) {
     this.#ready.resolve();
+    this.#forgetSignal();
     for (const change of changes) {
-      if (!this._followed) return; // a listener left
+      if (this.#left) return; // a listener left
       this._emit("change", change);
     }
   }
 
-  /** At once the first time; but a relay whose answers never fit is not to be asked without end. */
-  #askAnew() {
-    const now = this.#relay._clock.now();
-    this.#misfits = now - this.#lastMisfit > CALM ? 0 : this.#misfits + 1;
-    this.#lastMisfit = now;
-    this.#cursor = null;
-    this.#parts = [];
-    if (this.#misfits === 0) this._ask();
-    else {
-      this._enter("catching up");
-      this.#relay._askLater(this, pauseAfter(this.#misfits - 1));
-    }
+  _fail(error) {
+    if (!this.#following.present) this.#ready.reject(error);
+    this._emit("error", error);
+  }
+
+  /** Is not wanted any more. */
+  _end(reason) {
+    const { tasks, lanes } = this.#following.replica;
+    const was = this.state;
+    this.#left = { tasks: new Map(tasks), lanes };
+    this.#forgetSignal();
+    if (!this.#following.present) this.#ready.reject(reason);
+    if (was !== "offline") this._emit("state", "offline");
+  }
+
+  #leave(reason) {
+    if (!this.#left) this.#relay._leave(this, this.#following, reason);
+  }
+
+  /** Waits for the first board no longer than the signal allows. */
+  #heed(signal) {
+    const leave = () => this.#leave(givenUp(this.id, signal));
+    signal.addEventListener("abort", leave);
+    this.#forgetSignal = () => signal.removeEventListener("abort", leave);
   }
 }
+
+/** Why a board is not waited for any more. Older signals give no reason. */
+const givenUp = (boardId, signal) =>
+  signal.reason ?? new RelayError("unsubscribed", "the wait for the board was given up", { boardId });
 
 const pauseAfter = (failures) => Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** failures);
 
@@ -424,12 +505,21 @@ class Link {
   }
 
   async open(url, WebSocket, token) {
+    let given;
     try {
-      const given = await (typeof token === "function" ? token() : token); // never before connect() has returned
-      if (this.#over) return;
-      this.#socket = new WebSocket(url, subprotocols(given), { maxPayload: 0 }); // of the package ws: no limit
+      given = await (typeof token === "function" ? token() : token); // never before connect() has returned
     } catch (error) {
       this.#ended({ code: BROKEN, trouble: String(error?.message ?? error) });
+      return;
+    }
+    if (this.#over) return;
+    try {
+      // The package ws has a limit of its own. React Native warns of options that it does not know.
+      const options = WebSocket.prototype?.terminate ? [{ maxPayload: 0 }] : [];
+      this.#socket = new WebSocket(url, subprotocols(given), ...options);
+    } catch (error) {
+      const trouble = String(error?.message ?? error); // a token or an address that no attempt can use
+      this.#ended({ code: BROKEN, trouble, hopeless: trouble });
       return;
     }
     this.#listen(this.#socket);
@@ -475,18 +565,19 @@ class Link {
     };
     socket.onerror = ({ message }) => {
       this.#trouble = message || "";
+      if (!this.isOpen) this.#ended({ code: BROKEN, ...whyNot(this.#trouble) }); // Node's own closes no such socket
     };
     socket.onclose = ({ code, reason }) => this.#ended({ code, trouble: reason || this.#trouble });
   }
 
-  #ended({ code, trouble }) {
+  #ended(how) {
     if (this.#over) return;
     this.#over = true;
     this.#clock.clearTimeout(this.#timer);
     const opened = this.isOpen;
     this.isOpen = false;
     if (this.#socket) Object.assign(this.#socket, { onopen: null, onmessage: null, onclose: null });
-    this.#hooks.ended({ code, trouble, opened });
+    this.#hooks.ended({ ...how, opened });
   }
 
   #after(milliseconds, callback) {
@@ -495,13 +586,35 @@ class Link {
   }
 }
 
+/** Says why there was no connection, given what the WebSocket says of it, and whether another attempt is of no use. */
+function whyNot(said = "") {
+  const status = Number(STATUS.exec(said)?.[1]);
+  if (!status) return { trouble: NO_STATUS.test(said) ? UNKNOWN : said };
+  const trouble = `HTTP ${status}${LIMITED[status] ? `, ${LIMITED[status]}` : ""}`;
+  if (status >= 500 || PASSING.has(status)) return { trouble };
+  if (status === 401 || status === 403) {
+    const hopeless = `the relay refused the connection (HTTP ${status}): give a good token, from an allowed origin`;
+    return { trouble, hopeless, refused: true };
+  }
+  return { trouble, hopeless: `${trouble} was answered: expected the WebSocket endpoint of a relay` };
+}
+
 /** A browser can set no headers, so the token is a subprotocol. The relay takes the other one. */
 function subprotocols(token) {
   if (token === undefined || token === null) return [];
-  if (typeof token !== "string" || !SUBPROTOCOL.test(token)) {
-    throw new TypeError("the token is no text that a subprotocol can hold: expected letters, digits and -._~+ only");
+  return ["relay", `bearer.${checked(token)}`];
+}
+
+/** Returns a token. Throws TypeError, without it, for one that cannot be presented. */
+function checked(token) {
+  if (typeof token !== "string") throw new TypeError(`the token is of type ${typeof token}: expected a string`);
+  if (!SUBPROTOCOL.test(token)) {
+    throw new TypeError(
+      "the token cannot be presented: found a character that no subprotocol can hold, such as / or =, or none at " +
+        "all; expected letters, digits and -._~+ only, as in a JSON Web Token, or from `openssl rand -hex 32`",
+    );
   }
-  return ["relay", `bearer.${token}`];
+  return token;
 }
 
 // The relay -----------------------------------------------------------------------------------------------------
@@ -521,7 +634,9 @@ class Relay extends Emitter {
   #authenticating = []; // answers come in the order of the questions
   #failures = 0;
   #boardCame = false; // on this link
-  #stopped = false; // until authenticate()
+  #stopped = null; // the error after which it does not come back, until authenticate()
+  #suspended = false; // while its page is put aside
+  #heldABoard = false;
   #closed = false;
   #forgetNetwork;
 
@@ -532,6 +647,7 @@ class Relay extends Emitter {
     }
     this.#url = url;
     this.#address = addressOf(url);
+    if (typeof token !== "function") subprotocols(token);
     this.#token = token;
     this.#WebSocket = WebSocket;
     this._clock = clock;
@@ -543,22 +659,25 @@ class Relay extends Emitter {
     return this.#state;
   }
 
-  subscribe(boardId) {
+  subscribe(boardId, { signal } = {}) {
     if (typeof boardId !== "string") throw new TypeError(`boardId is of type ${typeof boardId}: expected a string`);
     if (this.#closed) throw new RelayError("closed", "this relay was closed: connect again");
-    let board = this.#boards.get(boardId);
-    if (board) return board;
-    const idle = !this.#link && !this.#waiting && !this.#stopped;
-    board = new Board(this, boardId, this.#state === "live" ? "connecting" : this.#state);
-    this.#boards.set(boardId, board);
-    if (this.#link?.isOpen) board._ask();
-    else if (idle) this.#attempt();
-    else if (this.#stopped) board._fail(new RelayError("closed", "the relay has turned us away", { boardId }));
+    if (signal?.aborted) throw givenUp(boardId, signal);
+    let following = this.#boards.get(boardId);
+    if (!following) {
+      following = new Following(this, boardId, this.#state === "live" ? "connecting" : this.#state);
+      this.#boards.set(boardId, following);
+    }
+    const board = new Board(this, following, signal);
+    if (this.#link?.isOpen) {
+      if (!following.followed) following.ask();
+    } else if (this.#stopped) board._fail(this.#stopped);
+    else if (!this.#link && !this.#waiting && !this.#suspended) this.#attempt();
     return board;
   }
 
   authenticate(token) {
-    if (typeof token !== "string") throw new TypeError(`token is of type ${typeof token}: expected a string`);
+    checked(token);
     if (this.#link?.isOpen) {
       const answer = new Deferred();
       this.#authenticating.push({ token, answer });
@@ -567,7 +686,7 @@ class Relay extends Emitter {
     }
     this.#keep(token);
     if (this.#stopped) {
-      this.#stopped = false;
+      this.#stopped = null;
       this.#attempt();
     }
     return Promise.resolve();
@@ -580,8 +699,8 @@ class Relay extends Emitter {
     this.#clearAttempt();
     if (this.#link) this.#link.close();
     else this.#enter("offline");
-    for (const { id } of this.#boards.values()) {
-      this.#boards.get(id)._end(new RelayError("closed", "the relay was closed", { boardId: id }));
+    for (const { id, boards } of [...this.#boards.values()]) {
+      for (const board of [...boards]) board._end(new RelayError("closed", "the relay was closed", { boardId: id }));
     }
   }
 
@@ -591,27 +710,41 @@ class Relay extends Emitter {
     this.#link?.send(message);
   }
 
-  _leave(board) {
-    if (this.#boards.get(board.id) !== board) return;
-    this.#boards.delete(board.id);
-    this.#forgetAsking(board);
-    if (board._followed) this._send({ type: "unsubscribe", boardId: board.id });
-    board._end(new RelayError("unsubscribed", "the board was left before it came", { boardId: board.id }));
+  /** Ends one subscription; the last one takes the board along. */
+  _leave(board, following, reason) {
+    following.boards.delete(board);
+    if (following.boards.size === 0 && this.#boards.get(following.id) === following) {
+      this.#boards.delete(following.id);
+      this.#forgetAsking(following);
+      if (following.followed) this._send({ type: "unsubscribe", boardId: following.id });
+    }
+    board._end(reason);
   }
 
-  _arrived(board) {
-    this.#forgetAsking(board);
+  _arrived(following) {
+    this.#forgetAsking(following);
     this.#boardCame = true;
+    this.#heldABoard = true;
     this.#failures = 0;
   }
 
-  _askLater(board, longest) {
-    this.#forgetAsking(board);
+  /** Asks no more for a board that cannot be held, until the next connection. */
+  _giveUp(following, found) {
+    const { id } = following;
+    const message = `the board ${id} cannot be held: found ${found}, after ${MOST_MISFITS} attempts`;
+    const error = new RelayError("unusable_board", message, { boardId: id });
+    this._send({ type: "unsubscribe", boardId: id });
+    following.fail(error);
+    this._emit("error", error);
+  }
+
+  _askLater(following, longest) {
+    this.#forgetAsking(following);
     const ask = () => {
-      this.#asking.delete(board);
-      board._ask();
+      this.#asking.delete(following);
+      following.ask();
     };
-    this.#asking.set(board, this._clock.setTimeout(ask, this._clock.random() * longest));
+    this.#asking.set(following, this._clock.setTimeout(ask, this._clock.random() * longest));
   }
 
   // The connection
@@ -630,27 +763,28 @@ class Relay extends Emitter {
 
   #opened() {
     this.#enter("live");
-    for (const board of [...this.#boards.values()]) board._ask();
+    for (const following of [...this.#boards.values()]) following.ask();
   }
 
-  #ended({ code, trouble, opened }) {
+  #ended({ code, trouble, opened, hopeless, refused }) {
     this.#link = null;
-    for (const board of [...this.#asking.keys()]) this.#forgetAsking(board);
+    for (const following of [...this.#asking.keys()]) this.#forgetAsking(following);
     const lost = new RelayError("closed", `the connection ended (${code})`, { closeCode: code });
     for (const { answer } of this.#authenticating.splice(0)) answer.reject(lost);
     this.#enter("offline");
-    for (const board of [...this.#boards.values()]) board._fail();
-    if (this.#closed) return;
-    if (HOPELESS.has(code)) this.#stop(code, trouble);
+    for (const following of [...this.#boards.values()]) following.fail();
+    if (this.#closed || this.#suspended) return;
+    const mendable = refused && typeof this.#token === "function" && this.#heldABoard; // it asks for a fresh one
+    if (HOPELESS.has(code)) this.#stop(`the relay closed the connection: ${trouble || "no reason"} (${code})`, code);
+    else if (hopeless && !mendable) this.#stop(`no connection to ${this.#address}: ${hopeless}`);
     else this.#comeBack(code, trouble, opened);
   }
 
-  #stop(closeCode, reason) {
-    this.#stopped = true;
-    const message = `the relay closed the connection: ${reason || "no reason"} (${closeCode})`;
-    this._emit("error", new RelayError("closed", message, { closeCode }));
-    for (const board of [...this.#boards.values()]) {
-      board._fail(new RelayError("closed", message, { closeCode, boardId: board.id }));
+  #stop(message, closeCode) {
+    this.#stopped = new RelayError("closed", message, { closeCode });
+    this._emit("error", this.#stopped);
+    for (const following of [...this.#boards.values()]) {
+      following.fail(new RelayError("closed", message, { closeCode, boardId: following.id }));
     }
   }
 
@@ -683,10 +817,25 @@ class Relay extends Emitter {
 
   /** Something happened to the machine or its network: what we have may be dead, and what failed may work. */
   #stir = ({ type }) => {
-    if (globalThis.document?.visibilityState === "hidden") return;
-    if (this.#link) this.#link.probe();
+    if (type === "pagehide") this.#suspend();
+    else if (this.#suspended) this.#resume(type);
+    else if (globalThis.document?.visibilityState === "hidden") return;
+    else if (this.#link) this.#link.probe();
     else if (this.#waiting && type !== "offline" && this.#boards.size) this.#attempt();
   };
+
+  /** The page is left, and perhaps kept for the way back: browsers keep none that has a connection open. */
+  #suspend() {
+    this.#suspended = true;
+    this.#clearAttempt();
+    this.#link?.close();
+  }
+
+  #resume(event) {
+    if (event !== "pageshow") return;
+    this.#suspended = false;
+    if (!this.#stopped && this.#boards.size) this.#attempt();
+  }
 
   // What comes
 
@@ -703,13 +852,13 @@ class Relay extends Emitter {
     }
     if (message.type === "authenticated") this.#authenticated();
     else if (message.type === "error") this.#refused(isObject(message.data) ? message.data : {});
-    else if (message.boardId === undefined) this.#only(message)?._receive(message);
-    else this.#boards.get(message.boardId)?._receive(message);
+    else if (message.boardId === undefined) this.#only(message)?.receive(message);
+    else this.#boards.get(message.boardId)?.receive(message);
   }
 
   /** A server without cursors does not say of which board it speaks. */
   #only(message) {
-    const followed = [...this.#boards.values()].filter((board) => board._followed);
+    const followed = [...this.#boards.values()].filter((following) => following.followed);
     const named = message.type === "task.created" ? message.data?.boardId : undefined;
     return followed.length === 1 && [undefined, followed[0].id].includes(named) ? followed[0] : undefined;
   }
@@ -720,14 +869,14 @@ class Relay extends Emitter {
       this.#keep(asked.token);
       asked.answer.resolve();
     }
-    for (const board of [...this.#boards.values()]) if (!board._followed) board._ask();
+    for (const following of [...this.#boards.values()]) if (!following.followed) following.ask();
   }
 
   #refused({ code, message, boardId }) {
     const error = new RelayError(String(code), String(message), { boardId });
-    const board = this.#boards.get(boardId);
-    if (board) this.#forgetAsking(board);
-    board?._fail(error);
+    const following = this.#boards.get(boardId);
+    if (following) this.#forgetAsking(following);
+    following?.fail(error);
     if (code === "not_authenticated") this.#authenticating.shift()?.answer.reject(error);
     if (code === "too_many_messages") {
       // One that asked for a board may be among those that were not heard.
@@ -737,9 +886,9 @@ class Relay extends Emitter {
     this._emit("error", error);
   }
 
-  #forgetAsking(board) {
-    this._clock.clearTimeout(this.#asking.get(board));
-    this.#asking.delete(board);
+  #forgetAsking(following) {
+    this._clock.clearTimeout(this.#asking.get(following));
+    this.#asking.delete(following);
   }
 
   /** A function is asked each time; a token that was given is used until there is a fresh one. */
@@ -748,15 +897,23 @@ class Relay extends Emitter {
   }
 }
 
-/** An address without user, password and query, which may hold a token. */
+/**
+ * An address without user, password and query, which may hold a token. React Native has no parts of a URL, and no
+ * location.
+ */
 function addressOf(url) {
-  try {
-    const { protocol, host, pathname } = new URL(url, globalThis.location?.href);
-    if (/^(ws|http)s?:$/.test(protocol)) return `${protocol}//${host}${pathname}`;
-  } catch {
-    // as below
-  }
+  const base = globalThis.location?.href;
+  const [, scheme, host, path] = ADDRESS.exec(whole(url, base)) ?? [];
+  if (host) return scheme + host + path;
   throw new TypeError(`${String(url).split("?")[0]} is no address of a relay: expected one like ws://localhost:4002`);
+}
+
+function whole(url, base) {
+  try {
+    return base ? new URL(url, base).href : new URL(url).href;
+  } catch {
+    return ""; // no address
+  }
 }
 
 /** Calls back, in a browser, when its machine woke or its network changed; returns a function that ends that. */
@@ -764,11 +921,12 @@ function heedNetwork(callback) {
   const heeded = [
     [globalThis.window, "online"],
     [globalThis.window, "offline"],
+    [globalThis.window, "pagehide"],
     [globalThis.window, "pageshow"],
     [globalThis.document, "visibilitychange"],
   ];
-  for (const [target, event] of heeded) target?.addEventListener(event, callback);
+  for (const [target, event] of heeded) target?.addEventListener?.(event, callback);
   return () => {
-    for (const [target, event] of heeded) target?.removeEventListener(event, callback);
+    for (const [target, event] of heeded) target?.removeEventListener?.(event, callback);
   };
 }

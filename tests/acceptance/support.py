@@ -213,11 +213,17 @@ class Relays:
         self.started: list[Daemon] = []
 
     async def __call__(
-        self, dsn: str, *options: str, ws_port: int = 0, healthy: bool = True, **settings: str
+        self,
+        dsn: str,
+        *options: str,
+        ws_port: int = 0,
+        healthy: bool = True,
+        program: Sequence[str | Path] = (RELAY,),
+        **settings: str,
     ) -> Daemon:
         """Start one on a database; it listens, on free ports and healthy unless the test wants something else."""
         ports = {"WS_PORT": str(ws_port), "HEALTH_PORT": "0"}
-        daemon = Daemon(options, self._folder, {"DATABASE_URL": dsn, **ports, **NO_LIMITS, **settings})
+        daemon = Daemon(options, self._folder, {"DATABASE_URL": dsn, **ports, **NO_LIMITS, **settings}, program)
         self.started.append(daemon)
         await daemon.listens()
         if healthy:

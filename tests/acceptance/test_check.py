@@ -44,13 +44,13 @@ def test_healthy_database(database: Database, tmp_path: Path) -> None:
 
 def test_broken_database(database: Database, tmp_path: Path) -> None:
     """What is to do stands below what was found, and the exit code is 1; the same for machines."""
-    database.execute("alter table tasks disable trigger relay_update")
+    database.execute("alter table tasks disable trigger relay_change")
     finished = run_relay("check", cwd=tmp_path, DATABASE_URL=database.dsn, **QUIET)
     lines = finished.stdout.splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("failed"))
 
     assert (finished.returncode, finished.stderr) == (1, "")
-    assert lines[at].endswith("relay_update of public.tasks is disabled")
+    assert lines[at].endswith("relay_change of public.tasks is disabled")
     assert lines[at + 1].strip() == "mend: run relay sql watch public.tasks"
     assert lines[-1].startswith("relay check: ")
     assert "1 failed" in lines[-1]
@@ -60,7 +60,7 @@ def test_broken_database(database: Database, tmp_path: Path) -> None:
     assert found["triggers"] == {
         "check": "triggers",
         "status": "failed",
-        "found": "relay_update of public.tasks is disabled",
+        "found": "relay_change of public.tasks is disabled",
         "mend": "run relay sql watch public.tasks",
     }
 

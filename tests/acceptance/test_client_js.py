@@ -63,6 +63,7 @@ def test_types_are_strict(tmp_path: Path) -> None:
         do_without("the TypeScript compiler is not installed: npm install --prefix tests/acceptance/client")
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules" / "pg-relay-client").symlink_to(STATIC)
+    (tmp_path / "node_modules" / "@types").symlink_to(HERE / "node_modules" / "@types")
     shutil.copy(HERE / "types.mts", tmp_path)
     quick = ("--noEmit", "--skipDefaultLibCheck")
     finished = run(
@@ -140,6 +141,26 @@ async def test_node_follows_through_a_kill(database: Database, relay: Relays, tm
     assert [line.get("type") for line in lines].count("board.sync") == 1
     states = [line["state"] for line in lines if "state" in line]
     assert states == ["catching up", "live", "offline", "catching up", "live", "offline"]
+
+
+async def test_a_refusal_in_node_says_what_can_be_known_of_it(database: Database, relay: Relays) -> None:
+    """The package ws gives the status, so a bad token ends ready, a limit does not; of Node's own none is known."""
+    npm_package("ws")
+    daemon = await relay(database.dsn, WS_JWT_SECRET="s" * 32, WS_RATE_LIMIT_PER_CLIENT="2")
+
+    def refused(*own: str) -> dict[str, str]:
+        options = ("--experimental-websocket", "--no-warnings")
+        finished = run(node(), *options, HERE / "refused.mjs", daemon.url, "bad", *own)
+        assert finished.stderr == ""
+        return dict(json.loads(finished.stdout))
+
+    bad, unknown, limited = [await asyncio.to_thread(refused, *own) for own in ((), ("own",), ())]
+
+    assert (bad["code"], bad["ready"]) == ("closed", "closed")
+    assert "refused the connection (HTTP 401): give a good token" in bad["message"]
+    assert (unknown["code"], unknown["ready"]) == (limited["code"], limited["ready"]) == ("unreachable", "waiting")
+    assert "HTTP 401: see WS_ORIGINS" in unknown["message"]
+    assert "HTTP 429, more connections in a minute than the relay allows" in limited["message"]
 
 
 @pytest.fixture

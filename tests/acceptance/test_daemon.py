@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -169,8 +170,8 @@ async def test_too_many_connections_are_refused(database: Database, relay: Relay
 
 
 async def test_log_tells_connections_and_broadcasts(database: Database, relay: Relays) -> None:
-    """The log has the guide's lines: who connected, how many are connected, and what went to how many."""
-    daemon = await relay(database.dsn)
+    """The log has the guide's lines: who connected, how many are connected, and, if asked, what went to how many."""
+    daemon = await relay(database.dsn, LOG_LEVEL="debug")
     async with Client.to(daemon) as one, Client.to(daemon) as other:
         await one.subscribe()
         await other.subscribe()
@@ -269,6 +270,34 @@ def test_bad_database_url_is_not_repeated(tmp_path: Path) -> None:
     assert "DATABASE_URL" in said
     assert "postgresql://user@host/database" in said
     assert "tellnobody" not in said
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "found"),
+    [("WS_PORT=1\n".encode("utf-16"), 0o600, "it is not UTF-8"), (b"WS_PORT=1\n", 0, "Permission denied")],
+)
+def test_dotenv_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes, mode: int, found: str) -> None:
+    """In another encoding, or somebody else's."""
+    (tmp_path / ".env").write_bytes(content)
+    (tmp_path / ".env").chmod(mode)
+    if not mode and os.geteuid() == 0:
+        pytest.skip("root can read every file")
+    assert f".env: {found}: expected a file" in mistake(run_relay("serve", cwd=tmp_path))
+
+
+def test_dotenv_of_a_parent_folder_is_left_alone(tmp_path: Path) -> None:
+    """Only that of the working folder counts; one that is a folder is none."""
+    (tmp_path / ".env").write_text("WS_PORT=nonsense\n")
+    below = tmp_path / "below"
+    (below / ".env").mkdir(parents=True)
+    assert "WS_HEARTBEAT" in mistake(run_relay("serve", "--ws-heartbeat", "soon", cwd=below))
+
+
+async def test_misspelt_setting_is_a_warning(database: Database, relay: Relays) -> None:
+    """It names the setting that is probably meant."""
+    daemon = await relay(database.dsn, WS_MAX_CONECTIONS="5")
+    line = await daemon.logged("relay.unknown_setting", setting="WS_MAX_CONECTIONS")
+    assert line["problem"] == "WS_MAX_CONECTIONS is no setting: did you mean WS_MAX_CONNECTIONS?"
 
 
 def test_address_of_another_machine_is_one_line(tmp_path: Path) -> None:

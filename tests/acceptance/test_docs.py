@@ -27,7 +27,7 @@ from tests.acceptance.support import RELAY, Client, Daemon, Program, Relays, env
 from tests.acceptance.test_guide import node, npm_package
 from tests.certificates import certificate
 from tests.contract import checked
-from tests.nats import NATS_SERVER, NatsServer
+from tests.nats import NATS_SERVER, NO_SERVER, NatsServer
 from tests.servers import Database, do_without, sole_use
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +180,7 @@ def test_nats_takes_the_configuration(tmp_path: Path) -> None:
     files = {"NATS_TLS_CERT": str(cert), "NATS_TLS_KEY": str(key)}
     (line,) = [line for line in commands(OPERATOR) if line.startswith("nats-server ")]
     if NATS_SERVER is None:
-        do_without("there is no nats-server: on Debian and Ubuntu, apt install nats-server")
+        do_without(NO_SERVER)
     command = [NATS_SERVER, *shlex.split(line)[1:]]
     finished = subprocess.run(
         command, cwd=ROOT, env=settings | secrets | files, capture_output=True, text=True, check=False
@@ -428,10 +428,11 @@ def test_table_of_log_lines_is_complete() -> None:
     """The README lists every event that the daemon logs, and no other."""
     code = "".join(path.read_text() for path in (ROOT / "relay").glob("*.py"))
     modules = {"relay.websockets", "relay.subscribers"}
-    logged = set(re.findall(r'"((?:websocket|feed|worker|relay|access|publisher)\.[a-z_]+)"', code)) - modules
+    event = r"((?:websocket|health|log|feed|worker|relay|access|publisher)\.[a-z_]+)"
+    logged = set(re.findall(f'"{event}"', code)) - modules
     table = README.read_text().split("| `event` |")[1].split("\n\n")[0]
 
-    assert logged == set(re.findall(r"`((?:websocket|feed|worker|relay|access|publisher)\.[a-z_]+)`", table))
+    assert logged == set(re.findall(f"`{event}`", table))
 
 
 def test_table_of_settings_is_complete() -> None:

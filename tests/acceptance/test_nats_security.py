@@ -362,9 +362,8 @@ async def test_edge_can_only_read(nats: GuardedServer) -> None:
                 *("CONSUMER.DELETE.relay.x", "CONSUMER.LIST.relay", "CONSUMER.NAMES.relay", "DIRECT.GET.relay"),
             ):
                 await edge.expect_no_publish(f"{prefix}.{what}")
-        for subject in (">", "relay.>", "relay.ask.board", "_INBOX_publisher.>", "$JS.>", "_R_.>", "$SYS.>", "*.>"):
+        for subject in (">", "relay.>", "relay.ask.x.board", "_INBOX_publisher.>", "$JS.>", "_R_.>", "$SYS.>", "*.>"):
             await edge.expect_no_subscription(subject)
-        await edge.expect_no_subscription("relay.ask.board", queue="publishers")
         after = await jetstream.stream_info("relay")
 
     assert (after.config, after.state) == (before.config, before.state)
@@ -377,11 +376,11 @@ async def test_edge_can_have_nobody_else_write(nats: GuardedServer) -> None:
         jetstream = await filled(JetStreamContext(publisher.client))
         before = await jetstream.stream_info("relay")
         asked = asyncio.Queue[Msg]()
-        await publisher.client.subscribe("relay.ask.board", queue="publishers", cb=asked.put)
+        await publisher.client.subscribe("relay.ask.x.board", cb=asked.put)
         await publisher.client.flush()
         for target in ("relay.state", "$JS.API.STREAM.PURGE.relay", "$JS.API.STREAM.DELETE.relay"):
             await edge.client.publish("$JS.relay.API.STREAM.INFO.relay", reply=target)
-            await edge.client.publish("relay.ask.board", b"default", reply=target)
+            await edge.client.publish("relay.ask.x.board", b"default", reply=target)
             async with asyncio.timeout(SECONDS):
                 question = await asked.get()
             assert question.reply.startswith("_R_.")
@@ -447,9 +446,9 @@ async def test_publisher_can_only_append(nats: GuardedServer) -> None:
             *("CONSUMER.DURABLE.CREATE.relay.x", "CONSUMER.CREATE.relay.x", "CONSUMER.DELETE.relay.x"),
         ):
             await publisher.expect_no_publish(f"$JS.API.{what}")
-        for subject in ("other", "relay.ask.board", "_INBOX_edge.x", "$SYS.REQ.SERVER.PING"):
+        for subject in ("other", "relay.ask.x.board", "_INBOX_edge.x", "$SYS.REQ.SERVER.PING"):
             await publisher.expect_no_publish(subject)
-        for subject in (">", "relay.>", "relay.ask.board", "_INBOX_edge.>", "$JS.>", "$SYS.>"):
+        for subject in (">", "relay.>", "_INBOX_edge.>", "$JS.>", "$SYS.>"):
             await publisher.expect_no_subscription(subject)
         with pytest.raises(APIError, match="name already in use"):
             await jetstream.add_stream(name="relay", subjects=["relay.board.*"])
@@ -458,12 +457,18 @@ async def test_publisher_can_only_append(nats: GuardedServer) -> None:
 async def test_answer_goes_to_an_inbox_alone(own_nats: NatsServer, database: Database, tmp_path: Path) -> None:
     """In one account, where the server does not see to it: a publisher answers nobody by appending to the stream."""
     async with publishing(database, tmp_path, {"PUBLISH_TO": own_nats.url}) as publisher:
-        await publisher.logged("publisher.active")
+        await publisher.logged("feed.running")
         async with own_nats.jetstream() as jetstream:
             client: Any = jetstream._nc  # noqa: SLF001  # the same connection
-            await client.publish("relay.ask.board", b"default", reply="relay.board.forged")
-            answer = await client.request("relay.ask.board", b"default", timeout=SECONDS)
+            states = await client.subscribe("relay.state")
+            state = json.loads((await states.next_msg(timeout=SECONDS)).data)
+            place = f"relay.ask.{state['asked_at']}.board"
+            await client.publish(place, b"default", reply="relay.board.forged")
+            answers = await client.subscribe(inbox := client.new_inbox())
+            await client.publish(place, b"default", reply=inbox)
+            while not (answer := await answers.next_msg(timeout=SECONDS)).headers:
+                pass  # it is at work
             assert json.loads(answer.data)["run"]
             found = await jetstream.stream_info("relay", subjects_filter="relay.board.>")
             assert found.state.subjects is None
-        assert publisher.log("publisher.outrun") == []
+        assert publisher.log("publisher.problem") == []

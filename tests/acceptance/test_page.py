@@ -551,8 +551,14 @@ async def test_a_token_is_asked_for_and_again_when_it_is_not_good(
     def token(seconds: float) -> str:
         return jwt.encode({"exp": time.time() + seconds - LEEWAY_SECONDS, "boards": ["guarded"]}, SECRET, "HS256")
 
+    await give_token(one, "a/b=")
+    await expect(why).to_contain_text("the token cannot be presented")
+    await give_token(one, "c/d=")
+    await expect(one.page.locator("#token")).to_have_value("")
+    await expect(why).to_contain_text("the token cannot be presented")
     await give_token(one, "wrong")
-    await expect(why).to_have_text("The relay did not take the one you gave.")
+    await expect(why).to_contain_text("The relay did not take the one you gave, or it has had too many connections")
+    await expect(one.page.locator("#token")).to_have_value("wrong")
     assert await one.page.locator(".card").count() == 0
     await give_token(one, token(2.5))
     await expect(one.card("Secret")).to_have_count(1)
@@ -572,6 +578,19 @@ async def test_a_token_is_asked_for_and_again_when_it_is_not_good(
     await one.page.locator("#board").fill("other")
     await one.page.locator("#board").press("Enter")
     await expect(one.page.locator("#notice")).to_contain_text("You may not read the board other")
+
+
+async def test_a_page_that_is_not_let_in_names_the_limit_and_the_origin(
+    relays: Relays, tasks: Database, window: Open
+) -> None:
+    """A browser gives no reason for a handshake that was refused, so the page says what it may be."""
+    limited = await relays(tasks.dsn, HEALTH_PORT=str(free_port()), WS_RATE_LIMIT_PER_CLIENT="1")
+    one = await window(address(limited, "default"))
+    await one.is_("live")
+    await one.page.reload()
+    notice = one.page.locator("#notice")
+    await expect(notice).to_contain_text("is not among its WS_ORIGINS, or it has had too many connections from here")
+    await expect(notice).to_contain_text("WS_RATE_LIMIT_PER_CLIENT")
 
 
 async def test_boards_are_chosen_and_remembered(daemon: Daemon, tasks: Database, window: Open) -> None:

@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 from tests.acceptance.test_docs import ROOT, SCALING, commands
-from tests.nats import NATS_SERVER
+from tests.nats import NATS_SERVER, NO_SERVER
 from tests.servers import do_without
 
 SHORTER = {
     "benchmarks/relays.py": "--relays 1 --seconds 0.1 --rounds 1 --settle 0 --clients 2 --others 1",
     "benchmarks.edges": "--edges 1 --clients 1 --seconds 0.1 --rounds 1 --moving",
     "haproxy": "",
-    "nats-server": "--config /dev/null -t",
+    "nats-server": "--config <(echo 'port: 4222') -t",
     "benchmarks/scaling.py": "",
 }
 """Options for commands that take their time; programs that this file does not know are others' to try."""
@@ -68,14 +68,14 @@ def test_benchmark_of_several_relays_has_its_tables() -> None:
 
 def test_nats_starts_as_printed() -> None:
     if NATS_SERVER is None:
-        do_without("there is no nats-server: on Debian and Ubuntu, apt install nats-server")
+        do_without(NO_SERVER)
     run("nats-server")
 
 
 def test_benchmark_of_edges_has_its_tables() -> None:
     """In its smallest size, and without clients that move: each hop, and a number of edges."""
     if NATS_SERVER is None:
-        do_without("there is no nats-server: on Debian and Ubuntu, apt install nats-server")
+        do_without(NO_SERVER)
     printed = run("benchmarks.edges")
 
     for words in ("NATS adds", "beyond idle", "memory", "each edge", "what a hop costs"):

@@ -12,14 +12,20 @@ class Run {
     const { clock, WebSocket } = this.world;
     const token = tokens && (async () => tokens.shift());
     this.relay = connect("ws://relay.test", { clock, WebSocket, token });
-    this.boards = {};
+    this.boards = {}; // the first subscription to each
+    this.more = []; // the others
+    this.followed = new Set();
     this.seen = {};
     for (const board of boards) this.subscribe(board);
   }
 
   subscribe(id) {
     const board = this.relay.subscribe(id);
-    if (this.boards[id] === board) return;
+    if (this.followed.has(id)) {
+      this.more.push(board);
+      return;
+    }
+    this.followed.add(id);
     this.boards[id] = board;
     const seen = (this.seen[id] = { changes: [], errors: [] });
     board.on("change", (change) => {
@@ -28,6 +34,16 @@ class Run {
       else seen.changes.push([change]);
     });
     board.on("error", (error) => seen.errors.push(error));
+  }
+
+  unsubscribe(id) {
+    const other = this.more.findIndex((board) => board.id === id);
+    if (other >= 0) {
+      this.more.splice(other, 1)[0].unsubscribe();
+      return;
+    }
+    this.followed.delete(id);
+    this.boards[id].unsubscribe();
   }
 
   async step(step) {
@@ -50,7 +66,7 @@ class Run {
 
   call(name, { board, token }) {
     if (name === "subscribe") this.subscribe(board);
-    else if (name === "unsubscribe") this.boards[board].unsubscribe();
+    else if (name === "unsubscribe") this.unsubscribe(board);
     else if (name === "authenticate") this.relay.authenticate(token).catch(() => {});
     else if (name === "close") this.relay.close();
     else assert.fail(`unknown call ${name}`);

@@ -23,8 +23,8 @@ export class World {
 
   WebSocket = ((world) =>
     class {
-      constructor(url, protocols) {
-        Object.assign(this, { token: protocols[1]?.slice("bearer.".length), state: "connecting" });
+      constructor(url, protocols, ...options) {
+        Object.assign(this, { token: protocols[1]?.slice("bearer.".length), options, state: "connecting" });
         world.sockets.push(this);
       }
 
@@ -47,8 +47,9 @@ export class World {
         this.onmessage?.({ data: text });
       }
 
-      end(code) {
+      end(code, message = "") {
         this.state = "closed";
+        if (code === 1006) this.onerror?.({ message });
         this.onclose?.({ code, reason: "" });
       }
     })(this);

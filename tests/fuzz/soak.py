@@ -1,7 +1,9 @@
 """A long soak: strangers and clients come and go, and memory and open files are watched: `make soak MINUTES=60`.
 
-Strangers send what fuzzing sends, and drip, flood and stall. Clients follow boards, resume, present fresh tokens and
-leave. The figures go into a JSON file and a picture; exit code 1 if a client was not served, or a file stayed open.
+Strangers send what fuzzing sends, and drip, flood and stall; hostile ones take as much as they are let (hostile.py).
+Clients follow boards, resume, present fresh tokens and leave, and an operator asks for health. The figures go into a
+JSON file and a picture; exit code 1 if a client or the operator was not served, if a file stayed open, or if the
+relay took more memory than docs/security.md says.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from relay import bench, install
-from relay.embedded import EmbeddedPostgres
+from relay.embedded import EmbeddedPostgres, free_port
 from tests.contract import checked
+from tests.fuzz import hostile
 from tests.fuzz.targets import SECRET, SEEDS
 
 BOARDS: Final = 20
@@ -33,6 +36,12 @@ CHANGES_A_SECOND: Final = 40
 STRANGERS_A_SECOND: Final = 60
 CLIENTS: Final = 30
 SAMPLE_SECONDS: Final = 10.0
+MOST_MB: Final = 590
+"""What the relay may take at most, whoever is at it: docs/security.md says of what that is made."""
+
+HEALTH_SECONDS: Final = 1.0
+"""How long an answer about health may take."""
+
 WARM_SHARE: Final = 0.25
 """The first part of the run is left out where growth is told: caches and pools fill then."""
 
@@ -50,8 +59,10 @@ def main() -> None:
             connection.execute("select relay.watch('public.tasks')")
         settings = {"WS_JWT_SECRET": SECRET, "WS_HEARTBEAT": "2000", "WS_HANDSHAKE_TIMEOUT": "2000"}
         settings |= {"WS_IDLE_TIMEOUT": "5000", "WS_MESSAGE_RATE": "50"}
-        with bench.running_relay(server.dsn, 1000, **settings) as (pid, port):
-            soak = Soak(server.dsn, pid, port)
+        health_port = free_port()
+        settings |= {"HEALTH_PORT": str(health_port)}
+        with bench.running_relay(server.dsn, 100, **settings) as (pid, port):
+            soak = Soak(server.dsn, pid, port, health_port)
             asyncio.run(soak.run(given.minutes * 60))
     soak.write(given.figures)
     sys.exit(soak.verdict())
@@ -60,8 +71,8 @@ def main() -> None:
 class Soak:
     """Who takes part, and what is found."""
 
-    def __init__(self, dsn: str, pid: int, port: int) -> None:
-        self._dsn, self._port = dsn, port
+    def __init__(self, dsn: str, pid: int, port: int, health_port: int) -> None:
+        self._dsn, self._port, self._health_port = dsn, port, health_port
         self._proc = Path(f"/proc/{pid}")
         self._url = f"ws://127.0.0.1:{port}"
         self._chance = random.Random(1)
@@ -75,6 +86,9 @@ class Soak:
         began = time.monotonic()
         crowd = [asyncio.create_task(self._write())]
         crowd += [asyncio.create_task(self._strangers())]
+        crowd += [asyncio.create_task(self._operator())]
+        target = hostile.Target(self._port, self._health_port, self._token, self.counts)
+        crowd += [asyncio.create_task(stranger) for stranger in hostile.crowd(target)]
         crowd += [asyncio.create_task(self._client(number)) for number in range(CLIENTS)]
         while (passed := time.monotonic() - began) < seconds:
             await asyncio.sleep(min(SAMPLE_SECONDS, seconds - passed))
@@ -104,6 +118,18 @@ class Soak:
                     [f"t{number % 1000}", f"b{number % BOARDS}", str(number)],
                 )
                 self.counts["changes"] += 1
+
+    async def _operator(self) -> None:
+        """Ask for health all the time, whoever holds the port."""
+        while True:
+            async with asyncio.timeout(HEALTH_SECONDS):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self._health_port)
+                writer.write(b"GET /health HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n")
+                answer = await reader.read()
+            writer.close()
+            assert answer.startswith(b"HTTP/1.1 200 "), answer[:1000]
+            self.counts["health asked for"] += 1
+            await asyncio.sleep(1)
 
     async def _strangers(self) -> None:
         async with asyncio.TaskGroup() as crowd:
@@ -196,7 +222,8 @@ class Soak:
         click.echo(f"growth after the first quarter: {self.growth():+.2f} MB an hour")
         for name, count in sorted(self.counts.items()):
             click.echo(f"{count:>10,}  {name}")
-        return int(self.counts["faults"] > 0 or self.counts["files left open"] > 0)
+        too_much = max(memory) > MOST_MB
+        return int(self.counts["faults"] > 0 or self.counts["files left open"] > 0 or too_much)
 
 
 def picture(samples: list[tuple[float, float, int]], path: Path) -> None:

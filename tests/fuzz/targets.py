@@ -11,19 +11,22 @@ import asyncio
 import base64
 import contextlib
 import json
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import jwt
 from websockets.frames import Frame, Opcode
 
-from relay import protocol, session
-from relay.access import Access, AccessError, Gate, Rates, Refused, Visitor, client_address, networks, static_tokens
+from relay import protocol
+from relay.access import Access, AccessError, Gate, Rates, Refused, Visitor, static_tokens
 from relay.access import signing_keys as read_keys
-from relay.changes import Transaction, Watch, WatchOutdated
+from relay.changes import Entry, Transaction, Watch, WatchOutdated, cancelled
 from relay.cursor import CursorRefused, Era
 from relay.hub import Hub
+from relay.origins import Origins
 from relay.protocol import BadMessage
+from relay.proxies import BadProxyHeader, Proxies, proxy_header, source
 from relay.server import Connection, Endpoint, Limits, deflated_frame, frame
 from relay.snapshot import Snapshot
 
@@ -33,8 +36,8 @@ WATCH: Final = Watch(1, "public.tasks", "id", "board_id", "lane", frozenset({"hi
 BOARD: Final = protocol.board_data([])
 GATE: Final = Gate(
     Access(static_tokens(["all", "some:a,b-*"], "here"), secret=SECRET),
-    origins=frozenset({"http://localhost:4000"}),
-    trusted=networks("10.0.0.0/8"),
+    origins=Origins.of(["http://localhost:4000"]),
+    trusted=Proxies.of("10.0.0.0/8"),
     rates=Rates(0, 0),
 )
 
@@ -76,7 +79,9 @@ class _Transport:
         self._closing = False
 
     def get_extra_info(self, name: str) -> Any:
-        return {"peername": ("10.0.0.1", 1), "socket": self}.get(name)
+        return {"socket": self}.get(name)
+
+    family = socket.AF_INET
 
     def setsockopt(self, *_: object) -> None:
         pass
@@ -132,6 +137,7 @@ async def _connection(data: bytes) -> None:
     limits = Limits(send_buffer=65_536, all_buffers=1 << 20, messages_a_second=10, boards=3, idle_seconds=1e-9)
     endpoint = Endpoint(hub, heartbeat=30, max_connections=1, gate=GATE, limits=limits, compression=bool(mode & 1))
     client = Connection(endpoint)
+    client.address = "10.0.0.1"
     transport = _Transport(client, 1000 if mode & 2 else 1 << 40)
     client.connection_made(cast(asyncio.Transport, transport))
     if mode & 4:
@@ -148,6 +154,7 @@ async def _connection(data: bytes) -> None:
     client.connection_lost(None)
     assert endpoint.connections == 0, "a connection that is gone is counted"
     assert endpoint.buffered == 0, "a backlog of nobody is counted"
+    assert endpoint.unfinished == 0, "an unfinished message of nobody is counted"
     assert hub.subscriptions == 0, "a board is followed by nobody"
 
 
@@ -162,7 +169,11 @@ def credential(data: bytes) -> None:
     text = data.decode(errors="surrogateescape")
     access = Access(static_tokens(["all"], "here"), secret=SECRET, keys=read_keys(_public_key(), "here"))
     visitor = Visitor("10.0.0.1", target=text, authorization=[text], subprotocols=text.split(","), forwarded=[text])
-    client_address(visitor.peer, visitor.forwarded, networks("10.0.0.0/8"))
+    Origins.of(["https://*.example.com"]).allow(text, text)
+    source("10.0.0.1", [], [text], Proxies.of("10.0.0.0/8"))
+    with contextlib.suppress(BadProxyHeader):
+        proxy_header(data)
+    source(visitor.peer, visitor.forwarded, visitor.standard, Proxies.of("10.0.0.0/8"))
     for presented in (text, visitor.credential):
         with contextlib.suppress(Refused):
             access.grant(presented).names(text)
@@ -189,17 +200,18 @@ def cursor(data: bytes) -> None:
 
 
 def row(data: bytes) -> None:
-    """A journal entry: two images, and the boards."""
-    parts = [None if part == b"-" else part.decode(errors="surrogateescape") for part in data.split(b"\n", 3)]
-    old_row, new_row, old_board, new_board = (*parts, None, None, None, None)[:4]
-    entry = session._Entry(  # noqa: SLF001  # what the session makes of a row
-        1, 1, "U", old_board, new_board, 1, "(0,1)", "(0,2)", False, 1, old_row, new_row, None
-    )
+    """A journal entry, and another that undoes half of it: two images, the boards, and a reason."""
+    parts = [None if part == b"-" else part.decode(errors="surrogateescape") for part in data.split(b"\n", 4)]
+    old_row, new_row, old_board, new_board, reason = (*parts, None, None, None, None, None)[:5]
+    entry = Entry(1, 1, "R", "k", None, old_board, new_board, old_row, new_row, reason)
+    undone = entry._replace(old_board=new_board, new_board=old_board, old_row=new_row, new_row=old_row)
+    boards = {old_board, new_board}
+    once, again = (each.images(WATCH, boards)[0] for each in (entry, undone))
     with contextlib.suppress(WatchOutdated):
-        change = session._change(WATCH, entry)  # noqa: SLF001
-        told = Transaction(1, [change] if change else []).messages({old_board, new_board})
-        for encoded in (each.json for its in told.values() for each in its or ()):
+        found = Transaction(1, once).messages(boards)
+        for encoded in (each.json for its in found.values() for each in its or ()):
             assert isinstance(json.loads(encoded)["data"], dict), "no message"
+    assert len(cancelled([*once, *again])) <= len(once) + len(again), "images were made up"
 
 
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
@@ -245,5 +257,7 @@ SEEDS: Final[Mapping[str, Sequence[bytes]]] = {
         b'{"id":1,"board_id":"a","lane":"x","n":1.50}\n{"id":1,"board_id":"a","lane":"y","n":2}\na\na',
         b'{"id":"\\u0000","board_id":null,"lane":[]}\n-\na\n-',
         b'-\n{"id":{},"id_":1,"board_id":"b","lane":"x","Some Key":"\xff"}\n-\nb',
+        # The old image of a wide row, and a new one that cannot be read.
+        b'{"id":1,"board_id":"a","lane":"x"}\n{"id":1,"board_id":"a","lane":"x","j":{"}":["\\ud800","\\""]}}\na\na\nx',
     ],
 }

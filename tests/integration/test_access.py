@@ -24,8 +24,11 @@ from websockets.frames import Frame, Opcode
 from websockets.typing import Origin, Subprotocol
 
 from relay import config, server
-from relay.access import Access, Gate, Rates, networks, static_tokens
+from relay.access import Access, AccessError, Gate, Rates, static_tokens
+from relay.config import DISCOVERY
 from relay.guard import Guard
+from relay.origins import Origins
+from relay.proxies import Proxies
 from relay.server import Limits
 from tests.contract import checked
 from tests.integration.client import Client, until
@@ -94,7 +97,7 @@ async def test_without_a_good_credential_nobody_gets_in(database: Database, quer
     assert refusal.response.status_code == 401
     assert refusal.response.headers["WWW-Authenticate"] == "Bearer"
     assert refusal.response.body == b"Unauthorized\n"
-    assert relay.endpoint.refused.total() == 1
+    assert relay.endpoint.refusals.counts.total() == 1
 
 
 async def test_a_board_that_the_token_does_not_name_is_refused(database: Database) -> None:
@@ -161,7 +164,7 @@ async def test_who_guesses_tokens_is_closed(database: Database) -> None:
         async with asyncio.timeout(20):
             await connection.wait_closed()
     assert connection.close_code == 1008
-    assert relay.endpoint.refused.total() == 5
+    assert relay.endpoint.refusals.counts.total() == 5
 
 
 async def test_when_credentials_change_connections_are_looked_at_again(database: Database) -> None:
@@ -189,7 +192,7 @@ async def test_when_credentials_change_connections_are_looked_at_again(database:
 
 
 @asynccontextmanager
-async def served(keys: dict[str, Any]) -> AsyncIterator[tuple[str, list[float]]]:
+async def served(keys: dict[str, Any], path: str = "/keys") -> AsyncIterator[tuple[str, list[float]]]:
     """Serve keys over HTTP; yield the address, and the times at which it was asked."""
     asked: list[float] = []
 
@@ -198,12 +201,12 @@ async def served(keys: dict[str, Any]) -> AsyncIterator[tuple[str, list[float]]]
         return web.json_response(keys)
 
     app = web.Application()
-    app.router.add_get("/keys", answer)
+    app.router.add_get(path, answer)
     runner = web.AppRunner(app)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/keys", asked
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}{path}", asked
     finally:
         await runner.cleanup()
 
@@ -213,9 +216,11 @@ def key_and_jwk(kid: str) -> tuple[ec.EllipticCurvePrivateKey, dict[str, Any]]:
     return key, ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": kid}
 
 
-async def gets_in(relay: Relay, key: ec.EllipticCurvePrivateKey, kid: str) -> bool:
+async def gets_in(relay: Relay, key: ec.EllipticCurvePrivateKey, kid: str, **claims: str) -> bool:
     """Tell whether a token that is signed with a key opens the board."""
-    signed = jwt.encode({"exp": time.time() + 60, "boards": ["default"]}, key, "ES256", headers={"kid": kid})
+    signed = jwt.encode(
+        {"exp": time.time() + 60, "boards": ["default"], **claims}, key, "ES256", headers={"kid": kid}
+    )
     try:
         async with connect(f"{relay.url}?token={signed}", proxy=None) as connection:
             return bool((await said(connection, SUBSCRIBE))["type"] == "board.sync")
@@ -243,6 +248,26 @@ async def test_keys_that_are_rotated_at_an_address_are_found(
             answers = await asyncio.gather(*(gets_in(relay, one, f"key-{number}") for number in range(20)))
             assert not any(answers)
             assert len(asked) == 2
+
+
+async def test_the_issuer_says_where_its_keys_are(database: Database) -> None:
+    """An issuer's address is enough: only its tokens get in then, and a description of another is refused."""
+    one, one_jwk = key_and_jwk("one")
+    described: dict[str, Any] = {}
+    async with served({"keys": [one_jwk]}) as (keys, _), served(described, DISCOVERY) as (discovery, _):
+        issuer = discovery.removesuffix(DISCOVERY)
+        described |= {"issuer": issuer, "jwks_uri": keys}
+        settings = config.load({"WS_JWT_ISSUER": issuer})
+        assert not settings.is_open
+        guard = Guard(settings)
+        await guard.open()
+        async with relay_of(database, guard.gate) as relay:
+            assert await gets_in(relay, one, "one", iss=issuer)
+            assert not await gets_in(relay, one, "one", iss="https://other.example")
+        for wrong in ({"issuer": "https://other.example"}, {"jwks_uri": "http://other.example/keys"}):
+            described |= {"issuer": issuer, "jwks_uri": keys} | wrong
+            with pytest.raises(AccessError, match=r"^WS_JWT_ISSUER: http://127"):
+                await Guard(settings).open()
 
 
 async def test_an_address_that_is_away_changes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,6 +392,42 @@ async def test_a_fresh_tokens_boards_are_decided_anew_at_once(database: Database
         assert relay.hub.following(next(iter(relay.endpoint._connections))) == ["yours"]  # noqa: SLF001
 
 
+async def test_a_token_that_allows_the_same_asks_nothing(database: Database) -> None:
+    """However often it is presented; one with other claims is as much work as the boards that are asked about."""
+    judge = Judge()
+    endpoint_options: Any = {"gate": guarded(database_decides=True), "limits": Limits(messages_a_second=50)}
+    async with Relay(database.dsn, judged=True, **endpoint_options).running() as relay:
+        relay.endpoint._judge = judge  # noqa: SLF001
+        await until(lambda: relay.feed.problem is None)
+        for task in tuple(relay.endpoint._tasks):  # noqa: SLF001
+            task.cancel()
+        relay.endpoint.spend(relay.endpoint._judged(judge))  # noqa: SLF001
+        async with connect(f"{relay.url}?token={token(None, sub='me')}", proxy=None) as connection:
+            for number in range(60):
+                assert (await said(connection, SUBSCRIBE | {"boardId": f"b{number}"}))["type"] == "board.sync"
+            asked = len(judge.asked)
+            for seconds in range(61, 71):
+                fresh = {"type": "authenticate", "token": token(None, seconds, sub="me")}
+                assert await said(connection, fresh) == {"type": "authenticated"}
+            assert len(judge.asked) == asked == 60
+            for number in range(4):
+                await connection.send(json.dumps({"type": "authenticate", "token": token(None, sub=f"{number}")}))
+            answers = [checked(await connection.recv()) for _ in range(4)]
+            assert [answer.get("data", {}).get("code") for answer in answers][-1] == "too_many_messages"
+            assert len(judge.asked) <= 60 + 3 * 60
+
+
+class Judge:
+    """Says yes to everything, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, str]] = []
+
+    async def may_read(self, questions: Sequence[tuple[Any, str]]) -> list[bool]:
+        self.asked += questions
+        return [True] * len(questions)
+
+
 async def test_who_unsubscribes_before_the_answer_is_sent_nothing(database: Database) -> None:
     """The wish that counts is the last one."""
     database.execute(RULE)
@@ -402,7 +463,7 @@ async def test_who_is_gone_before_the_answer_follows_nothing(database: Database)
 
 async def test_pages_of_foreign_origins_are_refused_before_the_upgrade(database: Database) -> None:
     """With 401, as the guide's server does."""
-    async with relay_of(database, Gate(origins=frozenset({"http://localhost:4000"}))) as relay:
+    async with relay_of(database, Gate(origins=Origins.of(["http://localhost:4000"]))) as relay:
         assert (await refused(relay.url, origin=Origin("http://evil.example"))).response.status_code == 401
         async with connect(relay.url, origin=Origin("http://LOCALHOST:4000"), proxy=None) as connection:
             assert (await said(connection, SUBSCRIBE))["type"] == "board.sync"
@@ -420,7 +481,7 @@ async def test_too_many_connections_a_minute_are_refused(database: Database) -> 
 
     assert refusal.response.status_code == 429
     assert 1 <= int(refusal.response.headers["Retry-After"]) <= 30
-    assert relay.endpoint.refused == {"too many connections a minute": 1}
+    assert relay.endpoint.refusals.counts == {"too many connections a minute": 1}
 
 
 async def test_one_of_a_flood_is_answered_before_it_says_anything(database: Database) -> None:
@@ -435,8 +496,8 @@ async def test_one_of_a_flood_is_answered_before_it_says_anything(database: Data
         writer.close()
 
     assert answer.startswith(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: ")
-    assert answer.endswith(b"Content-Length: 0\r\n\r\n")
-    assert len(answer) < 120
+    assert b"WS_RATE_LIMIT_PER_CLIENT" in answer
+    assert len(answer) < 400
 
 
 class Full:
@@ -460,15 +521,30 @@ async def test_when_no_file_is_free_it_goes_on_as_soon_as_one_is(database: Datab
     """Who comes meanwhile waits, and is served then."""
     async with relay_of(database) as relay:
         endpoint = relay.endpoint
-        endpoint._accept(cast(socket.socket, Full(endpoint._listening[0])))  # noqa: SLF001  # as the event loop does
-        assert endpoint.refused == {"cannot accept: Too many open files": 1}
+        listener = endpoint.listener
+        listener._accept(cast(socket.socket, Full(listener._sockets[0])))  # noqa: SLF001  # as the event loop does
+        assert listener.problem
+        assert endpoint.refusals.counts == {"cannot accept: Too many open files": 1}
         async with connect(relay.url, proxy=None) as connection:
             assert (await said(connection, SUBSCRIBE))["type"] == "board.sync"
+        assert listener.problem is None
+
+
+async def test_when_nobody_waits_any_more_the_lack_of_files_is_no_problem(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a balancer that asks whether it is ready would never send a client again."""
+    monkeypatch.setattr("relay.listening.RETRY_SECONDS", 0.01)
+    async with relay_of(database) as relay:
+        listener = relay.endpoint.listener
+        listener._accept(cast(socket.socket, Full(listener._sockets[0])))  # noqa: SLF001  # as the event loop does
+        assert listener.problem
+        await until(lambda: listener.problem is None)
 
 
 async def test_behind_a_trusted_proxy_its_clients_are_counted(database: Database) -> None:
     """Each by itself, by what the proxy says of them."""
-    gate = Gate(rates=Rates(per_client=1, total=0), trusted=networks("127.0.0.1"))
+    gate = Gate(rates=Rates(per_client=1, total=0), trusted=Proxies.of("127.0.0.1"))
     async with relay_of(database, gate) as relay:
         for client in ("198.51.100.1", "198.51.100.2"):
             async with connect(relay.url, additional_headers={"X-Forwarded-For": client}, proxy=None):

@@ -10,33 +10,36 @@ import asyncio
 import contextlib
 import secrets
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import structlog
 from nats.js import api
 
-from relay import config, publisher, session
+from relay import config, edge, publisher, session
 from relay import stream as relay_stream
 from relay.config import Settings
 from relay.edge import Edge
-from relay.jetstream import Gap, Stream, StreamError
+from relay.jetstream import Gap, Refused, Stream, StreamError
 from relay.publisher import Publisher
-from relay.stream import Entry, Part
+from relay.session import Lead
+from relay.stream import Encoded, Part
 from tests.integration.client import Client, Tasks, until
 from tests.integration.conftest import Relay
-from tests.nats import NatsServer
+from tests.nats import NATS_SERVER, NO_SERVER, NatsCluster, NatsServer, each_nats_server
 from tests.proxy import Proxy
-from tests.servers import Database, Server, install, temporary_database
+from tests.servers import Database, Server, do_without, install, temporary_database
 
 
 @dataclass
 class Feed:
     """A stream of its own on a NATS server, and the database that is published there."""
 
-    nats: NatsServer
+    nats: NatsServer | NatsCluster
     dsn: str
     stream: str = field(default_factory=lambda: f"feed-{secrets.token_hex(4)}")
 
@@ -89,8 +92,7 @@ def own_feed(own_nats: NatsServer, database: Database) -> Feed:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have publishers take over sooner, and edges ask again sooner."""
-    monkeypatch.setattr(publisher, "STILL_SECONDS", 1.5)
+    """Have publishers say sooner that nothing has happened."""
     monkeypatch.setattr(publisher, "STATE_SECONDS", 0.5)
 
 
@@ -110,6 +112,7 @@ def kinds(found: list[tuple[str, Any]]) -> list[str]:
     return [kind for kind, _ in found]
 
 
+@each_nats_server
 async def test_a_client_of_an_edge_is_told_what_one_of_the_database_is(feed: Feed, database: Database) -> None:
     """The board first, and then each kind of message, of any writer, as the guide says."""
     database.execute("insert into tasks (id, title) values ('a', 'A')")
@@ -135,6 +138,7 @@ async def test_a_client_of_an_edge_is_told_what_one_of_the_database_is(feed: Fee
             assert told == [await other.receive() for _ in expected]
 
 
+@each_nats_server
 async def test_a_client_goes_from_an_edge_to_the_database_and_back_with_its_cursor(
     feed: Feed, database: Database
 ) -> None:
@@ -199,19 +203,18 @@ async def test_of_two_publishers_one_stands_by_until_the_other_leaves(feed: Feed
             assert kinds(await client.until_last(database)) == ["task.created"]
 
 
+@each_nats_server
 async def test_of_two_publishers_that_are_active_at_once_one_is_refused(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """JetStream takes nothing from who is wrong about the stream's end: nothing comes twice, or in another order."""
-    async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
         await client.subscribe("default")
-        stand_by = Publisher._stand_by  # noqa: SLF001
 
-        async def be_hasty(self: Publisher, stream: Stream) -> None:
-            if self is one:
-                await stand_by(self, stream)
+        async def believe_so(_: Lead) -> bool:
+            return True
 
-        monkeypatch.setattr(Publisher, "_stand_by", be_hasty)
+        monkeypatch.setattr(Lead, "has", believe_so)
         with structlog.testing.capture_logs() as lines:
             async with feed.published() as other:
                 await until(lambda: is_active(other))
@@ -219,22 +222,29 @@ async def test_of_two_publishers_that_are_active_at_once_one_is_refused(
                     database.execute("insert into tasks (id, title) values (%s, 'T')", f"t{number}")
                 found = await client.until_last(database)
         assert [task["id"] for _, task in found] == [f"t{number}" for number in range(20)]
-        assert [line for line in lines if line["event"] == "publisher.outrun"]
+        assert [line for line in lines if "another publisher has appended" in line.get("problem", "")]
 
 
-async def test_a_publisher_without_postgres_gives_way(
+async def test_a_publisher_that_stands_still_or_has_no_postgres_loses_the_lead(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another, whose way to Postgres is open, goes on."""
-    monkeypatch.setattr(publisher, "GIVE_WAY_SECONDS", 0.5)
-    async with feed.published(), feed.edge() as near:
-        await until(lambda: near.feed.proven)
-    async with feed.published(DATABASE_URL="host=127.0.0.1 port=1 dbname=x") as one, feed.edge() as near:
-        await until(lambda: one._turn is not None)  # noqa: SLF001
-        async with feed.published() as other, Client.to(near.url) as client:
+    """Postgres ends the session of one that says nothing; another goes on, and nothing comes twice."""
+    monkeypatch.setattr(session, "LEAD_SECONDS", 1.0)
+    proxy_to = psycopg.conninfo.conninfo_to_dict(database.dsn)
+    async with (
+        Proxy("127.0.0.1", int(str(proxy_to["port"]))) as proxy,
+        feed.published(DATABASE_URL=proxy.through(database.dsn)) as one,
+        feed.edge() as near,
+        Client.to(near.url) as client,
+    ):
+        await client.resume("default", None)
+        proxy.freeze()  # to Postgres, one that is stopped looks the same
+        async with feed.published() as other:
             await until(lambda: is_active(other))
-            await client.subscribe("default")
-            assert await client.until_last(database) == []
+            database.execute("insert into tasks (title) values ('T')")
+            assert kinds(await client.receive_batch()) == ["task.created"]
+            await until(lambda: one._turn is None)  # noqa: SLF001
+            assert (await one.status()).problem
 
 
 @pytest.mark.parametrize("written", [0, 1, 2, 3])
@@ -245,8 +255,8 @@ async def test_a_batch_that_was_interrupted_is_published_anew(
     append = Stream.append
     boards = ("a", "b", "c")
 
-    async def be_interrupted(self: Stream, entries: Sequence[Entry], last: int) -> int:
-        if sum(isinstance(entry, Part) for entry in entries) < len(boards):
+    async def be_interrupted(self: Stream, entries: Sequence[Encoded], last: int) -> int:
+        if sum(isinstance(each.entry, Part) for each in entries) < len(boards):
             return await append(self, entries, last)
         monkeypatch.setattr(Stream, "append", append)
         await append(self, entries[:written], last)
@@ -273,17 +283,17 @@ async def test_a_large_batch_that_was_interrupted_is_made_up_for_by_the_board(
     """Who has a part of it already is sent the board, and the reason."""
     append = Stream.append
 
-    async def be_interrupted(self: Stream, entries: Sequence[Entry], last: int) -> int:
-        if not any(isinstance(entry, Part) for entry in entries):
+    async def be_interrupted(self: Stream, entries: Sequence[Encoded], last: int) -> int:
+        if not any(isinstance(each.entry, Part) for each in entries):
             return await append(self, entries, last)
         monkeypatch.setattr(Stream, "append", append)
-        ends = next(number for number, entry in enumerate(entries) if isinstance(entry, Part) and entry.end)
+        ends = next(number for number, (entry, _) in enumerate(entries) if isinstance(entry, Part) and entry.end)
         await append(self, entries[:ends], last)
         await until(lambda: bool(near.feed._in_parts))  # type: ignore[union-attr]  # noqa: SLF001
         raise StreamError("interrupted by the test")
 
     monkeypatch.setattr(relay_stream, "GATHER_BYTES", 1000)
-    monkeypatch.setattr(publisher, "ENTRY_BYTES", 1000)
+    monkeypatch.setattr(relay_stream, "ENTRY_BYTES", 1000)
     async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
         await client.resume("default", None)
         monkeypatch.setattr(Stream, "append", be_interrupted)
@@ -293,6 +303,7 @@ async def test_a_large_batch_that_was_interrupted_is_made_up_for_by_the_board(
         assert (client.reason, len(client.tasks)) == ("batch_cut_short", 30)
 
 
+@each_nats_server
 async def test_a_batch_in_parts_comes_whole_and_once(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +331,36 @@ async def test_nats_may_be_stopped_and_started(own_feed: Feed, database: Databas
             feed.nats.start()
             assert kinds(await client.receive_batch()) == ["task.created"]
         await until(lambda: near.feed.problem is None)
+
+
+@pytest.fixture
+def nats_cluster(tmp_path: Path) -> Iterator[NatsCluster]:
+    """Yield three servers that this test alone uses."""
+    if NATS_SERVER is None:
+        do_without(NO_SERVER)
+    cluster = NatsCluster(tmp_path)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
+@pytest.mark.timeout(120)
+async def test_a_cluster_may_lose_the_server_that_leads_the_stream(
+    nats_cluster: NatsCluster, database: Database
+) -> None:
+    """Others lead it after some seconds; what is committed meanwhile comes once, and no board."""
+    feed = Feed(nats_cluster, database.dsn)
+    async with feed.published(NATS_REPLICAS="3") as one, feed.edge() as near, Client.to(near.url) as client:
+        await until(lambda: is_active(one))
+        await client.resume("default", None)
+        leader = await nats_cluster.leader(feed.stream)
+        leader.stop(signal.SIGKILL)
+        database.execute("insert into tasks (title) values ('T')")
+        assert kinds(await client.receive_batch()) == ["task.created"]
+        leader.start()
+        database.execute("insert into tasks (title) values ('T')")
+        assert kinds(await client.receive_batch()) == ["task.created"]
 
 
 async def test_an_edge_goes_on_when_its_link_was_half_open(feed: Feed, database: Database) -> None:
@@ -366,6 +407,7 @@ async def test_an_entry_that_is_missing_is_never_passed_over(feed: Feed) -> None
             assert [sequence async for sequence, _ in stream.read(1, 3)] == [1]
 
 
+@each_nats_server
 async def test_a_full_stream_holds_up_no_writer_and_loses_nothing(feed: Feed, database: Database) -> None:
     """The journal keeps what JetStream does not take, the publisher says so, and then all of it comes."""
     async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
@@ -425,6 +467,220 @@ async def test_a_task_that_is_too_large_for_nats_is_shown_by_the_board(feed: Fee
         assert len(client.tasks["a"]["title"]) == 3_000_000
 
 
+async def test_a_task_of_a_board_with_a_long_name_holds_up_no_other_board(feed: Feed, database: Database) -> None:
+    """Each of name and task fits into an entry, and both together do not: that board is sent, and others go on."""
+    database.execute("drop index tasks_board")
+    name = "b" * 400_000
+    async with (
+        feed.published() as one,
+        feed.edge() as near,
+        Client.to(near.url) as client,
+        Client.to(near.url) as other,
+    ):
+        await client.subscribe(name)
+        await other.subscribe("default")
+        database.execute(
+            "insert into tasks (id, board_id, title, description) values ('big', %s, 'T', repeat('d', 590000))", name
+        )
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        assert kinds([await other.receive()]) == ["task.created"]
+        assert kinds([await client.receive()]) == ["board.sync"]
+        assert client.tasks.keys() == {"big"}
+        assert (await one.status()).problem is None
+
+
+@pytest.mark.parametrize("judged", [False, True], ids=["asks for boards", "asks what may be read, too"])
+async def test_a_name_that_is_too_long_for_nats_is_refused_to_its_client_alone(
+    feed: Feed, database: Database, judged: bool
+) -> None:
+    """It comes at once with the questions of others, which are answered; a good cursor for it changes nothing."""
+    name = "n" * 1_047_000
+    database.execute(
+        "create or replace function relay.may_read(claims jsonb, board text) returns boolean language sql "
+        "as $$ select true $$"
+    )
+    async with (
+        feed.published(),
+        Relay(Edge(feed.settings()), judged=judged).running() as near,
+        Relay(database.dsn).running() as far,
+        Client.to(near.url) as client,
+        Client.to(near.url) as other,
+    ):
+        await until(lambda: near.feed.proven)
+        sessions = near.feed.sessions
+        cursor, _ = await start(far, name)
+        for given in ({}, {"cursor": cursor}):
+            await client.send({"type": "subscribe", "boardId": name} | given)
+            await other.subscribe("default")
+            assert kinds([await client.receive()]) == ["error"]
+        database.execute("insert into tasks (title) values ('T')")
+        assert kinds([await other.receive()]) == ["task.created"]
+        assert near.feed.sessions == sessions
+
+
+async def test_questions_that_are_too_long_together_are_asked_in_parts(feed: Feed, database: Database) -> None:
+    """And answered in their order; one that is too long by itself is answered with no."""
+    database.execute(
+        "create or replace function relay.may_read(claims jsonb, board text) returns boolean language sql "
+        "as $$ select board like 'yes%' $$"
+    )
+    names = [f"{'yes' if number % 3 else 'no'}{'x' * 100_000}" for number in range(20)]
+    async with feed.published(), feed.edge() as near:
+        await until(lambda: near.feed.proven)
+        sessions = near.feed.sessions
+        async with asyncio.timeout(10):
+            answers = await near.feed.may_read([({}, name) for name in [*names, "yes" * 400_000]])
+        assert answers == [*(name.startswith("yes") for name in names), False]
+        assert near.feed.sessions == sessions
+
+
+async def test_a_stream_that_takes_only_short_messages_has_short_entries(feed: Feed, database: Database) -> None:
+    """Its administrator may have said so."""
+    async with feed.nats.jetstream() as jetstream:
+        subjects = [f"{feed.stream}.{kind}" for kind in ("board.*", "all", "state")]
+        await jetstream.add_stream(name=feed.stream, subjects=subjects, max_msg_size=4096)
+    async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+        await client.subscribe("default")
+        database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 100) i")
+        assert len(await client.until_last(database)) == 100
+        database.execute("insert into tasks (id, title) values ('long', repeat('x', 5000))")
+        assert kinds([await client.receive()]) == ["board.sync"]
+        assert (await one.status()).problem is None
+
+
+async def test_nats_may_take_only_short_messages(tmp_path: Path, database: Database) -> None:
+    """Changes and boards come in as many as it takes."""
+    if NATS_SERVER is None:
+        do_without(NO_SERVER)
+    database.execute("insert into tasks (id, title) select 'm' || i, repeat('x', 1000) from generate_series(1, 50) i")
+    nats = NatsServer(tmp_path, "max_payload: 8192").start()
+    try:
+        feed = Feed(nats, database.dsn)
+        async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+            await client.subscribe("default")
+            assert len(client.tasks) == 50
+            database.execute("update tasks set title = title || 'y'")
+            assert len(await client.until_last(database)) == 50
+            assert (await one.status()).problem is None
+    finally:
+        nats.stop()
+
+
+@pytest.mark.parametrize("fault", [Refused("this entry is not taken"), ValueError("nobody expected this")], ids=repr)
+async def test_a_batch_that_is_refused_twice_is_not_written_a_third_time(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """Health says so meanwhile, without a gap; then everybody is sent the board, and changes come again."""
+    append = Stream.append
+    refusals = 0
+
+    async def refuse(self: Stream, entries: Sequence[Encoded], last: int) -> int:
+        nonlocal refusals
+        if any(b"poison" in data for _, data in entries):
+            refusals += 1
+            raise fault
+        return await append(self, entries, last)
+
+    async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+        await client.resume("default", None)
+        monkeypatch.setattr(Stream, "append", refuse)
+        database.execute("insert into tasks (id, title) values ('poison', 'T')")
+        assert kinds(await client.receive_batch()) == ["board.sync"]
+        assert (client.reason, [*client.tasks], refusals) == ("journal_pruned", ["poison"], 2)
+        unready = str((await one.status()).unready)
+        assert "again and again: " in unready
+        assert str(fault) in unready
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        assert kinds(await client.receive_batch()) == ["task.created"]
+
+
+async def test_a_publisher_that_is_cut_off_from_nats_costs_an_edge_no_question(feed: Feed) -> None:
+    """Boards come from the one that took over, at once, while NATS still believes that the other listens."""
+    async with (
+        Proxy("127.0.0.1", feed.nats.port) as proxy,
+        feed.published(PUBLISH_TO=f"nats://127.0.0.1:{proxy.port}") as one,
+        feed.edge() as near,
+    ):
+        await until(lambda: is_active(one))
+        async with feed.published() as other, Client.to(near.url) as waiting:
+            await until(lambda: other._standing_by)  # noqa: SLF001
+            proxy.freeze()
+            await waiting.send({"type": "subscribe", "boardId": "default"})
+            await until(lambda: is_active(other))
+            async with asyncio.timeout(4):
+                await waiting.receive()
+                for number in range(16):
+                    async with Client.to(near.url) as client:
+                        await client.subscribe(f"board-{number}")
+            proxy.thaw()
+
+
+async def test_a_board_that_nobody_wants_any_more_is_no_problem(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clients left before any publisher answered."""
+    monkeypatch.setattr(edge, "WANTED_SECONDS", 0.2)
+    asked = asyncio.Event()
+
+    async def be_silent(*_: Any) -> None:
+        asked.set()
+
+    async with feed.published(), feed.edge() as near:
+        await until(lambda: near.feed.proven)
+        monkeypatch.setattr(Stream, "ask", be_silent)
+        async with Client.to(near.url) as client:
+            await client.send({"type": "subscribe", "boardId": "default"})
+            await asked.wait()
+            await until(lambda: "are wanted" in str(near.feed.trouble(10)))
+        await until(lambda: near.feed.trouble(10) is None)
+
+
+async def test_an_edge_goes_on_after_a_fault_that_nobody_expected(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins again at the stream's last state, and says so to all that follow a board."""
+    pass_on = Edge._pass_on  # noqa: SLF001
+
+    def fail(self: Edge, hub: Any, entries: Any) -> None:
+        if any(b"poison" in data for _, data in entries):
+            monkeypatch.setattr(Edge, "_pass_on", pass_on)
+            raise ValueError("nobody expected this")
+        pass_on(self, hub, entries)
+
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
+        await client.resume("default", None)
+        monkeypatch.setattr(Edge, "_pass_on", fail)
+        database.execute("insert into tasks (id, title) values ('poison', 'T')")
+        while "poison" not in client.tasks:
+            await client.receive_batch()
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        while "a" not in client.tasks:
+            await client.receive_batch()
+        assert client.reason == "journal_pruned"
+
+
+async def test_a_board_that_is_wanted_for_long_is_a_problem_of_the_edge(
+    feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However well the stream may be read; and no longer once the board is there."""
+    monkeypatch.setattr(edge, "WANTED_SECONDS", 0.5)
+    begin_read = publisher._Turn.begin_read  # noqa: SLF001
+    answers = asyncio.Event()
+
+    def hold_back(self: Any, name: str) -> bool:
+        return answers.is_set() and begin_read(self, name)
+
+    monkeypatch.setattr(publisher._Turn, "begin_read", hold_back)  # noqa: SLF001
+    async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+        await until(lambda: near.feed.proven)
+        assert near.feed.trouble(10) is None
+        await client.send({"type": "subscribe", "boardId": "default"})
+        await until(lambda: "1 boards are wanted and not here" in str(near.feed.trouble(10)))
+        answers.set()
+        assert one._turn  # noqa: SLF001
+        one._turn.feed.ask("default")  # noqa: SLF001
+        await client.receive()
+        assert near.feed.trouble(10) is None
+
+
 async def test_edges_share_the_reads_of_boards(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many clients come to however many edges at once, a board is read a few times."""
     reads: list[str] = []
@@ -445,6 +701,48 @@ async def test_edges_share_the_reads_of_boards(feed: Feed, monkeypatch: pytest.M
         assert 1 <= len(reads) <= 4
 
 
+async def test_a_board_that_is_read_for_long_holds_up_no_other(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The publisher reads boards side by side; who asks while a board is read waits for another read of it."""
+    board = session.Session.board
+    reads: list[str] = []
+    go_on = asyncio.Event()
+
+    async def take_long(self: session.Session, name: str) -> Any:
+        reads.append(name)
+        first = reads == ["slow"]
+        found = await board(self, name)
+        if first:
+            await go_on.wait()
+        return found
+
+    def asked(one: Publisher) -> int:
+        assert one._turn  # noqa: SLF001
+        return sum(len(its.get("slow", ())) for its in (one._turn._asked, one._turn._reading))  # noqa: SLF001
+
+    monkeypatch.setattr(session.Session, "board", take_long)
+    async with (
+        feed.published() as one,
+        feed.edge() as near,
+        feed.edge() as other,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        await until(lambda: near.feed.proven and other.feed.proven)
+        first, late, quick = [await stack.enter_async_context(Client.to(it.url)) for it in (near, other, other)]
+        await first.send({"type": "subscribe", "boardId": "slow"})
+        await until(lambda: reads == ["slow"])
+        await quick.subscribe("quick")
+        database.execute("insert into tasks (id, board_id, title) values ('a', 'slow', 'A'), ('b', 'quick', 'B')")
+        await quick.receive()  # so this edge has passed both on
+        await late.send({"type": "subscribe", "boardId": "slow"})
+        await until(lambda: asked(one) == 2)
+        go_on.set()
+        assert kinds([await late.receive()]) == ["board.sync"]
+        assert late.tasks.keys() == {"a"}
+        assert reads.count("slow") == 2
+
+
 async def test_a_late_answer_to_who_has_left_is_not_for_who_came_since(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,9 +751,9 @@ async def test_a_late_answer_to_who_has_left_is_not_for_who_came_since(
     asked: list[bytes] = []
     answered, late = asyncio.Event(), asyncio.Event()
 
-    async def be_late(self: Stream, what: str, question: bytes) -> tuple[bytes, bytes] | None:
+    async def be_late(self: Stream, place: str, what: str, question: bytes) -> tuple[bytes, bytes] | None:
         asked.append(question)
-        answer = await ask(self, what, question)
+        answer = await ask(self, place, what, question)
         if asked == [b"default"]:
             answered.set()
             await late.wait()
@@ -497,7 +795,8 @@ async def test_an_edge_says_what_keeps_changes_from_coming(feed: Feed) -> None:
             await until(lambda: near.feed.trouble(10) is None and near.feed.proven)
         near.feed._last_heard -= 100  # type: ignore[union-attr]  # noqa: SLF001  # as if so long had passed
         assert "nothing has come from a publisher for 1" in str(near.feed.trouble(10))
-        async with feed.published(DATABASE_URL="host=127.0.0.1 port=1 dbname=x"):
+        without_install = psycopg.conninfo.make_conninfo(feed.dsn, dbname="postgres")
+        async with feed.published(DATABASE_URL=without_install):
             await until(lambda: "the publisher says: " in str(near.feed.trouble(10)))
 
 

@@ -1,6 +1,6 @@
 """Faults of Postgres and of the network, made for real: what subscribers see of each.
 
-The clean stop, the crash by an immediate stop, the cut network and the lost doorbell are in test_feed.
+The clean stop, the crash by an immediate stop, the cut network and the lost notification are in test_feed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ async def test_one_terminated_session_is_a_pause_and_no_more(
 
 
 async def test_session_killed_by_force_is_told_by_a_sync(installed_server: EmbeddedPostgres) -> None:
-    """SIGKILL of the relay's backend makes Postgres recover as from a crash: boards are sent anew and then go on."""
+    """SIGKILL of the relay's backend makes Postgres recover as from a crash: boards are sent again and then go on."""
     async with subscriber(installed_server.dsn) as (relay, client):
         with Database(installed_server.dsn) as database:
             database.execute("insert into tasks (id, title) values ('a', 'A')")
@@ -157,7 +157,7 @@ def execute(dsn: str, statement: str) -> None:
 
 
 async def test_promoted_standby_is_told_by_a_sync(installed_server: EmbeddedPostgres) -> None:
-    """When the primary is lost and its standby promoted, the relay finds it by itself and boards are sent anew."""
+    """When the primary is lost and its standby promoted, the relay finds it by itself and boards are sent again."""
     with Standby(installed_server) as standby:
         both = make_conninfo(
             host=f"{HOST},{HOST}",
@@ -311,10 +311,15 @@ def restore(server: EmbeddedPostgres, dump: Path, dsn: str) -> None:
     client_program(server, "psql", "--no-psqlrc", "--set=ON_ERROR_STOP=1", f"--file={dump}", dsn)
 
 
+def restore_roles(server: EmbeddedPostgres, roles: Path, dsn: str) -> None:
+    """Restore roles; those that are there already are an error that ends nothing."""
+    client_program(server, "psql", "--no-psqlrc", f"--file={roles}", dsn)
+
+
 async def test_restore_into_the_same_database_is_told_by_a_sync(
     installed_server: EmbeddedPostgres, dumped: tuple[Database, Path]
 ) -> None:
-    """`pg_dump --clean` restored over a database that is watched: boards are sent anew, and go on."""
+    """`pg_dump --clean` restored over a database that is watched: boards are sent again, and go on."""
     database, dump = dumped
     async with subscriber(installed_server.dsn) as (relay, client):
         database.execute("insert into tasks (id, title) values ('lost', 'not in the dump')")
@@ -347,7 +352,12 @@ async def test_restore_into_another_server_is_a_feed_of_its_own(
 ) -> None:
     """A copy on a server whose transaction ids are younger than those in the dump is fed from its own beginning."""
     _, dump = dumped
+    roles = dump.with_name("roles.sql")
+    client_program(
+        installed_server, "pg_dumpall", "--roles-only", f"--file={roles}", f"--dbname={installed_server.dsn}"
+    )
     with EmbeddedPostgres() as other:
+        await asyncio.to_thread(restore_roles, installed_server, roles, other.dsn)
         await asyncio.to_thread(restore, installed_server, dump, other.dsn)
 
         await expect_a_feed(other.dsn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import threading
 from collections.abc import Iterator
@@ -120,7 +121,7 @@ async def test_subscribers_equal_the_table_while_writers_are_busy(
             await client.until_last(database, board)
             rows = database.fetch("select task from relay.board(%s)", board)
 
-            assert {task["id"]: task for (task,) in rows} == {
+            assert {task["id"]: task for task in (json.loads(image) for (image,) in rows)} == {
                 task["id"]: {_snake(key): value for key, value in task.items()} for task in client.tasks.values()
             }
 

@@ -1,203 +1,329 @@
-"""The journal's own promises: it stays small, it stops by itself, and nobody falls into the crack."""
+"""The journal's own promises: it stays small, it stops by itself, and no change falls into a crack."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable
 
 import psycopg
 import pytest
 
-from relay.session import _SINCE, PART_CHANGES
+from relay import feed
+from relay.embedded import EmbeddedPostgres
+from relay.session import _SINCE, PART_CHANGES, Batch, Connection, Session
+from relay.snapshot import Snapshot
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
-from tests.servers import Database
+from tests.servers import Database, install
 
 SEVERAL = "insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 200) i"
+
+WIDE = "update tasks set description = (select string_agg(md5(i::text), '') from generate_series(1, 200) i)"
+"""Too wide for one block."""
+
+
+@pytest.fixture
+def database(database: Database) -> Database:
+    """Return a database that a relay has been connected to."""
+    database.execute("select relay.epoch()")
+    return database
 
 
 def journalled(database: Database) -> int:
     """Count the journal's entries."""
-    return int(database.fetch("select count(*) from relay.journal where op <> 'S'")[0][0])
+    return int(database.fetch("select count(*) from relay.journal where op = 'R'")[0][0])
+
+
+def file_bytes(database: Database) -> int:
+    return int(database.fetch("select pg_total_relation_size('relay.journal')")[0][0])
 
 
 def is_paused(database: Database) -> bool:
     return bool(database.fetch("select relay.paused()")[0][0])
 
 
-def fill(database: Database) -> None:
+def snapshot(database: Database) -> Snapshot:
+    return Snapshot.parse(database.fetch("select pg_current_snapshot()::text")[0][0])
+
+
+def horizon(database: Database) -> Snapshot:
+    return Snapshot.parse(database.fetch("select seen::text from relay.horizon")[0][0])
+
+
+def prune(database: Database, arguments: str = "'0'") -> int:
+    """Prune until nothing more goes; return how many entries went."""
+    total = 0
+    while gone := database.fetch(f"select relay.prune({arguments})")[0][0]:
+        total += int(gone)
+    return total
+
+
+def age(database: Database, interval: str) -> None:
+    """Have everything that was committed by now be older."""
+    database.execute("select relay.tick(relay.place())")
+    database.execute("update relay.ticks set at = at - %s::interval", interval)
+
+
+def pause(database: Database) -> None:
+    """Have journalling pause, as when the file is full."""
+    database.execute("select setval('relay.control', (relay.pauses() + 1) << 42)")
+
+
+def fill(database: Database, bytes_: int = 400_000) -> None:
     """Write until the journal is full and journalling has paused."""
-    database.execute("update relay.settings set stop_bytes = 400000")
-    while not is_paused(database):
-        database.execute("update tasks set title = title || '.'")
-    database.execute("update relay.settings set stop_bytes = 400000000")
+    database.execute(f"update relay.settings set stop_bytes = {bytes_}")
+    with database.connect() as writer:  # which tells its statistics when it ends
+        while not is_paused(database):
+            writer.execute("update tasks set title = 'U'::text || right(title, 20) || '.'")
 
 
-def test_pruning_gives_the_space_back(database: Database) -> None:
-    """What is old enough goes with the files that held it, not just row by row."""
+# Pruning --------------------------------------------------------------------------------------------------------
+
+
+def test_prune_deletes_what_is_old_and_keeps_what_is_younger(database: Database) -> None:
+    """Entries go by the time when they were committed, to the last of them."""
     database.execute(SEVERAL)
-    before = database.fetch("select sum(relay.slot_bytes(slot)) from relay.slots")[0][0]
-    freed = database.fetch("select relay.prune('0')")[0][0]
+    age(database, "2 hours")
+    database.execute("update tasks set title = 'U' where id < 't2'")
+    young = journalled(database) - 200
+    assert prune(database, "'3 hours'") == 0
+    assert prune(database, "'1 hour'") == 200
 
-    assert freed == before > 0
-    assert journalled(database) == 0
-    assert database.fetch("select sum(pg_table_size('relay.journal_' || slot)) from relay.slots")[0][0] <= 4 * 16384
+    assert journalled(database) == young > 0
 
 
-def test_sustained_writes_leave_no_bloat(database: Database) -> None:
-    """The journal stays below what is to be kept, give or take a slot, however much is written."""
-    database.execute("update relay.settings set keep_bytes = 800000")
+def test_prune_of_many_entries_ends_only_with_the_last(database: Database) -> None:
+    """Each call deletes some, lest it take long; called until it returns 0, it has deleted all that are due."""
+    database.execute("insert into tasks (id, title) select 'm' || i, 'T' from generate_series(1, 45000) i")
+    age(database, "2 hours")
     database.execute(SEVERAL)
-    for _ in range(30):
-        database.execute("update tasks set title = title || '.'")
-        database.execute("select relay.prune()")
+    database.execute("select relay.tick(relay.place())")
 
-        assert database.fetch("select sum(relay.slot_bytes(slot)) from relay.slots")[0][0] < 1_200_000
-
-
-def test_age_keeps_what_is_younger(database: Database) -> None:
-    """Changes that were committed a moment ago stay, whatever prunes."""
-    database.execute(SEVERAL)
-    for _ in range(3):
-        database.execute("select relay.prune('1 hour')")
-
+    assert prune(database, "'1 hour'") == 45000
     assert journalled(database) == 200
 
 
-def test_pruning_waits_for_no_writer(database: Database) -> None:
-    """A slot that a running transaction has written to is left until that one ends."""
+def test_prune_by_size_keeps_the_youngest(database: Database) -> None:
+    """Whatever their age, the oldest entries go when there are more bytes of younger ones than are to be kept."""
+    database.execute("update relay.settings set keep_bytes = 1")
+    sizes = []
+    for _ in range(6):
+        database.execute("insert into tasks (title) select 'T' from generate_series(1, 100)")
+        database.execute("select relay.tick(relay.place())")
+        sizes.append(int(database.fetch("select bytes from relay.ticks order by at desc limit 1")[0][0]))
+    prune(database, f"'1 hour', {sum(sizes[-2:]) + 1}")
+
+    assert journalled(database) == 300
+
+
+def test_prune_is_bounded_by_what_is_running(database: Database) -> None:
+    """What an open transaction wrote, or was committed after it began, is never below the horizon."""
     database.execute(SEVERAL)
     writer = database.connect()
     writer.execute("begin; update tasks set title = 'W' where id = 't1'")
-    database.execute("set statement_timeout = '5s'")
-    assert database.fetch("select relay.prune('0')") == [(0,)]
-    assert journalled(database) == 200
-    writer.execute("update tasks set title = 'X' where id = 't2'; commit")
-    database.execute("select relay.prune('0')")
+    database.execute("update tasks set title = 'U' where id = 't2'")
+    database.execute("set statement_timeout = '5s'")  # it waits for nobody
+    assert prune(database) == 200
+    writer.execute("update tasks set title = 'X' where id = 't3'; commit")
 
-    assert journalled(database) == 0
+    assert journalled(database) == 3
+    assert prune(database) == 3
 
 
-def test_writer_waits_for_no_pruning(database: Database) -> None:
-    """While a prune is not yet committed, writers go on in another slot."""
+def test_nobody_waits_for_a_prune(database: Database) -> None:
+    """While one is not yet committed, writers go on, readers see what there was, and another prune does nothing."""
     database.execute(SEVERAL)
     pruner = database.connect()
-    pruner.execute("begin")
-    pruner.execute("select relay.prune('0')")
-    database.execute("set lock_timeout = '1s'")
+    pruner.execute("begin; select relay.prune('0')")
+    database.execute("set statement_timeout = '2s'")
     database.execute("update tasks set title = 'W' where id = 't1'")
-    pruner.execute("rollback")
-
+    assert prune(database) == 0
     assert journalled(database) == 201
+    pruner.execute("commit")
+
+    assert journalled(database) == 1
 
 
-def test_pruning_refuses_an_old_snapshot(database: Database) -> None:
+@pytest.mark.parametrize("function", ["prune", "resume"])
+def test_old_snapshot_is_refused(database: Database, function: str) -> None:
     """In REPEATABLE READ the horizon would rise to a moment that is long over."""
     pruner = database.connect()
     pruner.execute("begin isolation level repeatable read")
 
     with pytest.raises(psycopg.Error, match="found isolation level repeatable read, expected read committed"):
-        pruner.execute("select relay.prune()")
+        pruner.execute(f"select relay.{function}()".encode())
 
 
-def test_horizon_lets_a_transaction_pass_that_is_still_running(database: Database) -> None:
-    """A reader that has seen all but a running transaction goes on after a prune; one that has seen less does not."""
+def test_horizon_lets_pass_only_positions_that_have_seen_all_that_went(database: Database) -> None:
+    """Also one that is before a transaction which still runs; not one that is before what was pruned."""
+    early = snapshot(database)
     database.execute(SEVERAL)
-    early = database.fetch("select pg_current_snapshot()")[0][0]
     running = database.connect()
     running.execute("begin; select pg_current_xact_id()")
     database.execute("update tasks set title = 'U' where id = 't1'")
-    late = database.fetch("select pg_current_snapshot()")[0][0]
-    database.execute("select relay.prune('0')")
-    covers = "select pg_visible_in_snapshot({}, %s) from relay.horizon".format(
-        "(pg_snapshot_xmax(seen)::text::bigint - 1)::text::xid8"
-    )
+    late = snapshot(database)
+    assert late.xip
+    assert prune(database) == 200
 
-    assert journalled(database) == 0
-    assert database.fetch(covers, early) == [(False,)]
-    assert database.fetch(covers, late) == [(True,)]
+    assert late.covers(horizon(database))
+    assert not early.covers(horizon(database))
     running.execute("rollback")
 
 
-def test_full_journal_stops_growing(database: Database) -> None:
-    """Past the limit nothing more is journalled, and writers go on."""
+def test_pruned_and_vacuumed_file_stays_bounded(database: Database) -> None:
+    """What is deleted makes room for what comes, wide rows included; the file neither grows on nor is cut short.
+
+    To cut it short takes a lock that, on a standby, cancels who reads there.
+    """
     database.execute(SEVERAL)
-    fill(database)
-    entries = journalled(database)
-    database.execute("update tasks set title = 'U'")
-    database.execute("truncate tasks")
+    sizes: list[int] = []
+    for _ in range(12):
+        database.execute(WIDE + " || random()")
+        assert prune(database) == 200 + 200 * (not sizes)
+        full = file_bytes(database)
+        database.execute("vacuum relay.journal")
+        sizes.append(file_bytes(database))
+        assert sizes[-1] >= full
 
-    assert journalled(database) == entries
-    assert database.fetch("select count(*) from tasks") == [(0,)]
+    assert sizes[-1] < 1.5 * sizes[2]
 
 
-async def test_pause_is_ended_by_a_relay_and_told(database: Database) -> None:
-    """What was not journalled is in the board that everybody is sent, and changes flow again."""
+def test_truncate_of_the_journal_is_refused(database: Database) -> None:
+    """Readers with an older snapshot would see an empty journal, and never learn what they missed."""
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="must not be truncated") as refused:
+        database.execute("truncate relay.journal")
+    database.execute(str(refused.value.diag.message_primary).rpartition("use ")[2])
+
+
+def test_first_change_after_days_is_neither_old_nor_overdue(database: Database) -> None:
+    """Although the journal was not pruned meanwhile, for there was nothing in it."""
     database.execute(SEVERAL)
-    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
-        await client.subscribe("default")
-        fill(database)
-        database.execute("update tasks set title = 'unseen' where id = 't1'")
-        kind = ""
-        while kind != "board.sync" or client.tasks["t1"]["title"] != "unseen":
-            kind, _ = await client.receive()
-        database.execute("update tasks set title = 'seen' where id = 't1'")
-        await client.until_last(database)
+    age(database, "3 days")
+    vitals = "select oldest_seconds, overdue_seconds from relay.vitals()"
+    ((oldest, overdue),) = database.fetch(vitals)
+    assert (oldest, overdue) == (pytest.approx(3 * 86400, abs=600), pytest.approx(3 * 86400 - 3600, abs=600))
+    prune(database, "")
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    database.execute("select relay.tick(relay.place())")
 
-        assert client.tasks["t1"]["title"] == "seen"
-        await until(lambda: relay.feed.problem is None)
-
-
-@pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
-async def test_transaction_across_the_end_of_a_pause_is_told(database: Database, level: str) -> None:
-    """A transaction that skipped its entries during the pause, and commits after it, is told by a sync."""
-    database.execute(SEVERAL)
-    fill(database)
-    writer = database.connect()
-    writer.execute(f"begin isolation level {level}")
-    writer.execute("update tasks set title = 'unseen' where id = 't1'")
-    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
-        await client.subscribe("default")
-        assert client.tasks["t1"]["title"] != "unseen"
-        writer.execute("update tasks set title = 'seen' where id = 't2'")
-        writer.execute("commit")
-
-        assert (await client.receive())[0] == "board.sync"
-        assert (client.tasks["t1"]["title"], client.tasks["t2"]["title"]) == ("unseen", "seen")
+    ((oldest, overdue),) = database.fetch(vitals)
+    assert 0 < oldest < 600
+    assert overdue == 0
 
 
-async def test_old_snapshot_sees_the_pause_and_its_end(database: Database) -> None:
-    """A REPEATABLE READ transaction from before the pause skips while it lasts and journals when it is over."""
-    database.execute(SEVERAL)
-    writer = database.connect()
-    writer.execute("begin isolation level repeatable read; select from tasks limit 1")
-    other = database.connect()
-    other.execute("select nextval('relay.pauses')")
-    assert is_paused(database)
-    entries = journalled(database)
-    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
-        await client.subscribe("default")
-        writer.execute("update tasks set title = 'seen' where id = 't1'")
-        writer.execute("commit")
-        kind, data = await client.receive()
+@pytest.mark.parametrize(
+    "setting",
+    ["keep_age = '-1 second'", "keep_bytes = 0", "stop_bytes = -1", "stop_bytes = null", "keep_age = null"],
+)
+def test_settings_without_sense_are_refused(database: Database, setting: str) -> None:
+    """What was set before stays."""
+    before = database.fetch("select * from relay.settings")
 
-    assert entries == 200
-    assert (kind, data["changes"]["title"]) == ("task.updated", "seen")
+    with pytest.raises(psycopg.errors.CheckViolation, match=r"^relay\.settings: found keep_age"):
+        database.execute(f"update relay.settings set {setting}")
+    assert database.fetch("select * from relay.settings") == before
 
 
-async def test_cut_short_end_of_a_pause_is_done_again(database: Database, relay: Relay, client: Client) -> None:
-    """Journalling that goes on while nobody has been told of the pause is still a broken continuity."""
-    database.execute(SEVERAL)
+def test_settings_outlive_the_server_and_another_install(database: Database) -> None:
+    """They are no rows of a table, which a publication or a dump of data would have; a default comes back by name."""
+    database.execute("update relay.settings set keep_age = '2 days', keep_bytes = 7, stop_bytes = 8")
+    install(database.dsn)
+    database.execute("update relay.settings set keep_bytes = default")
+    age_and_bytes = "select keep_age::text, keep_bytes, stop_bytes from relay.settings"
+
+    assert database.fetch(age_and_bytes) == [("2 days", 512 * 1024**2, 8)]
+
+
+async def test_idle_database_stays_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round after round of polls, prunes and inspections takes no transaction id, and so writes no WAL."""
+    for name in ("LOOK_SECONDS", "PRUNE_SECONDS", "INSPECT_SECONDS"):
+        monkeypatch.setattr(feed, name, 0.02)
+    rounds = 0
+    plain = Session.prune
+
+    async def counted(self: Session) -> bool:
+        nonlocal rounds
+        rounds += 1
+        return await plain(self)
+
+    monkeypatch.setattr(Session, "prune", counted)
+    with EmbeddedPostgres(settings={"autovacuum": "off"}) as server:
+        install(server.dsn)
+        with Database(server.dsn) as database:
+            async with Relay(server.dsn).running() as relay, Client.to(relay.url) as client:
+                await client.subscribe("default")
+                await client.until_last(database)
+                await until(lambda: relay.feed.proven)
+                await until_after(lambda: rounds, 3)
+                database.execute("update relay.ticks set at = at - interval '1 minute'")
+                before = database.fetch("select pg_snapshot_xmax(pg_current_snapshot())::text")
+                await until_after(lambda: rounds, 10)
+
+                assert database.fetch("select pg_snapshot_xmax(pg_current_snapshot())::text") == before
+
+
+async def until_after(count: Callable[[], int], more: int) -> None:
+    """Wait until something has been done so many times more."""
+    wanted = count() + more
+    await until(lambda: count() >= wanted)
+
+
+# Reading while it is pruned -------------------------------------------------------------------------------------
+
+MANY = f"insert into tasks (id, title) select 'm' || i, 'T' from generate_series(1, {2 * PART_CHANGES}) i"
+
+
+def keys(batch: Batch) -> set[str]:
+    return {image.key for transaction in batch.transactions or () for image in transaction.images}
+
+
+@pytest.mark.parametrize("transactions", [1, 20])
+async def test_prune_amid_a_large_batch_loses_nothing(database: Database, transactions: int) -> None:
+    """A batch is read in parts, under one snapshot: what is deleted and vacuumed between two is still in it."""
+    async with Session.open(database.dsn, {"default"}) as session:
+        position, _ = await session.now()
+        for part in range(transactions):
+            database.execute(
+                MANY.replace("'m'", f"'m{part}-'").replace(str(2 * PART_CHANGES), str(5000 // transactions))
+            )
+        found: set[str] = set()
+        parts = 0
+        async for batch in session.since(position):
+            if not parts:
+                assert prune(database) == 5000
+                database.execute("vacuum relay.journal")
+            parts += 1
+            assert position.covers(batch.horizon)
+            assert not found & keys(batch)
+            found |= keys(batch)
+
+    assert parts > 2
+    assert len(found) == 5000
+    assert not position.covers(horizon(database))
+
+
+async def test_prune_before_a_large_batch_is_read_is_noticed(
+    database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes between the look that finds too much for one part and the snapshot of the parts comes as a sync."""
+    plain = Connection.rows
+    pruned = 0
+
+    async def pruning_first(self: Connection, query: bytes | str, *parameters: object) -> list[tuple[object, ...]]:
+        nonlocal pruned
+        if query == "begin isolation level repeatable read, read only":
+            pruned = await asyncio.to_thread(prune, database)
+        return await plain(self, query, *parameters)
+
     await client.until_last(database)
-    database.execute("select nextval('relay.pauses')")
-    database.execute("update tasks set title = 'unseen' where id = 't1'")
-    breaker = database.connect()
-    breaker.execute("begin; select relay.resume(); rollback")
-    kind = ""
-    while kind != "board.sync":
-        kind, _ = await client.receive()
+    monkeypatch.setattr(Connection, "rows", pruning_first)
+    database.execute(MANY)
+    assert (await client.receive())[0] == "board.sync"
 
-    assert client.tasks["t1"]["title"] == "unseen"
-    await until(lambda: relay.feed.problem is None)
+    assert pruned >= 2 * PART_CHANGES
+    assert relay.feed.continuity_lost == {"journal_pruned": 1}
+    assert len(client.tasks) == 2 * PART_CHANGES + 1
 
 
 async def test_long_transaction_costs_reading_nothing(database: Database, relay: Relay, client: Client) -> None:
@@ -220,13 +346,222 @@ async def test_long_transaction_costs_reading_nothing(database: Database, relay:
     assert sum(found) < 100
 
 
-def test_slot_that_nobody_wrote_in_counts_as_new(database: Database) -> None:
-    """After days without a change, the first one is neither old nor overdue."""
-    database.execute("select relay.prune('0', 1)")  # what relay.watch wrote
-    database.execute("update relay.slots set opened_at = opened_at - interval '3 days'")
-    database.execute("select relay.prune()")
-    database.execute("insert into tasks (id, title) values ('a', 'A')")
+@pytest.mark.parametrize("op", ["R", "S"])
+async def test_entries_of_another_server_are_never_read(database: Database, client: Client, op: str) -> None:
+    """A dump put them there: the transaction ids that they name come to be given out here, for other changes."""
+    database.execute(
+        "insert into relay.journal (xid, watch, op, key, new_board, new_row, reason) "
+        "select (pg_current_xact_id()::text::bigint + n)::text::xid8, w.id, %s, 'ghost', 'default', "
+        "       row_to_json(t)::text, case %s when 'S' then 'truncate' end "
+        "from generate_series(1, 20) n, relay.watches w, "
+        "     (select 'ghost' as id, 'default' as board_id, 'x' as lane) t",
+        op,
+        op,
+    )
+    told = [message for _ in range(30) for message in await client.until_last(database)]
 
-    ((oldest, overdue),) = database.fetch("select oldest_seconds, overdue_seconds from relay.vitals()")
-    assert 0 < oldest < 600
-    assert overdue == 0
+    assert told == []
+    assert "ghost" not in client.tasks
+
+
+# A full journal -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_full_journal_stops_growing(database: Database, many: bool) -> None:
+    """Past the limit nothing more is journalled, by one large statement or many small ones, and writers go on."""
+    stop = 2_000_000
+    database.execute(f"update relay.settings set stop_bytes = {stop}")
+    database.execute("insert into tasks (id, title) values ('a', repeat('x', 1000))")
+    if many:
+        database.execute("insert into tasks (title) select repeat('x', 1000) from generate_series(1, 4000) i")
+    else:
+        with database.connect() as writer, writer.transaction():
+            for n in range(2000):
+                writer.execute("update tasks set title = repeat('x', 1000) || %s where id = 'a'", [n])
+    assert is_paused(database)
+    assert file_bytes(database) < 1.5 * stop
+    entries = journalled(database)
+    database.execute("update tasks set title = 'U'")
+    database.execute("truncate tasks")
+
+    assert journalled(database) == entries
+    assert database.fetch("select count(*) from tasks") == [(0,)]
+
+
+def test_pause_ends_when_the_file_was_vacuumed(database: Database) -> None:
+    """A transaction that holds its entries keeps it paused; then the file's room is used again, and not much more."""
+    stop = 400_000
+    database.execute(SEVERAL)
+    with database.connect() as holder, holder.transaction():
+        holder.execute("set transaction isolation level repeatable read; select 1")
+        fill(database, stop)
+        database.execute("vacuum relay.journal")
+        for _ in range(2):
+            assert database.fetch("select relay.resume()") == [(False,)]
+            database.execute("vacuum relay.journal")
+        holders = str(database.fetch("select relay.vacuum_holders()")[0][0])
+        assert f"process {holder.info.backend_pid} (" in holders
+    assert is_paused(database)
+    assert journalled(database) == 0
+    database.execute("vacuum relay.journal")
+    full = file_bytes(database)
+    assert full > 0.75 * stop
+    assert database.fetch("select relay.resume(), relay.paused()") == [(True, False)]
+
+    for _ in range(3):
+        database.execute("update tasks set title = 'again' || title")
+        assert not is_paused(database)
+        prune(database)
+        database.execute("vacuum relay.journal")
+    fill(database, stop)
+    assert file_bytes(database) < 2 * stop
+
+
+def test_pause_has_room_for_more_after_the_limit_was_raised(database: Database) -> None:
+    """Then nothing needs to be vacuumed."""
+    database.execute(SEVERAL)
+    with database.connect() as holder, holder.transaction():
+        holder.execute("set transaction isolation level repeatable read; select 1")
+        fill(database)
+        database.execute("vacuum relay.journal")
+        assert database.fetch("select relay.resume()") == [(False,)]
+        database.execute("update relay.settings set stop_bytes = default")
+
+        assert database.fetch("select relay.resume()") == [(True,)]
+    database.execute("update tasks set title = 'seen'")
+    assert journalled(database) == 200
+
+
+async def test_pause_is_ended_by_a_relay_and_told(database: Database) -> None:
+    """What was not journalled is in the board that everybody is sent, and changes flow again."""
+    database.execute(SEVERAL)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.subscribe("default")
+        fill(database)
+        database.execute("update relay.settings set stop_bytes = default")
+        database.execute("update tasks set title = 'unseen' where id = 't1'")
+        kind = ""
+        while kind != "board.sync" or client.tasks["t1"]["title"] != "unseen":
+            kind, _ = await client.receive()
+        database.execute("update tasks set title = 'seen' where id = 't1'")
+        await client.until_last(database)
+
+        assert client.tasks["t1"]["title"] == "seen"
+        await until(lambda: relay.feed.problem is None)
+
+
+async def test_while_a_pause_cannot_end_boards_are_sent_again_and_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who subscribes stays current, later than usual, and gets single changes again when there is room."""
+    monkeypatch.setattr(feed, "PAUSED_SECONDS", 0.05)
+    database.execute(SEVERAL)
+    holder = database.connect()
+    holder.execute("begin isolation level repeatable read; select 1")
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.subscribe("default")
+        await asyncio.to_thread(fill, database)
+        for title in ("first", "second"):
+            database.execute("update tasks set title = %s where id = 't1'", title)
+            while client.tasks["t1"]["title"] != title:
+                kind, _ = await client.receive()
+            assert kind == "board.sync"
+        assert relay.feed.continuity_lost["journalling_paused"] > 1
+        holder.execute("commit")
+        while is_paused(database):
+            database.execute("vacuum relay.journal")
+            await client.receive()
+        database.execute("update tasks set title = 'third' where id = 't1'")
+        while client.tasks["t1"]["title"] != "third":
+            await client.receive()
+        assert await client.until_last(database) == []
+
+
+async def test_autovacuum_alone_lets_a_pause_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where few rows, wide ones, have filled the journal: nobody has to see to it."""
+    monkeypatch.setattr(feed, "PAUSED_SECONDS", 0.2)
+    with EmbeddedPostgres(settings={"autovacuum_naptime": "1s"}) as server:
+        install(server.dsn)
+        with Database(server.dsn) as database:
+            database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 30) i")
+            async with Relay(server.dsn).running() as relay, Client.to(relay.url) as client:
+                await client.subscribe("default")
+                database.execute("update relay.settings set stop_bytes = 2000000")
+                with database.connect() as holder, holder.transaction(), database.connect() as writer:
+                    holder.execute("set transaction isolation level repeatable read; select 1")
+                    while not is_paused(database):
+                        writer.execute(WIDE + " || random()")
+                    database.execute("vacuum relay.journal")
+                    await until_after(lambda: relay.feed.continuity_lost["journalling_paused"], 2)
+                    assert is_paused(database)
+                await until(lambda: not is_paused(database))
+                database.execute("update tasks set title = 'seen' where id = 't1'")
+                while client.tasks["t1"]["title"] != "seen":
+                    await client.receive()
+                assert await client.until_last(database) == []
+
+
+@pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
+@pytest.mark.parametrize("last", [True, False])
+async def test_transaction_across_the_end_of_a_pause_is_told(database: Database, level: str, last: bool) -> None:
+    """One that skipped its entries during the pause, and commits after it, comes as a sync, whatever ran beside it.
+
+    The last to have begun is above every snapshot's xmax, the others are among those that run.
+    """
+    database.execute(SEVERAL)
+    pause(database)
+    writer = database.connect()
+    writer.execute(f"begin isolation level {level}")
+    writer.execute("update tasks set title = 'unseen' where id = 't1'")
+    if not last:
+        database.execute("update tasks set title = 'before' where id = 't3'")
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.subscribe("default")
+        assert client.tasks["t1"]["title"] != "unseen"
+        assert not is_paused(database)
+        writer.execute("update tasks set title = 'seen' where id = 't2'")
+        writer.execute("commit")
+
+        assert (await client.receive())[0] == "board.sync"
+        assert (client.tasks["t1"]["title"], client.tasks["t2"]["title"]) == ("unseen", "seen")
+        assert await client.until_last(database) == []
+
+
+async def test_old_snapshot_sees_the_pause_and_its_end(database: Database) -> None:
+    """A REPEATABLE READ transaction from before the pause skips while it lasts and journals when it is over."""
+    database.execute(SEVERAL)
+    writers = [database.connect() for _ in range(2)]
+    for writer in writers:
+        writer.execute("begin isolation level repeatable read; select from tasks limit 1")
+    pause(database)
+    writers[0].execute("update tasks set title = 'unseen' where id = 't2'; commit")
+    assert journalled(database) == 200
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.subscribe("default")
+        assert client.tasks["t2"]["title"] == "unseen"
+        writers[1].execute("update tasks set title = 'seen' where id = 't1'")
+        writers[1].execute("commit")
+        kind, data = await client.receive()
+
+    assert (kind, data["changes"]["title"]) == ("task.updated", "seen")
+
+
+async def test_cut_short_end_of_a_pause_is_done_again(database: Database, client: Client) -> None:
+    """Journalling that goes on while nobody has been told of the pause is still a broken continuity."""
+    database.execute(SEVERAL)
+    await client.until_last(database)
+    breaker = database.connect()
+    breaker.execute("begin; select from relay.horizon for update")  # which the relay waits for
+    pause(database)
+    database.execute("update tasks set title = 'unseen' where id = 't1'")
+    breaker.execute("select relay.resume()")
+    assert not is_paused(database)
+    breaker.execute("rollback")
+    kind = ""
+    while kind != "board.sync":
+        kind, _ = await client.receive()
+
+    assert client.tasks["t1"]["title"] == "unseen"
+    database.execute("update tasks set title = 'seen' where id = 't1'")
+    assert [kind for kind, _ in await client.until_last(database)] == ["task.updated"]

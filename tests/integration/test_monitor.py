@@ -282,7 +282,7 @@ async def relay_on(database_url: str, **settings: str) -> AsyncIterator[Worker]:
 @pytest.fixture
 def quick_canaries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have canaries and looks at the journal's state follow one another soon."""
-    for name in ("CANARY_SECONDS", "PRUNE_SECONDS", "INSPECT_SECONDS"):
+    for name in ("CANARY_SECONDS", "IDLE_CANARY_SECONDS", "PRUNE_SECONDS", "INSPECT_SECONDS"):
         monkeypatch.setattr(feed, name, 0.05)
 
 
@@ -291,17 +291,17 @@ def quick_canaries(monkeypatch: pytest.MonkeyPatch) -> None:
     ("body", "words"),
     [
         (
-            "insert into relay.journal (slot, seq, op, reason) select last_value, 0, 'C', label from relay.slot",
+            "insert into relay.journal (op, reason) values ('P', label)",
             "the doorbell is not heard",
         ),
-        ("perform pg_notify('relay', json_build_object('canary', label)::text)", "the journal is not read in time"),
+        ("perform pg_notify('relay', json_build_object('probe', label)::text)", "the journal is not read in time"),
     ],
 )
 async def test_relay_that_half_of_the_canary_reaches_is_not_ready(database: Database, body: str, words: str) -> None:
     """All connections look fine, and what is written does not come through: the answer says which way is broken."""
     async with relay_on(database.dsn) as worker, monitoring(worker.status) as url:
         database.execute(
-            "create or replace function relay.canary(label text) returns boolean language plpgsql security definer "
+            "create or replace function relay.probe(label text) returns boolean language plpgsql security definer "
             f"as $$ begin {body}; return true; end $$"
         )
         await until_told(worker, words)
@@ -341,20 +341,18 @@ async def test_relay_whose_trigger_is_gone_says_so(database: Database) -> None:
 
 @pytest.mark.usefixtures("quick_canaries")
 async def test_journal_that_is_not_pruned_is_a_warning(database: Database) -> None:
-    """Somebody's lock keeps a slot from being emptied: clients are served, and health says what is the matter."""
-    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    """Somebody's prune that does not end keeps others from it: clients are served, and health says what is wrong."""
+    database.execute("select relay.epoch(); insert into tasks (id, title) values ('a', 'A')")
+    database.execute("select relay.tick(relay.place()); update relay.ticks set at = at - interval '2 hours'")
     holder = database.connect()
-    with holder.transaction():
-        holder.execute("lock table relay.journal_0 in access share mode")
-        # The slot is closed, as after half an hour, and then is old.
-        database.execute("select relay.prune('0', 1)")
-        database.execute("update relay.slots set closed_at = closed_at - interval '2 hours' where slot = 0")
+    with holder.transaction(force_rollback=True):
+        holder.execute("select relay.prune()")
         async with relay_on(database.dsn) as worker, monitoring(worker.status) as url:
             await until_told(worker, "the journal is not pruned", part="warnings")
             status, answer = await get(f"{url}/health")
             assert (status, answer["status"]) == (200, "healthy")
-            assert "has been due for 3" in answer["warnings"][0]
-            assert (await get_metrics(url))["relay_journal_overdue_seconds"] > 3000
+            assert "has been due for 36" in answer["warnings"][0]
+            assert (await get_metrics(url))["relay_journal_overdue_seconds"] >= 3600
             holder.execute("rollback")
             await until_told(worker, "[]", part="warnings")
 

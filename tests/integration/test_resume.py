@@ -14,7 +14,7 @@ from relay.install import text as sql_text
 from tests.integration.client import Client, Tasks, until
 from tests.integration.conftest import Relay
 from tests.integration.test_join import BOARDS, Writers
-from tests.servers import Database, Server, install, temporary_database
+from tests.servers import PAUSE, Database, Server, install, temporary_database
 
 
 async def start(relay: Relay, board: str = "default") -> tuple[str, Tasks]:
@@ -143,7 +143,7 @@ async def test_cursor_that_the_journal_no_longer_follows_is_refused(database: Da
 async def test_cursor_from_before_a_pause_is_refused(database: Database, relay: Relay) -> None:
     """What was not journalled cannot be told, so the board is."""
     cursor, tasks = await start(relay)
-    database.execute("select nextval('relay.pauses')")
+    database.execute(PAUSE)
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     await until(lambda: database.fetch("select relay.paused()") == [(False,)])
     client = await come_back(relay, cursor, tasks)

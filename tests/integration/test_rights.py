@@ -10,13 +10,15 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from tests.integration.client import Client
+from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
+from tests.integration.test_edges import Feed, is_active
+from tests.nats import NatsServer
 from tests.servers import Database, sole_use
 
 ROLES = Path(__file__).parents[2] / "sql" / "roles.sql"
 
-MAY_READ = {"journal", "horizon", "pauses", "watched"}
+MAY_READ = {"journal", "horizon", "control", "watches", "watched"}
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def daemon_dsn(database: Database) -> Iterator[str]:
 
 
 async def test_daemon_needs_no_more_than_its_role_has(database: Database, daemon_dsn: str) -> None:
-    """Boards, changes, resuming, pruning, staying awake and an ended pause: all of it."""
+    """Boards, changes, resuming, pruning, polling and an ended pause: all of it."""
     async with Relay(daemon_dsn).running() as relay, Client.to(relay.url) as client:
         await client.resume("default", None)
         database.execute("insert into tasks (id, title) values ('a', 'A')")
@@ -43,11 +45,27 @@ async def test_daemon_needs_no_more_than_its_role_has(database: Database, daemon
         async with Client.to(relay.url) as returned:
             assert [kind for kind, _ in await returned.resume("default", cursor, client.tasks)] == ["task.updated"]
         await client.receive_batch()
-        database.execute("select nextval('relay.pauses')")
+        database.execute("select setval('relay.control', (relay.pauses() + 1) << 42)")
         assert [kind for kind, _ in await client.receive_batch()] == ["board.sync"]
         assert client.reason == "journalling_paused"
     with psycopg.connect(daemon_dsn, autocommit=True) as connection:
-        connection.execute("select relay.stay_awake(1000), relay.prune()")
+        connection.execute("select relay.poll_for(1000), relay.prune()")
+
+
+async def test_publisher_needs_no_more_than_the_daemons_role_has(
+    nats_server: NatsServer, database: Database, daemon_dsn: str
+) -> None:
+    """Of two with this role, one leads, and reads boards and changes for edges; the other takes over."""
+    feed = Feed(nats_server, daemon_dsn)
+    async with feed.published() as one:
+        await until(lambda: is_active(one))
+        async with feed.published() as other, feed.edge() as near, Client.to(near.url) as client:
+            await until(lambda: other._standing_by)  # noqa: SLF001
+            await client.resume("default", None)
+            await one.leave()
+            database.execute("insert into tasks (id, title) values ('a', 'A')")
+            assert [kind for kind, _ in await client.receive_batch()] == ["task.created"]
+            assert is_active(other)
 
 
 def test_daemon_may_do_nothing_else(daemon_dsn: str) -> None:
@@ -82,7 +100,7 @@ def test_daemon_sees_no_hidden_column(database: Database, daemon_dsn: str) -> No
     database.execute("insert into tasks (id, title, secret) values ('a', 'A', 'hush')")
     database.execute("select relay.prune('0')")
     database.execute("select relay.watch('tasks', hidden => '{secret}')")
-    database.execute("truncate relay.journal")
+    database.execute("delete from relay.journal")
     database.execute("insert into tasks (id, title, secret) values ('b', 'B', 'hush')")
     database.execute("update tasks set title = 'C'")
     with psycopg.connect(daemon_dsn, autocommit=True) as connection:
@@ -119,9 +137,8 @@ def test_types_of_a_writers_own_are_not_taken_for_postgress(database: Database, 
         writer.execute("update tasks set title = 'B'")
         writer.execute("truncate tasks")
 
-    assert database.fetch("select string_agg(op::text, '' order by seq) from relay.journal where seq > 1") == [
-        ("IUS",)
-    ]
+    entries = "select op::text, reason from relay.journal where reason is distinct from 'watch_changed' order by lsn"
+    assert database.fetch(entries) == [("R", None), ("R", None), ("S", "truncate")]
 
 
 def test_what_a_security_definer_function_writes_is_journalled(database: Database) -> None:
@@ -138,4 +155,4 @@ def test_what_a_security_definer_function_writes_is_journalled(database: Databas
         finally:
             connection.execute("reset role; drop role relay_test_caller")
 
-    assert database.fetch("select new_row ->> 'id' from relay.journal where op = 'I'") == [("a",)]
+    assert database.fetch("select new_row::json ->> 'id' from relay.journal where op = 'R'") == [("a",)]

@@ -14,7 +14,7 @@ from tests.servers import Database
 
 
 async def synced(client: Client) -> None:
-    """Take the next message, which must be the board anew."""
+    """Take the next message, which must be the board again."""
     assert (await client.receive())[0] == "board.sync"
 
 
@@ -63,13 +63,13 @@ async def test_dropped_column_is_told_by_a_sync(database: Database, client: Clie
 
 
 @pytest.mark.parametrize("column", ["id", "board_id", "lane"])
-async def test_dropped_key_column_fails_no_writer_and_is_mended_by_watching_again(
+async def test_dropped_key_column_fails_no_writer_and_needs_another_to_be_named(
     database: Database, relay: Relay, client: Client, column: str
 ) -> None:
     """Without its key, board or lane column a table shows nothing, and health says so until another is named."""
     database.execute(f"alter table tasks drop column {column}")
     database.execute("insert into tasks (title) values ('A')")
-    await until(lambda: "watch again" in str(relay.feed.problem))
+    await until(lambda: "run relay sql watch" in str(relay.feed.problem))
     database.execute("alter table tasks add column fresh text not null default 'default' unique")
     if column == "id":
         database.execute("alter table tasks add primary key (fresh)")
@@ -150,7 +150,7 @@ async def test_renamed_table_is_followed(database: Database, relay: Relay, clien
 
 
 async def test_attached_and_detached_partitions_are_told_by_syncs(database: Database, relay: Relay) -> None:
-    """Rows that come with a partition, or go with it, fire no trigger; boards are sent anew all the same."""
+    """Rows that come with a partition, or go with it, fire no trigger; boards are sent again all the same."""
     database.execute("create table p (id int primary key, board_id text, lane text) partition by range (id)")
     database.execute("create table p0 partition of p for values from (0) to (10)")
     database.execute("select relay.watch('p')")
@@ -197,7 +197,7 @@ def with_json(database: Database) -> Database:
 
 
 async def test_row_that_cannot_be_shown_is_left_out_and_reported(with_json: Database, relay: Relay) -> None:
-    """Neither its own board nor another is sent anew for it; the log names it, and the others' changes go on."""
+    """Neither its own board nor another is sent again for it; the log names it, and the others' changes go on."""
     async with Client.to(relay.url) as client, Client.to(relay.url) as other:
         await client.subscribe("b")
         await other.subscribe("c")
@@ -215,7 +215,7 @@ async def test_row_that_cannot_be_shown_is_left_out_and_reported(with_json: Data
 
 
 async def test_row_that_becomes_unreadable_leaves_and_comes_back(with_json: Database, relay: Relay) -> None:
-    """To clients it is deleted while it cannot be shown, and created when it can; no board is sent anew."""
+    """To clients it is deleted while it cannot be shown, and created when it can; no board is sent again."""
     with_json.execute("insert into t values ('a', 'b', 'todo', '1'), ('x', 'c', 'todo', '1')")
     async with Client.to(relay.url) as client, Client.to(relay.url) as other:
         await client.subscribe("b")
@@ -231,3 +231,16 @@ async def test_row_that_becomes_unreadable_leaves_and_comes_back(with_json: Data
 
     assert brief(found) == [("task.deleted", "a"), ("task.created", "a"), ("task.deleted", "a")]
     assert others == []
+
+
+async def test_json_that_is_nested_too_deeply_hides_its_row_alone(with_json: Database, relay: Relay) -> None:
+    """Postgres takes lists in lists beyond what the relay's decoder does."""
+    async with Client.to(relay.url) as client:
+        await client.subscribe("b")
+        deep = "[" * 3000 + "]" * 3000
+        with_json.execute("insert into t values ('deep', 'b', 'todo', %s), ('a', 'b', 'todo', '1')", deep)
+        assert brief(await client.until_last(with_json, "b")) == [("task.created", "a")]
+        async with Client.to(relay.url) as late:
+            await late.subscribe("b")
+            assert late.tasks.keys() == client.tasks.keys()
+    assert relay.feed.problem is None

@@ -27,6 +27,7 @@ from websockets.frames import Frame, Opcode
 
 from relay import protocol, server
 from relay.hub import Hub
+from relay.listening import Arrival
 from relay.server import Connection, Endpoint, frame
 from tests.contract import checked
 from tests.integration.client import Client, until
@@ -171,8 +172,8 @@ async def accepted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Connec
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     found: list[Connection] = []
 
-    def make(endpoint: Endpoint) -> Connection:
-        connection = Connection(endpoint)
+    def make(endpoint: Endpoint, arrival: Arrival) -> Connection:
+        connection = Connection(endpoint, arrival)
         found.append(connection)
         return connection
 

@@ -1,8 +1,7 @@
-"""What the SQL files do to a database: install, watch, journal, ring, prune, leave nothing behind."""
+"""What the SQL files do to a database: install, watch, journal, notify, leave nothing behind."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import psycopg
@@ -36,10 +35,19 @@ def objects(database: Database) -> Objects:
     )
 
 
-def watch(database: Database, table: str) -> None:
-    """Make a table that can be watched, and watch it."""
-    database.execute(f"create table {table} (id int primary key, board_id text, lane text)")
-    database.execute(f"select relay.watch('{table}')")
+def journalled(database: Database, column: str) -> list[object]:
+    """Return a column of the rows that came, in the order of the journal."""
+    rows = database.fetch(f"select new_row::json ->> '{column}' from relay.journal where op = 'R' order by lsn")
+    return [value for (value,) in rows]
+
+
+def operations(database: Database) -> str:
+    """Return what the journal has entries of, since the table was watched: R a row, S a sync."""
+    [(found,)] = database.fetch(
+        "select string_agg(op::text, '' order by lsn) from relay.journal "
+        "where reason is distinct from 'watch_changed'"
+    )
+    return str(found)
 
 
 def test_files_are_safe_to_run_twice(empty_database: Database) -> None:
@@ -78,16 +86,15 @@ def test_uninstall_stops_before_what_is_not_its_own(database: Database) -> None:
     assert before == objects(database)
 
 
-def test_journal_of_an_older_install_is_kept(database: Database) -> None:
-    """Installing again keeps the journal and what is watched, and writers' changes go on being journalled."""
+def test_second_install_keeps_the_journal_and_what_is_watched(database: Database) -> None:
+    """What was journalled before is there after, as it was, and the next change joins it."""
     database.execute("insert into tasks (title) values ('before')")
+    watched = database.fetch("select * from relay.watched")
     run(database, "install")
     database.execute("insert into tasks (title) values ('after')")
 
-    assert database.fetch("select new_row ->> 'title' from relay.journal where op = 'I' order by seq") == [
-        ("before",),
-        ("after",),
-    ]
+    assert journalled(database, "title") == ["before", "after"]
+    assert database.fetch("select * from relay.watched") == watched
 
 
 def test_tasks_table_has_the_guides_defaults(database: Database) -> None:
@@ -179,13 +186,41 @@ def test_watch_and_unwatch_show_in_the_view(database: Database) -> None:
     assert database.fetch("select tgname from pg_trigger where tgname like 'relay%%'") == []
 
 
-def test_disabled_trigger_shows_and_watch_mends_it(database: Database) -> None:
-    """A trigger that somebody disabled or dropped is noticed; watching again puts it back."""
-    for harm in ("alter table tasks disable trigger relay_update", "drop trigger relay_truncate on tasks"):
-        database.execute(harm)
-        assert database.fetch("select triggers_complete from relay.watched") == [(False,)]
-        database.execute("select relay.watch('tasks')")
-        assert database.fetch("select triggers_complete from relay.watched") == [(True,)]
+@pytest.mark.parametrize(
+    ("harm", "complete"),
+    [
+        ("alter table tasks disable trigger relay_change", False),
+        ("drop trigger relay_change on tasks", False),
+        ("alter table tasks enable trigger relay_change", True),
+    ],
+)
+def test_trigger_that_does_not_always_fire_shows_and_watch_restores_it(
+    database: Database, harm: str, complete: bool
+) -> None:
+    """One that was disabled or dropped is missing; one for ordinary sessions only does not fire in replication."""
+    triggers = "select triggers_complete, triggers_always from relay.watched"
+    database.execute(harm)
+    assert database.fetch(triggers) == [(complete, False)]
+    database.execute("select relay.watch('tasks')")
+    assert database.fetch(triggers) == [(True, True)]
+
+
+def test_table_without_the_trigger_that_holds_the_watch_is_not_watched(database: Database) -> None:
+    """The watch is written in the trigger on TRUNCATE, and nowhere else."""
+    database.execute("drop trigger relay_truncate on tasks")
+
+    assert database.fetch("select * from relay.watched") == []
+
+
+def test_watch_id_is_never_used_again(database: Database) -> None:
+    """A change names the watch that it was made under: a later watch of the same table is another."""
+    first = database.fetch("select id from relay.watches")
+    database.execute("select relay.watch('tasks', hidden => '{description}')")
+    second = database.fetch("select id from relay.watches")
+    database.execute("select relay.unwatch('tasks'); select relay.watch('tasks')")
+
+    assert len({*first, *second, *database.fetch("select id from relay.watches")}) == 3
+    assert len(database.fetch("select from pg_proc where proname ~ '^journal_[0-9]+$'")) == 1
 
 
 def test_new_partition_is_covered_by_watching_again(database: Database) -> None:
@@ -195,12 +230,12 @@ def test_new_partition_is_covered_by_watching_again(database: Database) -> None:
     database.execute("select relay.watch('p')")
     database.execute("create table p2 partition of p for values in (2)")
     database.execute("insert into p values (2, 'b', 'todo')")
-    assert database.fetch("select op::text, part::regclass::text from relay.journal where op = 'I'") == [("I", "p2")]
+    assert database.fetch("select key, new_board from relay.journal where op = 'R'") == [("2", "b")]
     assert database.fetch("select triggers_complete from relay.watched where table_name = 'p'") == [(False,)]
     database.execute("select relay.watch('p')")
     database.execute("truncate p2")
 
-    assert database.fetch("select reason from relay.journal order by seq desc limit 1") == [("truncate",)]
+    assert database.fetch("select reason from relay.journal order by lsn desc limit 1") == [("truncate",)]
 
 
 def test_second_watch_with_the_same_settings_takes_no_lock(database: Database) -> None:
@@ -211,39 +246,35 @@ def test_second_watch_with_the_same_settings_takes_no_lock(database: Database) -
     writer.execute("rollback")
 
 
-def test_doorbell_rings_once_per_board_and_transaction(database: Database) -> None:
-    """A transaction rings each board it touches, in JSON that a person can read."""
+def test_transaction_notifies_once(database: Database) -> None:
+    """However many rows and boards it changes, without a payload, which could be too long."""
     listener = database.connect()
     listener.execute("listen relay")
     database.execute("insert into tasks (board_id, title) select b, 'T' from unnest('{x,x,y}'::text[]) b")
+    [notify] = listener.notifies(timeout=5, stop_after=1)
 
-    payloads = [json.loads(notify.payload) for notify in listener.notifies(timeout=5, stop_after=2)]
-    assert payloads == [{"board": "x", "table": "public.tasks"}, {"board": "y", "table": "public.tasks"}]
+    assert notify.payload == ""
     assert list(listener.notifies(timeout=0.1)) == []
 
 
-def test_update_that_changes_nothing_rings_nothing(database: Database) -> None:
-    """No change, no bell."""
+def test_update_that_changes_nothing_notifies_nobody(database: Database) -> None:
+    """No change, no notification, and no entry."""
     database.execute("insert into tasks (title) values ('T')")
     listener = database.connect()
     listener.execute("listen relay")
     database.execute("update tasks set title = 'T'")
 
     assert list(listener.notifies(timeout=0.1)) == []
+    assert operations(database) == "R"
 
 
-@pytest.mark.parametrize("board", ["\u0001" * 5000, "\U0001f469" * 5000, '"\\' * 5000, "x" * 1_000_000])
-def test_no_board_makes_a_payload_too_long(database: Database, board: str) -> None:
-    """However long a board's name, and however JSON escapes it, the payload stays below the limit."""
-    listener = database.connect()
-    listener.execute("listen relay")
+def test_very_long_board_name_fails_no_writer(database: Database) -> None:
+    """It is journalled whole."""
     # Without the index: a b-tree cannot hold such a value, with or without us.
     database.execute("drop index tasks_board")
-    database.execute("insert into tasks (board_id, title) values (%s, 'T')", board)
-    [notify] = listener.notifies(timeout=5, stop_after=1)
+    database.execute("insert into tasks (board_id, title) values (repeat('\"\\', 500000), 'T')")
 
-    assert len(notify.payload.encode()) < 7999
-    assert json.loads(notify.payload)["board"] == board[:99] + "…"
+    assert database.fetch("select length(new_board) from relay.journal where op = 'R'") == [(1_000_000,)]
 
 
 def test_writer_needs_no_right_on_the_relay(database: Database) -> None:
@@ -262,9 +293,7 @@ def test_writer_needs_no_right_on_the_relay(database: Database) -> None:
         finally:
             connection.execute("reset role; drop owned by relay_test_writer; drop role relay_test_writer")
 
-    assert database.fetch("select string_agg(op::text, '' order by seq) from relay.journal where seq > 1") == [
-        ("IUDS",)
-    ]
+    assert operations(database) == "RRRS"
 
 
 def test_hostile_search_path_changes_nothing(database: Database) -> None:
@@ -282,11 +311,11 @@ def test_hostile_search_path_changes_nothing(database: Database) -> None:
         writer.execute("set search_path = evil, pg_catalog, public")
         writer.execute("insert into tasks (id, title) values ('a', 'A')")
 
-    assert database.fetch("select new_row ->> 'title' from relay.journal where op = 'I'") == [("A",)]
+    assert journalled(database, "title") == ["A"]
 
 
 def test_prepared_transactions_are_not_failed() -> None:
-    """Where two-phase commit is enabled the doorbell keeps silent, for PREPARE fails after a NOTIFY."""
+    """Where two-phase commit is enabled nobody is notified, for PREPARE fails after a NOTIFY."""
     with EmbeddedPostgres(settings={"max_prepared_transactions": "1"}) as server:
         install(server.dsn)
         with Database(server.dsn) as database:
@@ -295,38 +324,29 @@ def test_prepared_transactions_are_not_failed() -> None:
             database.execute("prepare transaction 'p'")
             database.execute("commit prepared 'p'")
 
-            assert database.fetch("select op::text from relay.journal where op = 'I'") == [("I",)]
-
-
-def test_prune_spares_open_transactions(database: Database) -> None:
-    """What is still open when pruning is never below the horizon."""
-    writer = database.connect()
-    writer.execute("begin; insert into tasks (title) values ('open')")
-    database.execute("insert into tasks (title) values ('T')")
-    database.execute("select relay.prune('0')")
-    writer.execute("commit")
-
-    assert database.fetch("select new_row ->> 'title' from relay.journal where op = 'I' order by seq") == [
-        ("open",),
-        ("T",),
-    ]
+            assert journalled(database, "id") == ["a"]
 
 
 def test_epoch_stays_until_the_database_is_another(database: Database) -> None:
-    """The epoch is kept from call to call, and begins anew where its table was emptied, as after a crash."""
+    """It is kept from call to call, and another begins where its table was emptied, as after a crash."""
     [(first,)] = database.fetch("select relay.epoch()")
     assert database.fetch("select relay.epoch()") == [(first,)]
-    database.execute("truncate relay.epochs")
+    database.execute("truncate relay.epochs, relay.horizon")
 
     assert database.fetch("select relay.epoch()") != [(first,)]
 
 
-def test_copied_database_has_an_epoch_of_its_own(database: Database) -> None:
-    """What was dumped and restored elsewhere is not the same feed."""
-    [(first,)] = database.fetch("select relay.epoch()")
+def test_copied_database_begins_afresh(database: Database) -> None:
+    """What was journalled, counted and seen elsewhere is worthless here, and nothing of it is kept."""
+    [(first,)] = database.fetch("select run from relay.epoch()")
+    database.execute("insert into tasks (title) values ('T')")
     database.execute("update relay.epochs set place = 'elsewhere'")
+    database.execute("update relay.horizon set place = 'elsewhere'")
+    [(second,)] = database.fetch("select run from relay.epoch()")
 
-    assert database.fetch("select relay.epoch()") != [(first,)]
+    assert second != first
+    assert database.fetch("select count(*) from relay.journal") == [(0,)]
+    assert database.fetch("select place = relay.place() from relay.horizon") == [(True,)]
 
 
 @pytest.mark.parametrize(
@@ -352,16 +372,16 @@ def test_board_is_found_only_as_it_is_written(database: Database, kind: str, rig
 
     count = "select count(*) from relay.board(%s)"
     assert (database.fetch(count, right), database.fetch(count, wrong)) == ([(1,)], [(0,)])
-    assert database.fetch("select new_board from relay.journal where op = 'I'") == [(right,)]
+    assert database.fetch("select new_board from relay.journal where op = 'R'") == [(right,)]
 
 
 def test_board_comes_in_its_order(database: Database) -> None:
-    """Tasks come by created_at, or as relay.watch was told; the id decides among equals."""
+    """Tasks come by created_at, or by what relay.watch was given; the id decides among equals."""
     database.execute(
         "insert into tasks (id, title, priority, created_at) values "
         "('c', 'C', 'x', '2020-01-01'), ('a', 'A', 'y', '2020-01-02'), ('b', 'B', 'y', '2020-01-02')"
     )
-    order = "select array_agg(task ->> 'id') from relay.board('default')"
+    order = "select array_agg(task::json ->> 'id') from relay.board('default')"
     assert database.fetch(order) == [(["c", "a", "b"],)]
     database.execute("select relay.watch('tasks', order_by => '{priority desc, title desc}')")
 
@@ -387,7 +407,7 @@ def test_virtual_generated_columns_are_not_shown(own_server: EmbeddedPostgres) -
         database.execute("alter table tasks add column loud text generated always as (upper(title)) virtual")
         database.execute("insert into tasks (title) values ('T')")
 
-        assert database.fetch("select task ->> 'loud', hidden from relay.board('default'), relay.watched") == [
+        assert database.fetch("select task::json ->> 'loud', hidden from relay.board('default'), relay.watched") == [
             (None, ["loud"])
         ]
 
@@ -407,4 +427,4 @@ def test_row_security_of_the_tasks_table_hides_nothing_from_the_journal(database
             connection.execute("reset role; drop policy writing on tasks; drop owned by relay_test_filtered")
             connection.execute("drop role relay_test_filtered")
 
-    assert database.fetch("select new_row ->> 'id' from relay.journal where op = 'I'") == [("a",)]
+    assert journalled(database, "id") == ["a"]

@@ -31,7 +31,8 @@ _NATS: Final = (
 )
 
 CAUSES: Final[Mapping[str, tuple[str, ...]]] = {
-    "epoch_changed": ("crash", "kill_backend"),
+    # After a restart, a relay that is not connected yet does not know the run of a cursor from another.
+    "epoch_changed": ("crash", "kill_backend", "restart"),
     "schema_changed": ("alter",),
     "journal_pruned": ("prune", "cut", *_ON_THE_WAY, *_NATS),
     "too_much_missed": ("bulk", *_ON_THE_WAY, *_NATS),

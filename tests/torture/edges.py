@@ -17,7 +17,7 @@ from nats.js import api
 
 from relay.bench import NO_LIMITS
 from tests.acceptance.support import Daemon, Program
-from tests.nats import NatsServer
+from tests.nats import NatsCluster, NatsServer
 from tests.proxy import Proxy
 from tests.torture import mutants
 from tests.torture.world import FAULTS, World
@@ -35,9 +35,12 @@ class EdgesWorld(World):
         super().__init__(folder, seed, mutant)
         self._relays = [None, None, None, None]
         self._publishers: list[Program] = []
-        self._nats = NatsServer(folder / "nats")
+        self._nats = self._servers(folder / "nats")
         self._edge_proxy: Proxy
         self._publisher_proxy: Proxy
+
+    def _servers(self, folder: Path) -> NatsServer | NatsCluster:
+        return NatsServer(folder)
 
     @contextlib.asynccontextmanager
     async def _beside(self) -> AsyncIterator[None]:
@@ -63,6 +66,7 @@ class EdgesWorld(World):
         settings = {
             "DATABASE_URL": self.dsn if number else self._proxy.through(self.dsn),
             "PUBLISH_TO": f"nats://127.0.0.1:{self._publisher_proxy.port}" if number else self._nats.url,
+            "NATS_REPLICAS": str(self.replicas),
             **_HOST,
         }
         return Program([*self._command(number), "publish"], self.folder, settings)
@@ -153,6 +157,8 @@ class EdgesWorld(World):
         await asyncio.sleep(self._chance.choice([0.5, 4.5]))
         self._publisher_proxy.thaw()
 
+    replicas: ClassVar[int] = 1
+    """On how many servers the stream is kept."""
     forgiven: ClassVar[tuple[type[Exception], ...]] = (Error,)
     faults_known: ClassVar[tuple[Callable[[Any], Awaitable[None]], ...]] = (
         *FAULTS,
@@ -169,4 +175,36 @@ class EdgesWorld(World):
         strand_edge,
         strand_publisher,
         freeze_publisher,
+    )
+
+
+class ClusterWorld(EdgesWorld):
+    """The same on a cluster of three NATS servers; proxies lead to the first of them."""
+
+    replicas = 3
+
+    def _servers(self, folder: Path) -> NatsCluster:
+        self._cluster = NatsCluster(folder)
+        return self._cluster
+
+    async def kill_leader(self) -> None:
+        """The server that leads the stream is killed, and started again when another leads it, or before."""
+        leader = await self._cluster.leader(STREAM)
+        await asyncio.to_thread(leader.stop, signal.SIGKILL)
+        await asyncio.sleep(self._chance.choice([0.0, 2.0, 10.0]))
+        await asyncio.to_thread(leader.start)
+
+    async def kill_server(self) -> None:
+        """A server of the cluster is killed, and started again."""
+        server = self._chance.choice(self._cluster.servers)
+        await asyncio.to_thread(server.stop, signal.SIGKILL)
+        await asyncio.sleep(self._chance.random() * 3)
+        await asyncio.to_thread(server.start)
+
+    # All three at once are out for so long that little else would happen.
+    faults_known = (
+        *(fault for fault in EdgesWorld.faults_known if fault is not EdgesWorld.restart_nats),
+        kill_leader,
+        kill_leader,
+        kill_server,
     )

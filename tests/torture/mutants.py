@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from nats.aio.client import Client
 
-from relay import board, changes, cli, edge, publisher, session, stream
+from relay import board, changes, cli, edge, session, stream
 from relay.protocol import Message
 from relay.snapshot import Snapshot
 from tests.acceptance.support import RELAY
@@ -51,12 +51,12 @@ def ahead_is_live() -> None:
 
 def truncate_ignored() -> None:
     """Does not read the boards again when it should."""
-    transaction = session.Session._transaction  # noqa: SLF001
+    read = session.Session._read_entries  # noqa: SLF001
 
-    def without_sync(self: session.Session, xid: int, entries: Any) -> Any:
-        return replace(transaction(self, xid, entries), sync=None)
+    async def without_sync(self: session.Session, entries: Any, followed: Any) -> Any:
+        return [replace(transaction, sync=None) for transaction in await read(self, entries, followed)]
 
-    session.Session._transaction = without_sync  # type: ignore[method-assign]  # noqa: SLF001
+    session.Session._read_entries = without_sync  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def horizon_ignored() -> None:
@@ -172,7 +172,7 @@ def mark_too_late() -> None:
 def in_parts() -> None:
     """Is no mutant: reads and passes on batches in parts of a few changes, the real one in those of thousands."""
     session.PART_CHANGES = 3  # type: ignore[misc]
-    publisher.ENTRY_BYTES = 500  # type: ignore[misc]
+    stream.ENTRY_BYTES = 500  # type: ignore[misc]
     stream.GATHER_BYTES = 2000  # type: ignore[misc]
 
 
@@ -198,15 +198,15 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
 JAVASCRIPT: Final = {
     # Applies a batch twice, as one that did not notice that its cursor was answered with what it holds.
     "js_batch_twice": (
-        "this.#replica.apply(this.#parts.flat())",
-        "this.#replica.apply([...this.#parts, ...this.#parts].flat())",
+        "this.replica.apply(this.#parts.flat())",
+        "this.replica.apply([...this.#parts, ...this.#parts].flat())",
     ),
     # Says that a task is gone, and keeps it.
     "js_deletion_ignored": ("this.tasks.delete(id);", ""),
     # Takes the last part of a batch for the whole.
     "js_parts_dropped": ("this.#parts.push(data);", "this.#parts = [data];"),
     # Goes on, on a new connection, with the parts that the old one brought.
-    "js_parts_kept": ("  _ask() {\n    this.#parts = [];", "  _ask() {"),
+    "js_parts_kept": ("  ask() {\n    this.#parts = [];", "  ask() {"),
     # Resumes from where a batch began that it holds.
     "js_cursor_kept": ("this.#parts = [];\n    this.#cursor = cursor;", "this.#parts = [];"),
     # Leaves a card in the lane that it came from.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from tests.nats import NATS_SERVER
+from tests.nats import NATS_SERVER, NO_SERVER
 from tests.servers import do_without
 from tests.torture.causes import CAUSES, explains
 from tests.torture.edges import EdgesWorld
@@ -91,7 +91,7 @@ async def test_nobody_is_told_anything_but_the_truth(tmp_path: Path) -> None:
     except EmbeddedPostgresError as error:
         do_without(str(error))
     if NATS_SERVER is None:
-        do_without("there is no nats-server: on Debian and Ubuntu, apt install nats-server")
+        do_without(NO_SERVER)
     verdict = await torture("ci", 8, tmp_path, None, sys.stdout, EdgesWorld, round_seconds=8)
 
     assert verdict.violations == []

@@ -1,4 +1,4 @@
-"""Rows and their changes, short to write; and a strict client, to whom the messages of a board mean a board."""
+"""Rows and the journal's entries about them, short to write; and a strict client, to whom messages mean a board."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
-from relay.changes import Change, Side, Transaction, Version, Watch
+from relay.changes import Entry, Image, Transaction, Watch
 from relay.protocol import Message, Row
 
 WATCH = Watch(1, "public.tasks", "id", "board_id", "lane", frozenset())
 
 BOARDS = frozenset({"b", "c"})
 
+Columns = Mapping[str, Any]
+"""A row of the table."""
 
-def side(place: int, *, key: object = 1, board: str | None = "b", part: int = 1, **columns: object) -> Side:
-    """Return the version of a row that stands at this place."""
-    image = {"id": key, "board_id": board, "lane": "todo", **columns}
-    return Side(task(WATCH, json.dumps(image)), board, Version(part, f"(0,{place})"))
+
+def row(key: object = 1, board: str | None = "b", **columns: object) -> Columns:
+    """Return a row."""
+    return {"id": key, "board_id": board, "lane": "todo", **columns}
 
 
 def task(watch: Watch, image: str) -> Row:
@@ -27,32 +27,52 @@ def task(watch: Watch, image: str) -> Row:
     return watch.task(watch.columns(image))
 
 
-def inserted(new: Side, *, depth: int = 1) -> Change:
-    return Change(WATCH.id, None, new, depth=depth)
+def inserted(new: Columns) -> Entry:
+    return _entry(None, new)
 
 
-def updated(old: Side, new: Side, *, here: bool = False, depth: int = 1) -> Change:
-    return Change(WATCH.id, old, new, here, depth)
+def updated(old: Columns, new: Columns) -> Entry:
+    return _entry(old, new)
 
 
-def deleted(old: Side, *, here: bool = False, depth: int = 1) -> Change:
-    return Change(WATCH.id, old, None, here, depth)
+def deleted(old: Columns) -> Entry:
+    return _entry(old, None)
 
 
-def said(*changes: Change, boards: Iterable[str | None] = BOARDS) -> dict[str, list[tuple[str, Any]]]:
-    """Return what each board's subscribers are told of one transaction: type and data of every message."""
-    found = Transaction(10, list(changes)).messages(frozenset(boards))
-    return {
-        board: [_type_and_data(message) for message in its_messages]
-        for board, its_messages in found.items()
-        if its_messages is not None
-    }
+def _entry(old: Columns | None, new: Columns | None) -> Entry:
+    key, old_key = (None if one is None else str(one["id"]) for one in (new, old))
+    return Entry(
+        xid=10,
+        watch=WATCH.id,
+        op="R",
+        key=key or old_key or "",
+        old_key=old_key if new is not None and key != old_key else None,
+        old_board=None if old is None else old["board_id"],
+        new_board=None if new is None else new["board_id"],
+        old_row=None if old is None else json.dumps(old),
+        new_row=None if new is None else json.dumps(new),
+        reason=None,
+    )
 
 
-def untold(*changes: Change) -> set[str]:
-    """Return the boards that must be read again after one transaction."""
-    found = Transaction(10, list(changes)).messages(BOARDS)
-    return {board for board, its_messages in found.items() if its_messages is None}
+def images(*entries: Entry, boards: Iterable[str | None] = BOARDS) -> list[Image]:
+    """Return the images that entries of one transaction move on or off the boards."""
+    return [image for entry in entries for image in entry.images(WATCH, frozenset(boards))[0]]
+
+
+def messages(entries: Iterable[Entry], boards: Iterable[str | None] = BOARDS) -> dict[str, list[Message] | None]:
+    """Return the messages of one transaction to each board, None where the board must be read again."""
+    boards = frozenset(boards)
+    return Transaction(10, images(*entries, boards=boards)).messages(boards)
+
+
+def said(*entries: Entry, boards: Iterable[str | None] = BOARDS) -> dict[str, list[tuple[str, Any]]]:
+    """Return the type and data of every message of one transaction to each board."""
+    found = {}
+    for board, its_messages in messages(entries, boards).items():
+        assert its_messages is not None, f"{board} is to be read again"
+        found[board] = [_type_and_data(message) for message in its_messages]
+    return found
 
 
 def _type_and_data(message: Message) -> tuple[str, Any]:
@@ -66,10 +86,10 @@ Tasks = dict[object, dict[str, object]]
 """The tasks of a board by their id."""
 
 
-def applied(tasks: Tasks, told: Sequence[tuple[str, Any]]) -> Tasks:
+def applied(tasks: Tasks, received: Sequence[tuple[str, Any]]) -> Tasks:
     """Apply a board's messages as a client does, but take none that does not fit what is held."""
     tasks = {key: dict(task) for key, task in tasks.items()}
-    for kind, data in told:
+    for kind, data in received:
         key = data["id"]
         match kind:
             case "task.created":
@@ -89,17 +109,11 @@ def applied(tasks: Tasks, told: Sequence[tuple[str, Any]]) -> Tasks:
     return tasks
 
 
-def all_applied(boards: Mapping[str, Tasks], *changes: Change) -> dict[str, Tasks]:
-    """Return the boards that strict clients hold once they were told of one transaction."""
-    told = said(*changes, boards=boards)
-    return {board: applied(tasks, told.get(board, [])) for board, tasks in boards.items()}
-
-
-def held(*sides: Side) -> dict[str, Tasks]:
+def held(*rows: Columns) -> dict[str, Tasks]:
     """Return the boards on which exactly these rows are."""
     boards: dict[str, Tasks] = {board: {} for board in BOARDS}
-    for each in sides:
-        if each.board is not None:
-            task = {name: msgspec.json.decode(value) for name, value in each.task.items()}
-            boards[each.board][task["id"]] = task
+    for each in rows:
+        if each["board_id"] is not None:
+            task = {"boardId" if name == "board_id" else name: value for name, value in each.items()}
+            boards[each["board_id"]][task["id"]] = task
     return boards

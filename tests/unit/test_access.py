@@ -9,10 +9,10 @@ from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
-from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.utils import base64url_encode
 
 from relay.access import (
@@ -25,13 +25,12 @@ from relay.access import (
     TooMany,
     UnknownKey,
     Visitor,
-    client_address,
-    networks,
-    rate_key,
     signing_keys,
     static_tokens,
     token_lines,
 )
+from relay.origins import Origins
+from relay.proxies import Proxies, rate_key, source
 
 SECRET = "a secret that is long enough, by far, for every algorithm that there is"
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -193,6 +192,38 @@ def test_an_unknown_key_is_told_apart_for_it_may_be_new() -> None:
         signed().grant(token(RSA, "RS256", "next"))
 
 
+ED25519, P384 = ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())
+
+
+@pytest.mark.parametrize(
+    ("key", "jwk", "algorithm"),
+    [
+        (ED25519, OKPAlgorithm.to_jwk(ED25519.public_key(), as_dict=True), "EdDSA"),
+        (P384, ECAlgorithm.to_jwk(P384.public_key(), as_dict=True), "ES384"),
+        (OTHER_RSA, RSAAlgorithm.to_jwk(OTHER_RSA.public_key(), as_dict=True), "PS256"),
+        (OTHER_RSA, RSAAlgorithm.to_jwk(OTHER_RSA.public_key(), as_dict=True), "RS512"),
+    ],
+)
+def test_keys_of_other_kinds_are_good(key: Any, jwk: dict[str, Any], algorithm: str) -> None:
+    """Without a name too, in the token or in the set: all that fit the algorithm are tried."""
+    for kid in ({}, {"kid": "k"}):
+        for headers in ({}, {"kid": "k"}):
+            access = Access(keys=signing_keys(jwks(jwk | kid), "test"))
+            signed_with_it = jwt.encode({"exp": time.time() + 60, "boards": ["a"]}, key, algorithm, headers=headers)
+            assert access.grant(signed_with_it).names("a")
+
+
+def test_a_token_without_a_name_of_its_key_is_tried_with_each() -> None:
+    """As while keys are rotated; a key that names its algorithm is good for that alone."""
+    second = RSAAlgorithm.to_jwk(OTHER_RSA.public_key(), as_dict=True) | {"kid": "next"}
+    nameless = token(OTHER_RSA, "RS256")
+    assert Access(keys=signing_keys(jwks(second), "test")).grant(nameless).names("a")
+    with pytest.raises(UnknownKey):
+        Access(keys=signing_keys(jwks(second | {"alg": "PS256"}), "test")).grant(nameless)
+    with pytest.raises(Refused, match="wrong signature"):
+        Access(keys=signing_keys(jwks(second), "test")).grant(token(RSA, "RS256", "next"))
+
+
 def test_audience_and_issuer_must_be_those_configured() -> None:
     access = signed(audience="relay", issuer="us")
     assert access.grant(token(aud=["relay", "other"], iss="us")).names("a")
@@ -226,7 +257,7 @@ def test_what_is_no_set_of_keys_is_told(text: str) -> None:
 
 def test_keys_that_are_for_something_else_are_left_out() -> None:
     oct_key = {"kty": "oct", "k": "YQ", "kid": "secret"}
-    assert [key.key_id for key in signing_keys(jwks(oct_key), "test")] == ["rsa", "ec"]
+    assert [key.kid for key in signing_keys(jwks(oct_key), "test")] == ["rsa", "ec"]
 
 
 @given(st.text())
@@ -247,8 +278,15 @@ def test_a_credential_may_come_in_three_ways() -> None:
         Visitor("", subprotocols=["relay", "bearer.t"]),
         Visitor("", target="/?a=1&token=t"),
         Visitor("", target="/?token=%74"),
+        Visitor("", authorization=["Bearer the-proxys"], subprotocols=["relay", "bearer.t"]),
+        Visitor("", authorization=["Bearer the-proxys"], target="/?token=t"),
     ):
         assert visitor.credential == "t"
+
+
+def test_a_subprotocol_may_hold_any_token() -> None:
+    """A browser can offer no other characters than those of a header's token."""
+    assert Visitor("", subprotocols=["bearer.a%2Bb%2Fc%3D%25"]).credential == "a+b/c=%"
 
 
 @pytest.mark.parametrize("target", ["/", "/?", "/?token", "/?" + "a&" * 1000, "/?tokens=t", "/#?x"])
@@ -257,7 +295,7 @@ def test_no_credential_is_none(target: str) -> None:
 
 
 def test_pages_of_other_origins_are_refused() -> None:
-    gate = Gate(origins=frozenset({"http://localhost:4000"}))
+    gate = Gate(origins=Origins.of(["http://localhost:4000"]))
     gate.admit(Visitor(""), 0)
     gate.admit(Visitor("", origins=["http://localhost:4000"]), 0)
     for origins in (["http://evil.example"], ["null"], ["http://localhost:4000", "http://evil.example"]):
@@ -267,12 +305,12 @@ def test_pages_of_other_origins_are_refused() -> None:
 
 def test_an_origin_may_be_required() -> None:
     with pytest.raises(Refused, match="no origin"):
-        Gate(origins=frozenset({"http://a"}), require_origin=True).admit(Visitor(""), 0)
+        Gate(origins=Origins.of(["http://a"]), require_origin=True).admit(Visitor(""), 0)
 
 
 # Where it comes from
 
-PROXIES = networks("10.0.0.0/8, 192.0.2.7 ::1")
+PROXIES = Proxies.of("10.0.0.0/8, 192.0.2.7 ::1")
 
 
 @pytest.mark.parametrize(
@@ -293,7 +331,7 @@ PROXIES = networks("10.0.0.0/8, 192.0.2.7 ::1")
     ],
 )
 def test_only_trusted_proxies_are_believed(peer: str, forwarded: list[str], client: str) -> None:
-    assert client_address(peer, forwarded, PROXIES) == client
+    assert source(peer, forwarded, [], PROXIES).address == client
 
 
 def test_a_client_of_ipv6_is_counted_by_its_network() -> None:

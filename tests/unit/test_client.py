@@ -378,25 +378,6 @@ def test_a_board_with_a_task_in_two_lanes_is_not_held() -> None:
     assert len(world.sent) == 2
 
 
-def test_a_relay_whose_answers_never_fit_is_asked_with_growing_pauses() -> None:
-    """At once the first time, and then as after failures to connect."""
-    world = World()
-    world.session.start()
-    world.session.subscribe("default")
-    world.act()
-    world.open()
-    asked = []
-    for _ in range(5):
-        world.sent.clear()
-        world.receive('{"type":"board.sync","boardId":"default","cursor":"c","data":7}')
-        before = world.now
-        while not world.sent:
-            world.wait(0.5)
-        asked.append(world.now - before)
-
-    assert asked == [0, 0.5, 1, 2, 4]
-
-
 def test_a_backlog_that_grows_too_long_is_one_board_sync() -> None:
     """What a program missed is not kept; what comes after it has looked is told again."""
     one, two, three = (Change("task.deleted", name) for name in "abc")

@@ -8,11 +8,14 @@ import pytest
 
 from relay import config
 
+ESCAPED = "in the user and the password, write # as %23, / as %2F, : as %3A, ? as %3F, @ as %40"
+
 
 def test_the_defaults_are_the_guides() -> None:
     assert config.load({}).model_dump() == {
         "WS_PORT": 4002,
         "WS_HOST": "0.0.0.0",
+        "WS_SOCKET": "",
         "WS_ENABLED": True,
         "WS_HEARTBEAT": 30_000,
         "WS_MAX_CONNECTIONS": 100,
@@ -62,6 +65,7 @@ def test_settings_are_read_from_text() -> None:
     given = {
         "WS_PORT": "0",
         "WS_HOST": "::1",
+        "WS_SOCKET": "/run/relay/ws",
         "WS_ENABLED": "false",
         "WS_HEARTBEAT": "100",
         "WS_MAX_CONNECTIONS": "1",
@@ -108,6 +112,7 @@ def test_settings_are_read_from_text() -> None:
     assert config.load(given).model_dump() == {
         "WS_PORT": 0,
         "WS_HOST": "::1",
+        "WS_SOCKET": "/run/relay/ws",
         "WS_ENABLED": False,
         "WS_HEARTBEAT": 100,
         "WS_MAX_CONNECTIONS": 1,
@@ -158,7 +163,17 @@ def test_the_endpoint_is_enabled_in_any_case_of_letters(value: str) -> None:
     assert config.load({"WS_ENABLED": value}).WS_ENABLED is True
 
 
-@pytest.mark.parametrize("url", ["postgresql://relay@db:5432/tasks?sslmode=require", "dbname='my tasks'", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://relay@db:5432/tasks?sslmode=require",
+        "dbname='my tasks'",
+        "postgresql://a:1,b:2/app",
+        "host=/run/pg",
+        "postgresql://me:a%23@/app?host=/run",
+        "",
+    ],
+)
 def test_a_database_url_is_whatever_libpq_takes(url: str) -> None:
     settings = config.load({"DATABASE_URL": url})
     assert url == settings.DATABASE_URL
@@ -175,6 +190,7 @@ def test_a_database_url_is_whatever_libpq_takes(url: str) -> None:
         ("HEALTH_PORT", "65536"),
         ("HEALTH_PORT", "-1"),
         ("WS_HOST", ""),
+        ("WS_HOST", " ,"),
         ("WS_ENABLED", "maybe"),
         ("WS_ENABLED", ""),
         ("WS_HEARTBEAT", "99"),
@@ -206,14 +222,45 @@ def test_a_bad_value_gives_one_line_with_the_setting_the_value_and_what_is_allow
 
 
 @pytest.mark.parametrize(
-    "url",
-    ["hunter2", "postgresql://relay:hunter2@db/tasks?nonsense=1", "password=hunter2 nonsense=1", "password='hunter2"],
+    ("url", "why"),
+    [
+        ("hunter2", ""),
+        ("password='hunter2", ""),
+        ("password=hunter2 nonsense=1", "it has a parameter nonsense, which libpq does not know: remove it"),
+        (
+            "postgresql://relay:hunter2@db/tasks?schema=1",
+            "it has a parameter schema, which libpq does not know: remove it",
+        ),
+        ("postgresql+asyncpg://me:hunter2@db/tasks", "it begins with postgresql+asyncpg://: expected postgresql://"),
+        ("jdbc:postgresql://db/tasks?password=hunter2", "it begins with jdbc:postgresql://: expected postgresql://"),
+        ('"postgresql://me:hunter2@db"', "it is in quotes: expected none (docker --env-file keeps those of a file)"),
+        ("postgresql://me:hunter2@x@db/tasks", ESCAPED),
+        ("postgresql://me:hunter2/x@db/tasks", ESCAPED),
+        ("postgresql://me:hunter2%@db/tasks", "a % has to be escaped: write it as %25"),
+    ],
 )
-def test_a_bad_database_url_is_never_repeated(url: str) -> None:
+def test_a_bad_database_url_says_why_and_is_never_repeated(url: str, why: str) -> None:
     with pytest.raises(config.SettingsError) as caught:
         config.load({"DATABASE_URL": url})
-    assert str(caught.value) == f"DATABASE_URL: its value is not allowed: expected {config.ALLOWED['DATABASE_URL']}"
+    because = f": {why}" if why else ""
+    expected = f"its value is not allowed{because}: expected {config.ALLOWED['DATABASE_URL']}"
+    assert str(caught.value) == f"DATABASE_URL: {expected}"
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("name", ["WS_PORT", "HEALTH_PORT"])
+def test_a_port_that_kubernetes_set_says_where_it_comes_from(name: str) -> None:
+    with pytest.raises(config.SettingsError) as caught:
+        config.load({name: "tcp://10.43.0.1:4002"})
+    service = name.removesuffix("_PORT").lower()
+    assert f"Kubernetes sets it for a service {service}: set enableServiceLinks: false" in str(caught.value)
+
+
+def test_misspelt_settings_are_found() -> None:
+    """And what looks like none of them is left alone, as Kubernetes's own."""
+    names = ["WS_MAX_CONECTIONS", "WS_ORIGIN", "WS_PORT", "WS_PORT_4002_TCP", "WS_SERVICE_HOST", "PATH", "HOME"]
+    found = list(config.misspelt(names))
+    assert found == [("WS_MAX_CONECTIONS", "WS_MAX_CONNECTIONS"), ("WS_ORIGIN", "WS_ORIGINS")]
 
 
 def test_settings_cannot_be_changed_once_they_are_checked() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay import hub, protocol
-from relay.changes import Change, Transaction
+from relay.changes import Image, Transaction
 from relay.cursor import Era
 from relay.hub import Hub, Resume
 from relay.snapshot import Snapshot
@@ -82,15 +82,16 @@ class World:
         return [self._transaction(xid) for xid in ordered]
 
     def _transaction(self, xid: int) -> Transaction:
-        changes = [insertion(xid, board) for board in self._entries[xid] if board is not None]
-        return Transaction(xid, changes, "truncate" if None in self._entries[xid] else None)
+        images = [insertion(xid, board) for board in self._entries[xid] if board is not None]
+        return Transaction(xid, images, "truncate" if None in self._entries[xid] else None)
 
 
 Entry = str | None
 
 
-def insertion(xid: int, board: str) -> Change:
-    return tasks.inserted(tasks.side(xid, key=xid, board=board))
+def insertion(xid: int, board: str) -> Image:
+    [image] = tasks.images(tasks.inserted(tasks.row(xid, board)), boards={board})
+    return image
 
 
 def data_of(board: str, rows: Rows) -> bytes:
@@ -422,10 +423,10 @@ def test_every_delivery_leads_forward_to_a_moment_of_the_board_and_the_last_to_i
 
 
 def in_parts(transaction: Transaction) -> list[Transaction]:
-    """Return the changes of a transaction one by one."""
+    """Return a transaction row by row."""
     if transaction.sync:
         return [transaction]
-    return [Transaction(transaction.xid, [change]) for change in transaction.changes]
+    return [Transaction(transaction.xid, [image]) for image in transaction.images]
 
 
 def together(parts: Sequence[Transaction]) -> list[Transaction]:
@@ -433,7 +434,7 @@ def together(parts: Sequence[Transaction]) -> list[Transaction]:
     whole: dict[int, Transaction] = {}
     for part in parts:
         into = whole.setdefault(part.xid, Transaction(part.xid, sync=part.sync))
-        into.changes += part.changes
+        into.images += part.images
     return list(whole.values())
 
 
@@ -496,7 +497,7 @@ def framed(*xids: int, board: str) -> bytes:
 
 
 def wrote(xid: int, *boards: str) -> Transaction:
-    return Transaction(xid, [replace(insertion(xid, board), watch=n) for n, board in enumerate(boards)])
+    return Transaction(xid, [insertion(xid, board) for board in boards])
 
 
 def truncated(xid: int) -> Transaction:
@@ -590,6 +591,20 @@ def test_a_resync_sends_every_subscriber_each_board_again() -> None:
     assert (ann.sent, bob.sent) == ([SYNC, SYNC], [SYNC])
 
 
+def test_what_no_history_can_produce_has_its_board_alone_read_again_and_who_can_resume_is_told_why() -> None:
+    scene = Scene()
+    ann, bob, eve = scene.live("a"), scene.live("b"), Listener()
+    scene.hub.subscribe(eve, "a", resumable=True)
+    scene.read("a", "10:10:")
+    eve.sent.clear()
+    both = Transaction(10, [insertion(10, "a"), insertion(10, "a"), insertion(10, "b")])
+    scene.hub.publish([both], Snapshot.parse("11:11:"))
+    assert (ann.sent, bob.sent, scene.asked) == ([], [framed(10, board="b")], ["a"])
+    scene.read("a", "11:11:")
+    assert ann.sent == [SYNC]
+    assert b'"reason":"changes_missing"' in eve.sent[0]
+
+
 def test_what_a_subscriber_holds_before_a_sync_is_a_moment_of_the_board() -> None:
     """Transaction 12 may have committed before 10: a batch is in the order of last entries, not of commits."""
     scene = Scene()
@@ -631,6 +646,21 @@ def test_who_unsubscribed_a_board_goes_on_with_the_others() -> None:
     scene.hub.unsubscribe(ann, "a")
     scene.hub.publish([wrote(10, "a", "b")], Snapshot.parse("11:11:"))
     assert ann.sent == [framed(10, board="b")]
+
+
+def test_a_board_that_is_refused_is_an_error_to_its_subscribers_and_to_nobody_else() -> None:
+    """They follow their other boards, and may ask for this one again."""
+    scene = Scene()
+    ann, bob, cat = scene.live("a", "b"), scene.live("a"), scene.live("b")
+    error = protocol.error("invalid_board_id", "too long")
+    said = b"<" + error.json + b">"
+    scene.hub.refuse("a", error)
+    assert (ann.sent, bob.sent, cat.sent) == ([said], [said], [])
+    assert "a" not in scene.hub
+    scene.hub.publish([wrote(10, "a", "b")], Snapshot.parse("11:11:"))
+    assert (ann.sent[1:], bob.sent[1:], cat.sent) == ([framed(10, board="b")], [], [framed(10, board="b")])
+    scene.hub.subscribe(bob, "a")
+    assert scene.asked == ["a"]
 
 
 def test_who_left_is_sent_nothing() -> None:
@@ -706,7 +736,7 @@ def test_what_is_broadcast_is_logged_with_its_type_and_how_many_received_it(monk
     assert logged == [
         {
             "event": "websocket.broadcast",
-            "log_level": "info",
+            "log_level": "debug",
             "type": "task.created",
             "recipients": 2,
             "board": "a",

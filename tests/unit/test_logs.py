@@ -1,12 +1,18 @@
-"""The log under a flood."""
+"""The log under a flood, on a disk that is full, before a reader that stalls, and with what strangers write in it."""
 
 from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
 
 import pytest
 import structlog
 
 from relay import logs
 from relay.logs import BURST, LINES_A_SECOND, Flood
+from relay.logsink import WAITING_BYTES, Sink
 
 
 class Clock:
@@ -64,3 +70,116 @@ def test_lines_of_a_library_are_counted_together(clock: Clock) -> None:  # noqa:
     flood = Flood()
     lines = [line for number in range(2 * BURST) for line in passed(flood, f"text {number}", 1, logger="asyncio")]
     assert len(lines) == BURST
+
+
+# Where lines go
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Yield the ends of a pipe."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def sink(descriptor: int) -> Sink:
+    return Sink(descriptor, lambda count: f"{count} dropped\n")
+
+
+def test_a_reader_that_stalls_holds_up_nobody(pipe: tuple[int, int]) -> None:
+    """So much waits, and the rest is counted; when it reads again, it has what waited, and how much is missing."""
+    reader, writer = pipe
+    found = sink(writer)
+    line = "x" * 999 + "\n"
+    for _ in range(1300):
+        found.write(line)
+    in_the_pipe = 1300 - found.dropped - WAITING_BYTES // 1000
+    assert 0 <= in_the_pipe <= 100
+    assert found.dropped > 100
+    kept, dropped = 1300 - found.dropped, found.dropped
+    text = b""
+    while text.count(b"\n") < kept + 1:
+        text += os.read(reader, 65536)
+    assert text.replace(f"{dropped} dropped\n".encode(), b"") == line.encode() * kept
+    assert f"{dropped} dropped\n".encode() in text
+    found.close()
+
+
+def test_a_full_disk_costs_lines_and_nothing_else(pipe: tuple[int, int]) -> None:
+    """They are counted; when there is room again, the log goes on and says how many are missing."""
+    reader, writer = pipe
+    full = os.open("/dev/full", os.O_WRONLY)
+    found = sink(full)
+    found.write("one\n")
+    found.write("two\n")
+    found.close()
+    assert found.dropped == 2
+    os.dup2(writer, full)
+    again = sink(full)
+    again.dropped = 2
+    again.write("three\n")
+    again.close()
+    assert os.read(reader, 99) == b"three\n2 dropped\n"
+    os.close(full)
+
+
+def test_a_reader_that_is_gone_costs_lines_and_nothing_else() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = sink(writer)
+    found.write("one\n")
+    found.close()
+    assert found.dropped == 1
+    os.close(writer)
+
+
+def test_a_line_that_was_cut_is_ended_before_the_next(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full in the midst of a line leaves its beginning there."""
+    reader, writer = pipe
+    real, calls = os.write, iter([3, None])
+
+    def write(descriptor: int, data: bytes) -> int:
+        room = next(calls, len(data))
+        if room is None:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data[:room])
+
+    monkeypatch.setattr("relay.logsink.os.write", write)
+    found = sink(writer)
+    found.write("first\n")
+    found.write("second\n")
+    found.close()
+    assert os.read(reader, 99) == b"fir\nsecond\n1 dropped\n"
+
+
+def test_a_descriptor_that_does_not_wait_is_waited_for(pipe: tuple[int, int]) -> None:
+    """Whatever shares the terminal or the pipe may have made it so."""
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    found = sink(writer)
+    for _ in range(200):
+        found.write("x" * 999 + "\n")
+    text = b""
+    while len(text) < 200_000:
+        text += os.read(reader, 65536)
+    found.close()
+    assert found.dropped == 0
+
+
+HOSTILE = "\x1b]0;PWNED\x07\x1b[2J\x9b2J\r\n\u202e"
+
+
+def test_control_characters_never_reach_a_terminal() -> None:
+    """Neither in a value nor in a name, nor in what was raised; colours are ours."""
+    line = {"event": HOSTILE, "level": "info", "timestamp": "now", "board": HOSTILE, HOSTILE: 1, "exception": HOSTILE}
+    shown = logs._for_terminals()(None, "", line)  # noqa: SLF001
+    assert "PWNED" in str(shown)
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", re.sub(r"\x1b\[[0-9;]*m", "", str(shown)))
+
+
+def test_json_for_machines_means_what_it_did() -> None:
+    shown = logs._for_machines(None, "", {"event": HOSTILE + "\x7f"})  # noqa: SLF001
+    assert shown.isprintable()
+    assert json.loads(shown) == {"event": HOSTILE + "\x7f"}

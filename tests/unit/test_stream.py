@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -30,7 +30,7 @@ def state(
     position: int, *, after: int | None = None, batch: int = 0, publisher: str = "one", name: str = "s", **given: Any
 ) -> State:
     before = at(position if after is None else after)
-    return State(name, publisher, batch, before, at(position), "run", {"run": b"key"}, "shape", **given)
+    return State(name, publisher, batch, before, at(position), "run", {"run": b"key"}, "shape", publisher, **given)
 
 
 def part(
@@ -95,7 +95,7 @@ def test_a_batch_of_which_a_part_was_passed_on_is_cut_short_by_another_publisher
         (state(5, batch=7, name="another"), "journal_pruned"),
         (state(5, batch=7, name="another", lost="epoch_changed"), "epoch_changed"),
         (state(5, lost="schema_changed"), "schema_changed"),
-        (State("s", "one", 0, at(0), at(1), "later", {"run": b"key", "later": b"key"}, "shape"), None),
+        (State("s", "one", 0, at(0), at(1), "later", {"run": b"key", "later": b"key"}, "shape", "one"), None),
     ],
     ids=["another stream", "another and why", "continuity lost", "the server ran anew"],
 )
@@ -167,6 +167,59 @@ def test_where_an_entry_stands_is_read_as_nats_py_does(before: str, after: str) 
     known = Msg(Client(), reply=reply).metadata
 
     assert place(reply) == (known.sequence.stream, known.num_pending) == (4711, 42)
+
+
+MESSAGES = st.lists(
+    st.integers(1, 1500).map(lambda size: msgspec.Raw(b'"' + b"m" * size + b'"')), min_size=1, max_size=5
+)
+TOLD = st.lists(st.builds(Told, st.integers(1, 2**63), st.none() | MESSAGES), max_size=60)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
+
+
+@given(NAMES, TOLD, st.integers(900, 4000), st.integers(0, 3000), st.booleans())
+def test_no_entry_is_larger_than_there_is_room(
+    name: str, told: list[Told], room: int, other: int, ends: bool
+) -> None:
+    """All is said in order, or is to be read again if it cannot be said; the batch ends once, at any length."""
+    assume(stream.can_name(name, room))
+    end = End("1" * 20, "2" * 200) if ends else None
+    entries = list(stream.fitted(Part("one", 1, name, told, cursor="c" * other, end=end), room))
+    parts = [decode(data) for _, data in entries]
+
+    assert all(len(data) <= room for _, data in entries)
+    assert [entry for entry, _ in entries] == parts
+    assert [part.end for part in parts if isinstance(part, Part) and part.end] == ([end] if end else [])
+    said: dict[int, list[bytes] | None] = {}
+    for part in parts:
+        assert isinstance(part, Part)
+        assert part.board == name or not part.told
+        for each in part.told:
+            before = said.setdefault(each.xid, [])
+            new = None if each.messages is None else [bytes(raw) for raw in each.messages]
+            said[each.xid] = None if before is None or new is None else before + new
+    for xid in {each.xid for each in told}:
+        its = [each.messages for each in told if each.xid == xid]
+        if (found := said[xid]) is not None:
+            assert found == [bytes(raw) for messages in its for raw in messages or ()]
+        else:
+            assert any(messages is None or max(map(len, messages)) > room // 2 - 200 for messages in its)
+
+
+def test_a_batch_of_transactions_that_are_not_said_is_split_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred thousand of them take more than an entry, though they have no message."""
+    monkeypatch.setattr(stream, "ENTRY_BYTES", 10**9)
+    told = [Told(10**12 + number) for number in range(100_000)]
+    entries = list(stream.fitted(Part("one", 1, "b", told), 2**20))
+    assert len(entries) > 1
+    assert max(len(data) for _, data in entries) <= 2**20
+
+
+@pytest.mark.parametrize(
+    ("board", "named"), [("b" * 498, True), ("b" * 499, False), ("\1" * 100, False), ("\ud800", False)]
+)
+def test_a_board_can_be_named_whose_name_takes_half_of_an_entry(board: str, named: bool) -> None:
+    """As JSON, in which a control character takes six bytes, and half a surrogate pair is no text."""
+    assert stream.can_name(board, 1000) == named
 
 
 def test_plain_names_stay_readable() -> None:

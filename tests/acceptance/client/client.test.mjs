@@ -91,19 +91,155 @@ test("authenticate is kept when the relay has taken the token, which is then use
   assert.equal(world.socket.token, "good");
 });
 
-test("a token that cannot be had or presented is told without it, and asked for again", async () => {
-  const away = () => Promise.reject(new Error("no session"));
-  for (const [token, problem] of [[away, "no session"], ["to ken", "the token"]]) {
+test("a token that cannot be had is reported without secrets, and asked for again", async () => {
+  const errors = [];
+  const world = new World();
+  const token = () => Promise.reject(new Error("no session"));
+  connect("ws://user:secret@relay.test/?token=secret", { ...world, token }).on("error", (error) => errors.push(error));
+  await settled();
+  assert.deepEqual(errors.map(({ code }) => code), ["unreachable"]);
+  assert.equal(errors[0].message, "no connection to ws://relay.test/: no session");
+  assert.equal(world.timers.length, 1);
+});
+
+test("a token that cannot be presented is one error, which ends ready and all attempts", async () => {
+  for (const token of ["to ken", "c2VjcmV0/w==", "", 7]) {
     const errors = [];
-    const world = new World();
-    connect("ws://relay.test/?token=secret", { ...world, token }).on("error", (error) => errors.push(error));
+    const { world, relay, board } = await start({ token: async () => token });
+    relay.on("error", (error) => errors.push(error));
+    await assert.rejects(board.ready, ({ code, message }) => {
+      assert.equal(code, "closed");
+      assert.match(message, /^no connection to ws:\/\/relay\.test\/: the token (cannot be presented|is of type number)/);
+      assert.doesNotMatch(message, /secret|to ken|c2Vj/);
+      return true;
+    });
+    assert.deepEqual(world.timers, []);
+    const world2 = new World();
+    assert.throws(() => connect("ws://relay.test", { ...world2, token }), /^TypeError: the token /);
+    assert.throws(() => relay.authenticate(token), /^TypeError: the token /);
+    await relay.authenticate("c2VjcmV0");
     await settled();
-    assert.equal(errors.length, 1);
+    assert.equal(world.sockets.length, 0); // the function is asked again, and has nothing better
+  }
+});
+
+const REFUSED = {
+  "the package ws": "Unexpected server response: STATUS",
+  "React Native on Android": "Expected HTTP 101 response but was 'STATUS Reason'",
+  "React Native on iOS": "Received bad response code from server: STATUS.",
+};
+
+for (const [environment, words] of Object.entries(REFUSED)) {
+  test(`a refusal that ${environment} reports ends ready, a limit does not`, async () => {
+    for (const [status, expected] of [[401, /refused the connection \(HTTP 401\)/], [404, /HTTP 404 was answered/]]) {
+      const { world, board } = await start();
+      world.socket.end(1006, words.replace("STATUS", status));
+      await assert.rejects(board.ready, { code: "closed", message: expected });
+      assert.deepEqual(world.timers, []);
+    }
+    for (const [status, expected] of [[429, /HTTP 429, .*WS_RATE_LIMIT_PER_CLIENT/], [503, /WS_MAX_CONNECTIONS/]]) {
+      const errors = [];
+      const { world, relay } = await start();
+      relay.on("error", (error) => errors.push(error));
+      world.socket.end(1006, words.replace("STATUS", status));
+      assert.deepEqual(errors.map(({ code }) => code), ["unreachable"]);
+      assert.match(errors[0].message, expected);
+      await world.wait(0.5);
+      assert.equal(world.sockets.length, 2);
+    }
+  });
+}
+
+test("numbers of an address are no status, and where no reason is given the possible ones are named", async () => {
+  const cases = [["connect ECONNREFUSED 10.0.4.1:429", /ECONNREFUSED 10\.0\.4\.1:429$/], ["", /WS_ORIGINS.*WS_RATE_LIMIT/]];
+  for (const [message, expected] of cases) {
+    const errors = [];
+    const { world, relay } = await start();
+    relay.on("error", (error) => errors.push(error));
+    world.socket.end(1006, message);
     assert.equal(errors[0].code, "unreachable");
-    assert.ok(errors[0].message.startsWith(`no connection to ws://relay.test/: ${problem}`), errors[0].message);
-    assert.doesNotMatch(errors[0].message, /secret|to ken/);
+    assert.match(errors[0].message, expected);
     assert.equal(world.timers.length, 1);
   }
+});
+
+test("a refused token of a function that once had a good one is asked for again", async () => {
+  const { world, board } = await live({ token: async () => "token" });
+  world.socket.end(1006);
+  await world.wait(0.5);
+  world.socket.end(1006, "Unexpected server response: 401");
+  await world.wait(1);
+  assert.equal(world.sockets.length, 3);
+  world.socket.open();
+  assert.equal(board.state, "catching up");
+});
+
+test("a WebSocket that cannot be made ends ready", async () => {
+  class WebSocket {
+    constructor() {
+      throw new SyntaxError("the address is not allowed from a secure page");
+    }
+  }
+  const { world, board } = await start({ WebSocket });
+  await assert.rejects(board.ready, { code: "closed", message: /not allowed from a secure page$/ });
+  assert.deepEqual(world.timers, []);
+});
+
+test("the wait for a board ends with the signal, and a board that came is not concerned", async () => {
+  const { world, relay, board } = await start();
+  const [early, late] = [new AbortController(), new AbortController()];
+  const hasty = relay.subscribe("default", { signal: early.signal });
+  const patient = relay.subscribe("default", { signal: late.signal });
+  world.socket.open();
+  early.abort(new Error("too slow"));
+  await assert.rejects(hasty.ready, /too slow/);
+  assert.equal(hasty.state, "offline");
+  world.socket.receive(sync());
+  late.abort();
+  await Promise.all([board.ready, patient.ready]);
+  assert.equal(patient.state, "live");
+  assert.throws(() => relay.subscribe("other", { signal: early.signal }), /too slow/);
+  const last = new AbortController();
+  const alone = relay.subscribe("other", { signal: last.signal });
+  last.abort();
+  await assert.rejects(alone.ready, { name: "AbortError" });
+  assert.deepEqual(world.sent.slice(1).map(({ type }) => type), ["subscribe", "unsubscribe"]);
+});
+
+test("nobody ends the subscription of another, however often", async () => {
+  const { world, relay, board } = await live();
+  const other = relay.subscribe("default");
+  const heard = [];
+  other.on("change", ({ id }) => heard.push(["other", id]));
+  board.on("change", ({ id }) => heard.push(["board", id]));
+  await other.ready;
+  world.socket.receive(batch(created("a")));
+  other.unsubscribe();
+  world.socket.receive(batch(created("b")));
+  other.unsubscribe();
+  assert.deepEqual(heard, [["board", "a"], ["other", "a"], ["board", "b"]]);
+  assert.deepEqual([[...other.tasks.keys()], other.lanes.todo.length, other.state], [["a"], 1, "offline"]);
+  assert.deepEqual([[...board.tasks.keys()], board.lanes.todo.length, board.state], [["a", "b"], 2, "live"]);
+  assert.deepEqual(world.sent, []);
+});
+
+test("React Native, which has a window without listeners and a URL without parts, is an environment", async (t) => {
+  globalThis.window = {};
+  const { URL } = globalThis;
+  globalThis.URL = class {
+    constructor(url) {
+      this.href = url;
+    }
+    get host() {
+      throw new Error("URL.host is not implemented");
+    }
+  };
+  t.after(() => (globalThis.URL = URL));
+  const { world, relay, board } = await live();
+  assert.equal(board.state, "live");
+  assert.deepEqual(world.socket.options, []); // it warns of those that it does not know
+  relay.close();
+  assert.throws(() => connect("https:relay", world), TypeError);
 });
 
 test("what is no address or no WebSocket is a TypeError that says what to do", async () => {
@@ -164,21 +300,7 @@ test("names like __proto__ are names", async () => {
   assert.equal(board.tasks.get("a").polluted, undefined);
 });
 
-test("answers that never fit are asked for with pauses", async () => {
-  const { world, board } = await live();
-  for (const pause of [0, 0.5, 1, 2]) {
-    world.socket.receive('{"type":"board.sync","boardId":"default","cursor":"c","data":{"lanes":7}}');
-    if (pause) {
-      await world.wait(pause - 0.1);
-      assert.deepEqual(world.sent, []);
-      await world.wait(0.1);
-    }
-    assert.deepEqual(world.sent.splice(0), [{ type: "subscribe", boardId: "default", cursor: null }]);
-    assert.equal(board.state, "catching up");
-  }
-});
-
-test("a connection that breaks during such a pause is asked once for the board", async () => {
+test("a connection that breaks in the pause after a misfit is asked once for the board", async () => {
   const { world, board } = await live();
   const misfit = '{"type":"board.sync","boardId":"default","cursor":"c","data":{}}';
   world.socket.receive(misfit);
@@ -310,4 +432,31 @@ test("after close nothing is left: no timer, no listener, no reconnect", async (
   assert.deepEqual(world.timers, []);
   assert.equal(world.sockets.length, 1);
   assert.throws(() => relay.subscribe("default"), { code: "closed" });
+});
+
+test("a page that is left closes its connection, and resumes when it is shown again", async () => {
+  browser();
+  const { world, board } = await live();
+  window.dispatchEvent(new Event("pagehide"));
+  assert.deepEqual([world.socket.closedByClient, board.state, world.timers], [true, "offline", []]);
+  window.dispatchEvent(new Event("online"));
+  await world.wait(60);
+  assert.equal(world.sockets.length, 1);
+  document.visibilityState = "hidden";
+  window.dispatchEvent(new Event("pageshow"));
+  await settled();
+  world.socket.open();
+  assert.deepEqual(world.sent, [{ type: "subscribe", boardId: "default", cursor: "c1" }]);
+});
+
+test("a page that is left while it waits for the next attempt makes none until it is shown again", async () => {
+  browser();
+  const { world } = await live();
+  world.socket.end(1006);
+  window.dispatchEvent(new Event("pagehide"));
+  await world.wait(60);
+  assert.equal(world.sockets.length, 1);
+  window.dispatchEvent(new Event("pageshow"));
+  await settled();
+  assert.equal(world.sockets.length, 2);
 });

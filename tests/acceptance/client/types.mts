@@ -1,17 +1,38 @@
 // What a program in TypeScript can say of the client, and what the compiler must find wrong. Never run.
 
-import { connect, RelayError, type Board, type Change, type Task, type TaskId } from "pg-relay-client";
+import { connect, RelayError, type AnyTask, type Board, type Change, type Task, type TaskId } from "pg-relay-client";
+import { WebSocket as PackageWs } from "ws";
 
-interface Card extends Task {
+interface Card {
+  id: string;
+  lane: string;
+  title: string;
+  estimatedHours: number | null;
+}
+
+// Types that others declare: what an ORM generates, what a schema infers, a class.
+type Row = { id: bigint; lane: "todo" | "done" | null; createdAt: string };
+type Inferred = Readonly<{ id: number; lane?: string | undefined; tags: readonly string[] }>;
+declare class Model {
+  id: string;
+  lane: string;
+  save(): Promise<void>;
+}
+interface Extended extends Task {
   readonly id: string;
-  readonly lane: string;
-  readonly title: string;
-  readonly estimatedHours: number | null;
 }
 
 const relay = connect("wss://relay.example.com", { token: async () => "token", WebSocket });
 const plain: Board = relay.subscribe("default");
-const board = relay.subscribe<Card>("default");
+const board = relay.subscribe<Card>("default", { signal: AbortSignal.timeout(5000) });
+const others = [relay.subscribe<Row>("a"), relay.subscribe<Inferred>("b"), relay.subscribe<Model>("c")] as const;
+const extended: string | undefined = relay.subscribe<Extended>("d").tasks.get("a")?.id;
+const created: Date[] = [...others[0].tasks.values()].map((row) => new Date(row.createdAt));
+connect("ws://localhost:4002", { WebSocket: PackageWs, token: undefined });
+
+function count<T extends AnyTask>(board: Board<T>): number {
+  return board.tasks.size;
+}
 
 function told(change: Change<Card>): string {
   switch (change.type) {
@@ -39,7 +60,7 @@ const ids: TaskId[] = [...plain.tasks.keys()];
 end();
 board.unsubscribe();
 relay.close();
-console.log(titles, ids, board.tasks.get("a")?.estimatedHours, relay.state, board.state);
+console.log(titles, ids, extended, created, count(board), count(plain), board.tasks.get("a")?.estimatedHours, relay.state, board.state);
 
 // @ts-expect-error a board is asked for by name
 relay.subscribe(7);
@@ -51,8 +72,10 @@ board.on("state", (state) => state === "online");
 board.tasks.set("a", {});
 // @ts-expect-error and so are its lanes
 board.lanes["todo"]?.push({});
-// @ts-expect-error and its tasks
-board.tasks.get("a")!.title = "New";
+// @ts-expect-error and the tasks of any table
+plain.tasks.get("a")!.lane = "done";
+// @ts-expect-error what has no id is no task
+relay.subscribe<{ lane: string }>("default");
 // @ts-expect-error a column of any table may be anything
 const title: string = plain.tasks.get("a")?.["title"];
 // @ts-expect-error a token is text

@@ -1,10 +1,9 @@
-"""The doorbell: rung when changes come seldom, spared when relays are awake, silent where it could hurt."""
+"""Notifications: sent when changes are few, spared while relays poll, never where they could do harm."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from collections.abc import Iterator
 
 import psycopg
@@ -14,74 +13,97 @@ from relay import feed
 from relay.embedded import EmbeddedPostgres
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
-from tests.servers import Database, install
+from tests.servers import MUTE, PAUSE, UNMUTE, Database, install
 
 
 @pytest.fixture
 def listener(database: Database) -> Iterator[psycopg.Connection]:
-    """Yield a connection that hears the doorbell."""
+    """Yield a connection that is notified as a relay is."""
     with database.connect() as connection:
         connection.execute("listen relay")
         yield connection
 
 
-def rings(listener: psycopg.Connection, database: Database) -> list[object]:
-    """Return what was heard so far."""
-    database.execute("select pg_notify('relay', '\"end\"')")
-    heard: list[object] = []
+def notified(listener: psycopg.Connection, database: Database) -> list[str]:
+    """Return the payloads that have come so far."""
+    database.execute("select pg_notify('relay', 'end')")
+    found: list[str] = []
     for notify in listener.notifies(timeout=20):
-        if (payload := json.loads(notify.payload)) == "end":
-            return heard
-        heard.append(payload)
-    pytest.fail("the end was not heard")
+        if notify.payload == "end":
+            return found
+        found.append(notify.payload)
+    pytest.fail("the end did not come")
 
 
 def insert(database: Database, task: str) -> None:
     database.execute("insert into tasks (id, title) values (%s, 'T')", task)
 
 
-def test_nobody_rings_while_relays_are_awake(database: Database, listener: psycopg.Connection) -> None:
-    """From the promise on triggers are silent, and they ring again when it is over."""
-    ring = {"board": "default", "table": "public.tasks"}
+POLLING = '{"polling": true}'
+
+
+def test_triggers_do_not_notify_while_relays_poll(database: Database, listener: psycopg.Connection) -> None:
+    """From the promise on they are silent, and they notify again when it is over."""
     insert(database, "a")
-    assert rings(listener, database) == [ring]
-    database.execute("select relay.stay_awake(2000)")
+    assert notified(listener, database) == [""]
+    database.execute("select relay.poll_for(2000)")
     insert(database, "b")
-    assert rings(listener, database) == [{"awake": True}]
-    database.execute("select setval('relay.awake', 0)")
+    database.execute("truncate tasks; select relay.resync()")
+    assert notified(listener, database) == [POLLING]
+    database.execute(UNMUTE)
     insert(database, "c")
-    assert rings(listener, database) == [ring]
+    database.execute("truncate tasks")
+    assert notified(listener, database) == ["", ""]
 
 
-def test_a_promise_that_goes_on_rings_nobody(database: Database, listener: psycopg.Connection) -> None:
-    """Only its beginning must be known to the others."""
+def test_a_transaction_notifies_once(database: Database, listener: psycopg.Connection) -> None:
+    """However many rows it wrote."""
+    database.execute("insert into tasks (title) select 'T' from generate_series(1, 1000)")
+    assert notified(listener, database) == [""]
+
+
+def test_a_promise_that_goes_on_notifies_nobody(database: Database, listener: psycopg.Connection) -> None:
+    """Only its beginning must be known to the other relays."""
     for _ in range(3):
-        database.execute("select relay.stay_awake(2000)")
-    assert rings(listener, database) == [{"awake": True}]
+        database.execute("select relay.poll_for(2000)")
+    assert notified(listener, database) == [POLLING]
 
 
 def test_a_promise_is_for_two_seconds_at_most_and_never_shortened(database: Database) -> None:
-    """Whoever promises too much, or less than another, does no harm."""
-    database.execute("select relay.stay_awake(100000)")
-    [(longest,)] = database.fetch("select relay.awake_for()")
+    """One that promises too much, or less than another, does no harm."""
+    database.execute("select relay.poll_for(100000)")
+    [(longest,)] = database.fetch("select relay.polled_for()")
     assert 0 < longest <= 2000
-    before = database.fetch("select last_value from relay.awake")
-    database.execute("select relay.stay_awake(1)")
-    assert database.fetch("select last_value from relay.awake") == before
+    before = database.fetch("select last_value from relay.control")
+    database.execute("select relay.poll_for(1)")
+    assert database.fetch("select last_value from relay.control") == before
 
 
 def test_a_promise_from_before_the_clock_was_set_back_is_none(
     database: Database, listener: psycopg.Connection
 ) -> None:
-    """What lies further ahead than anybody may promise is not believed."""
-    database.execute("select setval('relay.awake', (extract(epoch from clock_timestamp()) * 1000)::bigint + 3600000)")
-    assert database.fetch("select relay.awake_for()") == [(0,)]
+    """What lies further ahead than a relay may promise does not count."""
+    database.execute(
+        "select setval('relay.control', (extract(epoch from clock_timestamp()) * 1000)::bigint + 3600000)"
+    )
+    assert database.fetch("select relay.polled_for()") == [(0,)]
     insert(database, "a")
-    assert rings(listener, database) == [{"board": "default", "table": "public.tasks"}]
+    assert notified(listener, database) == [""]
+
+
+def test_a_promise_does_not_end_a_pause_nor_hide_how_many_there_were(database: Database) -> None:
+    """Both are told by one number."""
+    database.execute(PAUSE)
+    database.execute("select relay.poll_for(2000)")
+    assert database.fetch("select relay.paused(), relay.pauses(), relay.polled_for()") == [(True, 1, 0)]
+    database.execute("select relay.epoch()")
+    assert database.fetch("select relay.resume()") == [(True,)]
+    database.execute("select relay.poll_for(2000)")
+    assert database.fetch("select relay.pauses(), relay.polled_for() > 0") == [(2, True)]
 
 
 async def test_silent_changes_reach_the_clients_of_every_relay(database: Database) -> None:
-    """Two relays, of which neither made the promise, look by themselves while it lasts."""
+    """Two relays, of which neither made the promise, poll while it lasts."""
     async with (
         Relay(database.dsn).running() as one,
         Relay(database.dsn).running() as other,
@@ -90,7 +112,7 @@ async def test_silent_changes_reach_the_clients_of_every_relay(database: Databas
     ):
         await first.subscribe("default")
         await second.subscribe("default")
-        database.execute("select relay.stay_awake(2000)")
+        database.execute("select relay.poll_for(2000)")
         for number in range(20):
             insert(database, f"t{number}")
         for client in (first, second):
@@ -98,14 +120,13 @@ async def test_silent_changes_reach_the_clients_of_every_relay(database: Databas
                 assert (await client.receive())[0] == "task.created"
 
 
-async def test_busy_relay_stays_awake_and_loses_nothing(
+async def test_busy_relay_polls_and_loses_nothing(
     database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many small transactions have it promise to look by itself, and every change arrives once."""
+    """Many small transactions have it promise to poll, and every change arrives once."""
     monkeypatch.setattr(feed, "BUSY_TRANSACTIONS", 20)
-    promised = "select 1 from relay.awake where last_value > 0"
     number = 0
-    while not database.fetch(promised):
+    while database.fetch("select relay.polled_for()") == [(0,)]:
         insert(database, f"t{number}")
         number += 1
         await asyncio.sleep(0)  # the relay runs in this loop
@@ -117,12 +138,14 @@ async def test_busy_relay_stays_awake_and_loses_nothing(
     assert relay.feed.problem is None
 
 
-async def test_who_commits_after_the_promise_is_found(database: Database, relay: Relay, client: Client) -> None:
-    """A transaction that was silent, for relays were awake, and commits when they no longer are."""
+async def test_transaction_that_commits_after_the_promise_is_found(
+    database: Database, relay: Relay, client: Client
+) -> None:
+    """It notified nobody, for relays polled when it wrote, and commits when they no longer do."""
     writer = database.connect()
-    database.execute("select relay.stay_awake(2000)")
+    database.execute(MUTE)
     writer.execute("begin; insert into tasks (id, title) values ('late', 'T')")
-    database.execute("select setval('relay.awake', 0)")
+    database.execute(UNMUTE)
     writer.execute("commit")
 
     assert (await client.receive())[1]["id"] == "late"
@@ -130,7 +153,7 @@ async def test_who_commits_after_the_promise_is_found(database: Database, relay:
 
 
 async def test_prepared_transactions_reach_clients() -> None:
-    """Where two-phase commit is enabled nobody rings, and what was prepared is told when it is committed."""
+    """Where two-phase commit is enabled triggers never notify, and what was prepared comes when it is committed."""
     with EmbeddedPostgres(settings={"max_prepared_transactions": "1"}) as server:
         install(server.dsn)
         with Database(server.dsn) as database:
@@ -153,7 +176,7 @@ def fill_queue_and_write(database: Database) -> None:
 
 
 def test_full_notification_queue_fails_no_writer(own_server: EmbeddedPostgres) -> None:
-    """Long before the queue is full nobody rings any more, and writers go on when others' notifications fail."""
+    """Long before the queue is full triggers are silent, and writers go on when others' notifications fail."""
     with psycopg.connect(own_server.dsn, autocommit=True) as connection:
         if connection.info.server_version < 170000:
             pytest.skip("the size of the queue can be set from Postgres 17 on")
@@ -168,14 +191,14 @@ def test_full_notification_queue_fails_no_writer(own_server: EmbeddedPostgres) -
             fill_queue_and_write(database)
         insert(database, "after")
         idle.execute("commit")
-        heard = [notify.payload for notify in idle.notifies(timeout=1)]
+        received = [notify.payload for notify in idle.notifies(timeout=1)]
 
-    assert 0 < len(heard) < 64
+    assert 0 < len(received) < 64
 
 
-async def test_forged_rings_do_nothing(database: Database, client: Client) -> None:
-    """Whoever may connect may ring, with whatever words; the relay looks, and tells what it finds."""
-    for payload in ("", "x", "[]", '{"board": "default"}', '{"awake": true}', "\u0001" * 1000):
+async def test_forged_notifications_do_nothing(database: Database, client: Client) -> None:
+    """Whatever anybody sends on the channel, the relay reads the journal, and passes on what it finds."""
+    for payload in ("", "x", "[]", '{"probe" : "x"}', '{"polling": true}', "\u0001" * 1000):
         database.execute("select pg_notify('relay', %s)", payload)
 
     assert await client.until_last(database) == []

@@ -1,0 +1,193 @@
+"""What proxies say of the clients behind them, in headers or by the PROXY protocol. Pure.
+
+Rules:
+- A proxy is believed only if it is trusted. What anybody else says of an address is ignored.
+- Each proxy adds the address that it heard from at the end of a list. So a list is read from its end, as far as the
+  way leads through trusted proxies; what stands before that anybody may have written.
+- A proxy writes `X-Forwarded-For` or `Forwarded`, and may pass on the other as a client sent it. If both are there
+  and do not agree, neither is believed.
+- An address that cannot be read ends the way, and is a fault that is logged.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+UNIX: Final = "unix"
+"""What stands for the peers of Unix sockets, which have no address, in a list of trusted proxies."""
+
+LONGEST_HEADER_BYTES: Final = 4096
+"""The longest header of the PROXY protocol that is read; a usual one has less than 300 bytes."""
+
+V1: Final = b"PROXY "
+V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
+"""What a header of the PROXY protocol begins with, in its two versions."""
+
+_V1_MOST: Final = 107
+_V2_FIXED: Final = 16
+_V2_FAMILIES: Final = {0x11: (12, 4), 0x21: (36, 16)}
+"""Bytes of both addresses and ports together, and of one address, by family and transport."""
+
+_PORTED: Final = re.compile(r"\[([^\[\]]*)\](?::\w*)?|([^:\[\]]*):\w*", re.ASCII)
+"""An address in brackets, with a port or without; or one without colons in it, with a port."""
+
+_PAIR: Final = re.compile(r'\s*([\w!#$%&\'*+.^`|~-]+)=("(?:[^"\\]|\\.)*"|[^\s;,"]*)\s*([;,]|$)', re.ASCII)
+"""A parameter of `Forwarded`, and what follows it."""
+
+
+_DISAGREE: Final = "X-Forwarded-For and Forwarded do not agree: have the proxy remove the one it does not write"
+
+
+class BadProxyHeader(Exception):
+    """Why a header of the PROXY protocol cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """Proxies that are trusted: their addresses, and whether every peer of a Unix socket is one."""
+
+    networks: Sequence[Network] = ()
+    unix: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> Proxies:
+        """Read addresses, networks and the word `unix`, separated by commas or spaces. Raises ValueError."""
+        words = text.replace(",", " ").split()
+        networks = tuple(ipaddress.ip_network(word, strict=False) for word in words if word != UNIX)
+        return cls(networks, UNIX in words)
+
+    def trusts(self, address: str) -> bool:
+        """Tell whether a peer is one of them; the peer of a Unix socket has the empty address."""
+        if not address:
+            return self.unix
+        parsed = parse(address)
+        return parsed is not None and any(parsed in network for network in self.networks)
+
+
+class Source(NamedTuple):
+    """Where a client is, as far as it is known; and what could not be read of what a proxy said."""
+
+    address: str
+    fault: str | None = None
+
+
+def source(peer: str, forwarded: Sequence[str], standard: Sequence[str], proxies: Proxies) -> Source:
+    """Say where a client is, by the values of `X-Forwarded-For` and of `Forwarded`."""
+    if not proxies.trusts(peer):
+        return Source(peer)
+    hops = [hop for value in forwarded for hop in value.split(",")]
+    found = [_last(peer, hops, proxies)] if hops else []
+    if standard:
+        try:
+            found.append(_last(peer, [hop for value in standard for hop in _standard_hops(value)], proxies))
+        except ValueError:
+            return Source(peer, "Forwarded: " + ", ".join(standard))
+    if len({each.address for each in found}) > 1:
+        return Source(peer, _DISAGREE)
+    return found[0] if found else Source(peer)
+
+
+def _last(peer: str, hops: list[str], proxies: Proxies) -> Source:
+    address = peer
+    while hops and proxies.trusts(address):
+        hop = hops.pop().strip()
+        if (parsed := parse(hop)) is None:
+            return Source(address, hop) if hop else Source(address)
+        address = str(parsed)
+    return Source(address)
+
+
+def _standard_hops(value: str) -> list[str]:
+    """Return the `for` of each element of a `Forwarded`, an unknown one where there is none. Raises ValueError."""
+    hops, at, hop = [], 0, "unknown"
+    while at < len(value):
+        if not (match := _PAIR.match(value, at)):
+            raise ValueError
+        name, text, separator = match.groups()
+        if name.lower() == "for":
+            hop = re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith('"') else text
+        if separator != ";":
+            hops.append(hop)
+            hop = "unknown"
+        at = match.end()
+    return hops
+
+
+def parse(text: str) -> Address | None:
+    """Read an address in any form that proxies write: bare, in brackets, with a port, quoted; None if it is none."""
+    text = text.strip().strip('"')
+    if match := _PORTED.fullmatch(text):
+        text = match[1] if match[1] is not None else match[2]
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def rate_key(address: str) -> str:
+    """Return by what connections are counted: an IPv4 address, the /64 of an IPv6 one, which one client has whole."""
+    parsed = parse(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed or address)
+
+
+class ProxyHeader(NamedTuple):
+    """A header of the PROXY protocol: its length, and where the client is, None if the proxy speaks for itself."""
+
+    length: int
+    address: str | None
+
+
+def proxy_header(data: bytes) -> ProxyHeader | None:
+    """Read the header that a connection begins with, None if there is none. Raises BadProxyHeader.
+
+    A proxy sends it whole, as the protocol says; so one that is not whole is bad.
+    """
+    if data.startswith(V1):
+        return _version_1(data)
+    if data.startswith(V2):
+        return _version_2(data)
+    return None
+
+
+def _version_1(data: bytes) -> ProxyHeader:
+    line, end, _ = data[:_V1_MOST].partition(b"\r\n")
+    if not end:
+        raise BadProxyHeader("it does not end")
+    length = len(line) + len(end)
+    words = line.decode("ascii", "replace").split(" ")
+    if words[1:2] == ["UNKNOWN"]:
+        return ProxyHeader(length, None)
+    address = parse(words[2]) if len(words) == 6 and words[1] in {"TCP4", "TCP6"} else None
+    if address is None:
+        raise BadProxyHeader("it has no address")
+    return ProxyHeader(length, str(address))
+
+
+def _version_2(data: bytes) -> ProxyHeader:
+    if len(data) < _V2_FIXED:
+        raise BadProxyHeader("it does not end")
+    version_and_command, family, rest = struct.unpack_from("!BBH", data, len(V2))
+    length = _V2_FIXED + rest
+    if len(data) < length:
+        raise BadProxyHeader("it does not end")
+    if version_and_command == 0x20:  # the proxy's own check of our health
+        return ProxyHeader(length, None)
+    if version_and_command != 0x21:
+        raise BadProxyHeader("it has an unknown version or command")
+    if family not in _V2_FAMILIES:
+        return ProxyHeader(length, None)
+    needed, size = _V2_FAMILIES[family]
+    if rest < needed:
+        raise BadProxyHeader("it has no address")
+    return ProxyHeader(length, str(parse(str(ipaddress.ip_address(data[_V2_FIXED : _V2_FIXED + size])))))

@@ -1,0 +1,138 @@
+"""Autobahn's cases against the WebSocket endpoint, with an echo in place of the hub.
+
+    make autobahn                          all of them: about five minutes
+    make autobahn ARGS='"5.*" "7.1.5"'     some of them
+
+The cases are those of Autobahn's test suite, the runner is kosoku. They want an echo server; the relay is none. So a
+`Connection` that echoes takes the place of the relay's, and all below it is the relay's: sockets, handshake, framing,
+compression, closing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+from unittest import mock
+
+import structlog
+from kosoku import FailureError, run_fuzzingclient
+from kosoku._kosoku import CaseResult
+from websockets.frames import Frame, Opcode
+
+from relay import protocol, server
+from relay.hub import Hub
+from relay.protocol import CloseCode
+
+QUICK: Final = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*")
+COMPRESSED: Final = ("12.*", "13.*")
+
+LARGEST_BYTES: Final = 16 * 1024 * 1024
+"""The largest message of the cases."""
+
+EXCEPTIONS: Final = {
+    "7.1.5": "websockets takes a close frame amid the fragments of a message for a violation, and answers 1002",
+}
+"""Cases that may fail, and why."""
+
+
+class _Silence:
+    """A source that has nothing, for nobody asks it."""
+
+    def ask(self, board: str) -> None:
+        """Do nothing."""
+
+    def ask_changes(self) -> None:
+        """Do nothing."""
+
+
+class Echo(server.Connection):
+    """A connection that sends back what it receives.
+
+    What the relay sends uncompressed, being short or binary, is compressed here: the runner takes no other answer.
+    """
+
+    __slots__ = ()
+
+    def _receive_message(self, message: bytes) -> None:
+        opcode = Opcode.BINARY if self._binary else Opcode.TEXT
+        try:
+            if opcode is Opcode.TEXT:
+                message.decode()
+        except UnicodeDecodeError:
+            self._protocol.fail(CloseCode.INVALID_TEXT, "text that is not UTF-8")
+            return
+        if self.inflates and opcode is Opcode.TEXT and len(message) in server.DEFLATE_BYTES:
+            self._write(server.deflated_frame(message))
+        else:
+            self._write(Frame(opcode, message).serialize(mask=False, extensions=self._protocol.extensions))
+
+
+@contextlib.asynccontextmanager
+async def echoing(*, compression: bool) -> AsyncIterator[str]:
+    """Run the endpoint as an echo server; yield its address.
+
+    Its heartbeat is longer than any case: a ping within the last ones ends them, which is the runner's.
+    """
+    endpoint = server.Endpoint(
+        Hub(_Silence(), server.frame), heartbeat=3600.0, max_connections=100, compression=compression
+    )
+    with (
+        mock.patch.object(server, "Connection", Echo),
+        mock.patch.object(protocol, "MAX_MESSAGE_BYTES", LARGEST_BYTES),
+    ):
+        await endpoint.open("127.0.0.1", 0)
+        try:
+            yield f"127.0.0.1:{endpoint.port}"
+        finally:
+            await endpoint.close()
+
+
+async def run(cases: Sequence[str], *, compression: bool = False) -> list[CaseResult]:
+    """Run cases; a name may end in a star."""
+    async with echoing(compression=compression) as address:
+        try:
+            return await run_fuzzingclient(address, list(cases), [], concurrency=8)
+        except FailureError as failure:
+            return list(failure.results)
+
+
+def faults(results: Sequence[CaseResult]) -> dict[str, str]:
+    """Return what was wrong with each case that failed, and is no exception."""
+    return {
+        each.case_id: f"{each.behavior.value}, closing {each.behavior_close.value}: {each.result}"
+        for each in results
+        if not each.passed and each.case_id not in EXCEPTIONS
+    }
+
+
+def _table(results: Sequence[CaseResult]) -> list[str]:
+    """Count the results of each group."""
+    groups: dict[str, Counter[str]] = {}
+    for each in results:
+        groups.setdefault(each.case_id.split(".")[0], Counter())[each.behavior.value] += 1
+    return [f"{group:>5}  {dict(sorted(groups[group].items()))}" for group in sorted(groups, key=int)]
+
+
+async def _main(wanted: Sequence[str]) -> int:
+    results = []
+    for cases, compression in ((QUICK, False), (COMPRESSED, True)):
+        # What was asked for by hand is run as its group is.
+        chosen = [each for each in wanted if f"{each.split('.')[0]}.*" in cases] if wanted else cases
+        if chosen:
+            results += await run(chosen, compression=compression)
+    wrong = faults(results)
+    failed = {each.case_id for each in results if not each.passed}
+    known = [f"{name:>7} failed, as known: {reason}" for name, reason in EXCEPTIONS.items() if name in failed]
+    unknown = [f"{name:>7} {problem}" for name, problem in wrong.items()]
+    sys.stdout.write("\n".join([*_table(results), *known, *unknown, ""]))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    sys.exit(asyncio.run(_main(sys.argv[1:])))

@@ -1,0 +1,484 @@
+"""What anybody on the network may do, on real sockets: it costs little, it is seen, and others are served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from structlog.testing import capture_logs
+from websockets.asyncio.client import connect
+from websockets.frames import Frame, Opcode
+
+from relay import listening as listening_module
+from relay import monitor, protocol, server
+from relay.access import Gate, Rates
+from relay.hub import Hub
+from relay.listening import ARRIVALS, Files, _open_files, bind, bind_path
+from relay.monitor import Monitor
+from relay.origins import Origins
+from relay.proxies import Proxies
+from relay.server import Endpoint, Limits, frame
+from relay.status import Status
+from tests.integration.client import Client, until
+
+SECONDS = 15.0
+HEAD = (
+    b"GET / HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+)
+HANDSHAKE = HEAD + b"\r\n"
+
+
+class Nobody:
+    """A source that reads nothing, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def ask(self, board: str) -> None:
+        self.asked.append(board)
+
+    def ask_changes(self) -> None:
+        """Do nothing."""
+
+
+class Judge:
+    """Says yes to everything, once it is let."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, str]] = []
+        self.free = asyncio.Event()
+
+    async def may_read(self, questions: Any) -> list[bool]:
+        self.asked += questions
+        await self.free.wait()
+        return [True] * len(questions)
+
+
+@contextlib.asynccontextmanager
+async def listening(sockets: list[socket.socket] | None = None, **options: Any) -> AsyncIterator[Endpoint]:
+    """Run an endpoint on a hub that nobody feeds."""
+    endpoint = Endpoint(Hub(Nobody(), frame), heartbeat=30.0, max_connections=1000, **options)
+    endpoint.open_on(sockets or await bind("127.0.0.1", 0))
+    try:
+        yield endpoint
+    finally:
+        await endpoint.close()
+
+
+@contextlib.asynccontextmanager
+async def monitoring() -> AsyncIterator[int]:
+    """Run a monitor of nothing; yield its port."""
+
+    async def status() -> Status:
+        return Status(running=False, port=0)
+
+    found = Monitor(status)
+    try:
+        yield await found.open("127.0.0.1", 0)
+    finally:
+        await found.close()
+
+
+class Silent:
+    """Connections that say nothing."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.sockets: list[socket.socket] = []
+
+    async def come(self, count: int, address: str = "127.0.0.1") -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(count):
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.bind((address, 0))
+            self.sockets.append(sock)
+            await loop.sock_connect(sock, ("127.0.0.1", self._port))
+
+    def held(self) -> list[bool]:
+        """Tell of each whether the relay holds it still."""
+        return [is_open(sock) for sock in self.sockets]
+
+
+@contextlib.contextmanager
+def silent(port: int) -> Any:
+    """Yield a stranger whose connections end with the test."""
+    stranger = Silent(port)
+    try:
+        yield stranger
+    finally:
+        for sock in stranger.sockets:
+            sock.close()
+
+
+def is_open(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1, socket.MSG_PEEK) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+
+
+async def answer_to(port: int, data: bytes) -> bytes:
+    """Send bytes and return all that comes back."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    async with asyncio.timeout(SECONDS):
+        try:
+            return await reader.read()
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
+
+async def pong(url: str, **options: Any) -> None:
+    """Check that a client is served."""
+    async with connect(url, proxy=None, **options) as connection, asyncio.timeout(SECONDS):
+        await connection.send('{"type":"ping"}')
+        assert json.loads(await connection.recv()) == {"type": "pong"}
+
+
+def url(endpoint: Endpoint) -> str:
+    return f"ws://127.0.0.1:{endpoint.port}"
+
+
+# Connections that say nothing
+
+
+async def test_silent_connections_crowd_out_their_own_and_nobody_else() -> None:
+    """They are bounded; a client with one connection is served, before and after, from the same address too."""
+    async with listening() as endpoint:
+        assert endpoint.port
+        with silent(endpoint.port) as other, silent(endpoint.port) as stranger:
+            await other.come(1, "127.0.0.2")
+            await stranger.come(ARRIVALS + 50)
+            await until(lambda: sum(stranger.held()) == ARRIVALS - 1)
+
+            assert other.held() == [True]
+            assert stranger.held() == [False] * 51 + [True] * (ARRIVALS - 1)
+            assert endpoint.arrivals == ARRIVALS
+            assert endpoint.refusals.counts == {"crowded out": 51}
+            assert endpoint.listener.crowded
+            await pong(url(endpoint))
+            assert other.held() == [True]
+
+
+async def test_a_connection_that_is_let_in_or_gone_is_no_arrival() -> None:
+    """Only connections on their way in are counted."""
+    async with listening() as endpoint:
+        assert endpoint.port
+        with silent(endpoint.port) as stranger:
+            await stranger.come(3)
+            await until(lambda: endpoint.arrivals == 3)
+        async with connect(url(endpoint), proxy=None):
+            await until(lambda: endpoint.arrivals == 0)
+            assert endpoint.connections == 1
+
+
+async def test_the_last_files_are_not_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that would take one of them costs as many arrivals as are too many, or is not taken."""
+    async with listening() as endpoint:
+        assert endpoint.port
+        with silent(endpoint.port) as stranger:
+            await stranger.come(4)
+            await until(lambda: endpoint.arrivals == 4)
+            monkeypatch.setattr(listening_module, "_files", files := Files())
+            limit = 2 * (_open_files() - 2)
+            monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
+            await stranger.come(1)
+            await until(lambda: sum(stranger.held()) <= 2)
+            monkeypatch.setattr(files, "_uncounted", 100)
+            await stranger.come(2)
+            await until(lambda: endpoint.arrivals == sum(stranger.held()) <= 2)
+            for arrival in tuple(endpoint.listener.arrivals):
+                endpoint.listener.arrivals.remove(arrival)
+            await stranger.come(1)
+            await until(lambda: not stranger.held()[-1])
+            assert endpoint.refusals.counts.keys() == {"no file left but the reserve"}
+            assert endpoint.listener.crowded
+
+
+async def test_silent_connections_to_the_health_port_are_bounded_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question is answered meanwhile, the answer warns of them, and the connection it came on stays."""
+    async with monitoring() as port, ClientSession() as session:
+        with silent(port) as stranger:
+            await stranger.come(monitor.CONNECTIONS + 20)
+            await until(lambda: sum(stranger.held()) == monitor.CONNECTIONS)
+            async with session.get(f"http://127.0.0.1:{port}/health") as response:
+                assert "crowded out" in (await response.json())["warnings"][0]
+            async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
+                assert 'relay_health_refused_total{reason="crowded out"} 21.0' in await response.text()
+        monkeypatch.setattr(monitor, "REQUEST_SECONDS", 0.1)
+        with silent(port) as stranger:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /live HTTP/1.1\r\nHost: relay\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            await stranger.come(2)
+            await until(lambda: not any(stranger.held()))
+            await reader.readuntil(b"}")
+            writer.write(b"GET /live HTTP/1.1\r\nHost: relay\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            writer.close()
+
+
+async def test_a_handshake_that_takes_too_long_is_counted() -> None:
+    """By itself: the client said nothing that could be answered."""
+    async with listening(limits=Limits(handshake_seconds=0.05)) as endpoint:
+        assert endpoint.port
+        assert await answer_to(endpoint.port, HEAD) == b""
+        assert endpoint.refusals.counts == {"handshake took too long": 1}
+
+
+# What they say
+
+
+async def test_a_board_with_a_long_name_is_refused_and_not_remembered() -> None:
+    """With an error; the connection lives on."""
+    async with listening() as endpoint, Client.to(url(endpoint)) as client:
+        for kind in ("subscribe", "unsubscribe"):
+            await client.send({"type": kind, "boardId": "x" * (protocol.MAX_BOARD_CHARACTERS + 1)})
+            _, data = await client.receive()
+            assert data["code"] == "invalid_board_id"
+            assert data["message"] == "boardId has 513 characters: expected 512 at most"
+        await client.send({"type": "subscribe", "boardId": "x" * protocol.MAX_BOARD_CHARACTERS})
+        await client.send({"type": "ping"})
+        assert await client.receive() == ("pong", {})
+        assert endpoint.hub.subscriptions == 1
+
+
+async def test_boards_that_a_client_leaves_are_forgotten() -> None:
+    """Of ever so many a few are remembered; then any board that it asks for may be one of those."""
+    async with listening() as endpoint, Client.to(url(endpoint)) as client:
+        for number in range(300):
+            for kind in ("subscribe", "unsubscribe"):
+                await client.send({"type": kind, "boardId": f"b{number}"})
+        await client.send({"type": "ping"})
+        assert await client.receive() == ("pong", {})
+        (followed,) = endpoint.hub._boards_of.values()  # noqa: SLF001
+        assert len(followed.now) == 0
+        assert len(followed._left) == 100  # noqa: SLF001
+        assert followed.add("b299")
+        assert followed.add("never")
+
+
+async def test_what_waits_to_be_read_is_bounded_while_postgres_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that nobody wants any more take the place of others for a while, which are asked for afterwards."""
+    monkeypatch.setattr("relay.hub.MOST_ASKED", 10)
+    async with listening() as endpoint, Client.to(url(endpoint)) as client:
+        for number in range(30):
+            await client.send({"type": "subscribe", "boardId": f"b{number}"})
+            if number < 28:
+                await client.send({"type": "unsubscribe", "boardId": f"b{number}"})
+        await client.send({"type": "ping"})
+        await client.receive()
+        hub, source = endpoint.hub, endpoint.hub._source  # noqa: SLF001
+        assert isinstance(source, Nobody)
+        assert source.asked == [f"b{number}" for number in range(10)]
+        assert not any(hub.begin_read(name) for name in tuple(source.asked))
+        assert source.asked[10:] == ["b28", "b29"]
+
+
+async def test_unfinished_messages_are_bounded_over_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client with much of them is cut off when there are too many; one that ends its message is answered."""
+    monkeypatch.setattr(server, "UNFINISHED_BYTES", 600_000)
+    part = Frame(Opcode.TEXT, b" " * 500_000, fin=False).serialize(mask=True)
+    async with listening() as endpoint:
+        assert endpoint.port
+        one, other = [await asyncio.open_connection("127.0.0.1", endpoint.port) for _ in range(2)]
+        for reader, writer in (one, other):
+            writer.write(HANDSHAKE)
+            await reader.readuntil(b"\r\n\r\n")
+        one[1].write(part)
+        await until(lambda: endpoint.unfinished >= 500_000)
+        other[1].write(part)
+        async with asyncio.timeout(SECONDS):
+            with contextlib.suppress(ConnectionError):
+                assert await other[0].read() == b""
+        assert endpoint.unfinished < 600_000
+        assert endpoint.refusals.counts == {"too much of unfinished messages": 1}
+        one[1].write(Frame(Opcode.CONT, b'{"type":"ping"}').serialize(mask=True))
+        assert await one[0].readexactly(17) == b'\x81\x0f{"type":"pong"}'
+        assert endpoint.unfinished == 0
+        for _, writer in (one, other):
+            writer.close()
+
+
+async def test_a_question_that_is_asked_again_and_again_waits_once() -> None:
+    """However slow the database is, no more than each board of each client waits."""
+    judge = Judge()
+    async with listening(judge=judge) as endpoint, Client.to(url(endpoint)) as client:
+        for number in range(300):
+            await client.send({"type": "subscribe", "boardId": f"b{number % 3}"})
+        await client.send({"type": "ping"})
+        await client.receive()
+        assert len(judge.asked) + len(endpoint._questions) <= 6  # noqa: SLF001
+        judge.free.set()
+        await until(lambda: endpoint.hub.subscriptions == 3)
+
+
+async def test_codes_that_clients_close_with_are_counted_together() -> None:
+    """But for the protocol's and ours: each would be a series of the metrics."""
+    async with listening() as endpoint:
+        for code in (1000, 3000, 3001, 4999, 4001):
+            async with connect(url(endpoint), proxy=None) as connection:
+                await connection.close(code)
+        await until(lambda: endpoint.closed.total() == 5)
+        assert endpoint.closed == {"1000": 1, "other": 3, "4001": 1}
+
+
+async def test_a_pong_comes_before_the_answer_to_a_later_message() -> None:
+    """Whatever came in one piece is answered in its order."""
+    async with listening() as endpoint:
+        reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
+        writer.write(HANDSHAKE)
+        await reader.readuntil(b"\r\n\r\n")
+        frames = [(Opcode.PING, b"one"), (Opcode.TEXT, b'{"type":"ping"}'), (Opcode.PING, b"two")]
+        writer.write(b"".join(Frame(*each).serialize(mask=True) for each in frames))
+        assert await reader.readexactly(27) == b'\x8a\x03one\x81\x0f{"type":"pong"}\x8a\x03two'
+        writer.close()
+
+
+# What is refused is seen
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        pytest.param(HANDSHAKE.replace(b"HTTP/1.1", b"HTTP/1.0"), "not HTTP/1.1", id="HTTP/1.0"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n", "no WebSocket upgrade", id="no upgrade"),
+        pytest.param(HANDSHAKE.replace(b"GET", b"POST"), "not GET", id="POST"),
+        pytest.param(HANDSHAKE.replace(b"13", b"8"), "bad handshake", id="version"),
+        pytest.param(HEAD + b"Cookie: " + b"x" * 9000 + b"\r\n\r\n", "header too long", id="cookie"),
+        pytest.param(HEAD + b"A: b\r\n" * 300 + b"\r\n", "too many headers", id="many"),
+        pytest.param(HEAD + (b"A: " + b"b" * 8000 + b"\r\n") * 5 + b"\r\n", "handshake too long", id="long"),
+        pytest.param(b"GET /" + b"x" * 9000, "address too long", id="address"),
+        pytest.param(b"no request\r\n\r\n", "no HTTP request", id="nonsense"),
+        pytest.param(b"\x16\x03\x01\x02\x00", "TLS where none is spoken", id="TLS"),
+        pytest.param(b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n", "PROXY header of an untrusted peer", id="PROXY 1"),
+        pytest.param(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", "PROXY header of an untrusted peer", id="PROXY 2"),
+    ],
+)
+async def test_each_refused_handshake_is_counted_and_logged(request_: bytes, reason: str) -> None:
+    """Once, with its reason and the address it came from."""
+    with capture_logs() as logged:
+        async with listening() as endpoint:
+            assert endpoint.port
+            await answer_to(endpoint.port, request_)
+            assert endpoint.refusals.counts == {reason: 1}
+    (line,) = [line for line in logged if line["event"] == "websocket.refused"]
+    assert (line["reason"], line["address"], line["log_level"]) == (reason, "127.0.0.1", "warning")
+
+
+async def test_a_foreign_origin_is_named_in_the_log() -> None:
+    """And an origin that is the endpoint's own address is none."""
+    with capture_logs() as logged:
+        async with listening(gate=Gate(origins=Origins.of([]))) as endpoint:
+            assert endpoint.port
+            own = f"http://127.0.0.1:{endpoint.port}"
+            await pong(url(endpoint), origin=own)
+            for foreign in (f"{own}0", "http://evil.example"):
+                handshake = HEAD + f"Origin: {foreign}\r\n\r\n".encode()
+                assert (await answer_to(endpoint.port, handshake)).startswith(b"HTTP/1.1 401 ")
+            assert endpoint.refusals.counts == {"foreign origin": 2}
+    (line,) = [line for line in logged if line["event"] == "websocket.refused"]
+    assert (line["origin"], line["address"]) == (f"{own}0", "127.0.0.1")
+
+
+# Proxies
+
+
+async def test_six_clients_behind_a_proxy_that_writes_ports_are_six() -> None:
+    """And one client with six ports is one; a hop that cannot be read is logged."""
+    gate = Gate(rates=Rates(per_client=1, total=0), trusted=Proxies.of("127.0.0.1"))
+    with capture_logs() as logged:
+        async with listening(gate=gate) as endpoint:
+            assert endpoint.port
+            for last in range(6):
+                await pong(url(endpoint), additional_headers={"X-Forwarded-For": f"203.0.113.{last}:5432{last}"})
+                header = f"Forwarded: for=203.0.113.{last};proto=http\r\n\r\n".encode()
+                assert (await answer_to(endpoint.port, HEAD + header)).startswith(b"HTTP/1.1 429 ")
+            await pong(url(endpoint), additional_headers={"X-Forwarded-For": "nonsense"})
+    (line,) = [line for line in logged if line["event"] == "websocket.unread_header"]
+    assert (line["address"], line["found"]) == ("127.0.0.1", "nonsense")
+    refused = [line["address"] for line in logged if line["event"] == "websocket.refused"]
+    assert refused[0] == "203.0.113.0"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_trusted_proxy_may_speak_the_proxy_protocol(version: int) -> None:
+    """Its clients are counted one by one; a connection without the header is the proxy's own."""
+    gate = Gate(rates=Rates(per_client=1, total=0), trusted=Proxies.of("127.0.0.1"))
+
+    def header(last: int) -> bytes:
+        if version == 1:
+            return f"PROXY TCP4 203.0.113.{last} 127.0.0.1 1 2\r\n".encode()
+        return b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes((203, 0, 113, last, 127, 0, 0, 1, 0, 1, 0, 2))
+
+    async with listening(gate=gate) as endpoint:
+        assert endpoint.port
+        for last in (1, 2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
+            writer.write(header(last) + HANDSHAKE)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
+            writer.close()
+            assert (await answer_to(endpoint.port, header(last) + HANDSHAKE)).startswith(b"HTTP/1.1 429 ")
+        await pong(url(endpoint))
+        assert await answer_to(endpoint.port, header(1)[:20]) == b""
+        assert endpoint.refusals.counts["bad PROXY header"] == 1
+
+
+async def test_behind_a_balancer_of_bytes_a_stranger_crowds_out_its_own() -> None:
+    """Its clients are known by the PROXY protocol, before they have said anything else."""
+    gate = Gate(trusted=Proxies.of("127.0.0.1"))
+    async with listening(gate=gate) as endpoint:
+        assert endpoint.port
+        with silent(endpoint.port) as other, silent(endpoint.port) as stranger:
+            await other.come(2)
+            await stranger.come(4)
+            for last, sockets in enumerate((other, stranger)):
+                for sock in sockets.sockets:
+                    sock.send(f"PROXY TCP4 203.0.113.{last} 127.0.0.1 1 2\r\n".encode())
+            known = {"203.0.113.0": 2, "203.0.113.1": 4}
+            await until(lambda: Counter(arrival.address for arrival in endpoint.listener.arrivals) == known)
+            for _ in range(2):
+                endpoint.listener.crowd_out("crowded out")
+            await until(lambda: sum(stranger.held()) == 2)
+            assert all(other.held())
+
+
+# Where it listens
+
+
+async def test_both_families_are_served_on_one_port() -> None:
+    """By `::`, and by several addresses."""
+    for hosts in ("::", "127.0.0.1, ::1", "0.0.0.0 ::"):
+        async with listening(await bind(hosts, 0)) as endpoint:
+            for host in ("127.0.0.1", "[::1]"):
+                await pong(f"ws://{host}:{endpoint.port}")
+
+
+async def test_it_listens_on_a_unix_socket(tmp_path: Any) -> None:
+    """Behind a proxy that is trusted, its clients are known; the path of a socket that was left is taken again."""
+    path = str(tmp_path / "ws")
+    gate = Gate(rates=Rates(per_client=1, total=0), trusted=Proxies.of("unix"))
+    bind_path(path).close()
+    async with listening([bind_path(path)], gate=gate) as endpoint:
+        assert endpoint.listener.listens
+        assert endpoint.port is None
+        for status, client in ((101, "203.0.113.1"), (101, "203.0.113.2"), (429, "203.0.113.2")):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(HEAD + f"X-Forwarded-For: {client}\r\n\r\n".encode())
+            assert (await reader.readline()).startswith(f"HTTP/1.1 {status} ".encode())
+            writer.close()
+        with pytest.raises(OSError, match="in use"):
+            bind_path(path)
