@@ -467,57 +467,6 @@ async def test_a_task_that_is_too_large_for_nats_is_shown_by_the_board(feed: Fee
         assert len(client.tasks["a"]["title"]) == 3_000_000
 
 
-async def test_a_task_of_a_board_with_a_long_name_holds_up_no_other_board(feed: Feed, database: Database) -> None:
-    """Each of name and task fits into an entry, and both together do not: that board is sent, and others go on."""
-    database.execute("drop index tasks_board")
-    name = "b" * 400_000
-    async with (
-        feed.published() as one,
-        feed.edge() as near,
-        Client.to(near.url) as client,
-        Client.to(near.url) as other,
-    ):
-        await client.subscribe(name)
-        await other.subscribe("default")
-        database.execute(
-            "insert into tasks (id, board_id, title, description) values ('big', %s, 'T', repeat('d', 590000))", name
-        )
-        database.execute("insert into tasks (id, title) values ('a', 'A')")
-        assert kinds([await other.receive()]) == ["task.created"]
-        assert kinds([await client.receive()]) == ["board.sync"]
-        assert client.tasks.keys() == {"big"}
-        assert (await one.status()).problem is None
-
-
-@pytest.mark.parametrize("judged", [False, True], ids=["asks for boards", "asks what may be read, too"])
-async def test_a_name_that_is_too_long_for_nats_is_refused_to_its_client_alone(
-    feed: Feed, database: Database, judged: bool
-) -> None:
-    """It comes at once with the questions of others, which are answered; a good cursor for it changes nothing."""
-    name = "n" * 1_047_000
-    database.execute(
-        "create or replace function relay.may_read(claims jsonb, board text) returns boolean language sql "
-        "as $$ select true $$"
-    )
-    async with (
-        feed.published(),
-        Relay(Edge(feed.settings()), judged=judged).running() as near,
-        Relay(database.dsn).running() as far,
-        Client.to(near.url) as client,
-        Client.to(near.url) as other,
-    ):
-        await until(lambda: near.feed.proven)
-        sessions = near.feed.sessions
-        cursor, _ = await start(far, name)
-        for given in ({}, {"cursor": cursor}):
-            await client.send({"type": "subscribe", "boardId": name} | given)
-            await other.subscribe("default")
-            assert kinds([await client.receive()]) == ["error"]
-        database.execute("insert into tasks (title) values ('T')")
-        assert kinds([await other.receive()]) == ["task.created"]
-        assert near.feed.sessions == sessions
-
-
 async def test_questions_that_are_too_long_together_are_asked_in_parts(feed: Feed, database: Database) -> None:
     """And answered in their order; one that is too long by itself is answered with no."""
     database.execute(

@@ -255,8 +255,10 @@ async def test_idle_database_stays_idle(monkeypatch: pytest.MonkeyPatch) -> None
                 await client.subscribe("default")
                 await client.until_last(database)
                 await until(lambda: relay.feed.proven)
-                await until_after(lambda: rounds, 3)
-                database.execute("update relay.ticks set at = at - interval '1 minute'")
+                # The first of these has all that was written noted, so that nothing is left to do.
+                for _ in range(2):
+                    database.execute("update relay.ticks set at = at - interval '1 minute'")
+                    await until_after(lambda: rounds, 3)
                 before = database.fetch("select pg_snapshot_xmax(pg_current_snapshot())::text")
                 await until_after(lambda: rounds, 10)
 
