@@ -399,7 +399,9 @@ class World:
     async def alter(self) -> None:
         """A column is added, or dropped."""
         self._extra += 1
-        change = "drop extra" if self._extra % 2 == 0 else "add extra int default 7"
+        change = (
+            "drop column if exists extra" if self._extra % 2 == 0 else "add column if not exists extra int default 7"
+        )
         async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
             await connection.execute("set lock_timeout = '2s'")
             await connection.execute(f"alter table tasks {change}".encode())
