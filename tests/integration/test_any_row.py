@@ -565,8 +565,10 @@ _SHAPES = {
         "update THIS set k = 1.100, f = '-infinity'",
     ),
     "dates": (
-        "d date default '0044-03-15 BC', e date default 'infinity', g time default '24:00', "
-        "i interval default '-1 d'",
+        (
+            "d date default '0044-03-15 BC', e date default 'infinity', g time default '24:00', "
+            "i interval default '-1 d'"
+        ),
         "",
         "update THIS set g = '00:00', i = '-1 days +2 mons'",
     ),
