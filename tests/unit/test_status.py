@@ -38,9 +38,9 @@ def test_counts_of_two_are_added() -> None:
     assert one.messages == {"task.created": 1, "task.moved": 2}
 
 
-def status(queue_usage: float = 0.0, size: int = MIB, overdue: float = 0.0) -> Status:
+def status(queue_usage: float = 0.0, size: int = MIB, overdue: float = 0.0, *, paused: bool = False) -> Status:
     journal = Journal(
-        rows=1, bytes=size, age_seconds=1, overdue_seconds=overdue, keep_bytes=MIB, stop_bytes=4 * MIB, paused=False
+        rows=1, bytes=size, age_seconds=1, overdue_seconds=overdue, keep_bytes=MIB, stop_bytes=4 * MIB, paused=paused
     )
     side = Database(journal=journal, queue_usage=queue_usage, canary_seconds=None, lag_seconds=0)
     return Status(running=True, port=1, database=side)
@@ -52,6 +52,7 @@ def status(queue_usage: float = 0.0, size: int = MIB, overdue: float = 0.0) -> S
         (status(overdue=301.0), "the journal is not pruned: a part of it has been due for 301 seconds"),
         (status(size=3 * MIB + 1), "the journal is nearly full: it has 3145729 bytes, and stops at 4194304"),
         (status(queue_usage=0.5), "the notification queue is 50% full"),
+        (status(paused=True), "journalling is paused"),
     ],
 )
 def test_each_warning_says_what_was_found(found: Status, words: str) -> None:
