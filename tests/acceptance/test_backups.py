@@ -193,7 +193,7 @@ async def test_dump_that_outlasts_the_journal_costs_syncs_until_it_ends(relay: R
                 await until_no_change_comes_as_a_change(client, database)
                 assert client.reason == "journalling_paused"
                 assert shown(client) == stored(database)
-                # The bound is twice `stop_bytes`, and what is written between two looks at the size, which is much of so little.
+                # The bound is twice `stop_bytes`, and what is written between two questions for the size.
                 assert relays_bytes(database) <= 4 * stop_bytes
 
             await until_changes_come_as_changes(client, database)
