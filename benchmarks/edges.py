@@ -68,13 +68,14 @@ from benchmarks.relays import (
     subscribe,
 )
 from benchmarks.scaling import FILE
-from relay import bench, config, write_tax
+from relay import config
+from relay.commands.bench import bench, write_tax
+from relay.commands.bench.subscribers import BOARD, stamped
 from relay.config import Settings
-from relay.edge import ASKED_AT_ONCE
-from relay.embedded import HOST, EmbeddedPostgres, free_port
-from relay.jetstream import Stream
-from relay.stream import State, decode
-from relay.subscribers import BOARD, stamped
+from relay.nats.edge import ASKED_AT_ONCE
+from relay.nats.jetstream import Stream
+from relay.nats.stream import State, decode
+from relay.postgres.embedded import HOST, EmbeddedPostgres, free_port
 from tests.nats import NatsServer
 
 SEVERAL: Final = 20

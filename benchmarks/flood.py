@@ -27,8 +27,9 @@ from collections import Counter
 import psycopg
 from websockets.asyncio.client import connect
 
-from relay import bench, install
-from relay.embedded import EmbeddedPostgres
+from relay.commands.bench import bench
+from relay.postgres import install
+from relay.postgres.embedded import EmbeddedPostgres
 
 TOKEN = "a-token-that-is-good"
 SUBSCRIBERS = 50

@@ -16,8 +16,8 @@ import time
 import click
 import psycopg
 
-from relay.embedded import EmbeddedPostgres
-from relay.install import run
+from relay.postgres.embedded import EmbeddedPostgres
+from relay.postgres.install import run
 
 ROWS = 1000
 MEGABYTE = 1024 * 1024

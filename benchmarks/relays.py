@@ -40,10 +40,11 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from websockets.asyncio.client import ClientConnection, connect
 
-from relay import bench, install, write_tax
-from relay.embedded import HOST, EmbeddedPostgres, free_port
-from relay.feed import BUSY_TRANSACTIONS
-from relay.subscribers import BOARD, stamped
+from relay.commands.bench import bench, write_tax
+from relay.commands.bench.subscribers import BOARD, stamped
+from relay.postgres import install
+from relay.postgres.embedded import HOST, EmbeddedPostgres, free_port
+from relay.postgres.feed import BUSY_TRANSACTIONS
 
 COUNTS: Final = (0, 1, 2, 4, 8)
 WRITERS: Final = 8
@@ -244,7 +245,7 @@ class Relay:
     @contextlib.contextmanager
     def crew(self) -> Iterator[None]:
         """Run its clients."""
-        command = [sys.executable, "-m", "relay.subscribers", str(self.port), str(self.clients)]
+        command = [sys.executable, "-m", "relay.commands.bench.subscribers", str(self.port), str(self.clients)]
         self._crew = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             self.answer()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from relay.cli import cli
-from relay.embedded import EmbeddedPostgres
+from relay.commands.cli import cli
+from relay.postgres.embedded import EmbeddedPostgres
 
 with EmbeddedPostgres(settings={"fsync": "on", "synchronous_commit": "on"}) as server:
     cli(["bench", "writers", "--database-url", server.dsn, *sys.argv[1:]], prog_name="relay")

@@ -1,5 +1,5 @@
 """`python -m relay`, the same as `relay`."""
 
-from relay.cli import main
+from relay.commands.cli import main
 
 main()

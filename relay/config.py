@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from relay import conninfo
-from relay.access import SHORTEST_SECRET_BYTES
-from relay.origins import Origins
-from relay.proxies import Proxies
+from relay.auth.access import SHORTEST_SECRET_BYTES
+from relay.auth.origins import Origins
+from relay.auth.proxies import Proxies
+from relay.postgres import conninfo
 
 DISCOVERY: Final = "/.well-known/openid-configuration"
 """Where an issuer says, below its own address, where its keys are (OpenID Connect Discovery)."""

@@ -23,8 +23,8 @@ from typing import Final, TextIO, cast
 import structlog
 from structlog.typing import EventDict, Processor
 
+from relay.commands.terminal import harmless
 from relay.logsink import Sink
-from relay.terminal import harmless
 
 BURST: Final = 500
 LINES_A_SECOND: Final = 50

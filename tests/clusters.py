@@ -17,7 +17,7 @@ from typing import Final
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from tests.servers import Database, Server, do_without, install, temporary_database
 
 SYSTEM_PROGRAMS: Final = Path("/usr/lib/postgresql/15/bin")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from relay import embedded
-from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from relay.postgres import embedded
+from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from tests.nats import NATS_SERVER, NatsServer
 from tests.proxy import Proxy
 from tests.servers import Database, NoServerError, Server, choose_server, do_without, install, temporary_database

@@ -23,7 +23,7 @@ from nats.aio.client import Client
 from nats.errors import Error
 from nats.js import JetStreamContext
 
-from relay.embedded import HOST, free_port
+from relay.postgres.embedded import HOST, free_port
 from tests.servers import NoServerError
 
 

@@ -11,7 +11,7 @@ from typing import Self
 
 from psycopg.conninfo import make_conninfo
 
-from relay.embedded import HOST, free_port
+from relay.postgres.embedded import HOST, free_port
 
 _CHUNK = 65_536
 

@@ -23,7 +23,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

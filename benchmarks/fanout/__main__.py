@@ -26,7 +26,7 @@ import psycopg
 from benchmarks.fanout import picture
 from benchmarks.fanout.contenders import BUILD, HERE, LOAD_CORE, Contender, contenders
 from benchmarks.fanout.measure import QUICK, Bench, Numbers, Scenario, Size, scenarios
-from relay.embedded import EmbeddedPostgres
+from relay.postgres.embedded import EmbeddedPostgres
 
 DOCS = HERE.parent.parent / "docs"
 

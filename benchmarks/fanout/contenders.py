@@ -28,9 +28,9 @@ from typing import IO
 
 import psycopg
 
-from relay import install
-from relay.bench import NO_LIMITS
-from relay.embedded import free_port
+from relay.commands.bench.bench import NO_LIMITS
+from relay.postgres import install
+from relay.postgres.embedded import free_port
 from tests.certificates import certificate
 
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ from typing import Any
 import aiofastnet
 import uvloop
 
-from relay.cli import main
+from relay.commands.cli import main
 
 
 async def accept(loop: asyncio.AbstractEventLoop, *args: Any, **options: Any) -> tuple[Any, Any]:

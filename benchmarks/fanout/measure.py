@@ -22,7 +22,7 @@ import psycopg
 from psycopg import sql
 
 from benchmarks.fanout.contenders import BUILD, LOAD_CORE, SUBSCRIBE, Contender, Relay, Running, cpu_of, wires
-from relay import install
+from relay.postgres import install
 
 Numbers = dict[str, float]
 

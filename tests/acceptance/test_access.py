@@ -20,7 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidMessage, InvalidStatus
 from websockets.typing import Origin
 
-from relay.embedded import free_port
+from relay.postgres.embedded import free_port
 from tests.acceptance.support import Daemon, Relays, mistake, run_relay, until
 from tests.certificates import certificate
 from tests.contract import checked

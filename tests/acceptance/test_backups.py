@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from relay.embedded import EmbeddedPostgresError
+from relay.postgres.embedded import EmbeddedPostgresError
 from tests.acceptance.support import Daemon, Relays, run_relay, until
 from tests.acceptance.test_docs import BACKUPS, examples, run_examples
 from tests.clusters import (

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg.conninfo
 import pytest
 
-from relay.embedded import free_port
+from relay.postgres.embedded import free_port
 from tests.acceptance.support import RELAY, SECONDS, Relays, environment, run_relay
 from tests.servers import Database
 

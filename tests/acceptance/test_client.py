@@ -17,7 +17,7 @@ from relay import client
 from relay.client import Board, Change, RelayError, Task, TaskId
 from relay.client.core import BACKLOG_CHANGES
 from relay.client.shell import Relay
-from relay.embedded import HOST
+from relay.postgres.embedded import HOST
 from tests.acceptance.support import SECONDS, Daemon, Program, Relays, until
 from tests.proxy import Proxy
 from tests.servers import Database

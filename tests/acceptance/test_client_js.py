@@ -16,14 +16,14 @@ from typing import Any, Final
 import pytest
 from playwright.async_api import Page, expect
 
-from relay.embedded import free_port
+from relay.postgres.embedded import free_port
 from tests.acceptance.support import SECONDS, Message, Program, Relays, until
 from tests.acceptance.test_docs import CLIENTS, examples
 from tests.acceptance.test_guide import installed_browser, node, npm_package
 from tests.servers import Database, do_without
 
 ROOT: Final = Path(__file__).parents[2]
-STATIC: Final = ROOT / "relay" / "static"
+STATIC: Final = ROOT / "relay" / "client" / "js"
 CONFORMANCE: Final = ROOT / "tests" / "conformance"
 HERE: Final = Path(__file__).parent / "client"
 STRICT: Final = ("--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes")

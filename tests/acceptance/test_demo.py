@@ -20,8 +20,8 @@ import pytest
 from click.testing import CliRunner
 from websockets.asyncio.client import connect
 
-from relay.cli import cli
-from relay.embedded import free_port
+from relay.commands.cli import cli
+from relay.postgres.embedded import free_port
 from tests.acceptance.support import RELAY, SECONDS, Program, environment, mistake, run_relay, until
 from tests.contract import checked
 
@@ -229,7 +229,7 @@ def test_one_port_cannot_be_used_twice(tmp_path: Path) -> None:
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who installed the relay alone is told in one line what to install."""
-    monkeypatch.setattr("relay.embedded.find_spec", lambda _name: None)
+    monkeypatch.setattr("relay.postgres.embedded.find_spec", lambda _name: None)
     finished = CliRunner().invoke(cli, ["demo", "--ws-port", "0", "--health-port", "0"])
     assert finished.exit_code == 1
     assert finished.stderr.startswith("Error: ")

@@ -20,9 +20,9 @@ from jsonschema import Draft202012Validator
 from websockets.exceptions import InvalidStatus
 
 from relay.config import NO_OPTION, Settings
-from relay.contract import CLOSE_CODES, ERRORS, REASONS, json_schema
-from relay.embedded import EmbeddedPostgres
-from relay.install import text
+from relay.model.contract import CLOSE_CODES, ERRORS, REASONS, json_schema
+from relay.postgres.embedded import EmbeddedPostgres
+from relay.postgres.install import text
 from tests.acceptance.support import RELAY, Client, Daemon, Program, Relays, environment, run_relay, until
 from tests.acceptance.test_guide import node, npm_package
 from tests.certificates import certificate
@@ -234,7 +234,7 @@ async def test_table_of_metrics_is_complete(database: Database, relay: Relays) -
 
 def test_problems_of_the_troubleshooting_are_those_of_the_code() -> None:
     """What an operator looks up there is what health and log say."""
-    code = "".join(path.read_text() for path in (ROOT / "relay").glob("*.py")).replace('"\n            f"', "")
+    code = "".join(path.read_text() for path in (ROOT / "relay").rglob("*.py")).replace('"\n            f"', "")
     others = {"Connection refused", "session is read-only", "permission denied", "row-level security"}  # Postgres's
 
     listed = first_column(OPERATOR, "| in the problem |")
@@ -378,7 +378,7 @@ async def test_javascript_example_gets_what_it_missed(
     (tmp_path / "example.mjs").write_text(example)
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules" / "ws").symlink_to(npm_package("ws"))
-    (tmp_path / "node_modules" / "pg-relay-client").symlink_to(ROOT / "relay" / "static")
+    (tmp_path / "node_modules" / "pg-relay-client").symlink_to(ROOT / "relay" / "client" / "js")
     program = Program([node(), "example.mjs"], tmp_path, {"TOKEN": "any"})
     try:
         await until(lambda: "'backlog'" in program.output, "its first board")
@@ -426,8 +426,8 @@ def test_tables_of_codes_are_complete() -> None:
 
 def test_table_of_log_lines_is_complete() -> None:
     """The README lists every event that the daemon logs, and no other."""
-    code = "".join(path.read_text() for path in (ROOT / "relay").glob("*.py"))
-    modules = {"relay.websockets", "relay.subscribers"}
+    code = "".join(path.read_text() for path in (ROOT / "relay").rglob("*.py"))
+    modules = {"relay.websockets", "relay.client"}
     event = r"((?:websocket|health|log|feed|worker|relay|access|publisher)\.[a-z_]+)"
     logged = set(re.findall(f'"{event}"', code)) - modules
     table = README.read_text().split("| `event` |")[1].split("\n\n")[0]

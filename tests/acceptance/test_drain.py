@@ -18,7 +18,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from relay.embedded import HOST, free_port
+from relay.postgres.embedded import HOST, free_port
 from tests.acceptance.support import SECONDS, Client, Daemon, Program, Relays, until
 from tests.contract import checked
 from tests.servers import Database, do_without

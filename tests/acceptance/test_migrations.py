@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.install import FILES, text
+from relay.postgres.install import FILES, text
 from tests.acceptance.support import environment
 from tests.acceptance.test_docs import MIGRATIONS, examples, role_of_the_daemon, run_examples
 from tests.clusters import psql, run

@@ -7,7 +7,7 @@ import re
 import signal
 from pathlib import Path
 
-from relay.embedded import free_port
+from relay.postgres.embedded import free_port
 from tests.acceptance.support import RELAY, Client, Program, Relays, run_relay, until
 from tests.servers import Database
 

@@ -21,9 +21,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, CDPSession, Locator, Page, Route, expect
 
-from relay.access import LEEWAY_SECONDS
-from relay.embedded import free_port
-from relay.page import policy
+from relay.auth.access import LEEWAY_SECONDS
+from relay.http.page import policy
+from relay.postgres.embedded import free_port
 from tests.acceptance.support import RELAY, Daemon, Program, Relays, until
 from tests.acceptance.test_guide import installed_browser
 from tests.proxy import Proxy

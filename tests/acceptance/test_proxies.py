@@ -16,7 +16,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from relay.embedded import HOST
+from relay.postgres.embedded import HOST
 from tests.acceptance.support import Program, Relays, until
 from tests.acceptance.test_drain import HAPROXY, Follower, free_ports, start, write
 from tests.servers import Database, do_without

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg.conninfo
 import pytest
 
-from relay.embedded import free_port
+from relay.postgres.embedded import free_port
 from tests.acceptance.support import Client, Relays, mistake, run_relay
 from tests.servers import Database, sole_use
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.embedded import HOST
-from relay.tail import Target, follow
+from relay.commands.tail import Target, follow
+from relay.postgres.embedded import HOST
 from tests.acceptance.support import (
     RELAY,
     SECONDS,

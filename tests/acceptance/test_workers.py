@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from relay.embedded import HOST
+from relay.postgres.embedded import HOST
 from tests.acceptance.support import Client, Daemon, Relays, mistake, run_relay, until
 from tests.proxy import Proxy
 from tests.servers import Database

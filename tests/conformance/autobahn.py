@@ -24,9 +24,10 @@ from kosoku import FailureError, run_fuzzingclient
 from kosoku._kosoku import CaseResult
 from websockets.frames import Frame, Opcode
 
-from relay import protocol, server
-from relay.hub import Hub
-from relay.protocol import CloseCode
+from relay.hub.hub import Hub
+from relay.model import protocol
+from relay.model.protocol import CloseCode
+from relay.websocket import server
 
 QUICK: Final = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*")
 COMPRESSED: Final = ("12.*", "13.*")

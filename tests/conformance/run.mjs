@@ -3,7 +3,7 @@
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { connect } from "../../relay/static/client.js";
+import { connect } from "../../relay/client/js/client.js";
 import { World, settled } from "./world.mjs";
 
 class Run {

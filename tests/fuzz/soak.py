@@ -25,8 +25,9 @@ import psycopg
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
-from relay import bench, install
-from relay.embedded import EmbeddedPostgres, free_port
+from relay.commands.bench import bench
+from relay.postgres import install
+from relay.postgres.embedded import EmbeddedPostgres, free_port
 from tests.contract import checked
 from tests.fuzz import hostile
 from tests.fuzz.targets import SECRET, SEEDS

@@ -18,17 +18,17 @@ from typing import Any, Final, cast
 import jwt
 from websockets.frames import Frame, Opcode
 
-from relay import protocol
-from relay.access import Access, AccessError, Gate, Rates, Refused, Visitor, static_tokens
-from relay.access import signing_keys as read_keys
-from relay.changes import Entry, Transaction, Watch, WatchOutdated, cancelled
-from relay.cursor import CursorRefused, Era
-from relay.hub import Hub
-from relay.origins import Origins
-from relay.protocol import BadMessage
-from relay.proxies import BadProxyHeader, Proxies, proxy_header, source
-from relay.server import Connection, Endpoint, Limits, deflated_frame, frame
-from relay.snapshot import Snapshot
+from relay.auth.access import Access, AccessError, Gate, Rates, Refused, Visitor, static_tokens
+from relay.auth.access import signing_keys as read_keys
+from relay.auth.origins import Origins
+from relay.auth.proxies import BadProxyHeader, Proxies, proxy_header, source
+from relay.hub.hub import Hub
+from relay.model import protocol
+from relay.model.changes import Entry, Transaction, Watch, WatchOutdated, cancelled
+from relay.model.cursor import CursorRefused, Era
+from relay.model.protocol import BadMessage
+from relay.model.snapshot import Snapshot
+from relay.websocket.server import Connection, Endpoint, Limits, deflated_frame, frame
 
 SECRET: Final = "a secret that is long enough, by far"
 ERA: Final = Era("0123456789ab", {"0123456789ab": b"key"}, "abcdef012345")

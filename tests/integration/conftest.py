@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from relay.access import Gate
-from relay.edge import Edge
-from relay.embedded import EmbeddedPostgres
-from relay.feed import Feed
-from relay.hub import Hub
-from relay.server import Endpoint, Limits, deflated_frame, frame
+from relay.auth.access import Gate
+from relay.hub.hub import Hub
+from relay.nats.edge import Edge
+from relay.postgres.embedded import EmbeddedPostgres
+from relay.postgres.feed import Feed
+from relay.websocket.server import Endpoint, Limits, deflated_frame, frame
 from tests.integration.client import Client
 from tests.servers import Database, install
 

@@ -23,13 +23,14 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.typing import Origin, Subprotocol
 
-from relay import config, server
-from relay.access import Access, AccessError, Gate, Rates, static_tokens
+from relay import config
+from relay.auth.access import Access, AccessError, Gate, Rates, static_tokens
+from relay.auth.guard import Guard
+from relay.auth.origins import Origins
+from relay.auth.proxies import Proxies
 from relay.config import DISCOVERY
-from relay.guard import Guard
-from relay.origins import Origins
-from relay.proxies import Proxies
-from relay.server import Limits
+from relay.websocket import server
+from relay.websocket.server import Limits
 from tests.contract import checked
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -241,10 +242,10 @@ async def test_keys_that_are_rotated_at_an_address_are_found(
             assert await gets_in(relay, one, "one")
             keys["keys"] = [one_jwk, two_jwk]
             assert not await gets_in(relay, two, "two")  # it was asked just now
-            monkeypatch.setattr("relay.guard.SOONEST_SECONDS", 0)
+            monkeypatch.setattr("relay.auth.guard.SOONEST_SECONDS", 0)
             assert await gets_in(relay, two, "two")
             assert await gets_in(relay, one, "one")
-            monkeypatch.setattr("relay.guard.SOONEST_SECONDS", 10)
+            monkeypatch.setattr("relay.auth.guard.SOONEST_SECONDS", 10)
             answers = await asyncio.gather(*(gets_in(relay, one, f"key-{number}") for number in range(20)))
             assert not any(answers)
             assert len(asked) == 2
@@ -272,7 +273,7 @@ async def test_the_issuer_says_where_its_keys_are(database: Database) -> None:
 
 async def test_an_address_that_is_away_changes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The keys that were good stay good."""
-    monkeypatch.setattr("relay.guard.SOONEST_SECONDS", 0)
+    monkeypatch.setattr("relay.auth.guard.SOONEST_SECONDS", 0)
     one, one_jwk = key_and_jwk("one")
     async with served({"keys": [one_jwk]}) as (address, _):
         guard = Guard(config.load({"WS_JWT_KEYS": address}))
@@ -534,7 +535,7 @@ async def test_when_nobody_waits_any_more_the_lack_of_files_is_no_problem(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or a balancer that asks whether it is ready would never send a client again."""
-    monkeypatch.setattr("relay.listening.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("relay.websocket.listening.RETRY_SECONDS", 0.01)
     async with relay_of(database) as relay:
         listener = relay.endpoint.listener
         listener._accept(cast(socket.socket, Full(listener._sockets[0])))  # noqa: SLF001  # as the event loop does

@@ -17,7 +17,7 @@ from websockets.http11 import Request, Response
 
 from relay import client
 from relay.client import RelayError, link
-from relay.embedded import free_port
+from relay.postgres.embedded import free_port
 
 SECONDS = 10.0
 ELSEWHERE = "127.0.0.2"

@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from relay import protocol
-from relay.access import Access, Gate, static_tokens
-from relay.server import Limits
+from relay.auth.access import Access, Gate, static_tokens
+from relay.model import protocol
+from relay.websocket.server import Limits
 from tests.contract import KINDS, checked
 from tests.integration.conftest import Relay
 from tests.servers import Database

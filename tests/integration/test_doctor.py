@@ -15,10 +15,12 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from relay import config, doctor, install
-from relay.doctor import Finding
-from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError, free_port
-from relay.session import Connection
+from relay import config
+from relay.commands import doctor
+from relay.commands.doctor import Finding
+from relay.postgres import install
+from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError, free_port
+from relay.postgres.session import Connection
 from tests.certificates import certificate
 from tests.integration.client import until
 from tests.servers import Database, Server, Standby, do_without, sole_use, temporary_database

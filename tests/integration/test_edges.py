@@ -20,14 +20,16 @@ import pytest
 import structlog
 from nats.js import api
 
-from relay import config, edge, publisher, session
-from relay import stream as relay_stream
+from relay import config
 from relay.config import Settings
-from relay.edge import Edge
-from relay.jetstream import Gap, Refused, Stream, StreamError
-from relay.publisher import Publisher
-from relay.session import Lead
-from relay.stream import Encoded, Part
+from relay.nats import edge, publisher
+from relay.nats import stream as relay_stream
+from relay.nats.edge import Edge
+from relay.nats.jetstream import Gap, Refused, Stream, StreamError
+from relay.nats.publisher import Publisher
+from relay.nats.stream import Encoded, Part
+from relay.postgres import session
+from relay.postgres.session import Lead
 from tests.integration.client import Client, Tasks, until
 from tests.integration.conftest import Relay
 from tests.nats import NATS_SERVER, NO_SERVER, NatsCluster, NatsServer, each_nats_server

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from relay.embedded import HOST, EmbeddedPostgres, EmbeddedPostgresError, free_port
+from relay.postgres.embedded import HOST, EmbeddedPostgres, EmbeddedPostgresError, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ _REPOSITORY = Path(__file__).parent.parent.parent
 
 _CHILD = """
 import signal
-from relay.embedded import EmbeddedPostgres
+from relay.postgres.embedded import EmbeddedPostgres
 
 with EmbeddedPostgres() as server:
     print(server.port, flush=True)
@@ -267,21 +267,21 @@ def test_a_server_that_does_not_start_says_what_it_logged(temporary: Path) -> No
 
 
 def test_a_cluster_that_cannot_be_made_says_why(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.embedded._INITDB", ("--encoding=NONE",))
+    monkeypatch.setattr("relay.postgres.embedded._INITDB", ("--encoding=NONE",))
     with pytest.raises(EmbeddedPostgresError, match=r"initdb failed.*NONE"), EmbeddedPostgres():
         pass
     assert _empty(temporary)
 
 
 def test_programs_that_cannot_be_run_are_named(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.embedded._programs", lambda _package: Path("/nowhere"))
+    monkeypatch.setattr("relay.postgres.embedded._programs", lambda _package: Path("/nowhere"))
     with pytest.raises(EmbeddedPostgresError, match="could not run /nowhere/initdb"), EmbeddedPostgres():
         pass
     assert _empty(temporary)
 
 
 def test_the_missing_extra_is_an_error_that_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.embedded.find_spec", lambda _name: None)
+    monkeypatch.setattr("relay.postgres.embedded.find_spec", lambda _name: None)
     with pytest.raises(EmbeddedPostgresError, match=r"pip install 'pg-relay\[demo\]'$"):
         EmbeddedPostgres()
 

@@ -20,8 +20,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from relay import session
-from relay.embedded import HOST, SUPERUSER, UNPRIVILEGED, EmbeddedPostgres
+from relay.postgres import session
+from relay.postgres.embedded import HOST, SUPERUSER, UNPRIVILEGED, EmbeddedPostgres
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.proxy import Proxy

@@ -11,12 +11,12 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
-from relay import feed, session
-from relay.changes import Entry, Transaction, Watch
-from relay.embedded import EmbeddedPostgres
-from relay.install import text
-from relay.session import Session
-from relay.snapshot import Snapshot
+from relay.model.changes import Entry, Transaction, Watch
+from relay.model.snapshot import Snapshot
+from relay.postgres import feed, session
+from relay.postgres.embedded import EmbeddedPostgres
+from relay.postgres.install import text
+from relay.postgres.session import Session
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.proxy import Proxy

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from relay import install
-from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from relay.postgres import install
+from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
 from tests.servers import Database, Server, do_without, temporary_database

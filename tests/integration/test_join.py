@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from relay import session
+from relay.postgres import session
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
 from tests.servers import Database

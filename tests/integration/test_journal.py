@@ -9,10 +9,10 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from relay import feed
-from relay.embedded import EmbeddedPostgres
-from relay.session import _SINCE, PART_CHANGES, Batch, Connection, Session
-from relay.snapshot import Snapshot
+from relay.model.snapshot import Snapshot
+from relay.postgres import feed
+from relay.postgres.embedded import EmbeddedPostgres
+from relay.postgres.session import _SINCE, PART_CHANGES, Batch, Connection, Session
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.servers import Database, install

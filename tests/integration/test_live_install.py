@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from relay import install
+from relay.postgres import install
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
 from tests.servers import Database

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from relay import protocol
+from relay.model import protocol
 from tests.integration.client import Client, Message, until
 from tests.integration.conftest import Relay
 from tests.servers import Database, Server, install, temporary_database

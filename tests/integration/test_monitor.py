@@ -13,16 +13,17 @@ import pytest
 from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay import config, feed
-from relay.monitor import Monitor
-from relay.status import Counts, Histogram, Status
-from relay.worker import Worker
+from relay import config
+from relay.daemon.worker import Worker
+from relay.http.monitor import Monitor
+from relay.model.status import Counts, Histogram, Status
+from relay.postgres import feed
 from tests.integration.client import Client
 from tests.proxy import Proxy
 from tests.servers import Database, install
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
-STATIC = Path(__file__).parents[2] / "relay" / "static"
+STATIC = Path(__file__).parents[2] / "relay" / "client" / "js"
 
 _DEADLINE = 15.0
 _NOBODY = "postgresql://relay@127.0.0.1:1/relay"

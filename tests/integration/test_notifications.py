@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from relay import feed
-from relay.embedded import EmbeddedPostgres
+from relay.postgres import feed
+from relay.postgres.embedded import EmbeddedPostgres
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
 from tests.servers import MUTE, PAUSE, UNMUTE, Database, install

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from relay import feed, session
-from relay.embedded import EmbeddedPostgres
-from relay.install import text as sql_text
+from relay.postgres import feed, session
+from relay.postgres.embedded import EmbeddedPostgres
+from relay.postgres.install import text as sql_text
 from tests.integration.client import Client, Tasks, until
 from tests.integration.conftest import Relay
 from tests.integration.test_join import BOARDS, Writers

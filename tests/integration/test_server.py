@@ -25,10 +25,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
 from websockets.frames import Frame, Opcode
 
-from relay import protocol, server
-from relay.hub import Hub
-from relay.listening import Arrival
-from relay.server import Connection, Endpoint, frame
+from relay.hub.hub import Hub
+from relay.model import protocol
+from relay.websocket import server
+from relay.websocket.listening import Arrival
+from relay.websocket.server import Connection, Endpoint, frame
 from tests.contract import checked
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from relay.embedded import EmbeddedPostgres
+from relay.postgres.embedded import EmbeddedPostgres
 from tests.servers import Database, install
 
 SQL = Path(__file__).parents[2] / "sql"

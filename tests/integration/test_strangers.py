@@ -16,16 +16,18 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
-from relay import listening as listening_module
-from relay import monitor, protocol, server
-from relay.access import Gate, Rates
-from relay.hub import Hub
-from relay.listening import ARRIVALS, Files, _open_files, bind, bind_path
-from relay.monitor import Monitor
-from relay.origins import Origins
-from relay.proxies import Proxies
-from relay.server import Endpoint, Limits, frame
-from relay.status import Status
+from relay.auth.access import Gate, Rates
+from relay.auth.origins import Origins
+from relay.auth.proxies import Proxies
+from relay.http import monitor
+from relay.http.monitor import Monitor
+from relay.hub.hub import Hub
+from relay.model import protocol
+from relay.model.status import Status
+from relay.websocket import listening as listening_module
+from relay.websocket import server
+from relay.websocket.listening import ARRIVALS, Files, _open_files, bind, bind_path
+from relay.websocket.server import Endpoint, Limits, frame
 from tests.integration.client import Client, until
 
 SECONDS = 15.0
@@ -273,7 +275,7 @@ async def test_boards_that_a_client_leaves_are_forgotten() -> None:
 
 async def test_what_waits_to_be_read_is_bounded_while_postgres_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that nobody wants any more take the place of others for a while, which are asked for afterwards."""
-    monkeypatch.setattr("relay.hub.MOST_ASKED", 10)
+    monkeypatch.setattr("relay.hub.hub.MOST_ASKED", 10)
     async with listening() as endpoint, Client.to(url(endpoint)) as client:
         for number in range(30):
             await client.send({"type": "subscribe", "boardId": f"b{number}"})

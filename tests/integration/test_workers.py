@@ -16,10 +16,11 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from relay import config, workers
-from relay.status import Status
-from relay.worker import StartError
-from relay.workers import Workers
+from relay import config
+from relay.daemon import workers
+from relay.daemon.worker import StartError
+from relay.daemon.workers import Workers
+from relay.model.status import Status
 
 _SECONDS = 15.0
 _NOBODY = "postgresql://relay@127.0.0.1:1/relay"
@@ -140,7 +141,7 @@ async def test_worker_that_cannot_be_started_again_is_tried_until_it_can(
 
 TAKER = """
 import sys
-from relay.worker import SharedPlaces
+from relay.daemon.worker import SharedPlaces
 file, own = int(sys.argv[1]), int(sys.argv[2])
 places = SharedPlaces(1, file, 2, own)
 most = 0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from tests.servers import Database, Server, do_without, temporary_database
 from tests.twins import Observed, Session, Statement, Twins
 

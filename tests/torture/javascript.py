@@ -19,7 +19,7 @@ from typing import Any, Final
 from tests.torture.clients import WatchedClient
 from tests.torture.oracle import Audit
 
-CLIENT: Final = Path(__file__).parents[2] / "relay" / "static" / "client.js"
+CLIENT: Final = Path(__file__).parents[2] / "relay" / "client" / "js" / "client.js"
 FOLLOW: Final = Path(__file__).with_name("follow.mjs")
 WS: Final = Path(__file__).parents[1] / "acceptance" / "guide" / "node_modules" / "ws"
 LONGEST_LINE: Final = 2**27

@@ -14,9 +14,13 @@ from typing import Any, Final
 
 from nats.aio.client import Client
 
-from relay import board, changes, cli, edge, session, stream
-from relay.protocol import Message
-from relay.snapshot import Snapshot
+from relay.commands import cli
+from relay.hub import board
+from relay.model import changes
+from relay.model.protocol import Message
+from relay.model.snapshot import Snapshot
+from relay.nats import edge, stream
+from relay.postgres import session
 from tests.acceptance.support import RELAY
 
 NOTHING: Final = Snapshot.parse("3:3:")

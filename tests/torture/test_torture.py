@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from tests.nats import NATS_SERVER, NO_SERVER
 from tests.servers import do_without
 from tests.torture.causes import CAUSES, explains

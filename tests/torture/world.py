@@ -22,8 +22,8 @@ from typing import Any, ClassVar, Final
 
 import psycopg
 
-from relay.bench import NO_LIMITS
-from relay.embedded import EmbeddedPostgres
+from relay.commands.bench.bench import NO_LIMITS
+from relay.postgres.embedded import EmbeddedPostgres
 from tests import writes
 from tests.acceptance.support import Daemon
 from tests.proxy import Proxy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay.snapshot import Snapshot
+from relay.model.snapshot import Snapshot
 
 
 class LittlePostgres:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from relay.changes import Entry, Image, Transaction, Watch
-from relay.protocol import Message, Row
+from relay.model.changes import Entry, Image, Transaction, Watch
+from relay.model.protocol import Message, Row
 
 WATCH = Watch(1, "public.tasks", "id", "board_id", "lane", frozenset())
 

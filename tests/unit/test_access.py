@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.utils import base64url_encode
 
-from relay.access import (
+from relay.auth.access import (
     Access,
     AccessError,
     Gate,
@@ -29,8 +29,8 @@ from relay.access import (
     static_tokens,
     token_lines,
 )
-from relay.origins import Origins
-from relay.proxies import Proxies, rate_key, source
+from relay.auth.origins import Origins
+from relay.auth.proxies import Proxies, rate_key, source
 
 SECRET = "a secret that is long enough, by far, for every algorithm that there is"
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -8,12 +8,12 @@ import struct
 import pytest
 from structlog.testing import capture_logs
 
-from relay import refusals
-from relay.admission import Arrivals
-from relay.origins import Origins
-from relay.proxies import BadProxyHeader, Proxies, Source, parse, proxy_header, source
-from relay.questions import Questions
-from relay.refusals import Refusals
+from relay.auth.origins import Origins
+from relay.auth.proxies import BadProxyHeader, Proxies, Source, parse, proxy_header, source
+from relay.websocket import refusals
+from relay.websocket.admission import Arrivals
+from relay.websocket.questions import Questions
+from relay.websocket.refusals import Refusals
 
 # Arrivals
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.board import Board, Delivery, Step
-from relay.protocol import Message
-from relay.snapshot import Snapshot
+from relay.hub.board import Board, Delivery, Step
+from relay.model.protocol import Message
+from relay.model.snapshot import Snapshot
 
 Sent = list[tuple[set[str], bytes]]
 

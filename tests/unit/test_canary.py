@@ -6,7 +6,7 @@ from typing import Final, get_args
 
 import pytest
 
-from relay.feed import Canary, Way
+from relay.postgres.feed import Canary, Way
 
 WAYS: Final[tuple[Way, ...]] = get_args(Way)
 BUDGET = 10.0

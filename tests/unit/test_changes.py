@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay import changes, protocol
-from relay.changes import Entry, Image, Transaction, UnreadableRow, Watch, WatchOutdated, cancelled
-from relay.protocol import Message
+from relay.model import changes, protocol
+from relay.model.changes import Entry, Image, Transaction, UnreadableRow, Watch, WatchOutdated, cancelled
+from relay.model.protocol import Message
 from tests.unit.tasks import (
     BOARDS,
     WATCH,

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from jsonschema_rs import ValidationError
 
-from relay import contract, protocol
-from relay.cli import cli
-from relay.cursor import Reason
+from relay.commands.cli import cli
+from relay.model import contract, protocol
+from relay.model.cursor import Reason
 from tests.contract import KINDS, checked
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.cursor import CursorRefused, Era
-from relay.snapshot import Snapshot
+from relay.model.cursor import CursorRefused, Era
+from relay.model.snapshot import Snapshot
 
 ERA = Era("0" * 12, {"0" * 12: b"key", "1" * 12: b"other"}, "a" * 12)
 SNAPSHOT = Snapshot.parse("5:9:6,7")

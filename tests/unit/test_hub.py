@@ -14,11 +14,12 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay import hub, protocol
-from relay.changes import Image, Transaction
-from relay.cursor import Era
-from relay.hub import Hub, Resume
-from relay.snapshot import Snapshot
+from relay.hub import hub
+from relay.hub.hub import Hub, Resume
+from relay.model import protocol
+from relay.model.changes import Image, Transaction
+from relay.model.cursor import Era
+from relay.model.snapshot import Snapshot
 from tests.unit import tasks
 from tests.unit.little_postgres import LittlePostgres
 

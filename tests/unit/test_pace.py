@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from relay.feed import BUSY_TRANSACTIONS, LOOK_SECONDS, POLL_SECONDS, POLLING_SECONDS, SLOW_POLL_SECONDS, Pace
+from relay.postgres.feed import (
+    BUSY_TRANSACTIONS,
+    LOOK_SECONDS,
+    POLL_SECONDS,
+    POLLING_SECONDS,
+    SLOW_POLL_SECONDS,
+    Pace,
+)
 
 
 def looks(pace: Pace, per_second: float, seconds: float, start: float = 0.0) -> float:

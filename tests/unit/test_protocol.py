@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from relay import protocol
-from relay.protocol import BadMessage, Row
+from relay.model import protocol
+from relay.model.protocol import BadMessage, Row
 
 
 def task(image: str) -> Row:

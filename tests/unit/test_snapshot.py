@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.snapshot import Snapshot
+from relay.model.snapshot import Snapshot
 from tests.unit.little_postgres import LittlePostgres
 
 

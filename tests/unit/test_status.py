@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.status import LATENCY_BUCKETS, Counts, Database, Histogram, Journal, Status
+from relay.model.status import LATENCY_BUCKETS, Counts, Database, Histogram, Journal, Status
 
 MIB = 1024**2
 

@@ -13,11 +13,24 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from relay import stream
-from relay.cursor import Reason
-from relay.jetstream import place
-from relay.snapshot import Snapshot
-from relay.stream import Assembly, Batch, Begin, End, Entry, Part, State, StreamBroken, Told, decode, encode, token
+from relay.model.cursor import Reason
+from relay.model.snapshot import Snapshot
+from relay.nats import stream
+from relay.nats.jetstream import place
+from relay.nats.stream import (
+    Assembly,
+    Batch,
+    Begin,
+    End,
+    Entry,
+    Part,
+    State,
+    StreamBroken,
+    Told,
+    decode,
+    encode,
+    token,
+)
 
 RAW = msgspec.Raw(b'{"type":"task.deleted","data":{"id":1}}')
 

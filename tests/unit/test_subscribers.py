@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from relay import protocol
-from relay.server import frame
-from relay.subscribers import Check, Crew, percentile, stamped, take_frames
+from relay.commands.bench.subscribers import Check, Crew, percentile, stamped, take_frames
+from relay.model import protocol
+from relay.websocket.server import frame
 
 TEXT = 1
 

@@ -17,10 +17,11 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.frames import Close
 from websockets.http11 import Response
 
-from relay import protocol, tail
 from relay.client import link
-from relay.tail import CursorFile, Delivery, Filter, Message, Parts, Reader, States, TailError, line
-from relay.terminal import harmless
+from relay.commands import tail
+from relay.commands.tail import CursorFile, Delivery, Filter, Message, Parts, Reader, States, TailError, line
+from relay.commands.terminal import harmless
+from relay.model import protocol
 
 REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 AT = datetime(2026, 1, 2, 3, 4, 5, 67_000, UTC)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from relay import terminal
+from relay.commands import terminal
 
 
 class Terminal(io.StringIO):

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { afterEach, test } from "node:test";
-import { connect } from "../../../relay/static/client.js";
+import { connect } from "../../../relay/client/js/client.js";
 import { World, settled } from "../../conformance/world.mjs";
 
 const PING = { type: "ping" };

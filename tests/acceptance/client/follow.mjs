@@ -1,7 +1,7 @@
 // Follows the board "default" of the relay at the given address. Prints a line of JSON for each change and each state,
 // and the board when it is told to end.
 
-import { connect } from "../../../relay/static/client.js";
+import { connect } from "../../../relay/client/js/client.js";
 
 const WebSocket = globalThis.WebSocket ?? (await import("../guide/node_modules/ws/wrapper.mjs")).default;
 const relay = connect(process.argv[2], { WebSocket });

@@ -1,7 +1,7 @@
 // Follows a board with the token given, and prints the first error and what became of `ready`, as JSON. Its WebSocket is
 // that of the package ws, or Node's own if there is a third argument.
 
-import { connect } from "../../../relay/static/client.js";
+import { connect } from "../../../relay/client/js/client.js";
 
 const [url, token, own] = process.argv.slice(2);
 const WebSocket = own ? globalThis.WebSocket : (await import("../guide/node_modules/ws/wrapper.mjs")).default;

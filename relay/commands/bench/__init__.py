@@ -1,0 +1,1 @@
+"""`relay bench`: measurements on the user's own server."""

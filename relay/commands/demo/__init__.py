@@ -1,0 +1,1 @@
+"""`relay demo`: a board that lives, without a database of one's own."""

@@ -1,0 +1,1 @@
+"""The processes: how they start, work together and stop."""

@@ -1,0 +1,161 @@
+"""The daemons: put the parts together, start them, and stop them when told to. One serves clients, one publishes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from relay.config import Settings
+from relay.daemon.supervisor import Supervisor
+from relay.daemon.worker import Worker, named, nats_installed
+from relay.daemon.workers import Workers
+from relay.http.monitor import Monitor
+from relay.http.page import Page
+from relay.websocket.listening import from_systemd
+
+log = structlog.get_logger()
+
+
+HEALTH_SOCKET: Final = "health"
+"""The name of systemd's sockets that are for health; all others are for clients."""
+
+
+class Signals:
+    """What the daemon is told from outside."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.stop_at_once = asyncio.Event()
+        self.reload = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, self._told_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload.set)
+
+    def _told_to_stop(self) -> None:
+        (self.stop_at_once if self.stop.is_set() else self.stop).set()
+
+
+async def serve(settings: Settings) -> bool:
+    """Run until SIGINT or SIGTERM; read credentials again at SIGHUP. Raises StartError.
+
+    False if a second such signal came before all clients were seen off.
+    """
+    signals, supervisor = Signals(), Supervisor()
+    async with running(settings) as (serving, relay):
+        if settings.WS_ENABLED and settings.is_open:
+            log.warning("access.open", problem=": ".join(filter(None, open_to_all(settings.WS_HOST))))
+        beside = [
+            asyncio.create_task(each) for each in (_reload(relay, signals.reload, supervisor), supervisor.keep())
+        ]
+        supervisor.tell("READY=1")
+        await _either(serving, signals.stop.wait())
+        log.info("relay.stopping")
+        supervisor.tell("STOPPING=1")
+        if not serving.done():
+            await _either(relay.drain(), signals.stop_at_once.wait())
+        if signals.stop_at_once.is_set():
+            log.warning("relay.cut_short", problem="a second signal came before all clients were seen off")
+            relay.abort()
+        for task in beside:
+            task.cancel()
+    log.info("relay.stopped")
+    return not signals.stop_at_once.is_set()
+
+
+async def publish(settings: Settings) -> None:
+    """Publish the feed until SIGINT or SIGTERM. Raises StartError."""
+    with nats_installed("PUBLISH_TO"):
+        from relay.nats.publisher import Publisher  # noqa: PLC0415  # of an extra, which not everybody has
+    signals, supervisor = Signals(), Supervisor()
+    publisher = Publisher(settings)
+    monitor = Monitor(publisher.status)
+    async with contextlib.AsyncExitStack() as stack:
+        with named("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
+            stack.push_async_callback(monitor.close)
+            health_port = await monitor.open(settings.WS_HOST, settings.HEALTH_PORT)
+        log.info("publisher.running", health=health_port)
+        publishing = asyncio.create_task(publisher.run(), name="publisher")
+        keeping = asyncio.create_task(supervisor.keep())
+        supervisor.tell("READY=1")
+        await _either(publishing, signals.stop.wait())
+        supervisor.tell("STOPPING=1")
+        if not publishing.done():
+            await _either(publisher.leave(), signals.stop_at_once.wait())
+        for task in (publishing, keeping):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+    log.info("relay.stopped")
+
+
+async def _either(*awaited: Awaitable[object]) -> None:
+    """Wait for one of them; those made here end with it."""
+    tasks = {asyncio.ensure_future(each) for each in awaited}
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks - set(awaited):
+        task.cancel()
+
+
+async def _reload(relay: Worker | Workers, told: asyncio.Event, supervisor: Supervisor) -> None:
+    """Read credentials and certificates again, each time that it is told."""
+    while True:
+        await told.wait()
+        told.clear()
+        supervisor.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        await relay.reload()
+        supervisor.tell("READY=1")
+
+
+@contextlib.asynccontextmanager
+async def running(
+    settings: Settings, writer: str | None = None, routes: Iterable[web.RouteDef] = ()
+) -> AsyncIterator[tuple[asyncio.Task[None], Worker | Workers]]:
+    """Serve clients from this process or from several, with a monitor; the task ends only by a fault of ours.
+
+    `routes` are answered beside those of the monitor; `writer` is the one of them with which the page writes tasks.
+    """
+    several = settings.WS_ENABLED and settings.WS_WORKERS > 1
+    passed = from_systemd()
+    for_health = passed.pop(HEALTH_SOCKET, [])
+    for_clients = [sock for sockets in passed.values() for sock in sockets]
+    relay: Worker | Workers = Workers(settings, for_clients) if several else Worker(settings, sockets=for_clients)
+    page = Page(settings, relay.status, writer).routes() if settings.BOARD_PAGE else []
+    monitor = Monitor(relay.status, [*page, *routes])
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(relay.close)
+        await relay.open()
+        with named("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
+            stack.push_async_callback(monitor.close)
+            health_port = await monitor.open(settings.WS_HOST, settings.HEALTH_PORT, for_health)
+        serving = await relay.start()
+        log.info(
+            "websocket.listening" if settings.WS_ENABLED else "websocket.disabled",
+            host=settings.WS_HOST,
+            port=relay.port,
+            health=health_port,
+            **({"socket": settings.WS_SOCKET} if settings.WS_SOCKET else {}),
+        )
+        try:
+            yield serving, relay
+        finally:
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+
+
+def open_to_all(host: str) -> tuple[str, str]:
+    """Say loudly that no credential is asked for; and how to change that, unless only this machine is concerned."""
+    if {"127.0.0.1", "::1", "localhost"}.issuperset(host.replace(",", " ").split()):
+        return "no credential is configured: every program on this machine may follow every board", ""
+    return (
+        f"no credential is configured: whoever reaches {host} may follow every board",
+        "set WS_TOKENS, WS_TOKENS_FILE, WS_JWT_SECRET or WS_JWT_KEYS, or WS_HOST=127.0.0.1",
+    )

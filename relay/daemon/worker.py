@@ -1,0 +1,364 @@
+"""A worker: feed, hub and endpoint of one process. The daemon is one worker, or starts several: see workers.py.
+
+Rules of one that was started as a process of its own (`main`):
+- It shares with the others the port, which each of them listens on while the kernel deals out who connects, and the
+  count of connections. Of Postgres it has its own feed: none waits for another.
+- Its orders come over its control socket, a line each: tell your `Status`, read your credentials again, see your
+  clients off and end. The end of the socket means the last, too: it comes when the process that asks was killed.
+  Signals are for that process alone: they are blocked here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import gc
+import mmap
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from relay import config, logs
+from relay.auth.access import AccessError, Rates
+from relay.auth.guard import Guard
+from relay.config import Settings
+from relay.hub.hub import Hub
+from relay.model.status import Counts, Status
+from relay.postgres.feed import Feed
+from relay.websocket.admission import Places
+from relay.websocket.listening import bind, bind_path
+from relay.websocket.server import Endpoint, Limits, deflated_frame, frame
+
+if TYPE_CHECKING:
+    from relay.nats.edge import Edge
+
+log = structlog.get_logger()
+
+STATUS: Final = b"status\n"
+RELOAD: Final = b"reload\n"
+DRAIN: Final = b"drain\n"
+"""The lines on the control socket."""
+
+STOPPING: Final = "the relay is stopping"
+
+
+class StartError(Exception):
+    """Why the daemon cannot start, in one line."""
+
+
+class Worker:
+    """Serves subscribers from this process, on sockets that are bound, or that it binds."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        places: Places | None = None,
+        rates: Rates | None = None,
+        sockets: Sequence[socket.socket] = (),
+    ) -> None:
+        self._settings = settings
+        self._sockets = sockets
+        self._shares_port = places is not None
+        self._stopping = False
+        self._feed = _feed(settings)
+        self._guard = Guard(settings, rates or Rates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL))
+        self._hub = Hub(self._feed, frame, deflated_frame)
+        self._endpoint: Endpoint | None = None
+        if settings.WS_ENABLED:
+            self._endpoint = Endpoint(
+                self._hub,
+                heartbeat=settings.WS_HEARTBEAT / 1000,
+                max_connections=settings.WS_MAX_CONNECTIONS,
+                places=places,
+                limits=_limits(settings),
+                compression=settings.WS_COMPRESSION,
+                gate=self._guard.gate,
+                new_keys=self._guard.new_keys if settings.jwt_keys else None,
+                judge=self._feed if settings.WS_MAY_READ else None,
+            )
+
+    @property
+    def port(self) -> int:
+        """Where clients connect, or would."""
+        return (self._endpoint and self._endpoint.port) or self._settings.WS_PORT
+
+    async def open(self) -> None:
+        """Take the port. Raises StartError."""
+        if self._endpoint:
+            try:
+                await self._guard.open()
+            except AccessError as ex:
+                raise StartError(str(ex)) from ex
+            sockets = self._sockets or await client_sockets(self._settings, reuse_port=self._shares_port)
+            with named("WS_PORT", self._settings.WS_HOST, self._settings.WS_PORT):
+                self._endpoint.open_on(sockets, tls=self._guard.tls)
+
+    async def start(self) -> asyncio.Task[None]:
+        """Serve; the task ends only by a fault of ours."""
+        # What is there now stays: not looking through it each time spares everybody pauses of 50 ms under load.
+        gc.collect()
+        gc.freeze()
+        return asyncio.create_task(self._serve() if self._endpoint else _nothing(), name="feed")
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._feed.run(self._hub))
+            tasks.create_task(self._guard.run())
+
+    async def reload(self) -> None:
+        """Read credentials and certificates again; close connections whose credential is not good any more."""
+        if self._endpoint:
+            await self._guard.reload()
+            self._endpoint.check_grants()
+
+    async def drain(self) -> None:
+        """Let nobody in any more, pass on what was committed until now, and see the clients off, over WS_DRAIN."""
+        self._stopping = True
+        if self._endpoint is None:
+            return
+        self._endpoint.stop_listening()
+        if self._endpoint.connections and not await self._feed.catch_up():
+            log.warning("relay.not_caught_up", problem=self._feed.problem or "the feed took too long")
+        await self._endpoint.see_off(self._settings.WS_DRAIN / 1000)
+
+    def abort(self) -> None:
+        """Cut the clients off."""
+        if self._endpoint:
+            self._endpoint.abort()
+
+    async def status(self) -> Status:
+        """Tell how it is."""
+        if self._endpoint is None:
+            return Status(running=False, port=self.port, problem=self._stops, unready=self._stops)
+        endpoint, feed = self._endpoint, self._feed
+        problem = self._stops or endpoint.listener.problem or feed.trouble(self._settings.HEALTH_BUDGET / 1000)
+        return Status(
+            running=endpoint.listener.listens,
+            port=self.port,
+            connections=endpoint.connections,
+            max_connections=self._settings.WS_MAX_CONNECTIONS,
+            arrivals=endpoint.arrivals,
+            crowded=endpoint.listener.crowded,
+            subscriptions=self._hub.subscriptions,
+            behind=endpoint.behind,
+            backlog=endpoint.buffered,
+            feed_up=feed.problem is None,
+            problem=problem,
+            unready=problem or (None if feed.proven else "no canary has come back yet"),
+            lag_seconds=feed.lag,
+            database=feed.database,
+            stream=feed.stream,
+            counts=_counts(self._hub, endpoint, feed),
+        )
+
+    @property
+    def _stops(self) -> str | None:
+        return STOPPING if self._stopping else None
+
+    async def close(self) -> None:
+        """Stop listening, and see off at once who is left."""
+        self._stopping = True
+        if self._endpoint:
+            await self._endpoint.close()
+
+
+def _feed(settings: Settings) -> Feed | Edge:
+    """Choose where changes come from. Raises StartError if what it takes is not installed."""
+    if not settings.SERVE_FROM:
+        return Feed(settings.DATABASE_URL)
+    with nats_installed("SERVE_FROM"):
+        from relay.nats.edge import Edge  # noqa: PLC0415  # of an extra, which not everybody has
+    return Edge(settings)
+
+
+@contextlib.contextmanager
+def nats_installed(setting: str) -> Iterator[None]:
+    """Say in one line how to install what it takes to speak with NATS."""
+    try:
+        yield
+    except ModuleNotFoundError as ex:
+        if (ex.name or "").partition(".")[0] not in {"nats", "nkeys", "nacl"}:
+            raise
+        raise StartError(f"{setting}: nats-py is not installed: run pip install 'pg-relay[nats]'") from None
+
+
+def _counts(hub: Hub, endpoint: Endpoint, feed: Feed | Edge) -> Counts:
+    return Counts(
+        messages=hub.sent,
+        bytes=hub.sent_bytes,
+        fell_behind=hub.fell_behind,
+        refused=endpoint.refusals.counts,
+        opened=endpoint.opened,
+        closed=endpoint.closed,
+        commit_to_socket=feed.commit_to_socket,
+        reconnects=max(0, feed.sessions - 1),
+        continuity_lost=feed.continuity_lost,
+        transactions=feed.transactions,
+        rung=feed.rung,
+        skipped=feed.skipped,
+        entries=feed.entries,
+        suppressed=logs.suppressed(),
+        dropped=logs.dropped(),
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        send_buffer=settings.WS_SEND_BUFFER,
+        all_buffers=settings.WS_BACKLOG_TOTAL,
+        messages_a_second=settings.WS_MESSAGE_RATE,
+        boards=settings.WS_MAX_BOARDS,
+        handshake_seconds=settings.WS_HANDSHAKE_TIMEOUT / 1000,
+        idle_seconds=settings.WS_IDLE_TIMEOUT / 1000,
+    )
+
+
+async def _nothing() -> None:
+    await asyncio.Event().wait()
+
+
+@contextlib.contextmanager
+def named(setting: str, host: str, port: int) -> Iterator[None]:
+    """Say in one line which address could not be had, and how to choose another."""
+    try:
+        yield
+    except OSError as ex:
+        # asyncio wraps the system's words in its own, address and all; resolving a name has codes of its own.
+        reason = os.strerror(ex.errno) if ex.errno and ex.errno > 0 else ex.strerror
+        blamed = setting if ex.errno in {errno.EADDRINUSE, errno.EACCES} else "WS_HOST"
+        raise StartError(f"cannot listen on {host}:{port}: {reason}: choose another with {blamed}") from ex
+
+
+async def client_sockets(settings: Settings, *, reuse_port: bool = False) -> list[socket.socket]:
+    """Bind what clients connect to. Raises StartError."""
+    if not settings.WS_SOCKET:
+        with named("WS_PORT", settings.WS_HOST, settings.WS_PORT):
+            return await bind(settings.WS_HOST, settings.WS_PORT, reuse_port=reuse_port)
+    try:
+        return [bind_path(settings.WS_SOCKET)]
+    except OSError as ex:
+        raise StartError(
+            f"cannot listen on {settings.WS_SOCKET}: {ex.strerror or ex}: choose another path with WS_SOCKET"
+        ) from ex
+
+
+class SharedPlaces(Places):
+    """The places of all workers: how many each has taken stands in memory that they share, an open file's.
+
+    Each writes its own number only, and looks at the others' while none can take one: so the limit is exact.
+    """
+
+    def __init__(self, limit: int, file: int, workers: int, own: int = 0) -> None:
+        super().__init__(limit)
+        self._file = file
+        self._taken_by = memoryview(mmap.mmap(file, workers * 8)).cast("Q")
+        self._own = own
+
+    @property
+    def taken(self) -> int:
+        """How many are taken, by all."""
+        return sum(self._taken_by)
+
+    def take(self) -> bool:
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            if free := self.taken < self._limit:
+                self._taken_by[self._own] += 1
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
+        return free
+
+    def give_back(self) -> None:
+        self._taken_by[self._own] -= 1
+
+    def give_back_all(self, of: int) -> None:
+        """Give back the places of a worker that is gone."""
+        self._taken_by[of] = 0
+
+
+class SharedRates(Rates):
+    """The rates of all workers, in memory that they share, an open file's."""
+
+    def __init__(self, per_client: int, total: int, file: int) -> None:
+        super().__init__(per_client, total, memoryview(mmap.mmap(file, Rates.BYTES)))
+        self._file = file
+
+    def take(self, address: str, now: float) -> float:
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            return super().take(address, now)
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+
+def main() -> None:
+    """Be one of several, as workers.py starts them.
+
+    Which one, its control socket, the files of places and rates, and sockets that all of them listen on, if they do.
+    """
+    number, control, places, rates_file, *listening = map(int, sys.argv[1:])
+    settings = config.load({name: os.environ[name] for name in Settings.model_fields if name in os.environ})
+    logs.start(settings.LOG_LEVEL, worker=number)
+    shared = SharedPlaces(settings.WS_MAX_CONNECTIONS, places, settings.WS_WORKERS, number - 1)
+    try:
+        rates = SharedRates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL, rates_file)
+        sockets = [socket.socket(fileno=each) for each in listening]
+        asyncio.run(_obey(Worker(settings, shared, rates, sockets), socket.socket(fileno=control)))
+    except StartError as ex:
+        log.error("worker.failed", problem=str(ex))  # noqa: TRY400  # one line says it all
+        sys.exit(1)
+
+
+async def _obey(worker: Worker, control: socket.socket) -> None:
+    """Serve until told to stop."""
+    reader, writer = await asyncio.open_connection(sock=control)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(writer.close)
+        stack.push_async_callback(worker.close)
+        await worker.open()
+        serving = await worker.start()
+        stops = asyncio.Event()
+        answering = asyncio.create_task(_answer(worker, reader, writer, stops))
+        draining = asyncio.create_task(_drain(worker, stops))
+        await asyncio.wait({serving, draining}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (answering, draining, serving):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _drain(worker: Worker, stops: asyncio.Event) -> None:
+    await stops.wait()
+    await worker.drain()
+
+
+async def _answer(
+    worker: Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stops: asyncio.Event
+) -> None:
+    """Do what is asked over the control socket, until its end, which stops the worker if nothing did."""
+    # Who was killed with an answer unread has reset the connection.
+    with contextlib.suppress(ConnectionError):
+        reloading: set[asyncio.Task[None]] = set()
+        async for order in reader:
+            if order == RELOAD:
+                # Beside the answers: an address of keys may take its time.
+                task = asyncio.create_task(worker.reload())
+                reloading.add(task)
+                task.add_done_callback(reloading.discard)
+            elif order == DRAIN:
+                stops.set()
+            else:
+                status = await worker.status()
+                writer.write(status.model_dump_json().encode() + b"\n")
+                await writer.drain()
+    stops.set()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What an operator asks over HTTP, and the board page."""

@@ -1,0 +1,1 @@
+"""Across: boards and their subscribers. No sockets, no Postgres."""

@@ -1,0 +1,260 @@
+"""One board: who follows it, and what each of them must receive. Pure.
+
+A subscriber gets the board as of some snapshot (its *sync*) and from then on every change whose transaction that
+snapshot does not contain. One that resumes holds the board as of its cursor's snapshot already, and gets what it
+missed instead. The feed and these reads run side by side, so what is read may be older or newer than the feed's
+position; neither may make a gap or a duplicate:
+
+- older: what the feed delivered during the read is kept (the *tail*), and follows what was read;
+- newer: its subscribers stay in a group of their own until the feed's position covers their snapshot, and skip
+  what it contains. Then they are like everybody else. Until then nothing is new to them: of two snapshots, one
+  sees all that the other sees.
+
+Rules:
+- A subscriber is in exactly one place: `_held` until the feed knows which cursors are good, `_waiting` for a read of
+  the board that has not begun, `_reading` one that has, `_resuming` and `_missed` the same for a read of the journal,
+  `_ahead` of the feed, `_live`, or `_behind` because it could not take more.
+- A read answers only who asked before it began. So a client that subscribes again never sees an older moment than
+  it has seen already.
+- Nothing is done per subscriber that can be done for all: a delivery is one buffer for everyone in it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from relay.model.cursor import Reason
+from relay.model.protocol import Message
+from relay.model.snapshot import Snapshot
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one transaction means to a board: messages to send, or a reason why the board must be read again."""
+
+    xid: int
+    messages: Sequence[Message]
+    sync: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery(Generic[S]):
+    """What some subscribers are to be sent: the board as of `synced`, if that is set, then the steps.
+
+    They then hold the board as of `at`, or of no moment at all: the rest follows. The reason is why they are sent the
+    board, if they did not ask for it.
+    """
+
+    to: AbstractSet[S]
+    steps: Sequence[Step]
+    at: Snapshot | None
+    synced: Snapshot | None = None
+    reason: Reason | None = None
+
+
+class Board(Generic[S]):
+    """The subscribers of one board. What its methods yield is to be sent, in this order."""
+
+    def __init__(self) -> None:
+        self._held: dict[S, str] = {}
+        self._waiting: dict[S, Reason | None] = {}
+        self._reading: dict[S, Reason | None] = {}
+        self._tail: list[Step] | None = None
+        self._resuming: dict[S, Snapshot] = {}
+        self._missed: dict[S, Snapshot] = {}
+        self._missed_tail: list[Step] | None = None
+        self._ahead: list[tuple[Snapshot, set[S]]] = []
+        self._live: set[S] = set()
+        self._behind: set[S] = set()
+
+    def __bool__(self) -> bool:
+        return any(self._places())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._places()))
+
+    @property
+    def needs_read(self) -> bool:
+        """Whether somebody waits for a read of the board, and none is under way."""
+        return bool(self._waiting) and self._tail is None
+
+    @property
+    def resuming(self) -> set[Snapshot]:
+        """The cursors of those who wait to resume, if any do and no read of the journal is under way."""
+        return set() if self._missed_tail is not None else set(self._resuming.values())
+
+    @property
+    def live(self) -> AbstractSet[S]:
+        return self._live
+
+    def join(self, subscriber: S, reason: Reason | None = None) -> None:
+        """Let a subscriber wait for a sync, wherever it was."""
+        self.leave(subscriber)
+        self._waiting[subscriber] = reason
+
+    def hold(self, subscriber: S, cursor: str) -> None:
+        """Keep a subscriber until it can be told whether its cursor is good; see `release`."""
+        self.leave(subscriber)
+        self._held[subscriber] = cursor
+
+    def release(self) -> dict[S, str]:
+        """Return who was held, with their cursors; each is to `join` or to `resume`."""
+        held, self._held = self._held, {}
+        return held
+
+    def resume(self, subscriber: S, cursor: Snapshot) -> None:
+        """Let a subscriber wait for what it missed since its cursor."""
+        self.leave(subscriber)
+        self._resuming[subscriber] = cursor
+
+    def leave(self, subscriber: S) -> None:
+        """Forget a subscriber."""
+        for answers in (self._waiting, self._reading):
+            answers.pop(subscriber, None)
+        for cursors in (self._resuming, self._missed):
+            cursors.pop(subscriber, None)
+        self._held.pop(subscriber, None)
+        for place in (self._live, self._behind, *(group for _, group in self._ahead)):
+            place.discard(subscriber)
+        self._ahead = [(snapshot, group) for snapshot, group in self._ahead if group]
+
+    def fall_behind(self, subscribers: Iterable[S]) -> None:
+        """Stop sending to subscribers that cannot take more; `join` brings one back."""
+        for subscriber in subscribers:
+            self.leave(subscriber)
+            self._behind.add(subscriber)
+
+    def is_behind(self, subscriber: S) -> bool:
+        return subscriber in self._behind
+
+    # Reading the board
+
+    def begin_read(self) -> None:
+        """Note that the board is read from now on: keep what the feed brings meanwhile."""
+        self._reading |= self._waiting
+        self._waiting = {}
+        self._tail = []
+
+    def abandon_read(self) -> None:
+        """Note that the read failed: its subscribers wait for another."""
+        self._waiting = self._reading | self._waiting
+        self._reading = {}
+        self._tail = None
+
+    def synced(self, snapshot: Snapshot, position: Snapshot) -> Iterator[Delivery[S]]:
+        """Hand over the board as of `snapshot` while the feed is at `position`."""
+        if self._tail is None:
+            return  # everybody had left, and others have come who wait for a read of their own
+        missed = [step for step in self._tail if not snapshot.sees(step.xid)]
+        if _reason(missed):
+            self.abandon_read()
+            return
+        reading, self._reading, self._tail = self._reading, {}, None
+        at = self._place(set(reading), snapshot, position)
+        groups: defaultdict[Reason | None, set[S]] = defaultdict(set)
+        for subscriber, reason in reading.items():
+            groups[reason].add(subscriber)
+        for reason, group in groups.items():
+            yield Delivery(group, missed, at, snapshot, reason)
+
+    # Reading what was missed
+
+    def begin_resume(self) -> None:
+        """Note that the journal is read from now on for those who resume: keep what the feed brings meanwhile."""
+        self._missed, self._resuming = self._resuming, {}
+        self._missed_tail = []
+
+    def abandon_resume(self) -> None:
+        """Note that the read failed: its subscribers wait for another."""
+        self._resuming = self._missed | self._resuming
+        self._missed = {}
+        self._missed_tail = None
+
+    def refuse(self, cursor: Snapshot, reason: Reason) -> None:
+        """Have those of the read under way who resume from this cursor wait for a sync instead."""
+        for subscriber in [one for one, its_cursor in self._missed.items() if its_cursor == cursor]:
+            self.join(subscriber, reason)
+
+    @property
+    def cursors(self) -> set[Snapshot]:
+        """The cursors of those for whom the journal is being read."""
+        return set(self._missed.values())
+
+    def resumed(self, now: Snapshot, steps: Sequence[Step], position: Snapshot) -> Iterator[Delivery[S]]:
+        """Hand over what was missed until `now` while the feed is at `position`."""
+        tail, self._missed_tail = self._missed_tail or (), None
+        late = [step for step in tail if not now.sees(step.xid)]
+        groups: defaultdict[Snapshot, set[S]] = defaultdict(set)
+        for subscriber, cursor in self._missed.items():
+            groups[cursor].add(subscriber)
+        self._missed = {}
+        for cursor, group in groups.items():
+            missed = [step for step in steps if not cursor.sees(step.xid)] + late
+            if reason := _reason(missed):
+                self._waiting |= dict.fromkeys(group, reason)
+            else:
+                yield Delivery(group, missed, self._place(set(group), now, position))
+
+    # Following
+
+    def publish(self, steps: list[Step], position: Snapshot | None) -> Iterator[Delivery[S]]:
+        """Deliver transactions, after which the feed is at `position`; None if more of the same batch follows."""
+        for tail in (self._tail, self._missed_tail):
+            if tail is not None:
+                tail.extend(steps)
+        followers = [(None, self._live), *self._ahead]
+        self._live, self._ahead = set(), []
+        all_alike: set[S] = set()
+        for snapshot, group in followers:
+            unseen = [step for step in steps if snapshot is None or not snapshot.sees(step.xid)]
+            # First find its new place, for a subscriber may fall behind while it is sent to.
+            if reason := _reason(unseen):
+                # Not even what came before: only the whole batch leads to a moment that there was.
+                self._waiting |= dict.fromkeys(group, reason)
+                continue
+            if snapshot is None or (position is not None and position.covers(snapshot)):
+                self._live |= group
+            else:
+                self._ahead.append((snapshot, group))
+            if len(unseen) == len(steps):
+                all_alike |= group
+            elif group and unseen:
+                yield Delivery(group, unseen, position)
+        if all_alike and steps:
+            yield Delivery(all_alike, steps, position)
+
+    def _place(self, group: set[S], snapshot: Snapshot, position: Snapshot) -> Snapshot:
+        """Have a group follow that holds the board as of `snapshot`, and the tail; returns what it then holds."""
+        if position.covers(snapshot):
+            self._live |= group
+            return position
+        if group:
+            self._ahead.append((snapshot, group))
+        return snapshot
+
+    def _places(self) -> Iterator[AbstractSet[S]]:
+        yield from (self._held.keys(), self._waiting.keys(), self._reading.keys())
+        yield from (self._resuming.keys(), self._missed.keys(), self._live, self._behind)
+        yield from (group for _, group in self._ahead)
+
+
+def bounds(snapshots: Iterable[Snapshot]) -> tuple[Snapshot, Snapshot]:
+    """Return the snapshot that all others see at least as much as, and the one that sees all that others do."""
+    first, *others = snapshots
+    earliest = latest = first
+    for other in others:
+        if earliest.covers(other):
+            earliest = other
+        if not latest.covers(other):
+            latest = other
+    return earliest, latest
+
+
+def _reason(steps: Iterable[Step]) -> Reason | None:
+    return next((step.sync for step in steps if step.sync), None)

@@ -1,0 +1,491 @@
+"""The hub: all boards and their subscribers. No sockets, no Postgres.
+
+The feed tells it what was committed (`publish`), what a board looks like (`synced`) and what resuming clients missed
+(`resumed`); the server tells it who wants what. It asks for reads through its `Source`, and sends through each
+subscriber's `send`.
+
+Rules:
+- All methods are synchronous and quick, and are called from one thread: between two of them nothing changes.
+- Bytes are made once: a message is encoded once per board, and a delivery is one buffer for all plain subscribers in
+  it and one for all resumable ones; two of each if some inflate. Cursors belong to the board, not to the subscriber.
+- A delivery is sent whole to whoever is ready when it begins, and goes to all of them a buffer at a time: so nobody
+  waits until another has all of a large one.
+- Whoever resumes, on whatever board, is served by one read of the journal, from the oldest of their cursors on.
+- The hub keeps nothing for a subscriber that is not ready. When that one can read again, `caught_up` gives it one
+  fresh `board.sync` for every board on which it missed something.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final, Protocol
+
+import structlog
+
+from relay.hub.board import Board, Delivery, Step, bounds
+from relay.model import protocol
+from relay.model.cursor import CursorRefused, Era, Reason
+from relay.model.protocol import Message
+from relay.model.snapshot import Snapshot
+
+log = structlog.get_logger()
+
+
+BUFFER_BYTES: Final = 64 * 1024
+"""About how much is sent to one subscriber before the next one has its turn."""
+
+
+MOST_ASKED: Final = 10_000
+"""So many boards wait to be read, of those that are followed and of those that nobody wants any more."""
+
+REMEMBERED: Final = 100
+"""So many boards that a subscriber has left are remembered."""
+
+
+class Subscriber(Protocol):
+    """A client's connection, as far as the hub is concerned. Compared by identity."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can take more now."""
+
+    @property
+    def inflates(self) -> bool:
+        """Whether it understands deflated frames."""
+
+    def send(self, frames: bytes) -> None:
+        """Pass frames on. Must not block and must not call the hub."""
+
+
+class Source(Protocol):
+    """Where the hub has things read. Both return at once."""
+
+    def ask(self, board: str) -> None:
+        """Have a board read: `begin_read`, then `synced` or `abandon_read`."""
+
+    def ask_changes(self) -> None:
+        """Have the journal read: `begin_resume`, then `resumed` or `abandon_resume`."""
+
+
+class Committed(Protocol):
+    """A transaction: `changes.Transaction`, or one whose messages a publisher has encoded.
+
+    With `sync`, it did what only reading the boards again can show: the reason.
+    """
+
+    @property
+    def xid(self) -> int: ...
+
+    @property
+    def sync(self) -> Reason | None: ...
+
+    def messages(self, boards: Container[str | None]) -> Mapping[str, list[Message] | None]:
+        """Give each of `boards` that it touches the messages for its subscribers; None: it must be read again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What is to be read for those who resume, whose cursors are between two: the changes of these boards."""
+
+    oldest: Snapshot
+    newest: Snapshot
+    boards: frozenset[str]
+
+
+class _Followed:
+    """The boards that a subscriber follows now; and those that it has left, of which a few are remembered.
+
+    Once there were more, each board that it asks for may be one of those.
+    """
+
+    __slots__ = ("_forgot", "_left", "now")
+
+    def __init__(self) -> None:
+        self.now: dict[str, None] = {}
+        self._left: set[str] = set()
+        self._forgot = False
+
+    def add(self, name: str) -> bool:
+        """Follow a board; true if it may have been followed before."""
+        again = self._forgot or name in self._left or name in self.now
+        self.now[name] = None
+        return again
+
+    def leave(self, name: str) -> bool:
+        """Follow a board no more; false if it was not followed."""
+        if name not in self.now:
+            return False
+        del self.now[name]
+        if len(self._left) < REMEMBERED:
+            self._left.add(name)
+        else:
+            self._forgot |= name not in self._left
+        return True
+
+
+Frame = Callable[[bytes], bytes]
+"""Makes a message what goes on the wire."""
+
+
+class Hub:
+    """Boards and their subscribers. `deflated` makes frames for those who inflate, `frame` for all others.
+
+    For metrics: `sent` counts messages by type, each as often as it was sent, `sent_bytes` their bytes on the wire;
+    `fell_behind` how often a subscriber could take no more.
+    """
+
+    def __init__(self, source: Source, frame: Frame, deflated: Frame | None = None) -> None:
+        self.sent: Counter[str] = Counter()
+        self.sent_bytes = 0
+        self.fell_behind = 0
+        self._source = source
+        self._frame = frame
+        self._deflated = deflated or frame
+        self._boards: dict[str, Board[Subscriber]] = {}
+        self._boards_of: dict[Subscriber, _Followed] = {}
+        self._resumable: defaultdict[str, set[Subscriber]] = defaultdict(set)
+        # The boards that the source was asked for; and whether there are others, for which there was no room.
+        self._asked: set[str] = set()
+        self._more_to_ask = False
+        self._resuming: frozenset[str] = frozenset()
+        self._quiet: set[str] = set()
+        # The boards that parts of the present batch were published to.
+        self._in_parts: set[str] = set()
+        self._era: Era | None = None
+        self._position: Snapshot | None = None
+
+    def __contains__(self, board: object) -> bool:
+        """Whether anybody follows a board."""
+        return board in self._boards
+
+    # What the server says
+
+    def subscribe(
+        self, subscriber: Subscriber, name: str, *, resumable: bool = False, cursor: str | None = None
+    ) -> None:
+        """Send a subscriber the board, or what it missed since the cursor, and then its changes.
+
+        Again: the board anew, whatever the cursor, for what was sent in the meantime would come twice. So it is if
+        the cursor is not good.
+        """
+        self.unsubscribe(subscriber, name)
+        again = self._boards_of.setdefault(subscriber, _Followed()).add(name)
+        if (board := self._boards.get(name)) is None:
+            board = self._boards[name] = Board()
+        if resumable:
+            self._resumable[name].add(subscriber)
+        if cursor is None or again:
+            board.join(subscriber, None if cursor is None else "subscribed_again")
+            self._ask_for(name, board)
+        elif self._era is None:
+            board.hold(subscriber, cursor)
+        else:
+            self._resume(self._era, subscriber, name, cursor)
+
+    def unsubscribe(self, subscriber: Subscriber, name: str) -> None:
+        """Send a subscriber nothing more of a board."""
+        followed = self._boards_of.get(subscriber)
+        if followed and followed.leave(name):
+            self._leave(subscriber, name)
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Forget a subscriber that is gone."""
+        for name in self.following(subscriber):
+            self._leave(subscriber, name)
+        self._boards_of.pop(subscriber, None)
+
+    def caught_up(self, subscriber: Subscriber) -> None:
+        """Bring a subscriber up to date that was not ready and is again."""
+        for name in self.following(subscriber):
+            board = self._boards[name]
+            if board.is_behind(subscriber):
+                board.join(subscriber, "fell_behind")
+                self._ask_for(name, board)
+
+    # What the feed says of the whole
+
+    def begin(self, era: Era, position: Snapshot, lost: Reason | None) -> None:
+        """Go on from `position`, with the cursors that are good from now on.
+
+        With `lost`, continuity is broken: everybody who was sent something is sent the board anew, with this reason.
+        """
+        first = self._position is None
+        self._era, self._position = era, position
+        self._in_parts.clear()
+        for name, board in self._boards.items():
+            for subscriber, cursor in board.release().items():
+                self._resume(era, subscriber, name, cursor)
+        if lost and not first:
+            for subscriber in self._boards_of:
+                for name in self.following(subscriber):
+                    self._boards[name].join(subscriber, lost)
+        for name, board in self._boards.items():
+            self._ask_for(name, board)
+
+    def publish(self, transactions: Sequence[Committed], position: Snapshot | None) -> None:
+        """Deliver what was committed since the last position, in this order.
+
+        Without a position, more of it follows, perhaps of the same transaction; until it has, there is no moment at
+        which a board could be handed over or a cursor be taken.
+        """
+        self._position = position or self._position
+        steps = _steps(transactions, self._boards)
+        for name, its_steps in steps.items():
+            board = self._boards[name]
+            self._deliver(name, board, board.publish(its_steps, position))
+            self._ask_for(name, board)
+        if position is None:
+            self._in_parts |= steps.keys()
+        elif self._in_parts:
+            self._end_parts(position, steps)
+
+    def _end_parts(self, position: Snapshot, steps: Container[str]) -> None:
+        """Say where a batch ends that came in parts, to those of its boards that the last one did not touch."""
+        in_parts, self._in_parts = self._in_parts, set()
+        for name in in_parts:
+            if name not in steps and (board := self._boards.get(name)):
+                self._deliver(name, board, board.publish([], position))
+                resumable = board.live & self._resumable.get(name, frozenset())
+                self._deliver(name, board, [Delivery(resumable, (), position)])
+
+    async def settled(self) -> None:
+        """Wait for nothing: a hub takes everything at once."""
+
+    def refresh(self) -> None:
+        """Renew the cursors of boards on which nothing happened since the last time, before they grow too old."""
+        quiet, self._quiet = self._quiet, {name for name, subscribers in self._resumable.items() if subscribers}
+        for name in quiet:
+            if (board := self._boards.get(name)) and self._position is not None:
+                ready = {one for one in board.live & self._resumable.get(name, frozenset()) if one.ready}
+                self._deliver(name, board, [Delivery(ready, (), self._position)])
+
+    # What the feed says of a board
+
+    def begin_read(self, name: str) -> bool:
+        """Note that the feed begins to read a board; false if nobody wants it any more."""
+        self._asked.discard(name)
+        if self._more_to_ask and not self._asked:
+            self._more_to_ask = False
+            for each, followed in self._boards.items():
+                self._ask_for(each, followed)
+        board = self._boards.get(name)
+        if board is None or not board.needs_read:
+            return False
+        board.begin_read()
+        return True
+
+    def abandon_read(self, name: str) -> None:
+        """Note that reading a board failed; it is asked for again."""
+        if board := self._boards.get(name):
+            board.abandon_read()
+            self._ask_for(name, board)
+
+    def refuse(self, name: str, error: Message) -> None:
+        """Note that a board cannot be had: say so to its subscribers, which follow it no longer."""
+        subscribers = [one for one, followed in self._boards_of.items() if name in followed.now]
+        for subscriber in subscribers:
+            self.unsubscribe(subscriber, name)
+        self._send_frames(subscribers, [self._frame(error.json)])
+
+    def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None:
+        """Hand over a board that was read: the snapshot it was read in, and its `protocol.board_data`."""
+        board = self._boards.get(name)
+        if board is None:
+            return
+        assert self._position is not None, "the feed has a position before it reads a board"
+        self._deliver(name, board, board.synced(snapshot, self._position), data)
+        self._ask_for(name, board)
+
+    # What the feed says of those who resume
+
+    def begin_resume(self) -> Resume | None:
+        """Note that the feed begins to read the journal for those who resume; None if nobody does any more."""
+        cursors = {name: cursors for name, board in self._boards.items() if (cursors := board.resuming)}
+        if not cursors or self._resuming:
+            return None
+        self._resuming = frozenset(cursors)
+        for name in self._resuming:
+            self._boards[name].begin_resume()
+        oldest, newest = bounds(chain.from_iterable(cursors.values()))
+        return Resume(oldest, newest, self._resuming)
+
+    def abandon_resume(self) -> None:
+        """Note that the read failed; it is asked for again."""
+        for _, board in self._end_resume():
+            board.abandon_resume()
+
+    def resumed(self, now: Snapshot, transactions: Sequence[Committed] | None, horizon: Snapshot) -> None:
+        """Hand over what became visible between `Resume.oldest` and `now` on these boards; None if it is too much.
+
+        The journal holds all that follows `horizon`.
+        """
+        assert self._position is not None, "the feed has a position before it reads the journal"
+        boards = dict(self._end_resume())
+        steps = _steps(transactions or (), boards)
+        for name, board in boards.items():
+            for cursor in board.cursors:
+                if not now.covers(cursor):
+                    board.refuse(cursor, "epoch_changed")
+                elif not cursor.covers(horizon):
+                    board.refuse(cursor, "journal_pruned")
+                elif transactions is None:
+                    board.refuse(cursor, "too_much_missed")
+            self._deliver(name, board, board.resumed(now, steps.get(name, ()), self._position))
+            self._ask_for(name, board)
+
+    @property
+    def subscriptions(self) -> int:
+        """How many boards are followed, each as often as it is."""
+        return sum(map(len, self._boards.values()))
+
+    # Inside
+
+    def following(self, subscriber: Subscriber) -> list[str]:
+        """Name the boards that a subscriber follows."""
+        followed = self._boards_of.get(subscriber)
+        return list(followed.now) if followed else []
+
+    def _resume(self, era: Era, subscriber: Subscriber, name: str, cursor: str) -> None:
+        board = self._boards[name]
+        try:
+            board.resume(subscriber, era.open(name, cursor))
+            self._source.ask_changes()
+        except CursorRefused as refused:
+            log.info("websocket.cursor_refused", board=name[:100], reason=refused.reason)
+            board.join(subscriber, refused.reason)
+            self._ask_for(name, board)
+
+    def _end_resume(self) -> Iterator[tuple[str, Board[Subscriber]]]:
+        names, self._resuming = self._resuming, frozenset()
+        # Others may have come meanwhile, who wait for a read of their own.
+        self._source.ask_changes()
+        for name in names:
+            if board := self._boards.get(name):
+                yield name, board
+
+    def _ask_for(self, name: str, board: Board[Subscriber]) -> None:
+        if not board.needs_read or name in self._asked:
+            return
+        if len(self._asked) >= MOST_ASKED:
+            self._more_to_ask = True
+            return
+        self._asked.add(name)
+        self._source.ask(name)
+
+    def _leave(self, subscriber: Subscriber, name: str) -> None:
+        if resumable := self._resumable.get(name):
+            resumable.discard(subscriber)
+        board = self._boards[name]
+        board.leave(subscriber)
+        if not board:
+            del self._boards[name]
+            self._resumable.pop(name, None)
+
+    def _deliver(
+        self, name: str, board: Board[Subscriber], deliveries: Iterable[Delivery[Subscriber]], data: bytes = b""
+    ) -> None:
+        recipients = 0
+        kinds: Counter[str] = Counter()
+        for delivery in deliveries:
+            resumable = delivery.to & self._resumable.get(name, frozenset())
+            plain = delivery.to - resumable if resumable else delivery.to
+            receivers = 0
+            if plain:
+                receivers += self._send(board, plain, self._plain(delivery, data))
+            if resumable:
+                self._quiet.discard(name)
+                receivers += self._send(board, resumable, self._for_resumable(name, delivery, data))
+            recipients += receivers
+            found = _kinds(delivery)
+            self.sent.update({kind: count * receivers for kind, count in found.items()})
+            # Who was ahead of the feed is sent a part of what the others are.
+            kinds |= found
+        if recipients:
+            for kind, count in kinds.items():
+                log.debug("websocket.broadcast", type=kind, recipients=recipients, board=name[:100], messages=count)
+
+    def _send(
+        self, board: Board[Subscriber], subscribers: AbstractSet[Subscriber], messages: Sequence[Message]
+    ) -> int:
+        plain: list[Subscriber] = []
+        inflating: list[Subscriber] = []
+        behind: list[Subscriber] = []
+        for subscriber in subscribers:
+            if subscriber.ready:
+                (inflating if subscriber.inflates else plain).append(subscriber)
+            else:
+                behind.append(subscriber)
+        self._send_frames(plain, map(self._frame, (message.json for message in messages)))
+        self._send_frames(inflating, map(self._deflated, (message.json for message in messages)))
+        if behind:
+            self.fell_behind += len(behind)
+            board.fall_behind(behind)
+        return len(subscribers) - len(behind)
+
+    def _send_frames(self, subscribers: Sequence[Subscriber], frames: Iterable[bytes]) -> None:
+        if not subscribers:
+            return
+        for buffer in _buffers(frames):
+            self.sent_bytes += len(buffer) * len(subscribers)
+            for subscriber in subscribers:
+                subscriber.send(buffer)
+
+    def _plain(self, delivery: Delivery[Subscriber], data: bytes) -> list[Message]:
+        sync = [protocol.board_sync(data)] if delivery.synced else []
+        return [*sync, *_messages(delivery)]
+
+    def _for_resumable(self, name: str, delivery: Delivery[Subscriber], data: bytes) -> list[Message]:
+        assert self._era is not None, "nothing is delivered before the feed has begun"
+        found = list(_messages(delivery))
+        at = self._era.seal(name, delivery.at) if delivery.at else None
+        sent: list[Message] = []
+        if delivery.synced:
+            since = self._era.seal(name, delivery.synced) if found or at is None else at
+            sent.append(protocol.resumable_sync(name, since, delivery.reason, data))
+        if found or not delivery.synced:
+            sent += protocol.batch(name, at, found)
+        return sent
+
+
+def _buffers(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """Join frames into buffers of about BUFFER_BYTES."""
+    parts: list[bytes] = []
+    size = 0
+    for frame in frames:
+        if parts and size + len(frame) > BUFFER_BYTES:
+            yield b"".join(parts)
+            parts, size = [], 0
+        parts.append(frame)
+        size += len(frame)
+    if parts:
+        yield b"".join(parts)
+
+
+def _messages(delivery: Delivery[Subscriber]) -> Iterator[Message]:
+    for step in delivery.steps:
+        yield from step.messages
+
+
+def _steps(transactions: Iterable[Committed], boards: dict[str, Board[Subscriber]]) -> dict[str, list[Step]]:
+    """Tell what the transactions mean to each of the boards."""
+    steps: defaultdict[str, list[Step]] = defaultdict(list)
+    for transaction in transactions:
+        if transaction.sync is not None:
+            for name in boards:
+                steps[name].append(Step(transaction.xid, (), transaction.sync))
+            continue
+        for name, found in transaction.messages(boards).items():
+            sync: Reason | None = "changes_missing" if found is None else None
+            steps[name].append(Step(transaction.xid, found or (), sync))
+    return steps
+
+
+def _kinds(delivery: Delivery[Subscriber]) -> Counter[str]:
+    kinds = Counter(message.type for message in _messages(delivery))
+    if delivery.synced:
+        kinds["board.sync"] += 1
+    return kinds

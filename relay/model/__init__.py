@@ -1,0 +1,1 @@
+"""The vocabulary that everything else speaks. Pure: no I/O, no clock."""

@@ -1,0 +1,83 @@
+"""Cursors: where a client stands in the feed of one board, in its own hands. Pure.
+
+A cursor is a snapshot, with all that it takes to know whether it still means something: the run of the server that
+it was taken in, the shape of the watched tables, and a seal over both and the board's name, made with a key that
+only the database and its relays know. So any relay of a database takes the cursors of any other.
+
+Rules:
+- To clients a cursor is opaque. It is text without spaces: `run.shape.snapshot.seal`.
+- A cursor is good or refused, for one of the reasons below; nothing in it is trusted before its seal is checked.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from relay.model.snapshot import Snapshot
+
+Reason = Literal[
+    "cursor_invalid",  # malformed, forged, or another board's
+    "epoch_changed",  # another database, or one that was installed anew, restored, failed over, or crashed
+    "schema_changed",  # the watched tables are no longer what they were
+    "journal_pruned",  # the journal no longer holds what follows
+    "too_much_missed",  # so much follows that the board is the shorter answer
+    "journalling_paused",  # the journal was full for a while
+    "batch_cut_short",  # the relay lost Postgres in the midst of a large batch
+    "truncate",
+    "resync",  # somebody called relay.resync()
+    "watch_changed",  # a table is watched, or watched otherwise, or no longer
+    "row_unreadable",  # the triggers could not read a row
+    "changes_missing",  # what the journal has of a row fits no history: triggers were off for a while
+    "fell_behind",  # the client did not read what it was sent
+    "subscribed_again",  # on the same connection, where changes sent before may have crossed the cursor
+]
+"""Why a client is sent its board anew."""
+
+_FORM: Final = re.compile(r"([0-9a-f]{12})\.([0-9a-f]{12})\.([0-9:,]+)\.([A-Za-z0-9_-]{22})", re.ASCII)
+
+
+class CursorRefused(Exception):
+    """A cursor that the client cannot go on from."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason: Reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Era:
+    """What makes a cursor good: the present run of the server, the keys of all runs that count, and the shape."""
+
+    run: str
+    keys: Mapping[str, bytes]
+    shape: str
+
+    def seal(self, board: str, snapshot: Snapshot) -> str:
+        """Make the cursor of a board as of a snapshot."""
+        text = f"{self.run}.{self.shape}.{snapshot}"
+        return f"{text}.{_seal(self.keys[self.run], board, text)}"
+
+    def open(self, board: str, cursor: str) -> Snapshot:
+        """Tell the snapshot of a cursor of this board. Raises CursorRefused."""
+        if not (match := _FORM.fullmatch(cursor)):
+            raise CursorRefused("cursor_invalid")
+        run, shape, snapshot, seal = match.groups()
+        if (key := self.keys.get(run)) is None:
+            raise CursorRefused("epoch_changed")
+        if not hmac.compare_digest(seal, _seal(key, board, f"{run}.{shape}.{snapshot}")):
+            raise CursorRefused("cursor_invalid")
+        if shape != self.shape:
+            raise CursorRefused("schema_changed")
+        return Snapshot.parse(snapshot)
+
+
+def _seal(key: bytes, board: str, text: str) -> str:
+    # The text has no line break, so no board's name can pass for a part of it.
+    digest = hmac.digest(key, f"{text}\n{board}".encode(errors="surrogatepass"), hashlib.sha256)
+    return base64.urlsafe_b64encode(digest[:16]).rstrip(b"=").decode()

@@ -1,0 +1,284 @@
+"""What clients and the server say to each other: the public contract. Pure.
+
+Every message is a JSON object with a `type`. Clients send `subscribe`, `unsubscribe` and `ping`; what the server
+sends has `type` and `data` and nothing else at the top level, but for who asked to resume: there `board.sync` and
+`batch` say of which board they are, and carry the cursor. What a client sends is checked here, at the edge; what
+the server sends is encoded here, once, however many clients receive it.
+
+Rules:
+- Values of rows are passed through as the JSON that Postgres wrote (`msgspec.Raw`), never parsed: a number keeps
+  every digit.
+- Bad input is answered, never ignored: `parse` raises BadMessage, whose code and text go back to the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictStr, TypeAdapter, ValidationError
+
+from relay.model.cursor import Reason
+
+MAX_MESSAGE_BYTES: Final = 1024 * 1024
+"""The largest message a client may send; a larger one closes the connection with code 1009."""
+
+MAX_BOARD_CHARACTERS: Final = 512
+"""The longest name of a board that may be asked for: it is remembered as long as its connection follows it."""
+
+MAX_TOKEN_CHARACTERS: Final = 8192
+"""The longest token: as long as one in a header may be."""
+
+MAX_BAD_MESSAGES: Final = 20
+"""So many bad messages without a good one between them close the connection with code 1008."""
+
+PART_BYTES: Final = 256 * 1024
+"""About how large a part of a batch is. Many clients refuse messages over 1 MiB."""
+
+LANES: Final = ("backlog", "todo", "in_progress", "done", "recovery")
+"""The lanes that every `board.sync` shows, in this order, before any other that the board has."""
+
+Row = Mapping[str, msgspec.Raw]
+"""A task as clients see it: camelCase keys, each value the JSON that Postgres wrote."""
+
+
+class CloseCode(IntEnum):
+    """Why the server closes a connection. A client should reconnect after all but 1008, 1009 and 4003."""
+
+    INVALID_TEXT = 1007  # a text message was not UTF-8
+    POLICY = 1008  # the client sent nothing but bad messages, or tokens that are not good
+    TOO_BIG = 1009  # the client sent a message over the limit
+    SERVICE_RESTART = 1012  # the relay is stopping
+    TRY_AGAIN_LATER = 1013  # the client did not read what it was sent
+    TOKEN_EXPIRED = 4001  # the client's token has expired; with a fresh one it may come back
+    TOKEN_REVOKED = 4003  # the client's token is not good any more
+    IDLE = 4008  # the client has followed no board for long
+
+
+_BOARD_ID: Final[Any] = Field(
+    alias="boardId",
+    description=f"The board's name, up to {MAX_BOARD_CHARACTERS} characters. Postgres has no text with U+0000.",
+    json_schema_extra={"pattern": r"^[^\u0000]*$", "maxLength": MAX_BOARD_CHARACTERS},
+)
+
+
+class Subscribe(BaseModel):
+    """Asks for a board: its `board.sync`, then its changes. Asked again, it sends a fresh `board.sync`.
+
+    With `cursor`, even null, the subscription is resumable: what is sent carries cursors, and with the last of them a
+    client that comes back is sent what it missed. Anything that is no cursor of this board is refused with a reason.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    type: Literal["subscribe"]
+    board_id: StrictStr = _BOARD_ID
+    cursor: JsonValue = Field(
+        default=None, description="The last one that you were sent of this board, null at first."
+    )
+
+    @property
+    def resumable(self) -> bool:
+        return "cursor" in self.model_fields_set
+
+
+class Unsubscribe(BaseModel):
+    """Ends a subscription. Without one, it does nothing."""
+
+    model_config = ConfigDict(frozen=True)
+    type: Literal["unsubscribe"]
+    board_id: StrictStr = _BOARD_ID
+
+
+class Ping(BaseModel):
+    """Is answered with `{"type":"pong"}`."""
+
+    model_config = ConfigDict(frozen=True)
+    type: Literal["ping"]
+
+
+class Authenticate(BaseModel):
+    """Presents a fresh token, before the last one expires: subscriptions go on, as far as the new one allows them.
+
+    Is answered with `{"type":"authenticated"}`, or with an error; then the last token goes on to be good.
+    """
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+    type: Literal["authenticate"]
+    token: StrictStr = Field(
+        repr=False, max_length=MAX_TOKEN_CHARACTERS, description="A static token or a JSON Web Token."
+    )
+
+
+ClientMessage = Subscribe | Unsubscribe | Ping | Authenticate
+
+_client_message: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
+
+ErrorCode = Literal[
+    "invalid_json",
+    "invalid_message",
+    "unknown_type",
+    "invalid_board_id",
+    "binary_message",
+    "not_allowed",
+    "not_authenticated",
+    "too_many_boards",
+    "too_many_messages",
+]
+
+
+class BadMessage(Exception):
+    """A client's message that is not of this protocol. Its text says what was found and what was expected."""
+
+    def __init__(self, code: ErrorCode, text: str, board: str | None = None) -> None:
+        super().__init__(text)
+        self.code: ErrorCode = code
+        self.board = board
+
+
+def parse(text: str) -> ClientMessage:
+    """Read a client's message. Unknown keys are left alone, so that newer clients can talk to older relays.
+
+    Raises BadMessage.
+    """
+    try:
+        message = _client_message.validate_json(text)
+    except ValidationError as ex:
+        raise _bad_message(ex) from None
+    if isinstance(message, Subscribe | Unsubscribe):
+        _check_board(message.board_id)
+    return message
+
+
+def _check_board(board: str) -> None:
+    if "\0" in board:
+        # Postgres has no such text, so no board can be called that.
+        raise BadMessage("invalid_board_id", "boardId has the character U+0000, which no board's name can hold")
+    if (length := len(board)) > MAX_BOARD_CHARACTERS:
+        raise BadMessage(
+            "invalid_board_id", f"boardId has {length} characters: expected {MAX_BOARD_CHARACTERS} at most"
+        )
+
+
+def _bad_message(ex: ValidationError) -> BadMessage:
+    error = ex.errors(include_url=False)[0]
+    kind, field = error["type"], error["loc"][-1] if error["loc"] else None
+    if kind == "json_invalid":
+        return BadMessage("invalid_json", f"the message is not JSON: {error['ctx']['error']}")
+    if kind == "union_tag_invalid":
+        tag = error["input"]["type"]
+        found = f"{tag!r:.100} is unknown" if isinstance(tag, str) else f"is of type {_json_type(tag)}"
+        return BadMessage("unknown_type", f"type {found}: expected subscribe, unsubscribe, ping or authenticate")
+    if field == "boardId":
+        found = "is missing" if kind == "missing" else f"is of type {_json_type(error['input'])}"
+        return BadMessage("invalid_board_id", f"boardId {found}: expected a string")
+    if field == "token":
+        if kind == "string_too_long":
+            return BadMessage(
+                "invalid_message", f"token is too long: expected {MAX_TOKEN_CHARACTERS} characters at most"
+            )
+        return BadMessage("invalid_message", "token is missing or no string: expected the token as a string")
+    return BadMessage(
+        "invalid_message", 'expected an object with a type, like {"type":"subscribe","boardId":"default"}'
+    )
+
+
+def _json_type(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case list():
+            return "array"
+        case _:
+            return "object"
+
+
+class Message(NamedTuple):
+    """What the server sends, encoded."""
+
+    type: str
+    json: bytes
+
+
+PONG: Final = Message("pong", b'{"type":"pong"}')
+AUTHENTICATED: Final = Message("authenticated", b'{"type":"authenticated"}')
+
+
+def error(code: ErrorCode, text: str, board: str | None = None) -> Message:
+    """Answer bad input; of a board that may not be followed, say which it is."""
+    return _message("error", {"code": code, "message": text} | ({} if board is None else {"boardId": board}))
+
+
+def task_created(task: Row) -> Message:
+    """Announce a row that appeared on the board, whole."""
+    return _message("task.created", task)
+
+
+def task_updated(task_id: msgspec.Raw, changes: Row) -> Message:
+    """Announce the columns that changed, and only those."""
+    return _message("task.updated", {"id": task_id, "changes": changes})
+
+
+def task_moved(task_id: msgspec.Raw, from_lane: msgspec.Raw, to_lane: msgspec.Raw) -> Message:
+    """Announce a change of lane."""
+    return _message("task.moved", {"id": task_id, "fromLane": from_lane, "toLane": to_lane})
+
+
+def task_deleted(task_id: msgspec.Raw) -> Message:
+    """Announce a row that left the board."""
+    return _message("task.deleted", {"id": task_id})
+
+
+def board_data(tasks: Sequence[Row]) -> bytes:
+    """Encode a whole board: the tasks by lane, in the order given, in the guide's lanes and then any other."""
+    lanes: dict[str, list[Row]] = {lane: [] for lane in LANES}
+    for task in tasks:
+        lanes.setdefault(lane_name(task["lane"]), []).append(task)
+    return _encode({"lanes": lanes})
+
+
+def board_sync(data: bytes) -> Message:
+    """Show a whole board, given its `board_data`."""
+    return Message("board.sync", b'{"type":"board.sync","data":' + data + b"}")
+
+
+def resumable_sync(board: str, cursor: str, reason: Reason | None, data: bytes) -> Message:
+    """Show a whole board to who can resume from here, and why, if it did not ask for it."""
+    top = {"type": "board.sync", "boardId": board, "cursor": cursor} | ({"reason": reason} if reason else {})
+    return Message("board.sync", _encode(top)[:-1] + b',"data":' + data + b"}")
+
+
+def batch(board: str, cursor: str | None, messages: Sequence[Message]) -> list[Message]:
+    """Gather the messages of a batch, in parts of about PART_BYTES; the last has the cursor, if there is one."""
+    parts: list[list[bytes]] = [[]]
+    size = 0
+    for message in messages:
+        if size > PART_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(message.json)
+        size += len(message.json)
+    top = {"type": "batch", "boardId": board}
+    tops = [top] * (len(parts) - 1) + [top | ({"cursor": cursor} if cursor else {})]
+    return [
+        Message("batch", _encode(its_top)[:-1] + b',"data":[' + b",".join(part) + b"]}")
+        for its_top, part in zip(tops, parts, strict=True)
+    ]
+
+
+def lane_name(lane: msgspec.Raw) -> str:
+    """Give the key under which `board.sync` lists a lane: a string as it is, and `null` or a number as JSON."""
+    value = msgspec.json.decode(lane)
+    return value if isinstance(value, str) else bytes(lane).decode()
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _message(kind: str, data: object) -> Message:
+    return Message(kind, _encode({"type": kind, "data": data}))

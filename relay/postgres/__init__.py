@@ -1,0 +1,1 @@
+"""In: how changes come from a database."""

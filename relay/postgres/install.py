@@ -1,0 +1,162 @@
+"""Runs the SQL of `sql/` on a database, as plain `psql -f` would.
+
+Rules:
+- The files are the truth: nothing here knows what they do, and a DBA may run them by hand instead.
+- Each is run in one transaction, so it is done whole or not at all.
+- What an install would change is found out without touching one: see `diff`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+import psycopg
+
+from relay.postgres.session import conninfo
+
+FILES: Final = ("tasks", "install", "roles", "uninstall")
+
+
+PATIENCE: Final = timedelta(seconds=30)
+"""How long relay.watch and relay.unwatch try for the table's lock, if nobody says otherwise."""
+
+
+USERS_OWN: Final = ("function relay.may_read(jsonb,text)", "function relay.configured()")
+"""What users may replace, and the install leaves alone once it is there."""
+
+
+class InstallError(Exception):
+    """Why the database did not do what it was asked, in one line."""
+
+
+def text(name: str) -> str:
+    """Return one of FILES: from the package, or in a checkout from beside it."""
+    packaged = Path(str(resources.files("relay"))) / "sql" / f"{name}.sql"
+    beside = Path(str(resources.files("relay"))).parent / "sql" / f"{name}.sql"
+    return (packaged if packaged.exists() else beside).read_text()
+
+
+def run(database_url: str, name: str) -> None:
+    """Run one of FILES. Raises InstallError."""
+    with _connection(database_url) as connection, connection.transaction():
+        connection.execute("set local lock_timeout = '3s'; set local client_min_messages = warning")
+        connection.execute(text(name).encode())
+
+
+def watch(
+    database_url: str,
+    table: str,
+    *,
+    id_column: str | None = None,
+    board: str | None = None,
+    lane: str | None = None,
+    hidden: Sequence[str] = (),
+    order_by: Sequence[str] = (),
+    patience: timedelta = PATIENCE,
+) -> None:
+    """Start feeding a table; what is not given stays as it is, or as `relay.watch` has it. Raises InstallError."""
+    with _connection(database_url) as connection:
+        if unseen := connection.execute(_UNSEEN, {"table": table}).fetchone():
+            raise InstallError(unseen[0])
+        connection.execute(
+            b"select relay.watch(%s::text::regclass, %s, %s, %s, %s::name[], %s::text[], %s)",
+            (table, id_column, board, lane, list(hidden) or None, list(order_by) or None, patience),
+        )
+
+
+# Without the right to use a schema, Postgres says no more than that.
+_UNSEEN: Final = b"""
+    select pg_catalog.format('%%I.%%I belongs to %%s, and only its owner may put triggers on it: have a role '
+        'that may run: grant %%3$s to %%I', n.nspname, c.relname, c.relowner::regrole, current_user)
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where array[n.nspname, c.relname]::text[] = pg_catalog.parse_ident(%(table)s)
+      and not pg_catalog.has_schema_privilege(n.oid, 'usage')
+"""
+
+
+def unwatch(database_url: str, table: str, patience: timedelta = PATIENCE) -> None:
+    """Stop feeding a table. Raises InstallError."""
+    _execute(database_url, b"select relay.unwatch(%s::text::regclass, %s)", (table, patience))
+
+
+def diff(database_url: str) -> list[str]:
+    """Return what `relay sql install` would change, as the lines of a unified diff; none if nothing.
+
+    The file is run under another schema's name, beside the installed one, and rolled back: so this locks nothing that
+    anybody uses. Raises InstallError.
+    """
+    with _connection(database_url) as connection, connection.transaction(force_rollback=True):
+        installed = _objects(connection, "relay")
+        scratch = f"relay_{secrets.token_hex(4)}"
+        connection.execute("set local client_min_messages = warning")
+        # What comes before the schema judges whether this may be installed here at all.
+        judgement, schema, rest = text("install").partition("create schema if not exists relay;")
+        connection.execute((judgement + re.sub(r"\brelay\b", scratch, schema + rest)).encode())
+        if "view relay.watches" in installed:
+            connection.execute(_TRIGGER_FUNCTIONS.replace("scratch", scratch).encode())
+        wanted = _objects(connection, scratch)
+    wanted |= {name: installed[name] for name in USERS_OWN if name in installed}
+    before = [line for name, lines in installed.items() if name in wanted for line in lines]
+    after = [line for lines in wanted.values() for line in lines]
+    return list(difflib.unified_diff(before, after, "installed", "sql/install.sql", lineterm=""))
+
+
+_TRIGGER_FUNCTIONS: Final = """
+    select scratch.make_functions(row(w.*)::scratch.watches) from relay.watches w where w.problem is null
+"""
+
+_OBJECTS: Final = """
+    select 'function ' || f.oid::regprocedure, pg_catalog.pg_get_functiondef(f.oid)
+    from pg_catalog.pg_proc f where f.pronamespace = %(schema)s::regnamespace
+    union all
+    select 'constraint ' || r.conname || ' of ' || r.conrelid::regclass, pg_catalog.pg_get_constraintdef(r.oid)
+    from pg_catalog.pg_constraint r where r.connamespace = %(schema)s::regnamespace and r.conparentid = 0
+    union all
+    select case c.relkind when 'S' then 'sequence ' when 'v' then 'view ' when 'i' then 'index '
+           when 'I' then 'index ' else 'table ' end || c.oid::regclass,
+           case c.relkind when 'v' then pg_catalog.pg_get_viewdef(c.oid) else '' end
+    from pg_catalog.pg_class c where c.relnamespace = %(schema)s::regnamespace
+"""
+
+
+def _objects(connection: psycopg.Connection, schema: str) -> dict[str, list[str]]:
+    """Describe what is in a schema, under the name of "relay"."""
+    connection.execute("set local search_path = ''")
+    row = connection.execute("select pg_catalog.to_regnamespace(%s) is null", [schema]).fetchone()
+    if row and row[0]:
+        return {}
+    rows = connection.execute(_OBJECTS.encode(), {"schema": schema}).fetchall()
+    described = ((name.replace(schema, "relay"), body.replace(schema, "relay")) for name, body in rows)
+    return {name: [name, *("  " + line for line in body.splitlines())] for name, body in sorted(described)}
+
+
+def _execute(database_url: str, query: bytes, parameters: Sequence[object] | None = None) -> None:
+    with _connection(database_url) as connection:
+        connection.execute(query, parameters)
+
+
+@contextmanager
+def _connection(database_url: str) -> Iterator[psycopg.Connection]:
+    try:
+        with psycopg.connect(conninfo(database_url), autocommit=True) as connection:
+            yield connection
+    except psycopg.errors.LockNotAvailable as ex:
+        said = _first_line(ex)
+        advice = "" if "nothing was changed" in said else ": somebody holds the table; nothing was changed, try again"
+        raise InstallError(said + advice) from ex
+    except psycopg.errors.InvalidSchemaName as ex:
+        raise InstallError(f"{_first_line(ex)}: run relay sql install first") from ex
+    except psycopg.Error as ex:
+        raise InstallError(_first_line(ex)) from ex
+
+
+def _first_line(ex: psycopg.Error) -> str:
+    return ex.diag.message_primary or " ".join(str(ex).split())

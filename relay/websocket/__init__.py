@@ -1,0 +1,1 @@
+"""Out: the sockets that clients connect to."""

@@ -1,0 +1,426 @@
+"""Listening: the sockets that clients connect to, and what happens to a connection before it may speak.
+
+The sockets are bound to addresses of one or both families, to the path of a Unix socket, or are systemd's. Of each
+connection that is accepted, the `Listener` counts it, finds out where it comes from if a proxy says so, and hands it
+to a protocol of asyncio's.
+
+Rules:
+- A connection is an `Arrival` from the moment it is accepted until it is let in or ends. Of arrivals there are so
+  many at most, and each has so many seconds.
+- The last files that this process may open are not for clients: Postgres is connected to with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import socket
+import ssl
+import stat
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from relay.auth.proxies import LONGEST_HEADER_BYTES, BadProxyHeader, Proxies, proxy_header, rate_key
+from relay.websocket.admission import Arrivals
+from relay.websocket.refusals import CROWDED_OUT, Refusals
+
+ARRIVALS: Final = 256
+"""So many connections may be on their way in."""
+
+RESERVED_FILES: Final = 32
+"""So many files are kept for Postgres, NATS, tokens and keys."""
+
+ACCEPTED_AT_ONCE: Final = 16
+"""So many connections are taken before all else has its turn: a flood must not hold up the others."""
+
+WAITING: Final = 1024
+"""So many may wait to be taken."""
+
+RETRY_SECONDS: Final = 1.0
+"""How long nothing is accepted after that failed."""
+
+TLS_ON_PLAIN: Final = "TLS where none is spoken"
+NO_TLS: Final = "no TLS where it is spoken"
+BAD_TLS: Final = "TLS handshake failed"
+BAD_PROXY_HEADER: Final = "bad PROXY header"
+FOREIGN_PROXY_HEADER: Final = "PROXY header of an untrusted peer"
+TOO_SLOW: Final = "handshake took too long"
+NO_FILE: Final = "no file left but the reserve"
+
+FIRST_SYSTEMD_FILE: Final = 3
+"""The first descriptor that systemd passes, by sd_listen_fds(3)."""
+
+_PORT_TRIES: Final = 10
+
+
+# The sockets ----------------------------------------------------------------------------------------------------
+
+
+async def bind(hosts: str, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
+    """Bind a port, 0 for any free one, of every address that is named. Raises OSError.
+
+    `::` is both families, unless an address of the other one is named beside it.
+    """
+    names = hosts.replace(",", " ").split()
+    loop = asyncio.get_running_loop()
+    found = [
+        (family, address)
+        for name in names
+        for family, _, _, _, address in await loop.getaddrinfo(
+            name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    ]
+    addresses = list(dict.fromkeys(found))
+    both = not any(family == socket.AF_INET for family, _ in addresses)
+    for last in reversed(range(_PORT_TRIES)):
+        with contextlib.ExitStack() as undo:
+            try:
+                sockets: list[socket.socket] = []
+                for family, address in addresses:
+                    chosen = sockets[0].getsockname()[1] if sockets else port
+                    sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                    _bind(sock, (address[0], chosen, *address[2:]), both=both, reuse_port=reuse_port)
+                    sockets.append(sock)
+            except OSError as ex:
+                # A free port of one address may be taken at another.
+                if port or not last or ex.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            undo.pop_all()
+            return sockets
+    raise AssertionError
+
+
+def _bind(sock: socket.socket, address: tuple[object, ...], *, both: bool, reuse_port: bool) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not (both and address[0] == "::"))
+    sock.bind(address)
+
+
+def bind_path(path: str) -> socket.socket:
+    """Bind a Unix socket, in place of one that nobody listens on any more. Raises OSError."""
+    with contextlib.ExitStack() as undo:
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(Path(path).stat().st_mode):
+                _remove_if_left(path)
+        sock.bind(path)
+        undo.pop_all()
+    return sock
+
+
+def _remove_if_left(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(path) == errno.ECONNREFUSED:
+            Path(path).unlink()
+
+
+def from_systemd() -> dict[str, list[socket.socket]]:
+    """Return the sockets that systemd passed to this process, by the names of their units' `FileDescriptorName`."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not os.environ.get("LISTEN_FDS", "").isdecimal():
+        return {}
+    count = int(os.environ["LISTEN_FDS"])
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, list[socket.socket]] = {}
+    for number in range(count):
+        sock = socket.socket(fileno=FIRST_SYSTEMD_FILE + number)
+        sock.set_inheritable(False)
+        found.setdefault(names[number] if number < len(names) else "", []).append(sock)
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)  # they are ours, and no child's
+    return found
+
+
+def port_of(sockets: Sequence[socket.socket]) -> int | None:
+    """Return the port that sockets are bound to; None if that is none, or a path."""
+    for sock in sockets:
+        if sock.fileno() >= 0 and sock.family in {socket.AF_INET, socket.AF_INET6}:
+            return int(sock.getsockname()[1])
+    return None
+
+
+# The connections ------------------------------------------------------------------------------------------------
+
+
+class Arrival:
+    """A connection that was accepted and is not let in yet. `address` is empty for the peer of a Unix socket."""
+
+    __slots__ = ("_listener", "_timer", "address", "protocol", "sock", "transport")
+
+    def __init__(self, sock: socket.socket, address: str, listener: Listener) -> None:
+        self.sock = sock
+        self.address = address
+        self.protocol: asyncio.BaseProtocol | None = None
+        self.transport: asyncio.Transport | None = None
+        self._listener = listener
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(listener.seconds(), self._out_of_time)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended: asyncio closes the socket then."""
+        return self.sock.fileno() < 0
+
+    def heard(self) -> None:
+        """Give it all the time it wants; it is counted on."""
+        self._timer.cancel()
+
+    def settle(self) -> None:
+        """Count it no more: it was let in, or has ended."""
+        self._timer.cancel()
+        self._listener.arrivals.remove(self)
+
+    def drop(self) -> None:
+        """End it."""
+        self._timer.cancel()
+        if self.transport:
+            self.transport.abort()
+        else:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
+
+    def _out_of_time(self) -> None:
+        if not self.over:
+            self._listener.refusals.add(TOO_SLOW, self.address)
+            self._listener.arrivals.remove(self)
+            self.drop()
+
+
+class Files:
+    """How many files this process may open for clients. Counts all open ones, but not for each connection."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._uncounted = 0
+
+    def missing(self) -> int:
+        """Return how many connections have to go, that another one may be taken."""
+        if self._left:
+            self._left -= 1
+            return 0
+        if self._uncounted:
+            self._uncounted -= 1
+            return 1
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit == resource.RLIM_INFINITY:
+            return 0
+        free = max(limit - RESERVED_FILES, limit // 2) - _open_files()
+        if free > 0:
+            # Half of them, for there are others who open files.
+            self._left = free // 2
+            return 0
+        self._uncounted = ACCEPTED_AT_ONCE // 2
+        return 1 - free
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd" if Path("/proc/self/fd").is_dir() else "/dev/fd"))  # noqa: PTH208  # fast
+
+
+class Listener:
+    """Takes connections, and hands each to a protocol.
+
+    `seconds` says how long a connection may be on its way in. `flooded`, asked with an address that is no proxy's,
+    says for how many seconds it is to stay away, and `turn_back` answers it then.
+    """
+
+    def __init__(
+        self,
+        refusals: Refusals,
+        seconds: Callable[[], float],
+        *,
+        most: int = ARRIVALS,
+        proxies: Callable[[], Proxies] = Proxies,
+        flooded: Callable[[str], float] = lambda _: 0.0,
+        turn_back: Callable[[socket.socket, str, float], None] = lambda sock, *_: sock.close(),
+    ) -> None:
+        self.refusals = refusals
+        self.seconds = seconds
+        self.arrivals: Arrivals[Arrival] = Arrivals(most)
+        self.problem: str | None = None
+        self._proxies = proxies
+        self._flooded = flooded
+        self._turn_back = turn_back
+        self._sockets: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._tls: ssl.SSLContext | None = None
+        self._make: Callable[[Arrival], asyncio.BaseProtocol] | None = None
+
+    def open(
+        self,
+        sockets: Iterable[socket.socket],
+        make: Callable[[Arrival], asyncio.BaseProtocol],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Begin to take connections from bound sockets, which are the listener's from now on. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._make, self._tls = make, tls
+        _listeners.add(self)
+        self._sockets = list(sockets)
+        for sock in self._sockets:
+            sock.setblocking(False)
+            sock.listen(WAITING)
+            loop.add_reader(sock, self._accept, sock)
+
+    @property
+    def port(self) -> int | None:
+        """The port it listens on; None if it listens on none."""
+        return port_of(self._sockets)
+
+    @property
+    def listens(self) -> bool:
+        """Whether it takes connections."""
+        return bool(self._sockets)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether connections on their way in were crowded out a short while ago."""
+        return self.refusals.recent(CROWDED_OUT) or self.refusals.recent(NO_FILE)
+
+    def stop(self) -> None:
+        """Take nobody any more."""
+        loop = asyncio.get_running_loop()
+        while self._sockets:
+            sock = self._sockets.pop()
+            loop.remove_reader(sock)
+            sock.close()
+
+    async def close(self) -> None:
+        """Take nobody any more, and end those that are on their way in."""
+        self.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for arrival in tuple(self.arrivals):
+            arrival.drop()
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Take those who have come, a few before all else has its turn."""
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                sock, peer = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as ex:  # no file is free: there may be one soon
+                self._cannot_accept(listening, ex)
+                return
+            self.problem = None
+            sock.setblocking(False)
+            if not self._arrived(sock, peer[0] if isinstance(peer, tuple) else ""):
+                return
+
+    def _cannot_accept(self, listening: socket.socket, ex: OSError) -> None:
+        reason = f"cannot accept: {ex.strerror}"
+        self.refusals.add(reason)
+        self.problem = f"no connection can be accepted: {ex.strerror}: raise the limit of open files (LimitNOFILE)"
+        _free_files(ACCEPTED_AT_ONCE)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening)
+        loop.call_later(RETRY_SECONDS, self._accept_again, listening)
+
+    def _accept_again(self, listening: socket.socket) -> None:
+        # It may be that nobody is waiting any more: then nothing is wrong, until somebody comes.
+        self.problem = None
+        if listening.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _arrived(self, sock: socket.socket, address: str) -> bool:
+        """Count a connection in, or refuse it; false if others have to end before there is room for one more."""
+        if not self._proxies().trusts(address) and (wait := self._flooded(address)):
+            self._turn_back(sock, address, wait)
+            return True
+        missing = _files.missing()
+        if missing and not _free_files(missing):
+            self.refusals.add(NO_FILE, address)
+            sock.close()
+            return False
+        if self.arrivals.full:
+            self.arrivals.remove_if(lambda arrival: arrival.over)
+        if self.arrivals.full:
+            self.crowd_out(CROWDED_OUT)
+        arrival = Arrival(sock, address, self)
+        self.arrivals.add(arrival, rate_key(address))
+        task = asyncio.get_running_loop().create_task(self._hand_over(arrival))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return not missing
+
+    def crowd_out(self, reason: str) -> bool:
+        """End the oldest arrival of the fullest address; false if there is none."""
+        oldest = self.arrivals.crowd_out()
+        if oldest:
+            self.refusals.add(reason, oldest.address)
+            oldest.drop()
+        return oldest is not None
+
+    async def _hand_over(self, arrival: Arrival) -> None:
+        """Connect a connection with its protocol. A client that gives up meanwhile is no fault."""
+        assert self._make, "it was opened"
+        make = self._make
+
+        def made() -> asyncio.BaseProtocol:
+            arrival.protocol = make(arrival)
+            return arrival.protocol
+
+        try:
+            if self._proxies().trusts(arrival.address):
+                await self._read_proxy_header(arrival)
+            loop = asyncio.get_running_loop()
+            arrival.transport, _ = await loop.connect_accepted_socket(made, arrival.sock, ssl=self._tls)
+        except ssl.SSLError as ex:
+            reason = NO_TLS if ex.reason in {"HTTP_REQUEST", "WRONG_VERSION_NUMBER"} else BAD_TLS
+            self.refusals.add(reason, arrival.address, detail=ex.reason)
+        except BadProxyHeader as ex:
+            self.refusals.add(BAD_PROXY_HEADER, arrival.address, detail=str(ex))
+        except OSError:
+            pass
+        else:
+            return
+        finally:
+            if arrival.protocol is None:
+                arrival.settle()
+                arrival.sock.close()
+
+    async def _read_proxy_header(self, arrival: Arrival) -> None:
+        """Take the header of the PROXY protocol off what a trusted proxy sends, if there is one.
+
+        Raises BadProxyHeader.
+        """
+        await _readable(arrival.sock)
+        header = proxy_header(arrival.sock.recv(LONGEST_HEADER_BYTES, socket.MSG_PEEK))
+        if header:
+            arrival.sock.recv(header.length)
+            if header.address is not None:
+                arrival.address = header.address
+                self.arrivals.move(arrival, rate_key(header.address))
+
+
+_files: Final = Files()
+_listeners: Final[weakref.WeakSet[Listener]] = weakref.WeakSet()
+"""Those of this process, which share the files that it may open."""
+
+
+def _free_files(count: int) -> int:
+    """End so many arrivals, at whichever listener has most of them; return how many there were to end."""
+    for listener in _listeners:
+        listener.arrivals.remove_if(lambda arrival: arrival.over)
+    return sum(max(_listeners, key=lambda each: len(each.arrivals)).crowd_out(NO_FILE) for _ in range(count))
+
+
+async def _readable(sock: socket.socket) -> None:
+    """Wait until a socket has something to read, or its end."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sock, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sock)
