@@ -313,6 +313,20 @@ def judge_version(number: int) -> Verdict:
     return ok(f"Postgres {major}.{number % 10_000}")
 
 
+async def _encoding(place: Place) -> Verdict:
+    return judge_encoding(place.link.info.parameter_status("server_encoding") or "")
+
+
+def judge_encoding(encoding: str) -> Verdict:
+    """Whether the database's text can be read."""
+    if encoding == "SQL_ASCII":
+        return failed(
+            "the database has encoding SQL_ASCII, which does not say what its text means",
+            "restore a dump into a database with encoding UTF8, or another that says",
+        )
+    return ok(encoding)
+
+
 _TRANSACTION_POOLER: Final = failed(
     "a transaction pooler is in between: two statements of one connection ran in different sessions",
     "connect to Postgres itself, or to a pool in session mode",
@@ -733,6 +747,7 @@ _THERE: Final[Mapping[str, Callable[[Place], Awaitable[Verdict]]]] = {
     "connection": _connection,
     "primary": _primary,
     "version": _version,
+    "encoding": _encoding,
     "pooler": _pooler,
     "install": _install,
     "grants": _grants,
@@ -752,7 +767,9 @@ _THERE: Final[Mapping[str, Callable[[Place], Awaitable[Verdict]]]] = {
 _NATS: Final[Mapping[str, Callable[[Place], Awaitable[Verdict]]]] = {"nats": _nats, "publisher": _publisher}
 """Checks of the stream, where clients are served from there."""
 
-_GATES: Final = frozenset({"nats", "connection", "primary", "version", "pooler", "install", "grants", "watched"})
+_GATES: Final = frozenset(
+    {"nats", "connection", "primary", "version", "encoding", "pooler", "install", "grants", "watched"}
+)
 """Checks that all later ones of the database rest on."""
 
 

@@ -347,6 +347,13 @@ async def test_database_that_is_read_only(database: Database) -> None:
     assert "default_transaction_read_only" in found["primary"].found
 
 
+async def test_database_without_an_encoding(server: Server) -> None:
+    with temporary_database(server, "template0", "encoding 'SQL_ASCII' locale 'C'") as dsn:
+        found = await check(dsn)
+    assert (found["version"].status, found["encoding"].status, found["pooler"].status) == ("ok", "failed", "skipped")
+    assert "SQL_ASCII" in found["encoding"].found
+
+
 async def test_standby(own_server: EmbeddedPostgres) -> None:
     """It is told from a server that does not answer."""
     with Standby(own_server) as standby:
