@@ -29,7 +29,7 @@ import structlog
 import relay
 from relay import config, logs
 from relay.commands import terminal
-from relay.model import contract
+from relay.model import schema as contract
 from relay.postgres import install
 
 
@@ -47,19 +47,22 @@ def _lazy(name: str) -> ModuleType:
 
 
 if TYPE_CHECKING:
-    from relay.commands import doctor, overview, tail
+    from relay.commands import status as overview
+    from relay.commands import tail
     from relay.commands.bench import bench, write_report, write_tax
+    from relay.commands.check import checks as doctor
     from relay.commands.demo import demo
-    from relay.daemon import daemon, worker
+    from relay.daemon import serve as daemon
+    from relay.daemon import worker
     from relay.postgres import embedded
 else:
     _names = (
         "commands.bench.bench",
-        "daemon.daemon",
+        "daemon.serve",
         "commands.demo.demo",
-        "commands.doctor",
+        "commands.check.checks",
         "postgres.embedded",
-        "commands.overview",
+        "commands.status",
         "commands.tail",
         "daemon.worker",
         "commands.bench.write_report",

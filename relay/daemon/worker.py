@@ -1,4 +1,4 @@
-"""A worker: feed, hub and endpoint of one process. The daemon is one worker, or starts several: see workers.py.
+"""A worker: feed, hub and endpoint of one process. The daemon is one worker, or starts several: see pool.py.
 
 Rules of one that was started as a process of its own (`main`):
 - It shares with the others the port, which each of them listens on while the kernel deals out who connects, and the
@@ -298,7 +298,7 @@ class SharedRates(Rates):
 
 
 def main() -> None:
-    """Be one of several, as workers.py starts them.
+    """Be one of several, as pool.py starts them.
 
     Which one, its control socket, the files of places and rates, and sockets that all of them listen on, if they do.
     """

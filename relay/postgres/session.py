@@ -45,7 +45,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.model.changes import Entry, Image, Transaction, UnreadableRow, Watch, cancelled
 from relay.model.cursor import Era, Reason
 from relay.model.snapshot import Snapshot

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.postgres.session import NO_ENCODING
 from tests.integration.client import Client, Message, until
 from tests.integration.conftest import Relay

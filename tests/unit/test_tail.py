@@ -21,7 +21,7 @@ from relay.client import link
 from relay.commands import tail
 from relay.commands.tail import CursorFile, Delivery, Filter, Message, Parts, Reader, States, TailError, line
 from relay.commands.terminal import harmless
-from relay.model import protocol
+from relay.model import messages as protocol
 
 REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 AT = datetime(2026, 1, 2, 3, 4, 5, 67_000, UTC)

@@ -35,7 +35,7 @@ from websockets.exceptions import ConnectionClosed
 
 from relay.commands.demo import demo_tasks
 from relay.config import Settings
-from relay.daemon import daemon
+from relay.daemon import serve as daemon
 from relay.postgres import install
 from relay.postgres.embedded import HOST, EmbeddedPostgres, free_port
 

@@ -45,7 +45,7 @@ STOP_SECONDS: Final = 15.0
 """How long a worker may take to stop, beside the time over which it sees its clients off."""
 
 
-class Workers:
+class Pool:
     """Serves subscribers from as many processes as the settings say."""
 
     def __init__(self, settings: Settings, sockets: Sequence[socket.socket] = ()) -> None:

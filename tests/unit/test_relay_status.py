@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from relay.commands import overview
-from relay.commands.overview import Metrics, Overview, Sample, as_json, quantile, screen
+from relay.commands import status as overview
+from relay.commands.status import Metrics, Overview, Sample, as_json, quantile, screen
 
 HEALTH = {
     "status": "healthy",

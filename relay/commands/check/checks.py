@@ -34,7 +34,7 @@ from psycopg.conninfo import make_conninfo
 from relay.auth.access import AccessError
 from relay.auth.guard import Guard
 from relay.config import Settings
-from relay.daemon.daemon import open_to_all
+from relay.daemon.serve import open_to_all
 from relay.daemon.worker import StartError, named, nats_installed
 from relay.model.status import FULL_SHARE, OVERDUE_SECONDS, QUEUE_USAGE
 from relay.nats.stream import State, decode

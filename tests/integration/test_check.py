@@ -16,8 +16,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from relay import config
-from relay.commands import doctor
-from relay.commands.doctor import Finding
+from relay.commands.check import checks as doctor
+from relay.commands.check.checks import Finding
 from relay.postgres import install
 from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError, free_port
 from relay.postgres.session import Connection
