@@ -68,7 +68,8 @@ from benchmarks.relays import (
     subscribe,
 )
 from relay import config
-from relay.commands.bench import bench, write_tax
+from relay.commands.bench import run as bench
+from relay.commands.bench import write_tax
 from relay.commands.bench.subscribers import BOARD, stamped
 from relay.config import Settings
 from relay.nats.edge import ASKED_AT_ONCE

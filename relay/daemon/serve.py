@@ -13,9 +13,10 @@ import structlog
 from aiohttp import web
 
 from relay.config import Settings
+from relay.daemon.errors import listening_on, nats_installed
 from relay.daemon.pool import Pool
 from relay.daemon.systemd import Systemd
-from relay.daemon.worker import Worker, named, nats_installed
+from relay.daemon.worker import Worker
 from relay.http.app import Monitor
 from relay.http.page import Page
 from relay.websocket.listening import from_systemd
@@ -76,7 +77,7 @@ async def publish(settings: Settings) -> None:
     publisher = Publisher(settings)
     monitor = Monitor(publisher.status)
     async with contextlib.AsyncExitStack() as stack:
-        with named("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
+        with listening_on("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
             stack.push_async_callback(monitor.close)
             health_port = await monitor.open(settings.WS_HOST, settings.HEALTH_PORT)
         log.info("publisher.running", health=health_port)
@@ -130,7 +131,7 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(relay.close)
         await relay.open()
-        with named("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
+        with listening_on("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
             stack.push_async_callback(monitor.close)
             health_port = await monitor.open(settings.WS_HOST, settings.HEALTH_PORT, for_health)
         serving = await relay.start()

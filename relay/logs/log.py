@@ -23,8 +23,8 @@ from typing import Final, TextIO, cast
 import structlog
 from structlog.typing import EventDict, Processor
 
-from relay.commands.terminal import harmless
 from relay.logs.sink import Sink
+from relay.text import harmless
 
 BURST: Final = 500
 LINES_A_SECOND: Final = 50

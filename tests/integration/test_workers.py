@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 
 from relay import config
 from relay.daemon import pool
+from relay.daemon.errors import StartError
 from relay.daemon.pool import Pool
-from relay.daemon.worker import StartError
 from relay.model.status import Status
 
 _SECONDS = 15.0
