@@ -67,9 +67,9 @@ from benchmarks.relays import (
     queries,
     subscribe,
 )
-from benchmarks.scaling import FILE
 from relay import config
-from relay.commands.bench import bench, write_tax
+from relay.commands.bench import run as bench
+from relay.commands.bench import write_tax
 from relay.commands.bench.subscribers import BOARD, stamped
 from relay.config import Settings
 from relay.nats.edge import ASKED_AT_ONCE
@@ -116,7 +116,7 @@ HUNDRED: Final = 100
 SMALL_BOARDS: Final = 100
 """Of a task each, so many are asked for each second of a stretch."""
 
-LOOKS_US: Final = json.loads(FILE.read_text())["relay"]["own_awake_us"]["value"]
+LOOKS_US: Final = 66_000
 """Processor time a second of the looks at the journal of a publisher that is awake, as of a relay."""
 
 MESSAGE_BYTES: Final = len(
@@ -662,7 +662,7 @@ def print_memory(memory: Mapping[str, float]) -> None:
 
 
 def constants(found: Found, rows: Sequence[Row]) -> dict[str, float]:
-    """Return what docs/scaling.json needs: µs of a processor, but where it says otherwise."""
+    """Return what each hop costs: µs of a processor, but where it says otherwise."""
     none, one, several = CROWDS
     idle_rates = rates(found["idle"])
     awake = rates(found["writers"])

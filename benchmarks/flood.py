@@ -27,7 +27,7 @@ from collections import Counter
 import psycopg
 from websockets.asyncio.client import connect
 
-from relay.commands.bench import bench
+from relay.commands.bench import run as bench
 from relay.postgres import install
 from relay.postgres.embedded import EmbeddedPostgres
 

@@ -40,7 +40,8 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from websockets.asyncio.client import ClientConnection, connect
 
-from relay.commands.bench import bench, write_tax
+from relay.commands.bench import run as bench
+from relay.commands.bench import write_tax
 from relay.commands.bench.subscribers import BOARD, stamped
 from relay.postgres import install
 from relay.postgres.embedded import HOST, EmbeddedPostgres, free_port

@@ -1,7 +1,7 @@
 """Settings: where the daemon listens and what it connects to. Checked once, at the start.
 
-Each setting is an environment variable; the command line makes an option of each (see cli.py). `ALLOWED` says
-in words what a setting may be, for `--help` and for errors.
+Each setting is an environment variable; the command line makes an option of each. `ALLOWED` says in words what a
+setting may be, for `--help` and for errors.
 """
 
 from __future__ import annotations

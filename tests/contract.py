@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from jsonschema_rs import Draft202012Validator
 
-from relay.model.contract import json_schema
+from relay.model.schema import json_schema
 
 
 def checked(message: str | bytes) -> Any:

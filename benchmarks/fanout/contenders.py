@@ -28,7 +28,7 @@ from typing import IO
 
 import psycopg
 
-from relay.commands.bench.bench import NO_LIMITS
+from relay.commands.bench.run import NO_LIMITS
 from relay.postgres import install
 from relay.postgres.embedded import free_port
 from tests.certificates import certificate

@@ -1,8 +1,4 @@
-"""What the commands that watch a relay share: text that cannot harm a terminal, pages, a quiet end.
-
-Rules:
-- Whatever a relay sent is escaped before it is shown, for users write tasks, and terminals obey control characters.
-"""
+"""What the commands that watch a relay share: colours, pages, a quiet end."""
 
 from __future__ import annotations
 
@@ -11,24 +7,15 @@ import contextlib
 import fcntl
 import itertools
 import os
-import re
 import shutil
+import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
-from typing import IO, Final
+from typing import IO, Final, NoReturn
 
 import click
-
-_HARMFUL: Final = re.compile(
-    "["
-    "\0-\x1f\x7f-\x9f"  # the controls, C0 and C1
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # these reorder what is read
-    "\u2028\u2029\ufeff"  # these end lines, or are not seen
-    "\ud800-\udfff"  # these are no characters, and cannot be printed
-    "]"
-)
 
 _BEGIN_SCREEN: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 """Another screen, without a cursor, whose lines end at its edge."""
@@ -36,22 +23,33 @@ _BEGIN_SCREEN: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 _END_SCREEN: Final = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 
 
-def harmless(text: str) -> str:
-    r"""Write each character that a terminal would obey as `\u001b`; in a JSON string it means the same as before."""
-    return _HARMFUL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def why(ex: Exception) -> str:
-    """Say in a few words why something could not be reached."""
-    text = " ".join(str(getattr(ex, "os_error", ex)).split())  # aiohttp wraps it
-    if found := re.search(r"\[Errno (\d+)\]", text):  # the first, where a name has several addresses
-        return os.strerror(int(found[1]))
-    return harmless(text) or type(ex).__name__
-
-
 def has_colours(stream: IO[str]) -> bool:
     """Tell whether to colour what is printed there: a terminal, unless NO_COLOR is set (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Let SIGTERM take the same way out as Ctrl-C, and nothing disturb what is done on that way."""
+
+    def interrupt(*_: object) -> NoReturn:
+        ignore_signals()
+        raise KeyboardInterrupt
+
+    before = [signal.signal(signum, interrupt) for signum in _SIGNALS]
+    try:
+        yield
+    finally:
+        for signum, handler in zip(_SIGNALS, before, strict=True):
+            signal.signal(signum, handler)
+
+
+def ignore_signals() -> None:
+    for signum in _SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A worker: feed, hub and endpoint of one process. The daemon is one worker, or starts several: see workers.py.
+"""A worker: feed, hub and endpoint of one process. The daemon is one worker, or starts several: see pool.py.
 
 Rules of one that was started as a process of its own (`main`):
 - It shares with the others the port, which each of them listens on while the kernel deals out who connects, and the
@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import gc
 import mmap
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -28,6 +27,7 @@ from relay import config, logs
 from relay.auth.access import AccessError, Rates
 from relay.auth.guard import Guard
 from relay.config import Settings
+from relay.daemon.errors import StartError, listening_on, nats_installed
 from relay.hub.hub import Hub
 from relay.model.status import Counts, Status
 from relay.postgres.feed import Feed
@@ -46,10 +46,6 @@ DRAIN: Final = b"drain\n"
 """The lines on the control socket."""
 
 STOPPING: Final = "the relay is stopping"
-
-
-class StartError(Exception):
-    """Why the daemon cannot start, in one line."""
 
 
 class Worker:
@@ -96,7 +92,7 @@ class Worker:
             except AccessError as ex:
                 raise StartError(str(ex)) from ex
             sockets = self._sockets or await client_sockets(self._settings, reuse_port=self._shares_port)
-            with named("WS_PORT", self._settings.WS_HOST, self._settings.WS_PORT):
+            with listening_on("WS_PORT", self._settings.WS_HOST, self._settings.WS_PORT):
                 self._endpoint.open_on(sockets, tls=self._guard.tls)
 
     async def start(self) -> asyncio.Task[None]:
@@ -177,17 +173,6 @@ def _feed(settings: Settings) -> Feed | Edge:
     return Edge(settings)
 
 
-@contextlib.contextmanager
-def nats_installed(setting: str) -> Iterator[None]:
-    """Say in one line how to install what it takes to speak with NATS."""
-    try:
-        yield
-    except ModuleNotFoundError as ex:
-        if (ex.name or "").partition(".")[0] not in {"nats", "nkeys", "nacl"}:
-            raise
-        raise StartError(f"{setting}: nats-py is not installed: run pip install 'pg-relay[nats]'") from None
-
-
 def _counts(hub: Hub, endpoint: Endpoint, feed: Feed | Edge) -> Counts:
     return Counts(
         messages=hub.sent,
@@ -223,22 +208,10 @@ async def _nothing() -> None:
     await asyncio.Event().wait()
 
 
-@contextlib.contextmanager
-def named(setting: str, host: str, port: int) -> Iterator[None]:
-    """Say in one line which address could not be had, and how to choose another."""
-    try:
-        yield
-    except OSError as ex:
-        # asyncio wraps the system's words in its own, address and all; resolving a name has codes of its own.
-        reason = os.strerror(ex.errno) if ex.errno and ex.errno > 0 else ex.strerror
-        blamed = setting if ex.errno in {errno.EADDRINUSE, errno.EACCES} else "WS_HOST"
-        raise StartError(f"cannot listen on {host}:{port}: {reason}: choose another with {blamed}") from ex
-
-
 async def client_sockets(settings: Settings, *, reuse_port: bool = False) -> list[socket.socket]:
     """Bind what clients connect to. Raises StartError."""
     if not settings.WS_SOCKET:
-        with named("WS_PORT", settings.WS_HOST, settings.WS_PORT):
+        with listening_on("WS_PORT", settings.WS_HOST, settings.WS_PORT):
             return await bind(settings.WS_HOST, settings.WS_PORT, reuse_port=reuse_port)
     try:
         return [bind_path(settings.WS_SOCKET)]
@@ -298,7 +271,7 @@ class SharedRates(Rates):
 
 
 def main() -> None:
-    """Be one of several, as workers.py starts them.
+    """Be one of several, as pool.py starts them.
 
     Which one, its control socket, the files of places and rates, and sockets that all of them listen on, if they do.
     """

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from relay.model.cursor import Reason
-from relay.model.protocol import Message
+from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
 
 S = TypeVar("S")

@@ -27,9 +27,9 @@ from typing import Final, Protocol
 import structlog
 
 from relay.hub.board import Board, Delivery, Step, bounds
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.model.cursor import CursorRefused, Era, Reason
-from relay.model.protocol import Message
+from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
 
 log = structlog.get_logger()

@@ -29,9 +29,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.model.cursor import Reason
-from relay.model.protocol import Message, Row
+from relay.model.messages import Message, Row
 
 MAX_TASK_BYTES: Final = 4 * 1024 * 1024
 """Maximum size of a task as JSON; a larger row is not shown. The journal keeps images up to some times this size."""

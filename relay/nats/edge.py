@@ -31,7 +31,7 @@ import structlog
 from relay.config import Settings
 from relay.faults import Faults
 from relay.hub.hub import Hub
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.model.snapshot import Snapshot
 from relay.model.status import Histogram, StreamStatus
 from relay.nats.jetstream import Gap, Refused, Stream, StreamError

@@ -25,7 +25,7 @@ from urllib.parse import quote
 import msgspec
 
 from relay.model.cursor import Era, Reason
-from relay.model.protocol import Message
+from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
 
 GATHER_BYTES: Final = 4 * 1024 * 1024

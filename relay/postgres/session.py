@@ -42,13 +42,10 @@ from typing import Any, Final, LiteralString, NamedTuple, Self, cast, get_args
 import psycopg
 import structlog
 from psycopg import AsyncConnection
-from psycopg.abc import Buffer
-from psycopg.adapt import Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
-from psycopg.types.string import StrDumper
 
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.model.changes import Entry, Image, Transaction, UnreadableRow, Watch, cancelled
 from relay.model.cursor import Era, Reason
 from relay.model.snapshot import Snapshot
@@ -86,6 +83,12 @@ LARGE_BOARD_TASKS: Final = 1_000
 
 # What goes wrong on a connection, the feed reports itself.
 logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+
+
+NO_ENCODING: Final = (
+    "the database has encoding SQL_ASCII, which does not say what its text means: "
+    "expected UTF8, or another that says: restore a dump into a database with one"
+)
 
 
 class FeedError(Exception):
@@ -736,28 +739,20 @@ def _running(snapshot: Snapshot) -> list[str]:
     return [str(xid) for xid in snapshot.xip]
 
 
-class _AnyText(Loader):
-    """Text of a database that does not know its own encoding: UTF-8, we hope, and never an error."""
-
-    def load(self, data: Buffer) -> str:
-        return bytes(data).decode(errors="surrogateescape")
-
-
-class _AsUtf8(StrDumper):
-    """Text for such a database."""
-
-    def dump(self, obj: str) -> bytes:
-        return obj.encode(errors="surrogateescape")
-
-
 async def _connected(conninfo: str) -> Connection:
     connection = await Connection.connect(conninfo, autocommit=True)
-    await set_up(connection)
+    try:
+        await set_up(connection)
+    except BaseException:
+        await connection.close()
+        raise
     return connection
 
 
 async def set_up(connection: Connection) -> None:
-    """Make the settings of a session."""
+    """Make the settings of a session. Raises FeedError for a database whose text has no encoding."""
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        raise FeedError(NO_ENCODING)
     # Whatever the role or the database has as a default, each statement sees what was committed before it.
     await connection.execute("set default_transaction_isolation = 'read committed'")
     await connection.execute("set client_encoding = 'UTF8'")
@@ -769,12 +764,6 @@ async def set_up(connection: Connection) -> None:
     await connection.execute("set search_path = ''")
     # The planner knows nothing of how little is new, and would compile code for the millions of rows that it expects.
     await connection.execute("set jit = off")
-    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-        # One in which all bytes are valid, notifications too, and which is then not used.
-        await connection.execute("set client_encoding = 'LATIN1'")
-        for name in ("text", "name"):
-            connection.adapters.register_loader(name, _AnyText)
-        connection.adapters.register_dumper(str, _AsUtf8)
 
 
 async def _require_install(connection: Connection) -> None:

@@ -43,8 +43,8 @@ from websockets.typing import Subprotocol
 
 from relay.auth.access import EVERYBODY, FLOOD, ForeignOrigin, Gate, Grant, Refused, TooMany, UnknownKey, Visitor
 from relay.hub.hub import Hub
-from relay.model import protocol
-from relay.model.protocol import BadMessage, CloseCode, Message, Ping, Subscribe
+from relay.model import messages as protocol
+from relay.model.messages import BadMessage, CloseCode, Message, Ping, Subscribe
 from relay.websocket import handshake
 from relay.websocket.admission import Places
 from relay.websocket.listening import Arrival, Listener, bind

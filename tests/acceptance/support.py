@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import ClientConnection, connect
 
-from relay.commands.bench.bench import NO_LIMITS
+from relay.commands.bench.run import NO_LIMITS
 from tests.contract import checked
 
 RELAY: Final = Path(sys.executable).parent / "relay"

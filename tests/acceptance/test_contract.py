@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from relay.model import contract
+from relay.model import schema as contract
 from tests.servers import do_without
 
 FOLDER = Path(__file__).parent / "asyncapi"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.commands.tail import Target, follow
+from relay.commands.tail.follow import Target, follow
 from relay.postgres.embedded import HOST
 from tests.acceptance.support import (
     RELAY,

@@ -25,8 +25,8 @@ from kosoku._kosoku import CaseResult
 from websockets.frames import Frame, Opcode
 
 from relay.hub.hub import Hub
-from relay.model import protocol
-from relay.model.protocol import CloseCode
+from relay.model import messages as protocol
+from relay.model.messages import CloseCode
 from relay.websocket import server
 
 QUICK: Final = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*")

@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.frames import Frame, Opcode
 
-from relay.model import protocol
+from relay.model import messages as protocol
 
 SILENT: Final = 400
 """So many silent connections a stranger tries to hold, to each port."""

@@ -25,7 +25,7 @@ import psycopg
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
-from relay.commands.bench import bench
+from relay.commands.bench import run as bench
 from relay.postgres import install
 from relay.postgres.embedded import EmbeddedPostgres, free_port
 from tests.contract import checked

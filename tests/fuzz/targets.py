@@ -23,10 +23,10 @@ from relay.auth.access import signing_keys as read_keys
 from relay.auth.origins import Origins
 from relay.auth.proxies import BadProxyHeader, Proxies, proxy_header, source
 from relay.hub.hub import Hub
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.model.changes import Entry, Transaction, Watch, WatchOutdated, cancelled
 from relay.model.cursor import CursorRefused, Era
-from relay.model.protocol import BadMessage
+from relay.model.messages import BadMessage
 from relay.model.snapshot import Snapshot
 from relay.websocket.server import Connection, Endpoint, Limits, deflated_frame, frame
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from websockets.asyncio.client import ClientConnection, connect
 
 from relay.auth.access import Access, Gate, static_tokens
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.websocket.server import Limits
 from tests.contract import KINDS, checked
 from tests.integration.conftest import Relay

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from relay import config
 from relay.daemon.worker import Worker
-from relay.http.monitor import Monitor
+from relay.http.app import Monitor
 from relay.model.status import Counts, Histogram, Status
 from relay.postgres import feed
 from tests.integration.client import Client

@@ -26,7 +26,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from websockets.frames import Frame, Opcode
 
 from relay.hub.hub import Hub
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.websocket import server
 from relay.websocket.listening import Arrival
 from relay.websocket.server import Connection, Endpoint, frame

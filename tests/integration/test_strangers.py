@@ -19,10 +19,10 @@ from websockets.frames import Frame, Opcode
 from relay.auth.access import Gate, Rates
 from relay.auth.origins import Origins
 from relay.auth.proxies import Proxies
-from relay.http import monitor
-from relay.http.monitor import Monitor
+from relay.http import app as monitor
+from relay.http.app import Monitor
 from relay.hub.hub import Hub
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.model.status import Status
 from relay.websocket import listening as listening_module
 from relay.websocket import server

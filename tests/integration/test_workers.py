@@ -1,4 +1,4 @@
-"""Workers that do not start, or not again: what their operator is told, and that nothing is left."""
+"""Pool that do not start, or not again: what their operator is told, and that nothing is left."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay import config
-from relay.daemon import workers
-from relay.daemon.worker import StartError
-from relay.daemon.workers import Workers
+from relay.daemon import pool
+from relay.daemon.errors import StartError
+from relay.daemon.pool import Pool
 from relay.model.status import Status
 
 _SECONDS = 15.0
@@ -30,21 +30,21 @@ _NOBODY = "postgresql://relay@127.0.0.1:1/relay"
 def system(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Return the system as the workers' parent sees it, to change it."""
     system = SimpleNamespace(platform="linux", executable=sys.executable)
-    monkeypatch.setattr(workers, "sys", system)
+    monkeypatch.setattr(pool, "sys", system)
     return system
 
 
 @pytest.fixture
-async def relay() -> AsyncIterator[Workers]:
+async def relay() -> AsyncIterator[Pool]:
     """Yield two workers on a free port, with no Postgres; they are not started."""
     settings = config.load({"WS_PORT": "0", "WS_HOST": "127.0.0.1", "WS_WORKERS": "2", "DATABASE_URL": _NOBODY})
-    relay = Workers(settings)
+    relay = Pool(settings)
     yield relay
     await relay.close()
 
 
 @contextlib.asynccontextmanager
-async def started(relay: Workers) -> AsyncIterator[None]:
+async def started(relay: Pool) -> AsyncIterator[None]:
     """Run the workers and keep them running."""
     await relay.open()
     keeping = await relay.start()
@@ -56,7 +56,7 @@ async def started(relay: Workers) -> AsyncIterator[None]:
             await keeping
 
 
-async def status_with(relay: Workers, condition: Callable[[Status], bool]) -> Status:
+async def status_with(relay: Pool, condition: Callable[[Status], bool]) -> Status:
     """Ask until a status is as expected."""
     async with asyncio.timeout(_SECONDS):
         while not condition(status := await relay.status()):  # noqa: ASYNC110 - it tells who asks
@@ -65,7 +65,7 @@ async def status_with(relay: Workers, condition: Callable[[Status], bool]) -> St
 
 
 async def test_workers_are_refused_where_no_kernel_deals_out_connections(
-    relay: Workers, system: SimpleNamespace
+    relay: Pool, system: SimpleNamespace
 ) -> None:
     """Elsewhere than on Linux one line says so."""
     system.platform = "darwin"
@@ -73,7 +73,7 @@ async def test_workers_are_refused_where_no_kernel_deals_out_connections(
         await relay.open()
 
 
-async def test_worker_that_ends_at_the_start_ends_the_start(relay: Workers, system: SimpleNamespace) -> None:
+async def test_worker_that_ends_at_the_start_ends_the_start(relay: Pool, system: SimpleNamespace) -> None:
     """A worker that cannot run is not tried again and again."""
     system.executable = "/bin/false"
     await relay.open()
@@ -81,7 +81,7 @@ async def test_worker_that_ends_at_the_start_ends_the_start(relay: Workers, syst
         await relay.start()
 
 
-async def test_worker_that_cannot_listen_says_why(relay: Workers, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_worker_that_cannot_listen_says_why(relay: Pool, capfd: pytest.CaptureFixture[str]) -> None:
     """A port that is lost before the workers have it ends the start; the log says what it was."""
     await relay.open()
     with (
@@ -96,7 +96,7 @@ async def test_worker_that_cannot_listen_says_why(relay: Workers, capfd: pytest.
     assert f"127.0.0.1:{relay.port}: Address already in use" in lines[0]["problem"]
 
 
-async def test_program_that_is_missing_ends_the_start(relay: Workers, system: SimpleNamespace) -> None:
+async def test_program_that_is_missing_ends_the_start(relay: Pool, system: SimpleNamespace) -> None:
     """A Python that is gone is one line too."""
     system.executable = "/nowhere/python"
     await relay.open()
@@ -105,15 +105,15 @@ async def test_program_that_is_missing_ends_the_start(relay: Workers, system: Si
 
 
 async def test_worker_that_hangs_at_the_start_ends_the_start(
-    relay: Workers, system: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    relay: Pool, system: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """A worker that says nothing is waited for a while only, and killed."""
     silent = tmp_path_factory.mktemp("silent") / "python"
     silent.write_text("#!/bin/sh\nexec sleep 600\n")
     silent.chmod(0o700)
     system.executable = str(silent)
-    monkeypatch.setattr(workers, "START_SECONDS", 0.2)
-    monkeypatch.setattr(workers, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(pool, "START_SECONDS", 0.2)
+    monkeypatch.setattr(pool, "STOP_SECONDS", 0.2)
     await relay.open()
     with pytest.raises(StartError, match=r"^worker 1 does not listen after 0 seconds$"):
         await relay.start()
@@ -123,7 +123,7 @@ async def test_worker_that_hangs_at_the_start_ends_the_start(
 
 
 async def test_worker_that_cannot_be_started_again_is_tried_until_it_can(
-    relay: Workers, system: SimpleNamespace
+    relay: Pool, system: SimpleNamespace
 ) -> None:
     """While its program is gone health says so, and the other worker goes on."""
     with capture_logs() as lines:

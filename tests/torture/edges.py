@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 from nats.errors import Error
 from nats.js import api
 
-from relay.commands.bench.bench import NO_LIMITS
+from relay.commands.bench.run import NO_LIMITS
 from tests.acceptance.support import Daemon, Program
 from tests.nats import NatsCluster, NatsServer
 from tests.proxy import Proxy

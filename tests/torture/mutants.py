@@ -17,7 +17,7 @@ from nats.aio.client import Client
 from relay.commands import cli
 from relay.hub import board
 from relay.model import changes
-from relay.model.protocol import Message
+from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
 from relay.nats import edge, stream
 from relay.postgres import session

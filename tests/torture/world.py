@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Final
 
 import psycopg
 
-from relay.commands.bench.bench import NO_LIMITS
+from relay.commands.bench.run import NO_LIMITS
 from relay.postgres.embedded import EmbeddedPostgres
 from tests import writes
 from tests.acceptance.support import Daemon

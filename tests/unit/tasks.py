@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from relay.model.changes import Entry, Image, Transaction, Watch
-from relay.model.protocol import Message, Row
+from relay.model.messages import Message, Row
 
 WATCH = Watch(1, "public.tasks", "id", "board_id", "lane", frozenset())
 

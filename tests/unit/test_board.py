@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from relay.hub.board import Board, Delivery, Step
-from relay.model.protocol import Message
+from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
 
 Sent = list[tuple[set[str], bytes]]

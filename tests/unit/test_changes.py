@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.model import changes, protocol
+from relay.model import changes
+from relay.model import messages as protocol
 from relay.model.changes import Entry, Image, Transaction, UnreadableRow, Watch, WatchOutdated, cancelled
-from relay.model.protocol import Message
+from relay.model.messages import Message
 from tests.unit.tasks import (
     BOARDS,
     WATCH,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from relay.hub import hub
 from relay.hub.hub import Hub, Resume
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.model.changes import Image, Transaction
 from relay.model.cursor import Era
 from relay.model.snapshot import Snapshot

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from relay import logs
-from relay.logs import BURST, LINES_A_SECOND, Flood
-from relay.logsink import WAITING_BYTES, Sink
+from relay.logs import log as logs
+from relay.logs.log import BURST, LINES_A_SECOND, Flood
+from relay.logs.sink import WAITING_BYTES, Sink
 
 
 class Clock:
@@ -146,7 +146,7 @@ def test_a_line_that_was_cut_is_ended_before_the_next(pipe: tuple[int, int], mon
             raise OSError(28, "No space left on device")
         return real(descriptor, data[:room])
 
-    monkeypatch.setattr("relay.logsink.os.write", write)
+    monkeypatch.setattr("relay.logs.sink.os.write", write)
     found = sink(writer)
     found.write("first\n")
     found.write("second\n")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from relay.commands.bench.subscribers import Check, Crew, percentile, stamped, take_frames
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.websocket.server import frame
 
 TEXT = 1

@@ -18,10 +18,10 @@ from websockets.frames import Close
 from websockets.http11 import Response
 
 from relay.client import link
-from relay.commands import tail
-from relay.commands.tail import CursorFile, Delivery, Filter, Message, Parts, Reader, States, TailError, line
-from relay.commands.terminal import harmless
-from relay.model import protocol
+from relay.commands.tail import follow as tail
+from relay.commands.tail.follow import CursorFile, Delivery, Filter, Message, Parts, Reader, States, TailError, line
+from relay.model import messages as protocol
+from relay.text import harmless
 
 REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 AT = datetime(2026, 1, 2, 3, 4, 5, 67_000, UTC)

@@ -1,4 +1,4 @@
-"""What the commands that watch a relay share: pages, colours, and why something could not be reached."""
+"""What the commands that watch a relay share: pages and colours."""
 
 from __future__ import annotations
 
@@ -51,18 +51,3 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatc
     assert [terminal.has_colours(stream) for stream in (Terminal(), io.StringIO())] == [True, False]
     monkeypatch.setenv("NO_COLOR", "1")
     assert not terminal.has_colours(Terminal())
-
-
-@pytest.mark.parametrize(
-    ("ex", "why"),
-    [
-        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 1)"), os.strerror(111)),
-        (OSError("Multiple exceptions: [Errno 111] Connect call failed, [Errno 101] …"), os.strerror(111)),
-        (OSError(-2, "Name or service not known"), "[Errno -2] Name or service not known"),
-        (ValueError("two\nlines"), "two lines"),
-        (EOFError(), "EOFError"),
-    ],
-)
-def test_why_something_could_not_be_reached(ex: Exception, why: str) -> None:
-    """In the system's words, of the first address if a name has several."""
-    assert terminal.why(ex) == why

@@ -25,7 +25,9 @@ from typing import Final, Self
 
 import psycopg
 
-from relay.commands.bench import bench, processor
+from relay.commands import terminal
+from relay.commands.bench import processor
+from relay.commands.bench import run as bench
 from relay.commands.bench.subscribers import BOARD, stamped
 from relay.postgres import install
 
@@ -174,7 +176,7 @@ def run(
 
     Raises BenchError, InstallError, and KeyboardInterrupt when told to stop.
     """
-    with bench.interrupted_once(), bench.scratch(database_url) as dsn:
+    with terminal.interrupted_once(), bench.scratch(database_url) as dsn:
         install.run(dsn, "install")
         prepare(dsn)
         with _Lab.open(dsn, max(writers)) as lab:

@@ -35,9 +35,10 @@ from websockets.exceptions import ConnectionClosed
 
 from relay.commands.demo import demo_tasks
 from relay.config import Settings
-from relay.daemon import daemon
+from relay.daemon import serve as daemon
 from relay.postgres import install
 from relay.postgres.embedded import HOST, EmbeddedPostgres, free_port
+from relay.text import error_line
 
 WRITERS: Final = 3
 PAUSE_SECONDS: Final = (1.0, 8.0)
@@ -395,7 +396,7 @@ async def _writer(dsn: str) -> AsyncIterator[Writer]:
             await writer.execute("set lock_timeout = '1s'")
             yield writer
     except psycopg.Error as ex:
-        raise DemoError(f"a writer could not go on: {' '.join(str(ex).split())}") from ex
+        raise DemoError(f"a writer could not go on: {error_line(ex)}") from ex
 
 
 async def _write(dsn: str) -> None:

@@ -25,6 +25,8 @@ from psycopg.rows import TupleRow
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from relay.text import error_line
+
 PATH: Final = "/demo/tasks"
 
 LARGEST_BODY_BYTES: Final = 64 * 1024
@@ -108,7 +110,7 @@ class Writer:
                     await self._connection.execute("set lock_timeout = '2s'")
                 return await (await self._connection.execute(statement, values)).fetchall()
             except (psycopg.Error, UnicodeError) as ex:
-                raise _mistake(web.HTTPConflict, f"not written: {' '.join(str(ex).split())}") from ex
+                raise _mistake(web.HTTPConflict, f"not written: {error_line(ex)}") from ex
 
 
 async def _fields(request: web.Request) -> Fields:

@@ -18,23 +18,24 @@ import json
 import os
 import resource
 import secrets
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import IO, Any, Final, LiteralString, NoReturn, Self
+from typing import IO, Any, Final, LiteralString, Self
 
 import psycopg
 from psycopg import sql
 
+from relay.commands import terminal
 from relay.commands.bench import processor
 from relay.commands.bench.subscribers import BOARD, Report, stamped
 from relay.config import Settings
 from relay.postgres import install
 from relay.postgres.session import conninfo
+from relay.text import error_line
 
 RATE: Final = 20
 """Commits a second when one change is made at a time."""
@@ -57,7 +58,6 @@ STOP_SECONDS: Final = 10.0
 SPARE_FILES: Final = 64
 """Files that a process needs beside its connections."""
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _UPDATE: Final = f"update public.tasks set title = %s where id = '{BOARD}'"  # a constant of ours
 _INSERT: Final = f"insert into public.tasks (board_id, title) values ('{BOARD}', %s)"
 
@@ -96,7 +96,7 @@ def run(database_url: str, subscribers: int, seconds: float, tell: Callable[[str
     Raises BenchError, InstallError, and KeyboardInterrupt when told to stop.
     """
     _allow_files(subscribers + SPARE_FILES)
-    with interrupted_once(), scratch(database_url) as dsn:
+    with terminal.interrupted_once(), scratch(database_url) as dsn:
         install.run(dsn, "tasks")
         install.run(dsn, "install")
         with psycopg.connect(dsn, autocommit=True) as connection:
@@ -274,27 +274,6 @@ def _allow_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
-def _ignore_signals() -> None:
-    for signum in _SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def interrupted_once() -> Iterator[None]:
-    """Let SIGTERM take the same way out as Ctrl-C, and nothing disturb what is done on that way."""
-
-    def interrupt(*_: object) -> NoReturn:
-        _ignore_signals()
-        raise KeyboardInterrupt
-
-    before = [signal.signal(signum, interrupt) for signum in _SIGNALS]
-    try:
-        yield
-    finally:
-        for signum, handler in zip(_SIGNALS, before, strict=True):
-            signal.signal(signum, handler)
-
-
 @contextlib.contextmanager
 def scratch(database_url: str) -> Iterator[str]:
     """Make a database for this run, and drop it afterwards."""
@@ -303,9 +282,9 @@ def scratch(database_url: str) -> Iterator[str]:
     try:
         yield psycopg.conninfo.make_conninfo(database_url, dbname=name)
     except psycopg.Error as ex:
-        raise BenchError(f"{_one_line(ex)}: Postgres failed while it was measured; see its log") from ex
+        raise BenchError(f"{error_line(ex)}: Postgres failed while it was measured; see its log") from ex
     finally:
-        _ignore_signals()
+        terminal.ignore_signals()
         _on_server(database_url, "drop database {} with (force)", name)
 
 
@@ -315,15 +294,11 @@ def _on_server(database_url: str, statement: str, name: str) -> None:
             connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
     except psycopg.errors.InsufficientPrivilege as ex:
         raise BenchError(
-            f"{_one_line(ex)}: expected a role with createdb, for relay bench works in a scratch database;"
+            f"{error_line(ex)}: expected a role with createdb, for relay bench works in a scratch database;"
             " alter role … createdb, or measure on another server"
         ) from ex
     except psycopg.Error as ex:
-        raise BenchError(f"{_one_line(ex)}: expected a Postgres server; check DATABASE_URL") from ex
-
-
-def _one_line(ex: psycopg.Error) -> str:
-    return ex.diag.message_primary or " ".join(str(ex).split())
+        raise BenchError(f"{error_line(ex)}: expected a Postgres server; check DATABASE_URL") from ex
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ Rules:
 - A line is one thing that happened; its `event` says what, in two words, the first of which is the part of the relay.
 - Levels: `error` is for what somebody must see to, `warning` for what may become that or cost clients something,
   `info` for everything else that is of interest in a quiet hour, `debug` for what is too much then.
-- Logging never waits and never fails, whatever becomes of the line: see logsink.py.
+- Logging never waits and never fails, whatever becomes of the line: see sink.py.
 - What strangers wrote may be in any field. Control characters are escaped in the last step, for terminals obey them.
 - Of one event, no more than `BURST` lines at once and `LINES_A_SECOND` after that: whoever floods the relay shall not
   fill the disk as well. The next line of that event says how many were `suppressed` before it.
@@ -23,8 +23,8 @@ from typing import Final, TextIO, cast
 import structlog
 from structlog.typing import EventDict, Processor
 
-from relay.commands.terminal import harmless
-from relay.logsink import Sink
+from relay.logs.sink import Sink
+from relay.text import harmless
 
 BURST: Final = 500
 LINES_A_SECOND: Final = 50

@@ -14,7 +14,7 @@ from typing import Final
 _USEC: Final = 1_000_000
 
 
-class Supervisor:
+class Systemd:
     """Takes what the daemon has to say."""
 
     def __init__(self) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from relay.commands import overview
-from relay.commands.overview import Metrics, Overview, Sample, as_json, quantile, screen
+from relay.commands import status as overview
+from relay.commands.status import Metrics, Overview, Sample, figures_as_json, quantile, screen
 
 HEALTH = {
     "status": "healthy",
@@ -76,7 +76,7 @@ def test_a_relay_that_tells_little_is_shown_with_dashes() -> None:
     assert row("latency", figures) == "p50 -, p99 - from commit to socket"
     assert row("journal", figures) == "rows -, -, pruned from -, stops at -"
     assert row("version", figures) == "-, up -"
-    told = {name: value for name, value in json.loads(as_json(figures)).items() if value is not None}
+    told = {name: value for name, value in json.loads(figures_as_json(figures)).items() if value is not None}
     assert told == {"healthy": True, "connections": 3, "warnings": []}
 
 

@@ -20,9 +20,9 @@ from typing import Any, Final, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from relay.model import protocol
+from relay.model import messages as protocol
 from relay.model.cursor import Reason
-from relay.model.protocol import ErrorCode
+from relay.model.messages import ErrorCode
 
 VERSION: Final = "1.0.0"
 """Of the contract, not of the relay: a message that clients must learn about raises the second number."""

@@ -28,7 +28,8 @@ from relay import logs
 from relay.auth.access import Rates
 from relay.config import Settings
 from relay.daemon import worker
-from relay.daemon.worker import DRAIN, RELOAD, STATUS, STOPPING, SharedPlaces, StartError, client_sockets, named
+from relay.daemon.errors import StartError, listening_on
+from relay.daemon.worker import DRAIN, RELOAD, STATUS, STOPPING, SharedPlaces, client_sockets
 from relay.model.status import Counts, Status
 from relay.postgres.feed import LONGEST_RETRY_SECONDS, Retry
 from relay.websocket.listening import bind, port_of
@@ -45,7 +46,7 @@ STOP_SECONDS: Final = 15.0
 """How long a worker may take to stop, beside the time over which it sees its clients off."""
 
 
-class Workers:
+class Pool:
     """Serves subscribers from as many processes as the settings say."""
 
     def __init__(self, settings: Settings, sockets: Sequence[socket.socket] = ()) -> None:
@@ -84,7 +85,7 @@ class Workers:
 
     async def _bind(self) -> None:
         host = self._settings.WS_HOST
-        with named("WS_PORT", host, self.port):
+        with listening_on("WS_PORT", host, self.port):
             # One that does not share finds out whether another program has the port, even if that one shares it.
             probe = await bind(host, self.port)
             self.port = port_of(probe) or self.port

@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -25,7 +27,8 @@ import click
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.commands import terminal
-from relay.commands.terminal import harmless
+from relay.commands.options import one_line_errors
+from relay.text import error_line, harmless, one_line
 
 ANSWER_SECONDS: Final = 5.0
 """A relay that takes longer does not answer."""
@@ -354,7 +357,7 @@ def _style(text: str, colours: bool, **styles: str | bool) -> str:
 
 
 def _line(text: str) -> str:
-    return harmless(" ".join(text.split()))
+    return harmless(one_line(text))
 
 
 def _count(value: float | None) -> str:
@@ -435,7 +438,8 @@ async def ask(url: str) -> Sample:
         raise NoAnswer(f"no answer from {harmless(where)} within {ANSWER_SECONDS:.0f} seconds") from None
     except (aiohttp.ClientError, OSError, UnicodeDecodeError) as ex:
         raise NoAnswer(
-            f"no answer from {harmless(where)}: {terminal.why(ex)}: is the daemon running, with this HEALTH_PORT?"
+            f"no answer from {harmless(where)}: {harmless(error_line(ex))}: "
+            "is the daemon running, with this HEALTH_PORT?"
         ) from None
     known = _object(health)
     if known is None or "status" not in known:
@@ -468,7 +472,7 @@ def _metrics(page: str) -> Metrics:
         return Metrics()
 
 
-async def watch(url: str, every: float | None, show: Callable[[Overview | NoAnswer], None]) -> int:
+async def watch_relay(url: str, every: float | None, show: Callable[[Overview | NoAnswer], None]) -> int:
     """Show a relay once, or every so many seconds for ever; return the exit code. Raises AddressError."""
     check_url(url)
     terminal.cancel_when_reader_leaves()
@@ -488,7 +492,7 @@ async def watch(url: str, every: float | None, show: Callable[[Overview | NoAnsw
         await asyncio.sleep(every)
 
 
-def as_json(figures: Overview) -> str:
+def figures_as_json(figures: Overview) -> str:
     """Give the figures as one JSON object in one line, with keys in camelCase."""
     return json.dumps({_camel(name): value for name, value in asdict(figures).items()})
 
@@ -496,3 +500,46 @@ def as_json(figures: Overview) -> str:
 def _camel(name: str) -> str:
     first, *others = name.split("_")
     return first + "".join(other.capitalize() for other in others)
+
+
+# The command -----------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.option(
+    "--url",
+    default="http://localhost:4001",
+    envvar="RELAY_HEALTH_URL",
+    show_envvar=True,
+    show_default=True,
+    help="where the relay's HEALTH_PORT is",
+)
+@click.option("--json", "as_json", is_flag=True, help="print the figures as one JSON object in a line")
+@click.option(
+    "--watch", type=click.FloatRange(0.1, 86_400), metavar="SECONDS", help="show them again and again, with rates"
+)
+@click.pass_context
+def status(context: click.Context, /, url: str, as_json: bool, watch: float | None) -> None:
+    """Show how a running relay is. Exit code 0 if healthy and ready, 1 if not, 2 if there is no answer."""
+    colours = terminal.has_colours(sys.stdout)
+    full_screen = watch is not None and not as_json and sys.stdout.isatty()
+    code = 0
+    with (
+        one_line_errors(AddressError),
+        terminal.interrupted_once(),
+        terminal.quiet_end(),
+        terminal.pages(full_screen=full_screen) as show_page,
+    ):
+
+        def show(found: Overview | NoAnswer) -> None:
+            if isinstance(found, NoAnswer) and not full_screen:
+                click.echo(f"Error: {found}", err=True)
+            elif isinstance(found, NoAnswer):
+                show_page([str(found)])
+            elif as_json:
+                click.echo(figures_as_json(found))
+            else:
+                show_page(screen(found, url, f"{datetime.now().astimezone():%H:%M:%S}", colours=colours))
+
+        code = asyncio.run(watch_relay(url, watch, show))
+    context.exit(code)

@@ -13,10 +13,11 @@ import structlog
 from aiohttp import web
 
 from relay.config import Settings
-from relay.daemon.supervisor import Supervisor
-from relay.daemon.worker import Worker, named, nats_installed
-from relay.daemon.workers import Workers
-from relay.http.monitor import Monitor
+from relay.daemon.errors import listening_on, nats_installed
+from relay.daemon.pool import Pool
+from relay.daemon.systemd import Systemd
+from relay.daemon.worker import Worker
+from relay.http.app import Monitor
 from relay.http.page import Page
 from relay.websocket.listening import from_systemd
 
@@ -48,17 +49,15 @@ async def serve(settings: Settings) -> bool:
 
     False if a second such signal came before all clients were seen off.
     """
-    signals, supervisor = Signals(), Supervisor()
+    signals, systemd = Signals(), Systemd()
     async with running(settings) as (serving, relay):
         if settings.WS_ENABLED and settings.is_open:
             log.warning("access.open", problem=": ".join(filter(None, open_to_all(settings.WS_HOST))))
-        beside = [
-            asyncio.create_task(each) for each in (_reload(relay, signals.reload, supervisor), supervisor.keep())
-        ]
-        supervisor.tell("READY=1")
+        beside = [asyncio.create_task(each) for each in (_reload(relay, signals.reload, systemd), systemd.keep())]
+        systemd.tell("READY=1")
         await _either(serving, signals.stop.wait())
         log.info("relay.stopping")
-        supervisor.tell("STOPPING=1")
+        systemd.tell("STOPPING=1")
         if not serving.done():
             await _either(relay.drain(), signals.stop_at_once.wait())
         if signals.stop_at_once.is_set():
@@ -74,19 +73,19 @@ async def publish(settings: Settings) -> None:
     """Publish the feed until SIGINT or SIGTERM. Raises StartError."""
     with nats_installed("PUBLISH_TO"):
         from relay.nats.publisher import Publisher  # noqa: PLC0415  # of an extra, which not everybody has
-    signals, supervisor = Signals(), Supervisor()
+    signals, systemd = Signals(), Systemd()
     publisher = Publisher(settings)
     monitor = Monitor(publisher.status)
     async with contextlib.AsyncExitStack() as stack:
-        with named("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
+        with listening_on("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
             stack.push_async_callback(monitor.close)
             health_port = await monitor.open(settings.WS_HOST, settings.HEALTH_PORT)
         log.info("publisher.running", health=health_port)
         publishing = asyncio.create_task(publisher.run(), name="publisher")
-        keeping = asyncio.create_task(supervisor.keep())
-        supervisor.tell("READY=1")
+        keeping = asyncio.create_task(systemd.keep())
+        systemd.tell("READY=1")
         await _either(publishing, signals.stop.wait())
-        supervisor.tell("STOPPING=1")
+        systemd.tell("STOPPING=1")
         if not publishing.done():
             await _either(publisher.leave(), signals.stop_at_once.wait())
         for task in (publishing, keeping):
@@ -104,20 +103,20 @@ async def _either(*awaited: Awaitable[object]) -> None:
         task.cancel()
 
 
-async def _reload(relay: Worker | Workers, told: asyncio.Event, supervisor: Supervisor) -> None:
+async def _reload(relay: Worker | Pool, told: asyncio.Event, systemd: Systemd) -> None:
     """Read credentials and certificates again, each time that it is told."""
     while True:
         await told.wait()
         told.clear()
-        supervisor.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        systemd.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         await relay.reload()
-        supervisor.tell("READY=1")
+        systemd.tell("READY=1")
 
 
 @contextlib.asynccontextmanager
 async def running(
     settings: Settings, writer: str | None = None, routes: Iterable[web.RouteDef] = ()
-) -> AsyncIterator[tuple[asyncio.Task[None], Worker | Workers]]:
+) -> AsyncIterator[tuple[asyncio.Task[None], Worker | Pool]]:
     """Serve clients from this process or from several, with a monitor; the task ends only by a fault of ours.
 
     `routes` are answered beside those of the monitor; `writer` is the one of them with which the page writes tasks.
@@ -126,13 +125,13 @@ async def running(
     passed = from_systemd()
     for_health = passed.pop(HEALTH_SOCKET, [])
     for_clients = [sock for sockets in passed.values() for sock in sockets]
-    relay: Worker | Workers = Workers(settings, for_clients) if several else Worker(settings, sockets=for_clients)
+    relay: Worker | Pool = Pool(settings, for_clients) if several else Worker(settings, sockets=for_clients)
     page = Page(settings, relay.status, writer).routes() if settings.BOARD_PAGE else []
     monitor = Monitor(relay.status, [*page, *routes])
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(relay.close)
         await relay.open()
-        with named("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
+        with listening_on("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
             stack.push_async_callback(monitor.close)
             health_port = await monitor.open(settings.WS_HOST, settings.HEALTH_PORT, for_health)
         serving = await relay.start()

@@ -36,7 +36,7 @@ from websockets.exceptions import ConnectionClosed
 from relay.client import link
 from relay.client.core import HOPELESS_CODES, PING_SECONDS, longest_pause
 from relay.commands import terminal
-from relay.commands.terminal import harmless
+from relay.text import harmless
 
 VALUE_CHARACTERS: Final = 60
 """A longer value is cut, except in JSON."""

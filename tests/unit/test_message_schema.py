@@ -12,7 +12,8 @@ from jsonschema import Draft202012Validator
 from jsonschema_rs import ValidationError
 
 from relay.commands.cli import cli
-from relay.model import contract, protocol
+from relay.model import messages as protocol
+from relay.model import schema as contract
 from relay.model.cursor import Reason
 from tests.contract import KINDS, checked
 

@@ -34,12 +34,13 @@ from psycopg.conninfo import make_conninfo
 from relay.auth.access import AccessError
 from relay.auth.guard import Guard
 from relay.config import Settings
-from relay.daemon.daemon import open_to_all
-from relay.daemon.worker import StartError, named, nats_installed
+from relay.daemon.errors import StartError, listening_on, nats_installed
+from relay.daemon.serve import open_to_all
 from relay.model.status import FULL_SHARE, OVERDUE_SECONDS, QUEUE_USAGE
 from relay.nats.stream import State, decode
 from relay.postgres import install, session
 from relay.postgres.session import Connection, FeedError, Vitals
+from relay.text import error_line
 from relay.websocket.listening import bind
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ async def _judged(look: Callable[[Place], Awaitable[Verdict]], place: Place) -> 
             "see that the server, and a pooler if there is one, has connections and time to spare",
         )
     except (psycopg.Error, FeedError) as ex:
-        return failed(_line(ex), "mend what Postgres says here, and check again")
+        return failed(error_line(ex), "mend what Postgres says here, and check again")
 
 
 # This machine ---------------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ async def _ports(place: Place) -> Verdict:
 async def _taken(setting: str, host: str, port: int) -> str | None:
     """Say why the daemon could not listen, by binding the address without listening."""
     try:
-        with named(setting, host, port):
+        with listening_on(setting, host, port):
             for sock in await bind(host, port):
                 sock.close()
     except StartError as ex:
@@ -254,7 +255,7 @@ async def _connection(place: Place) -> Verdict:
         await _connect(place, conninfo)
     except psycopg.OperationalError as ex:
         if not re.search("session is read-only|hot standby", str(ex)):
-            return failed(_line(ex), "see that Postgres runs and lets this role in, and what DATABASE_URL says")
+            return failed(error_line(ex), "see that Postgres runs and lets this role in, and what DATABASE_URL says")
         await _connect(place, make_conninfo(conninfo, target_session_attrs="any"))
     info = place.link.info
     where = f"{info.user} on {info.host}:{info.port}, database {info.dbname}"
@@ -311,6 +312,20 @@ def judge_version(number: int) -> Verdict:
         mend = "use a later relay, if there is one"
         return warning(f"Postgres {major}: this relay is tested with {tested}", mend)
     return ok(f"Postgres {major}.{number % 10_000}")
+
+
+async def _encoding(place: Place) -> Verdict:
+    return judge_encoding(place.link.info.parameter_status("server_encoding") or "")
+
+
+def judge_encoding(encoding: str) -> Verdict:
+    """Whether the database's text can be read."""
+    if encoding == "SQL_ASCII":
+        return failed(
+            "the database has encoding SQL_ASCII, which does not say what its text means",
+            "restore a dump into a database with encoding UTF8, or another that says",
+        )
+    return ok(encoding)
 
 
 _TRANSACTION_POOLER: Final = failed(
@@ -733,6 +748,7 @@ _THERE: Final[Mapping[str, Callable[[Place], Awaitable[Verdict]]]] = {
     "connection": _connection,
     "primary": _primary,
     "version": _version,
+    "encoding": _encoding,
     "pooler": _pooler,
     "install": _install,
     "grants": _grants,
@@ -752,7 +768,9 @@ _THERE: Final[Mapping[str, Callable[[Place], Awaitable[Verdict]]]] = {
 _NATS: Final[Mapping[str, Callable[[Place], Awaitable[Verdict]]]] = {"nats": _nats, "publisher": _publisher}
 """Checks of the stream, where clients are served from there."""
 
-_GATES: Final = frozenset({"nats", "connection", "primary", "version", "pooler", "install", "grants", "watched"})
+_GATES: Final = frozenset(
+    {"nats", "connection", "primary", "version", "encoding", "pooler", "install", "grants", "watched"}
+)
 """Checks that all later ones of the database rest on."""
 
 
@@ -771,7 +789,3 @@ def _halves(problem: str) -> tuple[str, str]:
     """Split a line of ours into what was found and what to do."""
     found, _, mend = problem.rpartition(": ")
     return found, mend
-
-
-def _line(ex: Exception) -> str:
-    return " ".join(str(ex).split())

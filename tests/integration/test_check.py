@@ -16,8 +16,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from relay import config
-from relay.commands import doctor
-from relay.commands.doctor import Finding
+from relay.commands.check import checks as doctor
+from relay.commands.check.checks import Finding
 from relay.postgres import install
 from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError, free_port
 from relay.postgres.session import Connection
@@ -345,6 +345,13 @@ async def test_database_that_is_read_only(database: Database) -> None:
     found = await check(database.dsn)
     assert (found["connection"].status, found["primary"].status) == ("ok", "failed")
     assert "default_transaction_read_only" in found["primary"].found
+
+
+async def test_database_without_an_encoding(server: Server) -> None:
+    with temporary_database(server, "template0", "encoding 'SQL_ASCII' locale 'C'") as dsn:
+        found = await check(dsn)
+    assert (found["version"].status, found["encoding"].status, found["pooler"].status) == ("ok", "failed", "skipped")
+    assert "SQL_ASCII" in found["encoding"].found
 
 
 async def test_standby(own_server: EmbeddedPostgres) -> None:

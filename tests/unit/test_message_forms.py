@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from relay.model import protocol
-from relay.model.protocol import BadMessage, Row
+from relay.model import messages as protocol
+from relay.model.messages import BadMessage, Row
 
 
 def task(image: str) -> Row:

@@ -1,0 +1,29 @@
+"""`relay demo`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from relay import logs
+from relay.commands.demo.demo import DemoError, run
+from relay.commands.options import load, one_line_errors, settings_options
+from relay.daemon.errors import StartError
+from relay.postgres.embedded import EmbeddedPostgresError
+from relay.postgres.install import InstallError
+
+
+@click.command()
+@settings_options("WS_PORT", "HEALTH_PORT")
+@click.option(
+    "--postgres-port",
+    type=click.IntRange(1, 65535),
+    metavar="VALUE",
+    help="port of the throwaway Postgres; a port from 1 to 65535  [default: any free one]",
+)
+def demo(postgres_port: int | None, **options: str | None) -> None:
+    """Show a living board, from a throwaway Postgres, until Ctrl-C."""
+    logs.start("warning")
+    with one_line_errors(DemoError, StartError, InstallError, EmbeddedPostgresError):
+        asyncio.run(run(load(options), postgres_port))

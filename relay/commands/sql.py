@@ -1,0 +1,115 @@
+"""`relay sql`: runs or prints the files of sql/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from relay.commands.options import load, one_line_errors, settings_options
+from relay.postgres import install
+
+
+@click.group()
+def sql() -> None:
+    """Install, change or remove what the relay needs in the database."""
+
+
+@sql.command("print")
+@click.argument("name", type=click.Choice(install.FILES))
+def sql_print(name: str) -> None:
+    """Print an SQL file, to review it or to run it with psql."""
+    click.echo(install.text(name), nl=False)
+
+
+def _add_sql_command(name: str, summary: str) -> None:
+    @sql.command(name, help=summary)
+    @settings_options("DATABASE_URL")
+    def command(**options: str | None) -> None:
+        with one_line_errors(install.InstallError):
+            install.run(load(options).DATABASE_URL, name)
+        click.echo(f"relay sql {name}: done")
+
+
+_add_sql_command("tasks", "Create the tasks table, for a database that has none.")
+_add_sql_command("install", "Create or upgrade schema relay. Feeds nothing until a table is watched.")
+_add_sql_command("roles", "Create or complete role relay_daemon, with the least rights for the daemon.")
+_add_sql_command("uninstall", "Remove the triggers and schema relay. Touches no user data.")
+
+
+@sql.command("diff")
+@settings_options("DATABASE_URL")
+@click.pass_context
+def sql_diff(context: click.Context, /, **options: str | None) -> None:
+    """Show what `relay sql install` would change. Exit code 1 if anything."""
+    with one_line_errors(install.InstallError):
+        lines = install.diff(load(options).DATABASE_URL)
+    for line in lines:
+        click.echo(line)
+    context.exit(1 if lines else 0)
+
+
+def _patience_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--patience",
+        type=click.FloatRange(0, 86_400),
+        default=30,
+        show_default=True,
+        metavar="SECONDS",
+        help="how long to try for the table's lock, a tenth of a second at a time",
+    )(command)
+
+
+@sql.command("watch")
+@click.argument("table")
+@click.option("--id", "id_column", help="column that is the key by itself  [default: id]")
+@click.option("--board", help="column that names a task's board  [default: board_id]")
+@click.option("--lane", help="column that names a task's lane  [default: lane]")
+@click.option("--hide", "hidden", multiple=True, help="column that must never leave the database; may be repeated")
+@click.option(
+    "--order-by",
+    multiple=True,
+    help="order of tasks in a lane, like 'position desc'; may be repeated  [default: created_at if there is one]",
+)
+@_patience_option
+@settings_options("DATABASE_URL")
+def sql_watch(
+    table: str,
+    id_column: str | None,
+    board: str | None,
+    lane: str | None,
+    hidden: tuple[str, ...],
+    order_by: tuple[str, ...],
+    patience: float,
+    **options: str | None,
+) -> None:
+    """Start feeding TABLE, like public.tasks, or change how it is fed.
+
+    Where TABLE is watched already, what is not given stays as it is.
+    """
+    with one_line_errors(install.InstallError):
+        url = load(options).DATABASE_URL
+        install.watch(
+            url,
+            table,
+            id_column=id_column,
+            board=board,
+            lane=lane,
+            hidden=hidden,
+            order_by=order_by,
+            patience=timedelta(seconds=patience),
+        )
+    click.echo(f"relay sql watch: {table} is watched")
+
+
+@sql.command("unwatch")
+@click.argument("table")
+@_patience_option
+@settings_options("DATABASE_URL")
+def sql_unwatch(table: str, patience: float, **options: str | None) -> None:
+    """Stop feeding TABLE."""
+    with one_line_errors(install.InstallError):
+        install.unwatch(load(options).DATABASE_URL, table, timedelta(seconds=patience))
+    click.echo(f"relay sql unwatch: {table} is not watched")

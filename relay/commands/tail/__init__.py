@@ -1,0 +1,1 @@
+"""`relay tail`: shows a board's messages as they come, for people and for scripts."""
