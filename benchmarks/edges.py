@@ -72,8 +72,8 @@ from relay.commands.bench import run as bench
 from relay.commands.bench import write_tax
 from relay.commands.bench.subscribers import BOARD, stamped
 from relay.config import Settings
-from relay.nats.edge import ASKED_AT_ONCE
 from relay.nats.jetstream import Stream
+from relay.nats.source import ASKED_AT_ONCE
 from relay.nats.stream import State, decode
 from relay.postgres.embedded import HOST, EmbeddedPostgres, free_port
 from tests.nats import NatsServer

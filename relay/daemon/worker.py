@@ -19,7 +19,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -29,14 +29,12 @@ from relay.auth.guard import Guard
 from relay.config import Settings
 from relay.daemon.errors import StartError, listening_on, nats_installed
 from relay.hub.hub import Hub
+from relay.hub.ports import Authorizer, Source
 from relay.model.status import Counts, Status
 from relay.postgres.feed import Feed
 from relay.websocket.admission import Places
 from relay.websocket.listening import bind, bind_path
 from relay.websocket.server import Endpoint, Limits, deflated_frame, frame
-
-if TYPE_CHECKING:
-    from relay.nats.edge import Edge
 
 log = structlog.get_logger()
 
@@ -44,6 +42,9 @@ STATUS: Final = b"status\n"
 RELOAD: Final = b"reload\n"
 DRAIN: Final = b"drain\n"
 """The lines on the control socket."""
+
+REFRESH_SECONDS: Final = 60.0
+"""Interval at which the cursors of quiet boards are renewed, lest the journal no longer hold what follows them."""
 
 STOPPING: Final = "the relay is stopping"
 
@@ -62,9 +63,9 @@ class Worker:
         self._sockets = sockets
         self._shares_port = places is not None
         self._stopping = False
-        self._feed = _feed(settings)
+        self._source = _source(settings)
         self._guard = Guard(settings, rates or Rates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL))
-        self._hub = Hub(self._feed, frame, deflated_frame)
+        self._hub = Hub(self._source, frame, deflated_frame)
         self._endpoint: Endpoint | None = None
         if settings.WS_ENABLED:
             self._endpoint = Endpoint(
@@ -76,7 +77,7 @@ class Worker:
                 compression=settings.WS_COMPRESSION,
                 gate=self._guard.gate,
                 new_keys=self._guard.new_keys if settings.jwt_keys else None,
-                judge=self._feed if settings.WS_MAY_READ else None,
+                judge=self._source if settings.WS_MAY_READ else None,
             )
 
     @property
@@ -104,8 +105,14 @@ class Worker:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._feed.run(self._hub))
+            tasks.create_task(self._source.run(self._hub))
             tasks.create_task(self._guard.run())
+            tasks.create_task(self._refresh())
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            self._hub.refresh()
 
     async def reload(self) -> None:
         """Read credentials and certificates again; close connections whose credential is not good any more."""
@@ -119,8 +126,8 @@ class Worker:
         if self._endpoint is None:
             return
         self._endpoint.stop_listening()
-        if self._endpoint.connections and not await self._feed.catch_up():
-            log.warning("relay.not_caught_up", problem=self._feed.problem or "the feed took too long")
+        if self._endpoint.connections and not await self._source.catch_up():
+            log.warning("relay.not_caught_up", problem=self._source.problem or "the feed took too long")
         await self._endpoint.see_off(self._settings.WS_DRAIN / 1000)
 
     def abort(self) -> None:
@@ -132,8 +139,8 @@ class Worker:
         """Tell how it is."""
         if self._endpoint is None:
             return Status(running=False, port=self.port, problem=self._stops, unready=self._stops)
-        endpoint, feed = self._endpoint, self._feed
-        problem = self._stops or endpoint.listener.problem or feed.trouble(self._settings.HEALTH_BUDGET / 1000)
+        endpoint, source = self._endpoint, self._source.status(self._settings.HEALTH_BUDGET / 1000)
+        stops = self._stops or endpoint.listener.problem
         return Status(
             running=endpoint.listener.listens,
             port=self.port,
@@ -144,13 +151,13 @@ class Worker:
             subscriptions=self._hub.subscriptions,
             behind=endpoint.behind,
             backlog=endpoint.buffered,
-            feed_up=feed.problem is None,
-            problem=problem,
-            unready=problem or (None if feed.proven else "no canary has come back yet"),
-            lag_seconds=feed.lag,
-            database=feed.database,
-            stream=feed.stream,
-            counts=_counts(self._hub, endpoint, feed),
+            feed_up=source.up,
+            problem=stops or source.problem,
+            unready=stops or source.unready,
+            lag_seconds=source.lag_seconds,
+            database=source.database,
+            stream=source.stream,
+            counts=source.counts + _counts(self._hub, endpoint),
         )
 
     @property
@@ -164,16 +171,20 @@ class Worker:
             await self._endpoint.close()
 
 
-def _feed(settings: Settings) -> Feed | Edge:
+class DecidingSource(Source, Authorizer, Protocol):
+    """A source that also says who may read its boards."""
+
+
+def _source(settings: Settings) -> DecidingSource:
     """Choose where changes come from. Raises StartError if what it takes is not installed."""
     if not settings.SERVE_FROM:
         return Feed(settings.DATABASE_URL)
     with nats_installed("SERVE_FROM"):
-        from relay.nats.edge import Edge  # noqa: PLC0415  # of an extra, which not everybody has
-    return Edge(settings)
+        from relay.nats.source import NatsSource  # noqa: PLC0415  # of an extra, which not everybody has
+    return NatsSource(settings)
 
 
-def _counts(hub: Hub, endpoint: Endpoint, feed: Feed | Edge) -> Counts:
+def _counts(hub: Hub, endpoint: Endpoint) -> Counts:
     return Counts(
         messages=hub.sent,
         bytes=hub.sent_bytes,
@@ -181,13 +192,6 @@ def _counts(hub: Hub, endpoint: Endpoint, feed: Feed | Edge) -> Counts:
         refused=endpoint.refusals.counts,
         opened=endpoint.opened,
         closed=endpoint.closed,
-        commit_to_socket=feed.commit_to_socket,
-        reconnects=max(0, feed.sessions - 1),
-        continuity_lost=feed.continuity_lost,
-        transactions=feed.transactions,
-        rung=feed.rung,
-        skipped=feed.skipped,
-        entries=feed.entries,
         suppressed=logs.suppressed(),
         dropped=logs.dropped(),
     )

@@ -18,15 +18,15 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from itertools import chain
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from relay.hub.board import Board, Delivery, Step, bounds
+from relay.hub.ports import BoardSource, Committed, Resume, Resuming, Sink, Subscriber
 from relay.model import messages as protocol
 from relay.model.cursor import CursorRefused, Era, Reason
 from relay.model.messages import Message
@@ -44,56 +44,6 @@ MOST_ASKED: Final = 10_000
 
 REMEMBERED: Final = 100
 """So many boards that a subscriber has left are remembered."""
-
-
-class Subscriber(Protocol):
-    """A client's connection, as far as the hub is concerned. Compared by identity."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether it can take more now."""
-
-    @property
-    def inflates(self) -> bool:
-        """Whether it understands deflated frames."""
-
-    def send(self, frames: bytes) -> None:
-        """Pass frames on. Must not block and must not call the hub."""
-
-
-class Source(Protocol):
-    """Where the hub has things read. Both return at once."""
-
-    def ask(self, board: str) -> None:
-        """Have a board read: `begin_read`, then `synced` or `abandon_read`."""
-
-    def ask_changes(self) -> None:
-        """Have the journal read: `begin_resume`, then `resumed` or `abandon_resume`."""
-
-
-class Committed(Protocol):
-    """A transaction: `changes.Transaction`, or one whose messages a publisher has encoded.
-
-    With `sync`, it did what only reading the boards again can show: the reason.
-    """
-
-    @property
-    def xid(self) -> int: ...
-
-    @property
-    def sync(self) -> Reason | None: ...
-
-    def messages(self, boards: Container[str | None]) -> Mapping[str, list[Message] | None]:
-        """Give each of `boards` that it touches the messages for its subscribers; None: it must be read again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """What is to be read for those who resume, whose cursors are between two: the changes of these boards."""
-
-    oldest: Snapshot
-    newest: Snapshot
-    boards: frozenset[str]
 
 
 class _Followed:
@@ -131,14 +81,14 @@ Frame = Callable[[bytes], bytes]
 """Makes a message what goes on the wire."""
 
 
-class Hub:
+class Hub(Sink, Resuming):
     """Boards and their subscribers. `deflated` makes frames for those who inflate, `frame` for all others.
 
     For metrics: `sent` counts messages by type, each as often as it was sent, `sent_bytes` their bytes on the wire;
     `fell_behind` how often a subscriber could take no more.
     """
 
-    def __init__(self, source: Source, frame: Frame, deflated: Frame | None = None) -> None:
+    def __init__(self, source: BoardSource, frame: Frame, deflated: Frame | None = None) -> None:
         self.sent: Counter[str] = Counter()
         self.sent_bytes = 0
         self.fell_behind = 0
@@ -153,7 +103,8 @@ class Hub:
         self._more_to_ask = False
         self._resuming: frozenset[str] = frozenset()
         self._quiet: set[str] = set()
-        # The boards that parts of the present batch were published to.
+        # Whether more of the present batch follows, and the boards that parts of it were published to.
+        self._amid_batch = False
         self._in_parts: set[str] = set()
         self._era: Era | None = None
         self._position: Snapshot | None = None
@@ -215,6 +166,7 @@ class Hub:
         """
         first = self._position is None
         self._era, self._position = era, position
+        self._amid_batch = False
         self._in_parts.clear()
         for name, board in self._boards.items():
             for subscriber, cursor in board.release().items():
@@ -233,6 +185,7 @@ class Hub:
         which a board could be handed over or a cursor be taken.
         """
         self._position = position or self._position
+        self._amid_batch = position is None
         steps = _steps(transactions, self._boards)
         for name, its_steps in steps.items():
             board = self._boards[name]
@@ -252,11 +205,13 @@ class Hub:
                 resumable = board.live & self._resumable.get(name, frozenset())
                 self._deliver(name, board, [Delivery(resumable, (), position)])
 
-    async def settled(self) -> None:
-        """Wait for nothing: a hub takes everything at once."""
-
     def refresh(self) -> None:
-        """Renew the cursors of boards on which nothing happened since the last time, before they grow too old."""
+        """Renew the cursors of boards on which nothing happened since the last time, before they grow too old.
+
+        Amid a batch this does nothing: between two batches there is a next time.
+        """
+        if self._amid_batch:
+            return
         quiet, self._quiet = self._quiet, {name for name, subscribers in self._resumable.items() if subscribers}
         for name in quiet:
             if (board := self._boards.get(name)) and self._position is not None:
@@ -353,7 +308,7 @@ class Hub:
         board = self._boards[name]
         try:
             board.resume(subscriber, era.open(name, cursor))
-            self._source.ask_changes()
+            self._source.ask_changes(self)
         except CursorRefused as refused:
             log.info("websocket.cursor_refused", board=name[:100], reason=refused.reason)
             board.join(subscriber, refused.reason)
@@ -362,7 +317,7 @@ class Hub:
     def _end_resume(self) -> Iterator[tuple[str, Board[Subscriber]]]:
         names, self._resuming = self._resuming, frozenset()
         # Others may have come meanwhile, who wait for a read of their own.
-        self._source.ask_changes()
+        self._source.ask_changes(self)
         for name in names:
             if board := self._boards.get(name):
                 yield name, board

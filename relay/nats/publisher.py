@@ -34,15 +34,16 @@ import structlog
 from relay import logs
 from relay.config import Settings
 from relay.faults import Faults
-from relay.hub.hub import Resume
-from relay.model.changes import Transaction
+from relay.hub.ports import Committed, Sink
 from relay.model.cursor import Era, Reason
+from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
 from relay.model.status import Counts, Status, StreamStatus
 from relay.nats.jetstream import Refused, Stream, StreamError
 from relay.nats.stream import (
     Assembly,
     BoardHead,
+    BoardRefused,
     Encoded,
     End,
     Part,
@@ -195,7 +196,7 @@ class Publisher:
         )
 
 
-class _Turn:
+class _Turn(Sink):
     """What a publisher does while it is the active one: what the feed follows, and what edges ask.
 
     `last` is the stream's last entry. The publisher's name is new each time: parts of one turn are never taken for
@@ -258,23 +259,14 @@ class _Turn:
     @property
     def counts(self) -> Counts:
         """What has happened since it became active."""
-        feed = self.feed
-        return Counts(
-            commit_to_socket=feed.commit_to_socket,
-            reconnects=max(0, feed.sessions - 1),
-            continuity_lost=feed.continuity_lost,
-            transactions=feed.transactions,
-            rung=feed.rung,
-            skipped=feed.skipped,
-            entries=self.entries,
-        )
+        return self.feed.counts + Counts(entries=self.entries)
 
     async def leave(self) -> None:
         """Catch up, and end."""
         await self.feed.catch_up()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):
-                await self.settled()
+                await self._all_written.wait()
         self._left.set()
 
     # What the feed says
@@ -293,7 +285,7 @@ class _Turn:
         self._era = era
         self._say(position, lost)
 
-    def publish(self, transactions: Sequence[Transaction], position: Snapshot | None) -> None:
+    def publish(self, transactions: Sequence[Committed], position: Snapshot | None) -> None:
         """Append a batch, or a part of one. A position alone waits for the next state."""
         try:
             self._publish(transactions, position)
@@ -301,7 +293,7 @@ class _Turn:
             self.refused = (self._id, self._batch + 1)
             raise
 
-    def _publish(self, transactions: Sequence[Transaction], position: Snapshot | None) -> None:
+    def _publish(self, transactions: Sequence[Committed], position: Snapshot | None) -> None:
         parts = list(self._parts(transactions, position))
         if position is None:
             self._in_batch = self._in_batch or bool(parts)
@@ -316,13 +308,6 @@ class _Turn:
             self._position = position
         if time.monotonic() >= self._state_due:
             self._say(position)
-
-    async def settled(self) -> None:
-        """Wait until JetStream has all."""
-        await self._all_written.wait()
-
-    def refresh(self) -> None:
-        """Do nothing: states tell edges the position."""
 
     def begin_read(self, name: str) -> bool:
         """Note that the feed begins to read a board, for all who have asked until now."""
@@ -346,14 +331,11 @@ class _Turn:
         if name in self._asked:
             self.feed.ask(name)
 
-    def begin_resume(self) -> Resume | None:
-        """Have nothing read: who resumes is served from the stream."""
-
-    def abandon_resume(self) -> None:
-        """Do nothing: nobody resumes here."""
-
-    def resumed(self, now: Snapshot, transactions: Sequence[Transaction] | None, horizon: Snapshot) -> None:
-        """Do nothing: nobody resumes here."""
+    def refuse(self, name: str, error: Message) -> None:
+        """Answer who has asked for a board that it cannot be had."""
+        for answer in self._reading.pop(name, []) + self._asked.pop(name, []):
+            if not answer.done():
+                answer.set_result((msgspec.json.encode(BoardRefused()), error.json))
 
     # What edges ask
 
@@ -408,6 +390,7 @@ class _Turn:
         self._queued.extend(entries)
         if self._queued:
             self._all_written.clear()
+            self.feed.pause()
             self._queue_filled.set()
 
     async def _write(self) -> None:
@@ -426,8 +409,9 @@ class _Turn:
             if not self._queued:
                 self._queue_filled.clear()
                 self._all_written.set()
+                self.feed.go_on()
 
-    def _parts(self, transactions: Iterable[Transaction], position: Snapshot | None) -> Iterator[Part]:
+    def _parts(self, transactions: Iterable[Committed], position: Snapshot | None) -> Iterator[Part]:
         """Gather what transactions mean to each board."""
         told: defaultdict[str, list[Told]] = defaultdict(list)
         for transaction in transactions:

@@ -114,7 +114,11 @@ class Encoded(NamedTuple):
         return cls(entry, encode(entry))
 
 
-class BoardHead(msgspec.Struct, frozen=True):
+class BoardRefused(msgspec.Struct, frozen=True, tag="refused", tag_field="answer"):
+    """What comes before the error with which a publisher answers for a board that it cannot read."""
+
+
+class BoardHead(msgspec.Struct, frozen=True, tag="board", tag_field="answer"):
     """What comes with a board that a publisher answers with: the server's run, and the snapshot it was read in."""
 
     run: str

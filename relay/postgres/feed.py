@@ -32,18 +32,18 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, Protocol, get_args
+from typing import Final, Literal, get_args
 
 import psycopg
 import structlog
 
-from relay.hub.hub import Resume
+from relay.hub.ports import Authorizer, Question, Resuming, Sink, Source, SourceStatus
 from relay.model.changes import Transaction, WatchOutdated
 from relay.model.cursor import Era, Reason
 from relay.model.snapshot import Snapshot
-from relay.model.status import Database, Histogram
+from relay.model.status import Counts, Database, Histogram
 from relay.postgres.session import FeedError, Session, Vitals, conninfo, in_time
 
 log = structlog.get_logger()
@@ -85,9 +85,6 @@ INSPECT_SECONDS: Final = 10.0
 PRUNE_SECONDS: Final = 5.0
 """How often the journal is pruned: between two prunes it grows beyond what is to be kept. And how often it is looked
 at how the journal is."""
-
-REFRESH_SECONDS: Final = 60.0
-"""How often the cursors of quiet boards are renewed, lest the journal no longer hold what follows them."""
 
 GATHER_SECONDS: Final = 0.25
 """How long after one read of the journal for resuming clients the next begins: meanwhile more of them gather. Also
@@ -209,43 +206,16 @@ class Canary:
         return f"{waited}: the doorbell is not heard: is there a transaction pooler in between?"
 
 
-class Follower(Protocol):
-    """Who takes what the feed finds: a `Hub`, or a publisher. See there what each method means."""
-
-    def __contains__(self, board: object) -> bool: ...
-
-    def begin(self, era: Era, position: Snapshot, lost: Reason | None) -> None: ...
-
-    def publish(self, transactions: Sequence[Transaction], position: Snapshot | None) -> None: ...
-
-    async def settled(self) -> None:
-        """Wait until it can be told more."""
-
-    def refresh(self) -> None: ...
-
-    def begin_read(self, name: str) -> bool: ...
-
-    def abandon_read(self, name: str) -> None: ...
-
-    def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None: ...
-
-    def begin_resume(self) -> Resume | None: ...
-
-    def abandon_resume(self) -> None: ...
-
-    def resumed(self, now: Snapshot, transactions: Sequence[Transaction] | None, horizon: Snapshot) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
-class Question:
-    """Whether who has some claims may read a board, several at once, and who waits for the answer."""
+class Asked:
+    """Questions that are asked together, and where the answers go."""
 
-    asked: Sequence[tuple[Mapping[str, Any], str]]
+    questions: Sequence[Question]
     answer: asyncio.Future[Sequence[bool]]
 
 
-class Feed:
-    """Follows the journal of one database and reads its boards: the hub's `Source`.
+class Feed(Source, Authorizer):
+    """Follows the journal of one database and reads its boards.
 
     It begins now, or goes on from a position in an era. So many boards are read side by side. `problem` says in one
     line why it is not running, and is None while it is.
@@ -265,7 +235,7 @@ class Feed:
     ) -> None:
         self._side_by_side = side_by_side
         self.commit_to_socket = Histogram()
-        self.transactions = self.rung = self.skipped = self.sessions = self.entries = 0
+        self.transactions = self.rung = self.skipped = self.sessions = 0
         self.continuity_lost: Counter[str] = Counter()
         self._vitals: Vitals | None = None
         self._canary = Canary(time.monotonic())
@@ -279,10 +249,13 @@ class Feed:
         self._wanted: asyncio.Queue[str] = asyncio.Queue()
         # Until when boards rest that were read just now.
         self._resting: dict[str, float] = {}
+        self._resuming: Resuming | None = None
         self._changes_wanted = asyncio.Event()
-        self._questions: asyncio.Queue[Question] = asyncio.Queue()
+        self._questions: asyncio.Queue[Asked] = asyncio.Queue()
         self._position = position
         self._era = era
+        self._goes_on = asyncio.Event()
+        self._goes_on.set()
         # While a batch is published in parts, nothing else is handed over. If it is not published to its end, clients
         # have a part of it that would come to them again.
         self._between_batches = asyncio.Lock()
@@ -297,14 +270,15 @@ class Feed:
         else:
             self._wanted.put_nowait(board)
 
-    def ask_changes(self) -> None:
+    def ask_changes(self, resuming: Resuming) -> None:
         """Have the journal read for those who resume, for the hub."""
+        self._resuming = resuming
         self._changes_wanted.set()
 
-    async def may_read(self, questions: Sequence[tuple[Mapping[str, Any], str]]) -> Sequence[bool]:
+    async def may_read(self, questions: Sequence[Question]) -> Sequence[bool]:
         """Ask the database whether who has these claims may read this board, as soon as it is there."""
         answer: asyncio.Future[Sequence[bool]] = asyncio.get_running_loop().create_future()
-        self._questions.put_nowait(Question(questions, answer))
+        self._questions.put_nowait(Asked(questions, answer))
         return await answer
 
     def trouble(self, budget: float) -> str | None:
@@ -322,10 +296,6 @@ class Feed:
         return time.monotonic() - self._looked
 
     @property
-    def stream(self) -> None:
-        """Tell nothing of a stream: there is none between the database and this feed."""
-
-    @property
     def database(self) -> Database | None:
         """Tell how the database's side is, while it is connected."""
         if self._vitals is None:
@@ -336,6 +306,38 @@ class Feed:
             canary_seconds=self._canary.took,
             lag_seconds=self.lag,
         )
+
+    def status(self, budget: float) -> SourceStatus:
+        """Tell how it is, where a canary has so many seconds to come back."""
+        problem = self.trouble(budget)
+        return SourceStatus(
+            up=self.problem is None,
+            problem=problem,
+            unready=problem or (None if self.proven else "no canary has come back yet"),
+            lag_seconds=self.lag,
+            counts=self.counts,
+            database=self.database,
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """What has happened since the start."""
+        return Counts(
+            commit_to_socket=self.commit_to_socket,
+            reconnects=max(0, self.sessions - 1),
+            continuity_lost=self.continuity_lost,
+            transactions=self.transactions,
+            rung=self.rung,
+            skipped=self.skipped,
+        )
+
+    def pause(self) -> None:
+        """Read no more of the journal until `go_on`: the sink has to store what it was told."""
+        self._goes_on.clear()
+
+    def go_on(self) -> None:
+        """Read the journal again."""
+        self._goes_on.set()
 
     async def catch_up(self) -> bool:
         """Wait until all is passed on that is committed now; false if the feed does not run or takes too long."""
@@ -349,7 +351,7 @@ class Feed:
                 return await caught_up
         return False
 
-    async def run(self, hub: Follower) -> None:
+    async def run(self, hub: Sink) -> None:
         """Feed the hub until cancelled."""
         retry = Retry()
         while True:
@@ -382,7 +384,7 @@ class Feed:
             log.error("feed.problem", problem=problem)
             self._end_waiting(math.inf, caught_up=False)
 
-    async def _begin(self, session: Session, hub: Follower) -> None:
+    async def _begin(self, session: Session, hub: Sink) -> None:
         """Go on from the position, if what follows it is still there; else from now, and say why."""
         await session.refresh()
         era = await session.era()
@@ -398,7 +400,7 @@ class Feed:
         self._era = era
         self._vitals = await session.vitals()
         hub.begin(era, self._position, lost)
-        await hub.settled()
+        await self._goes_on.wait()
         self._report(session.unwatched())
 
     def _lost(self, era: Era, now: Snapshot, horizon: Snapshot, *, paused: bool) -> Reason | None:
@@ -416,20 +418,19 @@ class Feed:
             return "batch_cut_short"
         return None if era.shape == self._era.shape else "schema_changed"
 
-    async def _follow(self, session: Session, hub: Follower) -> None:
+    async def _follow(self, session: Session, hub: Sink) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read_journal(session, hub))
             for _ in range(self._side_by_side):
                 tasks.create_task(self._read_boards(session, hub))
-            tasks.create_task(self._read_missed(session, hub))
+            tasks.create_task(self._read_missed(session))
             tasks.create_task(self._answer(session))
             tasks.create_task(_inspect(session))
             tasks.create_task(self._prune(session))
             tasks.create_task(self._write_canaries(session))
-            tasks.create_task(self._refresh(hub))
             tasks.create_task(_watch_links(session))
 
-    async def _read_journal(self, session: Session, hub: Follower) -> None:
+    async def _read_journal(self, session: Session, hub: Sink) -> None:
         clock = asyncio.get_running_loop()
         pace = Pace(silent=session.silent)
         checked = clock.time()
@@ -479,7 +480,7 @@ class Feed:
         if (took := self._canary.came(label, way, time.monotonic())) is not None:
             self.commit_to_socket = self.commit_to_socket.observe(took)
 
-    async def _read_batch(self, session: Session, hub: Follower) -> tuple[int, float, bool]:
+    async def _read_batch(self, session: Session, hub: Sink) -> tuple[int, float, bool]:
         """Read and publish what is new.
 
         Return how many transactions that was, for how long feeds poll, and whether journalling is paused.
@@ -501,21 +502,21 @@ class Feed:
                     self._position = batch.now
                     self._cut_short = False
                     hub.publish(transactions, batch.now)
-                await hub.settled()
+                await self._goes_on.wait()
         return batch.committed, batch.polled, False
 
-    async def _read_over_pause(self, session: Session, hub: Follower) -> bool:
+    async def _read_over_pause(self, session: Session, hub: Sink) -> bool:
         """Go on from now, for something was not journalled; return whether journalling goes on."""
         goes_on = await session.end_pause()
         now, _ = await session.now()
         self._restart(hub, now, "journalling_paused")
-        await hub.settled()
+        await self._goes_on.wait()
         self._vitals = await session.vitals()
         if not goes_on:
             log.warning("feed.paused", problem=f"the journal is full, and kept so by {await session.holders()}")
         return goes_on
 
-    def _restart(self, hub: Follower, now: Snapshot, reason: Reason) -> None:
+    def _restart(self, hub: Sink, now: Snapshot, reason: Reason) -> None:
         """Go on from now, for the journal does not have, or has too much of, what follows the position."""
         assert self._era is not None, "a session begins with an era"
         self._position = now
@@ -524,9 +525,7 @@ class Feed:
         log.info("feed.sync", reason=reason)
         hub.begin(self._era, now, reason)
 
-    async def _as_watched(
-        self, session: Session, hub: Follower, transactions: list[Transaction]
-    ) -> list[Transaction]:
+    async def _as_watched(self, session: Session, hub: Sink, transactions: list[Transaction]) -> list[Transaction]:
         """Where a transaction changed what is watched, sync all boards once, with cursors of the new shape."""
         if any(one.sync == "watch_changed" for one in transactions) and await self._check_shape(
             session, hub, "watch_changed"
@@ -534,7 +533,7 @@ class Feed:
             return [one for one in transactions if one.sync != "watch_changed"]
         return transactions
 
-    async def _check_shape(self, session: Session, hub: Follower, reason: Reason = "schema_changed") -> bool:
+    async def _check_shape(self, session: Session, hub: Sink, reason: Reason = "schema_changed") -> bool:
         """Send all clients their boards again when a watched table is no longer what it was; return whether so."""
         assert self._era is not None, "a session begins with an era"
         assert self._position is not None, "a session begins with a position"
@@ -546,10 +545,10 @@ class Feed:
         self._era = replace(self._era, shape=shape)
         log.info("feed.sync", reason=reason)
         hub.begin(self._era, self._position, reason)
-        await hub.settled()
+        await self._goes_on.wait()
         return True
 
-    async def _read_boards(self, session: Session, hub: Follower) -> None:
+    async def _read_boards(self, session: Session, hub: Sink) -> None:
         loop = asyncio.get_running_loop()
         while True:
             name = await self._wanted.get()
@@ -571,31 +570,31 @@ class Feed:
         self._resting[name] = loop.time() + min(GATHER_SHARE * read_seconds, GATHER_SECONDS)
         loop.call_at(self._resting[name], self._resting.pop, name, None)
 
-    async def _read_missed(self, session: Session, hub: Follower) -> None:
+    async def _read_missed(self, session: Session) -> None:
         while True:
             await self._changes_wanted.wait()
             self._changes_wanted.clear()
-            if (resume := hub.begin_resume()) is None:
+            if self._resuming is None or (resume := self._resuming.begin_resume()) is None:
                 continue
             try:
                 batch = await session.missed(resume.oldest, resume.boards)
                 async with self._between_batches:
-                    hub.resumed(batch.now, None if batch.paused else batch.transactions, batch.horizon)
+                    self._resuming.resumed(batch.now, None if batch.paused else batch.transactions, batch.horizon)
             except BaseException:
-                hub.abandon_resume()
+                self._resuming.abandon_resume()
                 raise
             await asyncio.sleep(GATHER_SECONDS)
 
     async def _answer(self, session: Session) -> None:
         while True:
-            question = await self._questions.get()
+            asked = await self._questions.get()
             try:
-                answers = await session.may_read(question.asked)
+                answers = await session.may_read(asked.questions)
             except BaseException:
-                self._questions.put_nowait(question)
+                self._questions.put_nowait(asked)
                 raise
-            if not question.answer.done():
-                question.answer.set_result(answers)
+            if not asked.answer.done():
+                asked.answer.set_result(answers)
 
     async def _write_canaries(self, session: Session) -> None:
         while True:
@@ -621,12 +620,6 @@ class Feed:
             if not await session.prune():
                 self._vitals = await session.vitals()
                 await asyncio.sleep(PRUNE_SECONDS)
-
-    async def _refresh(self, hub: Follower) -> None:
-        while True:
-            await asyncio.sleep(REFRESH_SECONDS)
-            async with self._between_batches:
-                hub.refresh()
 
 
 async def _inspect(session: Session) -> None:

@@ -25,6 +25,7 @@ from kosoku._kosoku import CaseResult
 from websockets.frames import Frame, Opcode
 
 from relay.hub.hub import Hub
+from relay.hub.ports import Resuming
 from relay.model import messages as protocol
 from relay.model.messages import CloseCode
 from relay.websocket import server
@@ -47,7 +48,7 @@ class _Silence:
     def ask(self, board: str) -> None:
         """Do nothing."""
 
-    def ask_changes(self) -> None:
+    def ask_changes(self, resuming: Resuming) -> None:
         """Do nothing."""
 
 

@@ -23,6 +23,7 @@ from relay.auth.access import signing_keys as read_keys
 from relay.auth.origins import Origins
 from relay.auth.proxies import BadProxyHeader, Proxies, proxy_header, source
 from relay.hub.hub import Hub
+from relay.hub.ports import Resuming
 from relay.model import messages as protocol
 from relay.model.changes import Entry, Transaction, Watch, WatchOutdated, cancelled
 from relay.model.cursor import CursorRefused, Era
@@ -67,7 +68,7 @@ class _Source:
     def ask(self, board: str) -> None:
         self.asked.append(board)
 
-    def ask_changes(self) -> None:
+    def ask_changes(self, resuming: Resuming) -> None:
         pass
 
 

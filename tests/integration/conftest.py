@@ -10,7 +10,7 @@ import pytest
 
 from relay.auth.access import Gate
 from relay.hub.hub import Hub
-from relay.nats.edge import Edge
+from relay.nats.source import NatsSource
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.feed import Feed
 from relay.websocket.server import Endpoint, Limits, deflated_frame, frame
@@ -23,7 +23,7 @@ class Relay:
 
     def __init__(  # what the endpoint may be told
         self,
-        source: str | Edge,
+        source: str | NatsSource,
         *,
         heartbeat: float = 30.0,
         max_connections: int = 1000,

@@ -22,11 +22,11 @@ from nats.js import api
 
 from relay import config
 from relay.config import Settings
-from relay.nats import edge, publisher
+from relay.nats import publisher, source
 from relay.nats import stream as relay_stream
-from relay.nats.edge import Edge
 from relay.nats.jetstream import Gap, Refused, Stream, StreamError
 from relay.nats.publisher import Publisher
+from relay.nats.source import NatsSource
 from relay.nats.stream import Encoded, Part
 from relay.postgres import session
 from relay.postgres.session import Lead
@@ -71,7 +71,7 @@ class Feed:
                 await task
 
     def edge(self, **given: str) -> contextlib.AbstractAsyncContextManager[Relay]:
-        return Relay(Edge(self.settings(**given))).running()
+        return Relay(NatsSource(self.settings(**given))).running()
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Stream]:
@@ -164,10 +164,10 @@ async def test_a_cursor_that_is_ahead_of_an_edge_waits_for_it(
 ) -> None:
     """A client may come from a relay that was faster; it is not sent the board for that."""
     held = asyncio.Event()
-    pass_on = Edge._pass_on  # noqa: SLF001
+    pass_on = NatsSource._pass_on  # noqa: SLF001
     late: list[Any] = []
 
-    def hold_back(self: Edge, hub: Any, entries: Any) -> None:
+    def hold_back(self: NatsSource, hub: Any, entries: Any) -> None:
         if held.is_set():
             pass_on(self, hub, [*late, *entries])
             late.clear()
@@ -176,7 +176,7 @@ async def test_a_cursor_that_is_ahead_of_an_edge_waits_for_it(
 
     async with feed.published(), feed.edge() as near, Relay(database.dsn).running() as far:
         cursor, tasks = await start(near)
-        monkeypatch.setattr(Edge, "_pass_on", hold_back)
+        monkeypatch.setattr(NatsSource, "_pass_on", hold_back)
         database.execute("insert into tasks (id, title) values ('a', 'A')")
         async with Client.to(far.url) as client:
             await client.resume("default", cursor, tasks)
@@ -578,7 +578,7 @@ async def test_a_publisher_that_is_cut_off_from_nats_costs_an_edge_no_question(f
 
 async def test_a_board_that_nobody_wants_any_more_is_no_problem(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its clients left before any publisher answered."""
-    monkeypatch.setattr(edge, "WANTED_SECONDS", 0.2)
+    monkeypatch.setattr(source, "WANTED_SECONDS", 0.2)
     asked = asyncio.Event()
 
     async def be_silent(*_: Any) -> None:
@@ -598,17 +598,17 @@ async def test_an_edge_goes_on_after_a_fault_that_nobody_expected(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It begins again at the stream's last state, and says so to all that follow a board."""
-    pass_on = Edge._pass_on  # noqa: SLF001
+    pass_on = NatsSource._pass_on  # noqa: SLF001
 
-    def fail(self: Edge, hub: Any, entries: Any) -> None:
+    def fail(self: NatsSource, hub: Any, entries: Any) -> None:
         if any(b"poison" in data for _, data in entries):
-            monkeypatch.setattr(Edge, "_pass_on", pass_on)
+            monkeypatch.setattr(NatsSource, "_pass_on", pass_on)
             raise ValueError("nobody expected this")
         pass_on(self, hub, entries)
 
     async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
         await client.resume("default", None)
-        monkeypatch.setattr(Edge, "_pass_on", fail)
+        monkeypatch.setattr(NatsSource, "_pass_on", fail)
         database.execute("insert into tasks (id, title) values ('poison', 'T')")
         while "poison" not in client.tasks:
             await client.receive_batch()
@@ -622,7 +622,7 @@ async def test_a_board_that_is_wanted_for_long_is_a_problem_of_the_edge(
     feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However well the stream may be read; and no longer once the board is there."""
-    monkeypatch.setattr(edge, "WANTED_SECONDS", 0.5)
+    monkeypatch.setattr(source, "WANTED_SECONDS", 0.5)
     begin_read = publisher._Turn.begin_read  # noqa: SLF001
     answers = asyncio.Event()
 

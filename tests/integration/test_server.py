@@ -26,6 +26,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from websockets.frames import Frame, Opcode
 
 from relay.hub.hub import Hub
+from relay.hub.ports import Resuming
 from relay.model import messages as protocol
 from relay.websocket import server
 from relay.websocket.listening import Arrival
@@ -151,7 +152,7 @@ class Nobody:
     def ask(self, board: str) -> None:
         """Do nothing."""
 
-    def ask_changes(self) -> None:
+    def ask_changes(self, resuming: Resuming) -> None:
         """Do nothing."""
 
 

@@ -22,6 +22,7 @@ from relay.auth.proxies import Proxies
 from relay.http import app as monitor
 from relay.http.app import Monitor
 from relay.hub.hub import Hub
+from relay.hub.ports import Resuming
 from relay.model import messages as protocol
 from relay.model.status import Status
 from relay.websocket import listening as listening_module
@@ -47,7 +48,7 @@ class Nobody:
     def ask(self, board: str) -> None:
         self.asked.append(board)
 
-    def ask_changes(self) -> None:
+    def ask_changes(self, resuming: Resuming) -> None:
         """Do nothing."""
 
 

@@ -19,7 +19,7 @@ from relay.hub import board
 from relay.model import changes
 from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
-from relay.nats import edge, stream
+from relay.nats import source, stream
 from relay.postgres import session
 from tests.acceptance.support import RELAY
 
@@ -164,13 +164,13 @@ def interrupted_counts() -> None:
 
 def mark_too_late() -> None:
     """Reads the stream for who resumes from after the cursor on."""
-    before = edge.Edge._mark_before  # noqa: SLF001
+    before = source.NatsSource._mark_before  # noqa: SLF001
 
-    def next_mark(self: edge.Edge, cursor: Snapshot, last: int) -> Any:
+    def next_mark(self: source.NatsSource, cursor: Snapshot, last: int) -> Any:
         marks = self._marks
         return marks[min(marks.index(before(self, cursor, last)) + 1, len(marks) - 1)]
 
-    edge.Edge._mark_before = next_mark  # type: ignore[method-assign]  # noqa: SLF001
+    source.NatsSource._mark_before = next_mark  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def in_parts() -> None:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.hub import hub
-from relay.hub.hub import Hub, Resume
+from relay.hub.hub import Hub
+from relay.hub.ports import Resume, Resuming
 from relay.model import messages as protocol
 from relay.model.changes import Image, Transaction
 from relay.model.cursor import Era
@@ -208,7 +209,8 @@ class Play:
     def ask(self, board: str) -> None:
         self.wanted.append(board)
 
-    def ask_changes(self) -> None:
+    def ask_changes(self, resuming: Resuming) -> None:
+        assert resuming is self.hub
         self.changes_wanted = True
 
     # Postgres
@@ -470,7 +472,8 @@ class Scene:
     def ask(self, board: str) -> None:
         self.asked.append(board)
 
-    def ask_changes(self) -> None:
+    def ask_changes(self, resuming: Resuming) -> None:
+        assert resuming is self.hub
         self.asked_for_changes += 1
 
     def read(self, board: str, snapshot: str) -> None:

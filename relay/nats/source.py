@@ -1,4 +1,4 @@
-"""The edge's feed: follows the stream of NATS JetStream, for the hub, as `feed.Feed` follows a database.
+"""The source of an edge: follows the stream of NATS JetStream, as `postgres.feed` follows a database.
 
 What it finds goes to the hub: batches, each with the position that it leads to; and boards, and what resuming clients
 missed. Boards it asks the publisher for; for those who resume it reads the stream again.
@@ -22,24 +22,25 @@ import contextlib
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import AsyncIterator, Container, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import AsyncIterator, Container, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
 
 from relay.config import Settings
 from relay.faults import Faults
-from relay.hub.hub import Hub
+from relay.hub.ports import Authorizer, Question, Resuming, Sink, Source, SourceStatus
 from relay.model import messages as protocol
 from relay.model.snapshot import Snapshot
-from relay.model.status import Histogram, StreamStatus
+from relay.model.status import Counts, StreamStatus
 from relay.nats.jetstream import Gap, Refused, Stream, StreamError
 from relay.nats.stream import (
     Assembly,
     Batch,
     Begin,
     BoardHead,
+    BoardRefused,
     Committed,
     Part,
     State,
@@ -47,7 +48,7 @@ from relay.nats.stream import (
     can_name,
     decode,
 )
-from relay.postgres.feed import REFRESH_SECONDS, Question, Retry, first_of
+from relay.postgres.feed import Asked, Retry, first_of
 from relay.postgres.session import RESUME_CHANGES
 
 log = structlog.get_logger()
@@ -73,6 +74,9 @@ AHEAD_SECONDS: Final = 5.0
 RESUME_ENTRIES: Final = 100_000
 """So many entries are read for those who resume; if there are more, a `board.sync` costs everybody less."""
 
+FORGET_SECONDS: Final = 60.0
+"""How often the stream's beginning is looked at."""
+
 CATCH_UP_SECONDS: Final = 5.0
 """How long an edge that is to stop may take to pass on what is in the stream."""
 
@@ -85,22 +89,21 @@ class _Mark(NamedTuple):
     stream: str
 
 
-_decode_head: Final = msgspec.json.Decoder(BoardHead).decode
+_decode_head: Final = msgspec.json.Decoder(BoardHead | BoardRefused).decode
 _decode_answers: Final = msgspec.json.Decoder(list[bool]).decode
 
 
-def _encode_questions(asked: Sequence[tuple[Mapping[str, Any], str]]) -> bytes:
+def _encode_questions(asked: Sequence[Question]) -> bytes:
     # A name that is no text names no board: any other that does not either has the same answer.
     return msgspec.json.encode([(claims, name.encode(errors="replace").decode()) for claims, name in asked])
 
 
-class Edge:
-    """Follows the stream and asks the publisher for boards: the hub's `Source`, with the face of a `Feed`."""
+class NatsSource(Source, Authorizer):
+    """Follows the stream, and asks the publisher for boards."""
 
     def __init__(self, settings: Settings) -> None:
         self.problem: str | None = "not connected yet"
-        self.commit_to_socket = Histogram()
-        self.transactions = self.rung = self.skipped = self.sessions = self.entries = 0
+        self.transactions = self.sessions = self.entries = 0
         self.continuity_lost: Counter[str] = Counter()
         self._settings = settings
         self._faults = Faults()
@@ -109,8 +112,9 @@ class Edge:
         self._asked_since: float | None = None
         # Each board has its place in one of these: two reads of the same never cross.
         self._wanted: list[asyncio.Queue[str]] = [asyncio.Queue() for _ in range(ASKED_AT_ONCE)]
+        self._resuming: Resuming | None = None
         self._changes_wanted = asyncio.Event()
-        self._questions: asyncio.Queue[Question] = asyncio.Queue()
+        self._questions: asyncio.Queue[Asked] = asyncio.Queue()
         self._assembly: Assembly | None = None
         self._last = 0
         self._marks: list[_Mark] = []
@@ -129,14 +133,15 @@ class Edge:
         self._wanted_since.setdefault(board, time.monotonic())
         self._wanted[hash(board) % ASKED_AT_ONCE].put_nowait(board)
 
-    def ask_changes(self) -> None:
+    def ask_changes(self, resuming: Resuming) -> None:
         """Have the stream read for those who resume, for the hub."""
+        self._resuming = resuming
         self._changes_wanted.set()
 
-    async def may_read(self, questions: Sequence[tuple[Mapping[str, Any], str]]) -> Sequence[bool]:
+    async def may_read(self, questions: Sequence[Question]) -> Sequence[bool]:
         """Ask the publisher whether who has these claims may read this board, as soon as it is there."""
         answer: asyncio.Future[Sequence[bool]] = asyncio.get_running_loop().create_future()
-        self._questions.put_nowait(Question(questions, answer))
+        self._questions.put_nowait(Asked(questions, answer))
         return await answer
 
     def trouble(self, budget: float) -> str | None:
@@ -170,14 +175,22 @@ class Edge:
         """All that was committed so many seconds ago has been passed on, but for what is on its way here."""
         return time.monotonic() - self._last_heard + (self._assembly.state.lag if self._assembly else 0.0)
 
-    @property
-    def database(self) -> None:
-        """Tell nothing of a database."""
-
-    @property
-    def stream(self) -> StreamStatus:
-        """Tell of the stream."""
-        return StreamStatus(connected=self._stream is not None, entry=self._last or None)
+    def status(self, budget: float) -> SourceStatus:
+        """Tell how it is, where a publisher has so many seconds to write."""
+        problem = self.trouble(budget)
+        return SourceStatus(
+            up=self.problem is None,
+            problem=problem,
+            unready=problem or (None if self.proven else "nothing has come from a publisher yet"),
+            lag_seconds=self.lag,
+            counts=Counts(
+                reconnects=max(0, self.sessions - 1),
+                continuity_lost=self.continuity_lost,
+                transactions=self.transactions,
+                entries=self.entries,
+            ),
+            stream=StreamStatus(connected=self._stream is not None, entry=self._last or None),
+        )
 
     async def catch_up(self) -> bool:
         """Wait until all is passed on that is in the stream now; false if it cannot be read or takes too long."""
@@ -193,7 +206,7 @@ class Edge:
 
     # Running
 
-    async def run(self, hub: Hub) -> None:
+    async def run(self, hub: Sink) -> None:
         """Feed the hub until cancelled."""
         retry = Retry()
         while True:
@@ -231,7 +244,7 @@ class Edge:
         else:
             log.error("feed.problem", problem=problem)
 
-    async def _begin(self, stream: Stream, hub: Hub) -> None:
+    async def _begin(self, stream: Stream, hub: Sink) -> None:
         """Go on from where the stream was read to, if what follows is there; else from its last state."""
         bounds = await stream.bounds()
         self._marks = [mark for mark in self._marks if mark.sequence >= bounds.first]
@@ -254,7 +267,7 @@ class Edge:
         self._tell_break(hub, Begin(state.era, self._assembly.position, "journal_pruned" if self._began else None))
         self._began = True
 
-    def _tell_break(self, hub: Hub, begin: Begin) -> None:
+    def _tell_break(self, hub: Sink, begin: Begin) -> None:
         if begin.lost:
             self.continuity_lost[begin.lost] += 1
             log.warning("feed.continuity_lost", reason=begin.lost)
@@ -266,20 +279,20 @@ class Edge:
             self._marks = []
         self._marks.append(_Mark(sequence, Snapshot.parse(state.position), state.stream))
 
-    async def _follow(self, stream: Stream, hub: Hub) -> None:
+    async def _follow(self, stream: Stream, hub: Sink) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read(stream, hub))
             for wanted in self._wanted:
                 tasks.create_task(self._read_boards(stream, hub, wanted))
             tasks.create_task(self._read_missed(stream, hub))
             tasks.create_task(self._answer(stream))
-            tasks.create_task(self._refresh(stream, hub))
+            tasks.create_task(self._forget_marks(stream))
             tasks.create_task(self._watch(stream))
             tasks.create_task(stream.ended())
 
     # The stream
 
-    async def _read(self, stream: Stream, hub: Hub) -> None:
+    async def _read(self, stream: Stream, hub: Sink) -> None:
         self._report(None)
         async for entries in stream.follow(self._last + 1):
             self._pass_on(hub, entries)
@@ -288,7 +301,7 @@ class Edge:
             async with self._moved:
                 self._moved.notify_all()
 
-    def _pass_on(self, hub: Hub, entries: Sequence[tuple[int, bytes]]) -> None:
+    def _pass_on(self, hub: Sink, entries: Sequence[tuple[int, bytes]]) -> None:
         """Tell the hub what came together: as one batch, unless a batch is so large that it comes in parts."""
         assert self._assembly, "it has begun"
         gathered: list[Committed] = []
@@ -311,7 +324,7 @@ class Edge:
             self.transactions += len({one.xid for one in gathered})
             hub.publish(gathered, self._assembly.position)
 
-    def _pass_on_alone(self, hub: Hub, found: Batch | Begin) -> None:
+    def _pass_on_alone(self, hub: Sink, found: Batch | Begin) -> None:
         if isinstance(found, Begin):
             self._in_parts = False
             self._tell_break(hub, found)
@@ -334,7 +347,7 @@ class Edge:
 
     # Boards, and what was missed
 
-    async def _read_boards(self, stream: Stream, hub: Hub, wanted: asyncio.Queue[str]) -> None:
+    async def _read_boards(self, stream: Stream, hub: Sink, wanted: asyncio.Queue[str]) -> None:
         """Read boards, one after another: an answer to who has left must not be taken for that to who came since."""
         while True:
             name = await wanted.get()
@@ -342,41 +355,53 @@ class Edge:
                 self._wanted_since.pop(name, None)
                 continue
             try:
-                if not can_name(name, stream.room):
+                if await self._read_board(stream, hub, name):
                     self._wanted_since.pop(name, None)
-                    hub.refuse(name, _too_long(name))
-                    continue
-                if not (found := await self._ask_board(stream, name)):
+                else:
                     await asyncio.sleep(ASK_AGAIN_SECONDS)
                     self._abandon(hub, name)
-                    continue
-                async with self._between_batches():
-                    self._wanted_since.pop(name, None)
-                    hub.synced(name, *found)
             except BaseException:
                 self._abandon(hub, name)
                 raise
 
-    def _abandon(self, hub: Hub, name: str) -> None:
+    async def _read_board(self, stream: Stream, hub: Sink, name: str) -> bool:
+        """Hand over a board, or why it cannot be had; false if it must be asked for again."""
+        if not can_name(name, stream.room):
+            hub.refuse(name, _too_long(name))
+            return True
+        if (answer := await self._ask_board(stream, name)) is None:
+            return False
+        if isinstance(answer, protocol.Message):
+            hub.refuse(name, answer)
+            return True
+        async with self._between_batches():
+            hub.synced(name, *answer)
+        return True
+
+    def _abandon(self, hub: Sink, name: str) -> None:
         """Have a board asked for again, if anybody wants it still."""
         since = self._wanted_since.pop(name, time.monotonic())
         hub.abandon_read(name)
         if name in self._wanted_since:
             self._wanted_since[name] = since
 
-    async def _ask_board(self, stream: Stream, name: str) -> tuple[Snapshot, bytes] | None:
-        """Ask the publisher for a board; None if there is none, or it is of another run of the server than we are."""
+    async def _ask_board(self, stream: Stream, name: str) -> tuple[Snapshot, bytes] | protocol.Message | None:
+        """Ask the publisher for a board: the board or an error; None if there is no answer that is of use here."""
         assert self._assembly, "it has begun"
         if not (answer := await stream.ask(self._assembly.state.asked_at, "board", name.encode())):
             return None
-        head = _decode_head(answer[0])
-        return (Snapshot.parse(head.snapshot), answer[1]) if head.run == self._assembly.state.run else None
+        head, body = _decode_head(answer[0]), answer[1]
+        if isinstance(head, BoardRefused):
+            return protocol.Message("error", body)
+        if head.run != self._assembly.state.run:
+            return None  # of another run of the server
+        return Snapshot.parse(head.snapshot), body
 
-    async def _read_missed(self, stream: Stream, hub: Hub) -> None:
+    async def _read_missed(self, stream: Stream, hub: Sink) -> None:
         while True:
             await self._changes_wanted.wait()
             self._changes_wanted.clear()
-            if (resume := hub.begin_resume()) is None:
+            if self._resuming is None or (resume := self._resuming.begin_resume()) is None:
                 continue
             try:
                 await self._until_at(resume.newest)
@@ -388,9 +413,9 @@ class Edge:
                         hub.refuse(name, _too_long(name))
                 transactions = await self._missed(stream, first, last, resume.boards)
                 async with self._between_batches():
-                    hub.resumed(now, transactions, first.position)
+                    self._resuming.resumed(now, transactions, first.position)
             except BaseException:
-                hub.abandon_resume()
+                self._resuming.abandon_resume()
                 raise
             await asyncio.sleep(GATHER_SECONDS)
 
@@ -436,24 +461,22 @@ class Edge:
 
     async def _answer(self, stream: Stream) -> None:
         while True:
-            question = await self._questions.get()
+            asked = await self._questions.get()
             self._asked_since = self._asked_since or time.monotonic()
             try:
-                answers = await self._ask_may_read(stream, question.asked)
+                answers = await self._ask_may_read(stream, asked.questions)
             except BaseException:
-                self._questions.put_nowait(question)
+                self._questions.put_nowait(asked)
                 raise
             if answers is None:
                 await asyncio.sleep(ASK_AGAIN_SECONDS)
-                self._questions.put_nowait(question)
+                self._questions.put_nowait(asked)
                 continue
             self._asked_since = None
-            if not question.answer.done():
-                question.answer.set_result(answers)
+            if not asked.answer.done():
+                asked.answer.set_result(answers)
 
-    async def _ask_may_read(
-        self, stream: Stream, asked: Sequence[tuple[Mapping[str, Any], str]]
-    ) -> Sequence[bool] | None:
+    async def _ask_may_read(self, stream: Stream, asked: Sequence[Question]) -> Sequence[bool] | None:
         """Ask the publisher, in questions that NATS takes; what is too long to be asked may not be read."""
         assert self._assembly, "it has begun"
         try:
@@ -469,13 +492,12 @@ class Edge:
         second = first and await self._ask_may_read(stream, asked[half:])
         return [*first, *second] if first and second else None
 
-    async def _refresh(self, stream: Stream, hub: Hub) -> None:
+    async def _forget_marks(self, stream: Stream) -> None:
+        """Forget where positions were of which the stream no longer has what follows."""
         while True:
-            await asyncio.sleep(REFRESH_SECONDS)
+            await asyncio.sleep(FORGET_SECONDS)
             first = (await stream.bounds()).first
             self._marks = [mark for mark in self._marks if mark.sequence >= first] or self._marks[-1:]
-            async with self._between_batches():
-                hub.refresh()
 
 
 def _too_long(name: str) -> protocol.Message:
