@@ -99,7 +99,7 @@ def _take_standard_files() -> None:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="pg-relay")
+@click.version_option(relay.__version__)
 def cli() -> None:
     """Push every committed change of a Postgres table to WebSocket subscribers."""
 
