@@ -288,7 +288,7 @@ def test_everything_that_is_made_is_in_the_dbas_guide(database: Database) -> Non
     ours = "= 'relay'::regnamespace"
     made = f"select relname::text from pg_class where relnamespace {ours} and relkind in ('r', 'p', 'v', 'S')"
     called = f"select proname::text from pg_proc where pronamespace {ours} and obj_description(oid) <> ''"
-    told = set(re.findall(r"`(\w+)`", DBA.read_text().split("## What it made")[1].split("\n## ")[0]))
+    told = set(re.findall(r"`(\w+)`", DBA.read_text().split("## Objects created")[1].split("\n## ")[0]))
 
     names = {name for (name,) in {*database.fetch(made), *database.fetch(called)}}
     assert len(names) > 20
