@@ -37,7 +37,8 @@ RULES: Final = DEPLOY / "prometheus" / "alerts.yml"
 CONFIG: Final = DEPLOY / "prometheus" / "prometheus.yml"
 DASHBOARD: Final = DEPLOY / "grafana" / "relay.json"
 SERVICE: Final = DEPLOY / "relay.service"
-OPERATOR: Final = ROOT / "docs" / "operations.md"
+DEPLOYMENT: Final = ROOT / "docs" / "deployment.md"
+MONITORING: Final = ROOT / "docs" / "monitoring.md"
 
 PYPROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 IMAGE_PYTHON: Final = {"python_version": "3.13", "python_full_version": "3.13.0", "sys_platform": "linux"}
@@ -126,7 +127,7 @@ def test_promtool_finds_each_alert_to_fire_and_keep_quiet() -> None:
     tests = RULES.with_name("alerts_test.yml").read_text()
 
     alerts = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
-    guide = OPERATOR.read_text()
+    guide = MONITORING.read_text()
     assert alerts == set(re.findall(r"^\| `(Relay\w+)` \| (?:critical|warning) \|", guide, re.MULTILINE))
     groups = re.findall(r"- name: (\w+).*\n((?:.+\n)+)", tests)
     assert alerts == {name for name, group in groups if f'ALERTS{{alertname="{name}",alertstate="firing"' in group}
@@ -281,7 +282,7 @@ def test_systemd_takes_the_unit_and_finds_it_confined(command: str, tmp_path: Pa
     analyze = program("systemd-analyze", "systemd")
     unit = tmp_path / SERVICE.name
     if command == "publish":
-        (change,) = re.findall(r"^sed .* > relay-publisher.service$", OPERATOR.read_text(), re.MULTILINE)
+        (change,) = re.findall(r"^sed .* > relay-publisher.service$", DEPLOYMENT.read_text(), re.MULTILINE)
         subprocess.run(change.replace("> ", f"> {tmp_path}/"), shell=True, cwd=ROOT, check=True)
         unit = tmp_path / "relay-publisher.service"
     else:

@@ -34,6 +34,11 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DBA = ROOT / "docs" / "dba.md"
 OPERATOR = ROOT / "docs" / "operations.md"
+DEPLOYMENT = ROOT / "docs" / "deployment.md"
+MONITORING = ROOT / "docs" / "monitoring.md"
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+REFERENCE = ROOT / "docs" / "reference.md"
 CLIENTS = ROOT / "docs" / "clients.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 SECURITY = ROOT / "docs" / "security.md"
@@ -41,7 +46,23 @@ CONSISTENCY = ROOT / "docs" / "consistency.md"
 SCALING = ROOT / "docs" / "scaling.md"
 BACKUPS = ROOT / "docs" / "backups.md"
 MIGRATIONS = ROOT / "docs" / "migrations.md"
-DOCUMENTS = (README, DBA, BACKUPS, MIGRATIONS, OPERATOR, CLIENTS, CONSISTENCY, PERFORMANCE, SCALING, SECURITY)
+DOCUMENTS = (
+    README,
+    DBA,
+    BACKUPS,
+    MIGRATIONS,
+    OPERATOR,
+    DEPLOYMENT,
+    MONITORING,
+    TROUBLESHOOTING,
+    CONFIGURATION,
+    REFERENCE,
+    CLIENTS,
+    CONSISTENCY,
+    PERFORMANCE,
+    SCALING,
+    SECURITY,
+)
 
 
 NEEDS_DAEMON = {"tail", "status"}
@@ -115,7 +136,9 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("document", [README, DBA, OPERATOR, PERFORMANCE], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [README, DBA, OPERATOR, TROUBLESHOOTING, PERFORMANCE], ids=lambda path: path.name
+)
 def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) -> None:
     """Every `relay` command that ends by itself runs as printed, in the order of the document."""
     tables = [block for block in examples(DBA, "sql") if "create table" in block]
@@ -143,7 +166,9 @@ def test_commands_of_the_clients_guide_run(tmp_path: Path) -> None:
     assert all(json.loads(finished.stdout) for finished in ran)
 
 
-@pytest.mark.parametrize("document", [README, OPERATOR, SCALING, SECURITY], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [README, OPERATOR, TROUBLESHOOTING, SCALING, SECURITY], ids=lambda path: path.name
+)
 async def test_daemons_run(document: Path, database: Database, relay: Relays) -> None:
     """Every `relay serve` starts as printed, and is healthy."""
     for line in commands(document):
@@ -155,7 +180,7 @@ async def test_daemons_run(document: Path, database: Database, relay: Relays) ->
     assert relay.started
 
 
-@pytest.mark.parametrize("document", [OPERATOR, SCALING], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [DEPLOYMENT, SCALING], ids=lambda path: path.name)
 async def test_publishers_and_edges_run(
     document: Path, database: Database, relay: Relays, nats_server: NatsServer, tmp_path: Path
 ) -> None:
@@ -178,7 +203,7 @@ def test_nats_takes_the_configuration(tmp_path: Path) -> None:
     settings = {"NATS_LISTEN": "127.0.0.1:4222", "NATS_STORE": str(tmp_path), "NATS_TLS_CLIENTS": str(cert)}
     secrets = {"NATS_PUBLISHER_PASSWORD": "p123", "NATS_EDGE_PASSWORD": "e123"}
     files = {"NATS_TLS_CERT": str(cert), "NATS_TLS_KEY": str(key)}
-    (line,) = [line for line in commands(OPERATOR) if line.startswith("nats-server ")]
+    (line,) = [line for line in commands(DEPLOYMENT) if line.startswith("nats-server ")]
     if NATS_SERVER is None:
         do_without(NO_SERVER)
     command = [NATS_SERVER, *shlex.split(line)[1:]]
@@ -193,7 +218,7 @@ async def test_watching_commands_run(database: Database, relay: Relays, tmp_path
     """Every `relay tail` and `relay status` shows something of a running relay, as printed."""
     daemon = await relay(database.dsn)
     settings = {"RELAY_URL": daemon.url, "RELAY_HEALTH_URL": f"http://127.0.0.1:{daemon.health_port}"}
-    lines = [shlex.split(line, comments=True) for line in commands(OPERATOR)]
+    lines = [shlex.split(line, comments=True) for page in (MONITORING, TROUBLESHOOTING) for line in commands(page)]
     watching = [arguments for program, *arguments in lines if program == "relay" and arguments[0] in NEEDS_DAEMON]
     programs = [
         Program([RELAY, *arguments, *(["--count", "1"] if arguments[0] == "tail" else [])], tmp_path, settings)
@@ -227,7 +252,7 @@ async def test_table_of_metrics_is_complete(database: Database, relay: Relays) -
                 pass
         served = {name.split()[0] for name in daemon.metrics() if name.startswith("relay_")}
 
-    listed = set(first_column(OPERATOR, "| metric | type |"))
+    listed = set(first_column(REFERENCE, "| metric | type |"))
     first_to_come = {"relay_connections_closed_total", "relay_continuity_lost_total"}
     assert {re.sub(r"_seconds_(bucket|sum|count)$", "_seconds", name) for name in served} == listed - first_to_come
 
@@ -237,7 +262,7 @@ def test_problems_of_the_troubleshooting_are_those_of_the_code() -> None:
     code = "".join(path.read_text() for path in (ROOT / "relay").rglob("*.py")).replace('"\n            f"', "")
     others = {"Connection refused", "session is read-only", "permission denied", "row-level security"}  # Postgres's
 
-    listed = first_column(OPERATOR, "| in the problem |")
+    listed = first_column(TROUBLESHOOTING, "| in the problem |")
     assert len(listed) > len(others)
     assert {words for words in listed if words not in code} <= others
 
@@ -259,7 +284,7 @@ def test_table_of_checks_is_complete(database: Database, tmp_path: Path) -> None
     settings = {"WS_PORT": "0", "HEALTH_PORT": "0", "DATABASE_URL": database.dsn}
     found = json.loads(run_relay("check", "--json", cwd=tmp_path, **settings).stdout)
 
-    assert [finding["check"] for finding in found] == first_column(OPERATOR, "| check |")
+    assert [finding["check"] for finding in found] == first_column(REFERENCE, "| check |")
 
 
 @pytest.mark.parametrize(("target", "document"), [("demo", README), ("test", README), ("bench", PERFORMANCE)])
@@ -421,7 +446,7 @@ def test_tables_of_codes_are_complete() -> None:
     assert rows(CLIENTS, "| code | sent for |") == [[*row] for row in ERRORS.items()]
     closes = [[str(int(code)), *close] for code, close in CLOSE_CODES.items()]
     assert rows(CLIENTS, "| close code | meaning | reconnect? |") == closes
-    assert {int(code) for code in first_column(OPERATOR, "| close code |")} == set(CLOSE_CODES)
+    assert {int(code) for code in first_column(REFERENCE, "| close code |")} == set(CLOSE_CODES)
 
 
 def test_table_of_log_lines_is_complete() -> None:
@@ -430,14 +455,16 @@ def test_table_of_log_lines_is_complete() -> None:
     modules = {"relay.websockets", "relay.client"}
     event = r"((?:websocket|health|log|feed|worker|relay|access|publisher)\.[a-z_]+)"
     logged = set(re.findall(f'"{event}"', code)) - modules
-    table = README.read_text().split("| `event` |")[1].split("\n\n")[0]
+    table = REFERENCE.read_text().split("| `event` |")[1].split("\n\n")[0]
 
     assert logged == set(re.findall(f"`{event}`", table))
 
 
 def test_table_of_settings_is_complete() -> None:
     """The README lists every setting with its default."""
-    rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`--([\w-]+)` )?\| (?:`(\S+)` )?\|", README.read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([A-Z_]+)` \| (?:`--([\w-]+)` )?\| (?:`(\S+)` )?\|", CONFIGURATION.read_text(), re.MULTILINE
+    )
 
     assert rows == [
         (name, "" if name in NO_OPTION else name.lower().replace("_", "-"), str(field.default).lower())

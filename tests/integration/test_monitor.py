@@ -22,7 +22,7 @@ from tests.integration.client import Client
 from tests.proxy import Proxy
 from tests.servers import Database, install
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
 STATIC = Path(__file__).parents[2] / "relay" / "client" / "js"
 
 _DEADLINE = 15.0
@@ -206,7 +206,7 @@ async def test_metrics_of_several_workers_are_those_of_their_status() -> None:
 
 def documented_metrics() -> list[str]:
     """Return the names and types that stand in the operator's guide."""
-    table = OPERATIONS.read_text().split("\n| metric | type |", 1)[1].split("\n\n", 1)[0]
+    table = REFERENCE.read_text().split("\n| metric | type |", 1)[1].split("\n\n", 1)[0]
     return [f"{name} {kind}" for name, kind in re.findall(r"^\| `(relay_\w+)` \| (\w+) \|", table, re.MULTILINE)]
 
 
