@@ -271,7 +271,9 @@ class Relay:
     def heard(self) -> float:
         """Return how many notifications it has heard."""
         with urllib.request.urlopen(f"http://{HOST}:{self._health}/metrics", timeout=10) as response:
-            found = re.search(rb'^relay_doorbells_total\{state="rung"\} (\S+)$', response.read(), re.MULTILINE)
+            found = re.search(
+                rb'^relay_notifications_total\{state="received"\} (\S+)$', response.read(), re.MULTILINE
+            )
         assert found
         return float(found[1])
 

@@ -29,14 +29,12 @@ from urllib.parse import parse_qsl, unquote
 import jwt
 
 from relay.auth import proxies
-from relay.auth.origins import Origins
-from relay.auth.proxies import Proxies, Source, rate_key
+from relay.auth.proxies import Source, rate_key
+from relay.config.origins import Origins
+from relay.config.proxies import Proxies
 
 LEEWAY_SECONDS: Final = 5
 """By how much the clocks of the relay and of who issues tokens may differ."""
-
-SHORTEST_SECRET_BYTES: Final = 32
-"""A shorter secret for HS256 can be guessed from one token; RFC 7518 asks for as many."""
 
 _ALGORITHMS: Final[Mapping[tuple[str, str | None], tuple[str, ...]]] = {
     ("RSA", None): ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),

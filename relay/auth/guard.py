@@ -22,9 +22,9 @@ import structlog
 
 from relay.auth import access
 from relay.auth.access import Access, AccessError, Gate, Key, Rates
-from relay.auth.origins import Origins
-from relay.auth.proxies import Proxies
-from relay.config import Settings, is_address, is_safe_address
+from relay.config.origins import Origins
+from relay.config.proxies import Proxies
+from relay.config.settings import Settings, is_address, is_safe_address
 
 log = structlog.get_logger()
 

@@ -15,14 +15,9 @@ import ipaddress
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-UNIX: Final = "unix"
-"""What stands for the peers of Unix sockets, which have no address, in a list of trusted proxies."""
+from relay.config.proxies import Proxies, parse
 
 LONGEST_HEADER_BYTES: Final = 4096
 """The longest header of the PROXY protocol that is read; a usual one has less than 300 bytes."""
@@ -36,9 +31,6 @@ _V2_FIXED: Final = 16
 _V2_FAMILIES: Final = {0x11: (12, 4), 0x21: (36, 16)}
 """Bytes of both addresses and ports together, and of one address, by family and transport."""
 
-_PORTED: Final = re.compile(r"\[([^\[\]]*)\](?::\w*)?|([^:\[\]]*):\w*", re.ASCII)
-"""An address in brackets, with a port or without; or one without colons in it, with a port."""
-
 _PAIR: Final = re.compile(r'\s*([\w!#$%&\'*+.^`|~-]+)=("(?:[^"\\]|\\.)*"|[^\s;,"]*)\s*([;,]|$)', re.ASCII)
 """A parameter of `Forwarded`, and what follows it."""
 
@@ -48,28 +40,6 @@ _DISAGREE: Final = "X-Forwarded-For and Forwarded do not agree: have the proxy r
 
 class BadProxyHeader(Exception):
     """Why a header of the PROXY protocol cannot be read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proxies:
-    """Proxies that are trusted: their addresses, and whether every peer of a Unix socket is one."""
-
-    networks: Sequence[Network] = ()
-    unix: bool = False
-
-    @classmethod
-    def of(cls, text: str) -> Proxies:
-        """Read addresses, networks and the word `unix`, separated by commas or spaces. Raises ValueError."""
-        words = text.replace(",", " ").split()
-        networks = tuple(ipaddress.ip_network(word, strict=False) for word in words if word != UNIX)
-        return cls(networks, UNIX in words)
-
-    def trusts(self, address: str) -> bool:
-        """Tell whether a peer is one of them; the peer of a Unix socket has the empty address."""
-        if not address:
-            return self.unix
-        parsed = parse(address)
-        return parsed is not None and any(parsed in network for network in self.networks)
 
 
 class Source(NamedTuple):
@@ -119,18 +89,6 @@ def _standard_hops(value: str) -> list[str]:
             hop = "unknown"
         at = match.end()
     return hops
-
-
-def parse(text: str) -> Address | None:
-    """Read an address in any form that proxies write: bare, in brackets, with a port, quoted; None if it is none."""
-    text = text.strip().strip('"')
-    if match := _PORTED.fullmatch(text):
-        text = match[1] if match[1] is not None else match[2]
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def rate_key(address: str) -> str:

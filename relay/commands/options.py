@@ -4,67 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import click
 import structlog
 
 from relay import config, logs
+from relay.config import SETTINGS
 
 log = structlog.get_logger()
 
-_SHORT: Final[Mapping[str, str]] = {"WS_WORKERS": "--workers", "SERVE_FROM": "--from", "PUBLISH_TO": "--to"}
-"""Settings that have a second, shorter option."""
-
-OF_SERVE: Final = tuple(name for name in config.Settings.model_fields if name not in config.PUBLISHERS)
+OF_SERVE: Final = tuple(name for name, setting in SETTINGS.items() if setting.is_of("serve"))
 """Settings of `relay serve` and `relay check`."""
 
-OF_PUBLISH: Final = (
-    *config.PUBLISHERS,
-    "DATABASE_URL",
-    "NATS_STREAM",
-    "NATS_DOMAIN",
-    "NATS_CREDENTIALS",
-    "NATS_CA",
-    "NATS_CERT",
-    "NATS_KEY",
-    "WS_HOST",
-    "HEALTH_PORT",
-    "HEALTH_BUDGET",
-    "LOG_LEVEL",
-)
+OF_PUBLISH: Final = tuple(name for name, setting in SETTINGS.items() if setting.is_of("publish"))
 """Settings of `relay publish`."""
 
 
 def settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make an option of each setting that is named, in the order of their definition."""
+    """Make an option of each setting that is named, but of those that hold nothing else than secrets."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name, field in reversed(config.Settings.model_fields.items()):
-            if name in config.NO_OPTION or name not in names:
-                continue
+        for setting in reversed([SETTINGS[name] for name in names if SETTINGS[name].option]):
+            default = f"; default: {setting.default}" if setting.default else ""
             command = click.option(
-                "--" + name.lower().replace("_", "-"),
-                *([_SHORT[name]] if name in _SHORT else []),
-                name,
-                envvar=name,
-                show_envvar=True,
+                *filter(None, (setting.option, setting.short)),
+                setting.name,
                 metavar="VALUE",
-                help=f"{field.description}; {config.ALLOWED[name]}"
-                + (f"  [default: {str(field.default).lower()}]" if field.default != "" else ""),
+                help=f"{setting.meaning}; {setting.allowed}  [env var: {setting.name}{default}]",
             )(command)
         return command
 
     return decorate
-
-
-def load(options: Mapping[str, str | None], *, secrets: bool = False) -> config.Settings:
-    """Read the settings of a command from its options, `secrets` also from the environment. Raises SettingsError."""
-    given = {name: value for name, value in options.items() if value is not None}
-    if secrets:
-        given |= {name: os.environ[name] for name in config.NO_OPTION if name in os.environ}
-    return config.load(given)
 
 
 def start_log(settings: config.Settings) -> None:

@@ -6,7 +6,8 @@ import asyncio
 
 import click
 
-from relay.commands.options import OF_PUBLISH, load, one_line_errors, settings_options, start_log
+from relay import config
+from relay.commands.options import OF_PUBLISH, one_line_errors, settings_options, start_log
 from relay.daemon import serve as daemon
 from relay.daemon.errors import StartError
 
@@ -16,6 +17,6 @@ from relay.daemon.errors import StartError
 def publish(**options: str | None) -> None:
     """Publish all boards to NATS JetStream, for relays that serve from there, until Ctrl-C or SIGTERM."""
     with one_line_errors(StartError):
-        settings = load(options)
+        settings = config.read(options, OF_PUBLISH)
         start_log(settings)
         asyncio.run(daemon.publish(settings))

@@ -7,7 +7,8 @@ import sys
 
 import click
 
-from relay.commands.options import OF_SERVE, load, one_line_errors, settings_options, start_log
+from relay import config
+from relay.commands.options import OF_SERVE, one_line_errors, settings_options, start_log
 from relay.daemon import serve as daemon
 from relay.daemon.errors import StartError
 
@@ -17,7 +18,7 @@ from relay.daemon.errors import StartError
 def serve(**options: str | None) -> None:
     """Run the daemon until Ctrl-C or SIGTERM; a second one cuts its clients off, and exit code 1 says so."""
     with one_line_errors(StartError):
-        settings = load(options, secrets=True)
+        settings = config.read(options, OF_SERVE)
         start_log(settings)
         if not asyncio.run(daemon.serve(settings)):
             sys.exit(1)

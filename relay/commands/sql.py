@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from relay.commands.options import load, one_line_errors, settings_options
+from relay.commands.options import one_line_errors, settings_options
+from relay.config import read
 from relay.postgres import install
 
 
@@ -29,7 +30,7 @@ def _add_sql_command(name: str, summary: str) -> None:
     @settings_options("DATABASE_URL")
     def command(**options: str | None) -> None:
         with one_line_errors(install.InstallError):
-            install.run(load(options).DATABASE_URL, name)
+            install.run(read(options, ["DATABASE_URL"]).DATABASE_URL, name)
         click.echo(f"relay sql {name}: done")
 
 
@@ -45,7 +46,7 @@ _add_sql_command("uninstall", "Remove the triggers and schema relay. Touches no 
 def sql_diff(context: click.Context, /, **options: str | None) -> None:
     """Show what `relay sql install` would change. Exit code 1 if anything."""
     with one_line_errors(install.InstallError):
-        lines = install.diff(load(options).DATABASE_URL)
+        lines = install.diff(read(options, ["DATABASE_URL"]).DATABASE_URL)
     for line in lines:
         click.echo(line)
     context.exit(1 if lines else 0)
@@ -90,7 +91,7 @@ def sql_watch(
     Where TABLE is watched already, what is not given stays as it is.
     """
     with one_line_errors(install.InstallError):
-        url = load(options).DATABASE_URL
+        url = read(options, ["DATABASE_URL"]).DATABASE_URL
         install.watch(
             url,
             table,
@@ -111,5 +112,5 @@ def sql_watch(
 def sql_unwatch(table: str, patience: float, **options: str | None) -> None:
     """Stop feeding TABLE."""
     with one_line_errors(install.InstallError):
-        install.unwatch(load(options).DATABASE_URL, table, timedelta(seconds=patience))
+        install.unwatch(read(options, ["DATABASE_URL"]).DATABASE_URL, table, timedelta(seconds=patience))
     click.echo(f"relay sql unwatch: {table} is not watched")

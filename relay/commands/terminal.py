@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import itertools
 import os
-import shutil
 import signal
 import stat
 import sys
@@ -15,12 +14,44 @@ from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
 from typing import IO, Final, NoReturn
 
-import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
 
-_BEGIN_SCREEN: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l"
-"""Another screen, without a cursor, whose lines end at its edge."""
 
-_END_SCREEN: Final = "\x1b[?7h\x1b[?25h\x1b[?1049l"
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let `quiet_end` see it: rich would end the process with exit code 1."""
+        raise  # noqa: PLE0704  # rich calls this where it has caught the error
+
+
+def console(file: IO[str] | None = None) -> Console:
+    """Return what prints in colours to a terminal and plain text to anything else, by default to standard output.
+
+    Lines are never wrapped or coloured by guesswork, and nothing in them is taken for markup.
+    """
+    return _Console(file=file, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def pages(to: Console, *, full_screen: bool) -> Iterator[Callable[[Sequence[Text]], None]]:
+    """Yield what shows lines: on a screen of their own, each time in place of the last, or else one after another.
+
+    On a screen that is too small, empty lines go first, and then those at the end.
+    """
+    if not full_screen:
+        before: Iterator[tuple[Text, ...]] = itertools.chain([()], itertools.repeat((Text(),)))
+        yield lambda lines: to.print(*next(before), *lines, sep="\n")
+        return
+    with Live(console=to, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+
+        def show(lines: Sequence[Text]) -> None:
+            fitting = lines if len(lines) <= to.height else [line for line in lines if line.plain]
+            for line in fitting:
+                line.no_wrap, line.overflow = True, "crop"
+            live.update(Group(*fitting), refresh=True)
+
+        yield show
 
 
 def has_colours(stream: IO[str]) -> bool:
@@ -75,27 +106,6 @@ def cancel_when_reader_leaves() -> None:
         writes_only = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
         if writes_only and stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             asyncio.get_running_loop().add_reader(descriptor, task.cancel)
-
-
-@contextlib.contextmanager
-def pages(*, full_screen: bool) -> Iterator[Callable[[Sequence[str]], None]]:
-    """Yield what shows lines: on a screen of their own, each time in place of the last, or else one after another."""
-    if not full_screen:
-        before = itertools.chain([""], itertools.repeat("\n"))
-        yield lambda lines: click.echo(next(before) + "\n".join(lines))
-        return
-    click.echo(_BEGIN_SCREEN, nl=False, color=True)
-    try:
-        yield _show_page
-    finally:
-        click.echo(_END_SCREEN, nl=False, color=True)
-
-
-def _show_page(lines: Sequence[str]) -> None:
-    """Draw over the last page without a flicker, and no more than fits."""
-    height = shutil.get_terminal_size().lines
-    fitting = lines if len(lines) <= height else [line for line in lines if line]
-    click.echo("\x1b[H" + "\x1b[K\n".join(fitting[:height]) + "\x1b[K\x1b[J", nl=False, color=True)
 
 
 def _forget_output() -> None:

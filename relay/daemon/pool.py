@@ -30,7 +30,7 @@ from relay.config import Settings
 from relay.daemon import worker
 from relay.daemon.errors import StartError, listening_on
 from relay.daemon.worker import DRAIN, RELOAD, STATUS, STOPPING, SharedPlaces, client_sockets
-from relay.model.status import Counts, Status
+from relay.model.status import Counts, Status, merged
 from relay.postgres.feed import LONGEST_RETRY_SECONDS, Retry
 from relay.websocket.listening import bind, port_of
 
@@ -116,21 +116,15 @@ class Pool:
         unready = [status.unready for status in present if status.unready]
         databases = [status.database for status in present if status.database]
         streams = [status.stream for status in present if status.stream]
+        figures = merged(known) | {"max_connections": self._settings.WS_MAX_CONNECTIONS}
+        figures["feed_up"] &= len(present) == len(answers)
         return Status(
+            **figures,
             running=bool(present) and not stops,
             port=self.port,
-            connections=sum(status.connections for status in known),
-            max_connections=self._settings.WS_MAX_CONNECTIONS,
-            arrivals=sum(status.arrivals for status in known),
-            crowded=any(status.crowded for status in known),
-            subscriptions=sum(status.subscriptions for status in known),
-            behind=sum(status.behind for status in known),
-            backlog=sum(status.backlog for status in known),
-            feed_up=len(present) == len(answers) and all(status.feed_up for status in present),
             problem=stops or problem,
             # Where a worker is missing, the others serve who comes.
             unready=stops or next(iter(unready), None if present else problem),
-            lag_seconds=max((status.lag_seconds for status in present), default=0.0),
             database=max(databases, key=lambda database: database.lag_seconds, default=None),
             stream=min(streams, key=lambda stream: stream.entry or 0, default=None),
             counts=sum(
@@ -138,7 +132,7 @@ class Pool:
                 Counts(suppressed=logs.suppressed(), dropped=logs.dropped()),
             ),
             workers=len(present),
-            of=len(answers),
+            workers_configured=len(answers),
         )
 
     async def reload(self) -> None:

@@ -1,13 +1,21 @@
-"""What a relay tells of itself for its operator, be it one process or several together."""
+"""How a relay is, as its operator sees it: health, `/status`, and metrics, of one process or several together. Pure.
+
+Rules:
+- Each figure is defined once, as a field here: its name as a metric, its type, its meaning and how the figures of
+  several processes make one. What collects metrics, adds processes up, answers `/status`, and writes the tables of
+  docs/reference.md is made of that.
+- None is what is not known, or does not apply; there is no metric of it.
+- In JSON, keys are camelCase, times are in seconds and sizes in bytes.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, NamedTuple, cast, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 from pydantic.alias_generators import to_camel
 
 LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -17,22 +25,63 @@ OVERDUE_SECONDS: Final = 300.0
 """So long after its time, a part of the journal that was not pruned is worth a warning."""
 
 QUEUE_USAGE: Final = 0.5
-"""From this share on, the doorbell is silent, lest a full notification queue fail commits."""
+"""From this share on, triggers do not notify, lest a full notification queue fail commits."""
 
 FULL_SHARE: Final = 0.75
 """From this share of `stop_bytes` on, a journal is nearly full."""
-
 
 CROWDED: Final = (
     "strangers hold connections to WS_PORT, and others were crowded out before they were let in: "
     "the log has their addresses (websocket.refused)"
 )
+CROWDED_HEALTH: Final = (
+    "strangers hold connections to HEALTH_PORT, and others were crowded out: the log has their addresses "
+    "(health.refused); keep the port inside"
+)
+
+# What a figure is ------------------------------------------------------------------------------------------
+
+Kind = Literal["gauge", "counter", "histogram", "info"]
+"""The type of a metric; that of an info is a gauge of 1, whose label is the figure."""
+
+Merge = Literal["sum", "max", "any", "all", "own"]
+"""How the figures of several processes make one; `own` is left to who knows the processes."""
 
 
-class Histogram(BaseModel):
+class Metric(NamedTuple):
+    """A figure as a metric."""
+
+    name: str
+    kind: Kind
+    meaning: str
+    label: str = ""
+    """Of which there is one figure for each value."""
+    merge: Merge = "sum"
+
+
+def _metric(metric: Metric) -> Any:
+    return Field(description=metric.meaning, json_schema_extra={"metric": cast(Any, metric._asdict())})
+
+
+def _gauge(name: str, meaning: str, merge: Merge = "sum") -> Any:
+    return _metric(Metric(name, "gauge", meaning, merge=merge))
+
+
+def _part(name: str, meaning: str) -> Any:
+    """Define a figure of a part of which one process's counts for all, whole."""
+    return _gauge(name, meaning, "own")
+
+
+def _counter(name: str, meaning: str, label: str = "") -> Any:
+    return _metric(Metric(name, "counter", meaning, label))
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+
+class Histogram(_Model):
     """How often something took how long."""
-
-    model_config = ConfigDict(frozen=True)
 
     counts: tuple[int, ...] = (0,) * (len(LATENCY_BUCKETS) + 1)
     """For each of LATENCY_BUCKETS how many were up to it and above the one before; then those beyond the last."""
@@ -49,134 +98,241 @@ class Histogram(BaseModel):
         counts = tuple(one + another for one, another in zip(self.counts, other.counts, strict=True))
         return Histogram(counts=counts, seconds=self.seconds + other.seconds)
 
+    def __sub__(self, other: Histogram) -> Histogram:
+        counts = tuple(one - another for one, another in zip(self.counts, other.counts, strict=True))
+        return Histogram(counts=counts, seconds=self.seconds - other.seconds)
 
-class Counts(BaseModel):
+
+# The figures -----------------------------------------------------------------------------------------------
+
+_ByLabel = Mapping[str, int]
+
+
+class Counts(_Model):
     """What has happened since the start; none of it ever becomes less."""
 
-    model_config = ConfigDict(frozen=True)
-
-    messages: Mapping[str, int] = {}
-    """By type, each as often as it was sent."""
-    bytes: int = 0
-    fell_behind: int = 0
-    """How often a subscriber could take no more."""
-    refused: Mapping[str, int] = {}
-    """Connections and tokens that were refused, by reason."""
-    opened: int = 0
-    """Connections that clients made, and those that ended, by close code."""
-    closed: Mapping[str, int] = {}
-    commit_to_socket: Histogram = Histogram()
-    """Of canaries."""
-    reconnects: int = 0
-    """How often the feed connected to Postgres again."""
-    continuity_lost: Mapping[str, int] = {}
-    """How often all boards were sent anew because of a break, by reason."""
-    transactions: int = 0
-    """Those that the feed found in the journal."""
-    rung: int = 0
-    """Doorbells that the feed heard."""
-    skipped: int = 0
-    """About how many transactions did not ring."""
-    entries: int = 0
-    """Entries of the stream, written or read."""
-    suppressed: int = 0
-    """Lines that were not logged, for there were too many of their kind."""
-    dropped: int = 0
-    """Lines of the log that could not be written."""
+    opened: Annotated[int, _counter("relay_connections_opened", "connections that clients made")] = 0
+    closed: Annotated[
+        _ByLabel,
+        _counter(
+            "relay_connections_closed",
+            "connections that ended, by close `code`; one that is neither the protocol's nor the relay's is `other`",
+            "code",
+        ),
+    ] = {}
+    refused: Annotated[
+        _ByLabel, _counter("relay_refused", "connections and tokens that were refused, by `reason`", "reason")
+    ] = {}
+    health_refused: Annotated[
+        _ByLabel,
+        _counter("relay_health_refused", "connections to `HEALTH_PORT` that were refused, by `reason`", "reason"),
+    ] = {}
+    messages: Annotated[
+        _ByLabel, _counter("relay_messages_sent", "messages sent, each as often as it was sent, by `type`", "type")
+    ] = {}
+    bytes: Annotated[int, _counter("relay_sent_bytes", "their bytes on the wire, without TCP's and TLS's")] = 0
+    fell_behind: Annotated[
+        int,
+        _counter("relay_fell_behind", "how often a client had read too slowly when there was something to send"),
+    ] = 0
+    reconnects: Annotated[
+        int, _counter("relay_feed_reconnects", "how often the feed connected to Postgres again, of all workers")
+    ] = 0
+    continuity_lost: Annotated[
+        _ByLabel,
+        _counter(
+            "relay_continuity_lost", "how often all boards were sent again after a break, by `reason`", "reason"
+        ),
+    ] = {}
+    transactions: Annotated[
+        int,
+        _counter("relay_transactions_read", "transactions that the feed found in the journal, its own probes too"),
+    ] = 0
+    notifications: Annotated[
+        _ByLabel,
+        _counter(
+            "relay_notifications",
+            '`state="received"`: notifications received; `state="skipped"`: about how many transactions did not '
+            "notify, for relays were polling",
+            "state",
+        ),
+    ] = {}
+    entries: Annotated[
+        int | None,
+        _counter("relay_stream_entries", "entries of the stream, written by publishers or read by edges"),
+    ] = None
+    suppressed: Annotated[int, _counter("relay_log_lines_suppressed", "lines that were not logged, in a flood")] = 0
+    dropped: Annotated[
+        int,
+        _counter(
+            "relay_log_lines_dropped", "lines that could not be written: the disk is full, or nobody reads them"
+        ),
+    ] = 0
+    commit_to_socket: Annotated[
+        Histogram,
+        _metric(
+            Metric(
+                "relay_commit_to_socket_seconds",
+                "histogram",
+                "from just before a commit until all that it changed was written to the sockets, of probes: one "
+                "every two seconds and worker, in the same line as all changes",
+            )
+        ),
+    ] = Histogram()
 
     def __add__(self, other: Counts) -> Counts:
-        one, another = dict(self), dict(other)
-        by_label = {name: Counter(one[name]) + Counter(another[name]) for name in _BY_LABEL}
-        return Counts.model_validate({name: one[name] + another[name] for name in _NUMBERS} | by_label)
+        return Counts.model_validate({name: _sum(getattr(self, name), getattr(other, name)) for name in _COUNTS})
 
 
-_BY_LABEL: Final = tuple(name for name, field in Counts.model_fields.items() if isinstance(field.default, dict))
-_NUMBERS: Final = tuple(name for name in Counts.model_fields if name not in _BY_LABEL)
+_COUNTS: Final = tuple(Counts.model_fields)
 
 
-class Journal(BaseModel):
+class Journal(_Model):
     """How the journal is; see relay.vitals in sql/install.sql."""
 
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+    rows: Annotated[
+        int,
+        _part(
+            "relay_journal_rows",
+            "changes in the journal, as the statistics have it: a second late, and too few after a crash",
+        ),
+    ]
+    bytes: Annotated[
+        int, _part("relay_journal_bytes", "size of the journal's file with its index, which does not shrink")
+    ]
+    age_seconds: Annotated[
+        float, _part("relay_journal_age_seconds", "age of the oldest change in the journal, at most")
+    ]
+    overdue_seconds: Annotated[
+        float,
+        _part(
+            "relay_journal_overdue_seconds", "for how long a part of the journal should have been pruned, and was not"
+        ),
+    ]
+    keep_bytes: Annotated[int, _part("relay_journal_keep_bytes", "`keep_bytes` of `relay.settings`")]
+    stop_bytes: Annotated[int, _part("relay_journal_stop_bytes", "`stop_bytes` of `relay.settings`")]
+    paused: Annotated[bool, _part("relay_journal_paused", "1 while nothing is journalled, for the journal was full")]
 
-    rows: int
-    bytes: int
-    age_seconds: float
-    """How old the oldest change is at most."""
-    overdue_seconds: float
-    """For how long a part of it should have been pruned."""
-    keep_bytes: int
-    stop_bytes: int
-    paused: bool
 
-
-class Database(BaseModel):
+class Database(_Model):
     """The database's side, as a feed that is connected sees it."""
 
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
-
     journal: Journal
-    queue_usage: float
-    """The share of the server's notification queue that is in use."""
-    canary_seconds: float | None
-    """How long the last canary took that came back."""
+    queue_usage: Annotated[
+        float,
+        _part(
+            "relay_notification_queue_usage_ratio",
+            "share of Postgres's notification queue that is in use; from 0.5 on, triggers do not notify",
+        ),
+    ]
+    probe_seconds: float | None
+    """How long the last probe took that came back."""
     lag_seconds: float
     """All that was committed so long ago has been passed on."""
 
 
-class StreamStatus(BaseModel):
+class StreamStatus(_Model):
     """The stream of NATS JetStream, as a publisher or an edge sees it."""
 
-    model_config = ConfigDict(frozen=True)
+    connected: Annotated[bool, _part("relay_stream_connected", "1 while NATS is connected, of publishers and edges")]
+    active: Annotated[
+        bool | None, _part("relay_publisher_active", "1 while this publisher is the active one; publishers alone")
+    ] = None
+    entry: Annotated[
+        int | None,
+        _part(
+            "relay_stream_last_entry",
+            "sequence of the last entry, written by a publisher or read by an edge",
+        ),
+    ] = None
 
-    connected: bool
-    active: bool | None = None
-    """Whether this publisher is the active one; None for an edge."""
-    entry: int | None = None
-    """The sequence of the last entry that was written, or read."""
+
+class Process(_Model):
+    """The process that answers."""
+
+    started: float
+    """Seconds since the epoch."""
+    resident_bytes: int
+    open_files: int
+    max_files: int
 
 
-class Status(BaseModel):
+class Status(_Model):
     """How it is at a moment."""
 
-    model_config = ConfigDict(frozen=True)
-
+    version: Annotated[
+        str | None, _metric(Metric("relay_build_info", "info", "1; the `version` is its label", "version", "own"))
+    ] = None
     running: bool
     """Whether clients can connect."""
     port: int
-    connections: int = 0
-    max_connections: int = 0
-    arrivals: int = 0
-    """Connections that are not let in yet."""
-    crowded: bool = False
-    """Whether some of those were crowded out a short while ago."""
-    subscriptions: int = 0
-    behind: int = 0
-    """Clients that have not read what they were sent."""
-    backlog: int = 0
-    """Bytes that wait for clients."""
-    feed_up: bool = False
-    """Whether changes flow, to all."""
+    connections: Annotated[int, _gauge("relay_connections", "clients that are connected")] = 0
+    arrivals: Annotated[
+        int,
+        _gauge("relay_arrivals", "connections that were accepted and are not let in yet: 256 a process at most"),
+    ] = 0
+    max_connections: Annotated[
+        int, _gauge("relay_max_connections", "how many may be connected: `WS_MAX_CONNECTIONS`", "max")
+    ] = 0
+    crowded: Annotated[bool, Field(json_schema_extra={"merge": "any"})] = False
+    """Whether connections to WS_PORT were crowded out a short while ago."""
+    health_crowded: bool = False
+    """The same of HEALTH_PORT."""
+    subscriptions: Annotated[
+        int,
+        _gauge("relay_subscriptions", "boards that they follow: one board with ten subscribers counts ten"),
+    ] = 0
+    behind: Annotated[
+        int,
+        _gauge(
+            "relay_clients_behind",
+            "clients that have not read what they were sent, and get their boards again when they have",
+        ),
+    ] = 0
+    backlog: Annotated[
+        int, _gauge("relay_backlog_bytes", "bytes that wait for clients, beside those in the kernel")
+    ] = 0
+    feed_up: Annotated[
+        bool, _gauge("relay_feed_up", "1 while changes flow from Postgres to all workers, else 0", "all")
+    ] = False
+    lag_seconds: Annotated[
+        float,
+        _gauge(
+            "relay_feed_lag_seconds",
+            "all that was committed so long ago has been passed on; up to 1 while idle",
+            "max",
+        ),
+    ] = 0.0
     problem: str | None = None
     """Why clients are not served as they should be, in one line."""
     unready: str | None = None
     """Why no client should be sent here, in one line."""
-    lag_seconds: float = 0.0
-    """All that was committed so long ago has been passed on."""
     database: Database | None = None
     """None while the feed is not connected, or is not one of a database."""
     stream: StreamStatus | None = None
     """None where clients are served from the database."""
+    workers: Annotated[int, _gauge("relay_workers", "processes that serve clients, and answer", "own")] = 1
+    workers_configured: Annotated[int, _gauge("relay_workers_configured", "processes that should", "own")] = 1
     counts: Counts = Counts()
-    workers: int = 1
-    """How many processes serve clients; `of` so many."""
-    of: int = 1
+    process: Process | None = None
+    """Set where `/status` is answered."""
 
+    @computed_field(  # type: ignore[prop-decorator]  # mypy knows no decorated properties
+        description="1 while `/ready` is a 200",
+        json_schema_extra={
+            "metric": cast(Any, Metric("relay_ready", "gauge", "1 while `/ready` is a 200", merge="own")._asdict())
+        },
+    )
+    @property
+    def ready(self) -> bool:
+        return self.unready is None
+
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def warnings(self) -> list[str]:
-        """Say what does no harm yet, a line each."""
-        of_clients = [CROWDED] if self.crowded else []
-        return [*of_clients, *(_warnings(self.database) if self.database else ())]
+        """What does no harm yet, a line each."""
+        crowded = [CROWDED] * self.crowded + [CROWDED_HEALTH] * self.health_crowded
+        return [*crowded, *(_warnings(self.database) if self.database else ())]
 
 
 def _warnings(database: Database) -> Iterable[str]:
@@ -198,6 +354,72 @@ def _warnings(database: Database) -> Iterable[str]:
         )
     if database.queue_usage >= QUEUE_USAGE:
         yield (
-            f"the notification queue is {database.queue_usage:.0%} full: the doorbell is silent, and changes come up "
+            f"the notification queue is {database.queue_usage:.0%} full: triggers do not notify, and changes come up "
             "to a second later: end the session that listens in a long transaction"
         )
+
+
+# What follows from the definitions -------------------------------------------------------------------------
+
+
+def merged(statuses: Sequence[Status]) -> dict[str, Any]:
+    """Merge the figures of several processes, by name, as their definitions say; the last-known ones count."""
+    found: dict[str, Any] = {}
+    for name, field in Status.model_fields.items():
+        about = field.json_schema_extra
+        if not isinstance(about, dict):
+            continue
+        values = [getattr(status, name) for status in statuses]
+        match cast(Any, about).get("metric", about)["merge"]:
+            case "sum":
+                found[name] = sum(values)
+            case "max":
+                found[name] = max(values, default=0)
+            case "any":
+                found[name] = any(values)
+            case "all":
+                found[name] = bool(values) and all(values)
+    return found
+
+
+def metrics(model: type[BaseModel] = Status) -> Iterator[Metric]:
+    """Yield every metric that is defined."""
+    for about in _abouts(model).values():
+        if isinstance(about, Metric):
+            yield about
+        else:
+            yield from metrics(about)
+
+
+def figures(model: BaseModel) -> Iterator[tuple[Metric, Any]]:
+    """Yield every metric that has a figure at the moment, and that."""
+    for name, about in _abouts(type(model)).items():
+        value = getattr(model, name)
+        if value is None:
+            continue
+        if isinstance(about, Metric):
+            yield about, value
+        else:
+            yield from figures(value)
+
+
+def _abouts(model: type[BaseModel]) -> dict[str, Metric | type[BaseModel]]:
+    """Return the fields that are metrics, or hold some."""
+    found: dict[str, Metric | type[BaseModel]] = {}
+    fields: dict[str, Any] = {**model.model_fields, **model.model_computed_fields}
+    for name, field in fields.items():
+        about = field.json_schema_extra
+        if isinstance(about, dict) and "metric" in about:
+            found[name] = Metric(**cast(Any, about["metric"]))
+            continue
+        annotation = getattr(field, "annotation", None)
+        for each in (annotation, *get_args(annotation)):
+            if isinstance(each, type) and issubclass(each, BaseModel):
+                found[name] = each
+    return found
+
+
+def _sum(one: Any, other: Any) -> Any:
+    if one is None or other is None:
+        return one if other is None else other
+    return Counter(one) + Counter(other) if isinstance(one, Mapping) else one + other

@@ -192,7 +192,7 @@ class Publisher:
             ),
             counts=self._before
             + (turn.counts if turn else Counts())
-            + Counts(suppressed=logs.suppressed(), dropped=logs.dropped()),
+            + Counts(entries=0, suppressed=logs.suppressed(), dropped=logs.dropped()),
         )
 
 

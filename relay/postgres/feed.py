@@ -303,7 +303,7 @@ class Feed(Source, Authorizer):
         return Database(
             journal=self._vitals.journal,
             queue_usage=self._vitals.queue_usage,
-            canary_seconds=self._canary.took,
+            probe_seconds=self._canary.took,
             lag_seconds=self.lag,
         )
 
@@ -327,8 +327,7 @@ class Feed(Source, Authorizer):
             reconnects=max(0, self.sessions - 1),
             continuity_lost=self.continuity_lost,
             transactions=self.transactions,
-            rung=self.rung,
-            skipped=self.skipped,
+            notifications={"received": self.rung, "skipped": self.skipped},
         )
 
     def pause(self) -> None:

@@ -25,7 +25,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from relay.auth.proxies import LONGEST_HEADER_BYTES, BadProxyHeader, Proxies, proxy_header, rate_key
+from relay.auth.proxies import LONGEST_HEADER_BYTES, BadProxyHeader, proxy_header, rate_key
+from relay.config.proxies import Proxies
 from relay.websocket.admission import Arrivals
 from relay.websocket.refusals import CROWDED_OUT, Refusals
 

@@ -19,7 +19,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from websockets.exceptions import InvalidStatus
 
-from relay.config import NO_OPTION, Settings
+from relay.config import SETTINGS
 from relay.model.schema import CLOSE_CODES, ERRORS, REASONS, json_schema
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.install import text
@@ -466,7 +466,4 @@ def test_table_of_settings_is_complete() -> None:
         r"^\| `([A-Z_]+)` \| (?:`--([\w-]+)` )?\| (?:`(\S+)` )?\|", CONFIGURATION.read_text(), re.MULTILINE
     )
 
-    assert rows == [
-        (name, "" if name in NO_OPTION else name.lower().replace("_", "-"), str(field.default).lower())
-        for name, field in Settings.model_fields.items()
-    ]
+    assert rows == [(name, setting.option.removeprefix("--"), setting.default) for name, setting in SETTINGS.items()]

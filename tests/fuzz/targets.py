@@ -20,8 +20,9 @@ from websockets.frames import Frame, Opcode
 
 from relay.auth.access import Access, AccessError, Gate, Rates, Refused, Visitor, static_tokens
 from relay.auth.access import signing_keys as read_keys
-from relay.auth.origins import Origins
-from relay.auth.proxies import BadProxyHeader, Proxies, proxy_header, source
+from relay.auth.proxies import BadProxyHeader, proxy_header, source
+from relay.config.origins import Origins
+from relay.config.proxies import Proxies
 from relay.hub.hub import Hub
 from relay.hub.ports import Resuming
 from relay.model import messages as protocol

@@ -26,9 +26,9 @@ from websockets.typing import Origin, Subprotocol
 from relay import config
 from relay.auth.access import Access, AccessError, Gate, Rates, static_tokens
 from relay.auth.guard import Guard
-from relay.auth.origins import Origins
-from relay.auth.proxies import Proxies
-from relay.config import DISCOVERY
+from relay.config.origins import Origins
+from relay.config.proxies import Proxies
+from relay.config.settings import DISCOVERY
 from relay.websocket import server
 from relay.websocket.server import Limits
 from tests.contract import checked

@@ -92,9 +92,9 @@ async def test_health_of_a_running_relay(database: Database) -> None:
 
     assert status == 200
     assert answer == {"status": "healthy", "websocket": {"running": True, "connections": 2, "port": port}}
-    assert side.keys() == {"connected", "journal", "queueUsage", "canarySeconds", "lagSeconds"}
+    assert side.keys() == {"connected", "journal", "queueUsage", "probeSeconds", "lagSeconds"}
     assert side["connected"] is True
-    assert 0 < side["canarySeconds"] < 20
+    assert 0 < side["probeSeconds"] < 20
     assert side["journal"].keys() == {
         "rows", "bytes", "ageSeconds", "overdueSeconds", "keepBytes", "stopBytes", "paused",
     }  # fmt: skip
@@ -170,7 +170,7 @@ async def test_metrics_of_a_running_relay(database: Database) -> None:
     assert 0 < metrics["relay_commit_to_socket_seconds_sum"] < metrics["relay_commit_to_socket_seconds_count"] * 20
     # The canary's transaction and the one with the tasks.
     assert metrics["relay_transactions_read_total"] >= 2
-    assert metrics["relay_doorbells_total rung"] + metrics["relay_doorbells_total skipped"] >= 2
+    assert metrics["relay_notifications_total received"] + metrics["relay_notifications_total skipped"] >= 2
     assert 0 <= metrics["relay_feed_lag_seconds"] < 20
 
 
@@ -181,7 +181,9 @@ async def test_metrics_of_several_workers_are_those_of_their_status() -> None:
         latency = Histogram().observe(0.001).observe(0.002).observe(60.0)
         counts = Counts(messages={"board.sync": 3, "task.moved": 70}, bytes=5_000_000_000, fell_behind=4)
         counts = counts.model_copy(update={"refused": {"no credential": 2}, "commit_to_socket": latency})
-        return Status(running=True, port=1, connections=5, subscriptions=6, counts=counts, workers=1, of=2)
+        return Status(
+            running=True, port=1, connections=5, subscriptions=6, counts=counts, workers=1, workers_configured=2
+        )
 
     async with monitoring(status) as url, ClientSession() as session, session.get(f"{url}/metrics") as response:
         text = await response.text()

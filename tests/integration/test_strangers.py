@@ -17,8 +17,8 @@ from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
 from relay.auth.access import Gate, Rates
-from relay.auth.origins import Origins
-from relay.auth.proxies import Proxies
+from relay.config.origins import Origins
+from relay.config.proxies import Proxies
 from relay.http import app as monitor
 from relay.http.app import Monitor
 from relay.hub.hub import Hub

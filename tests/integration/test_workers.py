@@ -133,7 +133,7 @@ async def test_worker_that_cannot_be_started_again_is_tried_until_it_can(
             os.kill(pids[2], signal.SIGKILL)
             status = await status_with(relay, lambda status: "cannot" in (status.problem or ""))
             assert "worker 2 cannot be started again: No such file or directory" in (status.problem or "")
-            assert (status.running, status.workers, status.of, status.feed_up) == (True, 1, 2, False)
+            assert (status.running, status.workers, status.workers_configured, status.feed_up) == (True, 1, 2, False)
             system.executable = sys.executable
             await status_with(relay, lambda status: status.workers == 2)
     assert [line["worker"] for line in lines if line["event"] == "worker.died"] == [2]

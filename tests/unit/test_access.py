@@ -29,8 +29,9 @@ from relay.auth.access import (
     static_tokens,
     token_lines,
 )
-from relay.auth.origins import Origins
-from relay.auth.proxies import Proxies, rate_key, source
+from relay.auth.proxies import rate_key, source
+from relay.config.origins import Origins
+from relay.config.proxies import Proxies
 
 SECRET = "a secret that is long enough, by far, for every algorithm that there is"
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
 
 import pytest
+from rich.text import Text
 
 from relay.commands import terminal
 
@@ -17,32 +17,44 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_pages_in_a_pipe_are_set_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    """And there is no control character among them."""
-    with terminal.pages(full_screen=False) as show:
-        show(["a", "b"])
-        show(["c"])
-    assert capsys.readouterr().out == "a\nb\n\nc\n"
+def test_pages_in_a_pipe_are_set_apart_and_plain() -> None:
+    file = io.StringIO()
+    with terminal.pages(terminal.console(file), full_screen=False) as show:
+        show([Text("a", "bold red"), Text("[b] :smile: " + "x" * 200)])
+        show([Text("c")])
+    assert file.getvalue() == f"a\n[b] :smile: {'x' * 200}\n\nc\n"
 
 
-def test_a_full_screen_is_given_back_whatever_happens(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each page is drawn over the last; what does not fit loses its empty lines, and then its end."""
+def test_a_terminal_is_shown_colours_unless_it_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for wanted in (True, False):
+        file = Terminal()
+        with terminal.pages(terminal.console(file), full_screen=False) as show:
+            show([Text("a", "red")])
+        assert ("\x1b[31m" in file.getvalue()) == wanted
+        monkeypatch.setenv("NO_COLOR", "1")
+
+
+def test_a_full_screen_is_given_back_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit loses its empty lines, and then its end."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("LINES", "2")
+    monkeypatch.setenv("COLUMNS", "80")
+    file = Terminal()
 
     def fail() -> None:
-        with terminal.pages(full_screen=True) as show:
-            show(["a", "", "b"])
-            show(["c", "d", "e"])
+        with terminal.pages(terminal.console(file), full_screen=True) as show:
+            show([Text("first"), Text(), Text("second"), Text("third")])
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 2)))
     with pytest.raises(KeyboardInterrupt):
         fail()
-    out = capsys.readouterr().out
-    assert out.startswith("\x1b[?1049h")
-    assert "\x1b[Ha\x1b[K\nb\x1b[K\x1b[J\x1b[Hc\x1b[K\nd\x1b[K\x1b[J" in out
-    assert out.endswith("\x1b[?7h\x1b[?25h\x1b[?1049l")
+    out = file.getvalue()
+    assert "\x1b[?1049h" in out
+    assert "second" in out
+    assert "third" not in out
+    assert out.rindex("\x1b[?1049l") > out.index("second")
 
 
 def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from relay.commands.bench import run, write_report, write_tax
-from relay.commands.options import load, one_line_errors, settings_options
+from relay.commands.options import one_line_errors, settings_options
+from relay.config import read
 from relay.postgres.install import InstallError
 
 
@@ -24,7 +25,7 @@ def bench(context: click.Context, /, subscribers: int, seconds: float, as_json: 
     if context.invoked_subcommand:
         return
     with one_line_errors(run.BenchError, InstallError):
-        url = load(options).DATABASE_URL
+        url = read(options, ["DATABASE_URL"]).DATABASE_URL
         result = run.run(url, subscribers, seconds, lambda text: click.echo(text, err=True))
     click.echo(run.as_json(result) if as_json else run.table(result))
 
@@ -50,6 +51,6 @@ def bench_writers(
 ) -> None:
     """Measure what the triggers cost your server's writers, in a scratch database, and remove that again."""
     with one_line_errors(run.BenchError, InstallError):
-        url = load(options).DATABASE_URL
+        url = read(options, ["DATABASE_URL"]).DATABASE_URL
         tax = write_tax.run(url, writers, seconds, rounds, rows, lambda text: click.echo(text, err=True))
     click.echo(write_report.as_json(tax) if as_json else write_report.table(tax))

@@ -11,8 +11,8 @@ import click
 
 from relay import logs
 from relay.commands.check import checks
-from relay.commands.options import OF_SERVE, load, settings_options
-from relay.config import Settings, SettingsError
+from relay.commands.options import OF_SERVE, settings_options
+from relay.config import Settings, SettingsError, read
 
 
 @click.command()
@@ -27,7 +27,7 @@ def check(context: click.Context, /, as_json: bool, **options: str | None) -> No
     """
     logs.start("error")
     try:
-        settings = load(options, secrets=True)
+        settings = read(options, OF_SERVE)
     except SettingsError as ex:
         raise click.BadParameter(str(ex)) from None
     context.exit(asyncio.run(_show(settings, as_json=as_json)))

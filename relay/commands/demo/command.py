@@ -8,7 +8,8 @@ import click
 
 from relay import logs
 from relay.commands.demo.demo import DemoError, run
-from relay.commands.options import load, one_line_errors, settings_options
+from relay.commands.options import one_line_errors, settings_options
+from relay.config import read
 from relay.daemon.errors import StartError
 from relay.postgres.embedded import EmbeddedPostgresError
 from relay.postgres.install import InstallError
@@ -26,4 +27,4 @@ def demo(postgres_port: int | None, **options: str | None) -> None:
     """Show a living board, from a throwaway Postgres, until Ctrl-C."""
     logs.start("warning")
     with one_line_errors(DemoError, StartError, InstallError, EmbeddedPostgresError):
-        asyncio.run(run(load(options), postgres_port))
+        asyncio.run(run(read(options, ("WS_PORT", "HEALTH_PORT")), postgres_port))
