@@ -1,6 +1,6 @@
 # The daemon in a container: built in one stage, run in another that has no build tools, no pip and no root.
 #
-#     docker build -t pg-relay .
+#     docker build -t pg-change-relay .
 #
 # Everything that is installed is pinned by version and hash in deploy/*.lock, and nothing in /relay depends on when it
 # was built: the same base image and SOURCE_DATE_EPOCH give the same files. Pin the base too, and it is the same image:
@@ -26,7 +26,7 @@ RUN python -m venv /build \
  && python -m venv --without-pip /relay \
  && /build/bin/pip --python /relay/bin/python install --no-compile --no-deps --no-index /wheels/*.whl
 
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY sql sql
 COPY relay relay
 COPY deploy/healthcheck.py /relay/bin/healthcheck
@@ -48,14 +48,21 @@ ENV PATH=/relay/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 EXPOSE 4001 4002
 # Whether the process answers, not whether Postgres does: some orchestrators restart what is unhealthy, and a restart
-# mends no database; it only sends the clients away.
+# repairs no database; it only sends the clients away.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15s CMD ["healthcheck", "/live"]
 # exec form: the daemon is process 1 and gets SIGTERM itself.
 ENTRYPOINT ["relay"]
 CMD ["serve"]
 
-ARG REVISION=
-LABEL org.opencontainers.image.title="pg-relay" \
-      org.opencontainers.image.description="Every committed change of a Postgres table, pushed to WebSocket subscribers" \
+# docker build --build-arg REVISION=$(git rev-parse HEAD) --build-arg CREATED=$(git show -s --format=%cI)
+ARG REVISION= CREATED=
+LABEL org.opencontainers.image.title="pg-change-relay" \
+      org.opencontainers.image.description="A change-feed relay: every committed change of a Postgres table, pushed to WebSocket subscribers" \
       org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.authors="The pg-change-relay contributors" \
+      org.opencontainers.image.url="https://example.org/pg-change-relay" \
+      org.opencontainers.image.source="https://example.org/pg-change-relay/source" \
+      org.opencontainers.image.documentation="https://example.org/pg-change-relay/docs" \
+      org.opencontainers.image.created="$CREATED" \
       org.opencontainers.image.revision="$REVISION"

@@ -28,8 +28,8 @@ from tests.servers import sole_use
 
 ROOT: Final = Path(__file__).parents[2]
 GUIDE_CLIENT: Final = Path(__file__).parent / "guide" / "client.py"
-IMAGE: Final = "pg-relay:test"
-BASES: Final = ("python:3.13-slim", "postgres:17")
+IMAGE: Final = "pg-change-relay:test"
+BASES: Final = ("python:3.13-slim", "postgres:18")
 USER: Final = "65532"
 FROM_THE_ENVIRONMENT: Final = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 ENGINE_SECONDS: Final = 10.0
@@ -115,7 +115,7 @@ class Deployment:
     """What `docker compose up` starts, under a name of its own."""
 
     def __init__(self, images: Mapping[str, str] | None = None) -> None:
-        self._project = f"pg-relay-test-{secrets.token_hex(4)}"
+        self._project = f"pg-change-relay-test-{secrets.token_hex(4)}"
         self._images = images or {}
 
     def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -229,7 +229,7 @@ def image_of(image: str, program: str, folder: Path, *instructions: str) -> str:
         shutil.copy(path, copy)
     entry = f"ENTRYPOINT {json.dumps([found])}"
     (folder / "Dockerfile").write_text("\n".join(["FROM scratch", "COPY root/ /", entry, *instructions]))
-    made = f"pg-relay-test-{program}"
+    made = f"pg-change-relay-test-{program}"
     docker("build", f"--tag={made}", str(folder))
     return made
 

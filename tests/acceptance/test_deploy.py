@@ -27,6 +27,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from websockets.exceptions import InvalidStatus
 
+import relay
 from tests.acceptance.support import RELAY, SECONDS, Client, Daemon, Program, Relays, until
 from tests.servers import Database, do_without
 
@@ -95,11 +96,23 @@ def test_locked_versions_satisfy_the_project(lock: str, wanted: list[str]) -> No
     )  # the extras'
 
 
-def test_image_is_labelled_with_the_version() -> None:
-    """The image says which version it holds."""
-    version = PYPROJECT["project"]["version"]
+def test_image_is_labelled() -> None:
+    """The image says what it is, whose, and under which licence, by the names that registries read."""
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', (ROOT / "Dockerfile").read_text()))
+    project = PYPROJECT["project"]
 
-    assert f'org.opencontainers.image.version="{version}"' in (ROOT / "Dockerfile").read_text()
+    assert labels == {
+        "title": project["name"],
+        "description": project["description"],
+        "version": relay.__version__,
+        "licenses": project["license"],
+        "authors": project["authors"][0]["name"],
+        "url": project["urls"]["Homepage"],
+        "source": project["urls"]["Source"],
+        "documentation": project["urls"]["Documentation"],
+        "created": "$CREATED",
+        "revision": "$REVISION",
+    }
 
 
 # Prometheus
@@ -273,7 +286,7 @@ def test_systemd_takes_the_unit_and_finds_it_confined(command: str, tmp_path: Pa
         unit = tmp_path / "relay-publisher.service"
     else:
         shutil.copy(SERVICE, unit)
-    assert f"/etc/pg-relay/{'publisher' if command == 'publish' else 'relay'}.env\n" in unit.read_text()
+    assert f"/etc/pg-change-relay/{'publisher' if command == 'publish' else 'relay'}.env\n" in unit.read_text()
     start = rf"^ExecStart=\S+ {command}$"
     text, count = re.subn(start, f"ExecStart={RELAY} {command}", unit.read_text(), flags=re.MULTILINE)
     assert count == 1
