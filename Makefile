@@ -8,24 +8,28 @@ CLIENT := tests/acceptance/client
 ASYNCAPI := tests/acceptance/asyncapi
 MIGRATIONS := tests/acceptance/migrations
 FANOUT := benchmarks/fanout
+# uv where it is installed, which takes a tenth of pip's time; else Python's own venv and pip.
+UV := $(shell command -v uv)
+VENV := $(if $(UV),$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv,$(PYTHON) -m venv .venv)
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.13 --python-platform linux \
 	--custom-compile-command 'make lock' $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture mutants fuzz soak autobahn bench containers lock check format clean
+.PHONY: help install demo test torture mutants fuzz soak autobahn bench containers lock version release check prose format clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/.installed  ## Set up .venv with the relay and everything to develop it
 
-demo: install  ## Watch a living board arrive over WebSocket: no database, no Docker, no root
+demo: .venv/.demo  ## Watch a living board arrive over WebSocket: no database, no Docker, no root
 	@$(BIN)/relay demo
 
 test: install $(GUIDE)/node_modules/.installed $(CLIENT)/node_modules/.installed $(ASYNCAPI)/node_modules/.installed $(MIGRATIONS)/node_modules/.installed  ## Run all tests: make test ARGS='-k truncate'
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
-torture: install $(GUIDE)/node_modules/.installed  ## Prove it amid faults, until one is told wrong: make torture MINUTES=60 SEED=7 ARGS=--cluster
+torture: install $(GUIDE)/node_modules/.installed  ## Prove it amid faults, until a client holds a wrong board: make torture MINUTES=60 SEED=7 ARGS=--cluster
 	$(BIN)/python -m tests.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutants: install $(GUIDE)/node_modules/.installed  ## See that the torture catches each of its broken relays and clients
@@ -37,7 +41,7 @@ mutants: install $(GUIDE)/node_modules/.installed  ## See that the torture catch
 			echo "$$mutant was not caught"; exit 1; fi; done
 
 fuzz: install  ## Fuzz all that strangers can send, guided by coverage: make fuzz MINUTES=10
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(INSTALL) -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 soak: install  ## Let strangers and clients come and go, and watch the memory: make soak MINUTES=60
@@ -54,16 +58,28 @@ containers: install  ## Build the image twice over, and try it with Compose on t
 
 # setuptools is for nkeys, which is published as source only.
 lock: install  ## Pin the versions that the image is built of: make lock ARGS=--upgrade
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lock]'
+	$(INSTALL) -e '.[lock]'
 	$(LOCK) pyproject.toml --extra nats --output-file deploy/requirements.lock
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "setuptools", sep="\n")' \
 		| $(LOCK) - --output-file deploy/build.lock
 
-check: install  ## Lint, check formats, types and the direction of imports
+version: install  ## Give every file that has a copy of the version a new one: make version NEW=0.2.0
+	$(BIN)/bump-my-version replace --current-version $$($(BIN)/python -c 'import relay; print(relay.__version__)') --new-version $(NEW)
+
+check: install prose  ## Lint, check formats, types, the direction of imports, and the prose
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Files that do not follow the word list yet stand in .prose/exempt, as patterns of git's.
+FILES := git ls-files --cached --others --exclude-standard --
+STYLED := $(FILES) . ':!:.prose' $$(cat .prose/exempt)
+prose: install  ## Check spelling, the words that we avoid, and plain English
+	@$(FILES) . ':!:*.lock' ':!:*.svg' | xargs $(BIN)/codespell
+	@$(STYLED) | xargs $(BIN)/codespell --dictionary .prose/words.txt --regex '[A-Za-z]+'
+	@! $(STYLED) | xargs grep --with-filename --line-number --binary-files=without-match --perl-regexp --file=.prose/phrases
+	@$(FILES) '*.md' | xargs $(BIN)/proselint check --config .prose/proselint.json
 
 format: install  ## Format the code
 	$(BIN)/ruff check --fix
@@ -73,8 +89,14 @@ clean:  ## Remove what was set up and made
 	rm -rf .venv torture $(GUIDE)/node_modules $(CLIENT)/node_modules $(ASYNCAPI)/node_modules $(MIGRATIONS)/node_modules $(FANOUT)/node_modules $(FANOUT)/build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .venv/.installed: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(VENV)
+	$(INSTALL) -e '.[dev]'
+	@touch .venv/.demo $@
+
+# What the demo needs, a third of everything.
+.venv/.demo: pyproject.toml
+	$(VENV)
+	$(INSTALL) -e '.[demo]'
 	@touch $@
 
 # The guide's Node clients, the compiler for the types of ours, AsyncAPI's own parser, a migration tool, and the

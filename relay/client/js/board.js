@@ -62,7 +62,7 @@ const memory = {
   },
 };
 
-// What a value looks like ---------------------------------------------------------------------------------------
+// How a value is shown ---------------------------------------------------------------------------------------
 
 function text(value) {
   if (value === null || value === undefined) return "";
@@ -156,7 +156,7 @@ function makeLane(name) {
   const head = make("div", { className: "lane-head" }, make("h2", { title: name }, laneName(name)), count);
   const element = make("li", { className: "lane" }, head, list);
   element.dataset.lane = name;
-  if (told.writer) {
+  if (about.writer) {
     const add = make("button", { className: "add", type: "button", "aria-label": `Add a task to ${laneName(name)}` }, "+");
     add.addEventListener("click", () => compose(name));
     head.append(add);
@@ -166,7 +166,7 @@ function makeLane(name) {
 
 // What changed, until it is drawn -------------------------------------------------------------------------------
 
-let told = { writer: null, token: false };
+let about = { writer: null, token: false };
 let relay = null;
 let board = null;
 let boardId = "";
@@ -196,7 +196,7 @@ function take(change) {
   else {
     dirty.set(change.id, true);
     // The database's clock is this one's only where both are on one machine, as they are in the demo.
-    const at = told.writer && Date.parse(change.changes?.updatedAt ?? (change.type === "task.created" ? change.task?.updatedAt : ""));
+    const at = about.writer && Date.parse(change.changes?.updatedAt ?? (change.type === "task.created" ? change.task?.updatedAt : ""));
     if (at && !document.hidden) committed = Math.min(committed ?? at, at);
     tally(change);
   }
@@ -401,7 +401,7 @@ function measureLatency() {
     for (const click of clicks) sample("your click → screen", now - click);
     if (clicks.length) return;
     if (since !== null) sample("commit → screen", Math.max(0, clock - since));
-    else if (!told.writer) sample("arrival → screen", now - came);
+    else if (!about.writer) sample("arrival → screen", now - came);
   };
   port2.postMessage(null);
 }
@@ -429,7 +429,7 @@ function sample(what, milliseconds) {
   $("spark").firstElementChild.setAttribute("d", path.join(""));
 }
 
-// What is told in words -----------------------------------------------------------------------------------------
+// Changes in words -----------------------------------------------------------------------------------------
 
 function sentence(change) {
   const name = cut(titleOf(change.task ?? change.before ?? change), 80);
@@ -507,7 +507,7 @@ function spoken({ type, task, before, toLane }) {
 /** Say at once what a user here did; of the rest a summary now and then, for a busy board would never be silent. */
 function tally(change) {
   const follows = Object.keys(change.changes ?? {}).every((key) => key === "updatedAt" || key === "lane");
-  if (change.type === "task.updated" && follows) return; // a move has been told already
+  if (change.type === "task.updated" && follows) return; // the move was reported already
   if (own.has(change.id)) {
     $("said").textContent = spoken(change);
     return;
@@ -573,14 +573,14 @@ $("lanes").addEventListener("keydown", (event) => {
   let next = null;
   if (step && event.shiftKey) {
     const lane = step > 0 ? card.closest(".lane").nextElementSibling : card.closest(".lane").previousElementSibling;
-    if (told.writer && lane) move(card.task, lane.dataset.lane, event.timeStamp);
+    if (about.writer && lane) move(card.task, lane.dataset.lane, event.timeStamp);
   } else if (step) next = sideways(card, step);
   else if (event.key === "ArrowDown") next = card.nextElementSibling;
   else if (event.key === "ArrowUp") next = card.previousElementSibling;
   else if (event.key === "Home") next = card.parentElement.firstElementChild;
   else if (event.key === "End") next = card.parentElement.lastElementChild;
-  else if (event.key === "Delete" && told.writer) remove(card.task, event.timeStamp);
-  else if (event.key === "n" && told.writer) compose(card.closest(".lane").dataset.lane);
+  else if (event.key === "Delete" && about.writer) remove(card.task, event.timeStamp);
+  else if (event.key === "n" && about.writer) compose(card.closest(".lane").dataset.lane);
   else return;
   event.preventDefault();
   if (next) {
@@ -598,7 +598,7 @@ $("lanes").addEventListener("click", (event) => {
 
 /** Ask the demo's writer; what it wrote is seen when its message comes. */
 async function write(method, id, body) {
-  const path = id === undefined ? told.writer : `${told.writer}/${encodeURIComponent(id)}`;
+  const path = id === undefined ? about.writer : `${about.writer}/${encodeURIComponent(id)}`;
   try {
     const answer = await fetch(path, {
       method,
@@ -664,7 +664,7 @@ let justDropped = false;
 
 $("lanes").addEventListener("pointerdown", (event) => {
   const card = event.target.closest(".card");
-  if (!told.writer || !card || event.button || drag) return;
+  if (!about.writer || !card || event.button || drag) return;
   const [x, y] = [event.clientX, event.clientY];
   drag = { card, from: { x, y }, at: { x, y }, pointer: event.pointerId, ghost: null, lane: null, moved: false, panning: 0 };
   // A finger that moves at once scrolls; one that rests takes the card.
@@ -750,7 +750,7 @@ function showDetails(id) {
   const task = board?.tasks.get(id);
   if (!task) return;
   opened = id;
-  $("details").replaceChildren(told.writer ? editor(task) : facts(task));
+  $("details").replaceChildren(about.writer ? editor(task) : facts(task));
   if (!$("details").open) $("details").showModal();
 }
 
@@ -821,8 +821,8 @@ function refreshDetails() {
   const task = board.tasks.get(opened);
   if (!task) {
     $("details").close();
-    toast("The task that you looked at was deleted.");
-  } else if (!told.writer) $("details").replaceChildren(facts(task));
+    toast("The task that was open here was deleted.");
+  } else if (!about.writer) $("details").replaceChildren(facts(task));
 }
 
 // Tokens --------------------------------------------------------------------------------------------------------
@@ -852,8 +852,8 @@ function expired(token) {
 /** Give the client a token for its next attempt; ask the reader for one if there is none that may be good. */
 async function token() {
   attempts += 1;
-  if (attempts > 1) await look();
-  if (!told.token) return undefined;
+  if (attempts > 1) await readPage();
+  if (!about.token) return undefined;
   const had = sessionStorage.getItem(TOKEN);
   const good = storedToken() ?? (await ask(had ? "The one you gave has expired." : ""));
   attempts = Math.max(attempts, 1);
@@ -864,22 +864,22 @@ async function token() {
  *
  * It did not let us in if it answered over HTTP both before and after.
  */
-async function look() {
+async function readPage() {
   const before = wasThere;
   try {
     const answer = await fetch("/page.json", { cache: "no-store" });
     wasThere = answer.ok;
-    if (wasThere) told = await answer.json();
+    if (wasThere) about = await answer.json();
   } catch {
     wasThere = false;
   }
   if (!before || !wasThere) return;
-  if (!told.websocket.running) notice(SWITCHED_OFF);
-  else if (told.token && storedToken()) {
+  if (!about.websocket.running) notice(SWITCHED_OFF);
+  else if (about.token && storedToken()) {
     const refused = storedToken();
     sessionStorage.removeItem(TOKEN);
     await ask(`The relay did not take the one you gave, ${LIMITED}.`, refused);
-  } else if (!told.token) {
+  } else if (!about.token) {
     const origin = `${location.origin} is not among its WS_ORIGINS`;
     notice(`The relay answers, but lets no WebSocket of this page in: either ${origin}, ${LIMITED}. It is tried again.`);
   }
@@ -915,8 +915,8 @@ $("asks").addEventListener("close", () => asking && $("asks").showModal());
 // Connecting ----------------------------------------------------------------------------------------------------
 
 function start() {
-  const scheme = told.websocket.tls || location.protocol === "https:" ? "wss" : "ws";
-  relay = connect(`${scheme}://${location.hostname}:${told.websocket.port}`, { token });
+  const scheme = about.websocket.tls || location.protocol === "https:" ? "wss" : "ws";
+  relay = connect(`${scheme}://${location.hostname}:${about.websocket.port}`, { token });
   relay.on("error", (error) => {
     if (error.boardId === undefined && error.code !== "unreachable" && error.code !== "closed") toast(error.message);
   });
@@ -967,7 +967,7 @@ function showState(state) {
 function fail(error) {
   if (error.closeCode === REVOKED) {
     replaceToken("The one you gave is not good any more.");
-  } else if (error.code === "closed" && error.closeCode === undefined && told.token) {
+  } else if (error.code === "closed" && error.closeCode === undefined && about.token) {
     replaceToken(error.message);
   } else if (error.code === "unusable_board") {
     notice(error.message);
@@ -1019,11 +1019,11 @@ addEventListener("popstate", () => follow(named()));
 document.addEventListener("visibilitychange", () => document.hidden && (arrived = committed = null));
 
 function showKeys() {
-  const keys = told.writer
+  const keys = about.writer
     ? [["↑↓←→", "walk"], ["Enter", "edit"], ["Shift ←→", "move"], ["N", "add"], ["Del", "delete"]]
     : [["↑↓←→", "walk"], ["Enter", "details"]];
   for (const [key, meaning] of keys) $("keys").append(make("kbd", {}, key), ` ${meaning}   `);
-  $("version").textContent = `pg-relay ${told.version}`;
+  $("version").textContent = `pg-change-relay ${about.version}`;
 }
 
 async function open() {
@@ -1032,16 +1032,16 @@ async function open() {
   document.body.classList.add("waiting");
   for (;;) {
     try {
-      told = await (await fetch("/page.json", { cache: "no-store" })).json();
+      about = await (await fetch("/page.json", { cache: "no-store" })).json();
       break;
     } catch {
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }
   }
-  document.body.classList.toggle("writes", Boolean(told.writer));
-  $("second").hidden = !told.writer;
+  document.body.classList.toggle("writes", Boolean(about.writer));
+  $("second").hidden = !about.writer;
   showKeys();
-  if (!told.websocket.running) notice(SWITCHED_OFF);
+  if (!about.websocket.running) notice(SWITCHED_OFF);
   start();
   follow(named());
 }
