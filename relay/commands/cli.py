@@ -16,6 +16,7 @@ from typing import Final
 import click
 import dotenv
 
+from relay import __version__
 from relay.commands.lazy import LazyGroup
 
 STDERR: Final = 2
@@ -59,6 +60,6 @@ def _take_standard_files() -> None:
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="pg-relay")
+@click.version_option(__version__)
 def cli() -> None:
     """Push every committed change of a Postgres table to WebSocket subscribers."""

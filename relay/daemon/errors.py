@@ -32,4 +32,4 @@ def nats_installed(setting: str) -> Iterator[None]:
     except ModuleNotFoundError as ex:
         if (ex.name or "").partition(".")[0] not in {"nats", "nkeys", "nacl"}:
             raise
-        raise StartError(f"{setting}: nats-py is not installed: run pip install 'pg-relay[nats]'") from None
+        raise StartError(f"{setting}: nats-py is not installed: run pip install 'pg-change-relay[nats]'") from None

@@ -12,7 +12,6 @@ import itertools
 import math
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +21,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from relay import __version__
 from relay.model.status import LATENCY_BUCKETS, Counts, Database, Histogram, Status, StreamStatus
 from relay.websocket.listening import NO_FILE, TOO_SLOW, Listener, bind
 from relay.websocket.refusals import CROWDED_OUT, Refusals
-
-_VERSION = version("pg-relay")
 
 _STATIC: Final = Path(__file__).parents[1] / "client" / "js"
 
@@ -203,7 +201,7 @@ class _Metrics(Collector):
 
 def _gauges(status: Status) -> Iterator[Metric]:
     build = GaugeMetricFamily("relay_build_info", "1; the version is its label.", labels=["version"])
-    build.add_metric([_VERSION], 1)
+    build.add_metric([__version__], 1)
     yield build
     yield GaugeMetricFamily("relay_connections", "Clients that are connected.", status.connections)
     yield GaugeMetricFamily("relay_arrivals", "Connections that are not let in yet.", status.arrivals)

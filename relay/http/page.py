@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
 
+from relay import __version__
 from relay.config import Settings
 from relay.model.status import Status
 
@@ -72,7 +72,7 @@ class Page:
     async def _told(self, _request: web.Request) -> web.Response:
         status = await self._status()
         told = {
-            "version": version("pg-relay"),
+            "version": __version__,
             "websocket": {"running": status.running, "port": status.port, "tls": bool(self._settings.WS_TLS_CERT)},
             "token": not self._settings.is_open,
             "writer": self._writer,

@@ -348,7 +348,7 @@ def json_schema() -> dict[str, Any]:
     """Make the JSON Schema (2020-12) of any message; `$defs` has one of what is sent, and one of what is received."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Messages of pg-relay",
+        "title": "Messages of pg-change-relay",
         "description": _ABOUT,
         "x-version": VERSION,
         "x-close-codes": _close_codes(),
@@ -366,7 +366,7 @@ def asyncapi() -> dict[str, Any]:
     """Make the AsyncAPI document, from the relay's side: it receives what clients send."""
     return {
         "asyncapi": "3.0.0",
-        "info": {"title": "pg-relay", "version": VERSION, "description": _ABOUT},
+        "info": {"title": "pg-change-relay", "version": VERSION, "description": _ABOUT},
         "defaultContentType": "application/json",
         "servers": {
             "local": _server("localhost:4002", "ws", "The relay on this machine, as it starts by default."),

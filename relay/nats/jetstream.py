@@ -202,7 +202,7 @@ class Stream:
         with self._one_line():
             await self._jetstream.add_stream(
                 name=self._name,
-                description="The change feed of a relay: see docs/scaling.md of pg-relay.",
+                description="The change feed of a relay: see docs/scaling.md of pg-change-relay.",
                 subjects=[f"{self._name}.board.*", f"{self._name}.all", f"{self._name}.state"],
                 retention=api.RetentionPolicy.LIMITS,
                 discard=api.DiscardPolicy.OLD,

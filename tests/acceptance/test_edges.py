@@ -119,4 +119,4 @@ def test_without_the_extra_both_say_how_to_install_it(tmp_path: Path, arguments:
     (tmp_path / "nats").mkdir()
     (tmp_path / "nats" / "__init__.py").write_text("raise ModuleNotFoundError('No module named nats', name='nats')")
     finished = run_relay(*arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path), WS_PORT="0", HEALTH_PORT="0")
-    assert mistake(finished).endswith("nats-py is not installed: run pip install 'pg-relay[nats]'")
+    assert mistake(finished).endswith("nats-py is not installed: run pip install 'pg-change-relay[nats]'")

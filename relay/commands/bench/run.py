@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import resource
@@ -29,6 +28,7 @@ from typing import IO, Any, Final, LiteralString, Self
 import psycopg
 from psycopg import sql
 
+from relay import __version__
 from relay.commands import terminal
 from relay.commands.bench import processor
 from relay.commands.bench.subscribers import BOARD, Report, stamped
@@ -354,7 +354,7 @@ def machine(connection: psycopg.Connection) -> dict[str, str]:
     names = ("server_version", "fsync", "synchronous_commit")
     rows = [connection.execute("select current_setting(%s)", [name]).fetchone() for name in names]
     return {
-        "relay": importlib.metadata.version("pg-relay"),
+        "relay": __version__,
         "cores": str(os.cpu_count()),
         **{name: str(row[0]) for name, row in zip(names, rows, strict=True) if row},
     }

@@ -1,6 +1,6 @@
 // What a program in TypeScript can say of the client, and what the compiler must find wrong. Never run.
 
-import { connect, RelayError, type AnyTask, type Board, type Change, type Task, type TaskId } from "pg-relay-client";
+import { connect, RelayError, type AnyTask, type Board, type Change, type Task, type TaskId } from "pg-change-relay-client";
 import { WebSocket as PackageWs } from "ws";
 
 interface Card {
