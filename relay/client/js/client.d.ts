@@ -113,7 +113,10 @@ export interface Board<T extends AnyTask = Task> {
 export interface Relay {
   readonly state: RelayState;
 
-  /** Follows a board. Each call is a subscription of its own; the relay sends the board once for all of them. */
+  /**
+   * Follows a board. Each call is a subscription of its own; the relay sends the board once for all of them. Throws
+   * TypeError where there is no WebSocket.
+   */
   subscribe<T extends AnyTask = Task>(boardId: string, options?: SubscribeOptions): Board<T>;
 
   /** Presents a fresh token; kept when the relay has taken it, or at once while there is no connection. */
@@ -154,7 +157,7 @@ export interface Clock {
 }
 
 /**
- * Connects to a relay. Throws TypeError for what is no address, for a token that cannot be presented, and where there
- * is no WebSocket.
+ * A connection to a relay, made when the first board is subscribed to. Throws TypeError for what is no address, and for a
+ * token that cannot be presented.
  */
 export function connect(url: string, options?: Options): Relay;

@@ -56,8 +56,8 @@ const REAL_CLOCK = {
 };
 
 /**
- * Connects to a relay, and again whenever the connection is lost. Throws TypeError for what is no address, and for a
- * token that cannot be presented.
+ * Connects to a relay when the first board is subscribed to, and again whenever the connection is lost. Throws TypeError
+ * for what is no address, and for a token that cannot be presented.
  */
 export function connect(url, options) {
   return new Relay(url, options);
@@ -642,9 +642,6 @@ class Relay extends Emitter {
 
   constructor(url, { token, WebSocket = globalThis.WebSocket, clock = REAL_CLOCK } = {}) {
     super();
-    if (!WebSocket) {
-      throw new TypeError("no WebSocket was found: pass one, connect(url, { WebSocket }), say that of package ws");
-    }
     this.#url = url;
     this.#address = addressOf(url);
     if (typeof token !== "function") subprotocols(token);
@@ -652,7 +649,6 @@ class Relay extends Emitter {
     this.#WebSocket = WebSocket;
     this._clock = clock;
     this.#forgetNetwork = heedNetwork(this.#stir);
-    this.#attempt();
   }
 
   get state() {
@@ -662,6 +658,9 @@ class Relay extends Emitter {
   subscribe(boardId, { signal } = {}) {
     if (typeof boardId !== "string") throw new TypeError(`boardId is of type ${typeof boardId}: expected a string`);
     if (this.#closed) throw new RelayError("closed", "this relay was closed: connect again");
+    if (!this.#WebSocket) {
+      throw new TypeError("no WebSocket was found: pass one, connect(url, { WebSocket }), say that of package ws");
+    }
     if (signal?.aborted) throw givenUp(boardId, signal);
     let following = this.#boards.get(boardId);
     if (!following) {

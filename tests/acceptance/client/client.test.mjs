@@ -95,7 +95,9 @@ test("a token that cannot be had is reported without secrets, and asked for agai
   const errors = [];
   const world = new World();
   const token = () => Promise.reject(new Error("no session"));
-  connect("ws://user:secret@relay.test/?token=secret", { ...world, token }).on("error", (error) => errors.push(error));
+  const relay = connect("ws://user:secret@relay.test/?token=secret", { ...world, token });
+  relay.on("error", (error) => errors.push(error));
+  relay.subscribe("default");
   await settled();
   assert.deepEqual(errors.map(({ code }) => code), ["unreachable"]);
   assert.equal(errors[0].message, "no connection to ws://relay.test/: no session");
@@ -244,9 +246,20 @@ test("React Native, which has a window without listeners and a URL without parts
 
 test("what is no address or no WebSocket is a TypeError that says what to do", async () => {
   assert.throws(() => connect("ftp://relay.test", new World()), /^TypeError: ftp:.* is no address of a relay/);
-  assert.throws(() => connect("ws://relay.test", { WebSocket: null }), /^TypeError: no WebSocket was found: pass/);
+  const without = connect("ws://relay.test", { WebSocket: null });
+  assert.throws(() => without.subscribe("default"), /^TypeError: no WebSocket was found: pass/);
   const { relay } = await start();
   assert.throws(() => relay.subscribe(7), /^TypeError: boardId is of type number/);
+});
+
+test("nothing is connected before the first board, so a module that connects does no harm on a web server", async () => {
+  const world = new World();
+  const relay = connect("ws://relay.test", world);
+  await settled();
+  assert.deepEqual([world.sockets.length, world.timers.length, relay.state], [0, 0, "connecting"]);
+  relay.subscribe("default");
+  await settled();
+  assert.equal(world.sockets.length, 1);
 });
 
 test("a listener that throws disturbs neither the board nor the others, and is heard of", async (t) => {
