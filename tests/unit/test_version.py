@@ -20,7 +20,7 @@ COPIES: Final = {
     "relay/client/js/package.json": r'^  "version": "(.+?)",$',
     "sql/install.sql": r"relay\.version\(\) returns text\n(?:    .*\n)*as \$\$ select '(.+?)'::text \$\$;",
     "Dockerfile": r'image\.version="(.+?)"',
-    "docs/operations.md": r"^version       (.+?), up",
+    "docs/monitoring.md": r"^version       (.+?), up",
 }
 
 
