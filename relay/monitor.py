@@ -224,7 +224,7 @@ def _journal(database: Database) -> Iterator[Metric]:
     journal = database.journal
     for name, meaning, value in (
         ("relay_journal_rows", "Changes in the journal, about.", journal.rows),
-        ("relay_journal_bytes", "Size of the journal.", journal.bytes),
+        ("relay_journal_bytes", "Bytes of the journal in use, about.", journal.bytes),
         ("relay_journal_keep_bytes", "From this size on, it is pruned whatever its age.", journal.keep_bytes),
         ("relay_journal_stop_bytes", "At this size, journalling stops.", journal.stop_bytes),
         ("relay_journal_age_seconds", "Age of the oldest change in the journal, at most.", journal.age_seconds),

@@ -101,6 +101,7 @@ class Journal(BaseModel):
 
     rows: int
     bytes: int
+    """About how many are in use: of entries that are kept, and of those that wait to be vacuumed."""
     age_seconds: float
     """How old the oldest change is at most."""
     overdue_seconds: float
