@@ -129,9 +129,17 @@ begin
         raise exception '%, expected %: an object that is not the relay''s stands in its schema: drop it or move it '
             'elsewhere', foreign_object, me using errcode = 'duplicate_object';
     end if;
-    if exists (select from pg_catalog.pg_class c where c.relnamespace = pg_catalog.to_regnamespace('relay')
-               and (c.relname in ('journal', 'ticks', 'horizon', 'epochs') and (c.relkind <> 'r' or c.relpersistence <> 'u')
-                    or c.relname in ('settings', 'watches', 'watched') and c.relkind <> 'v')) then
+    if exists (
+        select from (values ('journal', 'r', 'xid lsn watch op key old_key old_board new_board old_row new_row reason'),
+                            ('horizon', 'r', 'place seen swept pauses ceiling emptied'),
+                            ('ticks', 'r', 'place at seen entries bytes'),
+                            ('epochs', 'r', 'run key place started'),
+                            ('settings', 'v', null), ('watches', 'v', null), ('watched', 'v', null)) e (name, kind, columns)
+        join pg_catalog.pg_class c on c.relname = e.name and c.relnamespace = pg_catalog.to_regnamespace('relay')
+        where c.relkind <> e.kind::"char" or c.relkind = 'r' and c.relpersistence <> 'u'
+           or e.columns <> (select pg_catalog.string_agg(a.attname, ' ' order by a.attnum) from pg_catalog.pg_attribute a
+                            where a.attrelid = c.oid and a.attnum > 0))
+    then
         raise exception 'schema relay holds tables of another edition, or somebody else''s: run uninstall.sql first '
             '(relay sql uninstall), then install and watch your tables again' using errcode = 'duplicate_table';
     end if;
@@ -309,16 +317,19 @@ create unlogged table if not exists relay.horizon (
     -- Every entry of a lower id is gone, so pruning begins here.
     swept   xid8        not null,
     pauses  bigint      not null,
-    -- The size of the file above which journalling pauses, if it is above stop_bytes: all of that is free.
-    ceiling bigint      not null
+    -- The size of the file above which journalling pauses, if it is above stop_bytes: all of that was free once.
+    ceiling bigint      not null,
+    -- While journalling is paused: since when nothing is left in the journal but what a VACUUM can remove.
+    emptied timestamptz
 );
 
--- What was committed by when, and how many bytes of entries that added since the tick before.
+-- What was committed by when, and how many entries, of how many bytes in all, that added since the tick before.
 create unlogged table if not exists relay.ticks (
-    place text        not null,
-    at    timestamptz not null default pg_catalog.clock_timestamp(),
-    seen  pg_snapshot not null,
-    bytes bigint      not null
+    place   text        not null,
+    at      timestamptz not null default pg_catalog.clock_timestamp(),
+    seen    pg_snapshot not null,
+    entries bigint      not null,
+    bytes   bigint      not null
 );
 
 -- A snapshot taken in one run of the server is good in the next, if the next goes on where it ended. Postgres empties
@@ -498,9 +509,10 @@ comment on view relay.watches is 'What is watched, as it is written in the trigg
 
 -- Writing: runs inside the writer's transaction, so it must never fail it ------------------------------------
 
--- Pauses journalling when the file is full. A writer calls it for one entry in a hundred or so, since asking for the
--- size costs more than an entry. The lock keeps apart who changes the control, and is held for this moment only.
--- Returns true, always.
+-- Pauses journalling when the file is full. A writer calls it about once in 64 kB of images, since asking for the size
+-- costs more than an entry; so by the time of the pause the file is larger by some 64 kB, ten times as much once in
+-- 20,000 pauses, and by the row that was being written. The lock keeps apart who changes the control, and is held for
+-- this moment only. Returns true, always.
 create or replace function relay.pause_if_full() returns boolean
     language plpgsql
     security definer
@@ -742,8 +754,9 @@ begin
     entry := case when (pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 42) %% 2 = 1 then null
                   else relay.entry_%1$s(tg_op, old, new) end;
     if entry is not null
-        -- One row in 128: the WAL position differs between statements, the key between the rows of one.
-        and ((pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hashtext(entry[1])) & 127 <> 0
+        -- Once in 64 kB: the WAL position differs between statements, the key between the rows of one.
+        and ((pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hashtext(entry[1])) & 65535
+                 > coalesce(pg_catalog.octet_length(entry[5]), 0) + coalesce(pg_catalog.octet_length(entry[6]), 0)
              or relay.pause_if_full())
         -- What relay.notify does, for less.
         and ((pg_catalog.pg_sequence_last_value('relay.control'::regclass) & 4398046511103)
@@ -1531,8 +1544,8 @@ create or replace function relay.tick(here text) returns void
     language sql
     set search_path = pg_catalog, pg_temp
 as $$
-    insert into relay.ticks (place, seen, bytes)
-    select here, found.seen, found.bytes
+    insert into relay.ticks (place, seen, entries, bytes)
+    select here, found.seen, found.entries, found.bytes
     from (
         select pg_catalog.pg_current_snapshot() as seen, count(*) as entries,
                sum(40 + coalesce(pg_catalog.pg_column_size(j.old_row), 0) + coalesce(pg_catalog.pg_column_size(j.new_row), 0)
@@ -1617,6 +1630,17 @@ $$;
 
 comment on function relay.prune(interval, bigint) is 'Lets old changes go; the daemon calls it every few seconds.';
 
+-- What holds the journal's entries: the table, and the one with its wide values.
+create or replace function relay.journal_parts() returns setof regclass
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select 'relay.journal'::regclass
+    union all
+    select c.reltoastrelid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass
+$$;
+
 -- An id above that of every transaction which has one now. A snapshot does not tell: transactions that are running
 -- may lie above its xmax. A block with an exception clause is a subtransaction, and gets the next id when it writes.
 create or replace function relay.next_xid() returns xid8
@@ -1641,6 +1665,11 @@ $$;
 -- whether journalling goes on. What the journal holds is deleted first, for nobody can go on from it; room is there
 -- when that was vacuumed, which waits for the longest transaction of the database.
 --
+-- That all of a full file is free takes proof, or journalling would pause at once again: a VACUUM, of the table and of
+-- its TOAST table, that began when everything was deleted, and left nothing. It began then if it ended later, and none
+-- ran at that moment. What the statistics say of the rows does not do, for it comes late, and what VACUUM says of the
+-- living rows is an estimate.
+--
 -- What the pause left out cannot fall into a crack: a transaction that skipped an entry had its id by then, so in
 -- the snapshot taken after journalling went on, it is either over (then the horizon, which is that snapshot, sees it)
 -- or still running. For each of the latter an entry is made in its name, which no reader takes before it is over.
@@ -1648,11 +1677,14 @@ create or replace function relay.resume() returns boolean
     language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
 as $$
 declare
     here  constant text := relay.place();
     size  constant bigint := pg_catalog.pg_total_relation_size('relay.journal'::regclass);
     most  constant bigint := (select s.stop_bytes from relay.settings s);
+    floor constant xid8 := pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot());
+    busy  boolean;
     count bigint;
     below bigint;
     after pg_snapshot;
@@ -1666,14 +1698,32 @@ begin
         return true;
     end if;
     if count % 2 = 1 then
-        perform relay.sweep(here, pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()), 1000000);
-        -- While nothing is journalled, all that a VACUUM leaves is what it could not remove. A few rows it never sees to.
-        if size > most - most / 4 and (
-            select max(pg_catalog.pg_stat_get_live_tuples(r) + pg_catalog.pg_stat_get_dead_tuples(r)) > 20
-            from (select c.oid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass
-                  union all
-                  select c.reltoastrelid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass) part (r))
+        -- Others may have written to it what cannot be seen yet, or be vacuuming it.
+        busy := exists (
+            select from pg_catalog.pg_locks l
+            where l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+              and l.relation in (select p from relay.journal_parts() p)
+              and l.mode in ('RowExclusiveLock', 'ShareUpdateExclusiveLock') and l.pid is distinct from pg_catalog.pg_backend_pid());
+        if relay.sweep(here, floor, 1000000) > 0 or exists (select from relay.journal j where j.xid >= floor) then
+            update relay.horizon h set emptied = null where h.place = here;
+        elsif not busy and (select h.emptied is null from relay.horizon h where h.place = here) then
+            update relay.horizon h set emptied = pg_catalog.clock_timestamp() where h.place = here;
+            -- Autovacuum comes where it knows of dead rows, and may know of none: here are some of both tables.
+            insert into relay.journal (op, reason)
+            select 'P', case i when 1 then (select pg_catalog.string_agg(pg_catalog.gen_random_uuid()::text, '')
+                                            from pg_catalog.generate_series(1, 2000)) end
+            from pg_catalog.generate_series(1, 30) i;
+            delete from relay.journal j where j.xid = pg_catalog.pg_current_xact_id();
+        end if;
+        if size > most - most / 4 and not (
+            select pg_catalog.bool_and(coalesce(vacuumed > h.emptied, false) and pg_catalog.pg_stat_get_dead_tuples(p) <= 20)
+            from relay.horizon h
+            cross join relay.journal_parts() p
+            cross join lateral greatest(pg_catalog.pg_stat_get_last_vacuum_time(p),
+                                        pg_catalog.pg_stat_get_last_autovacuum_time(p)) vacuumed
+            where h.place = here) is true
         then
+            perform pg_catalog.pg_stat_force_next_flush();  -- so that autovacuum knows at once
             return false;
         end if;
         count := count + 1;
@@ -1681,12 +1731,16 @@ begin
     end if;
     below := relay.next_xid()::text::bigint;
     after := pg_catalog.pg_current_snapshot();
-    -- The file does not shrink. Where it is larger than it may be, it is free, and may be filled again, and a little
-    -- more, for free room is not always found; but to no more than twice what was asked for.
+    -- The file does not shrink. Where it is as large as it may be, it is free, and may be filled again, and a little
+    -- more, for free room is not always found at once: by an eighth of what was asked for, until it is twice as large;
+    -- then by a sixty-fourth, for with less it would pause at once again.
     update relay.horizon h
-    set seen = after, pauses = count, ceiling = case when size > most - most / 4 then least(size + most / 8, 2 * most) else 0 end
+    set seen = after, pauses = count, emptied = null,
+        ceiling = case when size > most - most / 4
+                  then greatest(size + most / 64, least(size + most / 8, 2 * most)) else 0 end
     where h.place = here;
-    delete from relay.ticks;
+    -- The youngest stays, for it says how wide entries are.
+    delete from relay.ticks t where t.place = here and t.at < (select max(k.at) from relay.ticks k where k.place = here);
     insert into relay.journal (xid, op, reason)
     select running.xid, 'S', 'journalling_paused'
     from (
@@ -1751,8 +1805,8 @@ $$;
 
 comment on function relay.probe(text) is 'Writes a change that concerns nobody; daemons call it to see that changes come through.';
 
--- How the journal is. "journal_rows" is what the statistics say, a second late and too few after a crash of the
--- server; "journal_bytes" the size of its file, which does not shrink; "dead_rows" how many wait to be vacuumed;
+-- How the journal is. "journal_rows" is what the statistics say, a second late; "dead_rows" how many wait to be
+-- vacuumed; "journal_bytes" about what both take of the file, which never shrinks, at the width of the entries kept;
 -- "oldest_seconds" how old the oldest changes are; "overdue_seconds" for how long some have been due to go.
 create or replace function relay.vitals(
     out journal_rows bigint, out journal_bytes bigint, out oldest_seconds double precision,
@@ -1764,7 +1818,8 @@ create or replace function relay.vitals(
     set search_path = pg_catalog, pg_temp
 as $$
     select pg_catalog.pg_stat_get_live_tuples('relay.journal'::regclass),
-           pg_catalog.pg_total_relation_size('relay.journal'::regclass),
+           least(f.size, coalesce((pg_catalog.pg_stat_get_live_tuples('relay.journal'::regclass)
+                                   + pg_catalog.pg_stat_get_dead_tuples('relay.journal'::regclass)) * t.width, f.size)),
            coalesce(t.age, 0),
            greatest(t.age - pg_catalog.date_part('epoch', s.keep_age), 0),
            s.keep_bytes,
@@ -1773,10 +1828,13 @@ as $$
            pg_catalog.pg_notification_queue_usage(),
            pg_catalog.pg_stat_get_dead_tuples('relay.journal'::regclass)
     from relay.settings s
-    -- A tick below which all is gone says nothing of what is left.
-    cross join (select pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - min(k.at)) as age
+    cross join (select pg_catalog.pg_total_relation_size('relay.journal'::regclass) as size) f
+    -- A tick below which all is gone says nothing of the age of what is left.
+    cross join (select pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()
+                       - min(k.at) filter (where pg_catalog.pg_snapshot_xmin(k.seen) > h.swept)) as age,
+                       (sum(k.bytes) / sum(k.entries))::bigint as width
                 from relay.ticks k join relay.horizon h on h.place = k.place
-                where k.place = relay.place() and pg_catalog.pg_snapshot_xmin(k.seen) > h.swept) t
+                where k.place = relay.place()) t
 $$;
 
 comment on function relay.vitals() is 'How large and how old the journal is, and whether it is pruned as it should be.';

@@ -198,7 +198,7 @@ class Journal(_Model):
         ),
     ]
     bytes: Annotated[
-        int, _part("relay_journal_bytes", "size of the journal's file with its index, which does not shrink")
+        int, _part("relay_journal_bytes", "bytes of the journal in use, about: kept, or waiting for VACUUM")
     ]
     age_seconds: Annotated[
         float, _part("relay_journal_age_seconds", "age of the oldest change in the journal, at most")

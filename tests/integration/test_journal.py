@@ -422,6 +422,48 @@ def test_pause_ends_when_the_file_was_vacuumed(database: Database) -> None:
     assert file_bytes(database) < 2 * stop
 
 
+def test_pause_ends_after_a_vacuum_of_what_was_deleted_whatever_the_statistics_say(database: Database) -> None:
+    """It takes one of both tables that began when all was deleted; autovacuum has a reason to make it."""
+    parts = "from relay.journal_parts() p"
+    database.execute(SEVERAL)
+    fill(database, 2_000_000)
+    assert database.fetch("select relay.resume()") == [(False,)]  # deletes
+    database.execute("vacuum relay.journal")
+    with database.connect() as writer, writer.transaction():
+        writer.execute("lock table relay.journal in row exclusive mode")  # as if there were entries not yet visible
+        assert database.fetch("select relay.resume()") == [(False,)]
+        database.execute("vacuum relay.journal")
+    for _ in range(2):
+        database.execute("select pg_stat_reset()")
+        assert database.fetch("select relay.resume()") == [(False,)]
+        assert database.fetch(f"select sum(pg_stat_get_live_tuples(p)) {parts}") == [(0,)]
+    assert database.fetch("select emptied is not null from relay.horizon") == [(True,)]
+    database.execute("vacuum (process_toast off) relay.journal")
+    assert database.fetch("select relay.resume()") == [(False,)]
+    database.execute("vacuum relay.journal")
+
+    assert database.fetch("select relay.resume()") == [(True,)]
+    fill(database, 2_000_000)
+    for _ in range(2):
+        database.execute("select relay.resume()")
+    # Autovacuum comes where more than 20 rows are dead.
+    assert database.fetch(f"select min(pg_stat_get_dead_tuples(p)) > 20 {parts}") == [(True,)]
+
+
+def test_what_is_free_in_the_file_is_not_in_use(database: Database) -> None:
+    """The file never shrinks, so its size would have the journal nearly full for ever after one pause."""
+    used = "select journal_bytes from relay.vitals()"
+    database.execute(SEVERAL)
+    fill(database, 2_000_000)
+    database.execute("select relay.tick(relay.place()), pg_stat_force_next_flush()")
+    assert 0.75 * 2_000_000 < database.fetch(used)[0][0] <= file_bytes(database)
+    while database.fetch("select relay.resume()") == [(False,)]:
+        database.execute("vacuum relay.journal")
+
+    assert file_bytes(database) > 2_000_000
+    assert database.fetch(used)[0][0] < 200_000
+
+
 def test_pause_has_room_for_more_after_the_limit_was_raised(database: Database) -> None:
     """Then nothing needs to be vacuumed."""
     database.execute(SEVERAL)
