@@ -20,7 +20,8 @@ from jsonschema import Draft202012Validator
 from websockets.exceptions import InvalidStatus
 
 from relay.config import SETTINGS
-from relay.model.schema import CLOSE_CODES, ERRORS, REASONS, json_schema
+from relay.model.codes import CLOSE_CODES, ERRORS, REASONS
+from relay.model.schema import json_schema
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.install import text
 from tests.acceptance.support import RELAY, Client, Daemon, Program, Relays, environment, run_relay, until

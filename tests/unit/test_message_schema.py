@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from jsonschema_rs import ValidationError
 
 from relay.commands.cli import cli
+from relay.model import codes
 from relay.model import messages as protocol
 from relay.model import schema as contract
 from relay.model.cursor import Reason
@@ -127,6 +128,6 @@ def test_every_kind_is_one() -> None:
 
 def test_every_code_and_reason_is_told() -> None:
     """Each has words, in the order of the code; each close code that the relay has, too."""
-    assert list(contract.ERRORS) == list(get_args(protocol.ErrorCode))
-    assert list(contract.REASONS) == list(get_args(Reason))
-    assert set(contract.CLOSE_CODES) == {*protocol.CloseCode, 1000, 1002, 1006}
+    assert list(codes.ERRORS) == list(get_args(protocol.ErrorCode))
+    assert list(codes.REASONS) == list(get_args(Reason))
+    assert set(codes.CLOSE_CODES) == {*protocol.CloseCode, 1000, 1002, 1006}
