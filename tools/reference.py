@@ -68,7 +68,7 @@ def _events() -> Iterator[str]:
 
 def _checks() -> Iterator[str]:
     rows = ([_code(check.name), check.about, check.advice] for check in (*HERE, *THERE, *NATS))
-    return _table(["check", "what is looked at", "what to do"], rows)
+    return _table(["check", "what it examines", "what to do"], rows)
 
 
 def _refusals() -> Iterator[str]:
@@ -94,7 +94,7 @@ def _client_closes() -> Iterator[str]:
 
 def _operator_closes() -> Iterator[str]:
     rows = ([str(int(code)), close.meaning, close.worth] for code, close in CLOSE_CODES.items())
-    return _table(["close code", "what it says to the client", "worth a look when"], rows)
+    return _table(["close code", "what it says to the client", "worth attention when"], rows)
 
 
 TABLES: Final[Mapping[str, Callable[[], Iterator[str]]]] = {

@@ -30,7 +30,7 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
 
 REASONS: Final[Mapping[Reason, str]] = {
     "cursor_invalid": "what you sent is no cursor of this board",
-    "epoch_changed": "the database is another, or was installed anew, restored, failed over, or crashed",
+    "epoch_changed": "the database is another, or was installed again, restored, failed over, or crashed",
     "schema_changed": "the table's columns or partitions changed",
     "journal_pruned": "you were away for longer than the journal is kept",
     "too_much_missed": "so much was missed, by you or by the relay, that the board is shorter",

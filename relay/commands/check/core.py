@@ -92,7 +92,7 @@ class Check(NamedTuple):
     name: str
     look: Callable[[Place], Awaitable[Verdict]]
     about: str
-    """What is looked at, for the documentation."""
+    """What it examines, for the documentation."""
     advice: str
     """What to do about it, in general."""
     gate: bool = False
