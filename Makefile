@@ -16,7 +16,7 @@ LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.13 --
 	--custom-compile-command 'make lock' $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture mutants fuzz soak autobahn bench containers lock version release check prose format clean
+.PHONY: help install demo test torture mutants fuzz soak autobahn bench containers lock version release check docs prose format clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,10 @@ check: install prose  ## Lint, check formats, types, the direction of imports, a
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.reference --check
+
+docs: install  ## Write the tables of the documents that the code defines
+	$(BIN)/python -m tools.reference
 
 # Files that do not follow the word list yet stand in .prose/exempt, as patterns of git's.
 FILES := git ls-files --cached --others --exclude-standard --

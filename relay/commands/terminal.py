@@ -54,11 +54,6 @@ def pages(to: Console, *, full_screen: bool) -> Iterator[Callable[[Sequence[Text
         yield show
 
 
-def has_colours(stream: IO[str]) -> bool:
-    """Tell whether to colour what is printed there: a terminal, unless NO_COLOR is set (https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR")
-
-
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -1,29 +1,16 @@
-"""A worker: feed, hub and endpoint of one process. The daemon is one worker, or starts several: see pool.py.
-
-Rules of one that was started as a process of its own (`main`):
-- It shares with the others the port, which each of them listens on while the kernel deals out who connects, and the
-  count of connections. Of Postgres it has its own feed: none waits for another.
-- Its orders come over its control socket, a line each: tell your `Status`, read your credentials again, see your
-  clients off and end. The end of the socket means the last, too: it comes when the process that asks was killed.
-  Signals are for that process alone: they are blocked here.
-"""
+"""A worker: source, hub and endpoint of one process. The daemon is one worker, or starts several: see pool.py."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import gc
-import mmap
-import os
 import socket
-import sys
 from collections.abc import Sequence
 from typing import Final, Protocol
 
 import structlog
 
-from relay import config, logs
+from relay import logs
 from relay.auth.access import AccessError, Rates
 from relay.auth.guard import Guard
 from relay.config import Settings
@@ -37,11 +24,6 @@ from relay.websocket.listening import bind, bind_path
 from relay.websocket.server import Endpoint, Limits, deflated_frame, frame
 
 log = structlog.get_logger()
-
-STATUS: Final = b"status\n"
-RELOAD: Final = b"reload\n"
-DRAIN: Final = b"drain\n"
-"""The lines on the control socket."""
 
 REFRESH_SECONDS: Final = 60.0
 """Interval at which the cursors of quiet boards are renewed, lest the journal no longer hold what follows them."""
@@ -223,119 +205,3 @@ async def client_sockets(settings: Settings, *, reuse_port: bool = False) -> lis
         raise StartError(
             f"cannot listen on {settings.WS_SOCKET}: {ex.strerror or ex}: choose another path with WS_SOCKET"
         ) from ex
-
-
-class SharedPlaces(Places):
-    """The places of all workers: how many each has taken stands in memory that they share, an open file's.
-
-    Each writes its own number only, and looks at the others' while none can take one: so the limit is exact.
-    """
-
-    def __init__(self, limit: int, file: int, workers: int, own: int = 0) -> None:
-        super().__init__(limit)
-        self._file = file
-        self._taken_by = memoryview(mmap.mmap(file, workers * 8)).cast("Q")
-        self._own = own
-
-    @property
-    def taken(self) -> int:
-        """How many are taken, by all."""
-        return sum(self._taken_by)
-
-    def take(self) -> bool:
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
-        try:
-            if free := self.taken < self._limit:
-                self._taken_by[self._own] += 1
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
-        return free
-
-    def give_back(self) -> None:
-        self._taken_by[self._own] -= 1
-
-    def give_back_all(self, of: int) -> None:
-        """Give back the places of a worker that is gone."""
-        self._taken_by[of] = 0
-
-
-class SharedRates(Rates):
-    """The rates of all workers, in memory that they share, an open file's."""
-
-    def __init__(self, per_client: int, total: int, file: int) -> None:
-        super().__init__(per_client, total, memoryview(mmap.mmap(file, Rates.BYTES)))
-        self._file = file
-
-    def take(self, address: str, now: float) -> float:
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
-        try:
-            return super().take(address, now)
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
-
-
-def main() -> None:
-    """Be one of several, as pool.py starts them.
-
-    Which one, its control socket, the files of places and rates, and sockets that all of them listen on, if they do.
-    """
-    number, control, places, rates_file, *listening = map(int, sys.argv[1:])
-    settings = config.load({name: os.environ[name] for name in Settings.model_fields if name in os.environ})
-    logs.start(settings.LOG_LEVEL, worker=number)
-    shared = SharedPlaces(settings.WS_MAX_CONNECTIONS, places, settings.WS_WORKERS, number - 1)
-    try:
-        rates = SharedRates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL, rates_file)
-        sockets = [socket.socket(fileno=each) for each in listening]
-        asyncio.run(_obey(Worker(settings, shared, rates, sockets), socket.socket(fileno=control)))
-    except StartError as ex:
-        log.error("worker.failed", problem=str(ex))  # noqa: TRY400  # one line says it all
-        sys.exit(1)
-
-
-async def _obey(worker: Worker, control: socket.socket) -> None:
-    """Serve until told to stop."""
-    reader, writer = await asyncio.open_connection(sock=control)
-    async with contextlib.AsyncExitStack() as stack:
-        stack.callback(writer.close)
-        stack.push_async_callback(worker.close)
-        await worker.open()
-        serving = await worker.start()
-        stops = asyncio.Event()
-        answering = asyncio.create_task(_answer(worker, reader, writer, stops))
-        draining = asyncio.create_task(_drain(worker, stops))
-        await asyncio.wait({serving, draining}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (answering, draining, serving):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-
-async def _drain(worker: Worker, stops: asyncio.Event) -> None:
-    await stops.wait()
-    await worker.drain()
-
-
-async def _answer(
-    worker: Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stops: asyncio.Event
-) -> None:
-    """Do what is asked over the control socket, until its end, which stops the worker if nothing did."""
-    # Who was killed with an answer unread has reset the connection.
-    with contextlib.suppress(ConnectionError):
-        reloading: set[asyncio.Task[None]] = set()
-        async for order in reader:
-            if order == RELOAD:
-                # Beside the answers: an address of keys may take its time.
-                task = asyncio.create_task(worker.reload())
-                reloading.add(task)
-                task.add_done_callback(reloading.discard)
-            elif order == DRAIN:
-                stops.set()
-            else:
-                status = await worker.status()
-                writer.write(status.model_dump_json().encode() + b"\n")
-                await writer.drain()
-    stops.set()
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,9 @@ sends has `type` and `data` and nothing else at the top level, but for who asked
 `batch` say of which board they are, and carry the cursor. What a client sends is checked here, at the edge; what
 the server sends is encoded here, once, however many clients receive it.
 
+Each message is a model, of which the schema (schema.py) is made; what is sent takes its type and its keys from the
+model, but is put together as bytes, for speed.
+
 Rules:
 - Values of rows are passed through as the JSON that Postgres wrote (`msgspec.Raw`), never parsed: a number keeps
   every digit.
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictStr, TypeAdapter, ValidationError
@@ -198,6 +201,161 @@ def _json_type(value: object) -> str:
             return "object"
 
 
+# What the server sends --------------------------------------------------------------------------------------
+
+
+def _sometimes(description: str, alias: str | None = None) -> Any:
+    """Make a field of a key that is absent or has a value, but is never null."""
+
+    def without_default(schema: dict[str, Any]) -> None:
+        del schema["default"]
+
+    return Field(default=None, alias=alias, description=description, json_schema_extra=without_default)
+
+
+_BOARD: Final = "The board that it is about."
+_CURSOR: Final = "How far you are with it. Opaque text, good for this board alone: keep the last one with your tasks."
+
+
+class Task(BaseModel):
+    """A row, whole: an open object with a key for each column that the DBA did not hide.
+
+    Keys are the columns' names in camelCase, values any JSON, as Postgres writes it, with all digits. Only `id`,
+    `boardId` and `lane` are sure to be there.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    id: JsonValue = Field(description="The key: a string or a number, as its column is.")
+    board_id: JsonValue = Field(alias="boardId", description="The board that the task is on.")
+    lane: JsonValue = Field(description="The lane: a string as a rule; null if the row has none.")
+
+
+class Board(BaseModel):
+    """A whole board."""
+
+    lanes: dict[str, list[Task]] = Field(
+        description=(
+            f"The tasks by lane, in their order. {', '.join(LANES)} come first and always, then any other "
+            'lane that the board has. Tasks whose lane is null are under "null".'
+        ),
+        json_schema_extra={"required": list(LANES)},
+    )
+
+
+class BoardSync(BaseModel):
+    """The whole board. It can come at any time, and replaces all that you hold of it."""
+
+    type: Literal["board.sync"]
+    data: Board
+
+
+class ResumableBoardSync(BaseModel):
+    """The whole board, for who subscribed with a cursor. It replaces all that you hold of it, and of a batch."""
+
+    type: Literal["board.sync"]
+    board_id: str = Field(alias="boardId", description=_BOARD)
+    cursor: str = Field(description=_CURSOR)
+    reason: Reason = _sometimes("Why the board was sent, if you did not ask for all of it.")
+    data: Board
+
+
+class TaskCreated(BaseModel):
+    """A task appeared on the board: hold it."""
+
+    type: Literal["task.created"]
+    data: Task
+
+
+class Changes(BaseModel):
+    """What changed of a task."""
+
+    id: JsonValue = Field(description="The task's key.")
+    changes: dict[str, JsonValue] = Field(
+        description="The columns that changed, and only those, by their camelCase keys: any JSON.",
+        min_length=1,
+    )
+
+
+class TaskUpdated(BaseModel):
+    """Columns of a task changed: put their values into the one that you hold."""
+
+    type: Literal["task.updated"]
+    data: Changes
+
+
+class Move(BaseModel):
+    """From where a task went, and where to."""
+
+    id: JsonValue = Field(description="The task's key.")
+    from_lane: JsonValue = Field(alias="fromLane", description="The lane that it was in.")
+    to_lane: JsonValue = Field(alias="toLane", description="The lane that it is in.")
+
+
+class TaskMoved(BaseModel):
+    """A task changed its lane. If other columns changed too, `task.updated` follows, with the lane again."""
+
+    type: Literal["task.moved"]
+    data: Move
+
+
+class Key(BaseModel):
+    """A task by its key."""
+
+    id: JsonValue = Field(description="The task's key.")
+
+
+class TaskDeleted(BaseModel):
+    """A task left the board: forget it."""
+
+    type: Literal["task.deleted"]
+    data: Key
+
+
+class Batch(BaseModel):
+    """Whole transactions, or a part of them, for who subscribed with a cursor.
+
+    A large batch comes in parts. Only the last has the cursor: keep the parts until then, and apply them together. An
+    empty one brings a fresh cursor.
+    """
+
+    type: Literal["batch"]
+    board_id: str = Field(alias="boardId", description=_BOARD)
+    cursor: str = _sometimes(_CURSOR)
+    data: list[TaskCreated | TaskUpdated | TaskMoved | TaskDeleted] = Field(
+        description="The changes, to be applied in this order."
+    )
+
+
+class Pong(BaseModel):
+    """Answers `ping`."""
+
+    type: Literal["pong"]
+
+
+class Authenticated(BaseModel):
+    """Answers `authenticate`: the fresh token counts from now on."""
+
+    type: Literal["authenticated"]
+
+
+class Mistake(BaseModel):
+    """What was wrong."""
+
+    code: ErrorCode = Field(description="What it was, for programs.")
+    message: str = Field(description="What was found and what was expected, for people.")
+    board_id: str = _sometimes("The board that may not be followed.", alias="boardId")
+
+
+class Error(BaseModel):
+    """Answers what cannot be done; the connection lives on. `not_allowed` can come at any time: rights may end."""
+
+    type: Literal["error"]
+    data: Mistake
+
+
+# How it is encoded ------------------------------------------------------------------------------------------
+
+
 class Message(NamedTuple):
     """What the server sends, encoded."""
 
@@ -205,33 +363,71 @@ class Message(NamedTuple):
     json: bytes
 
 
-PONG: Final = Message("pong", b'{"type":"pong"}')
-AUTHENTICATED: Final = Message("authenticated", b'{"type":"authenticated"}')
+_encode = msgspec.json.Encoder().encode
+
+
+def _kind(model: type[BaseModel]) -> str:
+    """Return the `type` of a message."""
+    return str(get_args(model.model_fields["type"].annotation)[0])
+
+
+def _keys(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the keys of an object, in the order of its fields."""
+    return tuple(field.alias or name for name, field in model.model_fields.items())
+
+
+class _Form:
+    """Encodes messages of a type: their type and the keys of their data are those of the model."""
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self._kind = _kind(model)
+        data = model.model_fields["data"].annotation
+        assert isinstance(data, type)
+        assert issubclass(data, BaseModel)
+        self._keys = _keys(data)
+
+    def whole(self, data: object) -> Message:
+        """Encode a message with these data."""
+        return Message(self._kind, _encode({"type": self._kind, "data": data}))
+
+    def of(self, *values: object) -> Message:
+        """Encode a message with the values of its data; those at the end that are left out are absent."""
+        return self.whole(dict(zip(self._keys, values, strict=False)))
+
+
+_CREATED, _UPDATED = _Form(TaskCreated), _Form(TaskUpdated)
+_MOVED, _DELETED = _Form(TaskMoved), _Form(TaskDeleted)
+_ERROR: Final = _Form(Error)
+_SYNC, _BATCH = _kind(BoardSync), _kind(Batch)
+_TYPE, _BOARD_KEY, _CURSOR_KEY, _REASON_KEY, _ = _keys(ResumableBoardSync)
+
+PONG: Final = Message(_kind(Pong), _encode({"type": _kind(Pong)}))
+AUTHENTICATED: Final = Message(_kind(Authenticated), _encode({"type": _kind(Authenticated)}))
 
 
 def error(code: ErrorCode, text: str, board: str | None = None) -> Message:
     """Answer bad input; of a board that may not be followed, say which it is."""
-    return _message("error", {"code": code, "message": text} | ({} if board is None else {"boardId": board}))
+    return _ERROR.of(code, text) if board is None else _ERROR.of(code, text, board)
 
 
 def task_created(task: Row) -> Message:
     """Announce a row that appeared on the board, whole."""
-    return _message("task.created", task)
+    return _CREATED.whole(task)
 
 
 def task_updated(task_id: msgspec.Raw, changes: Row) -> Message:
     """Announce the columns that changed, and only those."""
-    return _message("task.updated", {"id": task_id, "changes": changes})
+    return _UPDATED.of(task_id, changes)
 
 
 def task_moved(task_id: msgspec.Raw, from_lane: msgspec.Raw, to_lane: msgspec.Raw) -> Message:
     """Announce a change of lane."""
-    return _message("task.moved", {"id": task_id, "fromLane": from_lane, "toLane": to_lane})
+    return _MOVED.of(task_id, from_lane, to_lane)
 
 
 def task_deleted(task_id: msgspec.Raw) -> Message:
     """Announce a row that left the board."""
-    return _message("task.deleted", {"id": task_id})
+    return _DELETED.of(task_id)
 
 
 def board_data(tasks: Sequence[Row]) -> bytes:
@@ -244,13 +440,13 @@ def board_data(tasks: Sequence[Row]) -> bytes:
 
 def board_sync(data: bytes) -> Message:
     """Show a whole board, given its `board_data`."""
-    return Message("board.sync", b'{"type":"board.sync","data":' + data + b"}")
+    return Message(_SYNC, _with_data({_TYPE: _SYNC}, data))
 
 
 def resumable_sync(board: str, cursor: str, reason: Reason | None, data: bytes) -> Message:
-    """Show a whole board to who can resume from here, and why, if it did not ask for it."""
-    top = {"type": "board.sync", "boardId": board, "cursor": cursor} | ({"reason": reason} if reason else {})
-    return Message("board.sync", _encode(top)[:-1] + b',"data":' + data + b"}")
+    """Show a whole board to a client that can resume from here, and why, if it did not ask for it."""
+    top = {_TYPE: _SYNC, _BOARD_KEY: board, _CURSOR_KEY: cursor} | ({_REASON_KEY: reason} if reason else {})
+    return Message(_SYNC, _with_data(top, data))
 
 
 def batch(board: str, cursor: str | None, messages: Sequence[Message]) -> list[Message]:
@@ -263,22 +459,20 @@ def batch(board: str, cursor: str | None, messages: Sequence[Message]) -> list[M
             size = 0
         parts[-1].append(message.json)
         size += len(message.json)
-    top = {"type": "batch", "boardId": board}
-    tops = [top] * (len(parts) - 1) + [top | ({"cursor": cursor} if cursor else {})]
+    top = {_TYPE: _BATCH, _BOARD_KEY: board}
+    tops = [top] * (len(parts) - 1) + [top | ({_CURSOR_KEY: cursor} if cursor else {})]
     return [
-        Message("batch", _encode(its_top)[:-1] + b',"data":[' + b",".join(part) + b"]}")
+        Message(_BATCH, _with_data(its_top, b"[" + b",".join(part) + b"]"))
         for its_top, part in zip(tops, parts, strict=True)
     ]
+
+
+def _with_data(top: Mapping[str, str], data: bytes) -> bytes:
+    """Encode the top level of a message whose data are encoded."""
+    return _encode(top)[:-1] + b',"data":' + data + b"}"
 
 
 def lane_name(lane: msgspec.Raw) -> str:
     """Give the key under which `board.sync` lists a lane: a string as it is, and `null` or a number as JSON."""
     value = msgspec.json.decode(lane)
     return value if isinstance(value, str) else bytes(lane).decode()
-
-
-_encode = msgspec.json.Encoder().encode
-
-
-def _message(kind: str, data: object) -> Message:
-    return Message(kind, _encode({"type": kind, "data": data}))

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast, get_args
 
@@ -422,4 +421,6 @@ def _abouts(model: type[BaseModel]) -> dict[str, Metric | type[BaseModel]]:
 def _sum(one: Any, other: Any) -> Any:
     if one is None or other is None:
         return one if other is None else other
-    return Counter(one) + Counter(other) if isinstance(one, Mapping) else one + other
+    if isinstance(one, Mapping):
+        return {label: one.get(label, 0) + other.get(label, 0) for label in one | other}
+    return one + other

@@ -25,7 +25,7 @@ def findings(folder: Path, dsn: str, *options: str, **settings: str) -> tuple[in
     assert finished.stderr == ""
     found = json.loads(finished.stdout)
     for finding in found:
-        assert list(finding) == ["check", "status", "found", "mend"]
+        assert list(finding) == ["check", "status", "found", "hint"]
     return finished.returncode, {finding["check"]: finding for finding in found}
 
 
@@ -51,7 +51,7 @@ def test_broken_database(database: Database, tmp_path: Path) -> None:
 
     assert (finished.returncode, finished.stderr) == (1, "")
     assert lines[at].endswith("relay_change of public.tasks is disabled")
-    assert lines[at + 1].strip() == "mend: run relay sql watch public.tasks"
+    assert lines[at + 1].strip() == "hint: run relay sql watch public.tasks"
     assert lines[-1].startswith("relay check: ")
     assert "1 failed" in lines[-1]
 
@@ -61,7 +61,7 @@ def test_broken_database(database: Database, tmp_path: Path) -> None:
         "check": "triggers",
         "status": "failed",
         "found": "relay_change of public.tasks is disabled",
-        "mend": "run relay sql watch public.tasks",
+        "hint": "run relay sql watch public.tasks",
     }
 
 
@@ -114,7 +114,7 @@ async def test_relay_that_runs_already(database: Database, relay: Relays, tmp_pa
 
 
 def test_clock_that_is_wrong(database: Database, library_that_fakes_time: Path, tmp_path: Path) -> None:
-    """A machine that is a minute ahead of the server is told so, and how to mend it."""
+    """A machine that is a minute ahead of the server is told so, and what to do."""
     fake = {"LD_PRELOAD": str(library_that_fakes_time), "FAKETIME": "+60", "DONT_FAKE_MONOTONIC": "1"}
     code, found = findings(tmp_path, database.dsn, **fake)
     assert (code, found["clock"]["status"]) == (0, "warning")

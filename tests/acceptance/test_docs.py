@@ -1,4 +1,4 @@
-"""What the documents say is true: their commands and examples run, their tables are those of the code."""
+"""What the documents say is true: their commands and examples run, their tables are made of the code."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
-from websockets.exceptions import InvalidStatus
 
-from relay.config import SETTINGS
-from relay.model.schema import CLOSE_CODES, ERRORS, REASONS, json_schema
+from relay.model.schema import json_schema
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.install import text
-from tests.acceptance.support import RELAY, Client, Daemon, Program, Relays, environment, run_relay, until
+from tests.acceptance.support import RELAY, Daemon, Program, Relays, environment, run_relay, until
 from tests.acceptance.test_guide import node, npm_package
 from tests.certificates import certificate
 from tests.contract import checked
 from tests.nats import NATS_SERVER, NO_SERVER, NatsServer
 from tests.servers import Database, do_without, sole_use
+from tools.reference import written
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -101,13 +100,6 @@ def first_column(document: Path, header: str) -> list[str]:
     """Return the code words of the first column of the table with that header."""
     table = document.read_text().split(f"\n{header}", 1)[1].split("\n\n", 1)[0]
     return re.findall(r"^\| `?([^`|]+?)`? \|", table, re.MULTILINE)
-
-
-def rows(document: Path, header: str) -> list[list[str]]:
-    """Return the rows of the table with that header, the first column's words without their marks."""
-    table = document.read_text().split(f"\n{header}\n", 1)[1].split("\n\n", 1)[0]
-    cells = [line.strip("| ").split(" | ") for line in table.splitlines()[1:]]
-    return [[first.strip("`"), *others] for first, *others in cells]
 
 
 def shortened(arguments: list[str]) -> list[str]:
@@ -242,21 +234,6 @@ async def test_watching_commands_run(database: Database, relay: Relays, tmp_path
     assert {arguments[0] for arguments in watching} == NEEDS_DAEMON
 
 
-async def test_table_of_metrics_is_complete(database: Database, relay: Relays) -> None:
-    """The operator's guide lists every metric with its type, and no other."""
-    daemon = await relay(database.dsn, WS_MAX_CONNECTIONS="1")
-    async with Client.to(daemon) as client:
-        await client.subscribe()
-        with pytest.raises(InvalidStatus):
-            async with Client.to(daemon):
-                pass
-        served = {name.split()[0] for name in daemon.metrics() if name.startswith("relay_")}
-
-    listed = set(first_column(REFERENCE, "| metric | type |"))
-    first_to_come = {"relay_connections_closed_total", "relay_continuity_lost_total"}
-    assert {re.sub(r"_seconds_(bucket|sum|count)$", "_seconds", name) for name in served} == listed - first_to_come
-
-
 def test_problems_of_the_troubleshooting_are_those_of_the_code() -> None:
     """What an operator looks up there is what health and log say."""
     code = "".join(path.read_text() for path in (ROOT / "relay").rglob("*.py")).replace('"\n            f"', "")
@@ -277,14 +254,6 @@ async def test_answers_of_the_daemon_come_where_the_documents_ask(database: Data
         program = await asyncio.create_subprocess_exec(curl, "--silent", "--fail", here, stdout=subprocess.DEVNULL)
         assert await program.wait() == 0, address
     assert len(asked) > 1
-
-
-def test_table_of_checks_is_complete(database: Database, tmp_path: Path) -> None:
-    """The operator's guide lists what `relay check` looks at, in its order."""
-    settings = {"WS_PORT": "0", "HEALTH_PORT": "0", "DATABASE_URL": database.dsn}
-    found = json.loads(run_relay("check", "--json", cwd=tmp_path, **settings).stdout)
-
-    assert [finding["check"] for finding in found] == first_column(REFERENCE, "| check |")
 
 
 @pytest.mark.parametrize(("target", "document"), [("demo", README), ("test", README), ("bench", PERFORMANCE)])
@@ -440,30 +409,7 @@ def test_messages_in_the_documents_are_of_the_protocol() -> None:
     assert len(sent) > 5
 
 
-def test_tables_of_codes_are_complete() -> None:
-    """The clients' guide says of every error, reason and close code what the schema says; the operator's has all."""
-    assert rows(CLIENTS, "| reason | why the board was sent |") == [[*row] for row in REASONS.items()]
-    assert rows(CLIENTS, "| code | sent for |") == [[*row] for row in ERRORS.items()]
-    closes = [[str(int(code)), *close] for code, close in CLOSE_CODES.items()]
-    assert rows(CLIENTS, "| close code | meaning | reconnect? |") == closes
-    assert {int(code) for code in first_column(REFERENCE, "| close code |")} == set(CLOSE_CODES)
-
-
-def test_table_of_log_lines_is_complete() -> None:
-    """The README lists every event that the daemon logs, and no other."""
-    code = "".join(path.read_text() for path in (ROOT / "relay").rglob("*.py"))
-    modules = {"relay.websockets", "relay.client"}
-    event = r"((?:websocket|health|log|feed|worker|relay|access|publisher)\.[a-z_]+)"
-    logged = set(re.findall(f'"{event}"', code)) - modules
-    table = REFERENCE.read_text().split("| `event` |")[1].split("\n\n")[0]
-
-    assert logged == set(re.findall(f"`{event}`", table))
-
-
-def test_table_of_settings_is_complete() -> None:
-    """The README lists every setting with its default."""
-    rows = re.findall(
-        r"^\| `([A-Z_]+)` \| (?:`--([\w-]+)` )?\| (?:`(\S+)` )?\|", CONFIGURATION.read_text(), re.MULTILINE
-    )
-
-    assert rows == [(name, setting.option.removeprefix("--"), setting.default) for name, setting in SETTINGS.items()]
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tables_are_those_that_the_code_defines(document: Path) -> None:
+    """`make docs` writes them."""
+    assert written(document.read_text()) == document.read_text()

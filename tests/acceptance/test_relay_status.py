@@ -29,7 +29,7 @@ async def test_status_tells_how_a_relay_is(
         try:
             database.execute("insert into tasks (id, title) values ('a', 'A')")
             figures = await until(lambda: [json.loads(line) for line in watched.output.splitlines()][1:], "a rate")
-            await until(lambda: '"task.created": 1.0' in watched.output, "the change")
+            await until(lambda: '"task.created": 1' in watched.output, "the change")
             watched.signal(signal.SIGINT)
             await until(lambda: watched.exit_code is not None, "the end")
         finally:

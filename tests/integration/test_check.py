@@ -1,4 +1,4 @@
-"""The doctor: each finding with the thing truly broken, and all well again after what it says was done."""
+"""Each finding of `relay check` with the thing truly broken, and all well again after what it says was done."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from relay import config
-from relay.commands.check import checks as doctor
-from relay.commands.check.checks import Finding
+from relay.commands.check import checks
+from relay.commands.check import database as database_module
+from relay.commands.check.core import Finding
 from relay.postgres import install
 from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError, free_port
 from relay.postgres.session import Connection
@@ -34,12 +35,12 @@ LOCAL = {"WS_HOST": "127.0.0.1", "WS_PORT": "0", "HEALTH_PORT": "0"}
 async def check(dsn: str, **settings: str) -> dict[str, Finding]:
     """Run the doctor, and return the findings by name."""
     given = config.load({"DATABASE_URL": dsn} | LOCAL | settings)
-    found = [finding async for finding in doctor.run(given)]
+    found = [finding async for finding in checks.run(given)]
     names = [finding.check for finding in found]
     assert len(set(names)) == len(names)
     for finding in found:
         assert "\n" not in finding.found
-        assert bool(finding.mend) == (finding.status in {"warning", "failed"})
+        assert bool(finding.hint) == (finding.status in {"warning", "failed"})
     return {finding.check: finding for finding in found}
 
 
@@ -60,7 +61,7 @@ def daemon_dsn(database: Database) -> Iterator[str]:
 
 
 async def test_all_is_well_with_the_daemons_rights(database: Database, daemon_dsn: str) -> None:
-    """Nothing to mend, rows looked at, no password shown, and no session left."""
+    """Nothing to hint, rows looked at, no password shown, and no session left."""
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     found = await check(daemon_dsn)
 
@@ -173,7 +174,7 @@ async def test_install_that_is_broken(
 
     assert before[name].status == status
     assert found in before[name].found
-    assert str(before[name].mend).startswith(advice)
+    assert str(before[name].hint).startswith(advice)
     statuses = [finding.status for finding in before.values()]
     gate = name in {"install", "watched"}
     assert set(statuses[list(before).index(name) + 1 :]) == ({"skipped"} if gate else {"ok"})
@@ -199,7 +200,7 @@ async def test_partition_that_came_later(database: Database) -> None:
 
     triggers = (await check(database.dsn))["triggers"]
     assert triggers.found == "relay_truncate of public.cards_2 is missing"
-    assert triggers.mend == "run relay sql watch public.cards"
+    assert triggers.hint == "run relay sql watch public.cards"
     database.execute("select relay.watch('cards')")
     assert not_ok(await check(database.dsn)) == {}
 
@@ -210,7 +211,7 @@ async def test_column_that_is_gone(database: Database) -> None:
     columns = (await check(database.dsn))["columns"]
 
     assert columns.found == "public.tasks has no column lane any more, its lane: its rows are not shown"
-    assert str(columns.mend).startswith("run relay sql watch public.tasks")
+    assert str(columns.hint).startswith("run relay sql watch public.tasks")
     database.execute("select relay.watch('tasks', lane_column => 'stage')")
     assert not_ok(await check(database.dsn)) == {}
 
@@ -231,7 +232,7 @@ async def test_right_that_was_revoked(database: Database, daemon_dsn: str, revok
     grants = (await check(daemon_dsn))["grants"]
 
     assert (grants.status, grants.found) == ("failed", f"role relay_daemon has no right on {named}")
-    assert grants.mend == "run relay sql roles"
+    assert grants.hint == "run relay sql roles"
     install.run(database.dsn, "roles")
     assert not_ok(await check(daemon_dsn)) == {}
 
@@ -260,7 +261,7 @@ async def test_journal_that_is_not_pruned(database: Database) -> None:
     journal = (await check(database.dsn))["journal"]
     assert journal.status == "warning"
     assert journal.found.startswith("not pruned: changes have been due for 72")
-    assert "select relay.prune()" in str(journal.mend)
+    assert "select relay.prune()" in str(journal.hint)
 
     database.execute("select relay.prune()")
     assert not_ok(await check(database.dsn)) == {}
@@ -277,7 +278,7 @@ async def test_published_table_without_identity(database: Database) -> None:
     assert replication.found.startswith("publication relay_test_some has public.tasks, which has no replica identity")
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
         database.execute("update tasks set title = 'B'")
-    database.execute(str(replication.mend).rpartition("or ")[2])
+    database.execute(str(replication.hint).rpartition("or ")[2])
     database.execute("update tasks set title = 'B'")
     assert not_ok(await check(database.dsn)) == {}
 
@@ -362,7 +363,7 @@ async def test_standby(own_server: EmbeddedPostgres) -> None:
     assert "standby" in found["primary"].found
 
 
-async def test_silent_doorbell() -> None:
+async def test_triggers_that_do_not_notify() -> None:
     """Where transactions may be prepared, and while the notification queue is half full."""
     settings = {"max_prepared_transactions": "1", "max_notify_queue_pages": "64"}
     try:
@@ -381,7 +382,7 @@ async def test_silent_doorbell() -> None:
         database.execute("select pg_notify('anything', repeat('x', 7000) || n) from generate_series(1, 50) n")
         queue = (await check(server.dsn))["notifications"]
     assert queue.status == "warning"
-    assert "the doorbell is silent" in queue.found
+    assert "triggers do not notify" in queue.found
 
 
 # What is in between ---------------------------------------------------------------------------------------------
@@ -439,29 +440,29 @@ async def test_transaction_pooler(database: Database, tmp_path: Path) -> None:
             path = other.execute("show search_path").fetchall()
     assert found["pooler"].status == "failed"
     assert "transaction pooler" in found["pooler"].found
-    assert str(found["pooler"].mend).startswith("connect to Postgres itself")
+    assert str(found["pooler"].hint).startswith("connect to Postgres itself")
     assert found["install"].status == "skipped"
     assert (kept, path) == ([], [('"$user", public',)])
 
 
 async def test_session_pooler(database: Database, tmp_path: Path) -> None:
-    """One that keeps sessions is all right: the doorbell comes through."""
+    """One that keeps sessions is all right: notifications come through."""
     with pgbouncer(database, tmp_path, "session") as dsn:
         assert not_ok(await check(dsn)) == {}
 
 
-async def test_doorbell_that_does_not_come_through(
+async def test_notification_that_does_not_come_through(
     database: Database, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where two connections end in two places."""
-    monkeypatch.setattr(doctor, "DOORBELL_SECONDS", 0.1)
+    monkeypatch.setattr(database_module, "NOTIFICATION_SECONDS", 0.1)
     with temporary_database(server) as elsewhere:
         async with (
             await Connection.connect(database.dsn, autocommit=True) as one,
             await Connection.connect(elsewhere, autocommit=True) as other,
         ):
-            assert await doctor.ring(one, other) is None
-            assert await doctor.ring(one, one) is not None
+            assert await database_module.round_trip(one, other) is None
+            assert await database_module.round_trip(one, one) is not None
 
 
 # This machine ---------------------------------------------------------------------------------------------------
@@ -492,7 +493,7 @@ async def test_port_that_is_taken() -> None:
         port = str(program.getsockname()[1])
         for setting in ("WS_PORT", "HEALTH_PORT"):
             ports = (await check("", **{setting: port}))["ports"]
-            assert (ports.status, ports.mend) == ("failed", f"choose another with {setting}")
+            assert (ports.status, ports.hint) == ("failed", f"choose another with {setting}")
             assert ports.found == f"cannot listen on 127.0.0.1:{port}: Address already in use"
     assert (await check("", WS_PORT=port, HEALTH_PORT=port))["ports"].status == "failed"
     assert (await check("", WS_PORT=port))["ports"].status == "ok"
@@ -514,21 +515,21 @@ async def test_more_clients_than_files() -> None:
 )
 def test_versions(number: int, status: str) -> None:
     """Postgres 14 to 18 are known; a later one may work."""
-    assert doctor.judge_version(number).status == status
+    assert database_module.judge_version(number).status == status
 
 
 def test_clocks_differ_by_what_the_round_trip_leaves_open() -> None:
     """The quickest of the readings counts, and its uncertainty is in favour of the clocks."""
-    assert doctor.judge_clock([(100.0, 105.0, 110.0)]).status == "ok"
-    assert doctor.judge_clock([(100.0, 107.0, 110.0)]).status == "ok"
-    assert doctor.judge_clock([(100.0, 107.0, 110.0), (110.0, 112.0, 110.2)]).status == "warning"
-    behind = doctor.judge_clock([(100.0, 97.9, 100.2)])
+    assert database_module.judge_clock([(100.0, 105.0, 110.0)]).status == "ok"
+    assert database_module.judge_clock([(100.0, 107.0, 110.0)]).status == "ok"
+    assert database_module.judge_clock([(100.0, 107.0, 110.0), (110.0, 112.0, 110.2)]).status == "warning"
+    behind = database_module.judge_clock([(100.0, 97.9, 100.2)])
     assert behind.found.startswith("the server's clock is 2.2 s behind this machine's")
 
 
 def test_the_internet_asks_for_tls() -> None:
     """Inside a network of one's own nobody is told what to do."""
-    assert doctor.judge_tls("", "93.184.216.34", tls=False).status == "warning"
-    assert doctor.judge_tls("", "93.184.216.34", tls=True).status == "ok"
-    assert doctor.judge_tls("", "10.1.2.3", tls=False).status == "ok"
-    assert doctor.judge_tls("", "", tls=False).status == "ok"
+    assert database_module.judge_tls("", "93.184.216.34", tls=False).status == "warning"
+    assert database_module.judge_tls("", "93.184.216.34", tls=True).status == "ok"
+    assert database_module.judge_tls("", "10.1.2.3", tls=False).status == "ok"
+    assert database_module.judge_tls("", "", tls=False).status == "ok"

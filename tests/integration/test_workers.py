@@ -17,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay import config
-from relay.daemon import pool
+from relay.daemon import pool, process
 from relay.daemon.errors import StartError
 from relay.daemon.pool import Pool
 from relay.model.status import Status
@@ -30,7 +30,8 @@ _NOBODY = "postgresql://relay@127.0.0.1:1/relay"
 def system(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Return the system as the workers' parent sees it, to change it."""
     system = SimpleNamespace(platform="linux", executable=sys.executable)
-    monkeypatch.setattr(pool, "sys", system)
+    for module in (pool, process):
+        monkeypatch.setattr(module, "sys", system)
     return system
 
 
@@ -112,7 +113,7 @@ async def test_worker_that_hangs_at_the_start_ends_the_start(
     silent.write_text("#!/bin/sh\nexec sleep 600\n")
     silent.chmod(0o700)
     system.executable = str(silent)
-    monkeypatch.setattr(pool, "START_SECONDS", 0.2)
+    monkeypatch.setattr(process, "START_SECONDS", 0.2)
     monkeypatch.setattr(pool, "STOP_SECONDS", 0.2)
     await relay.open()
     with pytest.raises(StartError, match=r"^worker 1 does not listen after 0 seconds$"):
@@ -141,7 +142,7 @@ async def test_worker_that_cannot_be_started_again_is_tried_until_it_can(
 
 TAKER = """
 import sys
-from relay.daemon.worker import SharedPlaces
+from relay.daemon.shared import SharedPlaces
 file, own = int(sys.argv[1]), int(sys.argv[2])
 places = SharedPlaces(1, file, 2, own)
 most = 0

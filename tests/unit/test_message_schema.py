@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +14,6 @@ from jsonschema_rs import ValidationError
 from relay.commands.cli import cli
 from relay.model import messages as protocol
 from relay.model import schema as contract
-from relay.model.cursor import Reason
 from tests.contract import KINDS, checked
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"
@@ -123,10 +122,3 @@ def test_every_kind_is_one() -> None:
     examples = [SYNC, RESUMABLE, *(example for name in KINDS for example in DEFINITIONS[name]["examples"])]
     for example in examples:
         assert sum(validator.is_valid(example) for validator in KINDS.values()) == 1
-
-
-def test_every_code_and_reason_is_told() -> None:
-    """Each has words, in the order of the code; each close code that the relay has, too."""
-    assert list(contract.ERRORS) == list(get_args(protocol.ErrorCode))
-    assert list(contract.REASONS) == list(get_args(Reason))
-    assert set(contract.CLOSE_CODES) == {*protocol.CloseCode, 1000, 1002, 1006}

@@ -19,7 +19,9 @@ from websockets.http11 import Response
 
 from relay.client import link
 from relay.commands.tail import follow as tail
-from relay.commands.tail.follow import CursorFile, Delivery, Filter, Message, Parts, Reader, States, TailError, line
+from relay.commands.tail.follow import CursorFile, States
+from relay.commands.tail.messages import Delivery, Message, Parts, Reader, TailError
+from relay.commands.tail.show import Filter, line
 from relay.model import messages as protocol
 from relay.text import harmless
 
@@ -62,7 +64,7 @@ def read(*messages: bytes) -> list[Message]:
 
 def shown(*messages: bytes) -> list[str]:
     """The lines of messages, without the time."""
-    return [line(message, AT, colours=False).removeprefix("03:04:05.067  ") for message in read(*messages)]
+    return [line(message, AT).plain.removeprefix("03:04:05.067  ") for message in read(*messages)]
 
 
 # Deliveries
@@ -156,14 +158,6 @@ def test_numbers_keep_their_digits_and_long_values_are_cut() -> None:
 def test_a_type_of_the_future_is_shown() -> None:
     """Rather as it is than not at all."""
     assert shown(b'{"type":"board.renamed","data":{"to":"b"}}') == ['board.renamed  data={"to":"b"}']
-
-
-def test_colours_change_nothing_but_colours() -> None:
-    """Where there are none, there is no control character."""
-    [message] = read(moved("a", "todo", "done"))
-    plain, coloured = (line(message, AT, colours=colours) for colours in (False, True))
-    assert "\x1b" not in plain
-    assert "\x1b[94mtask.moved" in coloured
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20))

@@ -55,11 +55,3 @@ def test_a_full_screen_is_given_back_whatever_happens(monkeypatch: pytest.Monkey
     assert "second" in out
     assert "third" not in out
     assert out.rindex("\x1b[?1049l") > out.index("second")
-
-
-def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NO_COLOR, unless it is empty, wants none."""
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert [terminal.has_colours(stream) for stream in (Terminal(), io.StringIO())] == [True, False]
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert not terminal.has_colours(Terminal())

@@ -8,11 +8,19 @@ from collections import Counter
 from typing import Final
 
 import click
+from rich.text import Text
 
 from relay import logs
+from relay.commands import terminal
 from relay.commands.check import checks
+from relay.commands.check.core import Finding
 from relay.commands.options import OF_SERVE, settings_options
 from relay.config import Settings, SettingsError, read
+from relay.text import harmless
+
+_COLOURS: Final = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
+_STATUS_WIDTH: Final = 9
+_NAME_WIDTH: Final = checks.LONGEST_NAME + 2
 
 
 @click.command()
@@ -20,7 +28,7 @@ from relay.config import Settings, SettingsError, read
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
 @click.pass_context
 def check(context: click.Context, /, as_json: bool, **options: str | None) -> None:
-    """Look at all that the daemon needs, and say how to mend what is not well.
+    """Look at all that the daemon needs, and say what to do about what is not well.
 
     To be run where the daemon runs, with its settings. Exit code 1 if anything is wrong, 2 if a setting is not
     allowed; warnings do no harm.
@@ -35,24 +43,22 @@ def check(context: click.Context, /, as_json: bool, **options: str | None) -> No
 
 async def _show(settings: Settings, *, as_json: bool) -> int:
     """Print the findings, for people as they come; return the exit code."""
-    findings = []
+    findings, console = [], terminal.console()
     async for finding in checks.run(settings):
         findings.append(finding)
         if not as_json:
-            _show_finding(finding)
+            console.print(*_lines(finding), sep="\n")
     counted = Counter(finding.status for finding in findings)
     if as_json:
         click.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
     else:
-        click.echo("relay check: " + ", ".join(f"{count} {status}" for status, count in counted.items()))
+        console.print("relay check: " + ", ".join(f"{count} {status}" for status, count in counted.items()))
     return 1 if counted["failed"] else 0
 
 
-_COLOURS: Final = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
-
-
-def _show_finding(finding: checks.Finding) -> None:
-    status = click.style(f"{finding.status:9}", fg=_COLOURS[finding.status])
-    click.echo(f"{status}{finding.check:{checks.LONGEST_NAME + 2}}{finding.found}")
-    if finding.mend:
-        click.echo(f"{'':{checks.LONGEST_NAME + 11}}mend: {finding.mend}")
+def _lines(finding: Finding) -> list[Text]:
+    status = (f"{finding.status:{_STATUS_WIDTH}}", _COLOURS[finding.status])
+    found = Text.assemble(status, f"{finding.check:{_NAME_WIDTH}}", harmless(finding.found))
+    if not finding.hint:
+        return [found]
+    return [found, Text(f"{'':{_STATUS_WIDTH + _NAME_WIDTH}}hint: {harmless(finding.hint)}")]

@@ -7,7 +7,8 @@ import asyncio
 import click
 
 from relay import logs
-from relay.commands.demo.demo import DemoError, run
+from relay.commands.demo.run import run
+from relay.commands.demo.writers import DemoError
 from relay.commands.options import one_line_errors, settings_options
 from relay.config import read
 from relay.daemon.errors import StartError

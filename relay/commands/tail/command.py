@@ -9,10 +9,13 @@ from datetime import datetime
 from pathlib import Path
 
 import click
+from rich.text import Text
 
 from relay.commands import terminal
 from relay.commands.options import one_line_errors
 from relay.commands.tail import follow
+from relay.commands.tail.messages import Message, TailError
+from relay.commands.tail.show import Filter, line
 from relay.text import harmless
 
 
@@ -69,19 +72,19 @@ def tail(
     count: int | None,
 ) -> None:
     """Watch a BOARD: print its messages as they come, until Ctrl-C."""
-    wanted = follow.Filter(frozenset(types), frozenset(lanes), frozenset(tasks), text, first_board=not no_sync)
-    colours = terminal.has_colours(sys.stdout)
+    wanted = Filter(frozenset(types), frozenset(lanes), frozenset(tasks), text, first_board=not no_sync)
+    console, errors = terminal.console(), terminal.console(sys.stderr)
 
-    def show(message: follow.Message) -> None:
+    def show(message: Message) -> None:
         if as_json:
             click.echo(harmless(message.json.decode()).encode())
         else:
-            click.echo(follow.line(message, datetime.now().astimezone(), colours=colours), color=colours)
+            console.print(line(message, datetime.now().astimezone()))
 
-    def tell(line: str) -> None:
-        click.secho(line, err=True, dim=True, color=terminal.has_colours(sys.stderr))
+    def tell(state: str) -> None:
+        errors.print(Text(state, "dim"))
 
-    with one_line_errors(follow.TailError), terminal.interrupted_once(), terminal.quiet_end():
+    with one_line_errors(TailError), terminal.interrupted_once(), terminal.quiet_end():
         target = follow.Target(url, board, follow.token_from(token_file, os.environ.get("RELAY_TOKEN")))
         cursors = follow.CursorFile(cursor_file) if cursor_file else None
         asyncio.run(follow.run(target, follow.Output(wanted, show, tell, count, cursors)))

@@ -1,0 +1,142 @@
+"""How checks are run and judged: the core of `relay check`.
+
+It connects as the daemon does, with its two connections, its settings and its rights, and changes nothing. Where the
+daemon serves clients from NATS, it looks there, and knows nothing of the database.
+
+Rules:
+- Each check asks, and a verdict that is pure judges what came. There is always one finding for each check.
+- What depends on something that is broken is skipped: the first failure that is shown is the first to act on.
+- What the daemon's role may not see by itself, narrow functions of sql/install.sql tell: relay.altered, relay.vitals,
+  relay.vacuum_holders and relay.widest.
+- Nobody is held up: no lock is waited for, no table is read whole, each answer has its timeout. Before a transaction
+  pooler is ruled out, no setting is made and nothing listened to: both would stay in a connection that others use.
+- No secret is shown: not the connection string, not a credential.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import psycopg
+
+from relay.config import Settings
+from relay.postgres.session import Connection, FeedError
+from relay.text import error_line
+
+if TYPE_CHECKING:
+    from relay.nats.jetstream import Stream
+
+ANSWER_SECONDS: Final = 5.0
+"""Timeout of each check."""
+
+Level = Literal["ok", "warning", "failed", "skipped"]
+
+
+class Verdict(NamedTuple):
+    """How a thing is, what was found, and what to do about it, each in one line."""
+
+    status: Level
+    found: str
+    hint: str | None = None
+
+
+class Finding(NamedTuple):
+    """A verdict, and the name of the check."""
+
+    check: str
+    status: Level
+    found: str
+    hint: str | None
+
+
+def ok(found: str) -> Verdict:
+    """All is well."""
+    return Verdict("ok", found)
+
+
+def warning(found: str, hint: str) -> Verdict:
+    """Changes flow all the same."""
+    return Verdict("warning", found, hint)
+
+
+def failed(found: str, hint: str) -> Verdict:
+    """Clients are not served as they should be, or will not be."""
+    return Verdict("failed", found, hint)
+
+
+@dataclass
+class Place:
+    """Where the checks look: the settings, and the two connections, or the stream, once they are there."""
+
+    settings: Settings
+    lifetime: AsyncExitStack
+    links: Sequence[Connection] = ()
+    stream: Stream | None = None
+
+    @property
+    def link(self) -> Connection:
+        return self.links[0]
+
+    @property
+    def lost(self) -> bool:
+        return any(link.closed for link in self.links)
+
+
+class Check(NamedTuple):
+    """A thing to look at."""
+
+    name: str
+    look: Callable[[Place], Awaitable[Verdict]]
+    about: str
+    """What it examines, for the documentation."""
+    advice: str
+    """What to do about it, in general."""
+    gate: bool = False
+    """Whether all later checks of the same place rest on it."""
+
+
+async def run(settings: Settings, here: Iterable[Check], there: Iterable[Check]) -> AsyncIterator[Finding]:
+    """Look at what is here, and then at what is there, where one thing rests on another."""
+    async with AsyncExitStack() as lifetime:
+        place = Place(settings, lifetime)
+        for check in here:
+            yield Finding(check.name, *await _judged(check, place))
+        broken: str | None = None
+        for check in there:
+            if broken:
+                yield Finding(check.name, "skipped", f"cannot be checked while {broken} fails", None)
+                continue
+            verdict = await _judged(check, place)
+            yield Finding(check.name, *verdict)
+            if verdict.status == "failed" and (check.gate or place.lost):
+                broken = check.name
+
+
+async def _judged(check: Check, place: Place) -> Verdict:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await check.look(place)
+    except TimeoutError:
+        return failed(
+            f"no answer within {ANSWER_SECONDS:.0f} seconds",
+            "see that the server, and a pooler if there is one, has connections and time to spare",
+        )
+    except (psycopg.Error, FeedError) as ex:
+        return failed(error_line(ex), "see to what Postgres says here, and check again")
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """List names, but not all if they are many."""
+    given = list(names)
+    more = f" and {len(given) - most} more" if len(given) > most else ""
+    return ", ".join(given[:most]) + more
+
+
+def halves(problem: str) -> tuple[str, str]:
+    """Split a line of ours into what was found and what to do."""
+    found, _, hint = problem.rpartition(": ")
+    return found, hint

@@ -1,0 +1,168 @@
+"""Looks at the tables that are watched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, LiteralString
+
+from relay.commands.check.core import Check, Place, Verdict, failed, listed, ok, warning
+
+WIDE_BYTES: Final = 1024 * 1024
+"""Many clients refuse messages that are larger."""
+
+_TABLES: Final[LiteralString] = """
+    select pg_catalog.format('%I.%I', w.schema_name, w.table_name) from relay.watched w order by w.id
+"""
+
+
+async def _watched(place: Place) -> Verdict:
+    tables = [name for (name,) in await place.link.rows(_TABLES)]
+    if not tables:
+        return failed("nothing is watched", "run relay sql watch with the name of the tasks table")
+    return ok(listed(tables))
+
+
+_PROBLEMS: Final[LiteralString] = """
+    select pg_catalog.format('%I.%I', w.schema_name, w.table_name), w.problem
+    from relay.watched w where w.problem is not null order by w.id
+"""
+
+
+async def _columns(place: Place) -> Verdict:
+    for table, problem in await place.link.rows(_PROBLEMS):
+        hint = f"run relay sql watch {table} and name the columns as they are now"
+        return failed(f"{table} {problem}: its rows are not shown", hint)
+    return ok("the columns by which tables are watched are there")
+
+
+# As relay.triggers_enabled has them, which says no more than that one is wrong.
+_TRIGGERS: Final[LiteralString] = """
+    select pg_catalog.format('%I.%I', w.schema_name, w.table_name), part.name::text, wanted.name, t.tgenabled::text
+    from relay.watched w
+    join pg_catalog.pg_namespace n on n.nspname = w.schema_name
+    join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = w.table_name
+    cross join lateral relay.parts(c.oid) part (name)
+    cross join (values ('relay_change', 29), ('relay_truncate', 32)) wanted (name, type)
+    left join pg_catalog.pg_trigger t on t.tgrelid = part.name and t.tgname = wanted.name
+    left join pg_catalog.pg_proc f on f.oid = t.tgfoid
+    where (t.tgenabled = 'A' and t.tgtype = wanted.type and t.tgattr::text = '' and t.tgqual is null
+           and f.proname in ('journal_' || w.id, 'journal_truncate')) is not true
+    order by w.id, part.name::text, wanted.name
+"""
+
+
+async def _triggers(place: Place) -> Verdict:
+    wrong = await place.link.rows(_TRIGGERS)
+    if not wrong:
+        return ok("all are in place and enabled, on partitions too")
+    how = {None: "missing", "D": "disabled", "A": "not as relay.watch makes it"}
+    table = wrong[0][0]
+    found = listed(
+        f"{trigger} of {part} is {how.get(enabled, 'not enabled always')}" for _, part, trigger, enabled in wrong
+    )
+    hint = f"run relay sql watch {table}"
+    if all(enabled == "O" for _, _, _, enabled in wrong):
+        return warning(f"{found}: what replication applies here is not journalled", hint)
+    return failed(found, hint)
+
+
+_ALTERED: Final[LiteralString] = """
+    select pg_catalog.format('%I.%I', w.schema_name, w.table_name) from relay.watched w
+    where w.id in (select relay.altered()) order by w.id
+"""
+
+
+async def _trigger_functions(place: Place) -> Verdict:
+    tables = await place.link.rows(_ALTERED)
+    if tables:
+        found = f"that of {listed(table for (table,) in tables)} was altered, or a column of the table"
+        return failed(found, "run relay sql install, or start the daemon: both make it fit")
+    return ok("are as this version makes them")
+
+
+_UNIDENTIFIED: Final[LiteralString] = """
+    with ours (root, part) as (
+        select c.oid, part from relay.watched w
+        join pg_catalog.pg_namespace n on n.nspname = w.schema_name
+        join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = w.table_name
+        cross join lateral relay.parts(c.oid) part
+    )
+    select distinct o.part::regclass::text, b.pubname::text
+    from ours o
+    join pg_catalog.pg_class c on c.oid = o.part and c.relkind = 'r'
+    join pg_catalog.pg_class p on p.oid in (o.root, o.part)
+    join pg_catalog.pg_namespace n on n.oid = p.relnamespace
+    join pg_catalog.pg_publication_tables t on t.schemaname = n.nspname and t.tablename = p.relname
+    join pg_catalog.pg_publication b on b.pubname = t.pubname and (b.pubupdate or b.pubdelete)
+    where c.relreplident <> 'f'
+      and not exists (
+          select from pg_catalog.pg_index i
+          where i.indrelid = c.oid and i.indisvalid
+            and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident else false end)
+    order by 1
+"""
+
+
+async def _replication(place: Place) -> Verdict:
+    for table, publication in await place.link.rows(_UNIDENTIFIED):
+        found = f"publication {publication} has {table}, which has no replica identity: its rows cannot be changed"
+        return failed(found, f"give it a primary key, or alter table {table} replica identity full")
+    return ok("no publication keeps rows from being changed")
+
+
+_WIDEST: Final[LiteralString] = """
+    select pg_catalog.format('%I.%I', w.schema_name, w.table_name), r.sampled, r.bytes
+    from relay.widest() r join relay.watched w on w.id = r.watch
+    where r.bytes is not null order by r.bytes desc
+"""
+
+
+async def _rows(place: Place) -> Verdict:
+    return judge_rows(await place.link.rows(_WIDEST))
+
+
+def judge_rows(rows: Sequence[Any]) -> Verdict:
+    """Whether rows fit into a message; they are (table, rows in the sample, bytes of the widest), widest first."""
+    if not rows:
+        return ok("there are none yet")
+    table, sampled, widest = rows[0]
+    found = f"the widest of {sampled} sampled rows of {table} has about {widest:,} bytes"
+    if widest < WIDE_BYTES:
+        return ok(found)
+    hint = "hide wide columns (relay sql watch --hide), or let clients take messages over 1 MiB"
+    return warning(f"{found}: many clients refuse messages over 1 MiB, and writers pay for each", hint)
+
+
+CHECKS: Final = (
+    Check("watched", _watched, "something is", "`relay sql watch`", gate=True),
+    Check(
+        "columns",
+        _columns,
+        "the columns that a table is watched by, or hides, are there",
+        "`relay sql watch` with the names as they are now",
+    ),
+    Check(
+        "triggers",
+        _triggers,
+        "all in place and unchanged, on each partition; enabled always, not for ordinary sessions alone (warning)",
+        "`relay sql watch`",
+    ),
+    Check(
+        "trigger functions",
+        _trigger_functions,
+        "each is what this version would make for the columns as they are",
+        "`relay sql install`, or start the daemon",
+    ),
+    Check(
+        "replication",
+        _replication,
+        "no publication keeps rows of watched tables from being changed",
+        "a primary key or `replica identity full`",
+    ),
+    Check(
+        "rows",
+        _rows,
+        "the widest of about a thousand sampled rows of each table is below 1 MiB (warning)",
+        "hide wide columns; writers pay for them too",
+    ),
+)

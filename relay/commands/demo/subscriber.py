@@ -1,0 +1,128 @@
+"""The demo's subscriber: holds the board with the client library, shows each change, and now and then the board."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import click
+
+from relay import client
+from relay.client import Change, Task
+from relay.postgres.embedded import HOST
+
+MESSAGES_BETWEEN_BOARDS: Final = 25
+"""After so many messages the board is shown again, for by then it has left the screen."""
+
+TASKS_SHOWN_PER_LANE: Final = 8
+TITLE_CHARACTERS: Final = 26
+"""The width of the column of titles; a longer one pushes what follows to the right."""
+
+VALUE_CHARACTERS: Final = 40
+"""A longer value is cut."""
+
+_TYPE_COLOURS: Final = {
+    "board.sync": "magenta",
+    "task.created": "green",
+    "task.updated": "yellow",
+    "task.moved": "bright_blue",
+    "task.deleted": "red",
+}
+_LANE_COLOURS: Final = {
+    "backlog": "bright_blue",
+    "todo": "cyan",
+    "in_progress": "yellow",
+    "done": "green",
+    "recovery": "red",
+}
+
+
+async def subscribe(port: int, invitation: str) -> None:
+    """Follow the board as any client does, and show each change, for ever."""
+    # Whatever proxy there may be leads away from this machine.
+    async with client.connect(f"ws://{HOST}:{port}", proxy=False) as relay:
+        board = await relay.subscribe("default")
+        since_shown = 0
+        async for change in board:
+            kind = click.style(f"{change.type:12}", fg=_TYPE_COLOURS.get(change.type))
+            click.echo(f"{_dim(time.strftime('%H:%M:%S'))}  {kind}  {_said(change)}")
+            since_shown += 1
+            due = since_shown >= MESSAGES_BETWEEN_BOARDS and change.type != "task.moved"  # its update comes next
+            if due:
+                click.echo(f"\nThe board now, as those messages made it. {_bold('Yours to change:')}")
+                click.secho(f"  {invitation}", fg="cyan")
+            if due or change.type == "board.sync":
+                click.echo("\n" + "\n".join(_lines(board)) + "\n")
+                since_shown = 0
+
+
+def _said(change: Change) -> str:
+    """Say in words what a change is."""
+    match change:
+        case Change(type="board.sync", tasks=tasks):
+            count = len(tasks or ())
+            return f"the whole board, {count} task{'' if count == 1 else 's'}"
+        case Change(before=None, task=dict(task)):
+            return f"{_title(task)}  in {_lane(task['lane'])}  {_details(task)}"
+        case Change(type="task.moved", before=dict(before)):
+            return f"{_title(before)}  {_lane(change.from_lane)} → {_lane(change.to_lane)}"
+        case Change(before=dict(before), changes=dict(changes)):
+            return f"{_title(before)}  {_described(before, changes)}"
+        case Change(before=dict(before)):
+            return f"{_title(before)}  {_dim('was in')} {_lane(before['lane'])}"
+    return ""
+
+
+def _lines(board: client.Board) -> Iterator[str]:
+    """Draw the board: each lane, how many tasks it has, and which."""
+    for lane, tasks in board.lanes.items():
+        names = [f"{_dim(_text(task['id']))}  {_title(task)}  {_details(task)}" for task in tasks]
+        if len(names) > TASKS_SHOWN_PER_LANE:
+            names[TASKS_SHOWN_PER_LANE:] = [_dim(f"and {len(names) - TASKS_SHOWN_PER_LANE} more")]
+        heading = f"  {_lane(lane, 12)}{len(tasks):>3}"
+        for name in names or [""]:
+            yield f"{heading}   {name}".rstrip()
+            heading = " " * 17
+
+
+def _described(task: Task, changes: Task) -> str:
+    """Say what changed; or else, when `task.moved` has said it before, only which columns did."""
+    told = []
+    for name, value in changes.items():
+        old = task.get(name)
+        if name == "title":  # the line begins with the old one
+            told.append(f"title → {_bold(_text(value))}")
+        elif name != "updatedAt" and value != old:
+            told.append(f"{name} → {_text(value)}" if old is None else f"{name} {_text(old)} → {_text(value)}")
+    return "  ".join(told) or _dim(", ".join(changes))
+
+
+def _title(task: Task) -> str:
+    return _bold(f"{_text(task.get('title', task['id'])):{TITLE_CHARACTERS}}")
+
+
+def _details(task: Task) -> str:
+    hours = task.get("estimatedHours")
+    found = [task.get("priority"), hours if hours is None else f"{hours} h", task.get("status")]
+    return _dim(" · ".join(_text(value) for value in found if value is not None))
+
+
+def _lane(lane: Any, width: int = 0) -> str:
+    return click.style(f"{_text(lane):{width}}", fg=_LANE_COLOURS.get(lane, "magenta"))
+
+
+def _bold(text: str) -> str:
+    return click.style(text, bold=True)
+
+
+def _dim(text: str) -> str:
+    return click.style(text, dim=True)
+
+
+def _text(value: object) -> str:
+    """Write a value on part of a line, whatever the newcomer put into it."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = "".join(character if character.isprintable() else " " for character in text)
+    return text if len(text) <= VALUE_CHARACTERS else text[: VALUE_CHARACTERS - 1] + "…"

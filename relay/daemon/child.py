@@ -1,0 +1,100 @@
+"""A worker as a process of its own, one of several: `python -m relay.daemon.child`, as process.py starts it.
+
+Rules:
+- It shares with the others the port, which each of them listens on while the kernel deals out connections, and the
+  count of connections (shared.py). Of Postgres it has its own feed: none waits for another.
+- Its orders come over its control socket, a line each: answer with your `Status`, read your credentials again,
+  disconnect your clients and end. The end of the socket means the last, too: it comes when the process that asks was
+  killed. Signals are for that process alone: they are blocked here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from typing import Final
+
+import structlog
+
+from relay import config, logs
+from relay.config import Settings
+from relay.daemon.errors import StartError
+from relay.daemon.shared import SharedPlaces, SharedRates
+from relay.daemon.worker import Worker
+
+log = structlog.get_logger()
+
+STATUS: Final = b"status\n"
+RELOAD: Final = b"reload\n"
+DRAIN: Final = b"drain\n"
+"""The lines on the control socket."""
+
+
+def main() -> None:
+    """Be one of several.
+
+    Which one, its control socket, the files of places and rates, and sockets that all of them listen on, if they do.
+    """
+    number, control, places, rates_file, *listening = map(int, sys.argv[1:])
+    settings = config.load({name: os.environ[name] for name in Settings.model_fields if name in os.environ})
+    logs.start(settings.LOG_LEVEL, worker=number)
+    shared = SharedPlaces(settings.WS_MAX_CONNECTIONS, places, settings.WS_WORKERS, number - 1)
+    try:
+        rates = SharedRates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL, rates_file)
+        sockets = [socket.socket(fileno=each) for each in listening]
+        asyncio.run(_obey(Worker(settings, shared, rates, sockets), socket.socket(fileno=control)))
+    except StartError as ex:
+        log.error("worker.failed", problem=str(ex))  # noqa: TRY400  # one line says it all
+        sys.exit(1)
+
+
+async def _obey(worker: Worker, control: socket.socket) -> None:
+    """Serve until told to stop."""
+    reader, writer = await asyncio.open_connection(sock=control)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(writer.close)
+        stack.push_async_callback(worker.close)
+        await worker.open()
+        serving = await worker.start()
+        stops = asyncio.Event()
+        answering = asyncio.create_task(_answer(worker, reader, writer, stops))
+        draining = asyncio.create_task(_drain(worker, stops))
+        await asyncio.wait({serving, draining}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (answering, draining, serving):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _drain(worker: Worker, stops: asyncio.Event) -> None:
+    await stops.wait()
+    await worker.drain()
+
+
+async def _answer(
+    worker: Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stops: asyncio.Event
+) -> None:
+    """Do what is asked over the control socket, until its end, which stops the worker if nothing did."""
+    # Who was killed with an answer unread has reset the connection.
+    with contextlib.suppress(ConnectionError):
+        reloading: set[asyncio.Task[None]] = set()
+        async for order in reader:
+            if order == RELOAD:
+                # Beside the answers: an address of keys may take its time.
+                task = asyncio.create_task(worker.reload())
+                reloading.add(task)
+                task.add_done_callback(reloading.discard)
+            elif order == DRAIN:
+                stops.set()
+            else:
+                status = await worker.status()
+                writer.write(status.model_dump_json().encode() + b"\n")
+                await writer.drain()
+    stops.set()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""One worker's process, seen from the one that starts it, and after its death the next in its place.
+
+Rules:
+- A worker ends when its control socket does. So none outlives the process that started it, whatever becomes of that.
+- What a dead worker has sent, as far as it has reported, stays in the sums.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import structlog
+
+from relay.config import Settings
+from relay.daemon import child
+from relay.daemon.child import DRAIN, RELOAD, STATUS
+from relay.daemon.errors import StartError
+from relay.daemon.shared import SharedPlaces
+from relay.model.status import Counts, Status
+from relay.postgres.feed import LONGEST_RETRY_SECONDS, Retry
+
+log = structlog.get_logger()
+
+START_SECONDS: Final = 30.0
+"""How long a worker may take to listen, when the daemon starts."""
+
+ANSWER_SECONDS: Final = 1.0
+"""How long a worker may take to say how it is."""
+
+
+class Process:
+    """One worker, and after its death the next in its place.
+
+    `known` is what it told last, None while there is none that listens. `problem` says what is the matter with the
+    process, `known.problem` what is with its feed.
+    """
+
+    def __init__(self, number: int, settings: Settings, places: SharedPlaces, files: Sequence[int]) -> None:
+        self.number = number
+        self.known: Status | None = None
+        self.problem: str | None = "is starting"
+        self._settings = {name: str(value) for name, value in settings.model_dump().items()}
+        self._places = places
+        self._files = files
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._answers: asyncio.Task[None] | None = None
+        self._answer: asyncio.Future[Status | None] | None = None
+        self._before = Counts()
+
+    @property
+    def counts(self) -> Counts:
+        """What was sent from this place since the daemon's start."""
+        return self._before + self.known.counts if self.known else self._before
+
+    async def start(self) -> None:
+        """Start it, and ask it how it is, which it answers once it listens."""
+        ours, theirs = socket.socketpair()
+        with contextlib.ExitStack() as undo, theirs:
+            undo.callback(ours.close)
+            self._process = await self._spawn(theirs.fileno())
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+            undo.pop_all()
+        self._answers = asyncio.create_task(self._read(reader))
+        self._ask(self._writer)
+
+    async def listens(self) -> None:
+        """Wait until it listens. Raises StartError if it does not."""
+        assert self._process, "it was started"
+        assert self._answer, "it was asked"
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                if not await asyncio.shield(self._answer):
+                    how = _how_it_ended(await self._process.wait())
+                    raise StartError(f"worker {self.number} {how} before it listened: see the log")
+        except TimeoutError:
+            raise StartError(f"worker {self.number} does not listen after {START_SECONDS:.0f} seconds") from None
+
+    async def status(self) -> Status | None:
+        """Ask it how it is; None if it is not there or does not answer in time."""
+        if self._writer is None or self.known is None:
+            return None
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await asyncio.shield(self._ask(self._writer))
+        except TimeoutError:
+            self.problem = "does not answer"
+            return None
+
+    async def keep(self) -> None:
+        """Start it again whenever it has died, until cancelled."""
+        clock = asyncio.get_running_loop()
+        retry = Retry()
+        while True:
+            began = clock.time()
+            await self._end()
+            if clock.time() - began > LONGEST_RETRY_SECONDS:
+                retry = Retry()
+            await asyncio.sleep(retry.next())
+            try:
+                await self.start()
+            except OSError as ex:
+                self.problem = f"cannot be started again: {ex.strerror}"
+                log.error("worker.failed", worker=self.number, problem=self.problem)  # noqa: TRY400  # one line
+
+    def reload(self) -> None:
+        """Tell it to read credentials and certificates again."""
+        if self._writer:
+            self._writer.write(RELOAD)
+
+    async def stop(self, seconds: float) -> None:
+        """Tell it to stop, and wait until it is gone, which may take so long."""
+        if self._writer is None or self._process is None:
+            return
+        if self._process.returncode is None:
+            self._writer.write(DRAIN)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._process.wait()
+        except TimeoutError:
+            log.error("worker.killed", worker=self.number, reason="it did not stop")  # noqa: TRY400  # one line
+            self.kill()
+            await self._process.wait()
+        self._writer.close()
+
+    def kill(self) -> None:
+        """End it as it is."""
+        if self._process and self._process.returncode is None:
+            self._process.kill()
+
+    async def _spawn(self, control: int) -> asyncio.subprocess.Process:
+        with _signals_blocked():
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # it shall import what this process did, whatever lies in the working folder
+                "-m",
+                child.__name__,
+                *map(str, (self.number, control, *self._files)),
+                env={**os.environ, **self._settings},
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(control, *self._files),
+            )
+
+    def _ask(self, writer: asyncio.StreamWriter) -> asyncio.Future[Status | None]:
+        """Ask it how it is, unless it has not answered yet; who asks meanwhile shares the answer."""
+        if self._answer is None or self._answer.done():
+            self._answer = asyncio.get_running_loop().create_future()
+            writer.write(STATUS)
+        return self._answer
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Take its answers, until it has no more."""
+        with contextlib.suppress(ConnectionError):
+            async for line in reader:
+                if self.known is None and self._process:
+                    log.info("worker.running", worker=self.number, pid=self._process.pid)
+                self.known = Status.model_validate_json(line)
+                self.problem = None
+                self._settle(self.known)
+        self._before, self.known = self.counts, None
+        self.problem = "has ended"
+        self._settle(None)
+
+    def _settle(self, answer: Status | None) -> None:
+        if self._answer and not self._answer.done():
+            self._answer.set_result(answer)
+
+    async def _end(self) -> None:
+        """Wait for its death, and see to what it leaves."""
+        if self._process is None or self._answers is None:
+            return
+        how = _how_it_ended(await self._process.wait())
+        # All that it has said comes before the end of it.
+        await self._answers
+        self._process = None
+        self._places.give_back_all(self.number - 1)
+        self.problem = f"{how} and is started again"
+        log.error("worker.died", worker=self.number, reason=how)
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Start a process that is spared the signals which tell us to stop, as Ctrl-C does all of a terminal.
+
+    The process inherits the mask; it exists when `create_subprocess_exec` waits for the first time, so that others
+    that are started at the same time do no harm.
+    """
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+def _how_it_ended(status: int) -> str:
+    return f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"

@@ -1,0 +1,58 @@
+"""What several workers share: counts in memory that each of them maps, of an open file."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+
+from relay.auth.access import Rates
+from relay.websocket.admission import Places
+
+
+class SharedPlaces(Places):
+    """The places of all workers: how many each has taken stands in memory that they share, an open file's.
+
+    Each writes its own number only, and looks at the others' while none can take one: so the limit is exact.
+    """
+
+    def __init__(self, limit: int, file: int, workers: int, own: int = 0) -> None:
+        super().__init__(limit)
+        self._file = file
+        self._taken_by = memoryview(mmap.mmap(file, workers * 8)).cast("Q")
+        self._own = own
+
+    @property
+    def taken(self) -> int:
+        """How many are taken, by all."""
+        return sum(self._taken_by)
+
+    def take(self) -> bool:
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            if free := self.taken < self._limit:
+                self._taken_by[self._own] += 1
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
+        return free
+
+    def give_back(self) -> None:
+        self._taken_by[self._own] -= 1
+
+    def give_back_all(self, of: int) -> None:
+        """Give back the places of a worker that is gone."""
+        self._taken_by[of] = 0
+
+
+class SharedRates(Rates):
+    """The rates of all workers, in memory that they share, an open file's."""
+
+    def __init__(self, per_client: int, total: int, file: int) -> None:
+        super().__init__(per_client, total, memoryview(mmap.mmap(file, Rates.BYTES)))
+        self._file = file
+
+    def take(self, address: str, now: float) -> float:
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            return super().take(address, now)
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)

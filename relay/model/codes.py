@@ -1,0 +1,170 @@
+"""The codes and reasons that clients and operators meet, each with what it means. Pure.
+
+The schema, the clients' guide and docs/reference.md are made of these words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+from relay.model.cursor import Reason
+from relay.model.messages import CloseCode, ErrorCode
+
+ERRORS: Final[Mapping[ErrorCode, str]] = {
+    "invalid_json": "text that is not JSON",
+    "invalid_message": "JSON that is not an object with a type",
+    "unknown_type": "a type that is none of the four",
+    "invalid_board_id": "a `boardId` that is missing, not a string, or holds U+0000",
+    "binary_message": "a binary message",
+    "not_allowed": (
+        "a board that you may not follow, or not any more: `boardId` says which. "
+        "It does not tell whether there is such a board"
+    ),
+    "not_authenticated": "a fresh token that is not good; the one before it still is",
+    "too_many_boards": "one board more than `WS_MAX_BOARDS`: `boardId` says which",
+    "too_many_messages": "more messages a second than `WS_MESSAGE_RATE`, or four seconds' worth at once",
+}
+"""What each error is sent for."""
+
+REASONS: Final[Mapping[Reason, str]] = {
+    "cursor_invalid": "what you sent is no cursor of this board",
+    "epoch_changed": "the database is another, or was installed again, restored, failed over, or crashed",
+    "schema_changed": "the table's columns or partitions changed",
+    "journal_pruned": "you were away for longer than the journal is kept",
+    "too_much_missed": "so much was missed, by you or by the relay, that the board is shorter",
+    "journalling_paused": "no relay had come for so long that changes were no longer recorded",
+    "batch_cut_short": "the relay lost Postgres in the midst of a large batch",
+    "truncate": "the table was truncated",
+    "resync": "the DBA asked for it",
+    "watch_changed": "what is fed, or how, was changed",
+    "row_unreadable": "a row could not be recorded",
+    "changes_missing": "what the journal has of a row fits no history: triggers were off for a while",
+    "fell_behind": "you did not read what you were sent",
+    "subscribed_again": (
+        "you had followed this board on this connection already: changes may have crossed your cursor on the way"
+    ),
+}
+"""Why a board is sent to who did not ask for all of it."""
+
+
+class Close(NamedTuple):
+    """What a close code means to a client, whether to come back, and when an operator should care."""
+
+    meaning: str
+    reconnect: str
+    worth: str
+
+
+_NOT_BEFORE: Final = "not before it is fixed"
+_ANY: Final = "there are any: a broken client"
+
+CLOSE_CODES: Final[Mapping[int, Close]] = {
+    1000: Close("you closed it", "as you like", "never"),
+    1002: Close(
+        "a frame was not of the WebSocket protocol",
+        _NOT_BEFORE,
+        "there are many: somebody speaks something else, or a proxy garbles",
+    ),
+    1006: Close(
+        "the connection broke, or no ping was answered for `WS_HEARTBEAT`",
+        "yes, with growing pauses",
+        "most end so: the network, or a proxy that closes silent connections",
+    ),
+    CloseCode.INVALID_TEXT: Close("a text message was not UTF-8", _NOT_BEFORE, _ANY),
+    CloseCode.POLICY: Close(
+        "20 bad messages in a row, or 5 tokens that are not good",
+        _NOT_BEFORE,
+        "there are any: a broken client, or somebody who tries tokens",
+    ),
+    CloseCode.TOO_BIG: Close("a message over 1 MiB", _NOT_BEFORE, _ANY),
+    CloseCode.SERVICE_RESTART: Close(
+        "the relay is stopping, perhaps to start again",
+        "yes, after a random pause of up to a few seconds: another relay may be there already",
+        "nobody stopped it",
+    ),
+    CloseCode.TRY_AGAIN_LATER: Close(
+        "you read nothing of what you were sent for `WS_HEARTBEAT`",
+        "yes, when you can read again",
+        "many at once: a network that is too slow for what is written",
+    ),
+    CloseCode.TOKEN_EXPIRED: Close(
+        "your token has expired", "yes, with a fresh one", "clients do not come back: they get no fresh ones"
+    ),
+    CloseCode.TOKEN_REVOKED: Close("your token is not good any more", "not with this one", "nobody revoked one"),
+    CloseCode.IDLE: Close(
+        "you followed no board for `WS_IDLE_TIMEOUT`",
+        "when you want to follow one",
+        "many: clients that connect and forget to subscribe",
+    ),
+}
+"""How a connection ends: by the relay's codes, and by those that every WebSocket server has."""
+
+
+# Refusals: the label of a metric, the `reason` of a log line, and what HTTP says -----------------------------
+
+
+class Refusal(NamedTuple):
+    """What a reason means to operators."""
+
+    answer: HTTPStatus | None
+    """What HTTP says; None where nothing can be said."""
+    meaning: str
+
+
+_CREDENTIAL: Final = Refusal(HTTPStatus.UNAUTHORIZED, "what was presented, or not")
+_TLS: Final = Refusal(None, "`wss://` and `ws://` mixed up, or a client that does not trust the certificate")
+_TOO_LARGE: Final = Refusal(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "a cookie or a token over 8 KB; over 32 KiB in all"
+)
+_PROXY: Final = Refusal(None, "a balancer that `WS_TRUSTED_PROXIES` does not name, or one that is not understood")
+_FILES: Final = Refusal(None, "the limit of open files: `relay check`")
+
+REFUSALS: Final[Mapping[str, Refusal]] = {
+    "too many connections a minute": Refusal(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "`WS_RATE_LIMIT_PER_CLIENT` or `WS_RATE_LIMIT_TOTAL`; "
+        "[a team behind one address](deployment.md#a-team-behind-one-address)",
+    ),
+    "too many connections": Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "`WS_MAX_CONNECTIONS`"),
+    "the relay is stopping": Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "a drain"),
+    "foreign origin": Refusal(
+        HTTPStatus.UNAUTHORIZED, "a page that `WS_ORIGINS` does not name; the line has its `origin`"
+    ),
+    "no origin": Refusal(HTTPStatus.UNAUTHORIZED, "`WS_REQUIRE_ORIGIN`"),
+    "no credential": _CREDENTIAL,
+    "wrong credential": _CREDENTIAL,
+    "expired token": _CREDENTIAL,
+    "unknown key": _CREDENTIAL,
+    "wrong token: …": _CREDENTIAL,
+    "no WebSocket upgrade": Refusal(
+        HTTPStatus.UPGRADE_REQUIRED, "plain HTTP, or a proxy that does not pass on `Upgrade` and `Connection`"
+    ),
+    "not HTTP/1.1": Refusal(
+        HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
+        "a proxy that speaks HTTP/1.0, nginx's default: set `proxy_http_version 1.1`",
+    ),
+    "not GET": Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "another method"),
+    "address too long": Refusal(HTTPStatus.REQUEST_URI_TOO_LONG, "over 8 KB"),
+    "header too long": _TOO_LARGE,
+    "too many headers": _TOO_LARGE,
+    "handshake too long": _TOO_LARGE,
+    "bad handshake": Refusal(HTTPStatus.BAD_REQUEST, "a version or a key that is not the protocol's"),
+    "no HTTP request": Refusal(None, "anything else"),
+    "TLS where none is spoken": _TLS,
+    "no TLS where it is spoken": _TLS,
+    "TLS handshake failed": _TLS,
+    "PROXY header of an untrusted peer": _PROXY,
+    "bad PROXY header": _PROXY,
+    "handshake took too long": Refusal(None, "`WS_HANDSHAKE_TIMEOUT`"),
+    "crowded out": Refusal(
+        None, "too many connections on their way in: this one was the oldest of the fullest address"
+    ),
+    "no file left but the reserve": _FILES,
+    "cannot accept: …": _FILES,
+    "too much of unfinished messages": Refusal(
+        None, "a client that sends large messages without ending them, while others do too"
+    ),
+}
+"""By reason. `…` stands for a fixed text that says more."""
