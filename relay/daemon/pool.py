@@ -26,12 +26,12 @@ import structlog
 
 from relay import logs
 from relay.auth.access import Rates
+from relay.backoff import Backoff
 from relay.config import Settings
 from relay.daemon import worker
 from relay.daemon.errors import StartError, listening_on
 from relay.daemon.worker import DRAIN, RELOAD, STATUS, STOPPING, SharedPlaces, client_sockets
 from relay.model.status import Counts, Status, merged
-from relay.postgres.feed import LONGEST_RETRY_SECONDS, Retry
 from relay.websocket.listening import bind, port_of
 
 log = structlog.get_logger()
@@ -226,13 +226,11 @@ class _Process:
     async def keep(self) -> None:
         """Start it again whenever it has died, until cancelled."""
         clock = asyncio.get_running_loop()
-        retry = Retry()
+        backoff = Backoff()
         while True:
-            began = clock.time()
+            backoff.begin(clock.time())
             await self._end()
-            if clock.time() - began > LONGEST_RETRY_SECONDS:
-                retry = Retry()
-            await asyncio.sleep(retry.next())
+            await asyncio.sleep(backoff.fail(clock.time(), "it has ended"))
             try:
                 await self.start()
             except OSError as ex:

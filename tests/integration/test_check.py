@@ -19,8 +19,8 @@ from relay import config
 from relay.commands.check import checks as doctor
 from relay.commands.check.checks import Finding
 from relay.postgres import install
+from relay.postgres.connection import Connection
 from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError, free_port
-from relay.postgres.session import Connection
 from tests.certificates import certificate
 from tests.integration.client import until
 from tests.servers import Database, Server, Standby, do_without, sole_use, temporary_database

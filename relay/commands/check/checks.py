@@ -38,8 +38,10 @@ from relay.daemon.errors import StartError, listening_on, nats_installed
 from relay.daemon.serve import open_to_all
 from relay.model.status import FULL_SHARE, OVERDUE_SECONDS, QUEUE_USAGE
 from relay.nats.stream import State, decode
-from relay.postgres import install, session
-from relay.postgres.session import Connection, FeedError, Vitals
+from relay.postgres import install
+from relay.postgres.connection import Connection, complete, set_up
+from relay.postgres.faults import FeedError
+from relay.postgres.vitals import Vitals, read_vitals
 from relay.text import error_line
 from relay.websocket.listening import bind
 
@@ -250,7 +252,7 @@ def judge_rates(clients: int, a_minute: int) -> Verdict:
 
 
 async def _connection(place: Place) -> Verdict:
-    conninfo = session.conninfo(place.settings.DATABASE_URL)
+    conninfo = complete(place.settings.DATABASE_URL)
     try:
         await _connect(place, conninfo)
     except psycopg.OperationalError as ex:
@@ -346,7 +348,7 @@ async def _pooler(place: Place) -> Verdict:
             "connect to Postgres itself, or to a pool in session mode, of one server",
         )
     for link in place.links:
-        await session.set_up(link)
+        await set_up(link)
         await link.rows("select pg_catalog.set_config('statement_timeout', %s, false)", f"{ANSWER_SECONDS:.0f}s")
     return ok(f"none: sessions are kept, and the doorbell is heard after {milliseconds:.1f} ms")
 
@@ -532,7 +534,7 @@ def judge_room(room: Room, workers: int) -> Verdict:
 
 async def _notifications(place: Place) -> Verdict:
     (prepared,) = await place.link.row("select pg_catalog.current_setting('max_prepared_transactions')::integer")
-    return judge_notifications((await session.read_vitals(place.link)).queue_usage, prepared)
+    return judge_notifications((await read_vitals(place.link)).queue_usage, prepared)
 
 
 def judge_notifications(usage: float, prepared: int) -> Verdict:
@@ -550,7 +552,7 @@ def judge_notifications(usage: float, prepared: int) -> Verdict:
 
 
 async def _journal(place: Place) -> Verdict:
-    vitals = await session.read_vitals(place.link)
+    vitals = await read_vitals(place.link)
     holders = (await place.link.row("select relay.vacuum_holders()"))[0]
     return judge_journal(vitals, holders)
 
