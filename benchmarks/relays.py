@@ -45,7 +45,7 @@ from relay.commands.bench import write_tax
 from relay.commands.bench.subscribers import BOARD, stamped
 from relay.postgres import install
 from relay.postgres.embedded import HOST, EmbeddedPostgres, free_port
-from relay.postgres.feed import BUSY_TRANSACTIONS
+from relay.postgres.schedule import BUSY_TRANSACTIONS
 
 COUNTS: Final = (0, 1, 2, 4, 8)
 WRITERS: Final = 8

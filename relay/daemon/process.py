@@ -18,13 +18,13 @@ from typing import Final
 
 import structlog
 
+from relay.backoff import Backoff
 from relay.config import Settings
 from relay.daemon import child
 from relay.daemon.child import DRAIN, RELOAD, STATUS
 from relay.daemon.errors import StartError
 from relay.daemon.shared import SharedPlaces
 from relay.model.status import Counts, Status
-from relay.postgres.feed import LONGEST_RETRY_SECONDS, Retry
 
 log = structlog.get_logger()
 
@@ -97,13 +97,11 @@ class Process:
     async def keep(self) -> None:
         """Start it again whenever it has died, until cancelled."""
         clock = asyncio.get_running_loop()
-        retry = Retry()
+        backoff = Backoff()
         while True:
-            began = clock.time()
+            backoff.begin(clock.time())
             await self._end()
-            if clock.time() - began > LONGEST_RETRY_SECONDS:
-                retry = Retry()
-            await asyncio.sleep(retry.next())
+            await asyncio.sleep(backoff.fail(clock.time(), "it has ended"))
             try:
                 await self.start()
             except OSError as ex:

@@ -41,7 +41,7 @@ Question = tuple[Mapping[str, Any], str]
 
 
 class Committed(Protocol):
-    """A transaction: `changes.Transaction`, or one whose messages a publisher has encoded.
+    """A transaction: `transaction.Transaction`, or one whose messages a publisher has encoded.
 
     With `sync`, it did what only reading the boards again can show: the reason.
     """

@@ -32,8 +32,8 @@ import msgspec
 import structlog
 
 from relay import logs
+from relay.backoff import Backoff
 from relay.config import Settings
-from relay.faults import Faults
 from relay.hub.ports import Committed, Sink
 from relay.model.cursor import Era, Reason
 from relay.model.messages import Message
@@ -54,8 +54,10 @@ from relay.nats.stream import (
     decode,
     fitted,
 )
-from relay.postgres.feed import Feed, Retry, first_of
-from relay.postgres.session import FeedError, Lead, conninfo
+from relay.postgres.connection import complete
+from relay.postgres.faults import FeedError, first_of
+from relay.postgres.feed import Feed
+from relay.postgres.lead import Lead
 
 log = structlog.get_logger()
 
@@ -92,7 +94,7 @@ class Publisher:
         self._turn: _Turn | None = None
         self._standing_by = False
         self._problem: str | None = "not connected yet"
-        self._faults = Faults()
+        self._backoff = Backoff()
         # The batch that the last turn could not write, for what it is.
         self._refused: tuple[str, int] | None = None
         self._gives_up = False
@@ -101,31 +103,29 @@ class Publisher:
 
     async def run(self) -> None:
         """Publish until cancelled, or until it has left."""
-        retry, left = Retry(), False
+        left = False
         while not left:
-            self._faults.begin(time.monotonic())
+            pause = 0.0
+            self._backoff.begin(time.monotonic())
             try:
                 async with (
                     Stream.open(self._settings, self._settings.PUBLISH_TO, "publisher") as stream,
                     Lead.open(
-                        conninfo(self._settings.DATABASE_URL), f"publisher of {self._settings.NATS_STREAM}"
+                        complete(self._settings.DATABASE_URL), f"publisher of {self._settings.NATS_STREAM}"
                     ) as lead,
                 ):
                     await self._take_part(stream, lead)
             except* _Left:
                 left = True
             except* (StreamError, FeedError) as group:
-                if self._failed(str(first_of(group))):
-                    retry = Retry()
+                pause = self._failed(str(first_of(group)))
             except* Exception as group:
                 fault = first_of(group)
                 log.error("publisher.fault", exc_info=fault)  # noqa: TRY400  # of the group, its first
-                if self._failed(f"{type(fault).__name__}: {fault}"):
-                    retry = Retry()
+                pause = self._failed(f"{type(fault).__name__}: {fault}")
             finally:
                 self._standing_by = False
-            if not left:
-                await asyncio.sleep(retry.next())
+            await asyncio.sleep(pause)
 
     async def _take_part(self, stream: Stream, lead: Lead) -> None:
         settings = self._settings
@@ -152,10 +152,10 @@ class Publisher:
             self._gives_up = self._refused is not None and self._refused == refused
             self._turn = None
 
-    def _failed(self, fault: str) -> bool:
-        """Report why a turn has ended; return whether this is anything but the same fault again."""
+    def _failed(self, fault: str) -> float:
+        """Report why a turn has ended; return how many seconds to wait before the next."""
         self._report(fault)
-        return self._faults.end(time.monotonic(), fault)
+        return self._backoff.fail(time.monotonic(), fault)
 
     def _report(self, problem: str | None) -> None:
         if problem != self._problem:
@@ -174,7 +174,9 @@ class Publisher:
         turn = self._turn
         budget = self._settings.HEALTH_BUDGET / 1000
         problem = (
-            self._problem or self._faults.recurring(time.monotonic()) or (turn.feed.trouble(budget) if turn else None)
+            self._problem
+            or self._backoff.recurring(time.monotonic())
+            or (turn.feed.trouble(budget) if turn else None)
         )
         if self._stopping:
             problem = "the publisher is stopping"

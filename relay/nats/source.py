@@ -28,8 +28,8 @@ from typing import Final, NamedTuple
 import msgspec
 import structlog
 
+from relay.backoff import Backoff
 from relay.config import Settings
-from relay.faults import Faults
 from relay.hub.ports import Authorizer, Question, Resuming, Sink, Source, SourceStatus
 from relay.model import messages as protocol
 from relay.model.snapshot import Snapshot
@@ -48,8 +48,9 @@ from relay.nats.stream import (
     can_name,
     decode,
 )
-from relay.postgres.feed import Asked, Retry, first_of
-from relay.postgres.session import RESUME_CHANGES
+from relay.postgres.faults import first_of
+from relay.postgres.journal import RESUME_CHANGES
+from relay.postgres.requests import Asked
 
 log = structlog.get_logger()
 
@@ -106,7 +107,7 @@ class NatsSource(Source, Authorizer):
         self.transactions = self.sessions = self.entries = 0
         self.continuity_lost: Counter[str] = Counter()
         self._settings = settings
-        self._faults = Faults()
+        self._backoff = Backoff()
         # Since when boards are wanted, and an answer, that are not here.
         self._wanted_since: dict[str, float] = {}
         self._asked_since: float | None = None
@@ -147,7 +148,7 @@ class NatsSource(Source, Authorizer):
     def trouble(self, budget: float) -> str | None:
         """Say in one line why changes do not come through, where a publisher has so many seconds to write."""
         now = time.monotonic()
-        if problem := self.problem or self._faults.recurring(now):
+        if problem := self.problem or self._backoff.recurring(now):
             return problem
         if (silent := now - self._last_heard) > max(budget, SILENT_SECONDS):
             return f"nothing has come from a publisher for {silent:.0f} seconds: does one run, and reach Postgres?"
@@ -208,9 +209,9 @@ class NatsSource(Source, Authorizer):
 
     async def run(self, hub: Sink) -> None:
         """Feed the hub until cancelled."""
-        retry = Retry()
         while True:
-            self._faults.begin(time.monotonic())
+            pause = 0.0
+            self._backoff.begin(time.monotonic())
             try:
                 async with Stream.open(self._settings, self._settings.SERVE_FROM, "edge") as self._stream:
                     self.sessions += 1
@@ -221,18 +222,16 @@ class NatsSource(Source, Authorizer):
                 if isinstance(first, StreamBroken | Gap):
                     self._assembly = None
                 self._report(str(first))
-                if self._faults.end(time.monotonic(), str(first)):
-                    retry = Retry()
+                pause = self._backoff.fail(time.monotonic(), str(first))
             except* Exception as group:
                 fault = first_of(group)
                 log.error("feed.fault", exc_info=fault)  # noqa: TRY400  # of the group, its first
                 self._assembly = None
                 self._report(f"{type(fault).__name__}: {fault}")
-                if self._faults.end(time.monotonic(), str(fault)):
-                    retry = Retry()
+                pause = self._backoff.fail(time.monotonic(), str(fault))
             finally:
                 self._stream = None
-            await asyncio.sleep(retry.next())
+            await asyncio.sleep(pause)
 
     def _report(self, problem: str | None) -> None:
         """Log what changed, once."""

@@ -20,7 +20,7 @@ from typing import Final
 
 import psycopg
 
-from relay.postgres.session import conninfo
+from relay.postgres.connection import complete
 
 FILES: Final = ("tasks", "install", "roles", "uninstall")
 
@@ -146,7 +146,7 @@ def _execute(database_url: str, query: bytes, parameters: Sequence[object] | Non
 @contextmanager
 def _connection(database_url: str) -> Iterator[psycopg.Connection]:
     try:
-        with psycopg.connect(conninfo(database_url), autocommit=True) as connection:
+        with psycopg.connect(complete(database_url), autocommit=True) as connection:
             yield connection
     except psycopg.errors.LockNotAvailable as ex:
         said = _first_line(ex)

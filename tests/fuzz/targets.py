@@ -26,10 +26,11 @@ from relay.config.proxies import Proxies
 from relay.hub.hub import Hub
 from relay.hub.ports import Resuming
 from relay.model import messages as protocol
-from relay.model.changes import Entry, Transaction, Watch, WatchOutdated, cancelled
 from relay.model.cursor import CursorRefused, Era
 from relay.model.messages import BadMessage
 from relay.model.snapshot import Snapshot
+from relay.model.transaction import Transaction, cancelled
+from relay.postgres.decode import Entry, Watch, WatchOutdated
 from relay.websocket.server import Connection, Endpoint, Limits, deflated_frame, frame
 
 SECRET: Final = "a secret that is long enough, by far"

@@ -20,8 +20,8 @@ from relay.commands.check import checks
 from relay.commands.check import database as database_module
 from relay.commands.check.core import Finding
 from relay.postgres import install
+from relay.postgres.connection import Connection
 from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError, free_port
-from relay.postgres.session import Connection
 from tests.certificates import certificate
 from tests.integration.client import until
 from tests.servers import Database, Server, Standby, do_without, sole_use, temporary_database

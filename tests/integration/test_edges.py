@@ -28,8 +28,9 @@ from relay.nats.jetstream import Gap, Refused, Stream, StreamError
 from relay.nats.publisher import Publisher
 from relay.nats.source import NatsSource
 from relay.nats.stream import Encoded, Part
-from relay.postgres import session
-from relay.postgres.session import Lead
+from relay.postgres import lead
+from relay.postgres.boards import Boards
+from relay.postgres.lead import Lead
 from tests.integration.client import Client, Tasks, until
 from tests.integration.conftest import Relay
 from tests.nats import NATS_SERVER, NO_SERVER, NatsCluster, NatsServer, each_nats_server
@@ -241,7 +242,7 @@ async def test_a_publisher_that_stands_still_or_has_no_postgres_loses_the_lead(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Postgres ends the session of one that says nothing; another goes on, and nothing comes twice."""
-    monkeypatch.setattr(session, "LEAD_SECONDS", 1.0)
+    monkeypatch.setattr(lead, "LEAD_SECONDS", 1.0)
     proxy_to = psycopg.conninfo.conninfo_to_dict(database.dsn)
     async with (
         Proxy("127.0.0.1", int(str(proxy_to["port"]))) as proxy,
@@ -488,11 +489,11 @@ async def test_questions_that_are_too_long_together_are_asked_in_parts(feed: Fee
     names = [f"{'yes' if number % 3 else 'no'}{'x' * 100_000}" for number in range(20)]
     async with feed.published(), feed.edge() as near:
         await until(lambda: near.feed.proven)
-        sessions = near.feed.sessions
+        reconnects = near.feed.status(10).counts.reconnects
         async with asyncio.timeout(10):
             answers = await near.feed.may_read([({}, name) for name in [*names, "yes" * 400_000]])
         assert answers == [*(name.startswith("yes") for name in names), False]
-        assert near.feed.sessions == sessions
+        assert near.feed.status(10).counts.reconnects == reconnects
 
 
 async def test_a_stream_that_takes_only_short_messages_has_short_entries(feed: Feed, database: Database) -> None:
@@ -645,9 +646,9 @@ async def test_a_board_that_is_wanted_for_long_is_a_problem_of_the_edge(
 async def test_edges_share_the_reads_of_boards(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many clients come to however many edges at once, a board is read a few times."""
     reads: list[str] = []
-    board = session.Session.board
+    board = Boards.read
 
-    async def counted(self: session.Session, name: str) -> Any:
+    async def counted(self: Boards, name: str) -> Any:
         reads.append(name)
         return await board(self, name)
 
@@ -655,7 +656,7 @@ async def test_edges_share_the_reads_of_boards(feed: Feed, monkeypatch: pytest.M
         async with Client.to(relay.url) as client:
             await client.subscribe("default")
 
-    monkeypatch.setattr(session.Session, "board", counted)
+    monkeypatch.setattr(Boards, "read", counted)
     async with feed.published(), feed.edge() as one, feed.edge() as other:
         await until(lambda: one.feed.problem is None and other.feed.problem is None)
         await asyncio.gather(*(follow(relay) for relay in (one, other) for _ in range(20)))
@@ -666,11 +667,11 @@ async def test_a_board_that_is_read_for_long_holds_up_no_other(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The publisher reads boards side by side; who asks while a board is read waits for another read of it."""
-    board = session.Session.board
+    board = Boards.read
     reads: list[str] = []
     go_on = asyncio.Event()
 
-    async def take_long(self: session.Session, name: str) -> Any:
+    async def take_long(self: Boards, name: str) -> Any:
         reads.append(name)
         first = reads == ["slow"]
         found = await board(self, name)
@@ -682,7 +683,7 @@ async def test_a_board_that_is_read_for_long_holds_up_no_other(
         assert one._turn  # noqa: SLF001
         return sum(len(its.get("slow", ())) for its in (one._turn._asked, one._turn._reading))  # noqa: SLF001
 
-    monkeypatch.setattr(session.Session, "board", take_long)
+    monkeypatch.setattr(Boards, "read", take_long)
     async with (
         feed.published() as one,
         feed.edge() as near,

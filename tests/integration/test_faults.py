@@ -20,7 +20,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from relay.postgres import session
+from relay.postgres import connection as links
 from relay.postgres.embedded import HOST, SUPERUSER, UNPRIVILEGED, EmbeddedPostgres
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -275,7 +275,7 @@ async def test_link_that_dies_while_the_feed_begins_is_noticed(
     database: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Postgres is reached, and then its answer never comes: the relay connects again."""
-    monkeypatch.setattr(session, "START_SECONDS", 1.0)
+    monkeypatch.setattr(links, "START_SECONDS", 1.0)
     blocks = database.connect()
     blocks.execute("begin; lock table relay.horizon in access exclusive mode")
     async with Relay(proxy.through(database.dsn)).running() as relay:

@@ -11,12 +11,13 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
-from relay.model.changes import Entry, Transaction, Watch
 from relay.model.snapshot import Snapshot
-from relay.postgres import feed, session
+from relay.model.transaction import Transaction
+from relay.postgres import feed, journal, schedule
+from relay.postgres.decode import Entry, Watch
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.install import text
-from relay.postgres.session import Session
+from relay.postgres.journal import Journal
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.proxy import Proxy
@@ -76,7 +77,7 @@ async def test_relay_that_starts_first_waits_for_postgres(database: Database, pr
 
 async def test_notification_brings_the_change(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relay that would read by itself only in ten minutes has the change when it is notified."""
-    monkeypatch.setattr(feed, "LOOK_SECONDS", 600.0)
+    monkeypatch.setattr(schedule, "READ_SECONDS", 600.0)
     async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
         await client.subscribe("default")
         database.execute("insert into tasks (id, title) values ('a', 'A')")
@@ -97,7 +98,7 @@ async def test_lost_notification_costs_no_change(
     database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A change of which the relay was not notified arrives all the same, when it reads by itself."""
-    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(schedule, "READ_SECONDS", 0.05)
     with database.connect() as listener:
         listener.execute("listen relay")
         database.execute(MUTE)
@@ -322,7 +323,7 @@ async def test_large_transaction_is_read_in_parts_and_is_one_resumable_batch(
     database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never more than a part is in memory, yet the cursor stands at the end only."""
-    monkeypatch.setattr(session, "PART_CHANGES", 10)
+    monkeypatch.setattr(journal, "PART_CHANGES", 10)
     sizes: list[int] = []
     publish = relay.hub.publish
 
@@ -346,7 +347,7 @@ async def test_parts_of_a_large_transaction_have_all_that_it_did_to_their_rows(
     database: Database, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However far apart the entries of a row are, and under whatever keys, one message says what came of it."""
-    monkeypatch.setattr(session, "PART_CHANGES", 3)
+    monkeypatch.setattr(journal, "PART_CHANGES", 3)
     database.execute("drop trigger tasks_set_updated_at on tasks")
     database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 20) i")
     await client.until_last(database)
@@ -374,16 +375,16 @@ async def test_batch_that_is_cut_short_is_told_by_a_sync(
     database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When Postgres is lost after a part of a batch, the board is sent: the part would come again."""
-    monkeypatch.setattr(session, "PART_CHANGES", 10)
-    parts = session.Session._parts  # noqa: SLF001
+    monkeypatch.setattr(journal, "PART_CHANGES", 10)
+    parts = Journal._parts  # noqa: SLF001
 
-    async def cut_short(self: Session, outline: Iterable[TupleRow]) -> AsyncIterator[Any]:
-        monkeypatch.setattr(session.Session, "_parts", parts)
+    async def cut_short(self: Journal, outline: Iterable[TupleRow]) -> AsyncIterator[Any]:
+        monkeypatch.setattr(Journal, "_parts", parts)
         async for part in parts(self, outline):
             yield part
             raise psycopg.OperationalError("the connection is lost")
 
-    monkeypatch.setattr(session.Session, "_parts", cut_short)
+    monkeypatch.setattr(Journal, "_parts", cut_short)
     async with Client.to(relay.url) as resumable:
         await resumable.resume("default", None)
         database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 35) i")
@@ -403,8 +404,8 @@ async def test_more_transactions_than_fit_a_batch_are_told_by_a_sync(
     database: Database, behind_proxy: Relay, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a long time without Postgres the board is the shorter answer."""
-    monkeypatch.setattr(session, "PART_CHANGES", 5)
-    monkeypatch.setattr(session, "BATCH_TRANSACTIONS", 10)
+    monkeypatch.setattr(journal, "PART_CHANGES", 5)
+    monkeypatch.setattr(journal, "BATCH_TRANSACTIONS", 10)
     async with Client.to(behind_proxy.url) as client:
         await client.resume("default", None)
         await proxy.cut()

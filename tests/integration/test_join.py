@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from relay.postgres import session
+from relay.postgres import journal
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
 from tests.servers import Database
@@ -102,12 +102,12 @@ async def come_and_go(relay: Relay, chance: random.Random, *, rounds: int) -> No
                     await client.send({"type": "subscribe", "boardId": board})
 
 
-@pytest.mark.parametrize(("seed", "part", "rounds"), [(1, session.PART_CHANGES, 8), (2, 10, 3)])
+@pytest.mark.parametrize(("seed", "part", "rounds"), [(1, journal.PART_CHANGES, 8), (2, 10, 3)])
 async def test_subscribers_equal_the_table_while_writers_are_busy(
     database: Database, relay: Relay, seed: int, part: int, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients that come and go under load get no change twice and miss none; who stays ends with the table."""
-    monkeypatch.setattr(session, "PART_CHANGES", part)
+    monkeypatch.setattr(journal, "PART_CHANGES", part)
     chance = random.Random(seed)
     async with Client.to(relay.url) as one, Client.to(relay.url) as two:
         stayers = dict(zip(BOARDS, (one, two), strict=True))

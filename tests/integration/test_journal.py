@@ -10,9 +10,11 @@ import psycopg
 import pytest
 
 from relay.model.snapshot import Snapshot
-from relay.postgres import feed
+from relay.postgres import feed, schedule
+from relay.postgres.connection import Connection
 from relay.postgres.embedded import EmbeddedPostgres
-from relay.postgres.session import _SINCE, PART_CHANGES, Batch, Connection, Session
+from relay.postgres.journal import _SINCE, PART_CHANGES, Batch
+from relay.postgres.session import Session
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.servers import Database, install
@@ -237,8 +239,9 @@ def test_settings_outlive_the_server_and_another_install(database: Database) -> 
 
 async def test_idle_database_stays_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Round after round of polls, prunes and inspections takes no transaction id, and so writes no WAL."""
-    for name in ("LOOK_SECONDS", "PRUNE_SECONDS", "INSPECT_SECONDS"):
+    for name in ("SHAPE_SECONDS", "PRUNE_SECONDS", "INSPECT_SECONDS"):
         monkeypatch.setattr(feed, name, 0.02)
+    monkeypatch.setattr(schedule, "READ_SECONDS", 0.02)
     rounds = 0
     plain = Session.prune
 
@@ -284,14 +287,14 @@ def keys(batch: Batch) -> set[str]:
 async def test_prune_amid_a_large_batch_loses_nothing(database: Database, transactions: int) -> None:
     """A batch is read in parts, under one snapshot: what is deleted and vacuumed between two is still in it."""
     async with Session.open(database.dsn, {"default"}) as session:
-        position, _ = await session.now()
+        position, _, _ = await session.journal.head()
         for part in range(transactions):
             database.execute(
                 MANY.replace("'m'", f"'m{part}-'").replace(str(2 * PART_CHANGES), str(5000 // transactions))
             )
         found: set[str] = set()
         parts = 0
-        async for batch in session.since(position):
+        async for batch in session.journal.since(position):
             if not parts:
                 assert prune(database) == 5000
                 database.execute("vacuum relay.journal")
@@ -314,7 +317,7 @@ async def test_prune_before_a_large_batch_is_read_is_noticed(
 
     async def pruning_first(self: Connection, query: bytes | str, *parameters: object) -> list[tuple[object, ...]]:
         nonlocal pruned
-        if query == "begin isolation level repeatable read, read only":
+        if query == b"begin isolation level repeatable read, read only":
             pruned = await asyncio.to_thread(prune, database)
         return await plain(self, query, *parameters)
 
@@ -324,7 +327,7 @@ async def test_prune_before_a_large_batch_is_read_is_noticed(
     assert (await client.receive())[0] == "board.sync"
 
     assert pruned >= 2 * PART_CHANGES
-    assert relay.feed.continuity_lost == {"journal_pruned": 1}
+    assert relay.feed.status(10).counts.continuity_lost == {"journal_pruned": 1}
     assert len(client.tasks) == 2 * PART_CHANGES + 1
 
 
@@ -513,7 +516,7 @@ async def test_while_a_pause_cannot_end_boards_are_sent_again_and_again(
             while client.tasks["t1"]["title"] != title:
                 kind, _ = await client.receive()
             assert kind == "board.sync"
-        assert relay.feed.continuity_lost["journalling_paused"] > 1
+        assert relay.feed.status(10).counts.continuity_lost.get("journalling_paused", 0) > 1
         holder.execute("commit")
         while is_paused(database):
             database.execute("vacuum relay.journal")
@@ -539,7 +542,9 @@ async def test_autovacuum_alone_lets_a_pause_end(monkeypatch: pytest.MonkeyPatch
                     while not is_paused(database):
                         writer.execute(WIDE + " || random()")
                     database.execute("vacuum relay.journal")
-                    await until_after(lambda: relay.feed.continuity_lost["journalling_paused"], 2)
+                    await until_after(
+                        lambda: relay.feed.status(10).counts.continuity_lost.get("journalling_paused", 0), 2
+                    )
                     assert is_paused(database)
                 await until(lambda: not is_paused(database))
                 database.execute("update tasks set title = 'seen' where id = 't1'")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from relay.model import messages as protocol
-from relay.postgres.session import NO_ENCODING
+from relay.postgres.connection import NO_ENCODING
 from tests.integration.client import Client, Message, until
 from tests.integration.conftest import Relay
 from tests.servers import Database, Server, install, temporary_database

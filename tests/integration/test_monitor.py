@@ -16,7 +16,7 @@ from relay import config
 from relay.daemon.worker import Worker
 from relay.http.app import Monitor
 from relay.model.status import Counts, Histogram, Status
-from relay.postgres import feed
+from relay.postgres import feed, progress
 from tests.integration.client import Client
 from tests.proxy import Proxy
 from tests.servers import Database, install
@@ -273,24 +273,26 @@ async def relay_on(database_url: str, **settings: str) -> AsyncIterator[Worker]:
 
 
 @pytest.fixture
-def quick_canaries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have canaries and looks at the journal's state follow one another soon."""
-    for name in ("CANARY_SECONDS", "IDLE_CANARY_SECONDS", "PRUNE_SECONDS", "INSPECT_SECONDS"):
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have probes and readings of the vitals follow one another soon."""
+    for name in ("PRUNE_SECONDS", "INSPECT_SECONDS"):
         monkeypatch.setattr(feed, name, 0.05)
+    for name in ("PROBE_SECONDS", "IDLE_PROBE_SECONDS"):
+        monkeypatch.setattr(progress, name, 0.05)
 
 
-@pytest.mark.usefixtures("quick_canaries")
+@pytest.mark.usefixtures("quick_probes")
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         (
             "insert into relay.journal (op, reason) values ('P', label)",
-            "the doorbell is not heard",
+            "no notification comes",
         ),
         ("perform pg_notify('relay', json_build_object('probe', label)::text)", "the journal is not read in time"),
     ],
 )
-async def test_relay_that_half_of_the_canary_reaches_is_not_ready(database: Database, body: str, words: str) -> None:
+async def test_relay_that_half_of_the_probe_reaches_is_not_ready(database: Database, body: str, words: str) -> None:
     """All connections look fine, and what is written does not come through: the answer says which way is broken."""
     async with relay_on(database.dsn) as worker, monitoring(worker.status) as url:
         database.execute(
@@ -306,7 +308,7 @@ async def test_relay_that_half_of_the_canary_reaches_is_not_ready(database: Data
         await until_ready(url)
 
 
-@pytest.mark.usefixtures("quick_canaries")
+@pytest.mark.usefixtures("quick_probes")
 async def test_relay_that_cannot_read_boards_is_not_ready(database: Database) -> None:
     """While somebody locks the table, who subscribes gets nothing, and the relay says so."""
     locker = database.connect()
@@ -319,9 +321,9 @@ async def test_relay_that_cannot_read_boards_is_not_ready(database: Database) ->
         await until_told(worker, "None", part="unready")
 
 
-@pytest.mark.usefixtures("quick_canaries")
+@pytest.mark.usefixtures("quick_probes")
 async def test_relay_whose_trigger_is_gone_says_so(database: Database) -> None:
-    """A canary comes through, but no change of the table would."""
+    """A probe comes through, but no change of the table would."""
     async with relay_on(database.dsn) as worker:
         ((trigger,),) = database.fetch(
             "select tgname from pg_trigger where tgrelid = 'tasks'::regclass and tgname like 'relay%%' limit 1"
@@ -332,7 +334,7 @@ async def test_relay_whose_trigger_is_gone_says_so(database: Database) -> None:
         await until_told(worker, "None", part="unready")
 
 
-@pytest.mark.usefixtures("quick_canaries")
+@pytest.mark.usefixtures("quick_probes")
 async def test_journal_that_is_not_pruned_is_a_warning(database: Database) -> None:
     """Somebody's prune that does not end keeps others from it: clients are served, and health says what is wrong."""
     database.execute("select relay.epoch(); insert into tasks (id, title) values ('a', 'A')")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from relay.postgres import feed
+from relay.postgres import schedule
 from relay.postgres.embedded import EmbeddedPostgres
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
@@ -124,7 +124,7 @@ async def test_busy_relay_polls_and_loses_nothing(
     database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many small transactions have it promise to poll, and every change arrives once."""
-    monkeypatch.setattr(feed, "BUSY_TRANSACTIONS", 20)
+    monkeypatch.setattr(schedule, "BUSY_TRANSACTIONS", 20)
     number = 0
     while database.fetch("select relay.polled_for()") == [(0,)]:
         insert(database, f"t{number}")

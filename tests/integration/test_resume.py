@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.postgres import feed, session
+from relay.postgres import feed, journal
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.install import text as sql_text
 from tests.integration.client import Client, Tasks, until
@@ -221,7 +221,7 @@ async def test_who_missed_too_much_gets_the_board(
     database: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond a limit the board is the shorter answer."""
-    monkeypatch.setattr(session, "RESUME_CHANGES", 10)
+    monkeypatch.setattr(journal, "RESUME_CHANGES", 10)
     cursor, tasks = await start(relay)
     database.execute("insert into tasks (id, title) select 't' || i, 'T' from generate_series(1, 11) i")
     client = await come_back(relay, cursor, tasks)
@@ -234,9 +234,9 @@ async def test_many_who_come_back_at_once_cost_the_database_a_handful_of_queries
 ) -> None:
     """They are served together, whatever boards they follow and however old their cursors are."""
     reads = 0
-    read = session.Session.missed
+    read = journal.Journal.missed
 
-    async def counted(*args: Any) -> session.Batch:
+    async def counted(*args: Any) -> journal.Batch:
         nonlocal reads
         reads += 1
         return await read(*args)
@@ -251,19 +251,19 @@ async def test_many_who_come_back_at_once_cost_the_database_a_handful_of_queries
             assert [kind for kind, _ in await client.resume(f"board-{number}", *cursors[number])] == ["task.created"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session.Session, "missed", counted)
+        patch.setattr(journal.Journal, "missed", counted)
         patch.setattr(feed, "GATHER_SECONDS", 2.0)
         await asyncio.gather(*(back(number % 50) for number in range(300)))
 
     assert 0 < reads < 10
 
 
-@pytest.mark.parametrize(("seed", "part", "visits", "writers"), [(3, session.PART_CHANGES, 12, 4), (4, 10, 5, 1)])
+@pytest.mark.parametrize(("seed", "part", "visits", "writers"), [(3, journal.PART_CHANGES, 12, 4), (4, 10, 5, 1)])
 async def test_who_comes_and_goes_beside_busy_writers_ends_with_the_table(
     database: Database, relay: Relay, seed: int, part: int, visits: int, writers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every cursor a client goes on exactly where it was, on one relay or another."""
-    monkeypatch.setattr(session, "PART_CHANGES", part)
+    monkeypatch.setattr(journal, "PART_CHANGES", part)
     chance = random.Random(seed)
 
     async def wander(relays: list[Relay], board: str) -> None:

@@ -16,11 +16,11 @@ from nats.aio.client import Client
 
 from relay.commands import cli
 from relay.hub import board
-from relay.model import changes
+from relay.model import transaction as net
 from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
 from relay.nats import source, stream
-from relay.postgres import session
+from relay.postgres import journal
 from tests.acceptance.support import RELAY
 
 NOTHING: Final = Snapshot.parse("3:3:")
@@ -28,7 +28,7 @@ NOTHING: Final = Snapshot.parse("3:3:")
 
 def late_committers() -> None:
     """Forgets the transactions that were running at the last look: what commits out of order is skipped."""
-    session._running = lambda snapshot: []  # noqa: ARG005, SLF001
+    journal._running = lambda snapshot: []  # noqa: ARG005, SLF001
 
 
 def tail_dropped() -> None:
@@ -55,44 +55,39 @@ def ahead_is_live() -> None:
 
 def truncate_ignored() -> None:
     """Does not read the boards again when it should."""
-    read = session.Session._read_entries  # noqa: SLF001
+    read = journal.Journal._transactions  # noqa: SLF001
 
-    async def without_sync(self: session.Session, entries: Any, followed: Any) -> Any:
+    async def without_sync(self: journal.Journal, entries: Any, followed: Any) -> list[net.Transaction]:
         return [replace(transaction, sync=None) for transaction in await read(self, entries, followed)]
 
-    session.Session._read_entries = without_sync  # type: ignore[method-assign]  # noqa: SLF001
+    journal.Journal._transactions = without_sync  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def horizon_ignored() -> None:
     """Goes on from where the journal no longer does."""
-    batch = session.Session._batch  # noqa: SLF001
-    now = session.Session.now
+    batch = journal.Journal._batch  # noqa: SLF001
 
-    async def without_horizon(self: session.Session, rows: Any, followed: Any = ()) -> session.Batch:
+    async def without_horizon(self: journal.Journal, rows: Any, followed: Any = ()) -> journal.Batch:
         return replace(await batch(self, rows, followed), horizon=NOTHING)
 
-    async def now_without_horizon(self: session.Session) -> tuple[Snapshot, Snapshot]:
-        return (await now(self))[0], NOTHING
-
-    session.Session._batch = without_horizon  # type: ignore[method-assign]  # noqa: SLF001
-    session.Session.now = now_without_horizon  # type: ignore[method-assign]
+    journal.Journal._batch = without_horizon  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def counted_once() -> None:
     """Counts an image once, however often it came or left: a row that is changed back and changed again is lost."""
 
-    def as_sets(images: Iterable[changes.Image]) -> list[changes.Image]:
+    def as_sets(images: Iterable[net.Image]) -> list[net.Image]:
         texts = {sign: {_content(image) for image in images if image.sign == sign} for sign in (-1, 1)}
         return [image for image in images if _content(image) not in texts[-image.sign]]
 
-    changes.cancelled = as_sets
+    net.cancelled = as_sets
 
 
 def cancelled_in_order() -> None:
     """Lets an image cancel out only one that came before it in the journal."""
 
-    def forwards(images: Iterable[changes.Image]) -> list[changes.Image]:
-        kept: list[changes.Image] = []
+    def forwards(images: Iterable[net.Image]) -> list[net.Image]:
+        kept: list[net.Image] = []
         for image in images:
             came = [other for other in kept if other.sign > 0 > image.sign and _content(other) == _content(image)]
             if came:
@@ -101,37 +96,37 @@ def cancelled_in_order() -> None:
                 kept.append(image)
         return kept
 
-    changes.cancelled = forwards
+    net.cancelled = forwards
 
 
 def last_entry_wins() -> None:
     """Takes the journal's order for that of the changes: the first image was before, the last one is after."""
 
-    def first_and_last(images: list[changes.Image]) -> tuple[changes.Image | None, changes.Image | None]:
+    def first_and_last(images: list[net.Image]) -> tuple[net.Image | None, net.Image | None]:
         return images[0] if images[0].sign < 0 else None, images[-1] if images[-1].sign > 0 else None
 
-    changes._before_and_after = first_and_last  # noqa: SLF001
+    net._before_and_after = first_and_last  # noqa: SLF001
 
 
 def entries_told() -> None:
     """Tells each entry of the journal as it comes, instead of what remains of all."""
 
-    def one_by_one(self: changes.Transaction, boards: Container[str | None]) -> dict[str, list[Message] | None]:
+    def one_by_one(self: net.Transaction, boards: Container[str | None]) -> dict[str, list[Message] | None]:
         found: dict[str, list[Message] | None] = {}
-        left: changes.Image | None = None
+        left: net.Image | None = None
         for image in (*self.images, None):
             replaced = image is not None and left is not None and image.sign > 0 and image[:3] == left[:3]
             for before, after in [(left, image if replaced else None), (None, None if replaced else image)]:
                 one = before or after
                 if one is not None and one.board in boards and (before or one.sign > 0):
-                    found[one.board] = [*(found.get(one.board) or ()), *changes._messages(before, after)]  # noqa: SLF001
+                    found[one.board] = [*(found.get(one.board) or ()), *net._messages(before, after)]  # noqa: SLF001
             left = image if image is not None and image.sign < 0 else None
         return found
 
-    changes.Transaction.messages = one_by_one  # type: ignore[method-assign]
+    net.Transaction.messages = one_by_one  # type: ignore[method-assign]
 
 
-def _content(image: changes.Image) -> tuple[object, ...]:
+def _content(image: net.Image) -> tuple[object, ...]:
     return image.key, image.board, *image.columns.items()
 
 
@@ -148,7 +143,7 @@ def sequence_unexpected() -> None:
 
 def interrupted_counts() -> None:
     """Counts what an interrupted publisher left of a batch, and then the whole batch."""
-    session.PART_CHANGES = 3  # type: ignore[misc]  # so many are interrupted
+    journal.PART_CHANGES = 3  # type: ignore[misc]  # so many are interrupted
     take = stream.Assembly._state  # noqa: SLF001
 
     def keep(self: stream.Assembly, state: stream.State) -> Any:
@@ -175,7 +170,7 @@ def mark_too_late() -> None:
 
 def in_parts() -> None:
     """Is no mutant: reads and passes on batches in parts of a few changes, the real one in those of thousands."""
-    session.PART_CHANGES = 3  # type: ignore[misc]
+    journal.PART_CHANGES = 3  # type: ignore[misc]
     stream.ENTRY_BYTES = 500  # type: ignore[misc]
     stream.GATHER_BYTES = 2000  # type: ignore[misc]
 

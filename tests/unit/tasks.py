@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from relay.model.changes import Entry, Image, Transaction, Watch
 from relay.model.messages import Message, Row
+from relay.model.transaction import Image, Transaction
+from relay.postgres.decode import Entry, Watch
 
 WATCH = Watch(1, "public.tasks", "id", "board_id", "lane", frozenset())
 

@@ -18,9 +18,9 @@ from relay.hub import hub
 from relay.hub.hub import Hub
 from relay.hub.ports import Resume, Resuming
 from relay.model import messages as protocol
-from relay.model.changes import Image, Transaction
 from relay.model.cursor import Era
 from relay.model.snapshot import Snapshot
+from relay.model.transaction import Image, Transaction
 from tests.unit import tasks
 from tests.unit.little_postgres import LittlePostgres
 

@@ -34,7 +34,7 @@ from relay.commands.bench import processor
 from relay.commands.bench.subscribers import BOARD, Report, stamped
 from relay.config import Settings
 from relay.postgres import install
-from relay.postgres.session import conninfo
+from relay.postgres.connection import complete
 from relay.text import error_line
 
 RATE: Final = 20
@@ -290,7 +290,7 @@ def scratch(database_url: str) -> Iterator[str]:
 
 def _on_server(database_url: str, statement: str, name: str) -> None:
     try:
-        with psycopg.connect(conninfo(database_url), autocommit=True) as connection:
+        with psycopg.connect(complete(database_url), autocommit=True) as connection:
             connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
     except psycopg.errors.InsufficientPrivilege as ex:
         raise BenchError(

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import psycopg
 
 from relay.config import Settings
-from relay.postgres.session import Connection, FeedError
+from relay.postgres.connection import Connection
+from relay.postgres.faults import FeedError
 from relay.text import error_line
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from psycopg.conninfo import make_conninfo
 
 from relay.commands.check.core import ANSWER_SECONDS, Check, Place, Verdict, failed, ok, warning
 from relay.model.status import QUEUE_USAGE
-from relay.postgres import session
-from relay.postgres.session import Connection
+from relay.postgres.connection import Connection, complete, set_up
+from relay.postgres.vitals import read_vitals
 from relay.text import error_line
 
 VERSIONS: Final = range(14, 19)
@@ -32,7 +32,7 @@ _CONNECTIONS: Final = 2
 
 
 async def _connection(place: Place) -> Verdict:
-    conninfo = session.conninfo(place.settings.DATABASE_URL)
+    conninfo = complete(place.settings.DATABASE_URL)
     try:
         await _connect(place, conninfo)
     except psycopg.OperationalError as ex:
@@ -128,7 +128,7 @@ async def _pooler(place: Place) -> Verdict:
             "connect to Postgres itself, or to a pool in session mode, of one server",
         )
     for link in place.links:
-        await session.set_up(link)
+        await set_up(link)
         await link.rows("select pg_catalog.set_config('statement_timeout', %s, false)", f"{ANSWER_SECONDS:.0f}s")
     return ok(f"none: sessions are kept, and a notification comes after {milliseconds:.1f} ms")
 
@@ -233,7 +233,7 @@ def judge_room(room: Room, workers: int) -> Verdict:
 
 async def _notifications(place: Place) -> Verdict:
     (prepared,) = await place.link.row("select pg_catalog.current_setting('max_prepared_transactions')::integer")
-    return judge_notifications((await session.read_vitals(place.link)).queue_usage, prepared)
+    return judge_notifications((await read_vitals(place.link)).queue_usage, prepared)
 
 
 def judge_notifications(usage: float, prepared: int) -> Verdict:

@@ -6,12 +6,11 @@ from typing import Final
 
 from relay.commands.check.core import Check, Place, Verdict, failed, ok, warning
 from relay.model.status import FULL_SHARE, OVERDUE_SECONDS
-from relay.postgres import session
-from relay.postgres.session import Vitals
+from relay.postgres.vitals import Vitals, read_vitals
 
 
 async def _journal(place: Place) -> Verdict:
-    vitals = await session.read_vitals(place.link)
+    vitals = await read_vitals(place.link)
     holders = (await place.link.row("select relay.vacuum_holders()"))[0]
     return judge_journal(vitals, holders)
 

@@ -1,37 +1,33 @@
-"""What Postgres says: the journal's entries, and how they become messages. Pure.
+"""What Postgres says becomes what clients may see: the journal's entries, and the rows of boards.
 
-An *entry* says which image of a row left, and which came; either may be absent. A *transaction* is all that became
-visible together, and is told by its net effect: count each image +1 where it came and -1 where it left. What cancels
-out was never committed, and nobody is told of it. What remains is, for each row of a board, at most one image that
-was there before and at most one that is there after: that pair is the message.
+The one place where JSON that Postgres wrote is taken apart, and where columns get the names that clients know. Does
+no I/O but the log's.
 
 Rules:
-- The order of entries inside a transaction has no meaning: nested triggers, functions, savepoints and no-op updates
-  are all the same arithmetic.
-- Row images stay as Postgres wrote them. Columns are compared by their JSON text: all images were made under the same
-  settings, so equal text is equal value.
-- An image that cannot be shown counts as absent, here and in boards.
-- Two images before or two after are what no history can produce: triggers were off for a while. Then, and only
-  then, the board is to be read again.
-- Work is linear in the entries, and no entry is looked at for a board that nobody follows.
+- Values stay as Postgres wrote them.
 - The id, the board and the lane appear under the guide's names whatever their columns are called.
+- A row that cannot be shown counts as absent, in boards and changes alike, and is reported.
+- No entry is taken apart for a board that nobody follows.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast, get_args
 
 import msgspec
+import structlog
 
-from relay.model import messages as protocol
+from relay.model import messages
 from relay.model.cursor import Reason
-from relay.model.messages import Message, Row
+from relay.model.messages import Row
+from relay.model.transaction import Image, Transaction
+
+log = structlog.get_logger()
 
 MAX_TASK_BYTES: Final = 4 * 1024 * 1024
 """Maximum size of a task as JSON; a larger row is not shown. The journal keeps images up to some times this size."""
@@ -125,20 +121,6 @@ def _camel_case(column: str) -> str:
     return re.sub(r"(?<=[^_])_+([a-z0-9])", lambda match: match[1].upper(), column)
 
 
-class Image(NamedTuple):
-    """An image of the row `key` on a board that left (`sign` is -1) or came (+1)."""
-
-    watch: Watch
-    key: str
-    board: str
-    columns: Row
-    sign: int
-
-    @property
-    def task(self) -> Row:
-        return self.watch.task(self.columns)
-
-
 class Entry(NamedTuple):
     """One row of the journal. A tuple, for thousands of them are made in a second.
 
@@ -183,79 +165,51 @@ class Entry(NamedTuple):
             return None
 
 
-@dataclass(slots=True)
-class Transaction:
-    """The images that one transaction moved, in any order.
+def images_of(entry: Entry, watches: Mapping[int, Watch], followed: Container[str | None]) -> list[Image]:
+    """Return the images that an entry moves on or off the followed boards, and report those that cannot be shown."""
+    if (watch := watches.get(entry.watch)) is None:
+        return []  # made under a watch that is no more; the transaction that ended it asks for a sync
+    images, problems = entry.images(watch, followed)
+    for problem in problems:
+        log.error("feed.unreadable_row", problem=problem)
+    return images
 
-    With `sync`, the transaction did what only reading the boards again can show, such as TRUNCATE: the reason. A
-    large transaction may come as several, each with all images of the rows that it is about.
+
+def transactions_of(
+    entries: Iterable[Entry], watches: Mapping[int, Watch], followed: Container[str | None]
+) -> list[Transaction]:
+    """Gather entries into transactions, in the order of their last entry.
+
+    Between transactions, this order respects every row's history: a transaction that changes a row which another
+    one changed has waited for its commit.
     """
-
-    xid: int
-    images: list[Image] = field(default_factory=list)
-    sync: Reason | None = None
-
-    def messages(self, boards: Container[str | None]) -> dict[str, list[Message] | None]:
-        """Give each of `boards` that it touches the messages for its subscribers, by row in order of appearance.
-
-        None instead of messages: the board must be read again. Those of other boards are not even encoded.
-        """
-        rows: defaultdict[tuple[str, int, str], list[Image]] = defaultdict(list)
-        for image in self.images:
-            if image.board in boards:
-                rows[image.board, image.watch.id, image.key].append(image)
-        found: dict[str, list[Message] | None] = {}
-        for (board, _, _), images in rows.items():
-            messages = found.setdefault(board, [])
-            if messages is None:
-                continue
-            if (pair := _before_and_after(images)) is None:
-                found[board] = None
-            else:
-                messages += _messages(*pair)
-        return {board: messages for board, messages in found.items() if messages is None or messages}
-
-
-def cancelled(images: Iterable[Image]) -> list[Image]:
-    """Leave out the images that came as often as they left. Those that remain keep their order."""
-    kept: dict[tuple[object, ...], list[Image]] = {}
-    for image in images:
-        same = kept.setdefault((image.watch.id, image.key, image.board, *image.columns, _text(image.columns)), [])
-        if same and same[-1].sign != image.sign:
-            same.pop()
+    found: dict[int, Transaction] = {}
+    for entry in entries:
+        if entry.op == "P" or (entry.op == "R" and not entry.concerns(followed)):
+            continue
+        transaction = found.pop(entry.xid, None) or Transaction(entry.xid)
+        if entry.op == "S":
+            transaction.sync = sync_of(entry.xid, entry.reason).sync
         else:
-            same.append(image)
-    return [image for same in kept.values() for image in same]
+            transaction.images += images_of(entry, watches, followed)
+        found[entry.xid] = transaction
+    return list(found.values())
 
 
-def _text(columns: Row) -> bytes:
-    return b"\0".join(columns.values())
+def sync_of(xid: int, text: str | None) -> Transaction:
+    """Return a transaction after which boards are read again: the reason begins with a word that clients know."""
+    log.info("feed.sync", reason=text)
+    word = (text or "").partition(":")[0]
+    return Transaction(xid, sync=cast(Reason, word) if word in get_args(Reason) else "resync")
 
 
-def _before_and_after(images: list[Image]) -> tuple[Image | None, Image | None] | None:
-    """Return what is there before and after, of one row on one board; None if no history can produce these images."""
-    if len(images) > 1:
-        images = cancelled(images)
-    before = [image for image in images if image.sign < 0]
-    after = [image for image in images if image.sign > 0]
-    if len(before) > 1 or len(after) > 1:
-        return None
-    return (before[0] if before else None), (after[0] if after else None)
-
-
-def _messages(before: Image | None, after: Image | None) -> Iterator[Message]:
-    if before and after:
-        yield from _update_messages(before.task, after.task)
-    elif before:
-        yield protocol.task_deleted(before.task["id"])
-    elif after:
-        yield protocol.task_created(after.task)
-
-
-def _update_messages(old: Row, new: Row) -> Iterator[Message]:
-    changes = {key: value for key, value in new.items() if value != old.get(key)}
-    moved = "lane" in changes
-    if moved:
-        yield protocol.task_moved(new["id"], old["lane"], new["lane"])
-    if len(changes) > moved:
-        yield protocol.task_updated(new["id"], changes)
+def board_data(rows: Iterable[tuple[int, str]], watches: Mapping[int, Watch]) -> bytes:
+    """Encode the data of a `board.sync`: rows as they are read, each with its watch."""
+    tasks = []
+    for number, image in rows:
+        watch = watches[number]
+        try:
+            tasks.append(watch.task(watch.columns(image)))
+        except UnreadableRow as ex:
+            log.error("feed.unreadable_row", problem=str(ex))  # noqa: TRY400  # the line says it all
+    return messages.board_data(tasks)

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.model import changes
 from relay.model import messages as protocol
-from relay.model.changes import Entry, Image, Transaction, UnreadableRow, Watch, WatchOutdated, cancelled
 from relay.model.messages import Message
+from relay.model.transaction import Image, Transaction, cancelled
+from relay.postgres import decode
+from relay.postgres.decode import Entry, UnreadableRow, Watch, WatchOutdated
 from tests.unit.tasks import (
     BOARDS,
     WATCH,
@@ -378,7 +379,7 @@ def test_images_whose_texts_are_the_same_end_to_end_are_two() -> None:
 UNREADABLE: Final = {
     "no text": r'"\ud800"',
     "too deep": "[" * 5000 + "]" * 5000,
-    "too large": f'"{"n" * changes.MAX_TASK_BYTES}"',
+    "too large": f'"{"n" * decode.MAX_TASK_BYTES}"',
 }
 """What a column may hold, as JSON, so that its row cannot be shown."""
 
@@ -409,7 +410,7 @@ def test_an_image_that_the_journal_lacks_is_absent_and_the_reason_is_reported() 
 
 
 def test_a_row_that_is_too_large_is_absent_and_one_that_is_so_only_by_what_is_hidden_is_not() -> None:
-    large = row(notes="n" * changes.MAX_TASK_BYTES)
+    large = row(notes="n" * decode.MAX_TASK_BYTES)
     assert said(inserted(large)) == {}
     assert said(updated(row(notes="n"), large)) == {"b": [("task.deleted", {"id": 1})]}
     hiding = replace(WATCH, hidden=frozenset({"notes"}))

@@ -1,0 +1,63 @@
+"""How long to wait after a fault before the next attempt, and whether a fault is the one that came before. Pure.
+
+Rules:
+- Pauses double, each with jitter, until an attempt has lasted for `CALM_SECONDS`: what fails right after it began
+  was not well in between, whatever it said of itself.
+- A fault recurs if the attempt before ended with the same one, and until one has lasted that long. So health does not
+  flap with a fault that comes back at once each time.
+- Numbers do not tell faults apart: a sequence or a port differs each time, and the fault is the same.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from typing import Final
+
+FIRST_SECONDS: Final = 0.25
+"""The pause after the first fault, at most."""
+
+LONGEST_SECONDS: Final = 10.0
+"""Maximum pause."""
+
+CALM_SECONDS: Final = 5.0
+"""An attempt that has lasted so long was well."""
+
+_NUMBER: Final = re.compile(r"\d+")
+
+
+class Backoff:
+    """The pauses between attempts that follow each other. Times are in seconds, of a clock that only goes forward."""
+
+    def __init__(self, first: float = FIRST_SECONDS, longest: float = LONGEST_SECONDS) -> None:
+        self._first = self._pause = first
+        self._longest = longest
+        self._last: str | None = None
+        self._began = math.inf
+        self._recurs = False
+
+    def begin(self, now: float) -> None:
+        """Note that an attempt begins."""
+        self._began = now
+
+    def fail(self, now: float, fault: str) -> float:
+        """Note why it ended; return how many seconds to wait before the next."""
+        calm = now - self._began >= CALM_SECONDS
+        self._recurs = not calm and self._last is not None and _alike(fault, self._last)
+        self._last, self._began = fault, math.inf
+        if calm:
+            self._pause = self._first
+        pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, not a secret
+        self._pause = min(self._pause * 2, self._longest)
+        return pause
+
+    def recurring(self, now: float) -> str | None:
+        """Say in one line what has ended one attempt after another, if nothing shows yet that it no longer does."""
+        if not self._recurs or now - self._began >= CALM_SECONDS:
+            return None
+        return f"this comes again and again: {self._last}"
+
+
+def _alike(one: str, other: str) -> bool:
+    return _NUMBER.sub("#", one) == _NUMBER.sub("#", other)

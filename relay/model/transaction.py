@@ -1,0 +1,137 @@
+"""A transaction, told by its net effect. Pure.
+
+A transaction is all that became visible together. Each of its entries in the journal says which image of a row left,
+and which came. Count each image +1 where it came and -1 where it left. What cancels out was never committed, and
+nobody hears of it. What remains is, for each row of a board, at most one image that was there before and at most one
+that is there after: that pair is the message.
+
+For example, one transaction that moves a task from `todo` to `doing`, back, and then to `done`:
+
+    entry                  todo   doing   done
+    1  todo  -> doing       -1     +1
+    2  doing -> todo        +1     -1
+    3  todo  -> done        -1             +1
+    sum                     -1      0      +1      task.moved, from todo to done
+
+Rules:
+- The order of entries inside a transaction has no meaning, for sums have none: nested triggers, functions, savepoints
+  and no-op updates are all the same arithmetic.
+- Columns are compared by their JSON text: all images were made under the same settings, so equal text is equal value.
+- An image that cannot be shown counts as absent, here and in boards.
+- Two images before or two after are what no history can produce: triggers were off for a while. Then, and only
+  then, the board is to be read again.
+- Work is linear in the entries, and nothing is encoded for a board that nobody follows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from relay.model import messages
+from relay.model.cursor import Reason
+from relay.model.messages import Message, Row
+
+
+class Table(Protocol):
+    """A watched table, as far as its rows become tasks."""
+
+    @property
+    def id(self) -> int: ...
+
+    def task(self, columns: Row) -> Row:
+        """Turn a row, by the columns' own names, into a task as clients see it."""
+
+
+class Image(NamedTuple):
+    """An image of the row `key` on a board that left (`sign` is -1) or came (+1)."""
+
+    table: Table
+    key: str
+    board: str
+    columns: Row
+    sign: int
+
+    @property
+    def task(self) -> Row:
+        return self.table.task(self.columns)
+
+
+@dataclass(slots=True)
+class Transaction:
+    """The images that one transaction moved, in any order.
+
+    With `sync`, the transaction did what only reading the boards again can show, such as TRUNCATE: the reason. A
+    large transaction may come as several, each with all images of the rows that it is about.
+    """
+
+    xid: int
+    images: list[Image] = field(default_factory=list)
+    sync: Reason | None = None
+
+    def messages(self, boards: Container[str | None]) -> dict[str, list[Message] | None]:
+        """Give each of `boards` that it touches the messages for its subscribers, by row in order of appearance.
+
+        None instead of messages: the board must be read again. Those of other boards are not even encoded.
+        """
+        rows: defaultdict[tuple[str, int, str], list[Image]] = defaultdict(list)
+        for image in self.images:
+            if image.board in boards:
+                rows[image.board, image.table.id, image.key].append(image)
+        found: dict[str, list[Message] | None] = {}
+        for (board, _, _), images in rows.items():
+            its = found.setdefault(board, [])
+            if its is None:
+                continue
+            if (pair := _before_and_after(images)) is None:
+                found[board] = None
+            else:
+                its += _messages(*pair)
+        return {board: its for board, its in found.items() if its is None or its}
+
+
+def cancelled(images: Iterable[Image]) -> list[Image]:
+    """Leave out the images that came as often as they left. Those that remain keep their order."""
+    kept: dict[tuple[object, ...], list[Image]] = {}
+    for image in images:
+        same = kept.setdefault((image.table.id, image.key, image.board, *image.columns, _text(image.columns)), [])
+        if same and same[-1].sign != image.sign:
+            same.pop()
+        else:
+            same.append(image)
+    return [image for same in kept.values() for image in same]
+
+
+def _text(columns: Row) -> bytes:
+    return b"\0".join(columns.values())
+
+
+def _before_and_after(images: list[Image]) -> tuple[Image | None, Image | None] | None:
+    """Return what is there before and after, of one row on one board; None if no history can produce these images."""
+    if len(images) > 1:
+        images = cancelled(images)
+    before = [image for image in images if image.sign < 0]
+    after = [image for image in images if image.sign > 0]
+    if len(before) > 1 or len(after) > 1:
+        return None
+    return (before[0] if before else None), (after[0] if after else None)
+
+
+def _messages(before: Image | None, after: Image | None) -> Iterator[Message]:
+    if before and after:
+        yield from _update_messages(before.task, after.task)
+    elif before:
+        yield messages.task_deleted(before.task["id"])
+    elif after:
+        yield messages.task_created(after.task)
+
+
+def _update_messages(old: Row, new: Row) -> Iterator[Message]:
+    changes = {key: value for key, value in new.items() if value != old.get(key)}
+    moved = "lane" in changes
+    if moved:
+        yield messages.task_moved(new["id"], old["lane"], new["lane"])
+    if len(changes) > moved:
+        yield messages.task_updated(new["id"], changes)

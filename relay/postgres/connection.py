@@ -1,0 +1,189 @@
+"""A connection to Postgres: how it is opened, with which settings, and how one that died in silence is noticed.
+
+Rules:
+- Whatever a role or a database presets, a session of the relay pins what it depends on.
+- A connection that is silent while Postgres is not at work for it is dead, whatever TCP thinks of it.
+- What is cancelled ends its connection at once, for the relay is to stop or to connect again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cached_property
+from typing import Final, LiteralString
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+
+from relay.postgres.faults import FeedError
+
+SILENT_SECONDS: Final = 1.5
+"""How long a connection may be silent before Postgres is asked, over another, whether it is at work for it."""
+
+STATE_SECONDS: Final = 1.0
+"""Timeout of that question."""
+
+START_SECONDS: Final = 10.0
+"""Timeout of what begins a session: its connections are watched only from then on."""
+
+NO_ENCODING: Final = (
+    "the database has encoding SQL_ASCII, which does not say what its text means: "
+    "expected UTF8, or another that says: restore a dump into a database with one"
+)
+
+# What goes wrong on a connection, the feed reports itself.
+logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+
+
+class Connection(AsyncConnection[TupleRow]):
+    """A connection that ends at once when what runs on it is cancelled.
+
+    psycopg would ask the server to cancel its query too, and wait up to ten seconds for one that is silent.
+    `waiting_since` is when an answer began to be awaited, on the event loop's clock. Tasks that share the connection
+    hold `in_turn` while they use it.
+    """
+
+    waiting_since: float | None = None
+
+    @cached_property
+    def in_turn(self) -> asyncio.Lock:
+        return asyncio.Lock()
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ARG002, ASYNC109  # psycopg's signature
+        self.pgconn.finish()
+
+    async def rows(self, query: bytes | LiteralString, *parameters: object) -> list[TupleRow]:
+        """Run a query and return all its rows."""
+        self.waiting_since = asyncio.get_running_loop().time()
+        try:
+            cursor = await self.execute(query, parameters or None)
+            result = cursor.pgresult  # cheaper to ask than `cursor.description`
+            return await cursor.fetchall() if result and result.nfields else []
+        finally:
+            self.waiting_since = None
+
+    async def row(self, query: bytes | LiteralString, *parameters: object) -> TupleRow:
+        """Run a query that has one row. Raises FeedError if there is none."""
+        rows = await self.rows(query, *parameters)
+        if not rows:
+            raise FeedError(f"no row from: {query!s}: run relay sql install")
+        return rows[0]
+
+
+def readable(query: bytes | LiteralString, connection: Connection) -> bytes:
+    """Have each text that is marked `/**/so/**/` in a query come as one that has a form in UTF-8."""
+    text = query if isinstance(query, bytes) else query.encode()
+    if b"/**/" not in text or connection.info.parameter_status("server_encoding") == "UTF8":
+        return text
+    return _MARKED.sub(rb"relay.readable(\1)", text)
+
+
+_MARKED: Final = re.compile(rb"/\*\*/([\w.]+)/\*\*/")
+
+
+def complete(database_url: str) -> str:
+    """Complete a connection string, where neither it nor libpq's environment says otherwise.
+
+    The keep-alives and the user timeout notice a half-dead link within seconds. Raises psycopg.ProgrammingError.
+    """
+    defaults = {
+        "application_name": ("relay", "PGAPPNAME"),
+        "connect_timeout": ("5", "PGCONNECT_TIMEOUT"),
+        "target_session_attrs": ("read-write", "PGTARGETSESSIONATTRS"),
+        "keepalives_idle": ("2", None),
+        "keepalives_interval": ("1", None),
+        "keepalives_count": ("2", None),
+        "tcp_user_timeout": ("3000", None),
+    }
+    given = conninfo_to_dict(database_url)
+    missing = {
+        name: value
+        for name, (value, variable) in defaults.items()
+        if name not in given and (variable is None or variable not in os.environ)
+    }
+    return make_conninfo(database_url, **missing)
+
+
+async def connect(conninfo: str) -> Connection:
+    """Connect, with the settings of a session. Raises FeedError or psycopg.Error."""
+    connection = await Connection.connect(conninfo, autocommit=True)
+    try:
+        await set_up(connection)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+async def set_up(connection: Connection) -> None:
+    """Make the settings of a session. Raises FeedError for a database whose text has no encoding."""
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        raise FeedError(NO_ENCODING)
+    for setting in _SETTINGS:
+        await connection.execute(f"set {setting}".encode())
+
+
+_SETTINGS: Final = (
+    # Each statement sees what was committed before it.
+    "default_transaction_isolation = 'read committed'",
+    "client_encoding = 'UTF8'",
+    "statement_timeout = 0",
+    "lock_timeout = 0",
+    "idle_in_transaction_session_timeout = 0",
+    "standard_conforming_strings = on",
+    # A policy that filters rows would leave boards silently empty; this makes it an error.
+    "row_security = off",
+    "search_path = ''",
+    # The planner knows nothing of how little is new, and would compile code for the millions of rows that it expects.
+    "jit = off",
+)
+
+
+@asynccontextmanager
+async def in_time() -> AsyncIterator[None]:
+    """Do what begins a session. Raises FeedError if an answer does not come, for a link may have died in silence."""
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            yield
+    except TimeoutError:
+        raise FeedError("Postgres was reached and then did not answer: connecting again") from None
+
+
+async def require_answer(connection: Connection, conninfo: str) -> None:
+    """Make sure that a connection which has been silent for long is not dead. Raises FeedError if it is."""
+    loop = asyncio.get_running_loop()
+    since = connection.waiting_since
+    if since is None or loop.time() - since <= SILENT_SECONDS:
+        return
+    state = await _state_of(connection, conninfo)
+    if connection.waiting_since != since:
+        return  # it has answered meanwhile
+    if state != "active":
+        raise FeedError(f"a connection is silent and Postgres says that it is {state}: connecting again")
+    connection.waiting_since = loop.time()
+
+
+async def _state_of(connection: Connection, conninfo: str) -> str:
+    """Ask Postgres, over a new connection, what a connection's backend is doing.
+
+    A server that refuses the new one is at least there, so the old one has the benefit of the doubt.
+    """
+    try:
+        async with asyncio.timeout(STATE_SECONDS), await Connection.connect(conninfo, autocommit=True) as other:
+            rows = await other.rows(
+                "select state from pg_catalog.pg_stat_activity where pid = %s", connection.info.backend_pid
+            )
+    except TimeoutError:
+        return "not to be reached"
+    except psycopg.OperationalError as ex:
+        if ex.sqlstate is None:
+            raise
+        return "active"
+    return str(rows[0][0]) if rows else "gone"

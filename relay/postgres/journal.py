@@ -1,0 +1,251 @@
+"""The journal: the queries that read it, and the batches that they become.
+
+Rules:
+- What is read comes with the snapshot that it was read in, out of the same statement: "what is new since" and the
+  next position. So no transaction is skipped and none is read twice, however long it was open.
+- The journal tells what it was when it was written: an entry that another server wrote, and a restore put there, is
+  younger as a row than as a transaction, and is not read.
+- Memory is bounded: a large batch is read in parts, and of a large transaction one row after the other.
+
+Pruning, and the horizon. The journal is pruned by DELETE, below a floor: `horizon`, which is written in the same
+transaction. A statement sees either both or neither. So a reader may go on from a position if, in the very snapshot
+that it reads under, its position covers the horizon: then whatever was deleted, it has read before. A batch that is
+read in several statements is read under one snapshot, which shows all that was there when it was taken, whatever is
+deleted meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Container, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, LiteralString
+
+from psycopg.rows import TupleRow
+
+from relay.model.snapshot import Snapshot
+from relay.model.transaction import Image, Transaction, cancelled
+from relay.postgres.connection import Connection, readable
+from relay.postgres.decode import Entry, images_of, sync_of, transactions_of
+from relay.postgres.faults import FeedError
+from relay.postgres.watches import Watches
+
+RESUME_CHANGES: Final = 20_000
+"""Maximum number of changes read for those who resume; if there are more, a `board.sync` costs everybody less."""
+
+PART_CHANGES: Final = 2_000
+"""Number of changes held in memory at once, about; a larger batch is read in parts."""
+
+BATCH_TRANSACTIONS: Final = 100_000
+"""Maximum number of transactions in a batch, which may have gathered in an hour without the relay; if there are more,
+a `board.sync` costs everybody less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What became visible between two snapshots, the later of which is `now`; None if there is too much of it.
+
+    The journal holds all that follows `horizon`. With `more`, it is a part of a large batch, and the next one goes on
+    where it ends, even in the midst of a transaction. With `paused`, some of it was not journalled.
+
+    `committed` counts its transactions, also those that concern nobody. For `polled` more seconds, the triggers do
+    not notify.
+    """
+
+    now: Snapshot
+    transactions: list[Transaction] | None
+    horizon: Snapshot
+    more: bool = False
+    committed: int = 0
+    polled: float = 0.0
+    paused: bool = False
+
+
+# The journal since a snapshot. An entry in another transaction's name (see relay.resume) stays unread until that one
+# is over. Of the transactions that were running, only those are looked up that no longer are: so the entries of one
+# that stays open are not looked through again and again. The snapshot is a row of its own, the first, and of the
+# same statement: there even when nothing is new, and not sent along with each entry.
+_HEAD: Final[LiteralString] = """
+    select pg_catalog.pg_current_snapshot()::text, h.seen::text, h.pauses <> relay.pauses(), relay.polled_for()
+"""
+_HORIZON: Final[LiteralString] = "from relay.horizon h where h.place = relay.place()"
+_ENTRY: Final[LiteralString] = """
+           j.xid::text::bigint, j.watch, j.op::text, /**/j.key/**/, /**/j.old_key/**/, /**/j.old_board/**/,
+           /**/j.new_board/**/, /**/j.old_row/**/, /**/j.new_row/**/, /**/j.reason/**/
+"""
+# A row that this server's triggers wrote has the id of its transaction, or a later one where a savepoint was set;
+# but relay.resume makes entries in the name of others.
+_OURS: Final[LiteralString] = """
+    (j.reason = 'journalling_paused' or ((j.xmin::text::bigint - j.xid::text::bigint) & 4294967295) < 2147483648)
+"""
+_NEW: Final[LiteralString] = (
+    """
+    from relay.journal j
+    where (j.xid >= %s::text::xid8
+           or j.xid = any (array(
+               select x from pg_catalog.unnest(%s::text[]::xid8[]) x
+               where pg_catalog.pg_visible_in_snapshot(x, pg_catalog.pg_current_snapshot()))))
+      and pg_catalog.pg_visible_in_snapshot(j.xid, pg_catalog.pg_current_snapshot())
+      and """
+    + _OURS
+)
+_FIRST: Final[LiteralString] = (
+    _HEAD
+    + ", null::pg_lsn, null::tid, null::bigint, null::integer, null, null, null, null, null, null, null, null "
+    + _HORIZON
+    + " union all (select null, null, null, null, j.lsn, j.ctid,"
+    + _ENTRY
+)
+_SINCE: Final[LiteralString] = _FIRST + _NEW + "order by j.lsn, j.ctid limit %s) order by 5 nulls first, 6"
+_MISSED: Final[LiteralString] = (
+    _FIRST + _NEW + "and (j.op = 'S' or j.old_board = any (%s) or j.new_board = any (%s)) limit %s) "
+    "order by 5 nulls first, 6"
+)
+
+# A large batch: its transactions in the order of their latest entries, each with how many it has, and the reason if
+# it asks for the boards to be read again.
+_OUTLINE: Final[LiteralString] = (
+    "select j.xid::text, count(*), max(j.reason) filter (where j.op = 'S')" + _NEW + "group by j.xid "
+    "order by max(j.lsn), j.xid limit %s"
+)
+# All rows of one statement have one position. Where they stand is then about the order in which they were written,
+# which matters to nobody but a client that shows tasks in the order in which they come.
+_IN_ORDER: Final[LiteralString] = "order by j.lsn, j.ctid"
+_WHOLE: Final[LiteralString] = (
+    "select" + _ENTRY + "from relay.journal j where j.xid = any (%s::text[]::xid8[]) and " + _OURS + _IN_ORDER
+)
+# A large transaction, row by row: an entry that changed a key comes once for each of the two. Only keys are sorted.
+_BY_KEY: Final[LiteralString] = (
+    "declare part no scroll cursor for select /**/s.key/**/, e.* from (select j.ctid as at, k.key "
+    "from relay.journal j "
+    "cross join lateral (select j.key union all select j.old_key where j.old_key is not null) k (key) "
+    "where j.xid = %s::text::xid8 and j.op = 'R' and "
+    + _OURS
+    + ' order by j.watch, k.key collate "C", j.lsn, j.ctid offset 0) s '
+    "cross join lateral (select" + _ENTRY + "from relay.journal j where j.ctid = s.at offset 0) e"
+)
+
+
+class Journal:
+    """The journal, read over one connection. Of live changes, only those of boards in `followed` are decoded.
+
+    A board that comes there later is read later, and shows them.
+    """
+
+    def __init__(self, link: Connection, watches: Watches, followed: Container[str | None]) -> None:
+        self._link = link
+        self._watches = watches
+        self._followed = followed
+        self._probes: list[str] = []
+
+    async def head(self) -> tuple[Snapshot, Snapshot, bool]:
+        """Tell what is visible now, the journal's horizon, and whether something since then was not journalled."""
+        found = await self._batch(await self._rows(_HEAD + _HORIZON))
+        return found.now, found.horizon, found.paused
+
+    async def since(self, position: Snapshot) -> AsyncGenerator[Batch, None]:
+        """Read what became visible since a position."""
+        new = (str(position.xmax), _running(position))
+        rows = await self._rows(_SINCE, *new, PART_CHANGES + 1)
+        if len(rows) <= 1 + PART_CHANGES:
+            yield await self._batch(rows, self._followed)
+            return
+        del rows  # a part too many, and large
+        await self._rows("begin isolation level repeatable read, read only")
+        whole = await self._batch(await self._rows(_HEAD + _HORIZON))
+        outline = await self._rows(_OUTLINE, *new, BATCH_TRANSACTIONS + 1)
+        whole = replace(whole, committed=len(outline))
+        if len(outline) > BATCH_TRANSACTIONS:
+            whole = replace(whole, transactions=None)
+        else:
+            async for transactions in self._parts(outline):
+                yield replace(whole, transactions=transactions, more=True)
+        await self._rows("commit")
+        yield whole
+
+    async def missed(self, oldest: Snapshot, boards: Collection[str]) -> Batch:
+        """Read what became visible since a snapshot and concerns some of the boards. Raises as `since` does."""
+        names = list(boards)
+        parameters = (str(oldest.xmax), _running(oldest), names, names, RESUME_CHANGES + 1)
+        async with self._link.in_turn:
+            await self._rows("begin")
+            await self._rows("set local enable_seqscan = off")  # see Session.open
+            rows = await self._rows(_MISSED, *parameters)
+            await self._rows("commit")
+        if len(rows) > 1 + RESUME_CHANGES:
+            return replace(await self._batch(rows[:1]), transactions=None)
+        return await self._batch(rows, boards)
+
+    def probes(self) -> list[str]:
+        """Return the probes that were read since the last time."""
+        arrived, self._probes = self._probes, []
+        return arrived
+
+    async def _parts(self, outline: Iterable[TupleRow]) -> AsyncIterator[list[Transaction]]:
+        """Read transactions in parts: many small ones are a part, and a large one is many."""
+        small: list[str] = []
+        room = PART_CHANGES
+        for xid, count, reason in outline:
+            if count > room and small:
+                yield await self._whole(small)
+                small, room = [], PART_CHANGES
+            if reason is not None:
+                yield [sync_of(int(xid), reason)]
+            elif count > PART_CHANGES:
+                async for part in self._by_key(xid):
+                    yield [part]
+            else:
+                small.append(xid)
+                room -= count
+        if small:
+            yield await self._whole(small)
+
+    async def _whole(self, xids: list[str]) -> list[Transaction]:
+        entries = [Entry(*row) for row in await self._rows(_WHOLE, xids)]
+        return await self._transactions(entries, self._followed)
+
+    async def _by_key(self, xid: str) -> AsyncIterator[Transaction]:
+        """Read a large transaction row by row; held is a part at the most, and of one row what did not cancel out."""
+        await self._rows(_BY_KEY, xid)
+        images: list[Image] = []
+        while rows := await self._rows(f"fetch {PART_CHANGES} from part".encode()):
+            entries = [(key, Entry(*columns)) for key, *columns in rows]
+            await self._watches.load_for(entry for _, entry in entries)
+            for key, entry in entries:
+                found = images_of(entry, self._watches.by_id, self._followed)
+                images += [image for image in found if image.key == key]
+            last = (rows[-1][2], rows[-1][0])
+            done = [image for image in images if (image.table.id, image.key) != last]
+            images = cancelled(image for image in images if (image.table.id, image.key) == last)
+            if done:
+                yield Transaction(int(xid), done)
+        if images:
+            yield Transaction(int(xid), images)
+        await self._rows("close part")
+
+    async def _batch(self, rows: Sequence[TupleRow], followed: Container[str | None] = ()) -> Batch:
+        now, horizon, paused, polled = rows[0][:4] if rows and rows[0][0] is not None else _no_horizon()
+        entries = [Entry(*row[6:]) for row in rows[1:]]
+        return Batch(
+            Snapshot.parse(now),
+            await self._transactions(entries, followed),
+            Snapshot.parse(horizon),
+            committed=len({entry.xid for entry in entries}),
+            polled=polled / 1000,
+            paused=paused,
+        )
+
+    async def _transactions(self, entries: Sequence[Entry], followed: Container[str | None]) -> list[Transaction]:
+        self._probes += [entry.reason or "" for entry in entries if entry.op == "P"]
+        await self._watches.load_for(entries)
+        return transactions_of(entries, self._watches.by_id, followed)
+
+    async def _rows(self, query: bytes | LiteralString, *parameters: object) -> list[TupleRow]:
+        return await self._link.rows(readable(query, self._link), *parameters)
+
+
+def _no_horizon() -> TupleRow:
+    raise FeedError("relay.horizon has no row of this installation: connecting again, which makes one")
+
+
+def _running(snapshot: Snapshot) -> list[str]:
+    return [str(xid) for xid in snapshot.xip]

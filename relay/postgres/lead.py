@@ -1,0 +1,74 @@
+"""The lead among several publishers of one name and one role, on one database: the oldest of their sessions has it.
+
+Postgres ends the session, and with it the lead, of a process that is gone, stands still or is cut off. It is no
+advisory lock, for any role may take one and keep it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, LiteralString, Self
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from relay.postgres.connection import Connection, connect
+from relay.postgres.faults import FeedError
+from relay.text import error_line
+
+LEAD_SECONDS: Final = 3.0
+"""How long Postgres hears nothing of the session that leads until another may."""
+
+_LEADS: Final[LiteralString] = """
+    select not exists (
+        select from pg_catalog.pg_stat_activity other
+        where (other.datid, other.usesysid, other.application_name) = (me.datid, me.usesysid, me.application_name)
+          and (other.backend_start, other.pid) < (me.backend_start, me.pid))
+    from pg_catalog.pg_stat_activity me
+    where me.pid = pg_catalog.pg_backend_pid()
+"""
+
+
+class Lead:
+    """A session that may lead."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, conninfo: str, name: str) -> AsyncIterator[Self]:
+        """Connect, and be one of those that may lead. All methods raise FeedError if Postgres does not answer."""
+        # Postgres cuts names: what makes this one unlike others comes first.
+        label = f"relay {hashlib.sha256(name.encode()).hexdigest()[:16]} {name}"
+        with _one_line():
+            async with await connect(make_conninfo(conninfo, application_name=label)) as connection:
+                await connection.execute(f"set idle_session_timeout = {LEAD_SECONDS * 1000:.0f}".encode())
+                yield cls(connection)
+
+    async def has(self) -> bool:
+        """Whether this one leads; once it does, it does until its session ends."""
+        with _one_line():
+            async with asyncio.timeout(LEAD_SECONDS / 2):
+                return bool((await self._connection.row(_LEADS))[0])
+
+    async def keep(self) -> None:
+        """Keep it; raises FeedError when it is lost."""
+        while True:
+            if not await self.has():
+                raise FeedError("another session leads, which began before this one")
+            await asyncio.sleep(LEAD_SECONDS / 6)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Say in one line what goes wrong with the lead."""
+    try:
+        yield
+    except TimeoutError:
+        raise FeedError("Postgres does not answer: connecting again") from None
+    except (psycopg.Error, OSError) as ex:
+        raise FeedError(error_line(ex)) from None

@@ -1,0 +1,67 @@
+"""The probe: a change that concerns nobody, written to see that changes come through. Pure.
+
+It is back when its notification has come and its entry has been passed on, with all that was committed before it; so
+connections, triggers, journal and hub are alive, whatever they say of themselves.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Final, Literal, get_args
+
+Way = Literal["notification", "journal"]
+"""How a probe comes back."""
+
+WAYS: Final[tuple[Way, ...]] = get_args(Way)
+
+
+class Probe:
+    """The probe of one feed, written again and again. Times are in seconds, of one clock that only goes forward."""
+
+    def __init__(self, now: float) -> None:
+        self.took: float | None = None
+        self._prefix = secrets.token_hex(6)
+        self._number = 0
+        self._written = now
+        self._came: set[Way] = set()
+        # Since when one is due or under way, None while the last one is back; whether one has been written since
+        # then, and in which ways one has come.
+        self._since: float | None = now
+        self._was_written = False
+        self._ever_came: set[Way] = set()
+
+    def due(self, now: float) -> None:
+        """Note that one is to be written: from here on it is waited for."""
+        if self._since is None:
+            self._since, self._was_written, self._ever_came = now, False, set()
+
+    def write(self, now: float) -> str:
+        """Write one, in place of one that is not back: return its label."""
+        self._number += 1
+        self._written = now
+        self._was_written = True
+        self._came = set()
+        return f"{self._prefix}-{self._number}"
+
+    def came(self, label: str, way: Way, now: float) -> float | None:
+        """Note what came back; return how long it took if that is all of it."""
+        if self._since is None or label != f"{self._prefix}-{self._number}":
+            return None
+        self._came.add(way)
+        self._ever_came.add(way)
+        if len(self._came) < len(WAYS):
+            return None
+        self._since = None
+        self.took = now - self._written
+        return self.took
+
+    def problem(self, now: float, budget: float) -> str | None:
+        """Say in one line what has not come back in time."""
+        if self._since is None or now - self._since <= budget:
+            return None
+        waited = f"no probe has come back for {now - self._since:.0f} seconds"
+        if not self._was_written:
+            return f"{waited}: none could be written: is a watched table locked, or a board very large?"
+        if "journal" not in self._ever_came:
+            return f"{waited}: the journal is not read in time"
+        return f"{waited}: no notification comes: is there a transaction pooler in between?"
