@@ -25,14 +25,14 @@ from typing import Final
 import structlog
 
 from relay import logs
-from relay.auth.access import Rates
-from relay.config import Settings
+from relay.auth.rates import Rates
+from relay.config.settings import Settings
 from relay.daemon import worker
 from relay.daemon.errors import StartError, listening_on
 from relay.daemon.worker import DRAIN, RELOAD, STATUS, STOPPING, SharedPlaces, client_sockets
 from relay.model.status import Counts, Status, merged
 from relay.postgres.feed import LONGEST_RETRY_SECONDS, Retry
-from relay.websocket.listening import bind, port_of
+from relay.websocket.sockets import bind, port_of
 
 log = structlog.get_logger()
 

@@ -32,7 +32,7 @@ import msgspec
 import structlog
 
 from relay import logs
-from relay.config import Settings
+from relay.config.settings import Settings
 from relay.faults import Faults
 from relay.hub.ports import Committed, Sink
 from relay.model.cursor import Era, Reason

@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 import msgspec
 import structlog
 
-from relay.config import Settings
+from relay.config.settings import Settings
 from relay.faults import Faults
 from relay.hub.ports import Authorizer, Question, Resuming, Sink, Source, SourceStatus
 from relay.model import messages as protocol

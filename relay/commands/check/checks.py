@@ -31,8 +31,8 @@ import aiohttp
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from relay.auth.access import AccessError
-from relay.auth.guard import Guard
+from relay.auth.keys import AccessError
+from relay.auth.reload import Reloader
 from relay.config import Settings
 from relay.daemon.errors import StartError, listening_on, nats_installed
 from relay.daemon.serve import open_to_all
@@ -41,7 +41,7 @@ from relay.nats.stream import State, decode
 from relay.postgres import install, session
 from relay.postgres.session import Connection, FeedError, Vitals
 from relay.text import error_line
-from relay.websocket.listening import bind
+from relay.websocket.sockets import bind
 
 if TYPE_CHECKING:
     from relay.nats.jetstream import Stream
@@ -162,7 +162,7 @@ async def _access(place: Place) -> Verdict:
     if not settings.WS_ENABLED:
         return ok("no clients are served: WS_ENABLED is false")
     try:
-        await Guard(settings).open()
+        await Reloader(settings).open()
     except AccessError as ex:
         return failed(str(ex), "mend the setting that is named, or its file")
     if settings.is_open:
