@@ -22,14 +22,14 @@ from typing import Final
 import structlog
 
 from relay import logs
-from relay.auth.access import Rates
+from relay.auth.rates import Rates
 from relay.config import Settings
 from relay.daemon.errors import StartError, listening_on
 from relay.daemon.process import Process
 from relay.daemon.shared import SharedPlaces
 from relay.daemon.worker import STOPPING, client_sockets
 from relay.model.status import Counts, Status, merged
-from relay.websocket.listening import bind, port_of
+from relay.websocket.sockets import bind, port_of
 
 log = structlog.get_logger()
 

@@ -12,14 +12,14 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from relay.config import Settings
+from relay.config.settings import Settings
 from relay.daemon.errors import listening_on, nats_installed
 from relay.daemon.pool import Pool
 from relay.daemon.systemd import Systemd
 from relay.daemon.worker import Worker
 from relay.http.app import Monitor
 from relay.http.page import Page
-from relay.websocket.listening import from_systemd
+from relay.websocket.sockets import from_systemd
 
 log = structlog.get_logger()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import mmap
 
-from relay.auth.access import Rates
-from relay.websocket.admission import Places
+from relay.auth.rates import Rates
+from relay.websocket.limits import Places
 
 
 class SharedPlaces(Places):

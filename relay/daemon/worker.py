@@ -11,17 +11,19 @@ from typing import Final, Protocol
 import structlog
 
 from relay import logs
-from relay.auth.access import AccessError, Rates
-from relay.auth.guard import Guard
-from relay.config import Settings
+from relay.auth.keys import AccessError
+from relay.auth.rates import Rates
+from relay.auth.reload import Reloader
+from relay.config.settings import Settings
 from relay.daemon.errors import StartError, listening_on, nats_installed
 from relay.hub.hub import Hub
 from relay.hub.ports import Authorizer, Source
 from relay.model.status import Counts, Status
 from relay.postgres.feed import Feed
-from relay.websocket.admission import Places
-from relay.websocket.listening import bind, bind_path
-from relay.websocket.server import Endpoint, Limits, deflated_frame, frame
+from relay.websocket.frames import deflated_frame, frame
+from relay.websocket.limits import Limits, Places
+from relay.websocket.server import Endpoint
+from relay.websocket.sockets import bind, bind_path
 
 log = structlog.get_logger()
 
@@ -46,7 +48,9 @@ class Worker:
         self._shares_port = places is not None
         self._stopping = False
         self._source = _source(settings)
-        self._guard = Guard(settings, rates or Rates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL))
+        self._credentials = Reloader(
+            settings, rates or Rates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL)
+        )
         self._hub = Hub(self._source, frame, deflated_frame)
         self._endpoint: Endpoint | None = None
         if settings.WS_ENABLED:
@@ -57,9 +61,9 @@ class Worker:
                 places=places,
                 limits=_limits(settings),
                 compression=settings.WS_COMPRESSION,
-                gate=self._guard.gate,
-                new_keys=self._guard.new_keys if settings.jwt_keys else None,
-                judge=self._source if settings.WS_MAY_READ else None,
+                gate=self._credentials.gate,
+                new_keys=self._credentials.new_keys if settings.jwt_keys else None,
+                authorizer=self._source if settings.WS_MAY_READ else None,
             )
 
     @property
@@ -71,12 +75,12 @@ class Worker:
         """Take the port. Raises StartError."""
         if self._endpoint:
             try:
-                await self._guard.open()
+                await self._credentials.open()
             except AccessError as ex:
                 raise StartError(str(ex)) from ex
             sockets = self._sockets or await client_sockets(self._settings, reuse_port=self._shares_port)
             with listening_on("WS_PORT", self._settings.WS_HOST, self._settings.WS_PORT):
-                self._endpoint.open_on(sockets, tls=self._guard.tls)
+                self._endpoint.open_on(sockets, tls=self._credentials.tls)
 
     async def start(self) -> asyncio.Task[None]:
         """Serve; the task ends only by a fault of ours."""
@@ -88,7 +92,7 @@ class Worker:
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._source.run(self._hub))
-            tasks.create_task(self._guard.run())
+            tasks.create_task(self._credentials.run())
             tasks.create_task(self._refresh())
 
     async def _refresh(self) -> None:
@@ -99,7 +103,7 @@ class Worker:
     async def reload(self) -> None:
         """Read credentials and certificates again; close connections whose credential is not good any more."""
         if self._endpoint:
-            await self._guard.reload()
+            await self._credentials.reload()
             self._endpoint.check_grants()
 
     async def drain(self) -> None:
@@ -110,7 +114,7 @@ class Worker:
         self._endpoint.stop_listening()
         if self._endpoint.connections and not await self._source.catch_up():
             log.warning("relay.not_caught_up", problem=self._source.problem or "the feed took too long")
-        await self._endpoint.see_off(self._settings.WS_DRAIN / 1000)
+        await self._endpoint.drain(self._settings.WS_DRAIN / 1000)
 
     def abort(self) -> None:
         """Cut the clients off."""

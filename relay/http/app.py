@@ -18,8 +18,9 @@ from aiohttp import web
 from relay import __version__
 from relay.http import metrics
 from relay.model.status import Database, Status
-from relay.websocket.listening import NO_FILE, TOO_SLOW, Listener, bind
+from relay.websocket.listener import NO_FILE, TOO_SLOW, Listener
 from relay.websocket.refusals import CROWDED_OUT, Refusals
+from relay.websocket.sockets import bind
 
 _STATIC: Final = Path(__file__).parents[1] / "client" / "js"
 
@@ -73,7 +74,7 @@ class Monitor:
             read_bufsize=BODY_BYTES,
         )
         self._refusals = Refusals("health.refused")
-        self._listener = Listener(self._refusals, lambda: REQUEST_SECONDS, most=CONNECTIONS)
+        self._listener = Listener(self._refusals, REQUEST_SECONDS, most=CONNECTIONS)
 
     async def open(self, host: str, port: int, sockets: Sequence[socket.socket] = ()) -> int:
         """Begin to listen, on sockets that are bound if there are any, and return the port.

@@ -158,13 +158,13 @@ class Resuming(Protocol):
 class Subscriber(Protocol):
     """A client's connection, as far as the hub is concerned. Compared by identity."""
 
-    @property
-    def ready(self) -> bool:
-        """Whether it can take more now."""
+    __slots__ = ()
 
-    @property
-    def inflates(self) -> bool:
-        """Whether it understands deflated frames."""
+    ready: bool
+    """Whether it can take more now."""
+
+    inflates: bool
+    """Whether it understands deflated frames."""
 
     def send(self, frames: bytes) -> None:
         """Pass frames on. Must not block and must not call the hub."""

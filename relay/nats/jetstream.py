@@ -40,7 +40,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 from nats.js.errors import APIError
 
-from relay.config import Settings
+from relay.config.settings import Settings
 from relay.nats.stream import Encoded, Entry, Part, State, token
 
 CONNECT_SECONDS: Final = 5

@@ -1,22 +1,51 @@
-"""Why a handshake is not one, in words for metrics and the log. Pure.
+"""Handshakes: what a client asks to be let in by, and what it is answered.
 
-What the WebSocket protocol itself refuses is known by the exception that its library keeps; what is another protocol
-altogether, by its first bytes.
+The protocol's own part is the websockets library's. Here is the rest: where the handshake ends in what has come, what
+the gate is asked, and the answers to those that are not let in.
+
+Rules:
+- Every refusal is counted, and logged with its reason: what the library itself refuses, by the exception that it
+  keeps; another protocol altogether, by its first bytes.
+- An answer has few bytes, and does not say what was wrong with a credential: that is for the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Final
 
-from relay.auth.proxies import V1, V2
-from relay.websocket.listening import FOREIGN_PROXY_HEADER, TLS_ON_PLAIN
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
 
-MOST_BYTES: Final = 32 * 1024
-"""So long a handshake may be in all. A cookie or a token may have 8 KB, as one line of it."""
+from relay.auth.addresses import V1, V2
+from relay.auth.gate import ForeignOrigin, Gate, TooMany, Visitor
+from relay.auth.tokens import Refused
+from relay.websocket.listener import FOREIGN_PROXY_HEADER, TLS_ON_PLAIN
+from relay.websocket.refusals import Refusals
+
+MAX_BYTES: Final = 32 * 1024
+"""Maximum size of a handshake. A cookie or a token may have 8 KB, as one line of it."""
 
 TOO_LONG: Final = "handshake too long"
 
+RETRY_SECONDS: Final = "5"
+"""When a client that found no place may try again."""
+
+RAISE: Final = (
+    "Too many connections a minute. Many clients behind one address? "
+    "Raise WS_RATE_LIMIT_PER_CLIENT and WS_RATE_LIMIT_TOTAL, and name proxies in WS_TRUSTED_PROXIES.\n"
+)
+"""The body of a 429, for developers and operators."""
+
+TOO_MANY: Final = (
+    "HTTP/1.1 429 Too Many Requests\r\nRetry-After: %d\r\nConnection: close\r\n"
+    f"Content-Type: text/plain\r\nContent-Length: {len(RAISE)}\r\n\r\n{RAISE}"
+).encode()
+"""The same, to a connection that has said nothing yet."""
+
+_END: Final = b"\r\n\r\n"
 _TLS_HANDSHAKE: Final = b"\x16\x03"
 
 _REASONS: Final[Mapping[str, str]] = {
@@ -31,7 +60,7 @@ _REASONS: Final[Mapping[str, str]] = {
 
 
 def reason(exception: Exception) -> str:
-    """Say in a few words why the protocol refused a handshake."""
+    """Say in a few words why the library refused a handshake."""
     return _REASONS.get(type(exception).__name__, "bad handshake")
 
 
@@ -42,3 +71,109 @@ def foreign(first: bytes) -> str | None:
     if first.startswith((V1, V2)):
         return FOREIGN_PROXY_HEADER
     return None
+
+
+class Handshake:
+    """A handshake that has not come whole yet.
+
+    `early` is what the client sent behind it while nothing is decided; None while nothing has to wait.
+    """
+
+    __slots__ = ("_size", "_tail", "early")
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._tail = b""
+        self.early: bytes | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether some of it has come."""
+        return self._size > 0
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether more has come than a handshake may have."""
+        return self._size > MAX_BYTES
+
+    def holds_back(self, data: bytes) -> bool:
+        """Keep what comes while nothing is decided; false if it is not to be kept."""
+        if self.early is None:
+            return False
+        self.early += data
+        return True
+
+    def part(self, data: bytes) -> tuple[bytes, bytes]:
+        """Part what belongs to it from what follows. Its end may come in pieces."""
+        seen = self._tail + data
+        end = seen.find(_END)
+        if end < 0:
+            self._tail = seen[1 - len(_END) :]
+            self._size += len(data)
+            return data, b""
+        length = end + len(_END) - len(self._tail)
+        self._size += length
+        return data[:length], data[length:]
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Asks the gate, and answers those that are not let in.
+
+    `new_keys` has the gate's keys read again, for a token is signed with one that it does not know; None if there are
+    no keys to be read.
+    """
+
+    gate: Gate
+    refusals: Refusals
+    unread: Refusals
+    new_keys: Callable[[], Awaitable[None]] | None = None
+
+    def visitor(self, request: Request, peer: str) -> Visitor:
+        """Tell what a request says, and where it comes from: `Visitor.peer`."""
+        headers = request.headers
+        hosts = headers.get_all("Host")
+        visitor = Visitor(
+            peer=peer,
+            target=request.path,
+            authorization=headers.get_all("Authorization"),
+            subprotocols=_listed(headers.get_all("Sec-WebSocket-Protocol")),
+            origins=headers.get_all("Origin"),
+            host=hosts[0] if len(hosts) == 1 else None,
+            forwarded=headers.get_all("X-Forwarded-For"),
+            standard=headers.get_all("Forwarded"),
+        )
+        source = self.gate.source(visitor)
+        if source.fault:
+            self.unread.add("a proxy's header cannot be read", peer, found=source.fault)
+        return replace(visitor, address=source.address)
+
+    def turned_away(self, protocol: ServerProtocol, why: Refused, address: str) -> Response:
+        """Answer a visitor that the gate refuses."""
+        details = {"origin": why.origin} if isinstance(why, ForeignOrigin) else {}
+        self.refusals.add(str(why), address, **details)
+        if isinstance(why, TooMany):
+            response = protocol.reject(why.status, RAISE)
+            response.headers["Retry-After"] = str(why.seconds)
+        else:
+            response = protocol.reject(why.status, f"{why.status.phrase}\n")
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+
+    def too_long(self, protocol: ServerProtocol, address: str) -> Response:
+        """Answer a handshake that is too long."""
+        self.refusals.add(TOO_LONG, address)
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        return protocol.reject(status, f"{status.phrase}\n")
+
+
+def full(protocol: ServerProtocol) -> Response:
+    """Answer a client for which there is no place."""
+    response = protocol.reject(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections: try again later.\n")
+    response.headers["Retry-After"] = RETRY_SECONDS
+    return response
+
+
+def _listed(values: Iterable[str]) -> list[str]:
+    """Split the values of a header that is a list."""
+    return [each.strip() for value in values for each in value.split(",")]

@@ -21,7 +21,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, CDPSession, Locator, Page, Route, expect
 
-from relay.auth.access import LEEWAY_SECONDS
+from relay.auth.tokens import LEEWAY_SECONDS
 from relay.http.page import policy
 from relay.postgres.embedded import free_port
 from tests.acceptance.support import RELAY, Daemon, Program, Relays, until

@@ -22,16 +22,21 @@ from unittest import mock
 import structlog
 from kosoku import FailureError, run_fuzzingclient
 from kosoku._kosoku import CaseResult
-from websockets.frames import Frame, Opcode
+from websockets.frames import DATA_OPCODES, Frame, Opcode
 
 from relay.hub.hub import Hub
-from relay.hub.ports import Resuming
-from relay.model import messages as protocol
+from relay.hub.ports import BoardSource
+from relay.model import messages
 from relay.model.messages import CloseCode
-from relay.websocket import server
+from relay.websocket import frames, server
+from relay.websocket.connection import Connection
+from relay.websocket.limits import Memory
 
 QUICK: Final = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*")
 COMPRESSED: Final = ("12.*", "13.*")
+
+CONCURRENCY: Final = 4
+"""Number of cases that run at once. They are the runner's and ours in one process, so more are no faster."""
 
 LARGEST_BYTES: Final = 16 * 1024 * 1024
 """The largest message of the cases."""
@@ -42,17 +47,7 @@ EXCEPTIONS: Final = {
 """Cases that may fail, and why."""
 
 
-class _Silence:
-    """A source that has nothing, for nobody asks it."""
-
-    def ask(self, board: str) -> None:
-        """Do nothing."""
-
-    def ask_changes(self, resuming: Resuming) -> None:
-        """Do nothing."""
-
-
-class Echo(server.Connection):
+class Echo(Connection):
     """A connection that sends back what it receives.
 
     What the relay sends uncompressed, being short or binary, is compressed here: the runner takes no other answer.
@@ -60,32 +55,37 @@ class Echo(server.Connection):
 
     __slots__ = ()
 
-    def _receive_message(self, message: bytes) -> None:
-        opcode = Opcode.BINARY if self._binary else Opcode.TEXT
+    def _receive(self, received: Frame) -> None:
+        if received.opcode in DATA_OPCODES and (message := self._inbox.take(received)) is not None:
+            self._echo(message)
+
+    def _echo(self, message: bytes) -> None:
+        opcode = Opcode.TEXT if self._inbox.is_text else Opcode.BINARY
         try:
             if opcode is Opcode.TEXT:
                 message.decode()
         except UnicodeDecodeError:
             self._protocol.fail(CloseCode.INVALID_TEXT, "text that is not UTF-8")
             return
-        if self.inflates and opcode is Opcode.TEXT and len(message) in server.DEFLATE_BYTES:
-            self._write(server.deflated_frame(message))
+        if self.outbox.inflates and opcode is Opcode.TEXT and len(message) in frames.DEFLATE_BYTES:
+            self.outbox.write(frames.deflated_frame(message))
         else:
-            self._write(Frame(opcode, message).serialize(mask=False, extensions=self._protocol.extensions))
+            self.outbox.write(Frame(opcode, message).serialize(mask=False, extensions=self._protocol.extensions))
 
 
 @contextlib.asynccontextmanager
 async def echoing(*, compression: bool) -> AsyncIterator[str]:
     """Run the endpoint as an echo server; yield its address.
 
-    Its heartbeat is longer than any case: a ping within the last ones ends them, which is the runner's.
+    Its heartbeat is longer than any case: a ping within the last ones ends them, which is the runner's. Its limits of
+    sizes are those of the cases.
     """
-    endpoint = server.Endpoint(
-        Hub(_Silence(), server.frame), heartbeat=3600.0, max_connections=100, compression=compression
-    )
+    hub = Hub(mock.create_autospec(BoardSource), frames.frame)
+    endpoint = server.Endpoint(hub, heartbeat=3600.0, max_connections=100, compression=compression)
+    endpoint.shared.unfinished = Memory(CONCURRENCY * LARGEST_BYTES)
     with (
         mock.patch.object(server, "Connection", Echo),
-        mock.patch.object(protocol, "MAX_MESSAGE_BYTES", LARGEST_BYTES),
+        mock.patch.object(messages, "MAX_MESSAGE_BYTES", LARGEST_BYTES),
     ):
         await endpoint.open("127.0.0.1", 0)
         try:
@@ -98,7 +98,7 @@ async def run(cases: Sequence[str], *, compression: bool = False) -> list[CaseRe
     """Run cases; a name may end in a star."""
     async with echoing(compression=compression) as address:
         try:
-            return await run_fuzzingclient(address, list(cases), [], concurrency=8)
+            return await run_fuzzingclient(address, list(cases), [], concurrency=CONCURRENCY)
         except FailureError as failure:
             return list(failure.results)
 

@@ -18,9 +18,12 @@ from typing import Any, Final, cast
 import jwt
 from websockets.frames import Frame, Opcode
 
-from relay.auth.access import Access, AccessError, Gate, Rates, Refused, Visitor, static_tokens
-from relay.auth.access import signing_keys as read_keys
-from relay.auth.proxies import BadProxyHeader, proxy_header, source
+from relay.auth.addresses import BadProxyHeader, proxy_header, source
+from relay.auth.gate import Gate, Visitor
+from relay.auth.keys import AccessError
+from relay.auth.keys import signing_keys as read_keys
+from relay.auth.rates import Rates
+from relay.auth.tokens import Access, Refused, static_tokens
 from relay.config.origins import Origins
 from relay.config.proxies import Proxies
 from relay.hub.hub import Hub
@@ -31,7 +34,10 @@ from relay.model.messages import BadMessage
 from relay.model.snapshot import Snapshot
 from relay.model.transaction import Transaction, cancelled
 from relay.postgres.decode import Entry, Watch, WatchOutdated
-from relay.websocket.server import Connection, Endpoint, Limits, deflated_frame, frame
+from relay.websocket.connection import Connection
+from relay.websocket.frames import deflated_frame, frame
+from relay.websocket.limits import Limits
+from relay.websocket.server import Endpoint
 
 SECRET: Final = "a secret that is long enough, by far"
 ERA: Final = Era("0123456789ab", {"0123456789ab": b"key"}, "abcdef012345")
@@ -139,7 +145,7 @@ async def _connection(data: bytes) -> None:
     hub.begin(ERA, Snapshot.parse("10:20:11,15"), None)
     limits = Limits(send_buffer=65_536, all_buffers=1 << 20, messages_a_second=10, boards=3, idle_seconds=1e-9)
     endpoint = Endpoint(hub, heartbeat=30, max_connections=1, gate=GATE, limits=limits, compression=bool(mode & 1))
-    client = Connection(endpoint)
+    client = Connection(endpoint.shared)
     client.address = "10.0.0.1"
     transport = _Transport(client, 1000 if mode & 2 else 1 << 40)
     client.connection_made(cast(asyncio.Transport, transport))
@@ -157,7 +163,7 @@ async def _connection(data: bytes) -> None:
     client.connection_lost(None)
     assert endpoint.connections == 0, "a connection that is gone is counted"
     assert endpoint.buffered == 0, "a backlog of nobody is counted"
-    assert endpoint.unfinished == 0, "an unfinished message of nobody is counted"
+    assert endpoint.shared.unfinished.used == 0, "an unfinished message of nobody is counted"
     assert hub.subscriptions == 0, "a board is followed by nobody"
 
 

@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from relay.auth.access import Gate
+from relay.auth.gate import Gate
 from relay.hub.hub import Hub
+from relay.hub.ports import Authorizer
 from relay.nats.source import NatsSource
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.feed import Feed
-from relay.websocket.server import Endpoint, Limits, deflated_frame, frame
+from relay.websocket.frames import deflated_frame, frame
+from relay.websocket.limits import Limits
+from relay.websocket.server import Endpoint
 from tests.integration.client import Client
 from tests.servers import Database, install
 
@@ -31,6 +34,7 @@ class Relay:
         gate: Gate | None = None,
         limits: Limits | None = None,
         judged: bool = False,
+        authorizer: Authorizer | None = None,
         new_keys: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.feed = Feed(source) if isinstance(source, str) else source
@@ -42,7 +46,7 @@ class Relay:
             compression=compression,
             gate=gate,
             limits=limits,
-            judge=self.feed if judged else None,
+            authorizer=authorizer or (self.feed if judged else None),
             new_keys=new_keys,
         )
 

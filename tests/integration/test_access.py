@@ -24,13 +24,16 @@ from websockets.frames import Frame, Opcode
 from websockets.typing import Origin, Subprotocol
 
 from relay import config
-from relay.auth.access import Access, AccessError, Gate, Rates, static_tokens
-from relay.auth.guard import Guard
+from relay.auth.gate import Gate
+from relay.auth.keys import AccessError
+from relay.auth.rates import Rates
+from relay.auth.reload import Reloader
+from relay.auth.tokens import Access, static_tokens
 from relay.config.origins import Origins
 from relay.config.proxies import Proxies
 from relay.config.settings import DISCOVERY
 from relay.websocket import server
-from relay.websocket.server import Limits
+from relay.websocket.limits import Limits
 from tests.contract import checked
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -236,16 +239,16 @@ async def test_keys_that_are_rotated_at_an_address_are_found(
     (one, one_jwk), (two, two_jwk) = key_and_jwk("one"), key_and_jwk("two")
     keys = {"keys": [one_jwk]}
     async with served(keys) as (address, asked):
-        guard = Guard(config.load({"WS_JWT_KEYS": address}))
+        guard = Reloader(config.load({"WS_JWT_KEYS": address}))
         await guard.open()
         async with relay_of(database, guard.gate, new_keys=guard.new_keys) as relay:
             assert await gets_in(relay, one, "one")
             keys["keys"] = [one_jwk, two_jwk]
             assert not await gets_in(relay, two, "two")  # it was asked just now
-            monkeypatch.setattr("relay.auth.guard.SOONEST_SECONDS", 0)
+            monkeypatch.setattr("relay.auth.reload.SOONEST_SECONDS", 0)
             assert await gets_in(relay, two, "two")
             assert await gets_in(relay, one, "one")
-            monkeypatch.setattr("relay.auth.guard.SOONEST_SECONDS", 10)
+            monkeypatch.setattr("relay.auth.reload.SOONEST_SECONDS", 10)
             answers = await asyncio.gather(*(gets_in(relay, one, f"key-{number}") for number in range(20)))
             assert not any(answers)
             assert len(asked) == 2
@@ -260,7 +263,7 @@ async def test_the_issuer_says_where_its_keys_are(database: Database) -> None:
         described |= {"issuer": issuer, "jwks_uri": keys}
         settings = config.load({"WS_JWT_ISSUER": issuer})
         assert not settings.is_open
-        guard = Guard(settings)
+        guard = Reloader(settings)
         await guard.open()
         async with relay_of(database, guard.gate) as relay:
             assert await gets_in(relay, one, "one", iss=issuer)
@@ -268,15 +271,15 @@ async def test_the_issuer_says_where_its_keys_are(database: Database) -> None:
         for wrong in ({"issuer": "https://other.example"}, {"jwks_uri": "http://other.example/keys"}):
             described |= {"issuer": issuer, "jwks_uri": keys} | wrong
             with pytest.raises(AccessError, match=r"^WS_JWT_ISSUER: http://127"):
-                await Guard(settings).open()
+                await Reloader(settings).open()
 
 
 async def test_an_address_that_is_away_changes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The keys that were good stay good."""
-    monkeypatch.setattr("relay.auth.guard.SOONEST_SECONDS", 0)
+    monkeypatch.setattr("relay.auth.reload.SOONEST_SECONDS", 0)
     one, one_jwk = key_and_jwk("one")
     async with served({"keys": [one_jwk]}) as (address, _):
-        guard = Guard(config.load({"WS_JWT_KEYS": address}))
+        guard = Reloader(config.load({"WS_JWT_KEYS": address}))
         await guard.open()
     async with relay_of(database, guard.gate, new_keys=guard.new_keys) as relay:
         assert not await gets_in(relay, one, "unknown")
@@ -330,7 +333,7 @@ async def test_when_the_answer_changes_live_subscriptions_end(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client is told which board it may not follow any more, and gets nothing more of it."""
-    monkeypatch.setattr(server, "JUDGE_SECONDS", 0.05)
+    monkeypatch.setattr(server, "ASK_AGAIN_SECONDS", 0.05)
     database.execute(RULE)
     async with relay_of(database, judged=True) as relay, Client.to(relay.url) as client:
         assert (await client.subscribe("public"))[0] == "board.sync"
@@ -385,24 +388,20 @@ async def test_a_fresh_tokens_boards_are_decided_anew_at_once(database: Database
         assert (await said(connection, {"type": "ping"})) == {"type": "pong"}
         answer = await said(connection, {"type": "authenticate", "token": token(None, sub="yours")})
         assert answer == {"type": "authenticated"}
-        async with asyncio.timeout(server.JUDGE_SECONDS / 2):  # at once, and not when all are asked again
+        async with asyncio.timeout(server.ASK_AGAIN_SECONDS / 2):  # at once, and not when all are asked again
             found = [checked(await connection.recv()) for _ in range(2)]
         assert {message["type"] for message in found} == {"error", "board.sync"}
         [refusal] = [message["data"] for message in found if message["type"] == "error"]
         assert (refusal["code"], refusal["boardId"]) == ("not_allowed", "mine")
-        assert relay.hub.following(next(iter(relay.endpoint._connections))) == ["yours"]  # noqa: SLF001
+        assert relay.hub.following(next(iter(relay.endpoint.clients)).outbox) == ["yours"]
 
 
 async def test_a_token_that_allows_the_same_asks_nothing(database: Database) -> None:
     """However often it is presented; one with other claims is as much work as the boards that are asked about."""
     judge = Judge()
     endpoint_options: Any = {"gate": guarded(database_decides=True), "limits": Limits(messages_a_second=50)}
-    async with Relay(database.dsn, judged=True, **endpoint_options).running() as relay:
-        relay.endpoint._judge = judge  # noqa: SLF001
+    async with Relay(database.dsn, authorizer=judge, **endpoint_options).running() as relay:
         await until(lambda: relay.feed.problem is None)
-        for task in tuple(relay.endpoint._tasks):  # noqa: SLF001
-            task.cancel()
-        relay.endpoint.spend(relay.endpoint._judged(judge))  # noqa: SLF001
         async with connect(f"{relay.url}?token={token(None, sub='me')}", proxy=None) as connection:
             for number in range(60):
                 assert (await said(connection, SUBSCRIBE | {"boardId": f"b{number}"}))["type"] == "board.sync"
@@ -535,7 +534,7 @@ async def test_when_nobody_waits_any_more_the_lack_of_files_is_no_problem(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or a balancer that asks whether it is ready would never send a client again."""
-    monkeypatch.setattr("relay.websocket.listening.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("relay.websocket.listener.RETRY_SECONDS", 0.01)
     async with relay_of(database) as relay:
         listener = relay.endpoint.listener
         listener._accept(cast(socket.socket, Full(listener._sockets[0])))  # noqa: SLF001  # as the event loop does

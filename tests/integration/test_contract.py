@@ -7,9 +7,10 @@ from typing import Any, get_args
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from relay.auth.access import Access, Gate, static_tokens
+from relay.auth.gate import Gate
+from relay.auth.tokens import Access, static_tokens
 from relay.model import messages as protocol
-from relay.websocket.server import Limits
+from relay.websocket.limits import Limits
 from tests.contract import KINDS, checked
 from tests.integration.conftest import Relay
 from tests.servers import Database

@@ -16,7 +16,6 @@ import struct
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,9 +27,12 @@ from websockets.frames import Frame, Opcode
 from relay.hub.hub import Hub
 from relay.hub.ports import Resuming
 from relay.model import messages as protocol
+from relay.websocket import connection as connection_module
 from relay.websocket import server
-from relay.websocket.listening import Arrival
-from relay.websocket.server import Connection, Endpoint, frame
+from relay.websocket.connection import Connection, Shared
+from relay.websocket.frames import frame
+from relay.websocket.listener import Arrival
+from relay.websocket.server import Endpoint
 from tests.contract import checked
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -109,6 +111,12 @@ class Peer:
                     found += data
         return found
 
+    async def receive_message(self) -> tuple[Opcode, bytes]:
+        """Read a frame that is no ping of the heartbeat."""
+        while (found := await self.receive())[0] is Opcode.PING:
+            pass
+        return found
+
     async def receive(self) -> tuple[Opcode, bytes]:
         """Return the next frame."""
         async with asyncio.timeout(DEADLINE):
@@ -174,8 +182,8 @@ async def accepted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Connec
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     found: list[Connection] = []
 
-    def make(endpoint: Endpoint, arrival: Arrival) -> Connection:
-        connection = Connection(endpoint, arrival)
+    def make(shared: Shared, arrival: Arrival) -> Connection:
+        connection = Connection(shared, arrival)
         found.append(connection)
         return connection
 
@@ -186,6 +194,12 @@ async def accepted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Connec
             transport(connection).abort()
             await eventually(lambda connection=connection: connection.closed)  # type: ignore[misc]
     assert errors == []
+
+
+def has_come(connection: Connection, data: bytes) -> bool:
+    """Tell whether a part of a handshake has arrived."""
+    handshake = connection._handshake  # noqa: SLF001
+    return handshake is not None and handshake._tail == data[-3:]  # noqa: SLF001
 
 
 def transport(connection: Connection) -> asyncio.Transport:
@@ -547,13 +561,13 @@ async def test_compressed_message_is_small_on_the_wire_and_a_small_one_is_left_a
         peer.write(offer)
         assert b"permessage-deflate" in await peer.read_response()
         peer.send(b'{"type":"subscribe","boardId":"default"}')
-        await peer.receive()
+        await peer.receive_message()
         database.execute("insert into tasks (id, title, description) values ('a', 'A', repeat('words ', 1000))")
-        _, data = await peer.receive()
+        _, data = await peer.receive_message()
         assert len(data) < 500
         assert b"words words" in zlib.decompress(data + b"\x00\x00\xff\xff\x01\x00\x00\xff\xff", -15)
         database.execute("delete from tasks")
-        assert await peer.receive() == (Opcode.TEXT, b'{"type":"task.deleted","data":{"id":"a"}}')
+        assert await peer.receive_message() == (Opcode.TEXT, b'{"type":"task.deleted","data":{"id":"a"}}')
 
 
 async def test_client_that_wants_a_small_window_gets_its_messages_as_they_are(
@@ -637,7 +651,7 @@ async def test_client_without_handshake_is_cut_off(
     endpoint: Endpoint, accepted: list[Connection], said: bytes
 ) -> None:
     """Who connects and does not finish its handshake in time is cut off."""
-    endpoint.limits = replace(endpoint.limits, handshake_seconds=0.1)
+    endpoint.listener.seconds = 0.1
     async with Peer.to(endpoint, shake_hands=False) as peer:
         peer.write(said)
 
@@ -647,7 +661,7 @@ async def test_client_without_handshake_is_cut_off(
 
 async def test_handshake_in_time_is_not_cut_off(endpoint: Endpoint, accepted: list[Connection]) -> None:
     """The time limit of the handshake ends with it."""
-    endpoint.limits = replace(endpoint.limits, handshake_seconds=0.2)
+    endpoint.listener.seconds = 0.2
     async with Peer.to(endpoint) as peer, Peer.to(endpoint, shake_hands=False) as later:
         await later.read_rest()  # it came later and its time is over
         await eventually(lambda: accepted[1].closed)
@@ -665,7 +679,7 @@ async def test_handshake_may_end_in_pieces_with_more_behind_it(
     handshake = HANDSHAKE if good else HANDSHAKE.replace(b"Upgrade: websocket", b"Upgrade: nothing")
     async with Peer.to(endpoint, shake_hands=False) as peer:
         peer.write(handshake[:-pieces])
-        await eventually(lambda: bool(accepted) and accepted[0]._tail == handshake[:-pieces][-3:])  # noqa: SLF001
+        await eventually(lambda: bool(accepted) and has_come(accepted[0], handshake[:-pieces]))
         peer.write(handshake[-pieces:] + b"no frame at all")
         answer = await peer.read_rest()
 
@@ -782,7 +796,7 @@ async def test_slow_reader_holds_up_nobody_and_ends_with_the_exact_board(
         buffered = 0
         for number in range(10):
             await change(database, client, number)
-            buffered = max(buffered, accepted[-1].waiting)
+            buffered = max(buffered, accepted[-1].outbox.waiting)
         database.execute("delete from tasks where id = 'gone'")
         await client.until_last(database)
 
@@ -811,7 +825,7 @@ async def test_large_board_that_changes_all_the_time_is_sent_once(
     async with slow_client(relay) as slow:
         slow.stop_reading()
         await slow.send({"type": "subscribe", "boardId": "default"})
-        await until(lambda: accepted[-1].waiting > 2 * MEBIBYTE)
+        await until(lambda: accepted[-1].outbox.waiting > 2 * MEBIBYTE)
         for number in range(10):
             database.execute("update tasks set title = %s where id = 't1'", str(number))
             await client.until_last(database)
@@ -843,7 +857,7 @@ async def test_client_that_reads_nothing_is_closed_with_1013(database: Database,
                 opcode, data = await peer.receive()
 
         assert int.from_bytes(data[:2]) == 1013
-        assert accepted[1].waiting == 0
+        assert accepted[1].outbox.waiting == 0
 
 
 async def test_client_that_never_reads_is_dropped(database: Database, accepted: list[Connection]) -> None:
@@ -880,13 +894,13 @@ async def test_client_that_asks_without_reading_costs_a_bounded_buffer(
     """Answers that nobody reads do not pile up: the endpoint stops reading from such a client, or drops it."""
     async with Peer.to(endpoint) as peer:
         async for _ in ask_without_reading(peer, 16):
-            assert accepted[0].waiting < 4 * MEBIBYTE
+            assert accepted[0].outbox.waiting < 4 * MEBIBYTE
     await assert_serves(endpoint)
 
 
 async def test_client_that_ends_without_reading_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who sends its end of stream and never reads what is buffered for it is cut off in time, too."""
-    monkeypatch.setattr(server, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(connection_module, "CLOSE_SECONDS", 0.3)
     async with listening(heartbeat=0.3) as endpoint, Peer.to(endpoint) as peer:
         async for _ in ask_without_reading(peer, 3):
             pass
@@ -972,7 +986,7 @@ async def test_stopping_says_1012_to_all_and_waits_for_nobody(
     accepted: list[Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who answers the closing is gone properly, and who does not is cut off."""
-    monkeypatch.setattr(server, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(connection_module, "CLOSE_SECONDS", 0.3)
     async with listening() as endpoint, connect(url(endpoint)) as one, connect(url(endpoint)) as two:
         async with Peer.to(endpoint) as silent:
             address = url(endpoint)
@@ -992,7 +1006,7 @@ async def test_stopping_says_1012_to_all_and_waits_for_nobody(
 
 async def test_stopping_does_not_wait_for_who_keeps_talking(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that answers the closing with anything but a closing is cut off in time, too."""
-    monkeypatch.setattr(server, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(connection_module, "CLOSE_SECONDS", 0.3)
     async with listening() as endpoint, Peer.to(endpoint) as peer:
 
         async def talk() -> None:
@@ -1012,18 +1026,18 @@ async def test_stopping_waits_for_who_still_reads(
     accepted: list[Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that takes longer than the closing may, but goes on reading, is sent all that waits, and the close."""
-    monkeypatch.setattr(server, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(connection_module, "CLOSE_SECONDS", 0.3)
     message = frame(b"x" * MEBIBYTE)
     async with listening() as endpoint, Peer.to(endpoint) as peer:
         for _ in range(4):
-            accepted[0].send(message)
+            accepted[0].outbox.send(message)
         closing = asyncio.create_task(endpoint.close())
         began, left = asyncio.get_running_loop().time(), 4 * len(message)
         while left:
             left -= len(await peer.read_exactly(min(left, MEBIBYTE // 4)))
             await asyncio.sleep(0.05)  # as slow as it is
 
-        assert asyncio.get_running_loop().time() - began > 2 * server.CLOSE_SECONDS
+        assert asyncio.get_running_loop().time() - began > 2 * connection_module.CLOSE_SECONDS
         assert await peer.close_code() == 1012
         await closing
 

@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
-from relay.auth.access import Gate, Rates
+from relay.auth.gate import Gate
+from relay.auth.rates import Rates
 from relay.config.origins import Origins
 from relay.config.proxies import Proxies
 from relay.http import app as monitor
@@ -25,10 +26,12 @@ from relay.hub.hub import Hub
 from relay.hub.ports import Resuming
 from relay.model import messages as protocol
 from relay.model.status import Status
-from relay.websocket import listening as listening_module
-from relay.websocket import server
-from relay.websocket.listening import ARRIVALS, Files, _open_files, bind, bind_path
-from relay.websocket.server import Endpoint, Limits, frame
+from relay.websocket import listener, server
+from relay.websocket.frames import frame
+from relay.websocket.limits import Limits
+from relay.websocket.listener import ARRIVALS, Files, _open_files
+from relay.websocket.server import Endpoint
+from relay.websocket.sockets import bind, bind_path
 from tests.integration.client import Client, until
 
 SECONDS = 15.0
@@ -195,7 +198,7 @@ async def test_the_last_files_are_not_for_clients(monkeypatch: pytest.MonkeyPatc
         with silent(endpoint.port) as stranger:
             await stranger.come(4)
             await until(lambda: endpoint.arrivals == 4)
-            monkeypatch.setattr(listening_module, "_files", files := Files())
+            monkeypatch.setattr(listener, "_files", files := Files())
             limit = 2 * (_open_files() - 2)
             monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
             await stranger.come(1)
@@ -302,16 +305,16 @@ async def test_unfinished_messages_are_bounded_over_all_clients(monkeypatch: pyt
             writer.write(HANDSHAKE)
             await reader.readuntil(b"\r\n\r\n")
         one[1].write(part)
-        await until(lambda: endpoint.unfinished >= 500_000)
+        await until(lambda: endpoint.shared.unfinished.used >= 500_000)
         other[1].write(part)
         async with asyncio.timeout(SECONDS):
             with contextlib.suppress(ConnectionError):
                 assert await other[0].read() == b""
-        assert endpoint.unfinished < 600_000
+        assert endpoint.shared.unfinished.used < 600_000
         assert endpoint.refusals.counts == {"too much of unfinished messages": 1}
         one[1].write(Frame(Opcode.CONT, b'{"type":"ping"}').serialize(mask=True))
         assert await one[0].readexactly(17) == b'\x81\x0f{"type":"pong"}'
-        assert endpoint.unfinished == 0
+        assert endpoint.shared.unfinished.used == 0
         for _, writer in (one, other):
             writer.close()
 
@@ -319,12 +322,13 @@ async def test_unfinished_messages_are_bounded_over_all_clients(monkeypatch: pyt
 async def test_a_question_that_is_asked_again_and_again_waits_once() -> None:
     """However slow the database is, no more than each board of each client waits."""
     judge = Judge()
-    async with listening(judge=judge) as endpoint, Client.to(url(endpoint)) as client:
+    async with listening(authorizer=judge) as endpoint, Client.to(url(endpoint)) as client:
         for number in range(300):
             await client.send({"type": "subscribe", "boardId": f"b{number % 3}"})
         await client.send({"type": "ping"})
         await client.receive()
-        assert len(judge.asked) + len(endpoint._questions) <= 6  # noqa: SLF001
+        assert endpoint.decisions is not None
+        assert len(judge.asked) + endpoint.decisions.waiting <= 6
         judge.free.set()
         await until(lambda: endpoint.hub.subscriptions == 3)
 

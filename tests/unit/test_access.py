@@ -15,21 +15,11 @@ from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.utils import base64url_encode
 
-from relay.auth.access import (
-    Access,
-    AccessError,
-    Gate,
-    Pattern,
-    Rates,
-    Refused,
-    TooMany,
-    UnknownKey,
-    Visitor,
-    signing_keys,
-    static_tokens,
-    token_lines,
-)
-from relay.auth.proxies import rate_key, source
+from relay.auth.addresses import rate_key, source
+from relay.auth.gate import Gate, TooMany, Visitor
+from relay.auth.keys import AccessError, signing_keys
+from relay.auth.rates import Rates
+from relay.auth.tokens import Access, Pattern, Refused, UnknownKey, static_tokens, token_lines
 from relay.config.origins import Origins
 from relay.config.proxies import Proxies
 

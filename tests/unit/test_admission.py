@@ -8,12 +8,11 @@ import struct
 import pytest
 from structlog.testing import capture_logs
 
-from relay.auth.proxies import BadProxyHeader, Source, proxy_header, source
+from relay.auth.addresses import BadProxyHeader, Source, proxy_header, source
 from relay.config.origins import Origins
 from relay.config.proxies import Proxies, parse
 from relay.websocket import refusals
-from relay.websocket.admission import Arrivals
-from relay.websocket.questions import Questions
+from relay.websocket.limits import Arrivals, Questions
 from relay.websocket.refusals import Refusals
 
 # Arrivals

@@ -9,7 +9,7 @@ from msgspec import Raw
 
 from relay.commands.bench.subscribers import Check, Crew, percentile, stamped, take_frames
 from relay.model import messages as protocol
-from relay.websocket.server import frame
+from relay.websocket.frames import frame
 
 TEXT = 1
 

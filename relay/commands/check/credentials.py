@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from relay.auth.access import AccessError
-from relay.auth.guard import Guard
+from relay.auth.keys import AccessError
+from relay.auth.reload import Reloader
 from relay.commands.check.core import Check, Place, Verdict, failed, ok, warning
 from relay.daemon.serve import open_to_all
 
@@ -15,7 +15,7 @@ async def _access(place: Place) -> Verdict:
     if not settings.WS_ENABLED:
         return ok("no clients are served: WS_ENABLED is false")
     try:
-        await Guard(settings).open()
+        await Reloader(settings).open()
     except AccessError as ex:
         return failed(str(ex), "hint the setting that is named, or its file")
     if settings.is_open:

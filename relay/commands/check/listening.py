@@ -11,7 +11,7 @@ import aiohttp
 from relay.commands.check.core import Check, Place, Verdict, failed, halves, ok, warning
 from relay.config import Settings
 from relay.daemon.errors import StartError, listening_on
-from relay.websocket.listening import bind
+from relay.websocket.sockets import bind
 
 SPARE_FILES: Final = 128
 """Files that a process of the daemon needs beside its clients' connections."""

@@ -1,4 +1,4 @@
-"""The guard of a process: keeps its `Gate` true to what stands in the settings, in files and at addresses.
+"""Reloading: keeps the `Gate` of a process true to what stands in the settings, in files and at addresses.
 
 Rules:
 - What was good stays good until what is to replace it has been read whole: a broken file, or an address that is away,
@@ -20,8 +20,10 @@ from typing import Final
 import aiohttp
 import structlog
 
-from relay.auth import access
-from relay.auth.access import Access, AccessError, Gate, Key, Rates
+from relay.auth.gate import Gate
+from relay.auth.keys import AccessError, Key, signing_keys
+from relay.auth.rates import Rates
+from relay.auth.tokens import Access, Grant, static_tokens, token_lines
 from relay.config.origins import Origins
 from relay.config.proxies import Proxies
 from relay.config.settings import Settings, is_address, is_safe_address
@@ -40,7 +42,7 @@ FETCH_SECONDS: Final = 5.0
 LARGEST_KEYS_BYTES: Final = 1024 * 1024
 
 
-class Guard:
+class Reloader:
     """Reads credentials and certificates, and reads them again."""
 
     def __init__(self, settings: Settings, rates: Rates | None = None) -> None:
@@ -121,14 +123,14 @@ class Guard:
                 f"WS_TLS_CERT, WS_TLS_KEY: {ex.strerror or ex}: expected a certificate and its key, in PEM"
             ) from None
 
-    def _tokens(self) -> dict[bytes, access.Grant]:
-        tokens = access.static_tokens(self._settings.WS_TOKENS.split(), "WS_TOKENS")
+    def _tokens(self) -> dict[bytes, Grant]:
+        tokens = static_tokens(self._settings.WS_TOKENS.split(), "WS_TOKENS")
         if path := self._settings.WS_TOKENS_FILE:
-            lines = access.token_lines(_text(path, "WS_TOKENS_FILE"))
+            lines = token_lines(_text(path, "WS_TOKENS_FILE"))
             if not lines and not tokens:
                 # An empty file must not open the doors.
                 raise AccessError(f"WS_TOKENS_FILE: {path} has no token: expected one a line")
-            tokens |= access.static_tokens(lines, f"WS_TOKENS_FILE: {path}")
+            tokens |= static_tokens(lines, f"WS_TOKENS_FILE: {path}")
         return tokens
 
     async def _read_keys(self) -> Sequence[Key] | None:
@@ -143,7 +145,7 @@ class Guard:
                 source, text = address, await _fetched(address, setting)
         else:
             text = _text(source, setting).encode()
-        return access.signing_keys(text, f"{setting}: {source}")
+        return signing_keys(text, f"{setting}: {source}")
 
 
 def _origins(settings: Settings) -> list[str]:

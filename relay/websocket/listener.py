@@ -1,8 +1,7 @@
-"""Listening: the sockets that clients connect to, and what happens to a connection before it may speak.
+"""The listener: what happens to a connection before its client has said anything.
 
-The sockets are bound to addresses of one or both families, to the path of a Unix socket, or are systemd's. Of each
-connection that is accepted, the `Listener` counts it, finds out where it comes from if a proxy says so, and hands it
-to a protocol of asyncio's.
+It counts each connection that it accepts, finds out where it comes from if a proxy says so, and hands it to a
+protocol of asyncio's.
 
 Rules:
 - A connection is an `Arrival` from the moment it is accepted until it is let in or ends. Of arrivals there are so
@@ -14,21 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import resource
 import socket
 import ssl
-import stat
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from relay.auth.proxies import LONGEST_HEADER_BYTES, BadProxyHeader, proxy_header, rate_key
+from relay.auth.addresses import LONGEST_HEADER_BYTES, BadProxyHeader, proxy_header, rate_key
 from relay.config.proxies import Proxies
-from relay.websocket.admission import Arrivals
+from relay.websocket.limits import Arrivals
 from relay.websocket.refusals import CROWDED_OUT, Refusals
+from relay.websocket.sockets import port_of
 
 ARRIVALS: Final = 256
 """So many connections may be on their way in."""
@@ -53,103 +51,6 @@ FOREIGN_PROXY_HEADER: Final = "PROXY header of an untrusted peer"
 TOO_SLOW: Final = "handshake took too long"
 NO_FILE: Final = "no file left but the reserve"
 
-FIRST_SYSTEMD_FILE: Final = 3
-"""The first descriptor that systemd passes, by sd_listen_fds(3)."""
-
-_PORT_TRIES: Final = 10
-
-
-# The sockets ----------------------------------------------------------------------------------------------------
-
-
-async def bind(hosts: str, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
-    """Bind a port, 0 for any free one, of every address that is named. Raises OSError.
-
-    `::` is both families, unless an address of the other one is named beside it.
-    """
-    names = hosts.replace(",", " ").split()
-    loop = asyncio.get_running_loop()
-    found = [
-        (family, address)
-        for name in names
-        for family, _, _, _, address in await loop.getaddrinfo(
-            name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    ]
-    addresses = list(dict.fromkeys(found))
-    both = not any(family == socket.AF_INET for family, _ in addresses)
-    for last in reversed(range(_PORT_TRIES)):
-        with contextlib.ExitStack() as undo:
-            try:
-                sockets: list[socket.socket] = []
-                for family, address in addresses:
-                    chosen = sockets[0].getsockname()[1] if sockets else port
-                    sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
-                    _bind(sock, (address[0], chosen, *address[2:]), both=both, reuse_port=reuse_port)
-                    sockets.append(sock)
-            except OSError as ex:
-                # A free port of one address may be taken at another.
-                if port or not last or ex.errno != errno.EADDRINUSE:
-                    raise
-                continue
-            undo.pop_all()
-            return sockets
-    raise AssertionError
-
-
-def _bind(sock: socket.socket, address: tuple[object, ...], *, both: bool, reuse_port: bool) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if reuse_port:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not (both and address[0] == "::"))
-    sock.bind(address)
-
-
-def bind_path(path: str) -> socket.socket:
-    """Bind a Unix socket, in place of one that nobody listens on any more. Raises OSError."""
-    with contextlib.ExitStack() as undo:
-        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(Path(path).stat().st_mode):
-                _remove_if_left(path)
-        sock.bind(path)
-        undo.pop_all()
-    return sock
-
-
-def _remove_if_left(path: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        if probe.connect_ex(path) == errno.ECONNREFUSED:
-            Path(path).unlink()
-
-
-def from_systemd() -> dict[str, list[socket.socket]]:
-    """Return the sockets that systemd passed to this process, by the names of their units' `FileDescriptorName`."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not os.environ.get("LISTEN_FDS", "").isdecimal():
-        return {}
-    count = int(os.environ["LISTEN_FDS"])
-    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
-    found: dict[str, list[socket.socket]] = {}
-    for number in range(count):
-        sock = socket.socket(fileno=FIRST_SYSTEMD_FILE + number)
-        sock.set_inheritable(False)
-        found.setdefault(names[number] if number < len(names) else "", []).append(sock)
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(name, None)  # they are ours, and no child's
-    return found
-
-
-def port_of(sockets: Sequence[socket.socket]) -> int | None:
-    """Return the port that sockets are bound to; None if that is none, or a path."""
-    for sock in sockets:
-        if sock.fileno() >= 0 and sock.family in {socket.AF_INET, socket.AF_INET6}:
-            return int(sock.getsockname()[1])
-    return None
-
-
-# The connections ------------------------------------------------------------------------------------------------
-
 
 class Arrival:
     """A connection that was accepted and is not let in yet. `address` is empty for the peer of a Unix socket."""
@@ -163,7 +64,7 @@ class Arrival:
         self.transport: asyncio.Transport | None = None
         self._listener = listener
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(listener.seconds(), self._out_of_time)
+        self._timer = loop.call_later(listener.seconds, self._out_of_time)
 
     @property
     def over(self) -> bool:
@@ -236,7 +137,7 @@ class Listener:
     def __init__(
         self,
         refusals: Refusals,
-        seconds: Callable[[], float],
+        seconds: float,
         *,
         most: int = ARRIVALS,
         proxies: Callable[[], Proxies] = Proxies,

@@ -1,4 +1,4 @@
-"""Who gets in, and to which boards. Pure: what the time is, and what stands in files and at addresses, it is told.
+"""Tokens: which credentials are good, and for which boards. Pure.
 
 A *credential* is what a client presents: a static token, or a JSON Web Token. A *grant* is what it is worth: which
 boards, and until when. An `Access` knows the credentials that are good.
@@ -17,46 +17,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import json
-import math
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qsl, unquote
+from typing import Any, Final
 
 import jwt
 
-from relay.auth import proxies
-from relay.auth.proxies import Source, rate_key
-from relay.config.origins import Origins
-from relay.config.proxies import Proxies
+from relay.auth.keys import ALGORITHMS, SECRETS, AccessError, Key
 
 LEEWAY_SECONDS: Final = 5
 """By how much the clocks of the relay and of who issues tokens may differ."""
 
-_ALGORITHMS: Final[Mapping[tuple[str, str | None], tuple[str, ...]]] = {
-    ("RSA", None): ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
-    ("EC", "P-256"): ("ES256",),
-    ("EC", "P-384"): ("ES384",),
-    ("EC", "P-521"): ("ES512",),
-    ("OKP", "Ed25519"): ("EdDSA",),
-}
-"""The algorithms of a key, by its type and curve. A key that names one is good for that alone."""
-
-_SECRETS: Final = "HS256"
-"""The algorithm of secrets."""
-
-ASYMMETRIC: Final = "RS256, PS256, ES256, ES384 or EdDSA"
-"""Those that people use, in words."""
-
 
 _OF_THE_TOKEN: Final = frozenset({"exp", "iat", "nbf", "jti"})
 """Claims that say when a token is good and which one it is, not what its bearer may."""
-
-FLOOD: Final = "too many connections a minute"
-"""What the log calls it, wherever it is noticed."""
 
 
 class Refused(Exception):
@@ -65,30 +40,8 @@ class Refused(Exception):
     status = HTTPStatus.UNAUTHORIZED
 
 
-class ForeignOrigin(Refused):
-    """A page of an origin that is not allowed."""
-
-    def __init__(self, origin: str) -> None:
-        super().__init__("foreign origin")
-        self.origin = origin
-
-
 class UnknownKey(Refused):
     """The token is signed with a key that is not known, perhaps not yet."""
-
-
-class TooMany(Refused):
-    """Too many connections came; there is room for one again in so many seconds."""
-
-    status = HTTPStatus.TOO_MANY_REQUESTS
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(FLOOD)
-        self.seconds = math.ceil(seconds)
-
-
-class AccessError(Exception):
-    """Why a configured credential cannot be used, in one line, without showing it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +99,6 @@ def _lasting(claims: Mapping[str, Any]) -> dict[str, Any]:
 
 EVERYBODY: Final = Grant()
 """What everybody has where no credential is configured."""
-
-
-class Key(NamedTuple):
-    """What tokens are signed with: its name, if it has one, and the algorithms that it is good for."""
-
-    kid: str | None
-    algorithms: tuple[str, ...]
-    key: Any
 
 
 class Access:
@@ -229,15 +174,15 @@ class Access:
                     leeway=LEEWAY_SECONDS,
                     options={"require": ["exp"], "verify_aud": bool(self._audience)},
                 )
-        if algorithm == _SECRETS or (kid is not None and any(key.kid == kid for key in keys)):
+        if algorithm == SECRETS or (kid is not None and any(key.kid == kid for key in keys)):
             raise Refused("wrong token: wrong signature")
-        if self._keys is not None and any(algorithm in each for each in _ALGORITHMS.values()):
+        if self._keys is not None and any(algorithm in each for each in ALGORITHMS.values()):
             raise UnknownKey("unknown key")
         raise Refused("wrong token: no key for its algorithm")
 
     def _keys_of(self, algorithm: str) -> list[Key]:
         """Return the keys of an algorithm: a public key is never taken for a secret."""
-        if algorithm == _SECRETS:
+        if algorithm == SECRETS:
             return [Key(None, (algorithm,), self._secret)] if self._secret else []
         return [key for key in self._keys or () if algorithm in key.algorithms]
 
@@ -281,159 +226,3 @@ def token_lines(text: str) -> list[str]:
     """Return the entries of a file of tokens: one a line, but for empty ones and those that begin with #."""
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def signing_keys(text: str | bytes, where: str) -> list[Key]:
-    """Read a JWKS, the keys in it that sign tokens. Raises AccessError."""
-    try:
-        members = json.loads(text)["keys"]
-        keys = [key for member in members if (key := _key(member))]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise AccessError(f"{where}: is no JWKS: expected a JSON object with keys for {ASYMMETRIC}") from None
-    if not keys:
-        raise AccessError(f"{where}: has no key for {ASYMMETRIC}: expected at least one")
-    return keys
-
-
-def _key(member: Any) -> Key | None:
-    """Read a member of a JWKS; None if it is no key for tokens, or none that can be read."""
-    if not isinstance(member, dict) or member.get("use", "sig") != "sig":
-        return None
-    found = _ALGORITHMS.get((str(member.get("kty")), member.get("crv")), ())
-    algorithms = tuple(each for each in found if member.get("alg", each) == each)
-    if not algorithms:
-        return None
-    try:
-        return Key(member.get("kid"), algorithms, jwt.PyJWK(member, algorithms[0]).key)
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-class Rates:
-    """How many connections a minute, from each address and from all: token buckets, full at first.
-
-    They stand in a fixed piece of memory, which several processes may share. Addresses that fall into the same slot
-    share a bucket; which do, nobody can foretell without the key in the memory's first bytes. 0 is no limit.
-    """
-
-    SLOTS: Final = 65_536
-    BYTES: Final = 16 * (SLOTS + 2)
-    KEY_BYTES: Final = 16
-    PERIOD_SECONDS: Final = 60.0
-
-    def __init__(self, per_client: int, total: int, memory: memoryview | None = None) -> None:
-        self._limits = (per_client, total)
-        if memory is None:
-            memory = memoryview(bytearray(self.BYTES))
-            memory[: self.KEY_BYTES] = secrets.token_bytes(self.KEY_BYTES)
-        self._key = bytes(memory[: self.KEY_BYTES])
-        self._cells = memory.cast("d")
-
-    def take(self, address: str, now: float) -> float:
-        """Count one in; return 0, or how many seconds to wait. Who is refused is not counted."""
-        wait = self.wait(address, now)
-        if not wait:
-            self._cells[2 * self._slot(address)] -= 1
-            self._cells[2] -= 1
-        return wait
-
-    def wait(self, address: str, now: float) -> float:
-        """Return 0 if one may come, or how many seconds to wait."""
-        per_client, total = self._limits
-        return self._fill(self._slot(address), per_client, now) or self._fill(1, total, now)
-
-    def _slot(self, address: str) -> int:
-        found = hashlib.blake2b(rate_key(address).encode(), key=self._key, digest_size=4).digest()
-        return 2 + int.from_bytes(found) % self.SLOTS
-
-    def _fill(self, slot: int, limit: int, now: float) -> float:
-        """Fill a bucket up to this moment; return how long until there is one in it."""
-        if limit == 0:
-            return 0.0
-        left, filled = self._cells[2 * slot], self._cells[2 * slot + 1]
-        rate = limit / self.PERIOD_SECONDS
-        left = float(limit) if filled == 0.0 else min(float(limit), left + max(now - filled, 0.0) * rate)
-        self._cells[2 * slot], self._cells[2 * slot + 1] = left, now
-        return 0.0 if left >= 1 else (1 - left) / rate
-
-
-@dataclass(frozen=True, slots=True)
-class Visitor:
-    """Who knocks: what stands in the request for the connection, and where it comes from.
-
-    `forwarded` are the values of `X-Forwarded-For`, `standard` those of `Forwarded`.
-    """
-
-    peer: str
-    target: str = "/"
-    authorization: Sequence[str] = ()
-    subprotocols: Sequence[str] = ()
-    origins: Sequence[str] = ()
-    host: str | None = None
-    forwarded: Sequence[str] = ()
-    standard: Sequence[str] = ()
-
-    @property
-    def credential(self) -> str | None:
-        """What it presents: as a subprotocol `bearer.…`, as `?token=…`, or as a header.
-
-        In this order, for a proxy may add a header of its own, and nobody but the client the others. In a subprotocol
-        characters that none may have are percent-encoded.
-        """
-        for offered in self.subprotocols:
-            if offered.startswith(BEARER):
-                return unquote(offered.removeprefix(BEARER))
-        with contextlib.suppress(ValueError):
-            named = dict(parse_qsl(self.target.partition("?")[2], max_num_fields=100))
-            if "token" in named:
-                return named["token"]
-        for value in self.authorization:
-            scheme, _, token = value.partition(" ")
-            if scheme.lower() == "bearer":
-                return token.strip()
-        return None
-
-
-BEARER: Final = "bearer."
-"""What a subprotocol begins with that is a credential."""
-
-
-class Gate:
-    """What is asked of whoever knocks. `access` may be replaced at any time. `origins` None lets all pages in."""
-
-    def __init__(
-        self,
-        access: Access | None = None,
-        *,
-        origins: Origins | None = None,
-        require_origin: bool = False,
-        trusted: Proxies | None = None,
-        rates: Rates | None = None,
-    ) -> None:
-        self.access = access or Access()
-        self.proxies = trusted or Proxies()
-        self._origins = origins or Origins(any_page=True)
-        self._require_origin = require_origin
-        self._rates = rates
-
-    def flooded(self, peer: str, now: float) -> float:
-        """Return how many seconds a peer that is no proxy has to wait, before it has said anything."""
-        return self._rates.wait(peer, now) if self._rates else 0.0
-
-    def source(self, visitor: Visitor) -> Source:
-        """Say where a visitor is."""
-        return proxies.source(visitor.peer, visitor.forwarded, visitor.standard, self.proxies)
-
-    def admit(self, visitor: Visitor, now: float) -> Grant:
-        """Say what a visitor may see, at a moment of a clock that only goes forward. Raises Refused.
-
-        What costs least comes first, so that a flood costs little.
-        """
-        if self._rates and (wait := self._rates.take(self.source(visitor).address, now)):
-            raise TooMany(wait)
-        if not visitor.origins and self._require_origin:
-            raise Refused("no origin")
-        for origin in visitor.origins:
-            if not self._origins.allow(origin, visitor.host):
-                raise ForeignOrigin(origin)
-        return self.access.grant(visitor.credential)

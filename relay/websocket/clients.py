@@ -1,0 +1,100 @@
+"""The clients of an endpoint: which connections are let in, which still shake hands, and how many there were."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterator
+from typing import Final, Generic, Protocol, TypeVar
+
+from relay.model.messages import CloseCode
+from relay.websocket.limits import Places
+from relay.websocket.refusals import Refusals
+
+TURNS: Final = 64
+"""Number of turns in which connections are pinged: ten thousand at once would hold up changes for 250 ms."""
+
+STOPPING: Final = "the relay is stopping"
+TOO_MANY: Final = "too many connections"
+
+CLOSE_CODES: Final = frozenset({*CloseCode, *range(1000, 1016)})
+"""The codes that are counted by themselves; a client may send thousands of others."""
+
+
+class Connected(Protocol):
+    """A connection, as far as it is counted here. Compared by identity."""
+
+    address: str
+
+
+C = TypeVar("C", bound=Connected)
+
+
+class Clients(Generic[C]):
+    """Counts connections in and out. `opened` and `closed`, the latter by close code, are since the start."""
+
+    def __init__(self, places: Places, refusals: Refusals) -> None:
+        self.opened = 0
+        self.closed: Counter[str] = Counter()
+        self.admits = True
+        self._places = places
+        self._refusals = refusals
+        self._names = itertools.count(1)
+        self._shaking_hands: set[C] = set()
+        self._turn_of: dict[C, set[C]] = {}
+        self._turns = tuple(set[C]() for _ in range(TURNS))
+        self._next_turn = itertools.cycle(self._turns)
+        self._empty = asyncio.Event()
+
+    def __len__(self) -> int:
+        """How many are let in."""
+        return len(self._turn_of)
+
+    def __iter__(self) -> Iterator[C]:
+        """Those that are let in."""
+        return iter(tuple(self._turn_of))
+
+    def __contains__(self, connection: object) -> bool:
+        """Whether a connection is let in."""
+        return connection in self._turn_of
+
+    @property
+    def all(self) -> Collection[C]:
+        """Those that are let in, and those that shake hands."""
+        return {*self._turn_of, *self._shaking_hands}
+
+    def turns(self) -> Iterator[Collection[C]]:
+        """Give those that are let in, a turn after the other, for ever."""
+        return itertools.cycle(self._turns)
+
+    def arrive(self, connection: C) -> None:
+        """Count a connection that begins its handshake."""
+        self._shaking_hands.add(connection)
+        self._empty.clear()
+
+    def enter(self, connection: C) -> str | None:
+        """Let a connection in, and name it; None if there are too many, or the relay is stopping."""
+        if not self.admits or not self._places.take():
+            self._refusals.add(TOO_MANY if self.admits else STOPPING, connection.address)
+            return None
+        self.opened += 1
+        self._shaking_hands.discard(connection)
+        turn = self._turn_of[connection] = next(self._next_turn)
+        turn.add(connection)
+        return f"client-{next(self._names)}"
+
+    def leave(self, connection: C, code: int | None) -> None:
+        """Count a connection out that has ended."""
+        self._shaking_hands.discard(connection)
+        if turn := self._turn_of.pop(connection, None):
+            turn.remove(connection)
+            self._places.give_back()
+            self.closed[str(code) if code in CLOSE_CODES else "other"] += 1
+        if not self._turn_of and not self._shaking_hands:
+            self._empty.set()
+
+    async def gone(self) -> None:
+        """Wait until all have left."""
+        if self._turn_of or self._shaking_hands:
+            await self._empty.wait()

@@ -1,0 +1,318 @@
+"""Commands: what a client asks, and what its credential allows. It talks to the hub, and answers into the outbox.
+
+Rules:
+- Which boards a client may follow is decided by its token, and perhaps by the database. Until that has answered, the
+  client waits; its last word about a board counts.
+- A credential is kept as long as its connection, to be looked at again when others are good, and is never logged.
+- A bad message is answered. Only a client that sends nothing else is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from relay.auth.gate import Gate, Visitor
+from relay.auth.rates import Bucket
+from relay.auth.tokens import Grant, Refused
+from relay.hub.hub import Hub
+from relay.model import messages
+from relay.model.messages import BadMessage, CloseCode, Message
+from relay.websocket.decisions import Asking, Decisions
+from relay.websocket.frames import frame
+from relay.websocket.limits import Limits
+from relay.websocket.outbox import Outbox
+from relay.websocket.refusals import Refusals
+
+log = structlog.get_logger()
+
+NOT_ALLOWED: Final = "this board may not be followed"
+"""Said of boards that exist and of those that do not."""
+
+EXPIRY_LOOK_SECONDS: Final = 30.0
+"""Interval at which the clock is looked at that a token expires by: it may be set meanwhile."""
+
+MAX_BAD_TOKENS: Final = 5
+"""Maximum number of bad tokens on one connection: here nobody may guess faster than in handshakes."""
+
+MESSAGE_BURST: Final = 4
+"""How many seconds' worth of messages may come at once."""
+
+LOGGED_CHARACTERS: Final = 100
+"""Maximum that is logged of a board's name."""
+
+Close = Callable[[CloseCode, str], None]
+"""Begins to close a connection."""
+
+
+class Failed(Exception):
+    """The client broke the protocol: why its connection is closed at once."""
+
+    def __init__(self, code: CloseCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What commands are carried out with. Without `decisions`, tokens alone decide about boards."""
+
+    hub: Hub
+    gate: Gate
+    limits: Limits
+    refusals: Refusals
+    decisions: Decisions | None = None
+
+
+class Client(Asking):
+    """A client that was let in."""
+
+    __slots__ = (
+        "_address",
+        "_bad_messages",
+        "_bad_tokens",
+        "_close",
+        "_credential",
+        "_expiry",
+        "_grant",
+        "_idle_since",
+        "_outbox",
+        "_rate",
+        "_services",
+        "_wanted",
+        "name",
+    )
+
+    def __init__(
+        self, services: Services, name: str, outbox: Outbox, close: Close, visitor: Visitor, grant: Grant
+    ) -> None:
+        self.name = name
+        self._address = visitor.address
+        self._services = services
+        self._outbox = outbox
+        self._close = close
+        self._credential = None if services.gate.access.open else visitor.credential
+        self._grant = grant
+        self._expiry: asyncio.TimerHandle | None = None
+        # The boards that it has asked for, and nobody has decided about.
+        self._wanted: dict[str, messages.Subscribe] = {}
+        self._rate: Bucket | None = None
+        self._idle_since: float | None = None
+        self._bad_messages = 0
+        self._bad_tokens = 0
+        self._expire()
+
+    # What it asks
+
+    def receive(self, message: bytes, *, text: bool) -> None:
+        """Act on a message, and answer a bad one. Raises Failed."""
+        try:
+            self._count()
+            if not text:
+                raise BadMessage("binary_message", "found a binary message: expected text")  # noqa: TRY301
+            self._act(messages.parse(message.decode()))
+            self._bad_messages = 0
+        except UnicodeDecodeError:
+            raise Failed(CloseCode.INVALID_TEXT, "text that is not UTF-8") from None
+        except BadMessage as ex:
+            self._refuse(ex)
+
+    def receive_frame(self) -> None:
+        """Count a frame that is no message: it is as much work as one. Raises Failed."""
+        try:
+            self._count()
+        except BadMessage as ex:
+            self._refuse(ex)
+
+    def leave(self) -> None:
+        """Follow nothing any more."""
+        self._services.hub.leave(self._outbox)
+
+    def end(self) -> None:
+        """Forget everything, for the connection is gone."""
+        if self._expiry:
+            self._expiry.cancel()
+        if self._services.decisions:
+            self._services.decisions.forget(self)
+        self.leave()
+
+    def is_idle(self, now: float) -> bool:
+        """Tell whether it has followed no board for too long."""
+        if not (most := self._services.limits.idle_seconds):
+            return False
+        if self._boards():
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        return self._idle_since is not None and now - self._idle_since >= most
+
+    def _act(self, message: messages.ClientMessage) -> None:
+        match message:
+            case messages.Ping():
+                self._answer(messages.PONG)
+            case messages.Subscribe():
+                self._subscribe(message)
+            case messages.Unsubscribe(board_id=board):
+                self._unsubscribe(board)
+            case messages.Authenticate(token=token):
+                self._authenticate(token)
+
+    def _subscribe(self, message: messages.Subscribe) -> None:
+        board, most = message.board_id, self._services.limits.boards
+        if most is not None:
+            boards = self._boards()
+            if board not in boards and len(boards) >= most:
+                raise BadMessage("too_many_boards", f"{most} boards are followed already: expected no more", board)
+        if not self._grant.names(board):
+            raise BadMessage("not_allowed", NOT_ALLOWED, board)
+        if self._services.decisions:
+            self._wanted[board] = message
+            self._services.decisions.ask(self, board, self._grant)
+        else:
+            self._follow(message)
+
+    def _follow(self, message: messages.Subscribe) -> None:
+        board, cursor = message.board_id, message.cursor
+        log.info("websocket.subscribe", clientId=self.name, board=board[:LOGGED_CHARACTERS])
+        # What is not even text is as good as any text that is no cursor.
+        text = cursor if cursor is None or isinstance(cursor, str) else ""
+        self._services.hub.subscribe(self._outbox, board, resumable=message.resumable, cursor=text)
+
+    def _unsubscribe(self, board: str) -> None:
+        log.info("websocket.unsubscribe", clientId=self.name, board=board[:LOGGED_CHARACTERS])
+        self._wanted.pop(board, None)
+        if self._services.decisions:
+            self._services.decisions.withdraw(self, board)
+        self._services.hub.unsubscribe(self._outbox, board)
+
+    def _authenticate(self, token: str) -> None:
+        gate = self._services.gate
+        try:
+            grant = gate.access.grant(token)
+        except Refused as ex:
+            self._services.refusals.add(str(ex), self._address)
+            self._bad_tokens += 1
+            if self._bad_tokens >= MAX_BAD_TOKENS:
+                raise Failed(CloseCode.POLICY, f"{self._bad_tokens} tokens that are not good") from None
+            raise BadMessage("not_authenticated", "the token is not good: the one before it still is") from None
+        self._credential = None if gate.access.open else token
+        self._answer(messages.AUTHENTICATED)
+        self._take(grant)
+
+    # What it may
+
+    def decided(self, board: str, grant: Grant, *, may: bool) -> None:
+        """Follow a board that was asked for, or say that it may not be, or not any more.
+
+        An answer to what its last token was worth counts no more: everything was asked again when the next one came.
+        """
+        if not grant.allows_as(self._grant) or not self._outbox.is_open:
+            return
+        if (message := self._wanted.pop(board, None)) is None:
+            if not may:
+                self._revoke(board)
+        elif may and grant.names(board):
+            self._follow(message)
+        else:
+            self._say(BadMessage("not_allowed", NOT_ALLOWED, board))
+
+    def ask_again(self) -> int:
+        """Have it decided again about every board that it follows or waits for; return how many these are."""
+        if self._services.decisions is None:
+            return 0
+        boards = self._boards()
+        for board in boards:
+            self._services.decisions.ask(self, board, self._grant)
+        return len(boards)
+
+    def check_grant(self) -> None:
+        """Look at the credential again; close a connection whose credential is not good any more."""
+        if not self._outbox.is_open:
+            return
+        try:
+            grant = self._services.gate.access.grant(self._credential)
+        except Refused:
+            self._end_grant(CloseCode.TOKEN_REVOKED, "the token is not good any more")
+        else:
+            self._take(grant)
+
+    def _take(self, grant: Grant) -> None:
+        """Go by another grant. One that allows the same asks the database nothing."""
+        if grant.allows_as(self._grant):
+            self._grant = replace(self._grant, expires=grant.expires)
+            self._expire()
+            return
+        self._grant = grant
+        self._expire()
+        for board in self._services.hub.following(self._outbox):
+            if not grant.names(board):
+                self._revoke(board)
+        asked = self.ask_again()
+        if rate := self._bucket():
+            rate.spend(asked)  # each question is as much work as a message
+
+    def _revoke(self, board: str) -> None:
+        """Send nothing more of a board, and say so."""
+        if board in self._services.hub.following(self._outbox):
+            self._services.hub.unsubscribe(self._outbox, board)
+            log.info("websocket.revoked", clientId=self.name, board=board[:LOGGED_CHARACTERS])
+            self._answer(messages.error("not_allowed", NOT_ALLOWED, board))
+
+    def _expire(self) -> None:
+        """Close the connection when its token expires; look again then, for the clock may have been set."""
+        if self._expiry:
+            self._expiry.cancel()
+            self._expiry = None
+        if self._grant.expires is None:
+            return
+        left = self._grant.expires - time.time()
+        if left <= 0:
+            self._end_grant(CloseCode.TOKEN_EXPIRED, "the token has expired")
+        else:
+            loop = asyncio.get_running_loop()
+            self._expiry = loop.call_later(min(left, EXPIRY_LOOK_SECONDS), self._expire)
+
+    def _end_grant(self, code: CloseCode, reason: str) -> None:
+        log.info("websocket.dropped", clientId=self.name, reason=reason)
+        self.leave()
+        self._close(code, reason)
+
+    # How much it may ask
+
+    def _boards(self) -> set[str]:
+        """Name the boards that it follows or waits for."""
+        return {*self._services.hub.following(self._outbox), *self._wanted}
+
+    def _bucket(self) -> Bucket | None:
+        if self._rate is None and (rate := self._services.limits.messages_a_second):
+            self._rate = Bucket(rate, MESSAGE_BURST * rate)
+        return self._rate
+
+    def _count(self) -> None:
+        """Count a message against the limit a second. Raises BadMessage."""
+        if not (bucket := self._bucket()):
+            return
+        if bucket.wait(asyncio.get_running_loop().time()):
+            most = self._services.limits.messages_a_second
+            raise BadMessage("too_many_messages", f"found more than {most} messages a second: expected fewer")
+        bucket.spend()
+
+    def _refuse(self, bad: BadMessage) -> None:
+        """Answer a bad message. Raises Failed if there were too many in a row."""
+        self._say(bad)
+        if self._bad_messages >= messages.MAX_BAD_MESSAGES:
+            raise Failed(CloseCode.POLICY, f"{self._bad_messages} bad messages in a row")
+
+    def _say(self, bad: BadMessage) -> None:
+        log.info("websocket.error", clientId=self.name, code=bad.code, message=str(bad))
+        self._answer(messages.error(bad.code, str(bad), bad.board))
+        self._bad_messages += 1
+
+    def _answer(self, message: Message) -> None:
+        self._outbox.write(frame(message.json))

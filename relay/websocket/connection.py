@@ -1,0 +1,430 @@
+"""A connection: bytes, handshake, frames, closing.
+
+The protocol itself is `websockets.server.ServerProtocol`, which does no I/O; here is the I/O around it, as an
+`asyncio.BufferedProtocol`: cheaper per connection than a task and streams each, and the transport is ours, so that
+one buffer of frames, made once for a board, is written as it is to all of its subscribers.
+
+What a client asks goes to its `Client` (commands), what it is sent comes from its `Outbox`.
+
+Rules:
+- Everything the protocol has to say is written in the same step that made it say so. So between steps it holds
+  nothing back, and frames made elsewhere may be written in between.
+- A connection is open while the protocol's state is OPEN. Nothing is sent to one that is not.
+- A connection that is to end and does not is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final, cast
+
+import structlog
+from websockets.extensions.base import ServerExtensionFactory
+from websockets.frames import DATA_OPCODES, Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from relay.auth.gate import Visitor
+from relay.auth.tokens import Grant, Refused, UnknownKey
+from relay.hub.ports import Subscriber
+from relay.model import messages
+from relay.model.messages import CloseCode
+from relay.websocket import frames, handshake
+from relay.websocket.clients import Clients
+from relay.websocket.commands import Client, Close, Failed
+from relay.websocket.handshake import Entrance, Handshake
+from relay.websocket.limits import Limits, Memory
+from relay.websocket.listener import Arrival
+from relay.websocket.outbox import PIECE_BYTES, Outbox
+
+log = structlog.get_logger()
+
+CLOSE_SECONDS: Final = 3.0
+"""Timeout of a closing handshake, from when the client last took some of what waits for it."""
+
+LAST_SECONDS: Final = 8.0
+"""Timeout for all that waits for a client whose connection is to end."""
+
+SMALL_BYTES: Final = 2 * PIECE_BYTES
+"""A client with no more than this of an unfinished message is not closed for what others have."""
+
+SUBPROTOCOL: Final = "relay"
+"""What a client may offer beside a credential: a browser wants one of what it offers to be taken."""
+
+_RECEIVED: Final = memoryview(bytearray(PIECE_BYTES))
+"""Where the system puts what a client sent, until it is taken, which is at once: one for all. Otherwise asyncio asks
+for 256 KB for each few bytes that come, which leaves the heap in pieces, and larger by the hour."""
+
+# The protocol's own log is for debugging it; ours says what happened.
+_quiet = logging.getLogger("relay.websockets")
+_quiet.addHandler(logging.NullHandler())
+_quiet.propagate = False
+
+
+Serve = Callable[[str, Outbox, Close, Visitor, Grant], Client]
+"""Makes what stands behind a connection that is let in."""
+
+
+@dataclass(slots=True)
+class Shared:
+    """What the connections of an endpoint have in common. `spend` runs something beside."""
+
+    clients: Clients[Connection]
+    entrance: Entrance
+    serve: Serve
+    caught_up: Callable[[Subscriber], None]
+    spend: Callable[[Coroutine[Any, Any, None]], None]
+    unfinished: Memory
+    backlogs: Memory
+    limits: Limits = field(default_factory=Limits)
+    extensions: Sequence[ServerExtensionFactory] = ()
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client's connection. `client` is what stands behind it, once it is let in."""
+
+    __slots__ = (
+        "_alive",
+        "_arrival",
+        "_ending",
+        "_handshake",
+        "_inbox",
+        "_protocol",
+        "_shared",
+        "_transport",
+        "address",
+        "client",
+        "closed",
+        "outbox",
+    )
+
+    def __init__(self, shared: Shared, arrival: Arrival | None = None) -> None:
+        self.address = arrival.address if arrival else ""
+        self.client: Client | None = None
+        self.closed = False
+        self.outbox: Outbox
+        self._shared = shared
+        self._arrival = arrival
+        self._transport: asyncio.Transport
+        self._protocol = ServerProtocol(
+            extensions=shared.extensions,
+            max_size=messages.MAX_MESSAGE_BYTES,
+            logger=_quiet,
+            select_subprotocol=_our_subprotocol,
+        )
+        self._handshake: Handshake | None = Handshake()
+        self._inbox = Inbox(shared.unfinished)
+        self._ending: Ending | None = None
+        self._alive = True
+
+    # What the endpoint says
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Begin the closing handshake; a client that does not answer is cut off."""
+        if self._protocol.state is State.OPEN:
+            self.outbox.shut()
+            self._protocol.send_close(code, reason)
+            self._flush()
+            self._end_soon()
+        else:
+            self._transport.abort()
+
+    def abort(self) -> None:
+        """Cut the client off."""
+        self._transport.abort()
+
+    def beat(self) -> None:
+        """Drop the client if it is silent since the last beat, give it up if it did not read; else ping it."""
+        if self._protocol.state is not State.OPEN or self.client is None:
+            return
+        if self.client.is_idle(asyncio.get_running_loop().time()):
+            self._drop("follows no board")
+            self.close(CloseCode.IDLE, "no board was followed for long")
+        elif self.outbox.is_stuck():
+            self._give_up()
+        elif self._alive or self.outbox.blocked:
+            self._alive = False
+            self._protocol.send_ping(b"")
+            self._flush()
+        else:
+            self._drop("no answer to a ping")
+            self._transport.abort()
+
+    def _give_up(self) -> None:
+        """Close a connection that nobody reads, with a code that tells the client should it read after all."""
+        self._drop("reads nothing", waiting=self.outbox.waiting)
+        self.outbox.abandon()
+        self.close(CloseCode.TRY_AGAIN_LATER, "the client did not read what it was sent")
+
+    def _drop(self, reason: str, **details: object) -> None:
+        log.info("websocket.dropped", clientId=self.client and self.client.name, reason=reason, **details)
+
+    # What asyncio says
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self._arrival:
+            self._arrival.transport = self._transport
+        self.outbox = Outbox(self._transport, self._shared.limits, self._shared.backlogs, self._shared.caught_up)
+        self._shared.clients.arrive(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
+        return _RECEIVED
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(_RECEIVED[:nbytes]))
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sent."""
+        self._alive = True
+        if self._handshake:
+            # What a client sends along with its handshake is answered after it, not before.
+            data = self._shake_hands(self._handshake, data)
+        if data:
+            if not self._inbox.arrived(len(data)):
+                self._shared.entrance.refusals.add("too much of unfinished messages", self.address)
+                self._transport.abort()
+                return
+            self._protocol.receive_data(data)
+            self._handle()
+
+    def eof_received(self) -> None:
+        self._protocol.receive_eof()
+        self._handle()
+        # And the transport closes, when it could write what is left: who has ended has had its close frame.
+        self._end_soon()
+
+    def pause_writing(self) -> None:
+        self.outbox.pause()
+
+    def resume_writing(self) -> None:
+        if self._ending:
+            self._ending.moved()
+        self.outbox.resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        self.closed = True
+        self.outbox.discard()
+        self._inbox.discard()
+        if self._ending:
+            self._ending.cancel()
+        if self._arrival:
+            self._arrival.settle()
+        code = self._protocol.close_code if self.client else None
+        self._shared.clients.leave(self, code)
+        if self.client:
+            self.client.end()
+            log.info("websocket.close", clientId=self.client.name, code=code, connections=len(self._shared.clients))
+
+    # The handshake
+
+    def _shake_hands(self, shake: Handshake, data: bytes) -> bytes:
+        """Take what belongs to the handshake of what came; return what follows it."""
+        if shake.holds_back(data):
+            return b""
+        if not shake.has_begun and (reason := handshake.foreign(data)):
+            self._shared.entrance.refusals.add(reason, self.address)
+            self._transport.abort()
+            return b""
+        part, rest = shake.part(data)
+        self._take_handshake(shake, part)
+        return b"" if shake.holds_back(rest) else rest
+
+    def _take_handshake(self, shake: Handshake, data: bytes) -> None:
+        """Pass on a part of a handshake; count what the protocol refuses."""
+        if self._protocol.handshake_exc or self._ending:
+            return
+        entrance = self._shared.entrance
+        if shake.is_too_long:
+            self._protocol.send_response(entrance.too_long(self._protocol, self.address))
+        else:
+            self._protocol.receive_data(data)
+        self._handle()
+        if ex := self._protocol.handshake_exc:
+            entrance.refusals.add(handshake.reason(ex), self.address, detail=str(ex))
+
+    def _open(self, request: Request) -> None:
+        """Ask the gate; wait for it where a token may be signed with a new key."""
+        entrance = self._shared.entrance
+        visitor = entrance.visitor(request, self.address)
+        self.address = visitor.address
+        try:
+            grant = entrance.gate.admit(visitor, asyncio.get_running_loop().time())
+        except UnknownKey as ex:
+            if entrance.new_keys is None or self._handshake is None:
+                self._answer(entrance.turned_away(self._protocol, ex, self.address))
+            else:
+                self._handshake.early = b""
+                self._transport.pause_reading()
+                self._shared.spend(self._open_later(request, visitor, entrance.new_keys))
+        except Refused as ex:
+            self._answer(entrance.turned_away(self._protocol, ex, self.address))
+        else:
+            self._welcome(request, visitor, grant)
+
+    async def _open_later(self, request: Request, visitor: Visitor, new_keys: Callable[[], Awaitable[None]]) -> None:
+        """Go on with the handshake when the keys have been read again."""
+        await new_keys()
+        shake, entrance = self._handshake, self._shared.entrance
+        if shake is None or self.closed or self._ending or self._transport.is_closing():
+            return
+        early, shake.early = shake.early, None
+        try:
+            grant = entrance.gate.access.grant(visitor.credential)
+        except Refused as ex:
+            self._answer(entrance.turned_away(self._protocol, ex, self.address))
+        else:
+            self._welcome(request, visitor, grant)
+        self._handle()
+        self._transport.resume_reading()
+        if early and self._protocol.state is State.OPEN:
+            self.data_received(early)
+
+    def _welcome(self, request: Request, visitor: Visitor, grant: Grant) -> None:
+        """Let a client in, if its handshake is one, and there is a place."""
+        clients, response = self._shared.clients, self._protocol.accept(request)
+        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            self._answer(response)
+        elif (name := clients.enter(self)) is None:
+            self._answer(handshake.full(self._protocol))
+        else:
+            self._answer(response)
+            self._handshake = None
+            if self._arrival:
+                self._arrival.settle()
+            self.outbox.open(inflates=frames.inflates(self._protocol))
+            self.client = self._shared.serve(name, self.outbox, self.close, visitor, grant)
+            log.info("websocket.connection", clientId=name, connections=len(clients))
+
+    def _answer(self, response: Response) -> None:
+        self._protocol.send_response(response)
+        self._flush()
+
+    # Frames
+
+    def _handle(self) -> None:
+        # The protocol has a pong ready for each ping, and perhaps a last word: each is said in its turn.
+        said = self._protocol.data_to_send()
+        for event in self._protocol.events_received():
+            if isinstance(event, Request):
+                self._open(event)
+            elif isinstance(event, Frame):
+                if event.opcode is Opcode.PING:
+                    self._say(said[:1])
+                    del said[:1]
+                self._receive(event)
+                self._inbox.settle()
+        self._say(said)
+        self._flush()
+        if self.client and self._protocol.state is not State.OPEN:
+            self.outbox.shut()
+            self._inbox.discard()
+            self.client.leave()
+        if self._protocol.close_expected():
+            self._end_soon()
+
+    def _receive(self, received: Frame) -> None:
+        """Act on a frame; pings, pongs and closing are the protocol's."""
+        if self._protocol.state is not State.OPEN or self.client is None:
+            return
+        try:
+            if received.opcode in {Opcode.PING, Opcode.CONT}:
+                self.client.receive_frame()
+            if received.opcode in DATA_OPCODES and (message := self._inbox.take(received)) is not None:
+                self.client.receive(message, text=self._inbox.is_text)
+        except Failed as ex:
+            self._protocol.fail(ex.code, ex.reason)
+
+    def _flush(self) -> None:
+        """Write what the protocol has to say."""
+        self._say(self._protocol.data_to_send())
+
+    def _say(self, parts: Sequence[bytes]) -> None:
+        """Write; if the last part is empty, the stream ends after it."""
+        if not parts:
+            return
+        if data := b"".join(parts):
+            self.outbox.write(data)
+        if not parts[-1]:
+            self.outbox.end()
+
+    def _end_soon(self) -> None:
+        """Cut off a connection that is to end and does not, whatever the client goes on sending."""
+        if not self._ending:
+            self._ending = Ending(self._transport.abort)
+
+
+class Inbox:
+    """Messages that are not whole yet. `all_unfinished` counts what all clients have of them."""
+
+    __slots__ = ("_all_unfinished", "_counted", "_partial", "is_text")
+
+    def __init__(self, all_unfinished: Memory) -> None:
+        self.is_text = True
+        self._all_unfinished = all_unfinished
+        self._counted = 0
+        self._partial: bytearray | None = None
+
+    def arrived(self, size: int) -> bool:
+        """Count bytes that may be part of a message; false if there are too many of all, and of this client."""
+        self._count(self._counted + size)
+        return self._counted <= SMALL_BYTES or not self._all_unfinished.is_over
+
+    def take(self, received: Frame) -> bytes | None:
+        """Add a frame; return the message if it is whole."""
+        if received.opcode is not Opcode.CONT:
+            self.is_text = received.opcode is Opcode.TEXT
+        if received.fin and self._partial is None:
+            return bytes(received.data)
+        if self._partial is None:
+            self._partial = bytearray()
+        self._partial += received.data
+        if not received.fin:
+            return None
+        message, self._partial = bytes(self._partial), None
+        return message
+
+    def settle(self) -> None:
+        """Count what is kept, now that a frame was acted on."""
+        self._count(len(self._partial or b""))
+
+    def discard(self) -> None:
+        """Forget everything, for the connection is gone."""
+        self._partial = None
+        self._count(0)
+
+    def _count(self, size: int) -> None:
+        self._all_unfinished.used += size - self._counted
+        self._counted = size
+
+
+class Ending:
+    """The end of a connection: cuts it off when it takes too long. The client has some seconds for each step."""
+
+    __slots__ = ("_abort", "_last_moment", "_timer")
+
+    def __init__(self, abort: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._abort = abort
+        self._last_moment = loop.time() + LAST_SECONDS
+        self._timer = loop.call_later(CLOSE_SECONDS, abort)
+
+    def moved(self) -> None:
+        """Give the client time again, for it took some of what waits for it."""
+        self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(min(CLOSE_SECONDS, self._last_moment - loop.time()), self._abort)
+
+    def cancel(self) -> None:
+        """Cut nothing off: the connection has ended."""
+        self._timer.cancel()
+
+
+def _our_subprotocol(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None

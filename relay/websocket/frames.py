@@ -1,0 +1,53 @@
+"""Frames: how a message goes on the wire, made once for all clients. Pure.
+
+Frames of a server carry no mask, so the same bytes serve every client. With compression, each message is compressed
+by itself, in both directions: so one compressed message is good for every client that inflates, and none costs the
+memory of a window.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
+from websockets.frames import Frame, Opcode
+from websockets.server import ServerProtocol
+
+DEFLATE_BYTES: Final = range(256, 1024 * 1024)
+"""Sizes of messages that are compressed. Smaller ones gain nothing, larger ones would hold up all others."""
+
+DEFLATE_LEVEL: Final = 3
+"""Level of zlib. Higher ones take time that all boards wait."""
+
+COMPRESSION: Final = (
+    ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True),
+)
+"""The extension to offer for it."""
+
+
+def frame(message: bytes) -> bytes:
+    """Frame a text message."""
+    return Frame(Opcode.TEXT, message).serialize(mask=False)
+
+
+def deflated_frame(message: bytes) -> bytes:
+    """Frame a text message for clients that inflate, compressed if that is worth it."""
+    if len(message) not in DEFLATE_BYTES:
+        return frame(message)
+    extension = PerMessageDeflate(
+        remote_no_context_takeover=True,
+        local_no_context_takeover=True,
+        remote_max_window_bits=zlib.MAX_WBITS,
+        local_max_window_bits=zlib.MAX_WBITS,
+        compress_settings={"level": DEFLATE_LEVEL},
+    )
+    return Frame(Opcode.TEXT, message).serialize(mask=False, extensions=[extension])
+
+
+def inflates(protocol: ServerProtocol) -> bool:
+    """Tell whether a client takes what `deflated_frame` makes: not one that asked for a smaller window."""
+    return any(
+        isinstance(extension, PerMessageDeflate) and extension.local_max_window_bits == zlib.MAX_WBITS
+        for extension in protocol.extensions
+    )

@@ -1,0 +1,224 @@
+"""The outbox of a client: what it is sent, and what waits because it does not read. The hub's `Subscriber`.
+
+Rules:
+- What the kernel takes is written at once, from the buffer that all clients of a board share. What it does not take
+  waits in the *backlog*, which refers to those buffers; only the piece that the kernel took a part of is a copy.
+- A client with a backlog over its limit is not `ready`: it takes no more, whatever the hub has, and is not read from
+  either, for its messages would make us write more answers. When it has read everything, it is `ready` again, and
+  `caught_up` has the hub bring it up to date.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from relay.hub.ports import Subscriber
+from relay.websocket.limits import Limits, Memory
+
+PIECE_BYTES: Final = 64 * 1024
+"""Maximum size of what is written at once: what the kernel does not take of it, the transport copies."""
+
+UNSENT_BYTES: Final = 64 * 1024
+"""Maximum that the kernel may hold unsent for a client. By default it swallows megabytes for one that does not read,
+and falling behind would show late."""
+
+
+class Outbox(Subscriber):
+    """Writes to one client. `all_backlogs` counts what waits for all clients together."""
+
+    __slots__ = (
+        "_all_backlogs",
+        "_backlog",
+        "_blocked",
+        "_caught_up",
+        "_ends",
+        "_largest",
+        "_limits",
+        "_moved",
+        "_offset",
+        "_transport",
+        "_unsent",
+        "_waiting",
+        "inflates",
+        "is_open",
+        "ready",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        limits: Limits,
+        all_backlogs: Memory,
+        caught_up: Callable[[Subscriber], None],
+    ) -> None:
+        self.ready = False
+        self.inflates = False
+        self._transport = transport
+        self._limits = limits
+        self._all_backlogs = all_backlogs
+        self._caught_up = caught_up
+        # The backlog, if there is one, how far its first buffer is written, and how many bytes of it wait.
+        self._backlog: deque[bytes] | None = None
+        self._offset = 0
+        self._waiting = 0
+        self._largest = 0
+        # Whether messages may be sent at all, and whether the stream ends after what waits.
+        self.is_open = False
+        self._ends = False
+        # Whether the transport holds the rest of a piece; how much at the last look; whether it took more since.
+        self._blocked = False
+        self._unsent = 0
+        self._moved = False
+        # The backlog is ours: the transport says at once when it could not write all, and when it then has.
+        # Under TLS it says so when so much waits, else when more does.
+        transport.set_write_buffer_limits(high=1 if transport.get_extra_info("ssl_object") else 0, low=0)
+        self._limit_unsent(UNSENT_BYTES)
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes wait for the client to read, beside those in the kernel."""
+        return self._waiting + self._transport.get_write_buffer_size()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the kernel takes no more for now."""
+        return self._blocked
+
+    def open(self, *, inflates: bool) -> None:
+        """Take messages from now on."""
+        self.is_open = self.ready = True
+        self.inflates = inflates
+
+    def shut(self) -> None:
+        """Take no more messages. What waits is written still."""
+        self.is_open = self.ready = False
+
+    def send(self, frames: bytes) -> None:
+        """Write whole frames, to a client that is ready."""
+        if self._blocked or len(frames) > PIECE_BYTES:
+            self._queue(frames)
+        else:
+            self._transport.write(frames)
+
+    def write(self, data: bytes) -> None:
+        """Write what the protocol has to say, also to a client that is not ready."""
+        if self._blocked:
+            self._queue(data)
+        else:
+            self._transport.write(data)
+
+    def end(self) -> None:
+        """End the stream after what was written."""
+        self._ends = True
+        if not self._backlog:
+            self._end_stream()
+
+    # What the transport says
+
+    def pause(self) -> None:
+        """Note that the kernel takes no more."""
+        self._blocked = True
+
+    def resume(self) -> None:
+        """Go on, for the kernel takes more."""
+        self._blocked = False
+        self._moved = True
+        self._write_backlog()
+
+    def discard(self) -> None:
+        """Forget what waits, for the connection is gone."""
+        self.shut()
+        self._backlog = None
+        self._count(-self._waiting)
+
+    # Clients that do not read
+
+    def is_stuck(self) -> bool:
+        """Tell whether something waits, and the client has read nothing since the last time this was asked."""
+        unsent, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        moved, self._moved = self._moved, False
+        return bool(unsent) and self._unsent >= unsent and not moved
+
+    def abandon(self) -> None:
+        """Write no more of what waits than the rest of a frame that the client has a part of."""
+        if self._backlog:
+            begun = [self._backlog[0]] if self._offset else []
+            self._backlog = deque(begun)
+            self._count(sum(map(len, begun)) - self._offset - self._waiting)
+        # The kernel shall take that, and a close frame, and keep them for a while when we are gone.
+        self._limit_unsent(0)
+        self._transport.resume_reading()
+
+    # Inside
+
+    def _queue(self, data: bytes) -> None:
+        """Have data wait; over the limit, the client takes no more, and is not heard either."""
+        if self._backlog is None:
+            self._backlog = deque()
+        self._backlog.append(data)
+        self._count(len(data))
+        self._largest = max(self._largest, len(data))
+        if not self._blocked:
+            self._write_backlog()
+        if self._is_over():
+            self.ready = False
+            self._transport.pause_reading()
+
+    def _is_over(self) -> bool:
+        """Tell whether it may have no more wait: for it has too much, or all together have."""
+        if self._waiting > self._limits.send_buffer + self._largest:
+            return True
+        return self._waiting > 0 and self._all_backlogs.is_over
+
+    def _write_backlog(self) -> None:
+        while self._backlog and not self._blocked:
+            self._transport.write(self._next_piece(self._backlog))
+        if self._blocked:
+            return
+        self._backlog = None
+        self._end_stream()
+        if self.ready:
+            return
+        self._transport.resume_reading()
+        if self.is_open:
+            self.ready = True
+            self._caught_up(self)
+
+    def _next_piece(self, backlog: deque[bytes]) -> bytes:
+        """Take from a backlog what is to be written next."""
+        parts: list[memoryview] = []
+        room = PIECE_BYTES
+        while backlog and room:
+            part = memoryview(backlog[0])[self._offset : self._offset + room]
+            parts.append(part)
+            room -= len(part)
+            self._offset += len(part)
+            if self._offset == len(backlog[0]):
+                backlog.popleft()
+                self._offset = 0
+        self._count(room - PIECE_BYTES)
+        return b"".join(parts)
+
+    def _count(self, more: int) -> None:
+        self._waiting += more
+        self._all_backlogs.used += more
+
+    def _end_stream(self) -> None:
+        """End the stream, if that is wanted and nothing waits."""
+        if not self._ends or self._transport.is_closing():
+            return
+        self._ends = False
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()  # TLS has no half-closed connections
+
+    def _limit_unsent(self, size: int) -> None:
+        """Limit what the kernel takes before it has sent the rest; 0 is the kernel's own limit."""
+        sock = self._transport.get_extra_info("socket")
+        if hasattr(socket, "TCP_NOTSENT_LOWAT") and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
