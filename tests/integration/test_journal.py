@@ -355,7 +355,8 @@ async def test_entries_of_another_server_are_never_read(database: Database, clie
     database.execute(
         "insert into relay.journal (xid, watch, op, entry, reason) "
         "select (pg_current_xact_id()::text::bigint + n)::text::xid8, w.id, %s, "
-        "       array[null, null, null, 'ghost', 'default', row_to_json(t)::text], case %s when 'S' then 'truncate' end "
+        "       array[null, null, null, 'ghost', 'default', row_to_json(t)::text], "
+        "       case %s when 'S' then 'truncate' end "
         "from generate_series(1, 20) n, relay.watches w, "
         "     (select 'ghost' as id, 'default' as board_id, 'x' as lane) t",
         op,
