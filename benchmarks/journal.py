@@ -48,7 +48,7 @@ def cost(connection: psycopg.Connection, rounds: int) -> None:
         "not watched": ("select relay.unwatch('public.tasks')",),
         "paused": (
             "select relay.watch('public.tasks')",
-            "select setval('relay.control', (relay.pauses() + 1) << 42)",
+            "select relay.set_control(true, relay.pauses() + 1, 0)",
         ),
         "journalled": ("select relay.watch('public.tasks')", "select relay.resume()"),
     }

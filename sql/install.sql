@@ -130,11 +130,11 @@ begin
             'elsewhere', foreign_object, me using errcode = 'duplicate_object';
     end if;
     if exists (
-        select from (values ('journal', 'r', 'xid lsn watch op key old_key old_board new_board old_row new_row reason'),
+        select from (values ('journal', 'r', 'xid lsn watch op entry reason'),
                             ('horizon', 'r', 'place seen swept pauses ceiling emptied'),
                             ('ticks', 'r', 'place at seen entries bytes'),
                             ('epochs', 'r', 'run key place started'),
-                            ('settings', 'v', null), ('watches', 'v', null), ('watched', 'v', null)) e (name, kind, columns)
+                            ('entries', 'v', null), ('settings', 'v', null), ('watches', 'v', null), ('watched', 'v', null)) e (name, kind, columns)
         join pg_catalog.pg_class c on c.relname = e.name and c.relnamespace = pg_catalog.to_regnamespace('relay')
         where c.relkind <> e.kind::"char" or c.relkind = 'r' and c.relpersistence <> 'u'
            or e.columns <> (select pg_catalog.string_agg(a.attname, ' ' order by a.attnum) from pg_catalog.pg_attribute a
@@ -172,14 +172,10 @@ create unlogged table if not exists relay.journal (
     watch     integer,
     -- R a change of a row, S read the boards again (reason says why), P a probe (reason names it)
     op        "char" not null default 'R',
-    -- The row's id; before the change, if that changed it.
-    key       text,
-    old_key   text,
-    old_board text,
-    new_board text,
-    old_row   text,
-    new_row   text,
-    -- Why an image that should be there is not.
+    -- Of R: the id, the board and the image of the row that left, then those of the row that came; then why an image
+    -- that should be there is not. Null where there is none. One value, for each column costs every writer.
+    entry     text[],
+    -- Of S and P.
     reason    text
 ) with (
     -- VACUUM gives room back for new entries, but never shortens the file: that takes a lock which, on a standby,
@@ -193,8 +189,24 @@ create unlogged table if not exists relay.journal (
 );
 
 comment on table relay.journal is 'What transactions did to the watched tables; pruned by relay.prune.';
-comment on column relay.journal.old_row is 'The row before the change, without its hidden columns'' values.';
-comment on column relay.journal.new_row is 'The row after the change, without its hidden columns'' values.';
+
+-- The same as its readers want it. An entry that has no row at all could not be made: the boards must be read again.
+create or replace view relay.entries as
+select j.ctid, j.xmin, j.xid, j.lsn, j.watch,
+       case when j.op = 'R' and coalesce(j.entry[4], j.entry[1]) is null then 'S' else j.op end as op,
+       -- The row's id; before the change, if that changed it.
+       coalesce(j.entry[4], j.entry[1]) as key,
+       case when j.entry[1] <> j.entry[4] collate "C" then j.entry[1] end as old_key,
+       j.entry[2] as old_board,
+       j.entry[5] as new_board,
+       j.entry[3] as old_row,
+       j.entry[6] as new_row,
+       coalesce(j.reason, j.entry[7]) as reason
+from relay.journal j;
+
+comment on view relay.entries is 'The journal with a column for each part of an entry.';
+comment on column relay.entries.old_row is 'The row before the change, without its hidden columns'' values.';
+comment on column relay.entries.new_row is 'The row after the change, without its hidden columns'' values.';
 
 -- Checked first, for "if not exists" locks the table all the same.
 do $$
@@ -228,9 +240,11 @@ $$;
 
 -- What every writer must know at once, outside transactions and snapshots, so that a writer in REPEATABLE READ sees
 -- what is true now. One number, for each relation that a trigger opens costs a lock:
---   the low 42 bits  until when the relays poll, in milliseconds since 1970: no need to notify them meanwhile
---   the bits above   how often journalling was paused and resumed: while this is odd, nothing is journalled
-create sequence if not exists relay.control minvalue 0;
+--   below 0          journalling is paused: nothing is journalled
+--   the low 20 bits  how often it was paused and resumed
+--   the bits above   a second before the moment until which the relays poll, in milliseconds since 1970. A relay promises
+--                    two seconds at most; so while it is less than a second from now, there is no need to notify
+create sequence if not exists relay.control minvalue -1048576;
 do $$
 begin
     if pg_catalog.pg_sequence_last_value('relay.control'::regclass) is null then
@@ -242,12 +256,24 @@ $$;
 create or replace function relay.pauses() returns bigint
     language sql
     set search_path = pg_catalog, pg_temp
-as $$ select coalesce(pg_catalog.pg_sequence_last_value('relay.control'::regclass), 0) >> 42 $$;
+as $$ select coalesce(pg_catalog.abs(pg_catalog.pg_sequence_last_value('relay.control'::regclass)), 0) & 1048575 $$;
 
 create or replace function relay.paused() returns boolean
     language sql
     set search_path = pg_catalog, pg_temp
-as $$ select relay.pauses() % 2 = 1 $$;
+as $$ select coalesce(pg_catalog.pg_sequence_last_value('relay.control'::regclass), 0) < 0 $$;
+
+-- Says what is to be true from now on; who calls it holds the lock on the control.
+create or replace function relay.set_control(paused boolean, pauses bigint, polled_for integer) returns void
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.setval('relay.control'::regclass, case
+        when paused then -pauses
+        when polled_for > 0
+        then (((pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint + polled_for - 1000) << 20) | pauses
+        else pauses end)
+$$;
 
 -- For how many more milliseconds the relays poll. The trigger functions hold a copy of this. A moment further ahead than
 -- a relay may say is from before the clock was set back.
@@ -256,7 +282,7 @@ create or replace function relay.polled_for() returns integer
     set search_path = pg_catalog, pg_temp
 as $$
     select case when ms between 1 and 2000 then ms::integer else 0 end
-    from (select (pg_catalog.pg_sequence_last_value('relay.control'::regclass) & 4398046511103)
+    from (select (pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 20) + 1000
                  - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint as ms) rest
 $$;
 
@@ -380,7 +406,7 @@ begin
             delete from relay.epochs e where e.place <> here;
             delete from relay.journal;
             insert into relay.horizon (place, seen, swept, pauses, ceiling)
-            select here, s, pg_catalog.pg_snapshot_xmin(s), relay.pauses() & ~1::bigint, 0
+            select here, s, pg_catalog.pg_snapshot_xmin(s), relay.pauses() - relay.paused()::integer, 0
             from pg_catalog.pg_current_snapshot() s;
         end if;
         insert into relay.epochs (place, started)
@@ -509,7 +535,7 @@ comment on view relay.watches is 'What is watched, as it is written in the trigg
 
 -- Writing: runs inside the writer's transaction, so it must never fail it ------------------------------------
 
--- Pauses journalling when the file is full. A writer calls it about once in 64 kB of images, since asking for the size
+-- Pauses journalling when the file is full. A writer calls it about once in 32 kB of rows, since asking for the size
 -- costs more than an entry; so by the time of the pause the file is larger by some 64 kB, ten times as much once in
 -- 20,000 pauses, and by the row that was being written. The lock keeps apart who changes the control, and is held for
 -- this moment only. Returns true, always.
@@ -526,7 +552,7 @@ begin
         and pg_catalog.pg_try_advisory_lock('relay.control'::regclass::oid::bigint)
     then
         if not relay.paused() then
-            perform pg_catalog.setval('relay.control'::regclass, (relay.pauses() + 1) << 42);
+            perform relay.set_control(true, relay.pauses() + 1, 0);
             raise log 'relay: the journal holds % bytes: journalling pauses until a relay finds room', bytes;
         end if;
         perform pg_catalog.pg_advisory_unlock('relay.control'::regclass::oid::bigint);
@@ -537,8 +563,7 @@ exception when others then
 end
 $$;
 
--- Whether whoever listens should be notified, as the trigger functions have it too: not while relays poll, nor when the
--- server's notification queue fills up (a full one fails commits), nor where two-phase commit is enabled (a
+-- Notifies whoever listens, but not while relays poll, nor when the server's notification queue fills up (a full one fails commits), nor where two-phase commit is enabled (a
 -- transaction that has notified cannot be prepared).
 create or replace function relay.notify() returns void
     language plpgsql
@@ -606,11 +631,11 @@ exception when others or assert_failure then
 end
 $$;
 
--- The careful way to an entry, which the trigger functions take for wide rows, under other settings than those in which
--- images are made, and where the quick way failed: each image by itself, so that one which cannot be made leaves out
--- no more than that.
+-- The careful way to an entry, which the trigger functions take for wide rows, now and then for others, under other
+-- settings than those in which images are made, and where the quick way failed: each image by itself, so that one which
+-- cannot be made leaves out no more than that. Now and then, by size, it asks whether the journal is full.
 create or replace function relay.entry(
-    key text, old_key text, old_board text, new_board text, old_row record, new_row record
+    old_key text, old_board text, old_row record, new_key text, new_board text, new_row record
 ) returns text[]
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -628,6 +653,12 @@ declare
     after  text := relay.image(new_row);
     reason text;
 begin
+    -- Where the trigger functions leave the quick way for the size, this is true, for they compare less.
+    if (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hashtext(coalesce(new_key, old_key))) & 32767
+        <= coalesce(pg_catalog.octet_length(before), 0) + coalesce(pg_catalog.octet_length(after), 0)
+    then
+        perform relay.pause_if_full();
+    end if;
     if pg_catalog.left(before, 1) = '!' then
         reason := pg_catalog.concat('row_unreadable: ', pg_catalog.substr(before, 2));
         before := null;
@@ -636,7 +667,7 @@ begin
         reason := pg_catalog.concat('row_unreadable: ', pg_catalog.substr(after, 2));
         after := null;
     end if;
-    return array[key, old_key, old_board, new_board, before, after, reason];
+    return array[old_key, old_board, before, new_key, new_board, after, reason];
 end
 $$;
 
@@ -661,24 +692,27 @@ create or replace function relay.has_user_types(target regclass) returns boolean
     set search_path = pg_catalog, pg_temp
 as $$ select exists (select from relay.types(target) t where t::oid >= 16384) $$;
 
--- What the function does that makes the entries of one watch: the row's key, the old one if that changed, the boards, the
--- images, and why one is missing; null if nothing changed that is shown. Generated, for a column can be named in
--- PL/pgSQL only as it is written: reading the id and the board out of the JSON image would cost more, and fails on
--- JSON that holds \u0000. The only columns it names are those and the hidden ones. If a later schema change renames or
--- retypes one of them, the block around them catches it: the writer goes on, the daemon is told, and has this made
--- again (relay.refresh).
+-- What the function does that makes the entries of one watch. Generated, for a column can be named in PL/pgSQL only as it
+-- is written: reading the id and the board out of the JSON image would cost more, and fails on JSON that holds \u0000.
+-- The only columns it names are those and the hidden ones. If a later schema change renames or retypes one of them, the
+-- block around them catches it: the writer goes on, the daemon is told, and has this made again (relay.refresh).
 --
--- Every writer pays for what stands here. In PL/pgSQL, each expression costs some microseconds in each transaction, so
--- all of the quick way is one.
+-- Every writer pays for what stands here. PL/pgSQL prepares each expression in each transaction, which takes a
+-- microsecond or two, and as much again for five to ten functions and operators in it; an INSERT prepares its own for
+-- each row. So all of the quick way is one expression here and one in journal_body, and an INSERT as plain as can be.
 create or replace function relay.entry_body(w relay.watches) returns text
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $make$
 declare
     hide text := '';
+    gone text;
+    came text;
     said text;
     col  name;
 begin
+    said := pg_catalog.format('array[null, null, null, null, null, null, ''row_unreadable: relay.entry_%s must belong to '
+                              'relay_renderer: run relay sql install'']', w.id);
     if w.hidden <> '{}' then
         -- The value of a hidden column is gone before anything looks at it, and under no other name is it found.
         hide := E'\n        if op <> ''INSERT'' then';
@@ -691,85 +725,99 @@ begin
         end loop;
         hide := hide || ' end if;';
     end if;
-    said := pg_catalog.format(
-        'coalesce(after.%1$I, before.%1$I)::text, '
-        'case when before.%1$I::text <> after.%1$I::text collate "C" then before.%1$I::text end, %2$s, %3$s',
-        w.id_column,
-        relay.as_text(w.target, w.board_column, pg_catalog.format('before.%I', w.board_column)),
-        relay.as_text(w.target, w.board_column, pg_catalog.format('after.%I', w.board_column)));
+    gone := pg_catalog.format('before.%I::text, %s', w.id_column,
+                             relay.as_text(w.target, w.board_column, pg_catalog.format('before.%I', w.board_column)));
+    came := pg_catalog.format('after.%I::text, %s', w.id_column,
+                             relay.as_text(w.target, w.board_column, pg_catalog.format('after.%I', w.board_column)));
 
     return pg_catalog.format($body$
-begin
-    -- After a restore without owners, this would run users' code with the rights of whoever restored.
-    if current_user <> 'relay_renderer' then
-        return array[null, null, null, null, null, null, pg_catalog.concat('row_unreadable: relay.entry_%1$s belongs to ',
-                     current_user, ', expected relay_renderer: run relay sql install')];
-    end if;
+begin%2$s
     -- "after" is null in a delete, "before" in an insert, and so is all that is taken from them.
-    begin%2$s
+    begin%3$s
         return case
-            when op = 'UPDATE' and before operator(pg_catalog.*=) after then null
-            -- Images must not depend on the settings of the writer.
-            when %4$s
-                and coalesce(pg_catalog.pg_column_size(before), 0) + coalesce(pg_catalog.pg_column_size(after), 0) < 4000
-                and pg_catalog.current_setting('timezone') in ('UTC', 'Etc/UTC')
-                and pg_catalog.current_setting('datestyle') = 'ISO, MDY'
-                and pg_catalog.current_setting('intervalstyle') = 'postgres'
-                and pg_catalog.current_setting('extra_float_digits') = '1'
-                and pg_catalog.current_setting('bytea_output') = 'hex'
-                and pg_catalog.current_setting('quote_all_identifiers') = 'off'%5$s
-            then array[%3$s,
-                       pg_catalog.row_to_json(before)::text, pg_catalog.row_to_json(after)::text, null]
-            else relay.entry(%3$s, before, after) end;
+            -- After a restore without owners, this would run users' code with the rights of whoever restored.
+            when current_user <> 'relay_renderer' then %4$s
+            -- Rows that are not too wide, and of those not one for each 32 kB: the WAL position differs between
+            -- statements, the key between the rows of one. Images must not depend on the settings of the writer.
+            when %8$s
+                and (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn())
+                     # pg_catalog.hashtext(coalesce(after.%7$I, before.%7$I)::text)) & 32767
+                    > coalesce(pg_catalog.pg_column_size(before), 0) + coalesce(pg_catalog.pg_column_size(after), 0)%9$s
+            then array[%5$s, pg_catalog.row_to_json(before)::text, %6$s, pg_catalog.row_to_json(after)::text]
+            else relay.entry(%5$s, before, %6$s, after) end;
     exception when others or assert_failure then
-        begin%2$s
-            return relay.entry(%3$s, before, after);
+        begin%3$s
+            return relay.entry(%5$s, before, %6$s, after);
         exception when others or assert_failure then
             return array[null, null, null, null, null, null,
                          pg_catalog.concat('row_unreadable: ', pg_catalog.left(sqlerrm, 200))];
         end;
     end;
 end
-$body$, w.id, hide, said,
+$body$, w.id,
+        -- Setting a column to null can run code, too.
+        case when hide <> '' then pg_catalog.format(
+            E'\n    if current_user <> ''relay_renderer'' then return %s; end if;', said) else '' end,
+        hide, said, gone, came, w.id_column,
         -- Where types are a user's, each image is made by itself, for their code may do anything.
         case when relay.has_user_types(w.target) then 'false' else 'true' end,
-        -- Only money depends on this, and few writers have it set to this.
-        case when exists (select from relay.types(w.target) t where t = 'money'::regtype)
-             then E'\n                and pg_catalog.current_setting(''lc_monetary'') = ''C''' else '' end);
+        (select pg_catalog.string_agg(pg_catalog.format(E'\n                and pg_catalog.current_setting(%L) %s',
+                                                        s.name, s.condition), '' order by s.name)
+         from relay.settings_of(w.target) s));
 end
 $make$;
 
+-- The settings that the JSON of a table's rows depends on, and what they must be. JSON has a form of its own for dates, but
+-- not for ranges of them. Of a type that is not known here, it is all of them.
+create or replace function relay.settings_of(target regclass, out name text, out condition text) returns setof record
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select s.name, s.condition
+    from (values
+        ('timezone', 'in (''UTC'', ''Etc/UTC'')', '{timestamptz}'::text[]),
+        ('datestyle', '= ''ISO, MDY''', '{}'),
+        ('intervalstyle', '= ''postgres''', '{interval}'),
+        ('extra_float_digits', '= ''1''', '{float4,float8}'),
+        ('bytea_output', '= ''hex''', '{bytea}'),
+        ('lc_monetary', '= ''C''', '{money}'),
+        ('quote_all_identifiers', '= ''off''', '{}')
+    ) s (name, condition, types)
+    where exists (
+        select from relay.types(target) m
+        join pg_catalog.pg_type t on t.oid = m
+        where t.typname = any (s.types)
+           or not (t.typname in ('bool', 'int2', 'int4', 'int8', 'numeric', 'text', 'varchar', 'bpchar', 'name', 'char', 'uuid', 'json',
+                                 'jsonb', 'date', 'time', 'timestamp', 'timestamptz', 'interval', 'float4', 'float8', 'bytea',
+                                 'money')
+                   -- What an array is made of is among the types.
+                   or t.typcategory = 'A'))
+$$;
+
 -- What the row trigger's function of one watch does: it has the entry made with no right at all, and inserts it, outside
--- the block that catches errors, for a block that writes would be a subtransaction with an id of its own. The plan of
--- the insert is as plain as can be, for Postgres starts it for each row.
+-- the block that catches errors, for a block that writes would be a subtransaction with an id of its own. Where much is
+-- written, an update that changes nothing makes an entry too, which cancels out: to find that out costs all others more.
+--
+-- "return old" returns a variable and evaluates nothing; what a trigger after the fact returns does not matter.
 create or replace function relay.journal_body(w relay.watches) returns text
     language sql
     set search_path = pg_catalog, pg_temp
 as $make$
     select pg_catalog.format($body$
-declare
-    entry text[];
 begin
-    -- Unless journalling is paused.
-    entry := case when (pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 42) %% 2 = 1 then null
-                  else relay.entry_%1$s(tg_op, old, new) end;
-    if entry is not null
-        -- Once in 64 kB: the WAL position differs between statements, the key between the rows of one.
-        and ((pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hashtext(entry[1])) & 65535
-                 > coalesce(pg_catalog.octet_length(entry[5]), 0) + coalesce(pg_catalog.octet_length(entry[6]), 0)
-             or relay.pause_if_full())
-        -- What relay.notify does, for less.
-        and ((pg_catalog.pg_sequence_last_value('relay.control'::regclass) & 4398046511103)
-                 - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint between 1 and 2000
-             or pg_catalog.current_setting('max_prepared_transactions') <> '0'
-             or pg_catalog.pg_notification_queue_usage() >= 0.5
-             or pg_catalog.pg_notify('relay', '') is not null)
+    -- While relays poll, which they do where much is written, this is all that is asked. See relay.polled_for.
+    if pg_catalog.abs(pg_catalog.pg_sequence_last_value('relay.control'::regclass)
+           - pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1048576000) < 1048576000
     then
-        insert into relay.journal (watch, op, key, old_key, old_board, new_board, old_row, new_row, reason)
-        values (%1$s, case when entry[1] is null then 'S' else 'R' end::"char", entry[1], entry[2], entry[3], entry[4],
-                entry[5], entry[6], entry[7]);
+        null;
+    elsif pg_catalog.pg_sequence_last_value('relay.control'::regclass) < 0 or old operator(pg_catalog.*=) new then
+        return old;  -- journalling is paused, or nothing has changed
+    else
+        perform relay.notify();
     end if;
-    return null;
+    insert into relay.journal (watch, entry) values (%1$s, relay.entry_%1$s(tg_op, old, new));
+    return old;
 end
 $body$, w.id)
 $make$;
@@ -1548,9 +1596,7 @@ as $$
     select here, found.seen, found.entries, found.bytes
     from (
         select pg_catalog.pg_current_snapshot() as seen, count(*) as entries,
-               sum(40 + coalesce(pg_catalog.pg_column_size(j.old_row), 0) + coalesce(pg_catalog.pg_column_size(j.new_row), 0)
-                   + coalesce(pg_catalog.pg_column_size(j.key), 0) + coalesce(pg_catalog.pg_column_size(j.old_board), 0)
-                   + coalesce(pg_catalog.pg_column_size(j.new_board), 0)) as bytes
+               sum(80 + coalesce(pg_catalog.pg_column_size(j.entry), 0)) as bytes
         from (select coalesce((select t.seen from relay.ticks t where t.place = here order by t.at desc limit 1),
                               (select h.seen from relay.horizon h where h.place = here)) as seen) last
         join relay.journal j
@@ -1697,7 +1743,7 @@ begin
     if count = (select h.pauses from relay.horizon h where h.place = here) then
         return true;
     end if;
-    if count % 2 = 1 then
+    if relay.paused() then
         -- Others may have written to it what cannot be seen yet, or be vacuuming it.
         busy := exists (
             select from pg_catalog.pg_locks l
@@ -1727,7 +1773,7 @@ begin
             return false;
         end if;
         count := count + 1;
-        perform pg_catalog.setval('relay.control'::regclass, count << 42);
+        perform relay.set_control(false, count, 0);
     end if;
     below := relay.next_xid()::text::bigint;
     after := pg_catalog.pg_current_snapshot();
@@ -1770,8 +1816,7 @@ begin
     if polled < least(ms, 2000) and pg_catalog.pg_try_advisory_xact_lock('relay.control'::regclass::oid::bigint)
         and not relay.paused()
     then
-        perform pg_catalog.setval('relay.control'::regclass,
-            (relay.pauses() << 42) | ((pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint + least(ms, 2000)));
+        perform relay.set_control(false, relay.pauses(), least(ms, 2000));
         if polled = 0 and pg_catalog.pg_notification_queue_usage() < 0.5 then
             perform pg_catalog.pg_notify('relay', '{"polling": true}');
         end if;
@@ -1940,11 +1985,13 @@ grant usage on schema relay to relay_writer, relay_reader, relay_renderer;
 -- What the trigger functions need: to insert, to read the control, and their helpers.
 grant insert on relay.journal to relay_writer;
 grant select on sequence relay.control to relay_writer;
-grant execute on function relay.pause_if_full(), relay.journal_sync(integer, text), relay.notify(), relay.polled_for(), relay.pauses(),
+grant execute on function relay.journal_sync(integer, text), relay.notify(), relay.polled_for(), relay.pauses(),
     relay.paused() to relay_writer;
 
 -- What makes JSON of a row calls others that do.
-grant execute on function relay.entry(text, text, text, text, record, record), relay.image(record) to relay_renderer;
+-- It also asks whether the journal is full, which whoever may call it can only have paused when it is.
+grant execute on function relay.entry(text, text, record, text, text, record), relay.image(record), relay.pause_if_full()
+    to relay_renderer;
 
 -- What the functions that read boards need.
 grant select on relay.watches to relay_reader;

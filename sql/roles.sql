@@ -24,7 +24,7 @@ $$;
 grant usage on schema relay to relay_daemon;
 
 -- What follows the journal: its entries, its lower end, whether it was full.
-grant select on relay.journal, relay.horizon to relay_daemon;
+grant select on relay.entries, relay.horizon to relay_daemon;
 
 -- What is watched, and the functions that these views call.
 grant select on relay.watches, relay.watched to relay_daemon;

@@ -40,16 +40,15 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 _CONTROL: LiteralString = """
     with locked as materialized (select pg_advisory_xact_lock('relay.control'::regclass::oid::bigint))
-    select setval('relay.control', %s) from locked
+    select relay.set_control(%s) from locked
 """
-_NOW_MS: LiteralString = "(date_part('epoch', clock_timestamp()) * 1000)::bigint"
-PAUSE: LiteralString = _CONTROL.replace("%s", "(relay.pauses() | 1) << 42")
+PAUSE: LiteralString = _CONTROL.replace("%s", "true, relay.pauses() | 1, 0")
 """Pauses journalling, as a writer does that finds the journal full."""
 
-MUTE: LiteralString = _CONTROL.replace("%s", f"relay.pauses() << 42 | {_NOW_MS} + 2000")
+MUTE: LiteralString = _CONTROL.replace("%s", "false, relay.pauses(), 2000")
 """Has the triggers notify nobody for two seconds, as if a relay polled; no relay is notified of it."""
 
-UNMUTE: LiteralString = _CONTROL.replace("%s", "relay.pauses() << 42")
+UNMUTE: LiteralString = _CONTROL.replace("%s", "false, relay.pauses(), 0")
 """Has them notify again."""
 
 

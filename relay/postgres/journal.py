@@ -79,7 +79,7 @@ _OURS: Final[LiteralString] = """
 """
 _NEW: Final[LiteralString] = (
     """
-    from relay.journal j
+    from relay.entries j
     where (j.xid >= %s::text::xid8
            or j.xid = any (array(
                select x from pg_catalog.unnest(%s::text[]::xid8[]) x
@@ -111,17 +111,17 @@ _OUTLINE: Final[LiteralString] = (
 # which matters to nobody but a client that shows tasks in the order in which they come.
 _IN_ORDER: Final[LiteralString] = "order by j.lsn, j.ctid"
 _WHOLE: Final[LiteralString] = (
-    "select" + _ENTRY + "from relay.journal j where j.xid = any (%s::text[]::xid8[]) and " + _OURS + _IN_ORDER
+    "select" + _ENTRY + "from relay.entries j where j.xid = any (%s::text[]::xid8[]) and " + _OURS + _IN_ORDER
 )
 # A large transaction, row by row: an entry that changed a key comes once for each of the two. Only keys are sorted.
 _BY_KEY: Final[LiteralString] = (
     "declare part no scroll cursor for select /**/s.key/**/, e.* from (select j.ctid as at, k.key "
-    "from relay.journal j "
+    "from relay.entries j "
     "cross join lateral (select j.key union all select j.old_key where j.old_key is not null) k (key) "
     "where j.xid = %s::text::xid8 and j.op = 'R' and "
     + _OURS
     + ' order by j.watch, k.key collate "C", j.lsn, j.ctid offset 0) s '
-    "cross join lateral (select" + _ENTRY + "from relay.journal j where j.ctid = s.at offset 0) e"
+    "cross join lateral (select" + _ENTRY + "from relay.entries j where j.ctid = s.at offset 0) e"
 )
 
 

@@ -324,6 +324,45 @@ async def test_settings_of_a_writer_change_nothing_that_is_shown(every: Database
     assert len(follower.tasks) == len(writers) + 2
 
 
+def test_settings_that_a_type_depends_on_are_seen_for_each_type_alone(database: Database) -> None:
+    """Where a table has few types, triggers compare few settings: all those that its rows depend on."""
+    types = [
+        name
+        for (name,) in database.fetch(
+            "select t.typname from pg_type t where t.typnamespace = 'pg_catalog'::regnamespace "
+            "and t.typarray <> 0 and t.typname = any (%s) order by 1",
+            [*(_SAMPLES.keys() - {"xml"})],
+        )
+    ]
+    # What these name.
+    database.execute(_OWN_TYPES)
+    for name in types:
+        database.execute(
+            f'create table public.t_{name} (id text primary key, board_id text, lane text, v "{name}", a "{name}"[])'
+        )
+        value = sql.SQL("{}::text::{}").format(sql.Literal(_SAMPLES[name]), sql.Identifier(name)).as_string()
+        database.execute(f"insert into public.t_{name} values ('0', 'b', 'todo', {value}, array[{value}])")
+        database.execute(f"select relay.watch('public.t_{name}')")
+    other = _other_locale(database)
+    writers = ["reset all", *_WRITERS[:11], *([f"set lc_monetary = '{other}'"] if other else [])]
+    for number, settings in enumerate(writers, 1):
+        with database.connect() as writer:
+            writer.execute(settings.encode())
+            for name in types:
+                writer.execute(
+                    f"insert into public.t_{name} select '{number}', 'b', 'todo', v, a "
+                    f"from public.t_{name} where id = '0'".encode()
+                )
+    found = database.fetch(
+        "select w.target::text, (e.new_row::jsonb - 'id')::text, array_agg(e.key) "
+        "from relay.entries e join relay.watches w on w.id = e.watch where e.op = 'R' group by 1, 2"
+    )
+
+    assert len({table for table, _, _ in found}) == len(types)
+    several = {table for table, _, _ in found if [one for one, _, _ in found].count(table) > 1}
+    assert [(table, image, keys) for table, image, keys in found if table in several] == []
+
+
 _DATABASE = {
     "timezone": "Asia/Kathmandu",
     "datestyle": "German",

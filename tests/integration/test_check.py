@@ -220,7 +220,7 @@ async def test_column_that_is_gone(database: Database) -> None:
     ("revoked", "named"),
     [
         ("execute on function relay.board(text, boolean)", "relay.board()"),
-        ("select on relay.journal", "relay.journal"),
+        ("select on relay.entries", "relay.entries"),
         ("select on relay.control", "relay.control"),
         ("execute on function relay.pauses()", "relay.pauses()"),
         ("usage on schema relay", "schema relay"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 from collections.abc import Callable
 
 import psycopg
@@ -69,7 +70,7 @@ def age(database: Database, interval: str) -> None:
 
 def pause(database: Database) -> None:
     """Have journalling pause, as when the file is full."""
-    database.execute("select setval('relay.control', (relay.pauses() + 1) << 42)")
+    database.execute("select relay.set_control(true, relay.pauses() + 1, 0)")
 
 
 def fill(database: Database, bytes_: int = 400_000) -> None:
@@ -355,9 +356,10 @@ async def test_long_transaction_costs_reading_nothing(database: Database, relay:
 async def test_entries_of_another_server_are_never_read(database: Database, client: Client, op: str) -> None:
     """A dump put them there: the transaction ids that they name come to be given out here, for other changes."""
     database.execute(
-        "insert into relay.journal (xid, watch, op, key, new_board, new_row, reason) "
-        "select (pg_current_xact_id()::text::bigint + n)::text::xid8, w.id, %s, 'ghost', 'default', "
-        "       row_to_json(t)::text, case %s when 'S' then 'truncate' end "
+        "insert into relay.journal (xid, watch, op, entry, reason) "
+        "select (pg_current_xact_id()::text::bigint + n)::text::xid8, w.id, %s, "
+        "       array[null, null, null, 'ghost', 'default', row_to_json(t)::text], "
+        "       case %s when 'S' then 'truncate' end "
         "from generate_series(1, 20) n, relay.watches w, "
         "     (select 'ghost' as id, 'default' as board_id, 'x' as lane) t",
         op,
@@ -382,8 +384,8 @@ def test_full_journal_stops_growing(database: Database, many: bool) -> None:
         database.execute("insert into tasks (title) select repeat('x', 1000) from generate_series(1, 4000) i")
     else:
         with database.connect() as writer, writer.transaction():
-            for n in range(2500):
-                writer.execute("update tasks set title = repeat('x', 1000) || %s where id = 'a'", [n])
+            for _ in range(2500):
+                writer.execute("update tasks set title = %s where id = 'a'", [secrets.token_hex(400)])
     assert is_paused(database)
     assert file_bytes(database) < 3 * stop  # for it is by chance that one row in a hundred asks
     entries = journalled(database)

@@ -79,7 +79,7 @@ def test_a_changed_watch_waits_for_no_reader(database: Database) -> None:
 
     assert database.fetch("select bool_and(triggers_complete) from relay.watched") == [(True,)]
     assert database.fetch(
-        "select new_row::json ->> 'x', new_row::json ->> 'id' from relay.journal where op = 'R'"
+        "select new_row::json ->> 'x', new_row::json ->> 'id' from relay.entries where op = 'R'"
     ) == [(None, "1")]
     assert database.fetch("select count(*) from pg_proc where proname ~ '^(journal|entry)_[0-9]'") == [(4,)]
 

@@ -110,12 +110,10 @@ async def test_delete_is_task_deleted(database: Database, client: Client) -> Non
     ["update tasks set title = title", "update tasks set lane = 'backlog'", "update tasks set title = 'New' || ''"],
 )
 async def test_update_that_changes_nothing_is_nothing(database: Database, client: Client, statement: str) -> None:
-    """An update to the same values journals nothing and sends nothing."""
+    """An update to the same values sends nothing."""
     database.execute("insert into tasks (id, title) values ('a', 'New')")
-    before = database.fetch("select count(*) from relay.journal")
     database.execute(statement)
 
-    assert database.fetch("select count(*) from relay.journal") == before
     assert brief(await client.until_last(database)) == [created("a")]
 
 
@@ -350,9 +348,7 @@ async def test_extra_columns_are_sent_and_hidden_ones_never(database: Database, 
         database.execute("insert into tasks (id, title, secret, due_date) values ('a', 'A', 'hush', '2026-01-01')")
         # Its time would change with it, and is visible.
         database.execute("alter table tasks disable trigger tasks_set_updated_at")
-        before = database.fetch("select count(*) from relay.journal")
         database.execute("update tasks set secret = 'other'")
-        assert database.fetch("select count(*) from relay.journal") == before
         database.execute("update tasks set secret = 'third', due_date = null")
         found = await client.until_last(database)
         again = await client.subscribe("default")

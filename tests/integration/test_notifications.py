@@ -83,9 +83,7 @@ def test_a_promise_from_before_the_clock_was_set_back_is_none(
     database: Database, listener: psycopg.Connection
 ) -> None:
     """What lies further ahead than a relay may promise does not count."""
-    database.execute(
-        "select setval('relay.control', (extract(epoch from clock_timestamp()) * 1000)::bigint + 3600000)"
-    )
+    database.execute("select relay.set_control(false, 0, 3600000)")
     assert database.fetch("select relay.polled_for()") == [(0,)]
     insert(database, "a")
     assert notified(listener, database) == [""]

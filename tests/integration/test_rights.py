@@ -18,7 +18,7 @@ from tests.servers import Database, sole_use
 
 ROLES = Path(__file__).parents[2] / "sql" / "roles.sql"
 
-MAY_READ = {"journal", "horizon", "control", "watches", "watched"}
+MAY_READ = {"entries", "horizon", "control", "watches", "watched"}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ async def test_daemon_needs_no_more_than_its_role_has(database: Database, daemon
         async with Client.to(relay.url) as returned:
             assert [kind for kind, _ in await returned.resume("default", cursor, client.tasks)] == ["task.updated"]
         await client.receive_batch()
-        database.execute("select setval('relay.control', (relay.pauses() + 1) << 42)")
+        database.execute("select relay.set_control(true, relay.pauses() + 1, 0)")
         assert [kind for kind, _ in await client.receive_batch()] == ["board.sync"]
         assert client.reason == "journalling_paused"
     with psycopg.connect(daemon_dsn, autocommit=True) as connection:
@@ -104,7 +104,7 @@ def test_daemon_sees_no_hidden_column(database: Database, daemon_dsn: str) -> No
     database.execute("insert into tasks (id, title, secret) values ('b', 'B', 'hush')")
     database.execute("update tasks set title = 'C'")
     with psycopg.connect(daemon_dsn, autocommit=True) as connection:
-        for query in ("select * from relay.journal", "select * from relay.board('default')"):
+        for query in ("select * from relay.entries", "select * from relay.board('default')"):
             rows = connection.execute(query).fetchall()
             assert rows
             assert "hush" not in str(rows)
@@ -137,7 +137,7 @@ def test_types_of_a_writers_own_are_not_taken_for_postgress(database: Database, 
         writer.execute("update tasks set title = 'B'")
         writer.execute("truncate tasks")
 
-    entries = "select op::text, reason from relay.journal where reason is distinct from 'watch_changed' order by lsn"
+    entries = "select op::text, reason from relay.entries where reason is distinct from 'watch_changed' order by lsn"
     assert database.fetch(entries) == [("R", None), ("R", None), ("S", "truncate")]
 
 
@@ -155,4 +155,4 @@ def test_what_a_security_definer_function_writes_is_journalled(database: Databas
         finally:
             connection.execute("reset role; drop role relay_test_caller")
 
-    assert database.fetch("select new_row::json ->> 'id' from relay.journal where op = 'R'") == [("a",)]
+    assert database.fetch("select new_row::json ->> 'id' from relay.entries where op = 'R'") == [("a",)]

@@ -37,14 +37,14 @@ def objects(database: Database) -> Objects:
 
 def journalled(database: Database, column: str) -> list[object]:
     """Return a column of the rows that came, in the order of the journal."""
-    rows = database.fetch(f"select new_row::json ->> '{column}' from relay.journal where op = 'R' order by lsn")
+    rows = database.fetch(f"select new_row::json ->> '{column}' from relay.entries where op = 'R' order by lsn")
     return [value for (value,) in rows]
 
 
 def operations(database: Database) -> str:
     """Return what the journal has entries of, since the table was watched: R a row, S a sync."""
     [(found,)] = database.fetch(
-        "select string_agg(op::text, '' order by lsn) from relay.journal "
+        "select string_agg(op::text, '' order by lsn) from relay.entries "
         "where reason is distinct from 'watch_changed'"
     )
     return str(found)
@@ -230,12 +230,12 @@ def test_new_partition_is_covered_by_watching_again(database: Database) -> None:
     database.execute("select relay.watch('p')")
     database.execute("create table p2 partition of p for values in (2)")
     database.execute("insert into p values (2, 'b', 'todo')")
-    assert database.fetch("select key, new_board from relay.journal where op = 'R'") == [("2", "b")]
+    assert database.fetch("select key, new_board from relay.entries where op = 'R'") == [("2", "b")]
     assert database.fetch("select triggers_complete from relay.watched where table_name = 'p'") == [(False,)]
     database.execute("select relay.watch('p')")
     database.execute("truncate p2")
 
-    assert database.fetch("select reason from relay.journal order by lsn desc limit 1") == [("truncate",)]
+    assert database.fetch("select reason from relay.entries order by lsn desc limit 1") == [("truncate",)]
 
 
 def test_second_watch_with_the_same_settings_takes_no_lock(database: Database) -> None:
@@ -274,7 +274,7 @@ def test_very_long_board_name_fails_no_writer(database: Database) -> None:
     database.execute("drop index tasks_board")
     database.execute("insert into tasks (board_id, title) values (repeat('\"\\', 500000), 'T')")
 
-    assert database.fetch("select length(new_board) from relay.journal where op = 'R'") == [(1_000_000,)]
+    assert database.fetch("select length(new_board) from relay.entries where op = 'R'") == [(1_000_000,)]
 
 
 def test_writer_needs_no_right_on_the_relay(database: Database) -> None:
@@ -372,7 +372,7 @@ def test_board_is_found_only_as_it_is_written(database: Database, kind: str, rig
 
     count = "select count(*) from relay.board(%s)"
     assert (database.fetch(count, right), database.fetch(count, wrong)) == ([(1,)], [(0,)])
-    assert database.fetch("select new_board from relay.journal where op = 'R'") == [(right,)]
+    assert database.fetch("select new_board from relay.entries where op = 'R'") == [(right,)]
 
 
 def test_board_comes_in_its_order(database: Database) -> None:

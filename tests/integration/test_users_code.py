@@ -338,7 +338,7 @@ def test_roles_have_no_right_but_their_work(database: Database) -> None:
     assert (makes, members) == ([], [])
     # The journal writers' helpers, and what renders with no right at all.
     assert {(role, name.split("(")[0].rstrip("0123456789")) for role, name in calls} == {
-        ("relay_writer", "relay.pause_if_full"),
+        ("relay_renderer", "relay.pause_if_full"),
         ("relay_writer", "relay.entry_"),
         ("relay_reader", "relay.image"),
     }

@@ -24,7 +24,7 @@ def images(database: Database) -> tuple[dict[str, Any], dict[str, Any]]:
 def updates(database: Database) -> list[tuple[str, str]]:
     """Return the old and the new image of each update that was journalled, as text."""
     return database.fetch(
-        "select old_row, new_row from relay.journal where old_row is not null and new_row is not null order by lsn"
+        "select old_row, new_row from relay.entries where old_row is not null and new_row is not null order by lsn"
     )
 
 
@@ -143,7 +143,7 @@ def test_image_of_a_row_that_is_too_large_is_the_reason(database: Database) -> N
     database.execute("update tasks set title = 'B'")
     database.execute("update tasks set description = 'short'")
     rows = database.fetch(
-        "select old_row is not null, new_row is not null, reason from relay.journal "
+        "select old_row is not null, new_row is not null, reason from relay.entries "
         "where op = 'R' order by lsn offset 1"
     )
 
@@ -166,7 +166,7 @@ def test_image_that_a_users_cast_fails_to_make_is_the_reason_and_fails_no_writer
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     database.execute("update tasks set mood = 'bad'")
     [_, (old, new, reason)] = database.fetch(
-        "select old_row, new_row, reason from relay.journal where op = 'R' order by lsn"
+        "select old_row, new_row, reason from relay.entries where op = 'R' order by lsn"
     )
 
     assert json.loads(old)["mood"] == "good"
