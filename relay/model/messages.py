@@ -250,7 +250,7 @@ class BoardSync(BaseModel):
 
 
 class ResumableBoardSync(BaseModel):
-    """The whole board, for clients that subscribed with a cursor. It replaces all that you hold, a batch in parts too."""
+    """The whole board, for clients that subscribed with a cursor. It replaces what you hold, a batch in parts too."""
 
     type: Literal["board.sync"]
     board_id: str = Field(alias="boardId", description=_BOARD)
