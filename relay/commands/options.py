@@ -40,7 +40,7 @@ def settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[...
 
 
 def start_log(settings: config.Settings) -> None:
-    """Log from now on, and begin with a warning about each variable that looks like a misspelt setting."""
+    """Log from now on, and begin with a warning about each variable that resembles a setting, misspelt."""
     logs.start(settings.LOG_LEVEL)
     for name, like in config.misspelt(os.environ):
         log.warning("relay.unknown_setting", setting=name, problem=f"{name} is no setting: did you mean {like}?")
@@ -49,8 +49,8 @@ def start_log(settings: config.Settings) -> None:
 @contextlib.contextmanager
 def one_line_errors(*errors: type[Exception]) -> Iterator[None]:
     """End the command with one line, and exit code 1, for a setting that is not allowed and for these errors."""
-    told: tuple[type[Exception], ...] = (config.SettingsError, *errors)
+    reported: tuple[type[Exception], ...] = (config.SettingsError, *errors)
     try:
         yield
-    except told as ex:
+    except reported as ex:
         raise click.ClickException(str(ex)) from None

@@ -1,7 +1,7 @@
 """What is wrong with a connection string, in words that say what to change and never repeat a secret. Pure.
 
-libpq says what it found, password and all; so its words are not used. Others' addresses look alike: those of Prisma,
-SQLAlchemy and JDBC have schemes and parameters that libpq does not know.
+libpq says what it found, password and all; so its words are not used. Addresses of others are similar: those of
+Prisma, SQLAlchemy and JDBC have schemes and parameters that libpq does not know.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 _SCHEMES: Final = ("postgresql", "postgres")
 _NAME: Final = re.compile(r"[A-Za-z0-9_.+:-]{1,40}", re.ASCII)
-"""What a scheme or a parameter looks like: all else might be a part of a password."""
+"""The form of a scheme or a parameter: all else might be a part of a password."""
 
 _ESCAPE: Final = "in the user and the password, write # as %23, / as %2F, : as %3A, ? as %3F, @ as %40"
 

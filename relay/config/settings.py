@@ -418,7 +418,7 @@ def _of_kubernetes(name: str, value: str) -> str | None:
 
 
 def misspelt(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield each name that is no setting and looks like one, and that one."""
+    """Yield each name that is no setting and resembles one, and that one."""
     for name in names:
         if name not in SETTINGS and (like := difflib.get_close_matches(name, SETTINGS, 1, _ALIKE)):
             yield name, like[0]

@@ -52,7 +52,7 @@ def main() -> None:
 
 
 async def _obey(worker: Worker, control: socket.socket) -> None:
-    """Serve until told to stop."""
+    """Serve until an order to stop."""
     reader, writer = await asyncio.open_connection(sock=control)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(writer.close)
@@ -78,7 +78,7 @@ async def _answer(
     worker: Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stops: asyncio.Event
 ) -> None:
     """Do what is asked over the control socket, until its end, which stops the worker if nothing did."""
-    # Who was killed with an answer unread has reset the connection.
+    # A process that was killed with an answer unread has reset the connection.
     with contextlib.suppress(ConnectionError):
         reloading: set[asyncio.Task[None]] = set()
         async for order in reader:

@@ -98,7 +98,7 @@ class Pool:
         return self._keeping
 
     async def status(self) -> Status:
-        """Ask all workers how they are, and tell it of the whole."""
+        """Ask all workers how they are, and report the whole."""
         answers = await asyncio.gather(*(process.status() for process in self._processes))
         present = [answer for answer in answers if answer]
         known = [process.known for process in self._processes if process.known]
@@ -114,7 +114,7 @@ class Pool:
             running=bool(present) and not stops,
             port=self.port,
             problem=stops or problem,
-            # Where a worker is missing, the others serve who comes.
+            # Where a worker is missing, the others serve new clients.
             unready=stops or next(iter(unready), None if present else problem),
             database=max(databases, key=lambda database: database.lag_seconds, default=None),
             stream=min(streams, key=lambda stream: stream.entry or 0, default=None),

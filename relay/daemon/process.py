@@ -38,8 +38,8 @@ ANSWER_SECONDS: Final = 1.0
 class Process:
     """One worker, and after its death the next in its place.
 
-    `known` is what it told last, None while there is none that listens. `problem` says what is the matter with the
-    process, `known.problem` what is with its feed.
+    `known` is what it reported last, None while there is none that listens. `problem` says what is wrong with the
+    process, `known.problem` what is wrong with its feed.
     """
 
     def __init__(self, number: int, settings: Settings, places: SharedPlaces, files: Sequence[int]) -> None:
@@ -147,7 +147,7 @@ class Process:
             )
 
     def _ask(self, writer: asyncio.StreamWriter) -> asyncio.Future[Status | None]:
-        """Ask it how it is, unless it has not answered yet; who asks meanwhile shares the answer."""
+        """Ask it how it is, unless it has not answered yet; those that ask meanwhile share the answer."""
         if self._answer is None or self._answer.done():
             self._answer = asyncio.get_running_loop().create_future()
             writer.write(STATUS)
@@ -185,7 +185,7 @@ class Process:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Start a process that is spared the signals which tell us to stop, as Ctrl-C does all of a terminal.
+    """Start a process that is spared the signals that stop us, as Ctrl-C does all of a terminal.
 
     The process inherits the mask; it exists when `create_subprocess_exec` waits for the first time, so that others
     that are started at the same time do no harm.

@@ -1,4 +1,4 @@
-"""The daemons: put the parts together, start them, and stop them when told to. One serves clients, one publishes."""
+"""The daemons: put the parts together, start them, and stop them at a signal. One serves clients, one publishes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HEALTH_SOCKET: Final = "health"
 
 
 class Signals:
-    """What the daemon is told from outside."""
+    """The signals that the daemon gets."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
@@ -37,31 +37,31 @@ class Signals:
         self.reload = asyncio.Event()
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(signum, self._told_to_stop)
+            loop.add_signal_handler(signum, self._ask_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload.set)
 
-    def _told_to_stop(self) -> None:
+    def _ask_to_stop(self) -> None:
         (self.stop_at_once if self.stop.is_set() else self.stop).set()
 
 
 async def serve(settings: Settings) -> bool:
     """Run until SIGINT or SIGTERM; read credentials again at SIGHUP. Raises StartError.
 
-    False if a second such signal came before all clients were seen off.
+    False if a second such signal came before all clients were disconnected.
     """
     signals, systemd = Signals(), Systemd()
     async with running(settings) as (serving, relay):
         if settings.WS_ENABLED and settings.is_open:
             log.warning("access.open", problem=": ".join(filter(None, open_to_all(settings.WS_HOST))))
         beside = [asyncio.create_task(each) for each in (_reload(relay, signals.reload, systemd), systemd.keep())]
-        systemd.tell("READY=1")
+        systemd.notify("READY=1")
         await _either(serving, signals.stop.wait())
         log.info("relay.stopping")
-        systemd.tell("STOPPING=1")
+        systemd.notify("STOPPING=1")
         if not serving.done():
             await _either(relay.drain(), signals.stop_at_once.wait())
         if signals.stop_at_once.is_set():
-            log.warning("relay.cut_short", problem="a second signal came before all clients were seen off")
+            log.warning("relay.cut_short", problem="a second signal came before all clients were disconnected")
             relay.abort()
         for task in beside:
             task.cancel()
@@ -83,9 +83,9 @@ async def publish(settings: Settings) -> None:
         log.info("publisher.running", health=health_port)
         publishing = asyncio.create_task(publisher.run(), name="publisher")
         keeping = asyncio.create_task(systemd.keep())
-        systemd.tell("READY=1")
+        systemd.notify("READY=1")
         await _either(publishing, signals.stop.wait())
-        systemd.tell("STOPPING=1")
+        systemd.notify("STOPPING=1")
         if not publishing.done():
             await _either(publisher.leave(), signals.stop_at_once.wait())
         for task in (publishing, keeping):
@@ -103,14 +103,14 @@ async def _either(*awaited: Awaitable[object]) -> None:
         task.cancel()
 
 
-async def _reload(relay: Worker | Pool, told: asyncio.Event, systemd: Systemd) -> None:
-    """Read credentials and certificates again, each time that it is told."""
+async def _reload(relay: Worker | Pool, asked: asyncio.Event, systemd: Systemd) -> None:
+    """Read credentials and certificates again, each time that it is asked to."""
     while True:
-        await told.wait()
-        told.clear()
-        systemd.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        await asked.wait()
+        asked.clear()
+        systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         await relay.reload()
-        systemd.tell("READY=1")
+        systemd.notify("READY=1")
 
 
 @contextlib.asynccontextmanager

@@ -12,7 +12,7 @@ from relay.websocket.limits import Places
 class SharedPlaces(Places):
     """The places of all workers: how many each has taken stands in memory that they share, an open file's.
 
-    Each writes its own number only, and looks at the others' while none can take one: so the limit is exact.
+    Each writes its own number only, and reads the others' while none can take one: so the limit is exact.
     """
 
     def __init__(self, limit: int, file: int, workers: int, own: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""systemd, if it started the daemon: is told when that is ready, and that it is alive, as sd_notify(3) says.
+"""systemd, if it started the daemon: hears when that is ready, and that it is alive, as sd_notify(3) says.
 
 A few datagrams to a socket that the environment names; without it, nothing happens.
 """
@@ -23,8 +23,8 @@ class Systemd:
         usec = os.environ.get("WATCHDOG_USEC", "0") if asked_of in {None, str(os.getpid())} else "0"
         self._alive_within = int(usec) / _USEC if usec.isdecimal() else 0.0
 
-    def tell(self, *lines: str) -> None:
-        """Tell it how the daemon is. That it does not listen is its own affair."""
+    def notify(self, *lines: str) -> None:
+        """Say how the daemon is. That it does not listen is its own affair."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
@@ -32,9 +32,9 @@ class Systemd:
             sock.sendto("\n".join(lines).encode(), address)
 
     async def keep(self) -> None:
-        """Tell it that the event loop turns, as often as it asks to be told."""
+        """Say that the event loop turns, as often as systemd wants to hear it."""
         if not self._alive_within:
             return
         while True:
-            self.tell("WATCHDOG=1")
+            self.notify("WATCHDOG=1")
             await asyncio.sleep(self._alive_within / 2)

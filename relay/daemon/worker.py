@@ -84,7 +84,7 @@ class Worker:
 
     async def start(self) -> asyncio.Task[None]:
         """Serve; the task ends only by a fault of ours."""
-        # What is there now stays: not looking through it each time spares everybody pauses of 50 ms under load.
+        # What is there now stays: not examining it each time spares everybody pauses of 50 ms under load.
         gc.collect()
         gc.freeze()
         return asyncio.create_task(self._serve() if self._endpoint else _nothing(), name="feed")
@@ -107,7 +107,7 @@ class Worker:
             self._endpoint.check_grants()
 
     async def drain(self) -> None:
-        """Let nobody in any more, pass on what was committed until now, and see the clients off, over WS_DRAIN."""
+        """Let nobody in any more, pass on what was committed until now, and disconnect the clients, over WS_DRAIN."""
         self._stopping = True
         if self._endpoint is None:
             return
@@ -122,7 +122,7 @@ class Worker:
             self._endpoint.abort()
 
     async def status(self) -> Status:
-        """Tell how it is."""
+        """Report how it is."""
         if self._endpoint is None:
             return Status(running=False, port=self.port, problem=self._stops, unready=self._stops)
         endpoint, source = self._endpoint, self._source.status(self._settings.HEALTH_BUDGET / 1000)
@@ -151,7 +151,7 @@ class Worker:
         return STOPPING if self._stopping else None
 
     async def close(self) -> None:
-        """Stop listening, and see off at once who is left."""
+        """Stop listening, and disconnect at once those that are left."""
         self._stopping = True
         if self._endpoint:
             await self._endpoint.close()

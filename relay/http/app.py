@@ -1,6 +1,6 @@
 """What an operator sees of the daemon, over HTTP: health, readiness and liveness, and metrics for Prometheus.
 
-It knows the relay by its `Status` alone, so one process and several look the same. Browsers find the JavaScript
+It knows the relay by its `Status` alone, so one process and several are the same. Browsers find the JavaScript
 client here too, of the same version as the relay; what else the port answers, the board page above all, is given.
 """
 
@@ -102,7 +102,7 @@ class Monitor:
         return await handler(request)
 
     async def _health(self, _request: web.Request) -> web.Response:
-        status = await self._told()
+        status = await self._complete()
         body: dict[str, Any] = {
             "status": "unhealthy" if status.problem else "healthy",
             "websocket": {"running": status.running, "connections": status.connections, "port": status.port},
@@ -124,13 +124,13 @@ class Monitor:
         return _answer({"ready": False, "problem": unready} if unready else {"ready": True}, ok=not unready)
 
     async def _full_status(self, _request: web.Request) -> web.Response:
-        body = (await self._told()).model_dump_json(by_alias=True)
+        body = (await self._complete()).model_dump_json(by_alias=True)
         return web.Response(text=body, content_type="application/json")
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=metrics.page(await self._told()), headers={"Content-Type": metrics.CONTENT_TYPE})
+        return web.Response(body=metrics.page(await self._complete()), headers={"Content-Type": metrics.CONTENT_TYPE})
 
-    async def _told(self) -> Status:
+    async def _complete(self) -> Status:
         """Return the status with what this port and this process have to tell."""
         status = await self._status()
         refused = dict.fromkeys((CROWDED_OUT, NO_FILE, TOO_SLOW), 0) | self._refusals.counts
@@ -149,9 +149,9 @@ async def _live(_request: web.Request) -> web.Response:
 
 
 def _file(name: str, content_type: str) -> web.RouteDef:
-    """Serve a file, that browsers ask for anew each time and fetch when it has changed.
+    """Serve a file, that browsers ask for again each time and fetch when it has changed.
 
-    Pages of any origin may load it, for there is no secret in it: it is who connects that is asked for one.
+    Pages of any origin may load it, for there is no secret in it: a client that connects is asked for one.
     """
     body = (_STATIC / name).read_bytes()
     etag = hashlib.sha256(body).hexdigest()

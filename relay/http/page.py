@@ -1,4 +1,4 @@
-"""The board page: its files and what its script is told. Served by the monitor; see static/index.html.
+"""The board page: its files and what its script is given. Served by the monitor; see static/index.html.
 
 Rules:
 - The page may load and reach nothing but this relay, and the browser sees to that: its Content-Security-Policy is as
@@ -60,7 +60,7 @@ class Page:
 
     def routes(self) -> list[web.RouteDef]:
         """Say what is answered."""
-        return [web.get(path, self._file) for path in FILES] + [web.get("/page.json", self._told)]
+        return [web.get(path, self._file) for path in FILES] + [web.get("/page.json", self._about)]
 
     async def _file(self, request: web.Request) -> web.Response:
         path = request.path
@@ -69,15 +69,15 @@ class Page:
             headers["Content-Security-Policy"] = policy(request.host, (await self._status()).port)
         return web.Response(body=self._files[path], content_type=FILES[path][1], charset="utf-8", headers=headers)
 
-    async def _told(self, _request: web.Request) -> web.Response:
+    async def _about(self, _request: web.Request) -> web.Response:
         status = await self._status()
-        told = {
+        about = {
             "version": __version__,
             "websocket": {"running": status.running, "port": status.port, "tls": bool(self._settings.WS_TLS_CERT)},
             "token": not self._settings.is_open,
             "writer": self._writer,
         }
-        return web.json_response(told, headers=_HEADERS)
+        return web.json_response(about, headers=_HEADERS)
 
 
 def policy(host: str, port: int) -> str:

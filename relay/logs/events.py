@@ -80,7 +80,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "publisher.begins_again": Event(
         "the stream does not make sense, and a new one begins in it: all boards are sent again", ("problem",)
     ),
-    "relay.unknown_setting": Event("a variable looks like a misspelt setting", ("setting", "problem")),
+    "relay.unknown_setting": Event("a variable resembles a setting, misspelt", ("setting", "problem")),
     "relay.stopping": Event("the daemon was asked to stop"),
     "relay.stopped": Event("the daemon stopped"),
     "relay.not_caught_up": Event("the daemon stopped and could not pass on what was committed before", ("problem",)),

@@ -30,7 +30,7 @@ BURST: Final = 500
 LINES_A_SECOND: Final = 50
 
 _NAMES: Final = {"websocket": "WebSocket"}
-"""What parts are called in the guide, whose users look for these words in the log."""
+"""What parts are called in the guide, whose users search for these words in the log."""
 
 
 class Flood:

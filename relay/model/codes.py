@@ -20,7 +20,7 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
     "binary_message": "a binary message",
     "not_allowed": (
         "a board that you may not follow, or not any more: `boardId` says which. "
-        "It does not tell whether there is such a board"
+        "It does not say whether there is such a board"
     ),
     "not_authenticated": "a fresh token that is not good; the one before it still is",
     "too_many_boards": "one board more than `WS_MAX_BOARDS`: `boardId` says which",
@@ -46,7 +46,7 @@ REASONS: Final[Mapping[Reason, str]] = {
         "you had followed this board on this connection already: changes may have crossed your cursor on the way"
     ),
 }
-"""Why a board is sent to who did not ask for all of it."""
+"""Why a board is sent to a client that did not ask for all of it."""
 
 
 class Close(NamedTuple):

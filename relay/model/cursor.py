@@ -23,7 +23,7 @@ from relay.model.snapshot import Snapshot
 
 Reason = Literal[
     "cursor_invalid",  # malformed, forged, or another board's
-    "epoch_changed",  # another database, or one that was installed anew, restored, failed over, or crashed
+    "epoch_changed",  # another database, or one that was installed again, restored, failed over, or crashed
     "schema_changed",  # the watched tables are no longer what they were
     "journal_pruned",  # the journal no longer holds what follows
     "too_much_missed",  # so much follows that the board is the shorter answer
@@ -37,7 +37,7 @@ Reason = Literal[
     "fell_behind",  # the client did not read what it was sent
     "subscribed_again",  # on the same connection, where changes sent before may have crossed the cursor
 ]
-"""Why a client is sent its board anew."""
+"""Why a client is sent its board again."""
 
 _FORM: Final = re.compile(r"([0-9a-f]{12})\.([0-9a-f]{12})\.([0-9:,]+)\.([A-Za-z0-9_-]{22})", re.ASCII)
 
@@ -64,7 +64,7 @@ class Era:
         return f"{text}.{_seal(self.keys[self.run], board, text)}"
 
     def open(self, board: str, cursor: str) -> Snapshot:
-        """Tell the snapshot of a cursor of this board. Raises CursorRefused."""
+        """Return the snapshot of a cursor of this board. Raises CursorRefused."""
         if not (match := _FORM.fullmatch(cursor)):
             raise CursorRefused("cursor_invalid")
         run, shape, snapshot, seal = match.groups()

@@ -1,9 +1,9 @@
 """What clients and the server say to each other: the public contract. Pure.
 
-Every message is a JSON object with a `type`. Clients send `subscribe`, `unsubscribe` and `ping`; what the server
-sends has `type` and `data` and nothing else at the top level, but for who asked to resume: there `board.sync` and
-`batch` say of which board they are, and carry the cursor. What a client sends is checked here, at the edge; what
-the server sends is encoded here, once, however many clients receive it.
+Every message is a JSON object with a `type`. Clients send `subscribe`, `unsubscribe`, `authenticate` and `ping`. What
+the server sends has `type` and `data` and nothing else at the top level, but for clients that asked to resume: their
+`board.sync` and `batch` say of which board they are, and carry the cursor. What a client sends is checked here, at
+the edge; what the server sends is encoded here, once, however many clients receive it.
 
 Each message is a model, of which the schema (schema.py) is made; what is sent takes its type and its keys from the
 model, but is put together as bytes, for speed.
@@ -250,7 +250,7 @@ class BoardSync(BaseModel):
 
 
 class ResumableBoardSync(BaseModel):
-    """The whole board, for who subscribed with a cursor. It replaces all that you hold of it, and of a batch."""
+    """The whole board, for clients that subscribed with a cursor. It replaces what you hold, a batch in parts too."""
 
     type: Literal["board.sync"]
     board_id: str = Field(alias="boardId", description=_BOARD)
@@ -312,7 +312,7 @@ class TaskDeleted(BaseModel):
 
 
 class Batch(BaseModel):
-    """Whole transactions, or a part of them, for who subscribed with a cursor.
+    """Whole transactions, or a part of them, for clients that subscribed with a cursor.
 
     A large batch comes in parts. Only the last has the cursor: keep the parts until then, and apply them together. An
     empty one brings a fresh cursor.

@@ -44,7 +44,7 @@ Kind = Literal["gauge", "counter", "histogram", "info"]
 """The type of a metric; that of an info is a gauge of 1, whose label is the figure."""
 
 Merge = Literal["sum", "max", "any", "all", "own"]
-"""How the figures of several processes make one; `own` is left to who knows the processes."""
+"""How the figures of several processes make one; `own` is left to what knows the processes."""
 
 
 class Metric(NamedTuple):

@@ -21,6 +21,7 @@ from typing import Final
 import psycopg
 
 from relay.postgres.connection import complete
+from relay.text import error_line
 
 FILES: Final = ("tasks", "install", "roles", "uninstall")
 
@@ -149,14 +150,10 @@ def _connection(database_url: str) -> Iterator[psycopg.Connection]:
         with psycopg.connect(complete(database_url), autocommit=True) as connection:
             yield connection
     except psycopg.errors.LockNotAvailable as ex:
-        said = _first_line(ex)
+        said = error_line(ex)
         advice = "" if "nothing was changed" in said else ": somebody holds the table; nothing was changed, try again"
         raise InstallError(said + advice) from ex
     except psycopg.errors.InvalidSchemaName as ex:
-        raise InstallError(f"{_first_line(ex)}: run relay sql install first") from ex
+        raise InstallError(f"{error_line(ex)}: run relay sql install first") from ex
     except psycopg.Error as ex:
-        raise InstallError(_first_line(ex)) from ex
-
-
-def _first_line(ex: psycopg.Error) -> str:
-    return ex.diag.message_primary or " ".join(str(ex).split())
+        raise InstallError(error_line(ex)) from ex

@@ -237,23 +237,10 @@ async def test_log_level_leaves_out_what_is_below_it(database: Database, tmp_pat
 # Settings
 
 
-BAD_SETTINGS = [
-    ("WS_PORT", "65536", "a port from 0 to 65535"),
-    ("HEALTH_PORT", "-1", "a port from 0 to 65535"),
-    ("WS_ENABLED", "perhaps", "true or false"),
-    ("WS_HEARTBEAT", "30s", "milliseconds from 100 to 3600000"),
-    ("WS_MAX_CONNECTIONS", "0", "a whole number from 1"),
-    ("WS_WORKERS", "all", "a whole number from 1 to 256"),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "allowed"), BAD_SETTINGS)
-def test_bad_setting_is_one_line(name: str, value: str, allowed: str, tmp_path: Path) -> None:
+def test_bad_setting_is_one_line(tmp_path: Path) -> None:
     """A setting that cannot be used ends the start with one line: its name, its value and what is allowed."""
-    said = mistake(run_relay("serve", cwd=tmp_path, **{name: value}))
-    assert name in said
-    assert repr(value) in said
-    assert allowed in said
+    said = mistake(run_relay("serve", cwd=tmp_path, WS_HEARTBEAT="30s"))
+    assert said == "Error: WS_HEARTBEAT: '30s' is not allowed: expected milliseconds from 100 to 3600000"
 
 
 def test_bad_option_is_one_line(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Phase:
 
     deliveries_per_second: float
     relay_cpu_us_per_delivery: float | None
-    """Processor time of the relay; None where the system does not tell it."""
+    """Processor time of the relay; None where the system does not report it."""
 
     subscribers: Report
 
@@ -91,9 +91,9 @@ class Result:
 
 
 def run(database_url: str, subscribers: int, seconds: float, tell: Callable[[str], None]) -> Result:
-    """Measure, each phase for about so many seconds, and tell which it is.
+    """Measure, each phase for about so many seconds, and report which it is.
 
-    Raises BenchError, InstallError, and KeyboardInterrupt when told to stop.
+    Raises BenchError, InstallError, and KeyboardInterrupt at a signal.
     """
     _allow_files(subscribers + SPARE_FILES)
     with terminal.interrupted_once(), scratch(database_url) as dsn:
@@ -245,7 +245,7 @@ class Subscribers:
     @staticmethod
     def _raise_faults(faults: list[str]) -> None:
         if faults:
-            raise BenchError(f"{len(faults)} subscribers were told wrong, or not at all: {faults[0]}")
+            raise BenchError(f"{len(faults)} subscribers received something wrong, or nothing: {faults[0]}")
 
     def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin

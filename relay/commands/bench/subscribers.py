@@ -5,7 +5,7 @@ must see each change once and in order. A change carries its number and the time
 title (see `stamped`).
 
 Rules:
-- Each command is a line, each answer a line of JSON: `wait DELIVERIES SECONDS`, then `report`, which begins anew.
+- Each command is a line, each answer a line of JSON: `wait DELIVERIES SECONDS`, then `report`, which begins again.
 - A `board.sync` counts as all changes up to the last one that its tasks show, for so a client takes it.
 - Nothing is checked afterwards and nothing is kept per message but its latency.
 """
@@ -155,7 +155,7 @@ class Subscriber(asyncio.Protocol):
             self._shake_hands(data)
         else:
             self._rest = take_frames(self._rest + data if self._rest else data, self._take, at)
-            self._crew.look()
+            self._crew.check()
 
     def _shake_hands(self, data: bytes) -> None:
         assert self._handshake
@@ -224,8 +224,8 @@ class Crew:
         self._ready.set()
         self._reached.set()
 
-    def look(self) -> None:
-        """Tell who waits, if it is for no more than there is."""
+    def check(self) -> None:
+        """Answer those that wait, if it is for no more than there is."""
         if self.tally.deliveries >= self._wanted:
             self._reached.set()
 

@@ -172,9 +172,9 @@ class Tax:
 def run(
     database_url: str, writers: Sequence[int], seconds: float, rounds: int, rows: int, tell: Callable[[str], None]
 ) -> Tax:
-    """Measure, with runs of so many seconds, and tell what.
+    """Measure, with runs of so many seconds, and report what.
 
-    Raises BenchError, InstallError, and KeyboardInterrupt when told to stop.
+    Raises BenchError, InstallError, and KeyboardInterrupt at a signal.
     """
     with terminal.interrupted_once(), bench.scratch(database_url) as dsn:
         install.run(dsn, "install")

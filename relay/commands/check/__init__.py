@@ -1,1 +1,1 @@
-"""`relay check`: looks at all that the daemon needs, and says of each thing how it is and what to do about it."""
+"""`relay check`: examines all that the daemon needs, and says of each thing how it is and what to do about it."""

@@ -29,5 +29,5 @@ LONGEST_NAME: Final = max(len(check.name) for check in (*HERE, *THERE, *NATS))
 
 
 def run(settings: Settings) -> AsyncIterator[Finding]:
-    """Look at everything that the daemon needs with these settings."""
+    """Examine everything that the daemon needs with these settings."""
     return core.run(settings, HERE, NATS if settings.SERVE_FROM else THERE)

@@ -28,7 +28,7 @@ _NAME_WIDTH: Final = checks.LONGEST_NAME + 2
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
 @click.pass_context
 def check(context: click.Context, /, as_json: bool, **options: str | None) -> None:
-    """Look at all that the daemon needs, and say what to do about what is not well.
+    """Check everything that the daemon needs, and say what to do about what is not well.
 
     To be run where the daemon runs, with its settings. Exit code 1 if anything is wrong, 2 if a setting is not
     allowed; warnings do no harm.

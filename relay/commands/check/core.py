@@ -1,7 +1,7 @@
 """How checks are run and judged: the core of `relay check`.
 
 It connects as the daemon does, with its two connections, its settings and its rights, and changes nothing. Where the
-daemon serves clients from NATS, it looks there, and knows nothing of the database.
+daemon serves clients from NATS, it examines that, and knows nothing of the database.
 
 Rules:
 - Each check asks, and a verdict that is pure judges what came. There is always one finding for each check.
@@ -71,7 +71,7 @@ def failed(found: str, hint: str) -> Verdict:
 
 @dataclass
 class Place:
-    """Where the checks look: the settings, and the two connections, or the stream, once they are there."""
+    """What the checks examine: the settings, and the two connections, or the stream, once they are there."""
 
     settings: Settings
     lifetime: AsyncExitStack
@@ -88,10 +88,10 @@ class Place:
 
 
 class Check(NamedTuple):
-    """A thing to look at."""
+    """A thing to examine."""
 
     name: str
-    look: Callable[[Place], Awaitable[Verdict]]
+    examine: Callable[[Place], Awaitable[Verdict]]
     about: str
     """What it examines, for the documentation."""
     advice: str
@@ -101,7 +101,7 @@ class Check(NamedTuple):
 
 
 async def run(settings: Settings, here: Iterable[Check], there: Iterable[Check]) -> AsyncIterator[Finding]:
-    """Look at what is here, and then at what is there, where one thing rests on another."""
+    """Examine what is here, and then what is there, where one thing rests on another."""
     async with AsyncExitStack() as lifetime:
         place = Place(settings, lifetime)
         for check in here:
@@ -120,7 +120,7 @@ async def run(settings: Settings, here: Iterable[Check], there: Iterable[Check])
 async def _judged(check: Check, place: Place) -> Verdict:
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            return await check.look(place)
+            return await check.examine(place)
     except TimeoutError:
         return failed(
             f"no answer within {ANSWER_SECONDS:.0f} seconds",

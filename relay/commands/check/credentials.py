@@ -1,4 +1,4 @@
-"""Looks at credentials and certificates."""
+"""Examines credentials and certificates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at the database server: the way to it, what it is, and whether it has room."""
+"""Examines the database server: the way to it, what it is, and whether it has room."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at what `relay sql install` and `relay sql roles` made."""
+"""Examines what `relay sql install` and `relay sql roles` made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at the journal."""
+"""Examines the journal."""
 
 from __future__ import annotations
 

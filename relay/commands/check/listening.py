@@ -1,4 +1,4 @@
-"""Looks at what listening takes of this machine: ports, files, and limits of connections."""
+"""Examines what listening takes of this machine: ports, files, and limits of connections."""
 
 from __future__ import annotations
 

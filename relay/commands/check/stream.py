@@ -1,4 +1,4 @@
-"""Looks at the stream of NATS, where clients are served from there."""
+"""Examines the stream of NATS, where clients are served from there."""
 
 from __future__ import annotations
 

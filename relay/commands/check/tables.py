@@ -1,4 +1,4 @@
-"""Looks at the tables that are watched."""
+"""Examines the tables that are watched."""
 
 from __future__ import annotations
 

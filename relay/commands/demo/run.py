@@ -92,7 +92,7 @@ def _require_free_ports(settings: Settings, postgres_port: int | None) -> None:
     with contextlib.ExitStack() as held:
         for option, port in wanted.items():
             probe = held.enter_context(socket.socket())
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as those do who will listen
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as those that will listen do
             try:
                 probe.bind((HOST, port))
                 probe.listen()  # or else two options could have the same port

@@ -89,14 +89,14 @@ def _lines(board: client.Board) -> Iterator[str]:
 
 def _described(task: Task, changes: Task) -> str:
     """Say what changed; or else, when `task.moved` has said it before, only which columns did."""
-    told = []
+    said = []
     for name, value in changes.items():
         old = task.get(name)
         if name == "title":  # the line begins with the old one
-            told.append(f"title → {_bold(_text(value))}")
+            said.append(f"title → {_bold(_text(value))}")
         elif name != "updatedAt" and value != old:
-            told.append(f"{name} → {_text(value)}" if old is None else f"{name} {_text(old)} → {_text(value)}")
-    return "  ".join(told) or _dim(", ".join(changes))
+            said.append(f"{name} → {_text(value)}" if old is None else f"{name} {_text(old)} → {_text(value)}")
+    return "  ".join(said) or _dim(", ".join(changes))
 
 
 def _title(task: Task) -> str:

@@ -41,7 +41,7 @@ TITLES: Final[Mapping[str, str]] = {
     "Replace the old cron job": "with a queue",
     "Plan the offsite": "in June",
     "Answer the security audit": "part two",
-    "Mend the flaky build": "on arm64",
+    "Repair the flaky build": "on arm64",
     "Import last year's orders": "from CSV",
     "Tidy the onboarding mail": "and its links",
     "Measure sign-up drop-off": "by country",

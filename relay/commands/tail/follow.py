@@ -135,8 +135,8 @@ def hopeless(ex: Exception) -> str | None:
     """Say what waiting cannot repair, and what may; None for anything else."""
     if isinstance(ex, ConnectionClosed) and ex.rcvd and ex.rcvd.code in HOPELESS_CODES:
         return harmless(f"the relay closed the connection: {ex.rcvd.reason or 'no reason'} ({ex.rcvd.code})")
-    told = link.hopeless(ex, credential="a good token in RELAY_TOKEN or --token-file", address="--url")
-    return told and harmless(told)
+    why = link.hopeless(ex, credential="a good token in RELAY_TOKEN or --token-file", address="--url")
+    return why and harmless(why)
 
 
 def _reason(ex: Exception) -> str:
@@ -157,7 +157,7 @@ def check_url(url: str) -> None:
 
 
 def token_from(file: Path | None, token: str | None) -> Callable[[], str | None]:
-    """Return what gives the token: the file's, read anew each time, or else the one that is given.
+    """Return what gives the token: the file's, read again each time, or else the one that is given.
 
     Raises TailError, then and at once, for a file that cannot be read, and for what no token can be.
     """
