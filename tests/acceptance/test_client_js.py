@@ -75,13 +75,15 @@ def test_types_are_strict(tmp_path: Path) -> None:
 
 
 def test_package_is_complete() -> None:
-    """The npm package has the module, its types and nothing else, and the version of the relay."""
+    """The npm package has the modules, their types, the licence and nothing else, and the version of the relay."""
     npm = shutil.which("npm") or do_without("npm is not installed: https://nodejs.org")
     finished = run(npm, "pack", "--dry-run", "--json", cwd=STATIC)
     assert finished.returncode == 0, finished.stderr
     [package] = json.loads(finished.stdout)
 
-    assert {file["path"] for file in package["files"]} == {"client.js", "client.d.ts", "package.json"}
+    modules = {"client.js", "client.d.ts", "react.js", "react.d.ts"}
+    assert {file["path"] for file in package["files"]} == {*modules, "package.json", "README.md", "LICENSE"}
+    assert (STATIC / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert (package["name"], package["version"]) == ("pg-change-relay-client", relay.__version__)
 
 

@@ -39,6 +39,8 @@ TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 CLIENTS = ROOT / "docs" / "clients.md"
+FRAMEWORKS = ROOT / "docs" / "frameworks.md"
+KUBERNETES = ROOT / "docs" / "kubernetes.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 SECURITY = ROOT / "docs" / "security.md"
 CONSISTENCY = ROOT / "docs" / "consistency.md"
@@ -57,6 +59,8 @@ DOCUMENTS = (
     CONFIGURATION,
     REFERENCE,
     CLIENTS,
+    FRAMEWORKS,
+    KUBERNETES,
     CONSISTENCY,
     PERFORMANCE,
     SCALING,

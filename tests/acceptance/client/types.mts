@@ -1,6 +1,7 @@
 // What a program in TypeScript can say of the client, and what the compiler must find wrong. Never run.
 
 import { connect, RelayError, type AnyTask, type Board, type Change, type Task, type TaskId } from "pg-change-relay-client";
+import { useBoard, useTask, type BoardView } from "pg-change-relay-client/react";
 import { WebSocket as PackageWs } from "ws";
 
 interface Card {
@@ -62,6 +63,16 @@ board.unsubscribe();
 relay.close();
 console.log(titles, ids, extended, created, count(board), count(plain), board.tasks.get("a")?.estimatedHours, relay.state, board.state);
 
+const view: BoardView<Card> = useBoard<Card>(relay, "default");
+const cards: readonly Card[] | undefined = view.lanes["todo"];
+const card: Card | undefined = useTask<Card>(relay, "default", "a");
+const unknownTitle: unknown = useTask(relay, "default", 7n)?.["title"];
+console.log(view.state === "live", view.error?.code, cards, card?.title, unknownTitle);
+
+// @ts-expect-error a hook needs a relay
+useBoard("ws://localhost:4002", "default");
+// @ts-expect-error what is shown is the board's to change
+view.lanes["todo"]?.push({});
 // @ts-expect-error a board is asked for by name
 relay.subscribe(7);
 // @ts-expect-error there is no such event
