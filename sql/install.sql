@@ -191,18 +191,20 @@ create unlogged table if not exists relay.journal (
 comment on table relay.journal is 'What transactions did to the watched tables; pruned by relay.prune.';
 
 -- The same as its readers want it. An entry that has no row at all could not be made: the boards must be read again.
+-- A wide entry is fetched and unpacked once, not for each part: that is what the subquery is for.
 create or replace view relay.entries as
 select j.ctid, j.xmin, j.xid, j.lsn, j.watch,
-       case when j.op = 'R' and coalesce(j.entry[4], j.entry[1]) is null then 'S' else j.op end as op,
+       case when j.op = 'R' and coalesce(e.parts[4], e.parts[1]) is null then 'S' else j.op end as op,
        -- The row's id; before the change, if that changed it.
-       coalesce(j.entry[4], j.entry[1]) as key,
-       case when j.entry[1] <> j.entry[4] collate "C" then j.entry[1] end as old_key,
-       j.entry[2] as old_board,
-       j.entry[5] as new_board,
-       j.entry[3] as old_row,
-       j.entry[6] as new_row,
-       coalesce(j.reason, j.entry[7]) as reason
-from relay.journal j;
+       coalesce(e.parts[4], e.parts[1]) as key,
+       case when e.parts[1] <> e.parts[4] collate "C" then e.parts[1] end as old_key,
+       e.parts[2] as old_board,
+       e.parts[5] as new_board,
+       e.parts[3] as old_row,
+       e.parts[6] as new_row,
+       coalesce(j.reason, e.parts[7]) as reason
+from relay.journal j
+cross join lateral (select j.entry || '{}'::text[] as parts offset 0) e;
 
 comment on view relay.entries is 'The journal with a column for each part of an entry.';
 comment on column relay.entries.old_row is 'The row before the change, without its hidden columns'' values.';

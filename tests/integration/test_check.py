@@ -76,7 +76,7 @@ _OF_TITLE = (
     "create or replace trigger relay_change after insert or update of title or delete on tasks "
     "for each row execute function relay.journal_ID(); alter table tasks enable always trigger relay_change"
 )
-_ALTER = "do $$ begin execute replace(pg_get_functiondef('relay.{}_ID'::regproc), 'between', 'not between'); end $$"
+_ALTER = "do $$ begin execute replace(pg_get_functiondef('relay.{}_ID'::regproc), 'return old', 'return new'); end $$"
 
 
 @pytest.mark.parametrize(
