@@ -43,8 +43,9 @@ class TooMany(Refused):
 class Visitor:
     """Who knocks: what stands in the request for the connection, and where it comes from.
 
-    `forwarded` are the values of `X-Forwarded-For`, `standard` those of `Forwarded`. `address` is where the client
-    is, once `Gate.source` has told it.
+    `forwarded` are the values of `X-Forwarded-For`, `standard` those of `Forwarded`, `forwarded_hosts` those of
+    `X-Forwarded-Host`, the one that the client named first. `address` is where the client is, once `Gate.source` has
+    told it.
     """
 
     peer: str
@@ -56,6 +57,7 @@ class Visitor:
     host: str | None = None
     forwarded: Sequence[str] = ()
     standard: Sequence[str] = ()
+    forwarded_hosts: Sequence[str] = ()
 
     @property
     def credential(self) -> str | None:
@@ -108,6 +110,15 @@ class Gate:
         """Say where a visitor is."""
         return addresses.source(visitor.peer, visitor.forwarded, visitor.standard, self.proxies)
 
+    def _host(self, visitor: Visitor) -> str | None:
+        """Return the host that a client asked for: as a trusted proxy says, else as `Host` does.
+
+        A page cannot say either. A program that is no browser can, but that can also say any origin.
+        """
+        if visitor.forwarded_hosts and self.proxies.trusts(visitor.peer):
+            return visitor.forwarded_hosts[0]
+        return visitor.host
+
     def admit(self, visitor: Visitor, now: float) -> Grant:
         """Say what a visitor may see, at a moment of a clock that only goes forward. Raises Refused.
 
@@ -118,6 +129,6 @@ class Gate:
         if not visitor.origins and self._require_origin:
             raise Refused("no origin")
         for origin in visitor.origins:
-            if not self._origins.allow(origin, visitor.host):
+            if not self._origins.allow(origin, self._host(visitor)):
                 raise ForeignOrigin(origin)
         return self.access.grant(visitor.credential)

@@ -1,16 +1,14 @@
 """The hub: all boards and their subscribers. No sockets, no Postgres.
 
-The feed tells it what was committed (`publish`), what a board looks like (`synced`) and what resuming clients missed
-(`resumed`); the server tells it who wants what. It asks for reads through its `Source`, and sends through each
-subscriber's `send`.
+A source tells it what was committed (`publish`), what a board looks like (`synced`) and what clients missed that come
+back (`resumed`). Clients say which boards they follow (`subscribe`).
 
 Rules:
 - All methods are synchronous and quick, and are called from one thread: between two of them nothing changes.
-- Bytes are made once: a message is encoded once per board, and a delivery is one buffer for all plain subscribers in
-  it and one for all resumable ones; two of each if some inflate. Cursors belong to the board, not to the subscriber.
-- A delivery is sent whole to whoever is ready when it begins, and goes to all of them a buffer at a time: so nobody
-  waits until another has all of a large one.
-- Whoever resumes, on whatever board, is served by one read of the journal, from the oldest of their cursors on.
+- Bytes are made once: a message is encoded once per board, and framed once per delivery; see delivery.py. Cursors
+  belong to the board, not to the subscriber.
+- Subscribers that resume, on whatever boards, are served by one read of the journal, from the oldest of their cursors
+  on.
 - The hub keeps nothing for a subscriber that is not ready. When that one can read again, `caught_up` gives it one
   fresh `board.sync` for every board on which it missed something.
 """
@@ -18,16 +16,17 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Final
 
 import structlog
 
+from relay.hub import delivery
 from relay.hub.board import Board, Delivery, Step, bounds
+from relay.hub.delivery import Frame, Sender
+from relay.hub.following import Following
 from relay.hub.ports import BoardSource, Committed, Resume, Resuming, Sink, Subscriber
-from relay.model import messages as protocol
+from relay.hub.requests import Requests
 from relay.model.cursor import CursorRefused, Era, Reason
 from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
@@ -35,72 +34,21 @@ from relay.model.snapshot import Snapshot
 log = structlog.get_logger()
 
 
-BUFFER_BYTES: Final = 64 * 1024
-"""About how much is sent to one subscriber before the next one has its turn."""
-
-
-MOST_ASKED: Final = 10_000
-"""So many boards wait to be read, of those that are followed and of those that nobody wants any more."""
-
-REMEMBERED: Final = 100
-"""So many boards that a subscriber has left are remembered."""
-
-
-class _Followed:
-    """The boards that a subscriber follows now; and those that it has left, of which a few are remembered.
-
-    Once there were more, each board that it asks for may be one of those.
-    """
-
-    __slots__ = ("_forgot", "_left", "now")
-
-    def __init__(self) -> None:
-        self.now: dict[str, None] = {}
-        self._left: set[str] = set()
-        self._forgot = False
-
-    def add(self, name: str) -> bool:
-        """Follow a board; true if it may have been followed before."""
-        again = self._forgot or name in self._left or name in self.now
-        self.now[name] = None
-        return again
-
-    def leave(self, name: str) -> bool:
-        """Follow a board no more; false if it was not followed."""
-        if name not in self.now:
-            return False
-        del self.now[name]
-        if len(self._left) < REMEMBERED:
-            self._left.add(name)
-        else:
-            self._forgot |= name not in self._left
-        return True
-
-
-Frame = Callable[[bytes], bytes]
-"""Makes a message what goes on the wire."""
-
-
 class Hub(Sink, Resuming):
-    """Boards and their subscribers. `deflated` makes frames for those who inflate, `frame` for all others.
+    """Boards and their subscribers. `deflated` makes frames for those that inflate, `frame` for all others.
 
-    For metrics: `sent` counts messages by type, each as often as it was sent, `sent_bytes` their bytes on the wire;
-    `fell_behind` how often a subscriber could take no more.
+    For metrics: `sent` and `sent_bytes` as of a `Sender`, `fell_behind` how often a subscriber could take no more.
     """
 
     def __init__(self, source: BoardSource, frame: Frame, deflated: Frame | None = None) -> None:
-        self.sent: Counter[str] = Counter()
-        self.sent_bytes = 0
         self.fell_behind = 0
         self._source = source
-        self._frame = frame
-        self._deflated = deflated or frame
+        self._requests = Requests(source)
+        self._sender = Sender(frame, deflated or frame)
+        self._following = Following()
         self._boards: dict[str, Board[Subscriber]] = {}
-        self._boards_of: dict[Subscriber, _Followed] = {}
         self._resumable: defaultdict[str, set[Subscriber]] = defaultdict(set)
-        # The boards that the source was asked for; and whether there are others, for which there was no room.
-        self._asked: set[str] = set()
-        self._more_to_ask = False
+        # The boards for which the journal is read, and those whose cursors are to be renewed.
         self._resuming: frozenset[str] = frozenset()
         self._quiet: set[str] = set()
         # Whether more of the present batch follows, and the boards that parts of it were published to.
@@ -113,6 +61,16 @@ class Hub(Sink, Resuming):
         """Whether anybody follows a board."""
         return board in self._boards
 
+    @property
+    def sent(self) -> Counter[str]:
+        """Messages by type, each as often as it was sent."""
+        return self._sender.sent
+
+    @property
+    def sent_bytes(self) -> int:
+        """How many bytes went on the wire."""
+        return self._sender.sent_bytes
+
     # What the server says
 
     def subscribe(
@@ -124,14 +82,14 @@ class Hub(Sink, Resuming):
         the cursor is not good.
         """
         self.unsubscribe(subscriber, name)
-        again = self._boards_of.setdefault(subscriber, _Followed()).add(name)
+        again = self._following.add(subscriber, name)
         if (board := self._boards.get(name)) is None:
             board = self._boards[name] = Board()
         if resumable:
             self._resumable[name].add(subscriber)
         if cursor is None or again:
             board.join(subscriber, None if cursor is None else "subscribed_again")
-            self._ask_for(name, board)
+            self._requests.ask(name, board)
         elif self._era is None:
             board.hold(subscriber, cursor)
         else:
@@ -139,15 +97,14 @@ class Hub(Sink, Resuming):
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> None:
         """Send a subscriber nothing more of a board."""
-        followed = self._boards_of.get(subscriber)
-        if followed and followed.leave(name):
+        if self._following.leave(subscriber, name):
             self._leave(subscriber, name)
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget a subscriber that is gone."""
         for name in self.following(subscriber):
             self._leave(subscriber, name)
-        self._boards_of.pop(subscriber, None)
+        self._following.forget(subscriber)
 
     def caught_up(self, subscriber: Subscriber) -> None:
         """Bring a subscriber up to date that was not ready and is again."""
@@ -155,7 +112,7 @@ class Hub(Sink, Resuming):
             board = self._boards[name]
             if board.is_behind(subscriber):
                 board.join(subscriber, "fell_behind")
-                self._ask_for(name, board)
+                self._requests.ask(name, board)
 
     # What the feed says of the whole
 
@@ -172,11 +129,11 @@ class Hub(Sink, Resuming):
             for subscriber, cursor in board.release().items():
                 self._resume(era, subscriber, name, cursor)
         if lost and not first:
-            for subscriber in self._boards_of:
+            for subscriber in self._following:
                 for name in self.following(subscriber):
                     self._boards[name].join(subscriber, lost)
         for name, board in self._boards.items():
-            self._ask_for(name, board)
+            self._requests.ask(name, board)
 
     def publish(self, transactions: Sequence[Committed], position: Snapshot | None) -> None:
         """Deliver what was committed since the last position, in this order.
@@ -190,7 +147,7 @@ class Hub(Sink, Resuming):
         for name, its_steps in steps.items():
             board = self._boards[name]
             self._deliver(name, board, board.publish(its_steps, position))
-            self._ask_for(name, board)
+            self._requests.ask(name, board)
         if position is None:
             self._in_parts |= steps.keys()
         elif self._in_parts:
@@ -222,11 +179,7 @@ class Hub(Sink, Resuming):
 
     def begin_read(self, name: str) -> bool:
         """Note that the feed begins to read a board; false if nobody wants it any more."""
-        self._asked.discard(name)
-        if self._more_to_ask and not self._asked:
-            self._more_to_ask = False
-            for each, followed in self._boards.items():
-                self._ask_for(each, followed)
+        self._requests.begun(name, self._boards)
         board = self._boards.get(name)
         if board is None or not board.needs_read:
             return False
@@ -237,14 +190,14 @@ class Hub(Sink, Resuming):
         """Note that reading a board failed; it is asked for again."""
         if board := self._boards.get(name):
             board.abandon_read()
-            self._ask_for(name, board)
+            self._requests.ask(name, board)
 
     def refuse(self, name: str, error: Message) -> None:
         """Note that a board cannot be had: say so to its subscribers, which follow it no longer."""
-        subscribers = [one for one, followed in self._boards_of.items() if name in followed.now]
+        subscribers = self._following.subscribers(name)
         for subscriber in subscribers:
             self.unsubscribe(subscriber, name)
-        self._send_frames(subscribers, [self._frame(error.json)])
+        self._sender.answer(subscribers, error)
 
     def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None:
         """Hand over a board that was read: the snapshot it was read in, and its `protocol.board_data`."""
@@ -253,7 +206,7 @@ class Hub(Sink, Resuming):
             return
         assert self._position is not None, "the feed has a position before it reads a board"
         self._deliver(name, board, board.synced(snapshot, self._position), data)
-        self._ask_for(name, board)
+        self._requests.ask(name, board)
 
     # What the feed says of those who resume
 
@@ -290,7 +243,7 @@ class Hub(Sink, Resuming):
                 elif transactions is None:
                     board.refuse(cursor, "too_much_missed")
             self._deliver(name, board, board.resumed(now, steps.get(name, ()), self._position))
-            self._ask_for(name, board)
+            self._requests.ask(name, board)
 
     @property
     def subscriptions(self) -> int:
@@ -301,8 +254,7 @@ class Hub(Sink, Resuming):
 
     def following(self, subscriber: Subscriber) -> list[str]:
         """Name the boards that a subscriber follows."""
-        followed = self._boards_of.get(subscriber)
-        return list(followed.now) if followed else []
+        return self._following.boards(subscriber)
 
     def _resume(self, era: Era, subscriber: Subscriber, name: str, cursor: str) -> None:
         board = self._boards[name]
@@ -312,7 +264,7 @@ class Hub(Sink, Resuming):
         except CursorRefused as refused:
             log.info("websocket.cursor_refused", board=name[:100], reason=refused.reason)
             board.join(subscriber, refused.reason)
-            self._ask_for(name, board)
+            self._requests.ask(name, board)
 
     def _end_resume(self) -> Iterator[tuple[str, Board[Subscriber]]]:
         names, self._resuming = self._resuming, frozenset()
@@ -321,15 +273,6 @@ class Hub(Sink, Resuming):
         for name in names:
             if board := self._boards.get(name):
                 yield name, board
-
-    def _ask_for(self, name: str, board: Board[Subscriber]) -> None:
-        if not board.needs_read or name in self._asked:
-            return
-        if len(self._asked) >= MOST_ASKED:
-            self._more_to_ask = True
-            return
-        self._asked.add(name)
-        self._source.ask(name)
 
     def _leave(self, subscriber: Subscriber, name: str) -> None:
         if resumable := self._resumable.get(name):
@@ -344,85 +287,34 @@ class Hub(Sink, Resuming):
         self, name: str, board: Board[Subscriber], deliveries: Iterable[Delivery[Subscriber]], data: bytes = b""
     ) -> None:
         recipients = 0
-        kinds: Counter[str] = Counter()
-        for delivery in deliveries:
-            resumable = delivery.to & self._resumable.get(name, frozenset())
-            plain = delivery.to - resumable if resumable else delivery.to
-            receivers = 0
-            if plain:
-                receivers += self._send(board, plain, self._plain(delivery, data))
-            if resumable:
-                self._quiet.discard(name)
-                receivers += self._send(board, resumable, self._for_resumable(name, delivery, data))
+        found: Counter[str] = Counter()
+        for each in deliveries:
+            wanted, behind = len(each.to), self._send(name, each, data)
+            if behind:
+                self.fell_behind += len(behind)
+                board.fall_behind(behind)
+            receivers = wanted - len(behind)
             recipients += receivers
-            found = _kinds(delivery)
-            self.sent.update({kind: count * receivers for kind, count in found.items()})
-            # Who was ahead of the feed is sent a part of what the others are.
-            kinds |= found
+            kinds = delivery.kinds(each)
+            self._sender.count(kinds, receivers)
+            # A subscriber that was ahead of the source is sent a part of what the others are.
+            found |= kinds
         if recipients:
-            for kind, count in kinds.items():
+            for kind, count in found.items():
                 log.debug("websocket.broadcast", type=kind, recipients=recipients, board=name[:100], messages=count)
 
-    def _send(
-        self, board: Board[Subscriber], subscribers: AbstractSet[Subscriber], messages: Sequence[Message]
-    ) -> int:
-        plain: list[Subscriber] = []
-        inflating: list[Subscriber] = []
+    def _send(self, name: str, one: Delivery[Subscriber], data: bytes) -> list[Subscriber]:
+        """Send a delivery; return the subscribers that were not ready."""
+        resumable = one.to & self._resumable.get(name, frozenset())
+        plain = one.to - resumable if resumable else one.to
         behind: list[Subscriber] = []
-        for subscriber in subscribers:
-            if subscriber.ready:
-                (inflating if subscriber.inflates else plain).append(subscriber)
-            else:
-                behind.append(subscriber)
-        self._send_frames(plain, map(self._frame, (message.json for message in messages)))
-        self._send_frames(inflating, map(self._deflated, (message.json for message in messages)))
-        if behind:
-            self.fell_behind += len(behind)
-            board.fall_behind(behind)
-        return len(subscribers) - len(behind)
-
-    def _send_frames(self, subscribers: Sequence[Subscriber], frames: Iterable[bytes]) -> None:
-        if not subscribers:
-            return
-        for buffer in _buffers(frames):
-            self.sent_bytes += len(buffer) * len(subscribers)
-            for subscriber in subscribers:
-                subscriber.send(buffer)
-
-    def _plain(self, delivery: Delivery[Subscriber], data: bytes) -> list[Message]:
-        sync = [protocol.board_sync(data)] if delivery.synced else []
-        return [*sync, *_messages(delivery)]
-
-    def _for_resumable(self, name: str, delivery: Delivery[Subscriber], data: bytes) -> list[Message]:
-        assert self._era is not None, "nothing is delivered before the feed has begun"
-        found = list(_messages(delivery))
-        at = self._era.seal(name, delivery.at) if delivery.at else None
-        sent: list[Message] = []
-        if delivery.synced:
-            since = self._era.seal(name, delivery.synced) if found or at is None else at
-            sent.append(protocol.resumable_sync(name, since, delivery.reason, data))
-        if found or not delivery.synced:
-            sent += protocol.batch(name, at, found)
-        return sent
-
-
-def _buffers(frames: Iterable[bytes]) -> Iterator[bytes]:
-    """Join frames into buffers of about BUFFER_BYTES."""
-    parts: list[bytes] = []
-    size = 0
-    for frame in frames:
-        if parts and size + len(frame) > BUFFER_BYTES:
-            yield b"".join(parts)
-            parts, size = [], 0
-        parts.append(frame)
-        size += len(frame)
-    if parts:
-        yield b"".join(parts)
-
-
-def _messages(delivery: Delivery[Subscriber]) -> Iterator[Message]:
-    for step in delivery.steps:
-        yield from step.messages
+        if plain:
+            behind += self._sender.send(plain, delivery.for_plain(one, data))
+        if resumable:
+            assert self._era is not None, "nothing is delivered before the source has begun"
+            self._quiet.discard(name)
+            behind += self._sender.send(resumable, delivery.for_resumable(name, one, data, self._era))
+        return behind
 
 
 def _steps(transactions: Iterable[Committed], boards: dict[str, Board[Subscriber]]) -> dict[str, list[Step]]:
@@ -437,10 +329,3 @@ def _steps(transactions: Iterable[Committed], boards: dict[str, Board[Subscriber
             sync: Reason | None = "changes_missing" if found is None else None
             steps[name].append(Step(transaction.xid, found or (), sync))
     return steps
-
-
-def _kinds(delivery: Delivery[Subscriber]) -> Counter[str]:
-    kinds = Counter(message.type for message in _messages(delivery))
-    if delivery.synced:
-        kinds["board.sync"] += 1
-    return kinds

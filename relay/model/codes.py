@@ -92,7 +92,11 @@ CLOSE_CODES: Final[Mapping[int, Close]] = {
     CloseCode.TOKEN_EXPIRED: Close(
         "your token has expired", "yes, with a fresh one", "clients do not come back: they get no fresh ones"
     ),
-    CloseCode.TOKEN_REVOKED: Close("your token is not good any more", "not with this one", "nobody revoked one"),
+    CloseCode.REFUSED: Close(
+        "your token is not good, or not any more, or your page's origin is not in `WS_ORIGINS`",
+        "not until that is fixed",
+        "its token is good",
+    ),
     CloseCode.IDLE: Close(
         "you followed no board for `WS_IDLE_TIMEOUT`",
         "when you want to follow one",

@@ -56,7 +56,7 @@ class CloseCode(IntEnum):
     SERVICE_RESTART = 1012  # the relay is stopping
     TRY_AGAIN_LATER = 1013  # the client did not read what it was sent
     TOKEN_EXPIRED = 4001  # the client's token has expired; with a fresh one it may come back
-    TOKEN_REVOKED = 4003  # the client's token is not good any more
+    REFUSED = 4003  # the client's token is not good, or not any more, or its page is of a foreign origin
     IDLE = 4008  # the client has followed no board for long
 
 

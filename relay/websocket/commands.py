@@ -238,7 +238,7 @@ class Client(Asking):
         try:
             grant = self._services.gate.access.grant(self._credential)
         except Refused:
-            self._end_grant(CloseCode.TOKEN_REVOKED, "the token is not good any more")
+            self._end_grant(CloseCode.REFUSED, "the token is not good any more")
         else:
             self._take(grant)
 

@@ -30,7 +30,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from relay.auth.gate import Visitor
+from relay.auth.gate import TooMany, Visitor
 from relay.auth.tokens import Grant, Refused, UnknownKey
 from relay.hub.ports import Subscriber
 from relay.model import messages
@@ -38,7 +38,7 @@ from relay.model.messages import CloseCode
 from relay.websocket import frames, handshake
 from relay.websocket.clients import Clients
 from relay.websocket.commands import Client, Close, Failed
-from relay.websocket.handshake import Entrance, Handshake
+from relay.websocket.handshake import SUBPROTOCOL, Entrance, Handshake
 from relay.websocket.limits import Limits, Memory
 from relay.websocket.listener import Arrival
 from relay.websocket.outbox import PIECE_BYTES, Outbox
@@ -53,9 +53,6 @@ LAST_SECONDS: Final = 8.0
 
 SMALL_BYTES: Final = 2 * PIECE_BYTES
 """A client with no more than this of an unfinished message is not closed for what others have."""
-
-SUBPROTOCOL: Final = "relay"
-"""What a client may offer beside a credential: a browser wants one of what it offers to be taken."""
 
 _RECEIVED: Final = memoryview(bytearray(PIECE_BYTES))
 """Where the system puts what a client sent, until it is taken, which is at once: one for all. Otherwise asyncio asks
@@ -258,13 +255,13 @@ class Connection(asyncio.BufferedProtocol):
             grant = entrance.gate.admit(visitor, asyncio.get_running_loop().time())
         except UnknownKey as ex:
             if entrance.new_keys is None or self._handshake is None:
-                self._answer(entrance.turned_away(self._protocol, ex, self.address))
+                self._turn_away(request, visitor, ex)
             else:
                 self._handshake.early = b""
                 self._transport.pause_reading()
                 self._shared.spend(self._open_later(request, visitor, entrance.new_keys))
         except Refused as ex:
-            self._answer(entrance.turned_away(self._protocol, ex, self.address))
+            self._turn_away(request, visitor, ex)
         else:
             self._welcome(request, visitor, grant)
 
@@ -278,7 +275,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             grant = entrance.gate.access.grant(visitor.credential)
         except Refused as ex:
-            self._answer(entrance.turned_away(self._protocol, ex, self.address))
+            self._turn_away(request, visitor, ex)
         else:
             self._welcome(request, visitor, grant)
         self._handle()
@@ -301,6 +298,17 @@ class Connection(asyncio.BufferedProtocol):
             self.outbox.open(inflates=frames.inflates(self._protocol))
             self.client = self._shared.serve(name, self.outbox, self.close, visitor, grant)
             log.info("websocket.connection", clientId=name, connections=len(clients))
+
+    def _turn_away(self, request: Request, visitor: Visitor, why: Refused) -> None:
+        """Tell a client that it is not let in: by a close code, if it knows ours."""
+        self._shared.entrance.count(why, self.address)
+        if isinstance(why, TooMany) or SUBPROTOCOL not in visitor.subprotocols:
+            self._answer(handshake.refusal(self._protocol, why))
+            return
+        self._answer(self._protocol.accept(request))
+        if self._protocol.state is State.OPEN:
+            self._handshake = None
+            self.close(CloseCode.REFUSED, handshake.REFUSED)
 
     def _answer(self, response: Response) -> None:
         self._protocol.send_response(response)

@@ -7,6 +7,8 @@ Rules:
 - Every refusal is counted, and logged with its reason: what the library itself refuses, by the exception that it
   keeps; another protocol altogether, by its first bytes.
 - An answer has few bytes, and does not say what was wrong with a credential: that is for the log.
+- A browser hides from its programs what HTTP answers. So a client that offers our subprotocol, and is refused for its
+  token or its origin, is told by a close code; every other client by HTTP 401.
 """
 
 from __future__ import annotations
@@ -44,6 +46,13 @@ TOO_MANY: Final = (
     f"Content-Type: text/plain\r\nContent-Length: {len(RAISE)}\r\n\r\n{RAISE}"
 ).encode()
 """The same, to a connection that has said nothing yet."""
+
+REFUSED: Final = "give a good token, from an allowed origin"
+"""What a client is told that is let in only for that."""
+
+SUBPROTOCOL: Final = "relay"
+"""What clients offer that know our close codes. A browser wants one of what it offers to be taken, so a credential
+comes beside it."""
 
 _END: Final = b"\r\n\r\n"
 _TLS_HANDSHAKE: Final = b"\x16\x03"
@@ -141,6 +150,7 @@ class Entrance:
             origins=headers.get_all("Origin"),
             host=hosts[0] if len(hosts) == 1 else None,
             forwarded=headers.get_all("X-Forwarded-For"),
+            forwarded_hosts=_listed(headers.get_all("X-Forwarded-Host")),
             standard=headers.get_all("Forwarded"),
         )
         source = self.gate.source(visitor)
@@ -148,23 +158,27 @@ class Entrance:
             self.unread.add("a proxy's header cannot be read", peer, found=source.fault)
         return replace(visitor, address=source.address)
 
-    def turned_away(self, protocol: ServerProtocol, why: Refused, address: str) -> Response:
-        """Answer a visitor that the gate refuses."""
+    def count(self, why: Refused, address: str) -> None:
+        """Count a visitor that the gate refuses."""
         details = {"origin": why.origin} if isinstance(why, ForeignOrigin) else {}
         self.refusals.add(str(why), address, **details)
-        if isinstance(why, TooMany):
-            response = protocol.reject(why.status, RAISE)
-            response.headers["Retry-After"] = str(why.seconds)
-        else:
-            response = protocol.reject(why.status, f"{why.status.phrase}\n")
-            response.headers["WWW-Authenticate"] = "Bearer"
-        return response
 
     def too_long(self, protocol: ServerProtocol, address: str) -> Response:
         """Answer a handshake that is too long."""
         self.refusals.add(TOO_LONG, address)
         status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         return protocol.reject(status, f"{status.phrase}\n")
+
+
+def refusal(protocol: ServerProtocol, why: Refused) -> Response:
+    """Answer a visitor that the gate refuses."""
+    if isinstance(why, TooMany):
+        response = protocol.reject(why.status, RAISE)
+        response.headers["Retry-After"] = str(why.seconds)
+    else:
+        response = protocol.reject(why.status, f"{why.status.phrase}\n")
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def full(protocol: ServerProtocol) -> Response:

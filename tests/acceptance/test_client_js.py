@@ -142,7 +142,7 @@ async def test_node_follows_through_a_kill(database: Database, relay: Relays, tm
 
 
 async def test_a_refusal_in_node_says_what_can_be_known_of_it(database: Database, relay: Relays) -> None:
-    """The package ws gives the status, so a bad token ends ready, a limit does not; of Node's own none is known."""
+    """A bad token ends ready, whichever WebSocket it is; of a limit, only the package ws gives the status."""
     npm_package("ws")
     daemon = await relay(database.dsn, WS_JWT_SECRET="s" * 32, WS_RATE_LIMIT_PER_CLIENT="2")
 
@@ -152,12 +152,14 @@ async def test_a_refusal_in_node_says_what_can_be_known_of_it(database: Database
         assert finished.stderr == ""
         return dict(json.loads(finished.stdout))
 
-    bad, unknown, limited = [await asyncio.to_thread(refused, *own) for own in ((), ("own",), ())]
+    found = [await asyncio.to_thread(refused, *own) for own in ((), ("own",), ("own",), ())]
 
-    assert (bad["code"], bad["ready"]) == ("closed", "closed")
-    assert "refused the connection (HTTP 401): give a good token" in bad["message"]
+    for bad in found[:2]:
+        assert (bad["code"], bad["ready"]) == ("closed", "closed")
+        assert bad["message"] == "the relay refused the connection: give a good token, from an allowed origin (4003)"
+    unknown, limited = found[2:]
     assert (unknown["code"], unknown["ready"]) == (limited["code"], limited["ready"]) == ("unreachable", "waiting")
-    assert "HTTP 401: see WS_ORIGINS" in unknown["message"]
+    assert "HTTP 429: see WS_RATE_LIMIT_PER_CLIENT" in unknown["message"]
     assert "HTTP 429, more connections in a minute than the relay allows" in limited["message"]
 
 

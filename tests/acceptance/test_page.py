@@ -557,8 +557,8 @@ async def test_a_token_is_asked_for_and_again_when_it_is_not_good(
     await expect(one.page.locator("#token")).to_have_value("")
     await expect(why).to_contain_text("the token cannot be presented")
     await give_token(one, "wrong")
-    await expect(why).to_contain_text("The relay did not take the one you gave, or it has had too many connections")
-    await expect(one.page.locator("#token")).to_have_value("wrong")
+    await expect(why).to_have_text("The relay refused the one you gave, or this page's origin (see WS_ORIGINS).")
+    await expect(one.page.locator("#token")).to_have_value("")
     assert await one.page.locator(".card").count() == 0
     await give_token(one, token(2.5))
     await expect(one.card("Secret")).to_have_count(1)
@@ -580,17 +580,26 @@ async def test_a_token_is_asked_for_and_again_when_it_is_not_good(
     await expect(one.page.locator("#notice")).to_contain_text("You may not read the board other")
 
 
-async def test_a_page_that_is_not_let_in_names_the_limit_and_the_origin(
-    relays: Relays, tasks: Database, window: Open
-) -> None:
-    """A browser gives no reason for a handshake that was refused, so the page says what it may be."""
+async def test_a_page_that_is_not_let_in_names_the_limit(relays: Relays, tasks: Database, window: Open) -> None:
+    """A browser gives no reason for a handshake that HTTP refused, so the page says what it may be."""
     limited = await relays(tasks.dsn, HEALTH_PORT=str(free_port()), WS_RATE_LIMIT_PER_CLIENT="1")
     one = await window(address(limited, "default"))
     await one.is_("live")
     await one.page.reload()
     notice = one.page.locator("#notice")
-    await expect(notice).to_contain_text("is not among its WS_ORIGINS, or it has had too many connections from here")
-    await expect(notice).to_contain_text("WS_RATE_LIMIT_PER_CLIENT")
+    await expect(notice).to_contain_text("The relay answers, but lets no WebSocket of this page in")
+    await expect(notice).to_contain_text("too many connections from here in the last minute")
+
+
+async def test_a_page_of_another_origin_says_that_it_is_refused(
+    relays: Relays, tasks: Database, window: Open
+) -> None:
+    """The relay tells it by a close code, for of HTTP 401 a browser says nothing."""
+    other = await relays(tasks.dsn, HEALTH_PORT=str(free_port()))
+    port = other.health_port
+    one = await window(f"http://other.localhost:{port}/?board=default")
+    refused = f"The relay refused this page: http://other.localhost:{port} is not among its WS_ORIGINS."
+    await expect(one.page.locator("#notice")).to_have_text(refused)
 
 
 async def test_boards_are_chosen_and_remembered(daemon: Daemon, tasks: Database, window: Open) -> None:

@@ -458,6 +458,36 @@ async def test_who_is_gone_before_the_answer_follows_nothing(database: Database)
         assert relay.hub.subscriptions == 1
 
 
+@pytest.mark.parametrize(
+    ("offered", "origin", "reason"),
+    [
+        (["relay", "bearer.wrong"], None, "wrong token: DecodeError"),
+        (["relay"], None, "no credential"),
+        (["relay", "bearer.all"], "http://evil.example", "foreign origin"),
+    ],
+)
+async def test_a_client_that_knows_our_close_codes_is_refused_by_one(
+    database: Database, offered: list[str], origin: str | None, reason: str
+) -> None:
+    """A browser hides HTTP 401 from its pages; what offers our subprotocol is told in the WebSocket, and no more."""
+    gate = Gate(Access(static_tokens(["all"], "test"), secret=SECRET), origins=Origins.of(["http://localhost:4000"]))
+    async with relay_of(database, gate) as relay:
+        async with connect(
+            relay.url,
+            subprotocols=list(map(Subprotocol, offered)),
+            origin=Origin(origin) if origin else None,
+            proxy=None,
+        ) as connection:
+            with pytest.raises(ConnectionClosedError):
+                await connection.recv()
+        assert (connection.close_code, connection.subprotocol) == (4003, "relay")
+        assert connection.close_reason == "give a good token, from an allowed origin"
+        await until(lambda: relay.endpoint.arrivals == 0)
+
+        assert relay.endpoint.refusals.counts == {reason: 1}
+        assert (relay.endpoint.opened, relay.endpoint.connections, relay.hub.subscriptions) == (0, 0, 0)
+
+
 # Origins, rates, limits
 
 

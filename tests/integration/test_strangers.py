@@ -270,16 +270,16 @@ async def test_boards_that_a_client_leaves_are_forgotten() -> None:
                 await client.send({"type": kind, "boardId": f"b{number}"})
         await client.send({"type": "ping"})
         assert await client.receive() == ("pong", {})
-        (followed,) = endpoint.hub._boards_of.values()  # noqa: SLF001
+        (followed,) = endpoint.hub._following._of.values()  # noqa: SLF001
         assert len(followed.now) == 0
-        assert len(followed._left) == 100  # noqa: SLF001
+        assert len(followed.left) == 100
         assert followed.add("b299")
         assert followed.add("never")
 
 
 async def test_what_waits_to_be_read_is_bounded_while_postgres_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that nobody wants any more take the place of others for a while, which are asked for afterwards."""
-    monkeypatch.setattr("relay.hub.hub.MOST_ASKED", 10)
+    monkeypatch.setattr("relay.hub.requests.MAX_REQUESTS", 10)
     async with listening() as endpoint, Client.to(url(endpoint)) as client:
         for number in range(30):
             await client.send({"type": "subscribe", "boardId": f"b{number}"})

@@ -16,7 +16,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.utils import base64url_encode
 
 from relay.auth.addresses import rate_key, source
-from relay.auth.gate import Gate, TooMany, Visitor
+from relay.auth.gate import ForeignOrigin, Gate, TooMany, Visitor
 from relay.auth.keys import AccessError, signing_keys
 from relay.auth.rates import Rates
 from relay.auth.tokens import Access, Pattern, Refused, UnknownKey, static_tokens, token_lines
@@ -302,6 +302,30 @@ def test_an_origin_may_be_required() -> None:
 # Where it comes from
 
 PROXIES = Proxies.of("10.0.0.0/8, 192.0.2.7 ::1")
+
+
+@pytest.mark.parametrize(
+    ("peer", "host", "forwarded", "lets_in"),
+    [
+        ("10.0.0.1", "relay:4002", ["app.example.com"], True),
+        ("10.0.0.1", "relay:4002", ["app.example.com", "inner.example.com"], True),
+        ("10.0.0.1", "relay:4002", ["app.example.com:8443"], False),
+        ("10.0.0.1", "app.example.com", ["evil.example"], False),
+        ("10.0.0.1", "relay:4002", [], False),
+        ("192.0.2.1", "relay:4002", ["app.example.com"], False),
+        ("192.0.2.1", "app.example.com", ["evil.example"], True),
+    ],
+)
+def test_the_host_that_a_trusted_proxy_was_asked_for_is_where_a_page_may_be_from(
+    peer: str, host: str, forwarded: list[str], *, lets_in: bool
+) -> None:
+    gate = Gate(origins=Origins.of([]), trusted=Proxies.of("10.0.0.0/8"))
+    visitor = Visitor(peer, origins=["https://app.example.com"], host=host, forwarded_hosts=forwarded)
+    if lets_in:
+        gate.admit(visitor, 0)
+    else:
+        with pytest.raises(ForeignOrigin):
+            gate.admit(visitor, 0)
 
 
 @pytest.mark.parametrize(

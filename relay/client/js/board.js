@@ -23,7 +23,7 @@ const LONG_PRESS_MS = 260;
 const DRAG_PIXELS = 6;
 const EDGE_PIXELS = 40; // so near to an edge, a card that is carried brings the lanes beyond it
 const PAN_PIXELS = 8; // a frame
-const REVOKED = 4003; // the close code for a token that is not good any more
+const REFUSED = 4003; // the close code for a token that is not good, or a page of an origin that is not allowed
 const LEEWAY_SECONDS = 5; // for which the relay takes a token that is over
 const SHOWN = ["title", "priority", "status", "estimatedHours", "id"];
 const UNSHOWN = new Set([...SHOWN, "boardId", "lane", "description", "createdAt", "updatedAt"]);
@@ -829,7 +829,11 @@ function refreshDetails() {
 
 const TOKEN = "board.token";
 const SWITCHED_OFF = "The relay's WebSocket endpoint is switched off: see WS_ENABLED.";
-const LIMITED = "or it has had too many connections from here in the last minute (see WS_RATE_LIMIT_PER_CLIENT)";
+const LIMITED =
+  "it has had too many connections from here in the last minute (see WS_RATE_LIMIT_PER_CLIENT), or has no room " +
+  "(see WS_MAX_CONNECTIONS)";
+const TURNED_AWAY = "The relay refused the one you gave, or this page's origin (see WS_ORIGINS).";
+let refusal = ""; // why the token of the last attempt was refused
 let attempts = 0; // connections tried since the last one that served, or since a token was given
 let wasThere = true; // whether the relay answered over HTTP before the last attempt
 let asking = null;
@@ -852,10 +856,11 @@ function expired(token) {
 /** Give the client a token for its next attempt; ask the reader for one if there is none that may be good. */
 async function token() {
   attempts += 1;
-  if (attempts > 1) await readPage();
+  if (attempts > 1 && !refusal) await readPage();
   if (!about.token) return undefined;
   const had = sessionStorage.getItem(TOKEN);
-  const good = storedToken() ?? (await ask(had ? "The one you gave has expired." : ""));
+  const good = storedToken() ?? (await ask(refusal || (had ? "The one you gave has expired." : "")));
+  refusal = "";
   attempts = Math.max(attempts, 1);
   return good;
 }
@@ -875,22 +880,15 @@ async function readPage() {
   }
   if (!before || !wasThere) return;
   if (!about.websocket.running) notice(SWITCHED_OFF);
-  else if (about.token && storedToken()) {
-    const refused = storedToken();
-    sessionStorage.removeItem(TOKEN);
-    await ask(`The relay did not take the one you gave, ${LIMITED}.`, refused);
-  } else if (!about.token) {
-    const origin = `${location.origin} is not among its WS_ORIGINS`;
-    notice(`The relay answers, but lets no WebSocket of this page in: either ${origin}, ${LIMITED}. It is tried again.`);
-  }
+  else notice(`The relay answers, but lets no WebSocket of this page in: ${LIMITED}. It is tried again.`);
 }
 
-/** Ask the reader for a token; `given` is one to try again. */
-function ask(why, given = "") {
+/** Ask the reader for a token. */
+function ask(why) {
   asking ??= new Promise((resolve) => {
     $("asks-why").textContent = why;
     $("asks-why").hidden = !why;
-    $("token").value = given;
+    $("token").value = "";
     const form = $("asks-form");
     form.addEventListener(
       "submit",
@@ -918,6 +916,10 @@ function start() {
   const scheme = about.websocket.tls || location.protocol === "https:" ? "wss" : "ws";
   relay = connect(`${scheme}://${location.hostname}:${about.websocket.port}`, { token });
   relay.on("error", (error) => {
+    if (error.code === "unreachable" && error.closeCode === REFUSED) {
+      refusal = TURNED_AWAY; // the client asks for another before its next attempt
+      sessionStorage.removeItem(TOKEN);
+    }
     if (error.boardId === undefined && error.code !== "unreachable" && error.code !== "closed") toast(error.message);
   });
 }
@@ -963,10 +965,12 @@ function showState(state) {
   if (state === "live") schedule();
 }
 
-/** Say what the relay said; after a token that is not good any more, or never can be, ask for another. */
+/** Say what the relay said; after a token that is not good, not good any more, or never can be, ask for another. */
 function fail(error) {
-  if (error.closeCode === REVOKED) {
-    replaceToken("The one you gave is not good any more.");
+  if (error.closeCode === REFUSED && !about.token) {
+    notice(`The relay refused this page: ${location.origin} is not among its WS_ORIGINS.`);
+  } else if (error.closeCode === REFUSED) {
+    replaceToken(error.message.startsWith("the relay refused") ? TURNED_AWAY : "The one you gave is not good any more.");
   } else if (error.code === "closed" && error.closeCode === undefined && about.token) {
     replaceToken(error.message);
   } else if (error.code === "unusable_board") {

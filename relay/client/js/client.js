@@ -32,6 +32,7 @@ const PING_INTERVAL = 30_000;
 const PROBE_TIMEOUT = 5_000;
 const HOPELESS = new Set([1002, 1007, 1008, 1009, 4003]); // close codes that waiting does not help
 const EXPIRED = 4001;
+const REFUSED = 4003;
 const RESTARTING = 1012;
 const BROKEN = 1006;
 const SUBPROTOCOL = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/;
@@ -44,9 +45,9 @@ const LIMITED = {
   503: "the relay has no room: see WS_MAX_CONNECTIONS",
 };
 const UNKNOWN =
-  "no reason is given to programs here; if the relay is up, it refused: its log says why. Of the token or the page's " +
-  "origin (HTTP 401: see WS_ORIGINS), or for more connections in a minute than it allows (HTTP 429: see " +
-  "WS_RATE_LIMIT_PER_CLIENT)";
+  "no reason is given to programs here; if the relay is up, it refused, and its log says why: perhaps more connections " +
+  "in a minute than it allows (HTTP 429: see WS_RATE_LIMIT_PER_CLIENT), or it has no room (HTTP 503: see " +
+  "WS_MAX_CONNECTIONS)";
 
 const REAL_CLOCK = {
   setTimeout: (callback, milliseconds) => setTimeout(callback, milliseconds),
@@ -599,9 +600,10 @@ function whyNot(said = "") {
   return { trouble, hopeless: `${trouble} was answered: expected the WebSocket endpoint of a relay` };
 }
 
-/** A browser can set no headers, so the token is a subprotocol. The relay takes the other one. */
+/** A browser can set no headers, so the token is a subprotocol. The relay takes the other one, and with it tells by a
+ * close code that a token or an origin is refused: of what HTTP answers, a browser tells nothing. */
 function subprotocols(token) {
-  if (token === undefined || token === null) return [];
+  if (token === undefined || token === null) return ["relay"];
   return ["relay", `bearer.${checked(token)}`];
 }
 
@@ -773,10 +775,20 @@ class Relay extends Emitter {
     this.#enter("offline");
     for (const following of [...this.#boards.values()]) following.fail();
     if (this.#closed || this.#suspended) return;
-    const mendable = refused && typeof this.#token === "function" && this.#heldABoard; // it asks for a fresh one
-    if (HOPELESS.has(code)) this.#stop(`the relay closed the connection: ${trouble || "no reason"} (${code})`, code);
-    else if (hopeless && !mendable) this.#stop(`no connection to ${this.#address}: ${hopeless}`);
-    else this.#comeBack(code, trouble, opened);
+    const turnedAway = code === REFUSED && !this.#boardCame;
+    // A function is asked for a fresh token.
+    const mendable = (refused || turnedAway) && typeof this.#token === "function" && this.#heldABoard;
+    if (HOPELESS.has(code) && !mendable) {
+      const did = turnedAway ? "refused" : "closed";
+      this.#stop(`the relay ${did} the connection: ${trouble || "no reason"} (${code})`, code);
+    } else if (hopeless && !mendable) this.#stop(`no connection to ${this.#address}: ${hopeless}`);
+    else {
+      if (turnedAway) {
+        const message = `the relay refused the connection: ${trouble}; the token's function is asked again`;
+        this._emit("error", new RelayError("unreachable", message, { closeCode: code }));
+      }
+      this.#comeBack(code, trouble, opened);
+    }
   }
 
   #stop(message, closeCode) {

@@ -153,7 +153,7 @@ for (const [environment, words] of Object.entries(REFUSED)) {
 }
 
 test("numbers of an address are no status, and where no reason is given the possible ones are named", async () => {
-  const cases = [["connect ECONNREFUSED 10.0.4.1:429", /ECONNREFUSED 10\.0\.4\.1:429$/], ["", /WS_ORIGINS.*WS_RATE_LIMIT/]];
+  const cases = [["connect ECONNREFUSED 10.0.4.1:429", /ECONNREFUSED 10\.0\.4\.1:429$/], ["", /HTTP 429: see WS_RATE_LIMIT_PER_CLIENT.*WS_MAX_CONNECTIONS/]];
   for (const [message, expected] of cases) {
     const errors = [];
     const { world, relay } = await start();
@@ -170,6 +170,33 @@ test("a refused token of a function that once had a good one is asked for again"
   world.socket.end(1006);
   await world.wait(0.5);
   world.socket.end(1006, "Unexpected server response: 401");
+  await world.wait(1);
+  assert.equal(world.sockets.length, 3);
+  world.socket.open();
+  assert.equal(board.state, "catching up");
+});
+
+test("a refusal by a close code is said once, and ends ready", async () => {
+  const errors = [];
+  const { world, relay, board } = await start({ token: "bad" });
+  relay.on("error", (error) => errors.push(error));
+  world.socket.open();
+  world.socket.end(4003);
+  const message = "the relay refused the connection: no reason (4003)";
+  await assert.rejects(board.ready, { code: "closed", closeCode: 4003, message });
+  assert.deepEqual(errors.filter(({ boardId }) => !boardId).map(({ message }) => message), [message]);
+  assert.deepEqual(world.timers, []);
+});
+
+test("a token that is refused by a close code, of a function that once had a good one, is asked for again", async () => {
+  const errors = [];
+  const { world, relay, board } = await live({ token: async () => "token" });
+  relay.on("error", (error) => errors.push(error));
+  world.socket.end(1006);
+  await world.wait(0.5);
+  world.socket.open();
+  world.socket.end(4003, "give a good token");
+  assert.deepEqual(errors.map(({ code, closeCode }) => [code, closeCode]), [["unreachable", 4003]]);
   await world.wait(1);
   assert.equal(world.sockets.length, 3);
   world.socket.open();

@@ -1,0 +1,114 @@
+"""Delivery: makes the bytes of what a board's subscribers are sent, once, and sends them.
+
+A delivery is one buffer for all plain subscribers in it and one for all resumable ones; two of each if some inflate.
+It is sent whole to every subscriber that is ready when it begins, and goes to all of them a buffer at a time: so none
+waits until another has all of a large one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Final
+
+from relay.hub.board import Delivery
+from relay.hub.ports import Subscriber
+from relay.model import messages
+from relay.model.cursor import Era
+from relay.model.messages import Message
+
+BUFFER_BYTES: Final = 64 * 1024
+"""About how much is sent to one subscriber before the next one has its turn."""
+
+Frame = Callable[[bytes], bytes]
+"""Makes a message what goes on the wire."""
+
+
+class Sender:
+    """Sends to subscribers. `deflated` makes frames for those that inflate, `frame` for all others.
+
+    For metrics: `sent` counts messages by type, each as often as it was sent, `sent_bytes` their bytes on the wire.
+    """
+
+    def __init__(self, frame: Frame, deflated: Frame) -> None:
+        self.sent: Counter[str] = Counter()
+        self.sent_bytes = 0
+        self._frame = frame
+        self._deflated = deflated
+
+    def send(self, subscribers: AbstractSet[Subscriber], found: Sequence[Message]) -> list[Subscriber]:
+        """Send messages to the subscribers that are ready; return the others."""
+        plain: list[Subscriber] = []
+        inflating: list[Subscriber] = []
+        behind: list[Subscriber] = []
+        for subscriber in subscribers:
+            if subscriber.ready:
+                (inflating if subscriber.inflates else plain).append(subscriber)
+            else:
+                behind.append(subscriber)
+        self._write(plain, map(self._frame, (message.json for message in found)))
+        self._write(inflating, map(self._deflated, (message.json for message in found)))
+        return behind
+
+    def answer(self, subscribers: Sequence[Subscriber], message: Message) -> None:
+        """Send one message to subscribers whether they are ready or not: it is short."""
+        self._write(subscribers, [self._frame(message.json)])
+
+    def count(self, kinds: Counter[str], receivers: int) -> None:
+        """Count what was sent to so many."""
+        self.sent.update({kind: count * receivers for kind, count in kinds.items()})
+
+    def _write(self, subscribers: Sequence[Subscriber], frames: Iterable[bytes]) -> None:
+        if not subscribers:
+            return
+        for buffer in _buffers(frames):
+            self.sent_bytes += len(buffer) * len(subscribers)
+            for subscriber in subscribers:
+                subscriber.send(buffer)
+
+
+def for_plain(delivery: Delivery[Subscriber], data: bytes) -> list[Message]:
+    """Return what subscribers are sent that subscribe as the guide says. `data` is the board, if it is sent."""
+    sync = [messages.board_sync(data)] if delivery.synced else []
+    return [*sync, *_changes(delivery)]
+
+
+def for_resumable(name: str, delivery: Delivery[Subscriber], data: bytes, era: Era) -> list[Message]:
+    """Return what resumable subscribers are sent: the same in batches, with cursors."""
+    found = list(_changes(delivery))
+    at = era.seal(name, delivery.at) if delivery.at else None
+    sent: list[Message] = []
+    if delivery.synced:
+        since = era.seal(name, delivery.synced) if found or at is None else at
+        sent.append(messages.resumable_sync(name, since, delivery.reason, data))
+    if found or not delivery.synced:
+        sent += messages.batch(name, at, found)
+    return sent
+
+
+def kinds(delivery: Delivery[Subscriber]) -> Counter[str]:
+    """Count the messages of a delivery by type, as plain subscribers are sent them."""
+    found = Counter(message.type for message in _changes(delivery))
+    if delivery.synced:
+        found["board.sync"] += 1
+    return found
+
+
+def _changes(delivery: Delivery[Subscriber]) -> Iterator[Message]:
+    for step in delivery.steps:
+        yield from step.messages
+
+
+def _buffers(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """Join frames into buffers of about BUFFER_BYTES."""
+    parts: list[bytes] = []
+    size = 0
+    for frame in frames:
+        if parts and size + len(frame) > BUFFER_BYTES:
+            yield b"".join(parts)
+            parts, size = [], 0
+        parts.append(frame)
+        size += len(frame)
+    if parts:
+        yield b"".join(parts)
