@@ -1091,18 +1091,24 @@ begin
 end
 $$;
 
--- Names the processes that hold a table against a lock of that mode.
+-- Names the processes that hold a table against a lock of that mode, or wait for it in front of everybody who reads.
 create or replace function relay.holders(target regclass, mode text) returns text
     language sql
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce(pg_catalog.string_agg(distinct pg_catalog.concat('process ', l.pid, ' (',
-               coalesce(a.usename, a.backend_type, 'a background process'), ')'), ', '), 'others')
+               coalesce(a.usename, a.backend_type, 'a background process'), ')',
+               case when not l.granted then ', which waits for process ' || (
+                   select pg_catalog.string_agg(b::text, ', ') from pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) b
+                   where b <> pg_catalog.pg_backend_pid()) end), ', '), 'others')
     from pg_catalog.pg_locks l
     left join pg_catalog.pg_stat_activity a on a.pid = l.pid
-    where l.relation in (select p from relay.parts(target) p) and l.granted and l.pid <> pg_catalog.pg_backend_pid()
+    where l.relation in (select p from relay.parts(target) p) and l.pid <> pg_catalog.pg_backend_pid()
       and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
-      and (holders.mode = 'access exclusive' or l.mode not in ('AccessShareLock', 'RowShareLock'))
+      and case holders.mode
+              when 'access exclusive' then l.granted
+              when 'access share' then l.mode = 'AccessExclusiveLock'
+              else l.granted and l.mode not in ('AccessShareLock', 'RowShareLock') end
 $$;
 
 -- Whether all triggers of a watch are in place, as relay.create_triggers makes them, and enabled in one of the ways
@@ -1411,7 +1417,7 @@ begin
     perform relay.give('relay.image(record)'::regprocedure, 'relay_renderer');
     perform relay.give('relay.journal_truncate()'::regprocedure, 'relay_writer');
     perform relay.give('relay.board(text, boolean)'::regprocedure, 'relay_reader');
-    perform relay.give('relay.hold_tables()'::regprocedure, 'relay_reader');
+    perform relay.give('relay.hold_tables(text)'::regprocedure, 'relay_reader');
     perform relay.give('relay.widest()'::regprocedure, 'relay_reader');
     for w in select s.* from relay.watches s where s.id in (select a from relay.altered() a) loop
         perform relay.make_functions(w);
@@ -1446,23 +1452,53 @@ exception when data_exception then
 end
 $$;
 
--- Keeps the watched tables from being truncated or rewritten until the end of the transaction: of such a table, an
--- older snapshot shows no row. So the statement that reads comes after this one, and takes its snapshot then.
-create or replace function relay.hold_tables() returns void
+-- Keeps the tables that a board may have rows in from being truncated or rewritten until the end of the transaction: of
+-- such a table, an older snapshot shows no row. So the statement that reads comes after this one, and takes its
+-- snapshot then. The caller sets how long to wait for each.
+create or replace function relay.hold_tables(board text) returns void
     language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    held text;
+    held regclass;
 begin
-    select pg_catalog.string_agg(w.target::text, ', ' order by w.id) into held
-    from relay.watches w
-    where w.problem is null;
-    if held is not null then
-        execute 'lock table ' || held || ' in access share mode';
-    end if;
+    for held in
+        select w.target
+        from relay.watches w
+        join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = w.board_column
+        where w.problem is null and relay.is_written(board, relay.base_type(a.atttypid))
+        order by w.id
+    loop
+        begin
+            execute pg_catalog.format('lock table %s in access share mode', held);
+        exception when lock_not_available then
+            raise exception '% is locked by %, for more than %', held, relay.holders(held, 'access share'),
+                pg_catalog.current_setting('lock_timeout') using errcode = 'lock_not_available';
+        when insufficient_privilege then
+            raise exception '%: %', held, coalesce('boards are read by role relay_reader: ' || relay.missing_right(held), sqlerrm)
+                using errcode = 'insufficient_privilege';
+        end;
+    end loop;
 end
+$$;
+
+-- What relay_reader lacks to read a table, as what to do about it; null if nothing.
+create or replace function relay.missing_right(target regclass) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when not pg_catalog.has_schema_privilege('relay_reader', c.relnamespace, 'usage') then pg_catalog.format(
+            'have the owner of the schema run: grant usage on schema %s to relay_reader', c.relnamespace::regnamespace)
+        when not pg_catalog.has_table_privilege('relay_reader', c.oid, 'select') then pg_catalog.format(
+            'have %s run: grant select on %s to relay_reader', c.relowner::regrole, c.oid::regclass)
+        when c.relrowsecurity and not pg_catalog.pg_has_role('relay_reader', c.relowner, 'usage')
+             and not (select r.rolbypassrls from pg_catalog.pg_roles r where r.rolname = 'relay_reader') then
+            'row level security is on: have a superuser run: alter role relay_reader bypassrls'
+    end
+    from pg_catalog.pg_class c where c.oid = target
 $$;
 
 -- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement. Runs as
@@ -1494,7 +1530,7 @@ declare
 begin
     if current_user <> 'relay_reader' then
         raise exception 'relay.board belongs to %, expected relay_reader: run relay sql install', current_user
-            using errcode = 'insufficient_privilege';
+            using errcode = 'invalid_object_definition';
     end if;
     for w in
         select s.*, c.relkind, relay.base_type(a.atttypid)::regtype as board_type,
@@ -1528,13 +1564,19 @@ begin
         end if;
         -- A column that had the row's alias as its name would be taken for the row.
         row_name := 'row_' || pg_catalog.md5(columns);
-        return query execute pg_catalog.format(
-            'select $1, (select %s from (select %s) %s) from %s %s row_of_table '
-            'where %s%s = $2 collate "C" order by %srow_of_table.%I',
-            pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
-            columns, row_name, case when w.relkind = 'r' then 'only' else '' end, w.target, found, w.board_text, ordered,
-            w.id_column)
-            using w.id, board;
+        begin
+            return query execute pg_catalog.format(
+                'select $1, (select %s from (select %s) %s) from %s %s row_of_table '
+                'where %s%s = $2 collate "C" order by %srow_of_table.%I',
+                pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
+                columns, row_name, case when w.relkind = 'r' then 'only' else '' end, w.target, found, w.board_text, ordered,
+                w.id_column)
+                using w.id, board;
+        exception when others then
+            raise exception '%: %', w.target,
+                coalesce('boards are read by role relay_reader: ' || relay.missing_right(w.target), sqlerrm)
+                using errcode = sqlstate;
+        end;
     end loop;
 end
 $$;
@@ -1999,7 +2041,8 @@ grant execute on function relay.entry(text, text, record, text, text, record), r
 grant select on relay.watches to relay_reader;
 grant execute on function
     relay.parts(regclass), relay.types(regclass), relay.has_user_types(regclass), relay.base_type(oid),
-    relay.as_text(regclass, name, text), relay.order_parts(text), relay.is_written(text, regtype), relay.image(record)
+    relay.as_text(regclass, name, text), relay.order_parts(text), relay.is_written(text, regtype), relay.image(record),
+    relay.holders(regclass, text), relay.missing_right(regclass)
     to relay_reader;
 
 -- Watches that are there, as after a restore, get trigger functions that fit them.

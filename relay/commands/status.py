@@ -134,7 +134,7 @@ def screen(now: Sample, before: Sample | None, url: str) -> list[Text]:
     at = datetime.fromtimestamp(now.at).astimezone()
     status = now.status
     well = now.exit_code == HEALTHY
-    head = f"{'unhealthy' if status.problem else 'healthy'}, {'ready' if status.ready else 'not ready'}"
+    head = f"{status.health}, {'ready' if status.ready else 'not ready'}"
     lines = [
         Text.assemble(("relay status", "bold"), f"  {harmless(url)}  {at:%H:%M:%S}"),
         Text(),

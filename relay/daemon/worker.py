@@ -143,6 +143,7 @@ class Worker:
             lag_seconds=source.lag_seconds,
             database=source.database,
             stream=source.stream,
+            failing=source.failing,
             counts=source.counts + _counts(self._hub, endpoint),
         )
 

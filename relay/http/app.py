@@ -104,7 +104,7 @@ class Monitor:
     async def _health(self, _request: web.Request) -> web.Response:
         status = await self._complete()
         body: dict[str, Any] = {
-            "status": "unhealthy" if status.problem else "healthy",
+            "status": status.health,
             "websocket": {"running": status.running, "connections": status.connections, "port": status.port},
         }
         if status.database or not _is_edge(status):

@@ -72,6 +72,8 @@ class Board(Generic[S]):
         self._ahead: list[tuple[Snapshot, set[S]]] = []
         self._live: set[S] = set()
         self._behind: set[S] = set()
+        # Those of `_waiting` and `_reading` that know that the board cannot be read.
+        self._informed: set[S] = set()
 
     def __bool__(self) -> bool:
         return any(self._places())
@@ -120,6 +122,7 @@ class Board(Generic[S]):
         for cursors in (self._resuming, self._missed):
             cursors.pop(subscriber, None)
         self._held.pop(subscriber, None)
+        self._informed.discard(subscriber)
         for place in (self._live, self._behind, *(group for _, group in self._ahead)):
             place.discard(subscriber)
         self._ahead = [(snapshot, group) for snapshot, group in self._ahead if group]
@@ -147,6 +150,13 @@ class Board(Generic[S]):
         self._reading = {}
         self._tail = None
 
+    def fail_read(self) -> list[S]:
+        """Note the same, and return those of them who do not know yet that the board cannot be read."""
+        news = [subscriber for subscriber in self._reading if subscriber not in self._informed]
+        self._informed.update(news)
+        self.abandon_read()
+        return news
+
     def synced(self, snapshot: Snapshot, position: Snapshot) -> Iterator[Delivery[S]]:
         """Hand over the board as of `snapshot` while the feed is at `position`."""
         if self._tail is None:
@@ -156,6 +166,7 @@ class Board(Generic[S]):
             self.abandon_read()
             return
         reading, self._reading, self._tail = self._reading, {}, None
+        self._informed.clear()
         at = self._place(set(reading), snapshot, position)
         groups: defaultdict[Reason | None, set[S]] = defaultdict(set)
         for subscriber, reason in reading.items():

@@ -28,7 +28,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from relay.model.cursor import Era, Reason
@@ -80,13 +80,15 @@ class SourceStatus:
     counts: Counts
     database: Database | None = None
     stream: StreamStatus | None = None
+    failing: Mapping[str, str] = field(default_factory=dict)
+    """The boards that cannot be read, and why not, in one line."""
 
 
 class BoardSource(Protocol):
     """Where a hub has boards read. Both methods return at once."""
 
     def ask(self, board: str) -> None:
-        """Have a board read for the sink: `begin_read`, then `synced`, `refuse` or `abandon_read`."""
+        """Have a board read for the sink: `begin_read`, then `synced`, `refuse`, `fail_read` or `abandon_read`."""
 
     def ask_changes(self, resuming: Resuming) -> None:
         """Have the journal read: `begin_resume`, then `resumed` or `abandon_resume`."""
@@ -131,6 +133,9 @@ class Sink(Protocol):
 
     def abandon_read(self, name: str) -> None:
         """Note that reading a board failed. It is asked for again, if it is still wanted."""
+
+    def fail_read(self, name: str, error: Message) -> None:
+        """Do the same as `abandon_read`, and tell those who wait for the board this error, once."""
 
     def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None:
         """Take a board that was read: the snapshot it was read in, and its `protocol.board_data`."""

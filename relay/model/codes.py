@@ -17,6 +17,10 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
     "invalid_message": "JSON that is not an object with a type",
     "unknown_type": "a type that is none of the four",
     "invalid_board_id": "a `boardId` that is missing, not a string, or holds U+0000",
+    "board_unavailable": (
+        "a board that cannot be read at present: `boardId` says which. "
+        "You stay subscribed, and its `board.sync` comes as soon as it can"
+    ),
     "binary_message": "a binary message",
     "not_allowed": (
         "a board that you may not follow, or not any more: `boardId` says which. "
@@ -31,7 +35,7 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
 REASONS: Final[Mapping[Reason, str]] = {
     "cursor_invalid": "what you sent is no cursor of this board",
     "epoch_changed": "the database is another, or was installed again, restored, failed over, or crashed",
-    "schema_changed": "the table's columns or partitions changed",
+    "schema_changed": "the table's columns, their types, its partitions or its triggers changed",
     "journal_pruned": "you were away for longer than the journal is kept",
     "too_much_missed": "so much was missed, by you or by the relay, that the board is shorter",
     "journalling_paused": "no relay had come for so long that changes were no longer recorded",

@@ -123,6 +123,7 @@ ErrorCode = Literal[
     "invalid_message",
     "unknown_type",
     "invalid_board_id",
+    "board_unavailable",
     "binary_message",
     "not_allowed",
     "not_authenticated",

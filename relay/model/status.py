@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
@@ -28,6 +29,9 @@ QUEUE_USAGE: Final = 0.5
 
 FULL_SHARE: Final = 0.75
 """From this share of `stop_bytes` on, a journal is nearly full."""
+
+FAILING_BOARDS: Final = 3
+"""Maximum number of boards that warnings name."""
 
 CROWDED: Final = (
     "strangers hold connections to WS_PORT, and others were crowded out before they were let in: "
@@ -306,6 +310,8 @@ class Status(_Model):
     """Why clients are not served as they should be, in one line."""
     unready: str | None = None
     """Why no client should be sent here, in one line."""
+    failing: Annotated[Mapping[str, str], Field(json_schema_extra={"merge": "join"})] = {}
+    """The boards that cannot be read, and why not, in one line."""
     database: Database | None = None
     """None while the feed is not connected, or is not one of a database."""
     stream: StreamStatus | None = None
@@ -331,7 +337,19 @@ class Status(_Model):
     def warnings(self) -> list[str]:
         """What does no harm yet, a line each."""
         crowded = [CROWDED] * self.crowded + [CROWDED_HEALTH] * self.health_crowded
-        return [*crowded, *(_warnings(self.database) if self.database else ())]
+        return [*crowded, *_failing(self.failing), *(_warnings(self.database) if self.database else ())]
+
+    @property
+    def health(self) -> Literal["healthy", "degraded", "unhealthy"]:
+        """Whether clients are served as they should be: all, all but those of some boards, or not."""
+        return "unhealthy" if self.problem else "degraded" if self.failing else "healthy"
+
+
+def _failing(boards: Mapping[str, str]) -> Iterable[str]:
+    for board, problem in islice(boards.items(), FAILING_BOARDS):
+        yield f"board {board[:100]!r} cannot be read: {problem}"
+    if len(boards) > FAILING_BOARDS:
+        yield f"{len(boards) - FAILING_BOARDS} more boards cannot be read"
 
 
 def _warnings(database: Database) -> Iterable[str]:
@@ -378,6 +396,8 @@ def merged(statuses: Sequence[Status]) -> dict[str, Any]:
                 found[name] = any(values)
             case "all":
                 found[name] = bool(values) and all(values)
+            case "join":
+                found[name] = {key: value for each in values for key, value in each.items()}
     return found
 
 

@@ -36,7 +36,7 @@ from relay.backoff import Backoff
 from relay.config import Settings
 from relay.hub.ports import Committed, Sink
 from relay.model.cursor import Era, Reason
-from relay.model.messages import Message
+from relay.model.messages import Message, error
 from relay.model.snapshot import Snapshot
 from relay.model.status import Counts, Status, StreamStatus
 from relay.nats.jetstream import Refused, Stream, StreamError
@@ -56,7 +56,7 @@ from relay.nats.stream import (
 )
 from relay.postgres.connection import complete
 from relay.postgres.faults import FeedError, first_of
-from relay.postgres.feed import Feed
+from relay.postgres.feed import UNAVAILABLE, Feed
 from relay.postgres.lead import Lead
 
 log = structlog.get_logger()
@@ -67,8 +67,8 @@ STATE_SECONDS: Final = 1.0
 STAND_BY_SECONDS: Final = 0.25
 """How often a publisher that stands by asks whether it leads."""
 
-SIDE_BY_SIDE: Final = 4
-"""So many boards are read at once, each over a connection of its own."""
+FAILED_SECONDS: Final = 1.0
+"""How long an edge waits for a board that could not be read the last time."""
 
 PROBLEM_LETTERS: Final = 1000
 """So much of a problem is told to edges."""
@@ -189,6 +189,7 @@ class Publisher:
             or (None if self._standing_by or (turn and turn.feed.proven) else "nothing is proven yet"),
             lag_seconds=turn.feed.lag if turn else 0.0,
             database=turn.feed.database if turn else None,
+            failing=turn.feed.failing if turn else {},
             stream=StreamStatus(
                 connected=self._problem is None, active=turn is not None, entry=turn.last if turn else None
             ),
@@ -224,7 +225,7 @@ class _Turn(Sink):
         self._left = asyncio.Event()
         self._asked: dict[str, list[_Answer]] = {}
         self._reading: dict[str, list[_Answer]] = {}
-        self.feed = Feed(settings.DATABASE_URL, self._era, self._position, side_by_side=SIDE_BY_SIDE)
+        self.feed = Feed(settings.DATABASE_URL, self._era, self._position)
 
     @classmethod
     async def take(cls, stream: Stream, settings: Settings, *, begin_again: bool) -> _Turn:
@@ -333,6 +334,10 @@ class _Turn(Sink):
         if name in self._asked:
             self.feed.ask(name)
 
+    def fail_read(self, name: str, error: Message) -> None:
+        """Answer who has asked for a board that it cannot be read; they ask again."""
+        self.refuse(name, error)
+
     def refuse(self, name: str, error: Message) -> None:
         """Answer who has asked for a board that it cannot be had."""
         for answer in self._reading.pop(name, []) + self._asked.pop(name, []):
@@ -346,6 +351,12 @@ class _Turn(Sink):
         answer: _Answer = asyncio.get_running_loop().create_future()
         self._asked.setdefault(name, []).append(answer)
         self.feed.ask(name)
+        if name in self.feed.failing:
+            # It is read again after a pause, for which no edge should wait.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAILED_SECONDS):
+                    return await answer
+            return msgspec.json.encode(BoardRefused()), error("board_unavailable", UNAVAILABLE, name).json
         return await answer
 
     async def _answer_may_read(self, question: bytes) -> tuple[bytes, bytes] | None:

@@ -63,6 +63,9 @@ WANTED_SECONDS: Final = 10.0
 ASK_AGAIN_SECONDS: Final = 0.25
 """How long after no publisher answered it is asked again."""
 
+FAILED_SECONDS: Final = 1.0
+"""How long after the publisher could not read a board it is asked for it again."""
+
 ASKED_AT_ONCE: Final = 8
 """So many boards are asked for at once; never one of them twice."""
 
@@ -110,6 +113,8 @@ class NatsSource(Source, Authorizer):
         self._backoff = Backoff()
         # Since when boards are wanted, and an answer, that are not here.
         self._wanted_since: dict[str, float] = {}
+        # When boards are asked for again that could not be read.
+        self._again_at: dict[str, float] = {}
         self._asked_since: float | None = None
         # Each board has its place in one of these: two reads of the same never cross.
         self._wanted: list[asyncio.Queue[str]] = [asyncio.Queue() for _ in range(ASKED_AT_ONCE)]
@@ -131,6 +136,10 @@ class NatsSource(Source, Authorizer):
 
     def ask(self, board: str) -> None:
         """Have a board read, for the hub."""
+        loop = asyncio.get_running_loop()
+        if (again_at := self._again_at.pop(board, 0.0)) > loop.time():
+            loop.call_at(again_at, self.ask, board)
+            return
         self._wanted_since.setdefault(board, time.monotonic())
         self._wanted[hash(board) % ASKED_AT_ONCE].put_nowait(board)
 
@@ -371,7 +380,8 @@ class NatsSource(Source, Authorizer):
         if (answer := await self._ask_board(stream, name)) is None:
             return False
         if isinstance(answer, protocol.Message):
-            hub.refuse(name, answer)
+            self._again_at[name] = asyncio.get_running_loop().time() + FAILED_SECONDS
+            hub.fail_read(name, answer)
             return True
         async with self._between_batches():
             hub.synced(name, *answer)

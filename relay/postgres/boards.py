@@ -1,84 +1,131 @@
 """Boards: how one is read, exactly as of one snapshot.
 
 Rules:
-- A board is read in one transaction that first locks the tables against DDL, and by one statement, with a snapshot
+- A board is read in one transaction that first locks its tables against DDL, and by one statement, with a snapshot
   from after that: an older one, from before a TRUNCATE or an ALTER TABLE that rewrites rows, would show no row.
+- The server holds what was read, and the transaction ends before it is sent: so no lock and no snapshot waits for a
+  relay that reads slowly, is frozen, or is cut off.
+- A lock that cannot be had, and a read that takes too long, are errors of this board.
 - A row that cannot be shown is left out.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, LiteralString
 
 import psycopg
-from psycopg.rows import TupleRow
 
 from relay.model.snapshot import Snapshot
 from relay.postgres.connection import Connection, readable
 from relay.postgres.decode import board_data
-from relay.postgres.faults import FeedError
+from relay.postgres.faults import Scope, WatchOutdated, scope_of
 from relay.postgres.watches import Watches
+
+READ_SECONDS: Final = 30.0
+"""Timeout of the read of a board, without the time that it takes to send it."""
+
+LOCK_SECONDS: Final = 2.0
+"""Timeout of the lock on each of its tables."""
 
 LARGE_BOARD_TASKS: Final = 1_000
 """Above it, a board is encoded in a thread, so that the others' changes go on meanwhile."""
 
+FETCH_TASKS: Final = 2_000
+"""Number of tasks fetched at once."""
+
+# All of one statement, and so of one snapshot. That comes first, and in the same row is counted what follows: so when
+# it has come, all has been read, within the statement's time limit, which a commit does not have.
 _BOARD: Final[LiteralString] = """
-    select pg_catalog.pg_current_snapshot()::text, b.watch, /**/b.task/**/
-    from (values (0)) one
-    left join relay.board(%s, %s) b on true
+    declare board no scroll cursor with hold for
+    with board as materialized (select b.watch, /**/b.task/**/ as task from relay.board(%s, %s) b)
+    select pg_catalog.pg_current_snapshot()::text, count(*)::integer, null from board
+    union all
+    select null, watch, task from board
 """
 
 
 class Boards:
-    """Reads boards, as many side by side as there are connections."""
+    """Reads boards, so many side by side, each over a connection of its own, opened when it is needed."""
 
-    def __init__(self, watches: Watches, *readers: Connection) -> None:
+    def __init__(self, watches: Watches, connect: Callable[[], Awaitable[Connection]], side_by_side: int) -> None:
+        self.connections: list[Connection] = []
         self._watches = watches
+        self._connect = connect
+        self._side_by_side = side_by_side
+        self._opening = 0
         self._free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
-        for each in readers:
-            self._free.put_nowait(each)
 
     async def read(self, name: str) -> tuple[Snapshot, bytes]:
         """Read a board: the snapshot, and the data of its `board.sync`."""
-        async with self._reader() as reader, reader.in_turn:
-            found = await _rows(reader, name)
-        snapshot = Snapshot.parse(found[0][0])
-        rows = [(number, image) for _, number, image in found if number is not None]
+        async with self._reader() as reader:
+            snapshot, rows = await _rows(reader, name)
         if any(number not in self._watches.by_id for number, _ in rows):
             await self._watches.load()
         watches = self._watches.by_id
         if any(number not in watches for number, _ in rows):
-            raise FeedError("the watched tables changed while a board was read: reading again")
+            raise WatchOutdated("the watched tables changed while a board was read")
         if len(rows) > LARGE_BOARD_TASKS:
             return snapshot, await asyncio.to_thread(board_data, rows, watches)
         return snapshot, board_data(rows, watches)
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[Connection]:
+        if self._free.empty() and len(self.connections) + self._opening < self._side_by_side:
+            await self._open()
         reader = await self._free.get()
         try:
             yield reader
         finally:
             self._free.put_nowait(reader)
 
+    async def _open(self) -> None:
+        self._opening += 1
+        try:
+            reader = await self._connect()
+        except psycopg.OperationalError:
+            if not self.connections:
+                raise
+            return  # the server has no more to give: those that there are have to do
+        finally:
+            self._opening -= 1
+        self.connections.append(reader)
+        await reader.rows(f"set lock_timeout = {LOCK_SECONDS * 1000:.0f}".encode())
+        await reader.rows(f"set statement_timeout = {READ_SECONDS * 1000:.0f}".encode())
+        self._free.put_nowait(reader)
 
-async def _rows(reader: Connection, name: str) -> list[TupleRow]:
-    board = readable(_BOARD, reader)
-    await reader.rows("begin read only")
-    await reader.rows("select relay.hold_tables()")
-    await reader.rows("savepoint quick")
+
+async def _rows(reader: Connection, name: str) -> tuple[Snapshot, list[tuple[int, str]]]:
     try:
-        rows = await reader.rows(board, name, False)
+        return await _read(reader, name, careful=False)
     except psycopg.errors.UntranslatableCharacter:
         # The database's encoding has no such character, so no board is called that.
-        await reader.rows("rollback")
-        return await reader.rows("select pg_catalog.pg_current_snapshot()::text, null, null")
-    except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError, psycopg.IntegrityError):
+        return Snapshot.parse((await reader.row("select pg_catalog.pg_current_snapshot()::text"))[0]), []
+    except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
+        raise
+    except psycopg.Error as ex:
+        if scope_of(ex, reading_board=True) is not Scope.BOARD:
+            raise
         # Some row cannot be shown: find out which, at a price.
-        await reader.rows("rollback to savepoint quick")
-        rows = await reader.rows(board, name, True)
-    await reader.rows("commit")
-    return rows
+        return await _read(reader, name, careful=True)
+
+
+async def _read(reader: Connection, name: str, *, careful: bool) -> tuple[Snapshot, list[tuple[int, str]]]:
+    try:
+        await reader.rows("begin read only")
+        await reader.rows("select relay.hold_tables(%s)", name)
+        await reader.rows(readable(_BOARD, reader), name, careful)
+        snapshot, count, _ = await reader.row("fetch 1 from board")
+        await reader.rows("commit")
+    except psycopg.Error:
+        if not reader.closed:
+            await reader.rows("rollback")
+        raise
+    found: list[tuple[int, str]] = []
+    while len(found) < count:
+        rows = await reader.rows(f"fetch {FETCH_TASKS} from board".encode())
+        found += [(watch, task) for _, watch, task in rows]
+    await reader.rows("close board")
+    return Snapshot.parse(snapshot), found

@@ -2,6 +2,7 @@
 
 Rules:
 - Whatever a role or a database presets, a session of the relay pins what it depends on.
+- The server itself ends a session whose relay does nothing any more.
 - A connection that is silent while Postgres is not at work for it is dead, whatever TCP thinks of it.
 - What is cancelled ends its connection at once, for the relay is to stop or to connect again.
 """
@@ -9,10 +10,11 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Final, LiteralString
@@ -29,6 +31,9 @@ SILENT_SECONDS: Final = 1.5
 
 STATE_SECONDS: Final = 1.0
 """Timeout of that question."""
+
+FROZEN_SECONDS: Final = 10.0
+"""How long a relay that does nothing any more keeps a lock or a snapshot, at most."""
 
 START_SECONDS: Final = 10.0
 """Timeout of what begins a session: its connections are watched only from then on."""
@@ -126,24 +131,44 @@ async def set_up(connection: Connection) -> None:
     """Make the settings of a session. Raises FeedError for a database whose text has no encoding."""
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
         raise FeedError(NO_ENCODING)
-    for setting in _SETTINGS:
-        await connection.execute(f"set {setting}".encode())
+    settings = {**SETTINGS, **(SETTINGS_17 if connection.info.server_version >= 170000 else {})}
+    await connection.execute("; ".join(f"set {name} = {value}" for name, value in settings.items()).encode())
+    with contextlib.suppress(psycopg.errors.InvalidParameterValue):  # servers on Windows do not have it
+        await connection.execute("set client_connection_check_interval = '2s'")
 
 
-_SETTINGS: Final = (
+SETTINGS: Final[Mapping[str, str]] = {
     # Each statement sees what was committed before it.
-    "default_transaction_isolation = 'read committed'",
-    "client_encoding = 'UTF8'",
-    "statement_timeout = 0",
-    "lock_timeout = 0",
-    "idle_in_transaction_session_timeout = 0",
-    "standard_conforming_strings = on",
+    "default_transaction_isolation": "'read committed'",
+    "default_transaction_deferrable": "off",
+    "client_encoding": "'UTF8'",
+    "standard_conforming_strings": "on",
+    "search_path": "''",
     # A policy that filters rows would leave boards silently empty; this makes it an error.
-    "row_security = off",
-    "search_path = ''",
+    "row_security": "off",
+    # All that the relay writes is in unlogged tables: there is nothing to wait for.
+    "synchronous_commit": "off",
+    # No limit of a role's or a database's ends what is well.
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_session_timeout": "0",
+    # A relay that is frozen, or cut off, keeps a lock or a snapshot no longer than this: in a transaction in which it
+    # does nothing, or while it does not take what it is sent.
+    "idle_in_transaction_session_timeout": f"'{FROZEN_SECONDS:.0f}s'",
+    "tcp_user_timeout": f"'{FROZEN_SECONDS:.0f}s'",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "2",
     # The planner knows nothing of how little is new, and would compile code for the millions of rows that it expects.
-    "jit = off",
-)
+    "jit": "off",
+    **{f"enable_{way}": "on" for way in ("seqscan", "indexscan", "indexonlyscan", "bitmapscan", "tidscan", "sort")},
+    **{f"enable_{way}": "on" for way in ("nestloop", "hashjoin", "mergejoin", "hashagg", "material")},
+    "plan_cache_mode": "auto",
+}
+"""What a session pins, whatever a role or a database presets."""
+
+SETTINGS_17: Final[Mapping[str, str]] = {"transaction_timeout": "0"}
+"""The same, of what came with Postgres 17."""
 
 
 @asynccontextmanager

@@ -26,6 +26,7 @@ from relay.model import messages
 from relay.model.cursor import Reason
 from relay.model.messages import Row
 from relay.model.transaction import Image, Transaction
+from relay.postgres.faults import UnreadableRow, WatchOutdated
 
 log = structlog.get_logger()
 
@@ -36,14 +37,6 @@ MAX_TASK_DEPTH: Final = 500
 """How deep arrays and objects of a task may be nested; of what is deeper, no parser reads all."""
 
 _decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
-class UnreadableRow(Exception):
-    """A row that cannot be shown: too large, too deep, with what is no Unicode text, or a type's own code failed."""
-
-
-class WatchOutdated(Exception):
-    """A watch whose columns are no longer there."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ Rules:
 - Clients that resume are served together: one read of the journal, from the oldest of their cursors on, and the next
   not before more have gathered. So ten thousand that come back at once cost Postgres a handful of queries.
 - Postgres never waits for a client: the sink takes everything at once, or has the feed pause.
-- A fault of any connection ends the session; the feed connects again, with back-off, for ever.
+- A fault stays where it is, see faults.py: a board that cannot be read is read again later, with back-off; what
+  ends a session has the feed connect again, with back-off, for ever.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -30,13 +31,13 @@ import structlog
 
 from relay.backoff import Backoff
 from relay.hub.ports import Authorizer, Question, Resuming, Sink, Source, SourceStatus
+from relay.model import messages
 from relay.model.cursor import Era, Reason
 from relay.model.snapshot import Snapshot
 from relay.model.status import Counts, Database
 from relay.model.transaction import Transaction
 from relay.postgres.connection import complete, in_time
-from relay.postgres.decode import WatchOutdated
-from relay.postgres.faults import FeedError, first_of
+from relay.postgres.faults import FeedError, Scope, WatchOutdated, first_of, scope_of
 from relay.postgres.progress import Progress
 from relay.postgres.requests import GATHER_SECONDS, Asked, BoardQueue
 from relay.postgres.schedule import POLLING_SECONDS, PollSchedule
@@ -59,6 +60,12 @@ PRUNE_SECONDS: Final = 5.0
 """Interval between prunes of the journal, which grows beyond what is to be kept meanwhile; and between readings of
 its vitals."""
 
+SIDE_BY_SIDE: Final = 4
+"""Number of boards that are read at once, each over a connection of its own; one of them is a slow one."""
+
+UNAVAILABLE: Final = "this board cannot be read at present: it comes as soon as it can"
+"""What subscribers learn of a board that cannot be read; the rest is for the operator."""
+
 LINK_SECONDS: Final = 0.25
 """Interval at which connections are checked that have been silent for long."""
 
@@ -66,8 +73,8 @@ LINK_SECONDS: Final = 0.25
 class Feed(Source, Authorizer):
     """Follows the journal of one database and reads its boards.
 
-    It begins now, or goes on from a position in an era. So many boards are read side by side. `problem` says in one
-    line why it is not running, and is None while it is.
+    It begins now, or goes on from a position in an era. `problem` says in one line why it is not running, and is None
+    while it is.
     """
 
     def __init__(
@@ -76,7 +83,7 @@ class Feed(Source, Authorizer):
         era: Era | None = None,
         position: Snapshot | None = None,
         *,
-        side_by_side: int = 1,
+        side_by_side: int = SIDE_BY_SIDE,
     ) -> None:
         self.problem: str | None = "not connected yet"
         self._conninfo = complete(database_url)
@@ -137,6 +144,7 @@ class Feed(Source, Authorizer):
             lag_seconds=self.lag,
             counts=self.counts,
             database=self.database,
+            failing=self.failing,
         )
 
     def trouble(self, budget: float) -> str | None:
@@ -165,6 +173,11 @@ class Feed(Source, Authorizer):
         )
 
     @property
+    def failing(self) -> Mapping[str, str]:
+        """The boards that cannot be read, and why not."""
+        return self._boards.failing
+
+    @property
     def database(self) -> Database | None:
         """Tell how the database's side is, while it is connected."""
         if self._vitals is None:
@@ -189,11 +202,8 @@ class Feed(Source, Authorizer):
                     async with in_time():
                         await self._begin(session, sink)
                     await self._follow(session, sink)
-            except* (psycopg.Error, OSError, FeedError, WatchOutdated) as group:
-                self._report(error_line(first_of(group)))
-            except* Exception as group:  # nobody foresaw it, so it is this session's
-                log.exception("feed.fault", exc_info=group)
-                self._report(f"an unexpected fault, to be reported with its log line: {error_line(first_of(group))}")
+            except* Exception as group:  # noqa: BLE001  # also what nobody foresaw is a session's
+                self._report(_problem_of(group))
             finally:
                 self._vitals = None
             await asyncio.sleep(backoff.fail(time.monotonic(), self.problem or ""))
@@ -248,8 +258,9 @@ class Feed(Source, Authorizer):
     async def _follow(self, session: Session, sink: Sink) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read_journal(session, sink))
-            for _ in range(self._side_by_side):
-                tasks.create_task(self._read_boards(session, sink))
+            for _ in range(self._side_by_side - 1):
+                tasks.create_task(self._read_boards(session, sink, slow=False))
+            tasks.create_task(self._read_boards(session, sink, slow=True))
             tasks.create_task(self._read_missed(session))
             tasks.create_task(self._answer(session))
             tasks.create_task(_inspect(session))
@@ -350,21 +361,33 @@ class Feed(Source, Authorizer):
 
     # Boards, and what was missed
 
-    async def _read_boards(self, session: Session, sink: Sink) -> None:
-        loop = asyncio.get_running_loop()
+    async def _read_boards(self, session: Session, sink: Sink, *, slow: bool) -> None:
         while True:
-            name = await self._boards.get()
+            name = await self._boards.get(slow=slow)
             if not sink.begin_read(name):
+                self._boards.forget(name)
                 continue
-            began = loop.time()
             try:
-                snapshot, data = await session.boards.read(name)
-                self._boards.has_read(name, loop.time() - began)
-                async with self._between_batches:
-                    sink.synced(name, snapshot, data)
-            except BaseException:
-                sink.abandon_read(name)
-                raise
+                await self._read_board(session, sink, name)
+            except BaseException as ex:
+                if scope_of(ex, reading_board=True) is not Scope.BOARD:
+                    sink.abandon_read(name)
+                    raise
+                self._report_board(name, error_line(ex))
+                sink.fail_read(name, messages.error("board_unavailable", UNAVAILABLE, name))
+
+    async def _read_board(self, session: Session, sink: Sink, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        snapshot, data = await session.boards.read(name)
+        self._boards.has_read(name, loop.time() - began)
+        async with self._between_batches:
+            sink.synced(name, snapshot, data)
+
+    def _report_board(self, name: str, problem: str) -> None:
+        """Log why a board cannot be read, once."""
+        if self._boards.has_failed(name, problem):
+            log.error("feed.board_failed", board=name[:100], problem=problem)
 
     async def _read_missed(self, session: Session) -> None:
         while True:
@@ -408,6 +431,15 @@ class Feed(Source, Authorizer):
             if not await session.prune():
                 self._vitals = await session.vitals()
                 await asyncio.sleep(PRUNE_SECONDS)
+
+
+def _problem_of(group: BaseExceptionGroup[Exception]) -> str:
+    """Say what ended a session; one that nobody foresaw is logged whole."""
+    first = first_of(group)
+    if isinstance(first, (psycopg.Error, OSError, FeedError, WatchOutdated)):
+        return error_line(first)
+    log.error("feed.fault", exc_info=group)
+    return f"an unexpected fault, to be reported with its log line: {error_line(first)}"
 
 
 async def _inspect(session: Session) -> None:

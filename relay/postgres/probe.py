@@ -61,7 +61,7 @@ class Probe:
             return None
         waited = f"no probe has come back for {now - self._since:.0f} seconds"
         if not self._was_written:
-            return f"{waited}: none could be written: is a watched table locked, or a board very large?"
+            return f"{waited}: none could be written: does Postgres answer?"
         if "journal" not in self._ever_came:
             return f"{waited}: the journal is not read in time"
         return f"{waited}: no notification comes: is there a transaction pooler in between?"

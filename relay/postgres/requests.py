@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from relay.backoff import Backoff
 from relay.hub.ports import Question
 
 GATHER_SECONDS: Final = 0.25
@@ -14,6 +16,15 @@ GATHER_SECONDS: Final = 0.25
 
 GATHER_SHARE: Final = 4
 """That pause, as a multiple of the time that the read took: so a stampede leaves time for all others."""
+
+SLOW_SECONDS: Final = 1.0
+"""A board whose read took longer waits in the queue of slow boards next time."""
+
+SLOW_BOARDS: Final = 10_000
+"""Maximum number of boards known to be slow."""
+
+LONGEST_RETRY_SECONDS: Final = 30.0
+"""Maximum pause until a board that could not be read is read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +36,60 @@ class Asked:
 
 
 class BoardQueue:
-    """The boards that are to be read, each not before its pause is over."""
+    """The boards that are to be read, each not before its pause is over.
+
+    Those that failed or took long the last time wait in a queue of their own, so that they delay no others.
+    """
 
     def __init__(self) -> None:
-        self._due: asyncio.Queue[str] = asyncio.Queue()
+        self._due: Mapping[bool, asyncio.Queue[str]] = {False: asyncio.Queue(), True: asyncio.Queue()}
         self._paused_until: dict[str, float] = {}
+        self._slow: dict[str, None] = {}
+        self._failed: dict[str, tuple[str, Backoff]] = {}
+
+    @property
+    def failing(self) -> Mapping[str, str]:
+        """The boards that cannot be read, and why not, in one line."""
+        return {board: problem for board, (problem, _) in self._failed.items()}
 
     def put(self, board: str) -> None:
         """Have a board read."""
+        queue = self._due[board in self._failed or board in self._slow]
         if board in self._paused_until:
-            asyncio.get_running_loop().call_at(self._paused_until[board], self._due.put_nowait, board)
+            asyncio.get_running_loop().call_at(self._paused_until[board], queue.put_nowait, board)
         else:
-            self._due.put_nowait(board)
+            queue.put_nowait(board)
 
-    async def get(self) -> str:
-        """Wait for a board that is due."""
-        return await self._due.get()
+    async def get(self, *, slow: bool) -> str:
+        """Wait for a board that is due, a slow one or one of the others."""
+        return await self._due[slow].get()
+
+    def forget(self, board: str) -> None:
+        """Note that nobody wants a board any more."""
+        self._failed.pop(board, None)
 
     def has_read(self, board: str, seconds: float) -> None:
         """Note that a read of a board is over, which took so long."""
+        self._failed.pop(board, None)
+        self._slow.pop(board, None)
+        if seconds > SLOW_SECONDS:
+            self._slow[board] = None
+            if len(self._slow) > SLOW_BOARDS:
+                del self._slow[next(iter(self._slow))]
         self._pause(board, min(GATHER_SHARE * seconds, GATHER_SECONDS))
+
+    def has_failed(self, board: str, problem: str) -> bool:
+        """Note that a board could not be read, and why; return whether that is new."""
+        known, backoff = self._failed.get(board, (None, Backoff(longest=LONGEST_RETRY_SECONDS)))
+        self._failed[board] = problem, backoff
+        self._pause(board, backoff.fail(-math.inf, problem))
+        return problem != known
 
     def _pause(self, board: str, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         self._paused_until[board] = until = loop.time() + seconds
-        loop.call_at(until, self._paused_until.pop, board, None)
+        loop.call_at(until, self._end_pause, board, until)
+
+    def _end_pause(self, board: str, until: float) -> None:
+        if self._paused_until.get(board) == until:
+            del self._paused_until[board]

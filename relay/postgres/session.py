@@ -1,7 +1,7 @@
 """A session: the connections to Postgres while all is well, and what is asked over them.
 
 One connection listens for notifications and reads the journal. Another does all that is short: watches, probes,
-pruning, what resuming clients missed. Boards are read over that one too, or over connections of their own.
+pruning, what resuming clients missed. Boards are read over connections of their own.
 
 Rules:
 - The daemon's role needs the rights of sql/roles.sql and no more: it reads boards through relay.board.
@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Final, LiteralString, Self, cast
 
 import psycopg
@@ -52,32 +53,31 @@ class Session:
         followed: Container[str | None],
         listener: Connection,
         reader: Connection,
-        board_readers: Sequence[Connection] = (),
+        boards: Callable[[Watches], Boards],
         *,
         silent: bool,
     ) -> None:
         self.silent = silent
         self.watches = Watches(reader)
         self.journal = Journal(listener, self.watches, followed)
-        self.boards = Boards(self.watches, *(board_readers or (reader,)))
+        self.boards = boards(self.watches)
         self.journal_of_missed = Journal(reader, self.watches, followed)
         self._conninfo = conninfo
         self._listener = listener
         self._reader = reader
-        self._all = (listener, reader, *board_readers)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, conninfo: str, followed: Container[str | None], side_by_side: int = 1) -> AsyncIterator[Self]:
         """Connect, listen, and check that the install is there. Raises FeedError or psycopg.Error.
 
-        So many boards can be read side by side; if several, each over a connection of its own.
+        So many boards can be read side by side.
         """
         async with await connect(conninfo) as listener, await connect(conninfo) as reader, AsyncExitStack() as more:
-            board_readers = [
-                await more.enter_async_context(await connect(conninfo))
-                for _ in range(side_by_side if side_by_side > 1 else 0)
-            ]
+
+            async def one_more() -> Connection:
+                return await more.enter_async_context(await connect(conninfo))
+
             async with in_time():
                 await _require_install(listener)
                 # The journal is read by its index alone: with statistics that lag behind, as they do for a table
@@ -85,7 +85,8 @@ class Session:
                 await listener.rows("set enable_seqscan = off")
                 await listener.rows("listen relay")
                 silent = await listener.row("select pg_catalog.current_setting('max_prepared_transactions') <> '0'")
-                session = cls(conninfo, followed, listener, reader, board_readers, silent=silent[0])
+                boards = partial(Boards, connect=one_more, side_by_side=side_by_side)
+                session = cls(conninfo, followed, listener, reader, boards, silent=silent[0])
                 await session.watches.load()
             yield session
 
@@ -174,7 +175,7 @@ class Session:
 
     async def require_answers(self) -> None:
         """Make sure that no connection has died in silence. Raises FeedError if one has."""
-        for connection in self._all:
+        for connection in (self._listener, self._reader, *self.boards.connections):
             await require_answer(connection, self._conninfo)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,40 @@ def sessions(database: Database) -> list[tuple[Any, ...]]:
     return database.fetch(
         "select pid from pg_stat_activity where application_name = 'relay' and datname = current_database()"
     )
+
+
+IMPATIENT = """
+from relay.postgres import connection
+connection.SETTINGS = connection.SETTINGS | {
+    "idle_in_transaction_session_timeout": "'1s'", "tcp_user_timeout": "'1s'"}
+from relay.commands.cli import main
+main()
+"""
+"""A relay whose sessions end after one second in which it does nothing, in place of ten."""
+
+
+async def test_frozen_relay_lets_go_of_the_tables_that_it_reads(database: Database, relay: Relays) -> None:
+    """A migration that waits for a relay which stands still goes on: Postgres itself ends the relay's transaction."""
+    database.execute("""
+        create type mood as enum ('good');
+        create function to_json(mood) returns json language plpgsql as $$ begin
+            perform pg_sleep(0.5); return to_json('good'::text); end $$;
+        create cast (mood as json) with function to_json(mood);
+        insert into tasks (id, title) values ('a', 'A');
+        alter table tasks add column mood mood default 'good';
+    """)
+    daemon = await relay(database.dsn, program=[sys.executable, "-c", IMPATIENT])
+    async with Client.to(daemon) as client:
+        board = asyncio.create_task(client.subscribe())
+        reads = "select from pg_stat_activity where wait_event = 'PgSleep' and application_name = 'relay'"
+        await until(lambda: database.fetch(reads), "a board that is being read")
+        daemon.signal(signal.SIGSTOP)
+        try:
+            locks = "select from pg_locks where relation = 'tasks'::regclass and mode = 'AccessShareLock'"
+            assert database.fetch(locks)
+            await asyncio.to_thread(database.execute, "set lock_timeout = '10s'; alter table tasks add column x int")
+            held = "select from pg_stat_activity where application_name = 'relay' and backend_xmin is not null"
+            await until(lambda: not database.fetch(held), "a relay that holds no snapshot")
+        finally:
+            daemon.signal(signal.SIGCONT)
+        assert ids(await board) == ["a"]

@@ -33,7 +33,8 @@ from relay.model.cursor import CursorRefused, Era
 from relay.model.messages import BadMessage
 from relay.model.snapshot import Snapshot
 from relay.model.transaction import Transaction, cancelled
-from relay.postgres.decode import Entry, Watch, WatchOutdated
+from relay.postgres.decode import Entry, Watch
+from relay.postgres.faults import WatchOutdated
 from relay.websocket.connection import Connection
 from relay.websocket.frames import deflated_frame, frame
 from relay.websocket.limits import Limits

@@ -16,7 +16,7 @@ from relay import config
 from relay.daemon.worker import Worker
 from relay.http.app import Monitor
 from relay.model.status import Counts, Histogram, Status
-from relay.postgres import feed, progress
+from relay.postgres import boards, feed, progress, requests
 from tests.integration.client import Client
 from tests.proxy import Proxy
 from tests.servers import Database, install
@@ -309,16 +309,30 @@ async def test_relay_that_half_of_the_probe_reaches_is_not_ready(database: Datab
 
 
 @pytest.mark.usefixtures("quick_probes")
-async def test_relay_that_cannot_read_boards_is_not_ready(database: Database) -> None:
-    """While somebody locks the table, who subscribes gets nothing, and the relay says so."""
+async def test_relay_that_cannot_read_a_board_is_ready_and_says_which(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While somebody locks its table, its subscribers know; all others are served."""
+    monkeypatch.setattr(boards, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(requests, "LONGEST_RETRY_SECONDS", 0.1)
     locker = database.connect()
-    async with relay_on(database.dsn) as worker, Client.to(f"ws://127.0.0.1:{worker.port}") as client:
+    async with (
+        relay_on(database.dsn) as worker,
+        monitoring(worker.status) as url,
+        Client.to(f"ws://127.0.0.1:{worker.port}") as client,
+    ):
         with locker.transaction():
             locker.execute("lock table tasks in access exclusive mode")
             await client.send({"type": "subscribe", "boardId": "default"})
-            await until_told(worker, "none could be written: is a watched table locked")
+            assert (await client.receive())[1]["code"] == "board_unavailable"
+            code, health = await get(f"{url}/health")
+            assert (code, health["status"]) == (200, "degraded")
+            assert health["warnings"][0].startswith(
+                "board 'default' cannot be read: public.tasks is locked by process"
+            )
+            assert await get(f"{url}/ready") == (200, {"ready": True})
         assert (await client.receive())[0] == "board.sync"
-        await until_told(worker, "None", part="unready")
+        assert (await get(f"{url}/health"))[1]["status"] == "healthy"
 
 
 @pytest.mark.usefixtures("quick_probes")

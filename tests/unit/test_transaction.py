@@ -20,7 +20,8 @@ from relay.model import messages as protocol
 from relay.model.messages import Message
 from relay.model.transaction import Image, Transaction, cancelled
 from relay.postgres import decode
-from relay.postgres.decode import Entry, UnreadableRow, Watch, WatchOutdated
+from relay.postgres.decode import Entry, Watch
+from relay.postgres.faults import UnreadableRow, WatchOutdated
 from tests.unit.tasks import (
     BOARDS,
     WATCH,

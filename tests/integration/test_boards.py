@@ -1,0 +1,219 @@
+"""Boards that cannot be read, or only slowly: a fault of theirs, and of no other."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import LiteralString
+
+import pytest
+from psycopg.rows import TupleRow
+
+from relay.postgres import boards, requests
+from relay.postgres.connection import SETTINGS, Connection
+from tests.integration.client import Client, until
+from tests.integration.conftest import Relay
+from tests.proxy import Proxy
+from tests.servers import Database
+
+OTHER = """
+    create table other (id int primary key, board_id int not null, lane text not null, title text);
+    insert into other values (1, 7, 'todo', 'one');
+    select relay.watch('other');
+"""
+"""Has boards of integers, which boards of names have no rows in."""
+
+SLOW = """
+    create type mood as enum ('good');
+    create function to_json(mood) returns json language plpgsql as $$ begin
+        perform pg_sleep(60); return to_json('good'::text); end $$;
+    create cast (mood as json) with function to_json(mood);
+    alter table other add column mood mood default 'good';
+"""
+"""Has their reads take a minute."""
+
+QUICK = "create or replace function to_json(mood) returns json language sql as $$ select to_json('good'::text) $$"
+
+SLEEPS = "select from pg_stat_activity where wait_event = 'PgSleep'"
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have boards that could not be read be read again soon."""
+    monkeypatch.setattr(requests, "LONGEST_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(boards, "LOCK_SECONDS", 0.2)
+
+
+def health(relay: Relay) -> tuple[str | None, dict[str, str]]:
+    """Tell what a relay says of itself: its problem, and the boards that cannot be read."""
+    status = relay.feed.status(10)
+    return status.problem, dict(status.failing)
+
+
+@pytest.mark.usefixtures("quick_retries")
+async def test_board_whose_table_is_locked_fails_alone_and_comes_when_it_can(database: Database) -> None:
+    """Its subscribers get an error, once, and then the board; health names the table and who holds it."""
+    database.execute(OTHER)
+    holder = database.connect()
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as one, Client.to(relay.url) as other:
+        await other.subscribe("default")
+        with holder.transaction():
+            holder.execute("lock table other in access exclusive mode")
+            await one.send({"type": "subscribe", "boardId": "7"})
+            kind, data = await one.receive()
+            assert (kind, data["code"], data["boardId"]) == ("error", "board_unavailable", "7")
+            assert "process" not in data["message"]
+
+            await until(lambda: bool(health(relay)[1]))
+            problem, failing = health(relay)
+            assert problem is None
+            assert f"other is locked by process {holder.info.backend_pid}" in failing["7"]
+            database.execute("insert into tasks (id, title) values ('a', 'A')")
+            assert (await other.receive())[0] == "task.created"
+            async with Client.to(relay.url) as third:
+                assert (await third.subscribe("default"))[0] == "board.sync"
+        kind, data = await one.receive()
+        assert (kind, [task["id"] for task in data["lanes"]["todo"]]) == ("board.sync", [1])
+        assert health(relay) == (None, {})
+
+
+@pytest.mark.usefixtures("quick_retries")
+async def test_lock_queue_is_named(database: Database) -> None:
+    """Who waits in front, and for whom."""
+    database.execute(OTHER)
+    reader, changer = database.connect(), database.connect()
+    reader.execute("begin; select from other")
+    pids = reader.info.backend_pid, changer.info.backend_pid
+    alter = asyncio.create_task(asyncio.to_thread(changer.execute, "alter table other add column x int"))
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        waits = "select from pg_stat_activity where wait_event_type = 'Lock' and query like 'alter%%'"
+        await until(lambda: bool(database.fetch(waits)))
+        await client.send({"type": "subscribe", "boardId": "7"})
+        assert (await client.receive())[1]["code"] == "board_unavailable"
+        await until(lambda: "waits for" in health(relay)[1].get("7", ""))
+        assert "locked by process {1} (postgres), which waits for process {0}".format(*pids) in health(relay)[1]["7"]
+        reader.execute("rollback")
+        assert (await client.receive())[0] == "board.sync"
+    await alter
+
+
+LACKS = {
+    "select": (
+        "revoke select on other from relay_reader",
+        "grant select on public.other to relay_reader",
+    ),
+    "row security": (
+        "alter table other enable row level security",
+        "alter role relay_reader bypassrls",
+    ),
+}
+
+
+@pytest.mark.usefixtures("quick_retries")
+@pytest.mark.parametrize("lack", LACKS)
+async def test_board_that_may_not_be_read_says_which_grant_is_missing(database: Database, lack: str) -> None:
+    """Lost after the table was watched; what health says to run heals it."""
+    breaks, fix = LACKS[lack]
+    database.execute(OTHER)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        database.execute(breaks)
+        await client.send({"type": "subscribe", "boardId": "7"})
+        assert (await client.receive())[1]["code"] == "board_unavailable"
+        await until(lambda: bool(health(relay)[1]))
+        assert health(relay)[1]["7"].endswith(fix)
+
+        database.execute(fix if lack == "select" else "alter table other disable row level security")
+        assert (await client.receive())[0] == "board.sync"
+        assert health(relay) == (None, {})
+
+
+@pytest.mark.usefixtures("quick_retries")
+async def test_board_that_takes_too_long_fails_alone(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are read meanwhile, and it is read again."""
+    monkeypatch.setattr(boards, "READ_SECONDS", 1)
+    database.execute(OTHER + SLOW)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as slow, Client.to(relay.url) as quick:
+        await slow.send({"type": "subscribe", "boardId": "7"})
+        await until(lambda: bool(database.fetch(SLEEPS)))
+        assert (await quick.subscribe("default"))[0] == "board.sync"
+        assert (await slow.receive())[1]["code"] == "board_unavailable"
+        assert health(relay) == (None, {"7": "canceling statement due to statement timeout"})
+
+        database.execute(QUICK)
+        assert (await slow.receive())[0] == "board.sync"
+
+
+async def test_boards_known_to_be_slow_leave_room_for_all_others(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: they wait in a queue of their own."""
+    monkeypatch.setattr(requests, "SLOW_SECONDS", 0.1)
+    database.execute(OTHER + SLOW.replace("60", "0.15"))
+    database.execute("insert into other select n, n, 'todo' from generate_series(10, 15) n")
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as slow, Client.to(relay.url) as quick:
+        for _ in range(2):
+            for number in range(10, 16):
+                await slow.send({"type": "subscribe", "boardId": str(number)})
+            for _ in range(6):
+                assert (await slow.receive())[0] == "board.sync"
+        database.execute(QUICK.replace("select", "select pg_sleep(60);\n select"))
+        for number in range(10, 16):
+            await slow.send({"type": "subscribe", "boardId": str(number)})
+        await until(lambda: bool(database.fetch(SLEEPS)))
+        assert (await quick.subscribe("default"))[0] == "board.sync"
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "statement_timeout = '1ms'",
+        "idle_session_timeout = '50ms'",
+        "idle_in_transaction_session_timeout = '1ms'",
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_deferrable = on",
+        "enable_indexscan = off",
+        "lock_timeout = '1ms'",
+        "search_path = 'pg_temp'",
+        "row_security = on",
+    ],
+)
+async def test_what_a_database_presets_does_not_reach_the_relay(database: Database, preset: str) -> None:
+    """Nor does it when it is set while the relay runs, and the relay connects again."""
+    name, _, _ = preset.partition(" ")
+    assert name in SETTINGS
+    ((own,),) = database.fetch("select current_database()")
+    database.execute(f'alter database "{own}" set {preset}')
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.subscribe("default")
+        await asyncio.sleep(0.2)  # longer than all of these limits
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        assert (await client.receive())[0] == "task.created"
+        assert (await client.subscribe("default"))[0] == "board.sync"
+        assert relay.feed.status(10).counts.reconnects == 0
+
+
+async def test_board_that_is_on_its_way_holds_nothing(
+    database: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay that takes nothing of a large board, be it frozen or cut off, keeps no lock and no snapshot."""
+    database.execute(
+        "insert into tasks (id, title) select 't' || i, repeat('T', 1000) from generate_series(1, 20000) i"
+    )
+    plain = Connection.rows
+    stranded = asyncio.Event()
+
+    async def then_stranded(self: Connection, query: bytes | LiteralString, *parameters: object) -> list[TupleRow]:
+        if str(query).startswith("b'fetch 2000") and not stranded.is_set():
+            proxy.strand()
+            stranded.set()
+        return await plain(self, query, *parameters)
+
+    monkeypatch.setattr(Connection, "rows", then_stranded)
+    async with Relay(proxy.through(database.dsn)).running() as relay, Client.to(relay.url) as client:
+        await client.send({"type": "subscribe", "boardId": "default"})
+        await stranded.wait()
+        relays = "select from pg_stat_activity where application_name = 'relay'"
+        assert database.fetch(relays)
+        assert database.fetch(f"{relays} and (backend_xmin is not null or state like 'idle in%%')") == []
+        database.execute("set lock_timeout = '100ms'; alter table tasks add column x int")
+        kind, data = await client.receive()
+        assert (kind, sum(map(len, data["lanes"].values()))) == ("board.sync", 5000)
