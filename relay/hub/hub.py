@@ -195,8 +195,8 @@ class Hub(Sink, Resuming):
     def fail_read(self, name: str, error: Message) -> None:
         """Note that reading a board failed: say so to those who wait for it, once; it is asked for again."""
         if board := self._boards.get(name):
-            self._send_frames(board.fail_read(), [self._frame(error.json)])
-            self._ask_for(name, board)
+            self._sender.answer(board.fail_read(), error)
+            self._requests.ask(name, board)
 
     def refuse(self, name: str, error: Message) -> None:
         """Note that a board cannot be had: say so to its subscribers, which follow it no longer."""
