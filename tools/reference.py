@@ -16,7 +16,7 @@ from typing import Final
 from relay.commands.check.checks import HERE, NATS, THERE
 from relay.config import SETTINGS
 from relay.logs.events import EVENTS
-from relay.model.codes import CLOSE_CODES, ERRORS, REASONS, REFUSALS
+from relay.model.codes import CLOSE_CODES, ERRORS, PROBLEMS, REASONS, REFUSALS
 from relay.model.status import metrics
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
@@ -79,6 +79,11 @@ def _refusals() -> Iterator[str]:
     return _table(["reason", "answer", "what it is"], rows)
 
 
+def _problems() -> Iterator[str]:
+    rows = ([_code(words), problem.meaning, problem.advice] for words, problem in PROBLEMS.items())
+    return _table(["in the problem", "what it means", "what to do"], rows)
+
+
 def _reasons() -> Iterator[str]:
     return _table(["reason", "why the board was sent"], ([_code(name), why] for name, why in REASONS.items()))
 
@@ -103,6 +108,7 @@ TABLES: Final[Mapping[str, Callable[[], Iterator[str]]]] = {
     "log-events": _events,
     "checks": _checks,
     "refusals": _refusals,
+    "problems": _problems,
     "reasons": _reasons,
     "errors": _errors,
     "client-close-codes": _client_closes,

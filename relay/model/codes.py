@@ -176,3 +176,38 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
     ),
 }
 """By reason. `…` stands for a fixed text that says more."""
+
+
+# Problems: parts of what health and `feed.problem` say --------------------------------------------------------
+
+
+class Problem(NamedTuple):
+    """What a problem means to operators, and what to do."""
+
+    meaning: str
+    advice: str
+
+
+PROBLEMS: Final[Mapping[str, Problem]] = {
+    "Connection refused": Problem("Postgres is away", "nothing, if it comes back; otherwise see `DATABASE_URL`"),
+    "session is read-only": Problem("a standby, or a database set to read only", "name the primary; `relay check`"),
+    "lacks the relay's tables and triggers": Problem("not installed, or an older version", "`relay sql install`"),
+    "nothing is watched": Problem("no table is watched", "`relay sql watch`"),
+    "are missing or disabled": Problem(
+        "somebody dropped or disabled a trigger: clients miss what is written meanwhile, "
+        "and get their boards when it is back",
+        "`relay sql watch`",
+    ),
+    "permission denied": Problem("the role lacks rights", "`relay sql roles`, and connect as `relay_daemon`"),
+    "row-level security": Problem(
+        "a policy would hide rows from `relay_reader`", "`alter role relay_reader bypassrls`"
+    ),
+    "journalling is paused": Problem(
+        "the journal is full, and a transaction keeps it from being vacuumed",
+        "end the transaction that `relay check` names, or raise `stop_bytes`",
+    ),
+    "reached different servers": Problem("a balancer in front of several primaries", "name one"),
+    "a connection is silent": Problem("a half-open link", "nothing; the relay reconnects"),
+    "no probe has come back": Problem("see [Health](monitoring.md#health)", "see there"),
+}
+"""By words of the problem: those of the relay, or of Postgres."""

@@ -100,12 +100,6 @@ def run_examples(blocks: list[str], folder: Path, *programs: Path, **settings: s
     return finished.stdout
 
 
-def first_column(document: Path, header: str) -> list[str]:
-    """Return the code words of the first column of the table with that header."""
-    table = document.read_text().split(f"\n{header}", 1)[1].split("\n\n", 1)[0]
-    return re.findall(r"^\| `?([^`|]+?)`? \|", table, re.MULTILINE)
-
-
 def shortened(arguments: list[str]) -> list[str]:
     """Return options that make a command short which takes its time, or let it run beside other tests."""
     if arguments[0] == "check":
@@ -236,16 +230,6 @@ async def test_watching_commands_run(database: Database, relay: Relays, tmp_path
             program.end()
 
     assert {arguments[0] for arguments in watching} == NEEDS_DAEMON
-
-
-def test_problems_of_the_troubleshooting_are_those_of_the_code() -> None:
-    """What an operator looks up there is what health and log say."""
-    code = "".join(path.read_text() for path in (ROOT / "relay").rglob("*.py")).replace('"\n            f"', "")
-    others = {"Connection refused", "session is read-only", "permission denied", "row-level security"}  # Postgres's
-
-    listed = first_column(TROUBLESHOOTING, "| in the problem |")
-    assert len(listed) > len(others)
-    assert {words for words in listed if words not in code} <= others
 
 
 async def test_answers_of_the_daemon_come_where_the_documents_ask(database: Database, relay: Relays) -> None:

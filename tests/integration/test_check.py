@@ -33,7 +33,7 @@ LOCAL = {"WS_HOST": "127.0.0.1", "WS_PORT": "0", "HEALTH_PORT": "0"}
 
 
 async def check(dsn: str, **settings: str) -> dict[str, Finding]:
-    """Run the doctor, and return the findings by name."""
+    """Run the checks, and return the findings by name."""
     given = config.load({"DATABASE_URL": dsn} | LOCAL | settings)
     found = [finding async for finding in checks.run(given)]
     names = [finding.check for finding in found]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from relay.logs.events import EVENTS
-from relay.model.codes import CLOSE_CODES, ERRORS, REASONS, REFUSALS
+from relay.model.codes import CLOSE_CODES, ERRORS, PROBLEMS, REASONS, REFUSALS
 from relay.model.cursor import Reason
 from relay.model.messages import CloseCode, ErrorCode
 
@@ -38,3 +38,11 @@ def test_every_code_and_reason_of_messages_is_explained() -> None:
     assert list(ERRORS) == list(get_args(ErrorCode))
     assert list(REASONS) == list(get_args(Reason))
     assert set(CLOSE_CODES) == {*CloseCode, 1000, 1002, 1006}
+
+
+def test_every_problem_that_is_explained_can_occur() -> None:
+    of_postgres = {"Connection refused", "session is read-only", "permission denied", "row-level security"}
+    code = CODE.replace('"\n            f"', "")
+
+    assert {words for words in PROBLEMS if words not in code} <= of_postgres
+    assert of_postgres <= PROBLEMS.keys()
