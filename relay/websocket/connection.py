@@ -105,7 +105,7 @@ class Connection(asyncio.BufferedProtocol):
         self.address = arrival.address if arrival else ""
         self.client: Client | None = None
         self.closed = False
-        self.outbox: Outbox
+        self.outbox = Outbox(shared.limits, shared.backlogs, shared.caught_up)
         self._shared = shared
         self._arrival = arrival
         self._transport: asyncio.Transport
@@ -168,7 +168,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         if self._arrival:
             self._arrival.transport = self._transport
-        self.outbox = Outbox(self._transport, self._shared.limits, self._shared.backlogs, self._shared.caught_up)
+        self.outbox.attach(self._transport)
         self._shared.clients.arrive(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature

@@ -36,6 +36,7 @@ class Outbox(Subscriber):
         "_blocked",
         "_caught_up",
         "_ends",
+        "_is_unheard",
         "_largest",
         "_limits",
         "_moved",
@@ -48,16 +49,10 @@ class Outbox(Subscriber):
         "ready",
     )
 
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        limits: Limits,
-        all_backlogs: Memory,
-        caught_up: Callable[[Subscriber], None],
-    ) -> None:
+    def __init__(self, limits: Limits, all_backlogs: Memory, caught_up: Callable[[Subscriber], None]) -> None:
         self.ready = False
         self.inflates = False
-        self._transport = transport
+        self._transport: asyncio.Transport
         self._limits = limits
         self._all_backlogs = all_backlogs
         self._caught_up = caught_up
@@ -73,6 +68,12 @@ class Outbox(Subscriber):
         self._blocked = False
         self._unsent = 0
         self._moved = False
+        # Whether the client is not read from, for it is over its limit.
+        self._is_unheard = False
+
+    def attach(self, transport: asyncio.Transport) -> None:
+        """Write to a transport. Under TLS, this one may have said before that it takes no more."""
+        self._transport = transport
         # The backlog is ours: the transport says at once when it could not write all, and when it then has.
         # Under TLS it says so when so much waits, else when more does.
         transport.set_write_buffer_limits(high=1 if transport.get_extra_info("ssl_object") else 0, low=0)
@@ -166,6 +167,7 @@ class Outbox(Subscriber):
             self._write_backlog()
         if self._is_over():
             self.ready = False
+            self._is_unheard = True
             self._transport.pause_reading()
 
     def _is_over(self) -> bool:
@@ -181,8 +183,9 @@ class Outbox(Subscriber):
             return
         self._backlog = None
         self._end_stream()
-        if self.ready:
+        if not self._is_unheard:
             return
+        self._is_unheard = False
         self._transport.resume_reading()
         if self.is_open:
             self.ready = True

@@ -12,10 +12,12 @@ import contextlib
 import itertools
 import re
 import socket
+import ssl
 import struct
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,8 +33,9 @@ from relay.websocket import connection as connection_module
 from relay.websocket import server
 from relay.websocket.connection import Connection, Shared
 from relay.websocket.frames import frame
-from relay.websocket.listener import Arrival
+from relay.websocket.listener import TLS_BUFFER_BYTES, Arrival
 from relay.websocket.server import Endpoint
+from tests.certificates import certificate
 from tests.contract import checked
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -165,10 +168,12 @@ class Nobody:
 
 
 @contextlib.asynccontextmanager
-async def listening(*, heartbeat: float = 30.0, max_connections: int = 1000) -> AsyncIterator[Endpoint]:
+async def listening(
+    *, heartbeat: float = 30.0, max_connections: int = 1000, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Endpoint]:
     """Run an endpoint on a hub that nobody feeds."""
     endpoint = Endpoint(Hub(Nobody(), frame), heartbeat=heartbeat, max_connections=max_connections)
-    await endpoint.open("127.0.0.1", 0)
+    await endpoint.open("127.0.0.1", 0, tls=tls)
     try:
         yield endpoint
     finally:
@@ -707,6 +712,24 @@ async def test_closing_that_comes_with_the_handshake_raises_nothing(endpoint: En
     await eventually(lambda: endpoint.connections == 0)
     await assert_serves(endpoint)
     assert errors == []
+
+
+async def test_over_tls_a_connection_is_the_same_and_takes_little_memory(
+    accepted: list[Connection], tmp_path: Path
+) -> None:
+    """It is told that the transport is blocked before it is made; and has a buffer to read into that is small."""
+    ours, theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    cert, key = certificate(tmp_path, "relay")
+    ours.load_cert_chain(cert, key)
+    theirs.load_verify_locations(cert)
+    theirs.check_hostname = False
+    async with listening(tls=ours) as endpoint:
+        async with connect(f"wss://127.0.0.1:{endpoint.port}", ssl=theirs) as connection:
+            await connection.send(PING)
+            assert await connection.recv() == PONG.decode()
+        buffer = transport(accepted[0])._ssl_protocol._ssl_buffer  # type: ignore[attr-defined]  # noqa: SLF001
+
+    assert len(buffer) <= TLS_BUFFER_BYTES
 
 
 # Limits and heartbeat
