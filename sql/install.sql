@@ -815,8 +815,10 @@ begin
         null;
     elsif pg_catalog.pg_sequence_last_value('relay.control'::regclass) < 0 or old operator(pg_catalog.*=) new then
         return old;  -- journalling is paused, or nothing has changed
-    else
-        perform relay.notify();
+    elsif pg_catalog.current_setting('max_prepared_transactions') <> '0' or pg_catalog.pg_notification_queue_usage() >= 0.5
+        or pg_catalog.pg_notify('relay', '') is null
+    then
+        null;  -- as in relay.notify, for less: a bulk statement comes here with each row
     end if;
     insert into relay.journal (watch, entry) values (%1$s, relay.entry_%1$s(tg_op, old, new));
     return old;
