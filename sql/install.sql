@@ -488,12 +488,17 @@ select (d.said ->> 'watch')::integer as id,
        col.id_column,
        col.board_column,
        col.lane_column,
-       -- Whatever has the number or the name of a hidden column is hidden; and virtual columns, which triggers do not see.
+       -- Whatever has the number or the name of a hidden column is hidden; or, where it was said which are shown, whatever
+       -- has not the number of one of those, nor, after a restore, the name; and virtual columns, which triggers do not see.
        array(select a.attname from pg_catalog.pg_attribute a
              where a.attrelid = t.tgrelid and a.attnum > 0 and not a.attisdropped
-               and (a.attgenerated = 'v' or exists (
-                   select from pg_catalog.jsonb_array_elements(d.said -> 'hidden') h
-                   where h ->> 1 = a.attname or (d.same and (h ->> 0)::integer = a.attnum)))
+               and (a.attgenerated = 'v'
+                    or exists (
+                        select from pg_catalog.jsonb_array_elements(d.said -> 'hidden') h
+                        where h ->> 1 = a.attname or (d.same and (h ->> 0)::integer = a.attnum))
+                    or (d.said ? 'shown' and not exists (
+                        select from pg_catalog.jsonb_array_elements(d.said -> 'shown') h
+                        where case when d.same then (h ->> 0)::integer = a.attnum else h ->> 1 = a.attname end)))
              order by a.attnum) as hidden,
        array(select o from pg_catalog.jsonb_array_elements_text(d.said -> 'order_by') with ordinality e (o, n)
              order by n) as order_by,
@@ -508,7 +513,14 @@ select (d.said ->> 'watch')::integer as id,
                                  where a.attrelid = t.tgrelid and a.attname = h ->> 1 and not a.attisdropped))
            then 'was restored, and a column that it hides is not there'
        end as problem,
-       d.said ->> 'name' as watched_as
+       d.said ->> 'name' as watched_as,
+       -- The columns that are not hidden, where it was said which are shown; else null.
+       case when d.said ? 'shown' then array(
+           select a.attname from pg_catalog.pg_attribute a
+           where a.attrelid = t.tgrelid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v' and exists (
+               select from pg_catalog.jsonb_array_elements(d.said -> 'shown') h
+               where case when d.same then (h ->> 0)::integer = a.attnum else h ->> 1 = a.attname end)
+           order by a.attnum) end as shown
 from pg_catalog.pg_trigger t
 join pg_catalog.pg_proc f on f.oid = t.tgfoid
     and f.pronamespace = 'relay'::regnamespace and f.proname = 'journal_truncate'
@@ -712,10 +724,22 @@ declare
     came text;
     said text;
     col  name;
+    old_row text := 'before';
+    new_row text := 'after';
 begin
     said := pg_catalog.format('array[null, null, null, null, null, null, ''row_unreadable: relay.entry_%s must belong to '
                               'relay_renderer: run relay sql install'']', w.id);
-    if w.hidden <> '{}' then
+    if w.shown is not null then
+        -- Columns of which nothing was said are gone before anything looks at them, also those that come later.
+        select pg_catalog.format('(select %1$I from (select %2$s) %1$I where op <> ''INSERT'')', s.alias, s.gone),
+               pg_catalog.format('(select %1$I from (select %2$s) %1$I where op <> ''DELETE'')', s.alias, s.came)
+        into old_row, new_row
+        -- A column that had the row's alias as its name would be taken for the row.
+        from (select 'row_' || pg_catalog.md5(w.shown::text) as alias,
+                     pg_catalog.string_agg(pg_catalog.format('before.%I', c), ', ' order by n) as gone,
+                     pg_catalog.string_agg(pg_catalog.format('after.%I', c), ', ' order by n) as came
+              from pg_catalog.unnest(w.shown) with ordinality u (c, n)) s;
+    elsif w.hidden <> '{}' then
         -- The value of a hidden column is gone before anything looks at it, and under no other name is it found.
         hide := E'\n        if op <> ''INSERT'' then';
         foreach col in array w.hidden loop
@@ -744,12 +768,12 @@ begin%2$s
             when %8$s
                 and (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn())
                      # pg_catalog.hashtext(coalesce(after.%7$I, before.%7$I)::text)) & 32767
-                    > coalesce(pg_catalog.pg_column_size(before), 0) + coalesce(pg_catalog.pg_column_size(after), 0)%9$s
-            then array[%5$s, pg_catalog.row_to_json(before)::text, %6$s, pg_catalog.row_to_json(after)::text]
-            else relay.entry(%5$s, before, %6$s, after) end;
+                    > coalesce(pg_catalog.pg_column_size(%10$s), 0) + coalesce(pg_catalog.pg_column_size(%11$s), 0)%9$s
+            then array[%5$s, pg_catalog.row_to_json(%10$s)::text, %6$s, pg_catalog.row_to_json(%11$s)::text]
+            else relay.entry(%5$s, %10$s, %6$s, %11$s) end;
     exception when others or assert_failure then
         begin%3$s
-            return relay.entry(%5$s, before, %6$s, after);
+            return relay.entry(%5$s, %10$s, %6$s, %11$s);
         exception when others or assert_failure then
             return array[null, null, null, null, null, null,
                          pg_catalog.concat('row_unreadable: ', pg_catalog.left(sqlerrm, 200))];
@@ -765,7 +789,8 @@ $body$, w.id,
         case when relay.has_user_types(w.target) then 'false' else 'true' end,
         (select pg_catalog.string_agg(pg_catalog.format(E'\n                and pg_catalog.current_setting(%L) %s',
                                                         s.name, s.condition), '' order by s.name)
-         from relay.settings_of(w.target) s));
+         from relay.settings_of(w.target) s),
+        old_row, new_row);
 end
 $make$;
 
@@ -1194,9 +1219,34 @@ as $$
     from pg_catalog.pg_attribute a where a.attrelid = target and a.attname = col and not a.attisdropped
 $$;
 
+-- Removes the functions of watches that are no more: a table that is dropped takes its triggers with it, and leaves
+-- their functions. The daemon never does, for while a dump is restored the functions come before their triggers.
+create or replace function relay.remove_orphans() returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    orphan regprocedure;
+begin
+    for orphan in
+        select f.oid::regprocedure
+        from pg_catalog.pg_proc f
+        where f.pronamespace = 'relay'::regnamespace and f.proname ~ '^(journal|entry)_[0-9]+$'
+          and not exists (select from pg_catalog.pg_trigger t join pg_catalog.pg_proc j on j.oid = t.tgfoid
+                          where j.pronamespace = f.pronamespace
+                            and j.proname = 'journal_' || pg_catalog.split_part(f.proname, '_', 2))
+    loop
+        execute pg_catalog.format('drop function %s', orphan);
+    end loop;
+end
+$$;
+
 -- Starts feeding a table, or changes how it is fed. What is not given stays as it is, where the table is watched
 -- already. With the same settings it takes no lock and changes nothing, except that it puts the triggers right where
--- some are missing or disabled, and covers partitions that have come since.
+-- some are missing or disabled, covers partitions that have come since, and notes the table's new name.
+--
+-- Hidden columns never leave the database, and columns that come later are shown, unless it is said which are shown:
+-- then all others are hidden, whenever they come. Columns are known by their numbers, so a rename changes nothing.
 --
 -- Takes SHARE ROW EXCLUSIVE on the table, which readers do not notice, until the end of the transaction: so give it
 -- one of its own. Waits for it in short attempts (see relay.lock_table), for as long as "patience" in all.
@@ -1209,7 +1259,9 @@ create or replace function relay.watch(
     hidden       name[]   default null,
     -- "column [asc|desc] [nulls first|last]", ...; the id decides among equals. At first by created_at, if there is one.
     order_by     text[]   default null,
-    patience     interval default '30 seconds'
+    patience     interval default '30 seconds',
+    -- The only columns to show, beside the id, the board and the lane; in place of "hidden".
+    shown        name[]   default null
 ) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -1219,11 +1271,16 @@ declare
     current_watch relay.watches;
     wanted        relay.watches;
     said          jsonb;
+    col           name;
 begin
     -- One at a time: two sessions that watch the same table must not each make their own.
     perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
     select * into current_watch from relay.watches w where w.target = watch.target;
-    if current_watch.problem like 'was restored%' and watch.hidden is null then
+    if watch.hidden is not null and watch.shown is not null then
+        raise exception 'relay.watch: found both hidden and shown: expected the columns to hide, or the only ones to show'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if current_watch.problem like 'was restored%' and watch.hidden is null and watch.shown is null then
         raise exception 'relay.watch: % %: say which columns to hide, with hidden => ''{...}''',
             watch.target, current_watch.problem using errcode = 'undefined_column';
     end if;
@@ -1231,25 +1288,48 @@ begin
     wanted.id_column := coalesce(watch.id_column, current_watch.id_column, 'id');
     wanted.board_column := coalesce(watch.board_column, current_watch.board_column, 'board_id');
     wanted.lane_column := coalesce(watch.lane_column, current_watch.lane_column, 'lane');
-    wanted.hidden := coalesce(watch.hidden, array(
+    if watch.hidden is null then
+        wanted.shown := coalesce(watch.shown, current_watch.shown);
+    end if;
+    wanted.hidden := case when wanted.shown is null then coalesce(watch.hidden, array(
         select h from pg_catalog.unnest(current_watch.hidden) h
-        join pg_catalog.pg_attribute a on a.attrelid = watch.target and a.attname = h and a.attgenerated <> 'v'));
+        join pg_catalog.pg_attribute a on a.attrelid = watch.target and a.attname = h and a.attgenerated <> 'v'))
+        else '{}' end;
     wanted.order_by := coalesce(watch.order_by, current_watch.order_by, (
         select array['created_at'] from pg_catalog.pg_attribute a
         where a.attrelid = watch.target and a.attname = 'created_at' and not a.attisdropped), '{}');
     perform relay.check_watch(wanted.target, wanted.id_column, wanted.board_column, wanted.lane_column,
                               wanted.hidden, wanted.order_by);
+    foreach col in array coalesce(wanted.shown, '{}') loop
+        if not exists (select from pg_catalog.pg_attribute a where a.attrelid = wanted.target and a.attname = col
+                       and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v') then
+            raise exception 'relay.watch: % has no column % to show, or it is virtual', wanted.target,
+                pg_catalog.quote_literal(col) using errcode = 'undefined_column';
+        end if;
+    end loop;
     perform relay.grant_reading(wanted.target, wanted.board_column);
 
     -- As the view will tell it, which is also how it is compared.
+    wanted.watched_as := (select pg_catalog.format('%I.%I', n.nspname, c.relname)
+                          from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                          where c.oid = wanted.target);
+    if wanted.shown is not null then
+        wanted.shown := array(
+            select a.attname from pg_catalog.pg_attribute a
+            where a.attrelid = wanted.target and a.attnum > 0 and not a.attisdropped
+              and (a.attname = any (wanted.shown)
+                   or a.attname in (wanted.id_column, wanted.board_column, wanted.lane_column)) order by a.attnum);
+    end if;
     wanted.hidden := array(
         select a.attname from pg_catalog.pg_attribute a
         where a.attrelid = wanted.target and a.attnum > 0 and not a.attisdropped
-          and (a.attgenerated = 'v' or a.attname = any (wanted.hidden)) order by a.attnum);
+          and (a.attgenerated = 'v' or a.attname = any (wanted.hidden) or a.attname <> all (wanted.shown)) order by a.attnum);
     if current_watch.problem is null
        and row(current_watch.id_column, current_watch.board_column, current_watch.lane_column,
-               current_watch.hidden, current_watch.order_by)
-           = row(wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by)
+               current_watch.hidden, current_watch.order_by, current_watch.watched_as)
+           = row(wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by,
+                 wanted.watched_as)
+       and current_watch.shown is not distinct from wanted.shown
        and relay.triggers_enabled(current_watch.id, wanted.target, 'A')
     then
         return;
@@ -1262,28 +1342,31 @@ begin
     said := pg_catalog.jsonb_build_object(
         'watch', wanted.id,
         'oid', wanted.target::oid::bigint,
-        'name', (select pg_catalog.format('%I.%I', n.nspname, c.relname)
-                 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-                 where c.oid = wanted.target),
+        'name', wanted.watched_as,
         'id', relay.column_of(wanted.target, wanted.id_column),
         'board', relay.column_of(wanted.target, wanted.board_column),
         'lane', relay.column_of(wanted.target, wanted.lane_column),
         'hidden', (select coalesce(pg_catalog.jsonb_agg(relay.column_of(wanted.target, h)), '[]')
                    from pg_catalog.unnest(wanted.hidden) h
                    join pg_catalog.pg_attribute a on a.attrelid = wanted.target and a.attname = h
-                   where a.attgenerated <> 'v'),
+                   where a.attgenerated <> 'v' and wanted.shown is null),
         'order_by', pg_catalog.to_jsonb(wanted.order_by));
+    if wanted.shown is not null then
+        said := said || pg_catalog.jsonb_build_object('shown', (
+            select pg_catalog.jsonb_agg(relay.column_of(wanted.target, s)) from pg_catalog.unnest(wanted.shown) s));
+    end if;
     perform relay.make_functions(wanted);
     perform relay.create_triggers(wanted, said);
     if current_watch.id is not null then
         execute pg_catalog.format('drop function if exists relay.journal_%1$s(), relay.entry_%1$s(text, record, record)',
                                   current_watch.id);
     end if;
+    perform relay.remove_orphans();
     perform relay.journal_sync(wanted.id, 'watch_changed');
 end
 $$;
 
-comment on function relay.watch(regclass, name, name, name, name[], text[], interval) is
+comment on function relay.watch(regclass, name, name, name, name[], text[], interval, name[]) is
     'Starts feeding a table. Example: select relay.watch(''public.tasks'', hidden => ''{secret}'')';
 
 -- Stops feeding a table; its rows leave every board. Takes ACCESS EXCLUSIVE on the table, as dropping a trigger
@@ -1311,6 +1394,7 @@ begin
     exception when insufficient_privilege then
         null;  -- whoever granted it may take it back
     end;
+    perform relay.remove_orphans();
     perform relay.journal_sync(null, 'watch_changed: unwatch');
 end
 $$;
@@ -1329,7 +1413,8 @@ comment on function relay.resync() is 'Sends every subscriber its whole board ag
 
 -- Twelve characters that change when anything does that a client's copy depends on: what is watched and how, columns
 -- and partitions, and of every type that a row is made of, its labels, attributes, base and casts to json. And when a
--- dump is restored over it all.
+-- dump is restored over it all, or a trigger was switched off, even if it is on again: what was written meanwhile, nobody
+-- knows.
 create or replace function relay.shape() returns text
     language sql
     stable
@@ -1338,8 +1423,14 @@ create or replace function relay.shape() returns text
 as $$
     select pg_catalog.left(pg_catalog.md5(pg_catalog.concat_ws(';', 'relay.epochs'::regclass::oid,
         pg_catalog.string_agg(pg_catalog.concat_ws(' ', w.target::oid, w.id_column, w.board_column, w.lane_column,
-            w.hidden, w.order_by, w.problem, cols.said, types.said), ';' order by w.target::oid))), 12)
+            w.hidden, w.order_by, w.problem, cols.said, types.said, triggers.said), ';' order by w.target::oid))), 12)
     from relay.watches w
+    cross join lateral (
+        select pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.oid, t.tgenabled, t.xmin), ',' order by t.oid) as said
+        from relay.parts(w.target) p
+        join pg_catalog.pg_trigger t on t.tgrelid = p
+        join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.pronamespace = 'relay'::regnamespace
+    ) triggers
     cross join lateral (
         select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod,
                    a.attisdropped, a.xmin, case when a.attgenerated <> '' then d.xmin end), ','
@@ -1377,7 +1468,13 @@ create or replace view relay.watched as
            relay.triggers_enabled(w.id, w.target, 'AO') as triggers_complete,
            relay.triggers_enabled(w.id, w.target, 'A') as triggers_always,
            w.problem,
-           w.watched_as
+           w.watched_as,
+           w.shown,
+           w.target::oid as target,
+           -- Whether another table has the name now that it had when it was watched.
+           exists (select from pg_catalog.pg_class o join pg_catalog.pg_namespace p on p.oid = o.relnamespace
+                   where o.oid <> w.target and o.relkind in ('r', 'p')
+                     and array[p.nspname, o.relname]::text[] = pg_catalog.parse_ident(w.watched_as)) as replaced
     from relay.watches w
     join pg_catalog.pg_class c on c.oid = w.target
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace;
@@ -2048,4 +2145,9 @@ grant execute on function
     to relay_reader;
 
 -- Watches that are there, as after a restore, get trigger functions that fit them.
-do $$ begin perform relay.refresh(); end $$;
+do $$
+begin
+    perform relay.refresh();
+    perform relay.remove_orphans();
+end
+$$;

@@ -651,6 +651,11 @@ class Session:
         code, name = str(told.get("code")), told.get("boardId")
         error = RelayError(code, f"the relay refused: {told.get('message')} ({code})", board_id=name)
         board = self.boards.get(name) if isinstance(name, str) else None
+        if code == "board_unavailable":  # it comes by itself, as soon as it can be read
+            if board:
+                self._enter(board, "catching up")
+            self._effects.append(Failed(None, error))
+            return
         if board:
             self._timers.pop(board, None)
             self._fail(board, error)

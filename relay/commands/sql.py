@@ -70,6 +70,12 @@ def _patience_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--lane", help="column that names a task's lane  [default: lane]")
 @click.option("--hide", "hidden", multiple=True, help="column that must never leave the database; may be repeated")
 @click.option(
+    "--show",
+    "shown",
+    multiple=True,
+    help="column to show beside those three, and no other, also of those that come later; may be repeated",
+)
+@click.option(
     "--order-by",
     multiple=True,
     help="order of tasks in a lane, like 'position desc'; may be repeated  [default: created_at if there is one]",
@@ -82,6 +88,7 @@ def sql_watch(
     board: str | None,
     lane: str | None,
     hidden: tuple[str, ...],
+    shown: tuple[str, ...],
     order_by: tuple[str, ...],
     patience: float,
     **options: str | None,
@@ -99,6 +106,7 @@ def sql_watch(
             board=board,
             lane=lane,
             hidden=hidden,
+            shown=shown,
             order_by=order_by,
             patience=timedelta(seconds=patience),
         )

@@ -67,6 +67,9 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "feed.fault": Event("an error that nobody foresaw: the relay connects again", ("exception",)),
     "feed.unreadable_row": Event("a row cannot be shown, and is left out", ("problem",)),
+    "feed.board_failed": Event(
+        "a board cannot be read: its subscribers get an `error`, and it is read again", ("board", "problem")
+    ),
     "worker.running": Event("with several workers: one listens", ("worker", "pid")),
     "worker.died": Event("with several workers: one has ended, and is started again", ("worker", "reason")),
     "worker.failed": Event("a worker could not start", ("worker", "problem")),

@@ -41,7 +41,10 @@ _decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 @dataclass(frozen=True)
 class Watch:
-    """A watched table, as far as its changes are concerned. `hidden` columns are in no task."""
+    """A watched table, as far as its changes are concerned.
+
+    `hidden` columns are in no task; nor is any but those of `shown`, if that is not None.
+    """
 
     id: int
     table: str
@@ -49,6 +52,11 @@ class Watch:
     board_column: str
     lane_column: str
     hidden: frozenset[str]
+    shown: frozenset[str] | None = None
+
+    def shows(self, column: str) -> bool:
+        """Whether a column is in tasks."""
+        return column not in self.hidden and (self.shown is None or column in self.shown)
 
     def columns(self, image: str) -> dict[str, msgspec.Raw]:
         """Take a row's JSON apart, under the columns' own names. Raises UnreadableRow."""
@@ -61,7 +69,7 @@ class Watch:
         except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as ex:
             raise UnreadableRow(f"a row of {self.table} cannot be shown: {ex}: {image!a:.200}") from None
         if len(image) > MAX_TASK_BYTES:
-            size = sum(len(bytes(value)) for name, value in columns.items() if name not in self.hidden)
+            size = sum(len(bytes(value)) for name, value in columns.items() if self.shows(name))
             if size > MAX_TASK_BYTES:
                 raise UnreadableRow(f"a row of {self.table} has {size} bytes: expected {MAX_TASK_BYTES} at most")
         return columns
@@ -79,7 +87,9 @@ class Watch:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.id, self.table, self.id_column, self.board_column, self.lane_column, self.hidden))
+        return hash(
+            (self.id, self.table, self.id_column, self.board_column, self.lane_column, self.hidden, self.shown)
+        )
 
     def __hash__(self) -> int:
         # Looked up for each task: a frozen set would be hashed each time.
@@ -90,7 +100,7 @@ class Watch:
 def _keys(watch: Watch, columns: tuple[str, ...]) -> Mapping[str, str]:
     """Name the columns for clients: camelCase, but two that would share a name both keep their own."""
     roles = {watch.id_column: "id", watch.board_column: "boardId", watch.lane_column: "lane"}
-    visible = [column for column in columns if column not in watch.hidden]
+    visible = [column for column in columns if watch.shows(column)]
     wanted = {column: roles.get(column) or _camel_case(column) for column in visible}
     names = list(wanted.values())
     keys = {column: name if column in roles or names.count(name) == 1 else column for column, name in wanted.items()}

@@ -60,6 +60,7 @@ def watch(
     board: str | None = None,
     lane: str | None = None,
     hidden: Sequence[str] = (),
+    shown: Sequence[str] = (),
     order_by: Sequence[str] = (),
     patience: timedelta = PATIENCE,
 ) -> None:
@@ -68,8 +69,17 @@ def watch(
         if unseen := connection.execute(_UNSEEN, {"table": table}).fetchone():
             raise InstallError(unseen[0])
         connection.execute(
-            b"select relay.watch(%s::text::regclass, %s, %s, %s, %s::name[], %s::text[], %s)",
-            (table, id_column, board, lane, list(hidden) or None, list(order_by) or None, patience),
+            b"select relay.watch(%s::text::regclass, %s, %s, %s, %s::name[], %s::text[], %s, %s::name[])",
+            (
+                table,
+                id_column,
+                board,
+                lane,
+                list(hidden) or None,
+                list(order_by) or None,
+                patience,
+                list(shown) or None,
+            ),
         )
 
 

@@ -1,55 +1,126 @@
-"""What is watched, as it was read last, and what keeps its changes from being journalled."""
+"""What is watched, as it was read last, and what keeps its changes from being shown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, LiteralString
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString
 
 from relay.postgres.connection import Connection
 from relay.postgres.decode import Entry, Watch
 
 _WATCHED: Final[LiteralString] = """
-    select id, pg_catalog.format('%I.%I', schema_name, table_name), id_column, board_column, lane_column, hidden,
-           triggers_complete, problem
+    select id, pg_catalog.format('%I.%I', schema_name, table_name) as table, id_column, board_column, lane_column,
+           hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced
     from relay.watched order by id
 """
+
+_DROPPED: Final[LiteralString] = """
+    select d.name
+    from unnest(%s::oid[], %s::text[]) d (oid, name)
+    where not exists (select from pg_catalog.pg_class c where c.oid = d.oid)
+      and exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                  where c.relkind in ('r', 'p')
+                    and array[n.nspname, c.relname]::text[] = pg_catalog.parse_ident(d.name))
+"""
+"""Of tables that were watched, those that were dropped and whose name another table has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A row of relay.watched."""
+
+    id: int
+    table: str
+    id_column: str
+    board_column: str
+    lane_column: str
+    hidden: Sequence[str]
+    shown: Sequence[str] | None
+    order_by: Sequence[str]
+    triggers_complete: bool
+    problem: str | None
+    watched_as: str
+    target: int
+    replaced: bool
+
+    @property
+    def watch(self) -> Watch:
+        shown = None if self.shown is None else frozenset(self.shown)
+        return Watch(
+            self.id, self.table, self.id_column, self.board_column, self.lane_column, frozenset(self.hidden), shown
+        )
+
+    def command(self, table: str) -> str:
+        """Return the command that watches a table as this one is, to be pasted into a shell."""
+        options: dict[str, Sequence[str]] = {
+            "--id": [self.id_column],
+            "--board": [self.board_column],
+            "--lane": [self.lane_column],
+        }
+        options |= {"--hide": self.hidden} if self.shown is None else {"--show": self.shown}
+        options |= {"--order-by": self.order_by}
+        words = ["relay", "sql", "watch", table]
+        words += [word for name, values in options.items() for value in values for word in (name, value)]
+        return shlex.join(words)
+
+    @property
+    def fault(self) -> str | None:
+        """Say in one line what keeps its changes from being shown, and what to run."""
+        again = shlex.join(["relay", "sql", "watch", self.table])
+        if self.problem:
+            return f"{self.table} {self.problem}, and is not shown: run {again} with the columns as they are now"
+        if not self.triggers_complete:
+            return f"triggers of {self.table} are missing or disabled: run {again}"
+        if self.replaced:
+            unwatch = shlex.join(["relay", "sql", "unwatch", self.table])
+            return (
+                f"{self.table} is shown, which was watched as {self.watched_as}, and another table has that name: "
+                f"to show the other, run {self.command(self.watched_as)} and {unwatch}; to go on, run {again}"
+            )
+        return None
 
 
 class Watches:
     """The watches of a database, read over a connection that others use too."""
 
     def __init__(self, reader: Connection) -> None:
-        self.by_id: dict[int, Watch] = {}
+        self.by_id: Mapping[int, Watch] = {}
         self._reader = reader
-        self._problems: list[str] = []
+        self._known: dict[int, Watched] = {}
+        self._dropped: dict[str, Watched] = {}
 
     @property
     def problem(self) -> str | None:
-        """Say in one line what keeps changes from being journalled, if anything does."""
-        if not self.by_id and not self._problems:
+        """Say in one line what keeps changes from being shown, if anything does."""
+        faults = [fault for each in self._known.values() if (fault := each.fault)]
+        faults += [
+            f"{table} was dropped, and another table has its name now: run {watched.command(table)}"
+            for table, watched in self._dropped.items()
+        ]
+        if not self._known and not faults:
             return "nothing is watched: run relay sql watch with the name of the tasks table"
-        return self._problems[0] if self._problems else None
+        return faults[0] if faults else None
 
     async def load(self) -> None:
         """Read what is watched, and whether its triggers are in place."""
         async with self._reader.in_turn:
-            rows = await self._reader.rows(_WATCHED)
-        self.by_id = {
-            number: Watch(number, table, id_column, board, lane, frozenset(hidden))
-            for number, table, id_column, board, lane, hidden, _, problem in rows
-            if problem is None
-        }
-        self._problems = [
-            f"{table} {problem}, and is not shown: run relay sql watch {table} with the columns as they are now"
-            for _, table, *_, problem in rows
-            if problem is not None
-        ] + [
-            f"triggers of {table} are missing or disabled: run relay sql watch {table}"
-            for _, table, *_, complete, problem in rows
-            if problem is None and not complete
-        ]
+            found = [Watched(*row) for row in await self._reader.rows(_WATCHED)]
+            gone = [*self._dropped.values(), *self._missing_from({each.id for each in found})]
+            dropped = await self._replaced(gone) if gone else set()
+        self._dropped = {each.table: each for each in gone if each.table in dropped - {one.table for one in found}}
+        self._known = {each.id: each for each in found}
+        self.by_id = {each.id: each.watch for each in found if each.problem is None}
 
     async def load_for(self, entries: Iterable[Entry]) -> None:
         """Read it again where entries say that it has changed."""
         if any(entry.op == "S" or (entry.op == "R" and entry.watch not in self.by_id) for entry in entries):
             await self.load()
+
+    def _missing_from(self, ids: Collection[int]) -> Iterable[Watched]:
+        return (each for each in self._known.values() if each.id not in ids)
+
+    async def _replaced(self, gone: Sequence[Watched]) -> set[Any]:
+        oids, names = [each.target for each in gone], [each.table for each in gone]
+        return {name for (name,) in await self._reader.rows(_DROPPED, oids, names)}

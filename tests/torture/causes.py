@@ -14,6 +14,8 @@ _ON_THE_WAY: Final = (
     "freeze",
     "strand",
     "cut",
+    "preset_settings",
+    "suspend_relay",
 )
 _NATS: Final = (
     "restart_nats",
@@ -33,7 +35,7 @@ _NATS: Final = (
 CAUSES: Final[Mapping[str, tuple[str, ...]]] = {
     # After a restart, a relay that is not connected yet does not know the run of a cursor from another.
     "epoch_changed": ("crash", "kill_backend", "restart"),
-    "schema_changed": ("alter",),
+    "schema_changed": ("alter", "rename_label", "switch_triggers"),
     "journal_pruned": ("prune", "cut", *_ON_THE_WAY, *_NATS),
     "too_much_missed": ("bulk", *_ON_THE_WAY, *_NATS),
     "journalling_paused": ("pause_journal",),
@@ -43,10 +45,15 @@ CAUSES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The faults that may be behind each reason. A reason that is not here is wrong whatever happened."""
 
+UNAVAILABLE: Final = ("lock_table", "deny_reading", "alter", "rewrite", "truncate")
+"""The faults that may be behind a board that cannot be read: its table was taken, or somebody waited to take it."""
+
 _OWN: Final = ("", "fell_behind", "subscribed_again")
 """What the client brought upon itself, by coming without a cursor, not reading, or asking twice."""
 
 
 def explains(faults: Container[str], reason: str) -> bool:
     """Whether a board may come for this reason when these faults have happened."""
+    if reason == "board_unavailable":
+        return any(fault in faults for fault in UNAVAILABLE)
     return reason in _OWN or any(fault in faults for fault in CAUSES.get(reason, ()))

@@ -103,6 +103,9 @@ class Client:
     def _take(self, message: dict[str, Any]) -> None:
         kind = message["type"]
         self.counts[kind] += 1
+        if kind == "error":
+            self._reasons[message["data"]["code"]] += 1
+            return
         if self.resumable != ("boardId" in message):
             self._violate(f"a message of the wrong kind: {kind}")
         if kind == "board.sync":
@@ -185,7 +188,7 @@ class Client:
         """Compare all that happened since the last check with the audit, and with the faults that there were."""
         for reason in self._reasons:
             if not explains(faults, reason):
-                self._violate(f"the board came for a reason that no fault gave: {reason}")
+                self._violate(f"the board came, or did not, for a reason that no fault gave: {reason}")
         for step in self._steps:
             if not audit.is_step(step):
                 self._violate(f"task {step.task} went from {step.old} to {step.new}, which never happened")

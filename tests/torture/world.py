@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from relay.commands.bench.run import NO_LIMITS
 from relay.postgres.embedded import EmbeddedPostgres
+from relay.postgres.install import text
 from tests import writes
 from tests.acceptance.support import Daemon
 from tests.proxy import Proxy
@@ -38,12 +40,30 @@ TASKS: Final = 60
 _OPTIONS: Final = "-c deadlock_timeout=5ms -c lock_timeout=2s"
 """Of writers: whoever waits for another longer than that gives up."""
 
+_IS_GOOD: Final = "select from pg_enum where enumlabel = 'good' and enumtypid = 'mood'::regtype"
+
+_PRESET: Final = (
+    "statement_timeout = '1ms'",
+    "idle_session_timeout = '10ms'",
+    "idle_in_transaction_session_timeout = '1ms'",
+    "default_transaction_isolation = 'serializable'",
+    "enable_indexscan = off",
+    "enable_seqscan = off",
+    "datestyle = 'german'",
+    "timezone = 'Asia/Kathmandu'",
+    "search_path = 'torture'",
+    "standard_conforming_strings = off",
+    "client_encoding = 'LATIN1'",
+)
+
 _AUDIT: Final = (
     writes.SCHEMA
     + """
     create schema torture;
     alter table public.tasks add stamp bigint;
     alter table public.steps add stamp bigint;
+    create type public.mood as enum ('good');
+    alter table public.tasks add mood public.mood default 'good';
 
     -- Emptied by crash recovery, which may give transaction ids out again: each time an era ends.
     create unlogged table torture.era (singleton bool primary key default true, id bigint not null);
@@ -250,6 +270,7 @@ class World:
     async def running(self) -> AsyncIterator[None]:
         with EmbeddedPostgres() as self._postgres:
             await asyncio.to_thread(install, self.dsn)
+            await self.execute(text("roles"))
             await self.execute(_AUDIT)
             async with Proxy("127.0.0.1", self._postgres.port) as self._proxy, self._beside():
                 try:
@@ -408,6 +429,45 @@ class World:
             # The first rewrite after a default came changes the catalog once more, and looks like a change of type.
             await connection.execute("vacuum full tasks")
 
+    async def rename_label(self) -> None:
+        """A label of an enum is renamed, which changes rows that nobody writes."""
+        labels = ("good", "fine") if await self.execute(_IS_GOOD) else ("fine", "good")
+        await self.execute("alter type mood rename value '{}' to '{}'".format(*labels))
+
+    async def switch_triggers(self) -> None:
+        """All triggers are off for a moment, as they are for a restore, and rows are written meanwhile."""
+        await self.execute(
+            "set lock_timeout = '2s'; begin; alter table tasks disable trigger all;"
+            "update tasks set priority = 'unseen' where random() < 0.3; alter table tasks enable trigger all; commit"
+        )
+
+    async def lock_table(self) -> None:
+        """Somebody locks a table for longer than boards wait for it."""
+        await self.execute(
+            "set lock_timeout = '2s'; begin; lock table tasks in access exclusive mode; select pg_sleep(2.5); commit"
+        )
+
+    async def deny_reading(self) -> None:
+        """Boards may not be read for a while."""
+        await self.execute("revoke select on tasks from relay_reader")
+        await asyncio.sleep(self._chance.random())
+        await self.execute("grant select on tasks to relay_reader")
+
+    async def preset_settings(self) -> None:
+        """The relays' role gets settings that would be the end of them, and they connect again."""
+        await self.execute("".join(f"alter role relay_daemon set {setting};" for setting in _PRESET))
+        await self.terminate_sessions()
+        await asyncio.sleep(1.0)
+        await self.execute("alter role relay_daemon reset all")
+
+    async def suspend_relay(self) -> None:
+        """A relay stands still for a while."""
+        relay = self._chance.choice(self._relays)
+        if relay:
+            relay.signal(signal.SIGSTOP)
+            await asyncio.sleep(self._chance.choice([0.5, 4.0]))
+            relay.signal(signal.SIGCONT)
+
     async def resync(self) -> None:
         """Somebody calls relay.resync()."""
         await self.execute("select relay.resync()")
@@ -420,7 +480,7 @@ class World:
             self._eras[run] = era
 
     async def _start_relay(self, number: int) -> None:
-        dsn = self._proxy.through(self.dsn) if number else self.dsn
+        dsn = make_conninfo(self._proxy.through(self.dsn) if number else self.dsn, user="relay_daemon")
         # The relay whose connections are cut has the smaller parts, so that some are cut between two of them.
         name = self._mutant or (mutants.in_parts.__name__ if number else None)
         settings = {"DATABASE_URL": dsn, "WS_PORT": "0", "HEALTH_PORT": "0", "WS_HOST": "127.0.0.1", **NO_LIMITS}
@@ -453,6 +513,12 @@ FAULTS: Final[tuple[Callable[[World], Awaitable[None]], ...]] = (
     World.bulk,
     World.rewrite,
     World.alter,
+    World.rename_label,
+    World.switch_triggers,
+    World.lock_table,
+    World.deny_reading,
+    World.preset_settings,
+    World.suspend_relay,
     World.resync,
 )
 

@@ -886,6 +886,10 @@ class Relay extends Emitter {
   #refused({ code, message, boardId }) {
     const error = new RelayError(String(code), String(message), { boardId });
     const following = this.#boards.get(boardId);
+    if (code === "board_unavailable") {
+      following?.enter("catching up"); // it comes by itself, as soon as it can be read
+      return this._emit("error", error);
+    }
     if (following) this.#forgetAsking(following);
     following?.fail(error);
     if (code === "not_authenticated") this.#authenticating.shift()?.answer.reject(error);

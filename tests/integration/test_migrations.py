@@ -1,0 +1,200 @@
+"""What migrations, restores and fixtures do to a watched table: triggers off and on, names that change hands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from click.testing import CliRunner
+
+from relay.commands.cli import cli
+from relay.postgres import feed
+from tests.integration.client import Client, until
+from tests.integration.conftest import Relay
+from tests.servers import Database
+
+
+@pytest.fixture
+def inspects_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a relay see soon what is watched."""
+    monkeypatch.setattr(feed, "INSPECT_SECONDS", 0.05)
+
+
+def run(database: Database, problem: str, word: str) -> None:
+    """Run the command that a problem advises, the one with this word in it, as a shell would."""
+    (command,) = [
+        found
+        for found in re.findall(r"run (relay .*?)(?=; |$)", problem.replace(" and relay", "; run relay"))
+        if word in found
+    ]
+    arguments = shlex.split(command)[1:]
+    done = CliRunner().invoke(cli, arguments, env={"DATABASE_URL": database.dsn}, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+
+
+# Triggers
+
+OFF_AND_ON = {
+    "at once": (
+        "begin; alter table tasks disable trigger all; update tasks set title = 'unseen';"
+        "alter table tasks enable trigger all; commit"
+    ),
+    "one after another": (
+        "alter table tasks disable trigger all; update tasks set title = 'unseen';"
+        "alter table tasks enable trigger all"
+    ),
+    "of users": (
+        "alter table tasks disable trigger user; update tasks set title = 'unseen';"
+        "alter table tasks enable trigger user"
+    ),
+    "dropped and made again": (
+        "begin; drop trigger relay_change on tasks; update tasks set title = 'unseen';"
+        "select relay.watch('tasks'); commit"
+    ),
+}
+
+
+@pytest.mark.parametrize("way", OFF_AND_ON)
+async def test_triggers_that_were_off_bring_every_board_current(
+    database: Database, relay: Relay, client: Client, way: str
+) -> None:
+    """Also those that saw nothing, and those that come back later, whose cursors are refused."""
+    async with Client.to(relay.url) as resumable:
+        await resumable.resume("default", None)
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        await client.receive()
+        await resumable.receive_batch()
+        cursor, tasks = resumable.cursor, resumable.tasks
+        database.execute(OFF_AND_ON[way])
+        while client.tasks["a"]["title"] != "unseen":
+            assert (await client.receive())[0] == "board.sync"
+        while resumable.tasks["a"]["title"] != "unseen":
+            await resumable.receive_batch()
+            assert resumable.reason in {"schema_changed", "watch_changed"}
+
+    async with Client.to(relay.url) as back:
+        await back.resume("default", cursor, tasks)
+        assert (back.reason, back.tasks["a"]["title"]) == ("schema_changed", "unseen")
+        await until(lambda: relay.feed.problem is None)
+
+
+@pytest.mark.usefixtures("inspects_often")
+async def test_triggers_that_are_off_are_a_problem_within_a_second(database: Database, relay: Relay) -> None:
+    """And none when they are on again, be it for ordinary sessions only."""
+    await until(lambda: relay.feed.problem is None)
+    database.execute("alter table tasks disable trigger all")
+    await until(lambda: "triggers of public.tasks are missing or disabled" in (relay.feed.problem or ""))
+    database.execute("alter table tasks enable trigger all")
+    await until(lambda: relay.feed.problem is None)
+
+
+# Names
+
+SWAPPED = """
+    begin;
+    create table tasks_shadow (like tasks including all);
+    insert into tasks_shadow select * from tasks;
+    alter table tasks rename to tasks_old;
+    alter table tasks_shadow rename to tasks;
+    commit
+"""
+
+
+@pytest.mark.usefixtures("inspects_often")
+async def test_table_whose_name_another_one_took_is_a_problem_until_somebody_decides(
+    database: Database, relay: Relay, client: Client
+) -> None:
+    """The renamed table is followed; the command to follow the other has all the options of the first."""
+    database.execute("select relay.watch('tasks', order_by => '{title desc nulls last}', hidden => '{description}')")
+    await until(lambda: relay.feed.problem is None)
+    database.execute(SWAPPED)
+    await until(lambda: "public.tasks_old is shown, which was watched as public.tasks" in (relay.feed.problem or ""))
+    problem = relay.feed.problem or ""
+    database.execute("insert into tasks_old (id, title) values ('old', 'O')")
+    while "old" not in client.tasks:
+        await client.receive()
+
+    run(database, problem, " watch public.tasks ")
+    run(database, problem, "unwatch")
+    await until(lambda: relay.feed.problem is None)
+    database.execute("insert into tasks (id, title) values ('new', 'N')")
+    while "new" not in client.tasks:
+        await client.receive()
+    assert client.tasks.keys() == {"new"}
+    assert database.fetch("select table_name, hidden, order_by from relay.watched") == [
+        ("tasks", ["description"], ["title desc nulls last"])
+    ]
+
+
+@pytest.mark.usefixtures("inspects_often")
+async def test_going_on_with_the_renamed_table_is_one_command(database: Database, relay: Relay) -> None:
+    database.execute(SWAPPED)
+    await until(lambda: "another table has that name" in (relay.feed.problem or ""))
+    run(database, relay.feed.problem or "", " watch public.tasks_old")
+    await until(lambda: relay.feed.problem is None)
+    assert database.fetch("select watched_as from relay.watched") == [("public.tasks_old",)]
+
+
+@pytest.mark.usefixtures("inspects_often")
+async def test_table_that_was_dropped_for_another_of_its_name_is_a_problem(database: Database, relay: Relay) -> None:
+    """As tools do that copy a table; one that is only dropped leaves nothing to show."""
+    database.execute("create table other (id int primary key, board_id text not null, lane text not null)")
+    database.execute("select relay.watch('other')")
+    await until(lambda: relay.feed.problem is None)
+    database.execute(SWAPPED.replace("commit", "drop table tasks_old; commit"))
+    await until(lambda: "public.tasks was dropped, and another table has its name" in (relay.feed.problem or ""))
+    run(database, relay.feed.problem or "", " watch public.tasks")
+    await until(lambda: relay.feed.problem is None)
+    orphans = "select proname from pg_proc where proname ~ '^(journal|entry)_[0-9]+$'"
+    assert len(database.fetch(orphans)) == 2 * len(database.fetch("select from relay.watched"))
+
+
+async def test_only_renamed_table_is_followed_without_a_word(
+    database: Database, relay: Relay, client: Client
+) -> None:
+    database.execute("alter table tasks rename to jobs")
+    database.execute("insert into jobs (id, title) values ('a', 'A')")
+    while "a" not in client.tasks:
+        await client.receive()
+    assert relay.feed.problem is None
+
+
+# Columns that are shown
+
+
+async def test_column_that_comes_later_is_private_until_it_is_shown(database: Database, relay: Relay) -> None:
+    """Where it was said which columns are shown: also a renamed one keeps what it was."""
+    database.execute("select relay.watch('tasks', shown => '{title}')")
+    async with Client.to(relay.url) as client:
+        await client.subscribe("default")
+        database.execute(
+            "begin; alter table tasks add column salary int default 7;"
+            "insert into tasks (id, title) values ('a', 'A'); update tasks set salary = 8; commit"
+        )
+        while "a" not in client.tasks:
+            await client.receive()
+        assert client.tasks["a"].keys() == {"id", "boardId", "lane", "title"}
+        database.execute("update tasks set salary = 9")
+        assert {kind for kind, _ in await client.until_last(database)} <= {"board.sync"}
+        assert "salary" not in str(database.fetch("select j::text from relay.journal j"))
+
+        database.execute("alter table tasks rename title to heading")
+        while "heading" not in client.tasks["a"]:
+            await client.receive()
+        database.execute("alter table tasks add column title text default 'secret'")
+        async with Client.to(relay.url) as fresh:
+            await fresh.subscribe("default")
+            assert fresh.tasks["a"].keys() == {"id", "boardId", "lane", "heading"}
+
+        database.execute("select relay.watch('tasks', hidden => '{salary}')")
+        while "createdAt" not in client.tasks["a"]:
+            await client.receive()
+        assert "salary" not in client.tasks["a"]
+
+
+def test_hidden_and_shown_are_one_or_the_other(database: Database) -> None:
+    with pytest.raises(Exception, match="found both hidden and shown"):
+        database.execute("select relay.watch('tasks', hidden => '{title}', shown => '{title}')")
+    with pytest.raises(Exception, match="has no column 'nothing' to show"):
+        database.execute("select relay.watch('tasks', shown => '{nothing}')")
