@@ -64,7 +64,18 @@ lock: install  ## Pin the versions that the image is built of: make lock ARGS=--
 		| $(LOCK) - --output-file deploy/build.lock
 
 version: install  ## Give every file that has a copy of the version a new one: make version NEW=0.2.0
-	$(BIN)/bump-my-version replace --current-version $$($(BIN)/python -c 'import relay; print(relay.__version__)') --new-version $(NEW)
+	$(BIN)/bump-my-version replace --new-version $(NEW)
+
+# The SBOM is of an environment that holds the package, what it needs, and nothing else: no pip.
+SBOM := build/sbom/bin/python
+release: install  ## Build wheel, sdist, npm package and SBOM into dist/, and try each in an empty environment
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist
+	npm pack ./relay/client/js --pack-destination dist --silent
+	$(PYTHON) -m venv --without-pip build/sbom
+	$(if $(UV),$(UV) pip install --quiet --python $(SBOM),$(BIN)/python -m pip --python $(SBOM) install --quiet --disable-pip-version-check) "$$(echo dist/*.whl)[nats]"
+	$(BIN)/cyclonedx-py environment --output-reproducible --mc-type application --pyproject pyproject.toml --output-file dist/sbom.cdx.json $(SBOM)
+	RELEASE=$(CURDIR)/dist $(BIN)/python -m pytest -n 0 tests/acceptance/test_release.py
 
 check: install prose  ## Lint, check formats, types, the direction of imports, and the prose
 	$(BIN)/ruff check
