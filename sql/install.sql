@@ -2121,7 +2121,20 @@ comment on function relay.widest() is 'About how wide the rows of the watched ta
 
 -- Rights -------------------------------------------------------------------------------------------------------
 
-do $$ begin perform relay.revoke_others(); end $$;
+do $$
+declare
+    own regclass;
+begin
+    perform relay.revoke_others();
+    -- An event trigger may switch it on for every new table, and then nobody but the owner can read them.
+    for own in
+        select c.oid from pg_catalog.pg_class c
+        where c.relnamespace = 'relay'::regnamespace and c.relkind = 'r' and c.relrowsecurity
+    loop
+        execute pg_catalog.format('alter table %s disable row level security', own);
+    end loop;
+end
+$$;
 
 grant usage on schema relay to relay_writer, relay_reader, relay_renderer;
 
