@@ -2078,7 +2078,7 @@ begin
     -- To plan a query of a table can run code of its owner's.
     if current_user <> 'relay_reader' then
         raise exception 'relay.widest belongs to %, expected relay_reader: run relay sql install', current_user
-            using errcode = 'insufficient_privilege';
+            using errcode = 'invalid_object_definition';
     end if;
     for w in select * from relay.watches s where s.problem is null order by s.id loop
         -- A partition may be read only by whoever may read it, not by whoever may read the table it belongs to.
