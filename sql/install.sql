@@ -2078,7 +2078,7 @@ begin
     -- To plan a query of a table can run code of its owner's.
     if current_user <> 'relay_reader' then
         raise exception 'relay.widest belongs to %, expected relay_reader: run relay sql install', current_user
-            using errcode = 'insufficient_privilege';
+            using errcode = 'invalid_object_definition';
     end if;
     for w in select * from relay.watches s where s.problem is null order by s.id loop
         -- A partition may be read only by whoever may read it, not by whoever may read the table it belongs to.
@@ -2121,7 +2121,20 @@ comment on function relay.widest() is 'About how wide the rows of the watched ta
 
 -- Rights -------------------------------------------------------------------------------------------------------
 
-do $$ begin perform relay.revoke_others(); end $$;
+do $$
+declare
+    own regclass;
+begin
+    perform relay.revoke_others();
+    -- An event trigger may switch it on for every new table, and then nobody but the owner can read them.
+    for own in
+        select c.oid from pg_catalog.pg_class c
+        where c.relnamespace = 'relay'::regnamespace and c.relkind = 'r' and c.relrowsecurity
+    loop
+        execute pg_catalog.format('alter table %s disable row level security', own);
+    end loop;
+end
+$$;
 
 grant usage on schema relay to relay_writer, relay_reader, relay_renderer;
 

@@ -43,6 +43,11 @@ NO_ENCODING: Final = (
     "expected UTF8, or another that says: restore a dump into a database with one"
 )
 
+READ_ONLY: Final = (
+    "sessions are read-only here, for default_transaction_read_only is on: expected a role that may write: "
+    "run alter role NAME in database NAME set default_transaction_read_only = off"
+)
+
 # What goes wrong on a connection, the feed reports itself.
 logging.getLogger("psycopg").setLevel(logging.CRITICAL)
 
@@ -118,7 +123,12 @@ def complete(database_url: str) -> str:
 
 async def connect(conninfo: str) -> Connection:
     """Connect, with the settings of a session. Raises FeedError or psycopg.Error."""
-    connection = await Connection.connect(conninfo, autocommit=True)
+    try:
+        connection = await Connection.connect(conninfo, autocommit=True)
+    except psycopg.OperationalError as ex:
+        if "session is read-only" not in str(ex):
+            raise
+        raise FeedError(READ_ONLY) from None
     try:
         await set_up(connection)
     except BaseException:

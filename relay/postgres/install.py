@@ -48,7 +48,9 @@ def text(name: str) -> str:
 def run(database_url: str, name: str) -> None:
     """Run one of FILES. Raises InstallError."""
     with _connection(database_url) as connection, connection.transaction():
-        connection.execute("set local lock_timeout = '3s'; set local client_min_messages = warning")
+        connection.execute(
+            "set local lock_timeout = '3s'; set local statement_timeout = 0; set local client_min_messages = warning"
+        )
         connection.execute(text(name).encode())
 
 
@@ -65,7 +67,8 @@ def watch(
     patience: timedelta = PATIENCE,
 ) -> None:
     """Start feeding a table; what is not given stays as it is, or as `relay.watch` has it. Raises InstallError."""
-    with _connection(database_url) as connection:
+    with _connection(database_url) as connection, connection.transaction():
+        connection.execute("set local statement_timeout = 0")
         if unseen := connection.execute(_UNSEEN, {"table": table}).fetchone():
             raise InstallError(unseen[0])
         connection.execute(

@@ -73,13 +73,21 @@ class Watched:
             return f"{self.table} {self.problem}, and is not shown: run {again} with the columns as they are now"
         if not self.triggers_complete:
             return f"triggers of {self.table} are missing or disabled: run {again}"
-        if self.replaced:
-            unwatch = shlex.join(["relay", "sql", "unwatch", self.table])
-            return (
-                f"{self.table} is shown, which was watched as {self.watched_as}, and another table has that name: "
-                f"to show the other, run {self.command(self.watched_as)} and {unwatch}; to go on, run {again}"
-            )
-        return None
+        return ": ".join(self.replacement) if self.replaced else None
+
+    @property
+    def replacement(self) -> tuple[str, str]:
+        """Say that another table took its name, and what to run."""
+        again, unwatch = (shlex.join(["relay", "sql", word, self.table]) for word in ("watch", "unwatch"))
+        return (
+            f"{self.table} is shown, which was watched as {self.watched_as}, and another table has that name",
+            f"to show the other, run {self.command(self.watched_as)} and {unwatch}; to go on, run {again}",
+        )
+
+
+async def read_watched(connection: Connection) -> list[Watched]:
+    """Ask what is watched."""
+    return [Watched(*row) for row in await connection.rows(_WATCHED)]
 
 
 class Watches:
@@ -106,7 +114,7 @@ class Watches:
     async def load(self) -> None:
         """Read what is watched, and whether its triggers are in place."""
         async with self._reader.in_turn:
-            found = [Watched(*row) for row in await self._reader.rows(_WATCHED)]
+            found = await read_watched(self._reader)
             gone = [*self._dropped.values(), *self._missing_from({each.id for each in found})]
             dropped = await self._replaced(gone) if gone else set()
         self._dropped = {each.table: each for each in gone if each.table in dropped - {one.table for one in found}}

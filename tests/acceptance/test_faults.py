@@ -196,8 +196,8 @@ def sessions(database: Database) -> list[tuple[Any, ...]]:
 
 IMPATIENT = """
 from relay.postgres import connection
-connection.SETTINGS = connection.SETTINGS | {
-    "idle_in_transaction_session_timeout": "'1s'", "tcp_user_timeout": "'1s'"}
+frozen = f"'{connection.FROZEN_SECONDS:.0f}s'"
+connection.SETTINGS = {name: "'1s'" if value == frozen else value for name, value in connection.SETTINGS.items()}
 from relay.commands.cli import main
 main()
 """

@@ -43,6 +43,10 @@ async def test_every_kind_of_message_and_every_error_comes_from_a_relay(database
         database.execute("delete from tasks")
         while (await client.receive())["type"] != "task.deleted":
             pass
+        database.execute("revoke select on tasks from relay_reader")
+        assert (await client.said('{"type":"subscribe","boardId":"default"}'))["data"]["code"] == "board_unavailable"
+        database.execute("grant select on tasks to relay_reader")
+        assert (await client.receive())["type"] == "board.sync"
         await client.said('{"type":"subscribe","boardId":"default","cursor":"none of ours"}')
         database.execute("insert into tasks (id, title) values ('a', 'A')")
         await client.receive()

@@ -643,6 +643,30 @@ async def test_a_board_that_is_wanted_for_long_is_a_problem_of_the_edge(
         assert near.feed.trouble(10) is None
 
 
+async def test_a_board_that_the_publisher_cannot_read_is_an_error_of_its_subscribers(
+    feed: Feed, database: Database
+) -> None:
+    """Those of an edge learn it as those of a relay do, once, and then get the board; others are served meanwhile."""
+    database.execute("create table other (id int primary key, board_id int not null, lane text not null)")
+    database.execute("insert into other values (1, 7, 'todo'); select relay.watch('other')")
+    async with (
+        feed.published() as one,
+        feed.edge() as near,
+        Client.to(near.url) as client,
+        Client.to(near.url) as too,
+    ):
+        await until(lambda: near.feed.trouble(10) is None and near.feed.proven)
+        database.execute("revoke select on other from relay_reader")
+        await client.send({"type": "subscribe", "boardId": "7"})
+        kind, data = await client.receive()
+        assert (kind, data["code"], data["boardId"]) == ("error", "board_unavailable", "7")
+        assert list((await one.status()).failing) == ["7"]
+        assert (await too.subscribe("default"))[0] == "board.sync"
+        database.execute("grant select on other to relay_reader")
+        assert (await client.receive())[0] == "board.sync"
+        assert (await one.status()).failing == {}
+
+
 async def test_edges_share_the_reads_of_boards(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many clients come to however many edges at once, a board is read a few times."""
     reads: list[str] = []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
+from collections.abc import AsyncIterator
 
 import pytest
 from click.testing import CliRunner
 
 from relay.commands.cli import cli
 from relay.postgres import feed
+from tests.acceptance.test_docs import MIGRATIONS, examples
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.servers import Database
@@ -158,6 +161,80 @@ async def test_only_renamed_table_is_followed_without_a_word(
     while "a" not in client.tasks:
         await client.receive()
     assert relay.feed.problem is None
+
+
+# Each kind of DDL, as docs/migrations.md has it
+
+SYNCED = {
+    "add column": "alter table tasks add column extra int default 1",
+    "drop column": "alter table tasks drop column status",
+    "rename column": "alter table tasks rename column status to state",
+    "type": "alter table tasks alter column estimated_hours type double precision",
+    "label": "alter type mood rename value 'good' to 'fine'",
+    "new label": "alter type mood add value 'great'",
+    "cast": "create function to_json(mood) returns json language sql as 'select null::json';"
+    "create cast (mood as json) with function to_json(mood)",
+    "default": "alter table tasks alter column status set default 'x'",
+    "not null": "alter table tasks alter column status set not null",
+    "trigger off": "alter table tasks disable trigger relay_change",
+}
+SILENT = {
+    "index": "create index on tasks (title)",
+    "check": "alter table tasks add check (title <> '')",
+    "comment": "comment on column tasks.title is 'said of it'",
+    "vacuum full": "vacuum full tasks",
+    "cluster": "cluster tasks using tasks_pkey",
+    "rename": "alter table tasks rename to jobs",
+    "statistics": "alter table tasks set (fillfactor = 90)",
+    "trigger of a user": "create function f() returns trigger language plpgsql as 'begin return new; end';"
+    "create trigger f before insert on tasks for each row execute function f()",
+}
+
+
+@pytest.fixture
+async def moody(database: Database) -> AsyncIterator[Client]:
+    """Yield a client of a table that has an enum."""
+    database.execute("create type mood as enum ('good'); alter table tasks add mood mood default 'good'")
+    database.execute("vacuum full tasks")  # which changes the catalog once, after a default came
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.resume("default", None)
+        yield client
+
+
+@pytest.mark.parametrize("statement", SYNCED.values(), ids=SYNCED)
+async def test_ddl_that_changes_what_clients_hold_is_a_sync(
+    database: Database, moody: Client, statement: str
+) -> None:
+    """Within two seconds, with the reason."""
+    database.execute(statement)
+    async with asyncio.timeout(2):
+        assert [kind for kind, _ in await moody.receive_batch()] == ["board.sync"]
+    assert moody.reason == "schema_changed"
+
+
+@pytest.mark.parametrize("statement", SILENT.values(), ids=SILENT)
+async def test_ddl_that_changes_nothing_for_clients_is_silent(
+    database: Database, moody: Client, statement: str
+) -> None:
+    database.execute(statement)
+    await asyncio.sleep(1.2)  # the shape is compared once a second
+    ((table,),) = database.fetch("select target::regclass::text from relay.watched")
+    database.execute(f"insert into {table} (id, title) values ('a', 'A')")
+    assert [kind for kind, _ in await moody.receive_batch()] == ["task.created"]
+
+
+async def test_exchange_of_the_guide_is_one_sync(database: Database, relay: Relay) -> None:
+    """Whoever watches the new table in the transaction that exchanges the names leaves no gap."""
+    (exchange,) = examples(MIGRATIONS, "sql")
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    async with Client.to(relay.url) as client:
+        await client.resume("default", None)
+        database.execute(exchange)
+        assert [kind for kind, _ in await client.receive_batch()] == ["board.sync"]
+        assert (client.reason, set(client.tasks)) == ("watch_changed", {"a"})
+        database.execute("insert into tasks (id, title) values ('b', 'B')")
+        assert [kind for kind, _ in await client.receive_batch()] == ["task.created"]
+        assert relay.feed.problem is None
 
 
 # Columns that are shown

@@ -380,6 +380,6 @@ async def test_database_that_only_reads_is_no_primary(database: Database) -> Non
     ((name,),) = database.fetch("select current_database()")
     database.execute(f"alter database {name} set default_transaction_read_only = on")
     async with serving(database.dsn) as worker, feeding(worker):
-        await until_told(worker, "session is read-only", part="unready")
+        await until_told(worker, "sessions are read-only here", part="unready")
         database.execute(f"alter database {name} reset default_transaction_read_only")
         await until_told(worker, "None", part="unready")

@@ -575,6 +575,30 @@ def test_a_failed_read_is_asked_for_again() -> None:
     assert ann.sent == [SYNC]
 
 
+def test_a_board_that_cannot_be_read_is_said_once_to_each_and_asked_for_again() -> None:
+    """Subscribers stay; new ones learn of it with the next read that fails. Once it was read, it is news again."""
+    scene, ann, bob = Scene(), Listener(), Listener()
+    error = protocol.error("board_unavailable", "not now", "a")
+    said = b"<" + error.json + b">"
+    scene.hub.subscribe(ann, "a")
+    scene.asked.clear()
+    for late in (None, bob):
+        scene.hub.begin_read("a")
+        if late:
+            scene.hub.subscribe(late, "a")
+        scene.hub.fail_read("a", error)
+    assert (scene.asked, ann.sent, bob.sent) == (["a", "a"], [said], [])
+    scene.hub.begin_read("a")
+    scene.hub.fail_read("a", error)
+    assert (ann.sent, bob.sent) == ([said], [said])
+    scene.read("a", "10:10:")
+    assert ann.sent[1:] == bob.sent[1:] == [SYNC]
+    scene.hub.publish([truncated(10)], Snapshot.parse("11:11:"))
+    scene.hub.begin_read("a")
+    scene.hub.fail_read("a", error)
+    assert ann.sent[2:] == bob.sent[2:] == [said]
+
+
 def test_a_truncate_sends_every_subscriber_each_board_again() -> None:
     scene = Scene()
     ann, bob = scene.live("a"), scene.live("b")

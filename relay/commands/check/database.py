@@ -28,7 +28,10 @@ SKEW_SECONDS: Final = 1.0
 """Maximum difference between the clocks of this machine and of the server."""
 
 _CONNECTIONS: Final = 2
-"""Those of the daemon, for each worker; and those of a check."""
+"""Those of a check."""
+
+NEEDED_CONNECTIONS: Final = 3
+"""Those of the daemon, for each worker, at least; it opens more to read boards side by side, where there is room."""
 
 
 async def _connection(place: Place) -> Verdict:
@@ -222,7 +225,7 @@ def judge_room(room: Room, workers: int) -> Verdict:
     """Whether the daemon's connections find room, or have it already."""
     pairs = (room[0:2], room[2:4], room[4:6])
     free = min(most - taken for most, taken in pairs if most >= 0) + _CONNECTIONS  # those of this check
-    theirs, needed = room.relays - _CONNECTIONS, _CONNECTIONS * workers
+    theirs, needed = room.relays - _CONNECTIONS, NEEDED_CONNECTIONS * workers
     found = f"there is room for {max(free, 0)} more, and the daemon needs {needed}"
     found += f"; {theirs} are a relay's" if theirs > 0 else ""
     if free + max(theirs, 0) >= needed:
@@ -299,7 +302,7 @@ SERVER_CHECKS: Final = (
     Check(
         "connections",
         _connections,
-        "room for two connections a worker, on the server, for the role and in the database",
+        "room for three connections a worker, on the server, for the role and in the database",
         "raise the limit, or lower `WS_WORKERS`",
     ),
     Check(

@@ -31,6 +31,9 @@ def judge_journal(vitals: Vitals, holders: str | None) -> Verdict:
     if journal.bytes > FULL_SHARE * journal.stop_bytes:
         hint = "start the daemon, which prunes, end the longest transaction, or raise stop_bytes in relay.settings"
         return warning(f"nearly full: {size}{held}", hint)
+    if journal.keep_bytes >= journal.stop_bytes:
+        found = "journalling stops before the oldest changes go by size: stop_bytes is not above keep_bytes"
+        return warning(f"{found}: {size}", "raise stop_bytes, or lower keep_bytes, in relay.settings")
     return ok(size)
 
 
@@ -38,7 +41,8 @@ CHECKS: Final = (
     Check(
         "journal",
         _journal,
-        "not paused; pruned (warning); not nearly full (warning); whose transaction keeps it from being vacuumed",
+        "not paused; pruned (warning); not nearly full (warning); limits that fit (warning); "
+        "whose transaction keeps it from being vacuumed",
         "start the daemon; end the transaction that is named; raise `stop_bytes`",
     ),
 )

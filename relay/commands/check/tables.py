@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
+import shlex
+import time
 from collections.abc import Sequence
 from typing import Any, Final, LiteralString
 
+import psycopg
+
 from relay.commands.check.core import Check, Place, Verdict, failed, listed, ok, warning
+from relay.postgres.watches import read_watched
+from relay.text import error_line
+
+SLOW_SECONDS: Final = 1.0
+"""An empty board takes milliseconds."""
 
 WIDE_BYTES: Final = 1024 * 1024
 """Many clients refuse messages that are larger."""
@@ -22,17 +32,91 @@ async def _watched(place: Place) -> Verdict:
     return ok(listed(tables))
 
 
-_PROBLEMS: Final[LiteralString] = """
-    select pg_catalog.format('%I.%I', w.schema_name, w.table_name), w.problem
-    from relay.watched w where w.problem is not null order by w.id
+async def _columns(place: Place) -> Verdict:
+    for each in await read_watched(place.link):
+        if each.problem:
+            hint = f"run relay sql watch {shlex.quote(each.table)} and name the columns as they are now"
+            return failed(f"{each.table} {each.problem}: its rows are not shown", hint)
+        if each.replaced:
+            return failed(*each.replacement)
+    return ok("the columns and names by which tables are watched are there")
+
+
+async def _reading(place: Place) -> Verdict:
+    """Read what the daemon reads, as the role that it is: the journal, and a board that nobody has."""
+    link = place.link
+    began = time.perf_counter()
+    await link.rows("begin read only")
+    try:
+        await link.rows("set local lock_timeout = '1s'")
+        await link.rows("select from relay.entries limit 1")
+        await link.rows("select from relay.horizon limit 1")
+        name = secrets.token_hex(8)
+        await link.rows("select relay.hold_tables(%s)", name)
+        await link.rows("select from relay.board(%s, false)", name)
+    except psycopg.errors.LockNotAvailable as ex:
+        return warning(error_line(ex), "end the process that is named, or wait until it is over")
+    except psycopg.Error as ex:
+        found, hint = error_line(ex), "correct what Postgres reports"
+        if (at := found.find(": have ")) > 0:
+            found, hint = found[:at], found[at + 2 :]
+        return failed(found, hint)
+    finally:
+        if not link.closed:
+            await link.rows("rollback")
+    return judge_reading(time.perf_counter() - began, await link.rows(_UNINDEXED))
+
+
+def judge_reading(seconds: float, unindexed: Sequence[Any]) -> Verdict:
+    """Whether boards are read quickly; of tables without an index on the board, table, column and number of rows."""
+    if unindexed:
+        table, column, rows = unindexed[0]
+        found = f"{table} has {rows:,} rows and no index that begins with {column}: each board reads the whole table"
+        return warning(found, f"run create index concurrently on {table} ({column})")
+    if seconds > SLOW_SECONDS:
+        return warning(
+            f"reading an empty board took {seconds:.1f} s", "see what keeps Postgres from reading it quickly"
+        )
+    return ok("journal and boards can be read")
+
+
+_UNINDEXED: Final[LiteralString] = """
+    select pg_catalog.format('%I.%I', w.schema_name, w.table_name), pg_catalog.quote_ident(w.board_column), size.rows
+    from relay.watched w
+    cross join lateral (
+        select pg_catalog.sum(c.reltuples)::bigint as rows
+        from relay.parts(w.target) p join pg_catalog.pg_class c on c.oid = p where c.relkind = 'r' and c.reltuples > 0
+    ) size
+    where size.rows >= 10000 and not exists (
+        select from pg_catalog.pg_index i
+        join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+        where i.indrelid = w.target and i.indisvalid and i.indpred is null and a.attname = w.board_column)
+    order by size.rows desc
+"""
+
+# Ids that are numbers begin with 1 in each table, so two tasks of one id come to one board sooner or later.
+_CLASHES: Final[LiteralString] = """
+    with kinds as (
+        select w.id, pg_catalog.format('%I.%I', w.schema_name, w.table_name) as name,
+               pg_catalog.format_type(i.atttypid, null) in ('smallint', 'integer', 'bigint') as counted,
+               case when pg_catalog.format_type(b.atttypid, null) in ('smallint', 'integer', 'bigint') then 'number'
+                    else pg_catalog.format_type(b.atttypid, null) end as boards
+        from relay.watched w
+        join pg_catalog.pg_attribute i on i.attrelid = w.target and i.attname = w.id_column
+        join pg_catalog.pg_attribute b on b.attrelid = w.target and b.attname = w.board_column
+    )
+    select one.name, other.name from kinds one
+    join kinds other on other.name > one.name and other.counted and other.boards = one.boards
+    where one.counted order by 1, 2
 """
 
 
-async def _columns(place: Place) -> Verdict:
-    for table, problem in await place.link.rows(_PROBLEMS):
-        hint = f"run relay sql watch {table} and name the columns as they are now"
-        return failed(f"{table} {problem}: its rows are not shown", hint)
-    return ok("the columns by which tables are watched are there")
+async def _clashes(place: Place) -> Verdict:
+    for one, other in await place.link.rows(_CLASHES):
+        found = f"{one} and {other} both count their ids, and their boards have names of one kind"
+        hint = "see that no board has tasks of both tables: two of one id are one task to clients"
+        return warning(found, hint)
+    return ok("no two tables count their ids and share names of boards")
 
 
 # As relay.triggers_enabled has them, which says no more than that one is wrong.
@@ -60,7 +144,7 @@ async def _triggers(place: Place) -> Verdict:
     found = listed(
         f"{trigger} of {part} is {how.get(enabled, 'not enabled always')}" for _, part, trigger, enabled in wrong
     )
-    hint = f"run relay sql watch {table}"
+    hint = f"run relay sql watch {shlex.quote(table)}"
     if all(enabled == "O" for _, _, _, enabled in wrong):
         return warning(f"{found}: what replication applies here is not journalled", hint)
     return failed(found, hint)
@@ -138,8 +222,20 @@ CHECKS: Final = (
     Check(
         "columns",
         _columns,
-        "the columns that a table is watched by, or hides, are there",
+        "the columns that a table is watched by, or hides, are there; no other table took its name",
         "`relay sql watch` with the names as they are now",
+    ),
+    Check(
+        "reading",
+        _reading,
+        "the daemon's role can read the journal and boards; boards of large tables have an index (warning)",
+        "the grant, or the index, that is named",
+    ),
+    Check(
+        "clashes",
+        _clashes,
+        "no two tables can have two tasks of one id on one board (warning)",
+        "boards that have tasks of one table only, or ids that are no numbers",
     ),
     Check(
         "triggers",
