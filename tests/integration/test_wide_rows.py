@@ -112,6 +112,7 @@ async def test_wide_row_that_cannot_be_shown_stays_away_whatever_else_of_it_chan
 ) -> None:
     """Its old image may lack the column that cannot be shown, for that did not change."""
     database.execute("alter table tasks add column extra json")
+    assert (await client.receive())[0] == "board.sync"
     wide_task(database)
     await client.until_last(database)
     database.execute(f"update tasks set {unreadable} where id = 'a'")
