@@ -199,7 +199,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         "`relay sql watch`",
     ),
     "permission denied": Problem("the role lacks rights", "`relay sql roles`, and connect as `relay_daemon`"),
-    "row-level security": Problem(
+    "row level security is on": Problem(
         "a policy would hide rows from `relay_reader`", "`alter role relay_reader bypassrls`"
     ),
     "journalling is paused": Problem(
