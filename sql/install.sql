@@ -1697,10 +1697,11 @@ begin
     for orphan in
         select f.oid::regprocedure
         from pg_catalog.pg_proc f
-        where f.pronamespace = 'relay'::regnamespace and f.proname ~ '^(journal|entry)_[0-9]+$'
+        where f.pronamespace = 'relay'::regnamespace and f.proname ~ '^(journal|entry|place|lanes?)_[0-9]+$'
           and not exists (select from pg_catalog.pg_trigger t join pg_catalog.pg_proc j on j.oid = t.tgfoid
                           where j.pronamespace = f.pronamespace
-                            and j.proname = 'journal_' || pg_catalog.split_part(f.proname, '_', 2))
+                            and j.proname = case when f.proname ~ '^lane' then 'lanes_' else 'journal_' end
+                                            || pg_catalog.split_part(f.proname, '_', 2))
     loop
         execute pg_catalog.format('drop function %s', orphan);
     end loop;

@@ -13,8 +13,8 @@ from relay.postgres.decode import Entry, Watch
 
 _WATCHED: Final[LiteralString] = """
     select id, pg_catalog.format('%I.%I', schema_name, table_name) as table, id_column, board_column, lane_column,
-           hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced, filter, board_as, lane_as,
-           lanes, columns, ordering
+           hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced, filter, board_as,
+           lane_as, lanes, columns, ordering
     from relay.watched order by id
 """
 _LANES: Final[LiteralString] = "select target::text from relay.lane_tables where not triggers_complete"
@@ -22,6 +22,7 @@ _LANES: Final[LiteralString] = "select target::text from relay.lane_tables where
 
 def _order_key(column: str, descending: bool, nulls_first: bool, values: list[str] | None) -> OrderKey:
     return OrderKey(column, descending, nulls_first, None if values is None else tuple(values))
+
 
 _DROPPED: Final[LiteralString] = """
     select d.name
