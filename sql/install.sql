@@ -170,12 +170,14 @@ create unlogged table if not exists relay.journal (
     -- be the writer's lastval().
     lsn       pg_lsn not null default pg_catalog.pg_current_wal_insert_lsn(),
     watch     integer,
-    -- R a change of a row, S read the boards again (reason says why), P a probe (reason names it)
+    -- R a change of a row, L of the lanes of the two boards, S read all boards again (reason says why), P a probe (reason
+    -- names it)
     op        "char" not null default 'R',
     -- Of R: the id, the board and the image of the row that left, then those of the row that came; then why an image
-    -- that should be there is not. Null where there is none. One value, for each column costs every writer.
+    -- that should be there is not. Null where there is none. One value, for each column costs every writer. The board
+    -- is [board, lane] as JSON, where tasks are found through their lanes. Of L: the two boards, in their places.
     entry     text[],
-    -- Of S and P.
+    -- Of L, S and P.
     reason    text
 ) with (
     -- VACUUM gives room back for new entries, but never shortens the file: that takes a lock which, on a standby,
@@ -479,6 +481,124 @@ as $$
     select oid::regtype from made_of
 $$;
 
+-- Whether no code of users runs where a value of a type is compared, or cast by what Postgres has: a type of Postgres's
+-- own, a domain made of one, or an enum to and from which nobody has made implicit casts.
+create or replace function relay.is_plain(typ oid) returns boolean
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select t.typnamespace = 'pg_catalog'::regnamespace
+        or t.typtype = 'e' and not exists (select from pg_catalog.pg_cast c
+                                           where t.oid in (c.castsource, c.casttarget) and c.castcontext = 'i')
+    from pg_catalog.pg_type t where t.oid = relay.base_type(typ)
+$$;
+
+-- An expression of a row as a watch keeps it, see relay.expression: with its columns as they are called now, each behind
+-- a prefix such as "before.".
+create or replace function relay.spelled(target regclass, expression jsonb, same boolean, prefix text default '')
+    returns text
+    language sql
+    stable
+    strict
+    set search_path = pg_catalog, pg_temp
+as $$
+    with recursive spelled (n, form) as (
+        select 0, expression ->> 'form' collate "C"
+        union all
+        select s.n + 1, pg_catalog.replace(s.form, pg_catalog.format('"%s:%s"', expression ->> 'mark', s.n),
+                   prefix || pg_catalog.quote_ident(coalesce(a.attname, u.used ->> 1))) collate "C"
+        from spelled s
+        cross join lateral (select expression -> 'uses' -> s.n as used) u
+        left join pg_catalog.pg_attribute a on a.attrelid = target and a.attnum > 0 and not a.attisdropped
+            and case when same then a.attnum = (u.used ->> 0)::integer else a.attname = u.used ->> 1 end
+        where s.n < pg_catalog.jsonb_array_length(expression -> 'uses')
+    )
+    select s.form collate "default" from spelled s order by s.n desc limit 1
+$$;
+
+-- Why an expression can be evaluated no longer, if so: it was checked with the columns as they were.
+create or replace function relay.outgrown(target regclass, expression jsonb, same boolean) returns text
+    language sql
+    stable
+    strict
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when a.attname is null then pg_catalog.format('has no column %s any more', u.used ->> 1)
+           else pg_catalog.format('has %s as %s now, in place of %s', a.attname,
+                                  pg_catalog.format_type(a.atttypid, null), u.used ->> 2) end
+    from pg_catalog.jsonb_array_elements(expression -> 'uses') u (used)
+    left join pg_catalog.pg_attribute a on a.attrelid = target and a.attnum > 0 and not a.attisdropped
+        and case when same then a.attnum = (u.used ->> 0)::integer else a.attname = u.used ->> 1 end
+    where a.attname is null or a.attgenerated = 'v' or not relay.is_plain(a.atttypid)
+       or pg_catalog.format_type(a.atttypid, null) <> u.used ->> 2
+    limit 1
+$$;
+
+-- What the second argument of a trigger says: what is watched, and how.
+create or replace function relay.said(args bytea) returns jsonb
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.convert_from(pg_catalog.substring(args, z.n + 1, pg_catalog.length(args) - z.n - 1),
+                                   pg_catalog.getdatabaseencoding())::jsonb
+    from (select position(pg_catalog.decode('00', 'hex') in args) as n) z
+$$;
+
+-- A column as a trigger's argument knows it: by its number, or by its name after a restore.
+create or replace function relay.column_named(target regclass, said jsonb, same boolean) returns name
+    language sql
+    stable
+    strict
+    set search_path = pg_catalog, pg_temp
+as $$
+    select a.attname from pg_catalog.pg_attribute a
+    where a.attrelid = target and a.attnum > 0 and not a.attisdropped
+      and case when same then a.attnum = (said ->> 0)::integer else a.attname = said ->> 1 end
+$$;
+
+-- What the values of a column are compared as, where rows are found by those of another table; null if they cannot be.
+create or replace function relay.comparable(target regclass, col name) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case t.typname when 'uuid' then 'uuid' when 'text' then 'text' when 'varchar' then 'text'
+           when 'int2' then 'bigint' when 'int4' then 'bigint' when 'int8' then 'bigint' end
+    from pg_catalog.pg_attribute a
+    join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid) and t.typnamespace = 'pg_catalog'::regnamespace
+    where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
+$$;
+
+-- The tables whose rows are lanes, as it is written in their triggers.
+create or replace view relay.lane_tables as
+select (d.said ->> 'lane_table')::integer as id,
+       t.tgrelid::regclass as target,
+       relay.column_named(t.tgrelid, d.said -> 'id', d.same) as id_column,
+       relay.column_named(t.tgrelid, d.said -> 'board', d.same) as board_column,
+       relay.column_named(t.tgrelid, d.said -> 'title', d.same) as name_column,
+       array(select o from pg_catalog.jsonb_array_elements_text(d.said -> 'order_by') with ordinality e (o, n) order by n) as order_by,
+       relay.spelled(t.tgrelid, d.said -> 'filter', d.same) as filter,
+       coalesce((select pg_catalog.format('has no column %s any more, its lanes'' %s', d.said -> e.key ->> 1, e.role)
+                 from (values ('id', 'id'), ('board', 'board'), ('title', 'name')) e (key, role)
+                 where d.said ? e.key and relay.column_named(t.tgrelid, d.said -> e.key, d.same) is null limit 1),
+                relay.outgrown(t.tgrelid, d.said -> 'filter', d.same) || ', which its filter is made of') as problem,
+       (select pg_catalog.count(*) from pg_catalog.pg_trigger o
+        join pg_catalog.pg_proc g on g.oid = o.tgfoid and g.pronamespace = 'relay'::regnamespace
+        where o.tgrelid = t.tgrelid and o.tgenabled in ('O', 'A') and o.tgattr::text = '' and o.tgqual is null
+          and (o.tgname, o.tgtype, g.proname) in (('relay_lanes', 29, 'lanes_' || (d.said ->> 'lane_table')),
+                                                  ('relay_lanes_truncate', 32, 'lanes_truncate'))) = 2 as triggers_complete,
+       d.said,
+       d.same
+from pg_catalog.pg_trigger t
+join pg_catalog.pg_proc f on f.oid = t.tgfoid
+    and f.pronamespace = 'relay'::regnamespace and f.proname = 'lanes_truncate'
+cross join lateral (select a.said, (a.said ->> 'oid')::oid = t.tgrelid as same from (select relay.said(t.tgargs)) a (said)) d
+where t.tgnargs = 2;
+
+comment on view relay.lane_tables is 'The tables whose rows are lanes, as it is written in their triggers.';
+
 -- What is watched is written on the table itself, as arguments of its trigger on TRUNCATE: so it is renamed, dumped,
 -- restored and dropped with the table. A column is known by its number, which survives a rename, and by its name, which
 -- survives a restore: there the table has another oid, and numbers mean nothing.
@@ -504,8 +624,19 @@ select (d.said ->> 'watch')::integer as id,
              order by n) as order_by,
        case
            when col.id_column is null then 'has no column ' || (d.said -> 'id' ->> 1) || ' any more, its id'
-           when col.board_column is null then 'has no column ' || (d.said -> 'board' ->> 1) || ' any more, its board'
-           when col.lane_column is null then 'has no column ' || (d.said -> 'lane' ->> 1) || ' any more, its lane'
+           when d.said ? 'board' and col.board_column is null
+           then 'has no column ' || (d.said -> 'board' ->> 1) || ' any more, its board'
+           when d.said ? 'lane' and col.lane_column is null
+           then 'has no column ' || (d.said -> 'lane' ->> 1) || ' any more, its lane'
+           when outgrown.why is not null then outgrown.why
+           when d.said ? 'lanes' and lanes.target is null
+           then pg_catalog.format('has its lanes in %s, which relay.lanes has not declared', d.said -> 'lanes' ->> 1)
+           when lanes.problem is not null then pg_catalog.format('has its lanes in %s, which %s', lanes.target, lanes.problem)
+           when d.said ? 'lanes' and relay.comparable(lanes.target, lanes.id_column)
+               is distinct from case when d.said ? 'lane' then relay.comparable(t.tgrelid, col.lane_column) else 'text' end
+           then pg_catalog.format('has lanes of another type than those in %s', lanes.target)
+           when d.said ? 'lanes' and lanes.board_column is null and not d.said ?| array['board', 'board_as']
+           then pg_catalog.format('has no board, and %s has none any more', lanes.target)
            -- After a restore, a hidden column may be there under another name.
            when not d.same and exists (
                select from pg_catalog.jsonb_array_elements(d.said -> 'hidden') h
@@ -520,18 +651,17 @@ select (d.said ->> 'watch')::integer as id,
            where a.attrelid = t.tgrelid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v' and exists (
                select from pg_catalog.jsonb_array_elements(d.said -> 'shown') h
                where case when d.same then (h ->> 0)::integer = a.attnum else h ->> 1 = a.attname end)
-           order by a.attnum) end as shown
+           order by a.attnum) end as shown,
+       relay.spelled(t.tgrelid, d.said -> 'filter', d.same) as filter,
+       relay.spelled(t.tgrelid, d.said -> 'board_as', d.same) as board_as,
+       relay.spelled(t.tgrelid, d.said -> 'lane_as', d.same) as lane_as,
+       lanes.target as lanes,
+       d.said,
+       d.same
 from pg_catalog.pg_trigger t
 join pg_catalog.pg_proc f on f.oid = t.tgfoid
     and f.pronamespace = 'relay'::regnamespace and f.proname = 'journal_truncate'
-cross join lateral (select pg_catalog.decode('00', 'hex')) zero (byte)
-cross join lateral (
-    select said, (said ->> 'oid')::oid = t.tgrelid as same
-    from (select pg_catalog.convert_from(
-                     pg_catalog.substring(t.tgargs, position(zero.byte in t.tgargs) + 1,
-                                          pg_catalog.length(t.tgargs) - position(zero.byte in t.tgargs) - 1),
-                     pg_catalog.getdatabaseencoding())::jsonb) a (said)
-) d
+cross join lateral (select a.said, (a.said ->> 'oid')::oid = t.tgrelid as same from (select relay.said(t.tgargs)) a (said)) d
 cross join lateral (
     select max(a.attname) filter (where a.role = 'id') as id_column,
            max(a.attname) filter (where a.role = 'board') as board_column,
@@ -542,6 +672,15 @@ cross join lateral (
               and case when d.same then a.attnum = (d.said -> r.role ->> 0)::integer
                        else a.attname = d.said -> r.role ->> 1 end) a
 ) col
+cross join lateral (
+    select max(pg_catalog.format('%s, which its %s is made of', why, e.role)) as why
+    from (values ('filter', 'filter'), ('board_as', 'board'), ('lane_as', 'lane')) e (key, role)
+    cross join lateral relay.outgrown(t.tgrelid, d.said -> e.key, d.same) why
+    where why is not null
+) outgrown
+left join relay.lane_tables lanes on d.said ? 'lanes'
+    and case when d.same then lanes.target = (d.said -> 'lanes' ->> 0)::oid
+             else lanes.target = pg_catalog.to_regclass(d.said -> 'lanes' ->> 1) end
 -- The triggers on partitions say no more than the watch's id.
 where t.tgnargs = 2;
 
@@ -727,6 +866,9 @@ declare
     old_row text := 'before';
     new_row text := 'after';
 begin
+    if relay.has_places(w) then
+        return relay.placing_body(w);
+    end if;
     said := pg_catalog.format('array[null, null, null, null, null, null, ''row_unreadable: relay.entry_%s must belong to '
                               'relay_renderer: run relay sql install'']', w.id);
     if w.shown is not null then
@@ -794,6 +936,163 @@ $body$, w.id,
 end
 $make$;
 
+-- Where a watch says by expressions which rows are tasks, or on which board or in which lane they are, or where its lanes
+-- are rows of another table, a row has a *place*: its id, its board and its lane as texts, and no place if it is no task.
+create or replace function relay.has_places(w relay.watches) returns boolean
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$ select w.said ?| array['filter', 'board_as', 'lane_as', 'lanes'] $$;
+
+-- The place of a row in SQL: of a table's row, or of a trigger's, as the prefix says.
+create or replace function relay.place_of(w relay.watches, prefix text) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.format('case when %s then array[%s, %s, %s] end',
+        coalesce(relay.spelled(w.target, w.said -> 'filter', w.same, prefix), 'true'),
+        pg_catalog.format('%s%I::text', prefix, w.id_column),
+        coalesce(relay.spelled(w.target, w.said -> 'board_as', w.same, prefix),
+                 case when w.board_column is not null
+                 then relay.as_text(w.target, w.board_column, pg_catalog.format('%s%I', prefix, w.board_column)) end, 'null::text'),
+        coalesce(relay.spelled(w.target, w.said -> 'lane_as', w.same, prefix),
+                 relay.as_text(w.target, w.lane_column, pg_catalog.format('%s%I', prefix, w.lane_column))))
+$$;
+
+-- In front of the image of a row that has a place goes what no column has: JSON, under a name that no column can have,
+-- the empty one. In SQL, given the place.
+create or replace function relay.labelled(w relay.watches, place text, image text) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when made.said is null then image
+           else pg_catalog.format('''{"":'' || pg_catalog.json_build_object(%s)::text || '','' || pg_catalog.substr(%s, 2)',
+                                  made.said, image) end
+    from (select pg_catalog.string_agg(pg_catalog.format('%L, (%s)[%s]', e.name, place, e.n), ', ' order by e.n) as said
+          from (values (2, 'board_as', 'boardId'), (3, 'lane_as', 'lane')) e (n, key, name)
+          where w.said ? e.key) made
+$$;
+
+-- The careful way to a row's place: under the settings in which expressions are evaluated, whatever the session's are;
+-- and if one fails, the row has no place, and a fourth text says why.
+create or replace function relay.place_body(w relay.watches) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $make$
+    select pg_catalog.format($body$
+begin
+    if current_user <> 'relay_renderer' then
+        return array[null, null, null, pg_catalog.concat('relay.place_%1$s belongs to ', current_user,
+                                                         ', expected relay_renderer: run relay sql install')];
+    end if;
+    return %2$s;
+-- What the values of this row cause. Anything else, such as a renamed column, is not the row's fault.
+exception when data_exception or program_limit_exceeded then
+    return array[null, null, null, pg_catalog.concat(sqlstate, ' ', pg_catalog.left(sqlerrm, 200))];
+end
+$body$, w.id, relay.place_of(w, 'of_row.'))
+$make$;
+
+-- What relay.entry_body makes where rows have places. The places are taken before hidden values are gone.
+create or replace function relay.placing_body(w relay.watches) returns text
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $make$
+declare
+    hide    text;
+    old_row text := 'before';
+    new_row text := 'after';
+begin
+    select pg_catalog.format(E'\n    if op <> ''INSERT'' then %s end if;\n    if op <> ''DELETE'' then %s end if;',
+                             pg_catalog.string_agg(pg_catalog.format('before.%I := null;', h), ' '),
+                             pg_catalog.string_agg(pg_catalog.format('after.%I := null;', h), ' ')) into hide
+    from pg_catalog.unnest(w.hidden) h having count(*) > 0 and w.shown is null;
+    if w.shown is not null then
+        -- As in relay.entry_body.
+        select pg_catalog.format('(select %1$I from (select %2$s) %1$I where was is not null)', s.alias, s.gone),
+               pg_catalog.format('(select %1$I from (select %2$s) %1$I where stands is not null)', s.alias, s.came)
+        into old_row, new_row
+        from (select 'row_' || pg_catalog.md5(w.shown::text) as alias,
+                     pg_catalog.string_agg(pg_catalog.format('before.%I', c), ', ' order by n) as gone,
+                     pg_catalog.string_agg(pg_catalog.format('after.%I', c), ', ' order by n) as came
+              from pg_catalog.unnest(w.shown) with ordinality u (c, n)) s;
+    end if;
+    return pg_catalog.format($body$
+declare
+    was     text[];
+    stands  text[];
+    entry   text[];
+    problem text;
+    quick   boolean := %2$s;
+begin
+    if current_user <> 'relay_renderer' then
+        return array[null, null, null, null, null, null, pg_catalog.concat('row_unreadable: relay.entry_%1$s belongs to ',
+                     current_user, ', expected relay_renderer: run relay sql install')];
+    end if;
+    if quick then
+        begin
+            if op <> 'INSERT' then was := %3$s; end if;
+            if op <> 'DELETE' then stands := %4$s; end if;
+        exception when others or assert_failure then
+            quick := false;
+        end;
+    end if;
+    if not quick then
+        was := case when op <> 'INSERT' then relay.place_%1$s(before) end;
+        stands := case when op <> 'DELETE' then relay.place_%1$s(after) end;
+        problem := coalesce(was[4], stands[4]);
+        was := case when was[4] is null then was end;
+        stands := case when stands[4] is null then stands end;
+    end if;
+    if problem is null and was is null and stands is null then
+        return null;
+    end if;%5$s
+    if was = stands and before operator(pg_catalog.*=) after then
+        return null;
+    end if;
+    -- What is no task has no image.
+    before := case when was is not null then before end;
+    after := case when stands is not null then after end;
+    begin
+        entry := case
+            when quick and %6$s
+                and (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn())
+                     # pg_catalog.hashtext(coalesce(stands[1], was[1]))) & 32767
+                    > coalesce(pg_catalog.pg_column_size(%10$s), 0) + coalesce(pg_catalog.pg_column_size(%11$s), 0)
+            then array[was[1], was[2], pg_catalog.row_to_json(%10$s)::text,
+                       stands[1], stands[2], pg_catalog.row_to_json(%11$s)::text, null]
+            else relay.entry(was[1], was[2], %10$s, stands[1], stands[2], %11$s) end;
+    exception when others or assert_failure then
+        entry := relay.entry(was[1], was[2], %10$s, stands[1], stands[2], %11$s);
+    end;
+    entry[3] := %7$s;
+    entry[6] := %8$s;%9$s
+    if problem is not null then
+        entry[4] := coalesce(entry[4], entry[1], '?');  -- of the row: without an id, the whole entry would be unreadable
+        entry[7] := coalesce(entry[7], 'row_unreadable: ' || problem);
+    end if;
+    return entry;
+exception when others or assert_failure then
+    return array[null, null, null, null, null, null, pg_catalog.concat('row_unreadable: ', pg_catalog.left(sqlerrm, 200))];
+end
+$body$, w.id,
+        -- What an expression is made of is not among the table's types.
+        (select pg_catalog.string_agg(pg_catalog.format('pg_catalog.current_setting(%L) %s', s.name, s.condition), ' and ')
+         from relay.settings_of(null) s),
+        relay.place_of(w, 'before.'), relay.place_of(w, 'after.'), hide,
+        case when relay.has_user_types(w.target) then 'false' else 'true' end,
+        relay.labelled(w, 'was', 'entry[3]'), relay.labelled(w, 'stands', 'entry[6]'),
+        -- On which board a lane is, its readers find out.
+        case when w.said ? 'lanes' then $lanes$
+    entry[2] := case when was is not null then pg_catalog.json_build_array(was[2], was[3])::text end;
+    entry[5] := case when stands is not null then pg_catalog.json_build_array(stands[2], stands[3])::text end;$lanes$ else '' end,
+        old_row, new_row);
+end
+$make$;
+
 -- The settings that the JSON of a table's rows depends on, and what they must be. JSON has a form of its own for dates, but
 -- not for ranges of them. Of a type that is not known here, it is all of them.
 create or replace function relay.settings_of(target regclass, out name text, out condition text) returns setof record
@@ -811,7 +1110,7 @@ as $$
         ('lc_monetary', '= ''C''', '{money}'),
         ('quote_all_identifiers', '= ''off''', '{}')
     ) s (name, condition, types)
-    where exists (
+    where target is null or exists (
         select from relay.types(target) m
         join pg_catalog.pg_type t on t.oid = m
         where t.typname = any (s.types)
@@ -849,6 +1148,21 @@ begin
     return old;
 end
 $body$, w.id)
+    where not relay.has_places(w)
+    union all
+    -- Not every row is a task, nor every change one of a task.
+    select pg_catalog.format($body$
+declare
+    entry text[] := case when not relay.paused() then relay.entry_%1$s(tg_op, old, new) end;
+begin
+    if entry is not null then
+        perform relay.notify();
+        insert into relay.journal (watch, entry) values (%1$s, entry);
+    end if;
+    return old;
+end
+$body$, w.id)
+    where relay.has_places(w)
 $make$;
 
 create or replace function relay.make_functions(w relay.watches) returns void
@@ -865,10 +1179,32 @@ begin
     execute pg_catalog.format(
         'create or replace function relay.journal_%s() returns trigger language plpgsql security definer '
         'set search_path = pg_catalog, pg_temp as %L', w.id, relay.journal_body(w));
+    if relay.has_places(w) then
+        execute pg_catalog.format(
+            'create or replace function relay.place_%s(of_row record) returns text[] language plpgsql '
+            'security definer set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' '
+            'set intervalstyle = postgres set extra_float_digits = 1 set bytea_output = hex set lc_monetary = ''C'' '
+            'set quote_all_identifiers = off set xmloption = content as %L', w.id, relay.place_body(w));
+        perform relay.give(pg_catalog.format('relay.place_%s(record)', w.id)::regprocedure, 'relay_renderer');
+    end if;
     perform relay.give(entry::regprocedure, 'relay_renderer');
     perform relay.give(journal::regprocedure, 'relay_writer');
     perform relay.revoke_others();
     execute pg_catalog.format('grant execute on function %s to relay_writer', entry);
+    if relay.has_places(w) then
+        execute pg_catalog.format('grant execute on function relay.place_%s(record) to relay_reader', w.id);
+    end if;
+end
+$$;
+
+create or replace function relay.drop_functions(watch integer) returns void
+    language plpgsql
+    set client_min_messages = warning
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute pg_catalog.format(
+        'drop function if exists relay.journal_%1$s(), relay.entry_%1$s(text, record, record), relay.place_%1$s(record)', watch);
 end
 $$;
 
@@ -936,6 +1272,120 @@ as $$
     where m is not null
 $$;
 
+-- An expression of a row as a watch keeps it: its *form*, in which the columns that it *uses* stand as a *mark* and
+-- their place in the list of them. So it survives that columns are renamed. Refuses, in one sentence, all but an immutable
+-- expression made of what Postgres has: then no code of users runs, in whatever role it is evaluated.
+--
+-- Postgres itself parses it and prints what it has understood: as the generated column of a temporary table, which is
+-- never committed.
+create or replace function relay.expression(target regclass, role text, typ text, given text) returns jsonb
+    language plpgsql
+    strict
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    mark    constant text := 'relay_' || pg_catalog.md5(given);
+    scratch regclass;
+    used    record;
+    form    text;
+    uses    jsonb := '[]';
+    problem text;
+begin
+    if given ~ E'\\\\' then
+        raise exception '% has a backslash, whose meaning depends on settings: expected an expression without one',
+            role using errcode = 'invalid_parameter_value';
+    end if;
+    begin
+        execute pg_catalog.format('create temporary table pg_temp.%I (like %s)', mark, target);
+        execute pg_catalog.format('alter table pg_temp.%1$I add column %1$I %2$s generated always as (%3$s' || E'\n) stored',
+                                  mark, typ, case typ when 'text' then pg_catalog.format(E'(%s\n)::text', given) else given end);
+        scratch := pg_catalog.format('pg_temp.%I', mark)::regclass;
+        for used in
+            select d.refclassid, d.refobjid, d.refobjsubid, o.type, o.identity, a.attnum, a.attname, a.attgenerated,
+                   a.atttypid, pg_catalog.format_type(a.atttypid, null) as typ, t.typnamespace,
+                   coalesce(o.schema, '') = 'pg_catalog'
+                       or exists (select from pg_catalog.pg_type e
+                                  where d.refclassid = 'pg_catalog.pg_type'::regclass and e.oid = d.refobjid
+                                    and e.typtype = 'e' and relay.is_plain(e.oid)) as is_plain
+            from pg_catalog.pg_depend d
+            cross join lateral pg_catalog.pg_identify_object(d.refclassid, d.refobjid, d.refobjsubid) o
+            left join pg_catalog.pg_attribute c
+                on d.refclassid = 'pg_catalog.pg_class'::regclass and c.attrelid = scratch
+                and c.attrelid = d.refobjid and c.attnum = d.refobjsubid and c.attname <> mark
+            left join pg_catalog.pg_attribute a on a.attrelid = target and a.attname = c.attname and not a.attisdropped
+            left join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+            -- Older servers say of the column what younger ones say of its default.
+            where (d.classid, d.objid, d.objsubid) in (
+                select 'pg_catalog.pg_class'::regclass::oid, scratch::oid, g.attnum::integer
+                from pg_catalog.pg_attribute g where g.attrelid = scratch and g.attname = mark
+                union all
+                select 'pg_catalog.pg_attrdef'::regclass::oid, e.oid, 0
+                from pg_catalog.pg_attrdef e where e.adrelid = scratch)
+              and (d.refobjid <> scratch or d.refobjsubid <> (
+                  select g.attnum from pg_catalog.pg_attribute g where g.attrelid = scratch and g.attname = mark))
+            order by a.attnum
+        loop
+            if used.attnum is null and used.is_plain then
+                continue;
+            elsif used.attnum is null or used.attnum < 0 then
+                raise exception using errcode = 'RL001', message = pg_catalog.format(
+                    'it uses %s %s: expected nothing but columns of the table, and functions, operators and types of pg_catalog',
+                    used.type, used.identity);
+            elsif not relay.is_plain(used.atttypid) or used.attgenerated = 'v' then
+                raise exception using errcode = 'RL001', message = pg_catalog.format(
+                    'it names column %I of type %s: expected columns of types of Postgres''s own, or enums without implicit '
+                    'casts, and none that is generated as virtual', used.attname, used.typ);
+            elsif not pg_catalog.has_schema_privilege('relay_renderer', used.typnamespace, 'usage') then
+                raise exception using errcode = 'RL001', message = pg_catalog.format(
+                    'it names column %I, whose type is in schema %s: expected a schema that everybody may use',
+                    used.attname, used.typnamespace::regnamespace);
+            end if;
+            execute pg_catalog.format('alter table pg_temp.%I rename column %I to %I', mark, used.attname,
+                                      pg_catalog.format('%s:%s', mark, pg_catalog.jsonb_array_length(uses)));
+            uses := uses || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_array(used.attnum, used.attname, used.typ));
+        end loop;
+        select pg_catalog.pg_get_expr(e.adbin, e.adrelid) into form
+        from pg_catalog.pg_attrdef e where e.adrelid = scratch;
+        raise exception using errcode = 'RL002';
+    exception
+        when sqlstate 'RL002' then null;
+        when insufficient_privilege then raise;
+        when others then
+            problem := case sqlerrm when 'generation expression is not immutable'
+                       then 'it is not immutable, for its value may change while the row does not' else sqlerrm end;
+    end;
+    if problem is null and form ~ E'\\\\' then
+        problem := 'a backslash comes of it';
+    end if;
+    if problem is not null then
+        raise exception '% of % cannot be %: %', role, target,
+            pg_catalog.quote_literal(pg_catalog.regexp_replace(given, E'\\s+', ' ', 'g')), problem
+            using errcode = 'invalid_parameter_value';
+    end if;
+    return pg_catalog.jsonb_build_object('form', form, 'mark', mark, 'uses', uses);
+end
+$$;
+
+-- What order_by says, for those who sort by it: of each column whether it descends, whether nulls come first, and of an enum
+-- the labels in their order. No row for one whose values clients cannot compare as the server does.
+create or replace function relay.ordering(target regclass, order_by text[], out n bigint, out key jsonb) returns setof record
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select o.n, pg_catalog.jsonb_build_object(
+               'column', p.col, 'descending', p.direction ~* 'desc',
+               'nulls_first', p.direction ~* 'first' or p.direction ~* 'desc' and p.direction !~* 'last',
+               'values', (select pg_catalog.jsonb_agg(e.enumlabel order by e.enumsortorder)
+                          from pg_catalog.pg_enum e where e.enumtypid = t.oid))
+    from pg_catalog.unnest(order_by) with ordinality o (entry, n)
+    cross join lateral relay.order_parts(o.entry) p
+    join pg_catalog.pg_attribute a on a.attrelid = target and a.attname = p.col and a.attnum > 0 and not a.attisdropped
+    join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+    where t.typcategory in ('S', 'E')
+       or t.typname in ('bool', 'uuid', 'int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'date', 'time', 'timestamp', 'timestamptz')
+$$;
+
 -- Refuses, in one sentence, a table that cannot be fed exactly.
 create or replace function relay.check_watch(
     target regclass, id_column name, board_column name, lane_column name, hidden name[], order_by text[]
@@ -967,6 +1417,7 @@ begin
 
     foreach role in array array['id_column', 'board_column', 'lane_column'] loop
         col := case role when 'id_column' then id_column when 'board_column' then board_column else lane_column end;
+        continue when col is null;  -- an expression says it
         select pg_catalog.format_type(a.atttypid, a.atttypmod) into found
         from pg_catalog.pg_attribute a
         join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
@@ -1041,6 +1492,11 @@ begin
                        where a.attrelid = target and a.attnum > 0 and not a.attisdropped) then
             raise exception 'relay.watch: order_by has %: expected a column of %, then optionally asc or desc, nulls first or last',
                 pg_catalog.quote_literal(entry), target using errcode = 'invalid_parameter_value';
+        end if;
+        if not exists (select from relay.ordering(target, array[entry]) o where o.key ->> 'column' <> all (hidden)) then
+            raise exception 'relay.watch: order_by has %, by which clients cannot sort: expected a column that is not hidden, and is '
+                'a number, a text, a boolean, a uuid, an enum, a date or a time', pg_catalog.quote_literal(entry)
+                using errcode = 'invalid_parameter_value';
         end if;
     end loop;
 end
@@ -1174,6 +1630,7 @@ begin
         join pg_catalog.pg_proc f on f.oid = t.tgfoid
         where t.tgrelid in (select p from relay.parts(target) p)
           and f.pronamespace = 'relay'::regnamespace
+          and t.tgname in ('relay_change', 'relay_truncate')
           -- A partition's row triggers go with those of its parent.
           and t.tgparentid = 0
     loop
@@ -1209,6 +1666,15 @@ begin
 end
 $$;
 
+create or replace function relay.full_name(target regclass) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.format('%I.%I', n.nspname, c.relname)
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = target
+$$;
+
 -- A column as a watch knows it: its number and its name.
 create or replace function relay.column_of(target regclass, col name) returns jsonb
     language sql
@@ -1231,10 +1697,11 @@ begin
     for orphan in
         select f.oid::regprocedure
         from pg_catalog.pg_proc f
-        where f.pronamespace = 'relay'::regnamespace and f.proname ~ '^(journal|entry)_[0-9]+$'
+        where f.pronamespace = 'relay'::regnamespace and f.proname ~ '^(journal|entry|place|lanes?)_[0-9]+$'
           and not exists (select from pg_catalog.pg_trigger t join pg_catalog.pg_proc j on j.oid = t.tgfoid
                           where j.pronamespace = f.pronamespace
-                            and j.proname = 'journal_' || pg_catalog.split_part(f.proname, '_', 2))
+                            and j.proname = case when f.proname ~ '^lane' then 'lanes_' else 'journal_' end
+                                            || pg_catalog.split_part(f.proname, '_', 2))
     loop
         execute pg_catalog.format('drop function %s', orphan);
     end loop;
@@ -1261,7 +1728,15 @@ create or replace function relay.watch(
     order_by     text[]   default null,
     patience     interval default '30 seconds',
     -- The only columns to show, beside the id, the board and the lane; in place of "hidden".
-    shown        name[]   default null
+    shown        name[]   default null,
+    -- Which rows are tasks, such as "deleted_at is null and not is_draft"; at first all, and so again by ''.
+    filter       text     default null,
+    -- Expressions in place of columns, such as "case when is_public then 'public' else 'team-' || team_id end".
+    board_as     text     default null,
+    lane_as      text     default null,
+    -- A table that relay.lanes has declared: the lane is the id of one of its rows, and the board is theirs, if they have
+    -- one.
+    lanes        regclass default null
 ) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -1270,7 +1745,6 @@ as $$
 declare
     current_watch relay.watches;
     wanted        relay.watches;
-    said          jsonb;
     col           name;
 begin
     -- One at a time: two sessions that watch the same table must not each make their own.
@@ -1286,8 +1760,30 @@ begin
     end if;
     wanted.target := watch.target;
     wanted.id_column := coalesce(watch.id_column, current_watch.id_column, 'id');
-    wanted.board_column := coalesce(watch.board_column, current_watch.board_column, 'board_id');
-    wanted.lane_column := coalesce(watch.lane_column, current_watch.lane_column, 'lane');
+    if watch.board_column is not null and watch.board_as is not null or watch.lane_column is not null and watch.lane_as is not null then
+        raise exception 'relay.watch: found both a column and an expression for one thing: expected board_column or board_as, '
+            'lane_column or lane_as' using errcode = 'invalid_parameter_value';
+    end if;
+    wanted.filter := nullif(coalesce(watch.filter, current_watch.filter), '');
+    wanted.board_as := coalesce(watch.board_as, case when watch.board_column is null then current_watch.board_as end);
+    wanted.lane_as := coalesce(watch.lane_as, case when watch.lane_column is null then current_watch.lane_as end);
+    wanted.lanes := coalesce(watch.lanes, current_watch.lanes);
+    if wanted.lanes is not null and not exists (select from relay.lane_tables l where l.target = wanted.lanes) then
+        raise exception 'relay.watch: % is not declared as a table of lanes: run select relay.lanes(%) first', wanted.lanes,
+            pg_catalog.quote_literal(wanted.lanes) using errcode = 'undefined_table';
+    end if;
+    if (select l.board_column is not null from relay.lane_tables l where l.target = wanted.lanes) then
+        if watch.board_column is not null or watch.board_as is not null then
+            raise exception 'relay.watch: the board of % is that of its lane in %: expected no board_column and no board_as',
+                watch.target, wanted.lanes using errcode = 'invalid_parameter_value';
+        end if;
+        wanted.board_as := null;
+    elsif wanted.board_as is null then
+        wanted.board_column := coalesce(watch.board_column, current_watch.board_column, 'board_id');
+    end if;
+    if wanted.lane_as is null then
+        wanted.lane_column := coalesce(watch.lane_column, current_watch.lane_column, 'lane');
+    end if;
     if watch.hidden is null then
         wanted.shown := coalesce(watch.shown, current_watch.shown);
     end if;
@@ -1307,7 +1803,21 @@ begin
                 pg_catalog.quote_literal(col) using errcode = 'undefined_column';
         end if;
     end loop;
+    if wanted.lanes is not null and (select relay.comparable(l.target, l.id_column) from relay.lane_tables l where l.target = wanted.lanes)
+        is distinct from (case when wanted.lane_as is null then relay.comparable(wanted.target, wanted.lane_column) else 'text' end)
+    then
+        raise exception 'relay.watch: the lane of % and the id of % are of different types, or of one that cannot be compared: '
+            'expected both to be integers, uuids or text', wanted.target, wanted.lanes using errcode = 'datatype_mismatch';
+    end if;
     perform relay.grant_reading(wanted.target, wanted.board_column);
+    wanted.same := true;
+    wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+        'filter', relay.expression(wanted.target, 'relay.watch: filter', 'boolean', wanted.filter),
+        'board_as', relay.expression(wanted.target, 'relay.watch: board_as', 'text', wanted.board_as),
+        'lane_as', relay.expression(wanted.target, 'relay.watch: lane_as', 'text', wanted.lane_as)));
+    wanted.filter := relay.spelled(wanted.target, wanted.said -> 'filter', true);
+    wanted.board_as := relay.spelled(wanted.target, wanted.said -> 'board_as', true);
+    wanted.lane_as := relay.spelled(wanted.target, wanted.said -> 'lane_as', true);
 
     -- As the view will tell it, which is also how it is compared.
     wanted.watched_as := (select pg_catalog.format('%I.%I', n.nspname, c.relname)
@@ -1326,10 +1836,10 @@ begin
           and (a.attgenerated = 'v' or a.attname = any (wanted.hidden) or a.attname <> all (wanted.shown)) order by a.attnum);
     if current_watch.problem is null
        and row(current_watch.id_column, current_watch.board_column, current_watch.lane_column,
-               current_watch.hidden, current_watch.order_by, current_watch.watched_as)
-           = row(wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by,
-                 wanted.watched_as)
-       and current_watch.shown is not distinct from wanted.shown
+               current_watch.hidden, current_watch.order_by, current_watch.filter, current_watch.board_as, current_watch.lane_as,
+               current_watch.lanes, current_watch.watched_as, current_watch.shown)
+           is not distinct from row(wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by,
+                                    wanted.filter, wanted.board_as, wanted.lane_as, wanted.lanes, wanted.watched_as, wanted.shown)
        and relay.triggers_enabled(current_watch.id, wanted.target, 'A')
     then
         return;
@@ -1339,10 +1849,12 @@ begin
     -- A change names the watch it was made under, and an id is never used again, nor likely to be another server's, so
     -- that no change is ever read with the settings of another. Not from random(), whose sequence is the session's.
     wanted.id := ('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 8))::bit(32)::integer & 2147483647;
-    said := pg_catalog.jsonb_build_object(
+    wanted.said := wanted.said || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
         'watch', wanted.id,
         'oid', wanted.target::oid::bigint,
         'name', wanted.watched_as,
+        'lanes', case when wanted.lanes is not null
+                 then pg_catalog.jsonb_build_array(wanted.lanes::oid::bigint, relay.full_name(wanted.lanes)) end,
         'id', relay.column_of(wanted.target, wanted.id_column),
         'board', relay.column_of(wanted.target, wanted.board_column),
         'lane', relay.column_of(wanted.target, wanted.lane_column),
@@ -1350,23 +1862,20 @@ begin
                    from pg_catalog.unnest(wanted.hidden) h
                    join pg_catalog.pg_attribute a on a.attrelid = wanted.target and a.attname = h
                    where a.attgenerated <> 'v' and wanted.shown is null),
-        'order_by', pg_catalog.to_jsonb(wanted.order_by));
-    if wanted.shown is not null then
-        said := said || pg_catalog.jsonb_build_object('shown', (
-            select pg_catalog.jsonb_agg(relay.column_of(wanted.target, s)) from pg_catalog.unnest(wanted.shown) s));
-    end if;
+        'order_by', pg_catalog.to_jsonb(wanted.order_by),
+        'shown', case when wanted.shown is not null then (
+            select pg_catalog.jsonb_agg(relay.column_of(wanted.target, s)) from pg_catalog.unnest(wanted.shown) s) end));
     perform relay.make_functions(wanted);
-    perform relay.create_triggers(wanted, said);
+    perform relay.create_triggers(wanted, wanted.said);
     if current_watch.id is not null then
-        execute pg_catalog.format('drop function if exists relay.journal_%1$s(), relay.entry_%1$s(text, record, record)',
-                                  current_watch.id);
+        perform relay.drop_functions(current_watch.id);
     end if;
     perform relay.remove_orphans();
     perform relay.journal_sync(wanted.id, 'watch_changed');
 end
 $$;
 
-comment on function relay.watch(regclass, name, name, name, name[], text[], interval, name[]) is
+comment on function relay.watch(regclass, name, name, name, name[], text[], interval, name[], text, text, text, regclass) is
     'Starts feeding a table. Example: select relay.watch(''public.tasks'', hidden => ''{secret}'')';
 
 -- Stops feeding a table; its rows leave every board. Takes ACCESS EXCLUSIVE on the table, as dropping a trigger
@@ -1387,8 +1896,7 @@ begin
     end if;
     perform relay.lock_table(current_watch.target, 'access exclusive', patience);
     perform relay.drop_triggers(current_watch.target);
-    execute pg_catalog.format('drop function if exists relay.journal_%1$s(), relay.entry_%1$s(text, record, record)',
-                              current_watch.id);
+    perform relay.drop_functions(current_watch.id);
     begin
         execute pg_catalog.format('revoke select on %s from relay_reader', current_watch.target);
     exception when insufficient_privilege then
@@ -1400,6 +1908,246 @@ end
 $$;
 
 comment on function relay.unwatch(regclass, interval) is 'Stops feeding a table. Said again, it does nothing.';
+
+-- Lanes --------------------------------------------------------------------------------------------------------
+
+-- What a change of a lane means: the boards that it left and came to, null if nothing changed that a board shows, or "!" and
+-- why that is unknown.
+create or replace function relay.lane_body(l relay.lane_tables) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $make$
+    select pg_catalog.format($body$
+declare
+    was    text[];
+    stands text[];
+begin
+    if current_user <> 'relay_renderer' then
+        return array['!', 'relay.lane_%1$s belongs to ' || current_user || ', expected relay_renderer: run relay sql install'];
+    end if;
+    if op <> 'INSERT' then was := %2$s; end if;
+    if op <> 'DELETE' then stands := %3$s; end if;
+    if was is distinct from stands then
+        perform relay.pause_if_full();
+        return array[was[1], stands[1]];
+    end if;
+    return null;
+exception when others or assert_failure then
+    return array['!', pg_catalog.left(sqlerrm, 200)];
+end
+$body$, l.id, made.was, made.stands)
+    from (
+        select pg_catalog.format('case when %s then array[%s] end', coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'before.'), 'true'),
+                                 pg_catalog.string_agg(coalesce(relay.as_text(l.target, c.name, 'before.' || pg_catalog.quote_ident(c.name)), 'null'), ', ' order by c.n)) as was,
+               pg_catalog.format('case when %s then array[%s] end', coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'after.'), 'true'),
+                                 pg_catalog.string_agg(coalesce(relay.as_text(l.target, c.name, 'after.' || pg_catalog.quote_ident(c.name)), 'null'), ', ' order by c.n)) as stands
+        from (
+            select 1 as n, l.board_column as name
+            union all
+            select 2, l.id_column
+            union all
+            select 3, l.name_column
+            union all
+            select 3 + o.n, p.col from pg_catalog.unnest(l.order_by) with ordinality o (entry, n)
+            cross join lateral relay.order_parts(o.entry) p
+        ) c (n, name)
+    ) made
+$make$;
+
+-- A change of a lane is not journalled itself, for a board's lanes are sent with the board: only which boards are to be read
+-- again. All, where lanes are of no board.
+create or replace function relay.lanes_body(l relay.lane_tables) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $make$
+    select pg_catalog.format($body$
+declare
+    moved text[] := case when not relay.paused() then relay.lane_%1$s(tg_op, old, new) end;
+begin
+    if moved is not null then
+        insert into relay.journal (watch, op, entry, reason)
+        values (%1$s, case when moved[1] = '!' or %2$s then 'S' else 'L' end::"char",
+                array[null, moved[1], null, null, moved[2], null, null],
+                case when moved[1] = '!' then 'row_unreadable: ' || moved[2] else 'lanes_changed' end);
+        perform relay.notify();
+    end if;
+    return null;
+end
+$body$, l.id, case when l.board_column is null then 'true' else 'false' end)
+$make$;
+
+create or replace function relay.lanes_truncate() returns trigger
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform relay.journal_sync((tg_argv[0])::integer, 'truncate');
+    return null;
+end
+$$;
+
+create or replace function relay.make_lane_functions(l relay.lane_tables) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute pg_catalog.format(
+        'create or replace function relay.lane_%s(op text, before record, after record) returns text[] language plpgsql '
+        'security definer set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' '
+        'set extra_float_digits = 1 as %L', l.id, relay.lane_body(l));
+    execute pg_catalog.format(
+        'create or replace function relay.lanes_%s() returns trigger language plpgsql security definer '
+        'set search_path = pg_catalog, pg_temp as %L', l.id, relay.lanes_body(l));
+    perform relay.give(pg_catalog.format('relay.lane_%s(text, record, record)', l.id)::regprocedure, 'relay_renderer');
+    perform relay.give(pg_catalog.format('relay.lanes_%s()', l.id)::regprocedure, 'relay_writer');
+    perform relay.revoke_others();
+    execute pg_catalog.format('grant execute on function relay.lane_%s(text, record, record) to relay_writer', l.id);
+end
+$$;
+
+-- Declares that the rows of a table are lanes, or changes how. What is not given stays as it is, where that is declared
+-- already. Boards then list exactly these lanes in this order, for the watches that name the table, see relay.watch.
+--
+-- Takes the same lock as relay.watch, in the same way.
+create or replace function relay.lanes(
+    target       regclass,
+    -- "id", and "name", if nothing is declared yet.
+    id_column    name     default null,
+    -- At first "board_id", if there is one; '' if lanes are the same on all boards.
+    board_column name     default null,
+    name_column  name     default null,
+    -- "column [asc|desc] [nulls first|last]", ...; the id decides among equals.
+    order_by     text[]   default null,
+    -- Which rows are lanes, such as "closed_at is null"; at first all, and so again by ''.
+    filter       text     default null,
+    patience     interval default '30 seconds'
+) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '2s'
+as $$
+declare
+    present relay.lane_tables;
+    wanted  relay.lane_tables;
+    entry   text;
+begin
+    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
+    select * into present from relay.lane_tables l where l.target = lanes.target;
+    wanted.target := lanes.target;
+    wanted.same := true;
+    wanted.id_column := coalesce(lanes.id_column, present.id_column, 'id');
+    wanted.board_column := nullif(coalesce(lanes.board_column, case when present.id is null then (
+        select a.attname from pg_catalog.pg_attribute a
+        where a.attrelid = lanes.target and a.attname = 'board_id' and not a.attisdropped) else present.board_column end), '');
+    wanted.name_column := coalesce(lanes.name_column, present.name_column, 'name');
+    wanted.order_by := coalesce(lanes.order_by, present.order_by, '{}');
+    if not exists (select from pg_catalog.pg_class c where c.oid = wanted.target and c.relkind = 'r'
+                   and c.relpersistence <> 't' and not c.relispartition) then
+        raise exception 'relay.lanes: % is not an ordinary table: expected one whose rows are lanes', wanted.target
+            using errcode = 'wrong_object_type';
+    end if;
+    foreach entry in array array_remove(array[wanted.id_column, wanted.board_column, wanted.name_column], null) loop
+        if not exists (select from pg_catalog.pg_attribute a
+                       where a.attrelid = wanted.target and a.attname = entry and a.attnum > 0 and not a.attisdropped) then
+            raise exception 'relay.lanes: % has no column %: name its own with id_column, board_column or name_column',
+                wanted.target, pg_catalog.quote_literal(entry) using errcode = 'undefined_column';
+        end if;
+    end loop;
+    if relay.comparable(wanted.target, wanted.id_column) is null then
+        raise exception 'relay.lanes: column % of % cannot be the id of lanes: expected an integer, a uuid or text',
+            pg_catalog.quote_ident(wanted.id_column), wanted.target using errcode = 'datatype_mismatch';
+    end if;
+    if not exists (
+        select from pg_catalog.pg_index i
+        join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0] and a.attname = wanted.id_column
+        where i.indrelid = wanted.target and i.indisunique and i.indisvalid and i.indpred is null and i.indnkeyatts = 1) then
+        raise exception 'relay.lanes: column % of % is not a key by itself: expected a primary key or unique index of its own',
+            pg_catalog.quote_ident(wanted.id_column), wanted.target using errcode = 'invalid_table_definition';
+    end if;
+    if wanted.board_column is not null and not exists (
+        select from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+        where a.attrelid = wanted.target and a.attname = wanted.board_column
+          and (t.typcategory in ('S', 'E') or t.typname in ('uuid', 'int2', 'int4', 'int8'))) then
+        raise exception 'relay.lanes: column % of % cannot name boards: expected text, uuid, an integer or an enum',
+            pg_catalog.quote_ident(wanted.board_column), wanted.target using errcode = 'datatype_mismatch';
+    end if;
+    foreach entry in array wanted.order_by loop
+        if not exists (select from relay.order_parts(entry) p
+                       join pg_catalog.pg_attribute a on a.attname = p.col
+                       where a.attrelid = wanted.target and a.attnum > 0 and not a.attisdropped) then
+            raise exception 'relay.lanes: order_by has %: expected a column of %, then optionally asc or desc, nulls first or last',
+                pg_catalog.quote_literal(entry), wanted.target using errcode = 'invalid_parameter_value';
+        end if;
+    end loop;
+    wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('filter',
+        relay.expression(wanted.target, 'relay.lanes: filter', 'boolean', nullif(coalesce(lanes.filter, present.filter), ''))));
+    wanted.filter := relay.spelled(wanted.target, wanted.said -> 'filter', true);
+    perform relay.grant_reading(wanted.target, wanted.board_column);
+    if present.problem is null and present.triggers_complete
+        and row(present.id_column, present.board_column, present.name_column, present.order_by, present.filter)
+            is not distinct from row(wanted.id_column, wanted.board_column, wanted.name_column, wanted.order_by, wanted.filter)
+    then
+        return;
+    end if;
+
+    perform relay.lock_table(wanted.target, 'share row exclusive', patience);
+    wanted.id := ('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 8))::bit(32)::integer & 2147483647;
+    wanted.said := wanted.said || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+        'lane_table', wanted.id, 'oid', wanted.target::oid::bigint,
+        'id', relay.column_of(wanted.target, wanted.id_column),
+        'board', relay.column_of(wanted.target, wanted.board_column),
+        'title', relay.column_of(wanted.target, wanted.name_column),
+        'order_by', pg_catalog.to_jsonb(wanted.order_by)));
+    perform relay.make_lane_functions(wanted);
+    execute pg_catalog.format(
+        'create or replace trigger relay_lanes after insert or update or delete on %s for each row '
+        'execute function relay.lanes_%s()', wanted.target, wanted.id);
+    execute pg_catalog.format(
+        'create or replace trigger relay_lanes_truncate after truncate on %s for each statement '
+        'execute function relay.lanes_truncate(%L, %L)', wanted.target, wanted.id, wanted.said);
+    execute pg_catalog.format('alter table %1$s enable always trigger relay_lanes, enable always trigger relay_lanes_truncate',
+                              wanted.target);
+    if present.id is not null then
+        execute pg_catalog.format('drop function relay.lanes_%1$s(), relay.lane_%1$s(text, record, record)', present.id);
+    end if;
+    perform relay.journal_sync(wanted.id, 'watch_changed');
+end
+$$;
+
+comment on function relay.lanes(regclass, name, name, name, text[], text, interval) is
+    'Declares that the rows of a table are lanes. Example: select relay.lanes(''public.lists'', order_by => ''{position}'')';
+
+-- The rows of a table are lanes no more. Takes ACCESS EXCLUSIVE on the table, as relay.unwatch does.
+create or replace function relay.drop_lanes(target regclass, patience interval default '30 seconds') returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '2s'
+as $$
+declare
+    present relay.lane_tables;
+begin
+    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
+    select * into present from relay.lane_tables l where l.target = drop_lanes.target;
+    if not found then
+        return;
+    end if;
+    if exists (select from relay.watches w where w.lanes = present.target) then
+        raise exception 'relay.drop_lanes: the lanes in % are those of %: run select relay.unwatch(%) first', present.target,
+            (select max(w.target::text) from relay.watches w where w.lanes = present.target),
+            (select pg_catalog.quote_literal(max(w.target::text)) from relay.watches w where w.lanes = present.target)
+            using errcode = 'dependent_objects_still_exist';
+    end if;
+    perform relay.lock_table(present.target, 'access exclusive', patience);
+    execute pg_catalog.format('drop trigger if exists relay_lanes on %1$s; drop trigger if exists relay_lanes_truncate on %1$s; '
+                              'drop function relay.lanes_%2$s(), relay.lane_%2$s(text, record, record)', present.target, present.id);
+end
+$$;
+
+comment on function relay.drop_lanes(regclass, interval) is 'The rows of a table are lanes no more.';
 
 -- For what fires no trigger at all: a load with triggers disabled, a partition attached or detached.
 create or replace function relay.resync() returns void
@@ -1423,8 +2171,9 @@ create or replace function relay.shape() returns text
 as $$
     select pg_catalog.left(pg_catalog.md5(pg_catalog.concat_ws(';', 'relay.epochs'::regclass::oid,
         pg_catalog.string_agg(pg_catalog.concat_ws(' ', w.target::oid, w.id_column, w.board_column, w.lane_column,
-            w.hidden, w.order_by, w.problem, cols.said, types.said, triggers.said), ';' order by w.target::oid))), 12)
+            w.hidden, w.order_by, w.filter, w.board_as, w.lane_as, w.lanes::oid, l.said, w.problem, cols.said, types.said, triggers.said), ';' order by w.target::oid))), 12)
     from relay.watches w
+    left join relay.lane_tables l on l.target = w.lanes
     cross join lateral (
         select pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.oid, t.tgenabled, t.xmin), ',' order by t.oid) as said
         from relay.parts(w.target) p
@@ -1474,7 +2223,15 @@ create or replace view relay.watched as
            -- Whether another table has the name now that it had when it was watched.
            exists (select from pg_catalog.pg_class o join pg_catalog.pg_namespace p on p.oid = o.relnamespace
                    where o.oid <> w.target and o.relkind in ('r', 'p')
-                     and array[p.nspname, o.relname]::text[] = pg_catalog.parse_ident(w.watched_as)) as replaced
+                     and array[p.nspname, o.relname]::text[] = pg_catalog.parse_ident(w.watched_as)) as replaced,
+           w.filter,
+           w.board_as,
+           w.lane_as,
+           w.lanes,
+           array(select a.attname from pg_catalog.pg_attribute a
+                 where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden)
+                 order by a.attnum) as columns,
+           array(select o.key from relay.ordering(w.target, w.order_by) o order by o.n) as ordering
     from relay.watches w
     join pg_catalog.pg_class c on c.oid = w.target
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace;
@@ -1492,10 +2249,20 @@ as $$
     where w.problem is null and (
         select count(*) from pg_catalog.pg_proc f join pg_catalog.pg_roles r on r.oid = f.proowner
         where f.pronamespace = 'relay'::regnamespace and f.prosecdef
-          and f.proconfig = array['search_path=pg_catalog, pg_temp']
+          and f.proconfig[1] = 'search_path=pg_catalog, pg_temp'
           and (f.proname, r.rolname, f.prosrc) in (
               ('journal_' || w.id, 'relay_writer', relay.journal_body(w)),
-              ('entry_' || w.id, 'relay_renderer', relay.entry_body(w)))) <> 2
+              ('entry_' || w.id, 'relay_renderer', relay.entry_body(w)),
+              ('place_' || w.id, 'relay_renderer', relay.place_body(w)))) <> case when relay.has_places(w) then 3 else 2 end
+    union all
+    select l.id from relay.lane_tables l
+    where l.problem is null and (
+        select count(*) from pg_catalog.pg_proc f join pg_catalog.pg_roles r on r.oid = f.proowner
+        where f.pronamespace = 'relay'::regnamespace and f.prosecdef
+          and f.proconfig[1] = 'search_path=pg_catalog, pg_temp'
+          and (f.proname, r.rolname, f.prosrc) in (
+              ('lanes_' || l.id, 'relay_writer', relay.lanes_body(l)),
+              ('lane_' || l.id, 'relay_renderer', relay.lane_body(l)))) <> 2
 $$;
 
 comment on function relay.altered() is 'Which trigger functions are not as they should be.';
@@ -1511,15 +2278,22 @@ create or replace function relay.refresh() returns integer
 as $$
 declare
     w    relay.watches;
+    l    relay.lane_tables;
     made integer := 0;
 begin
     perform relay.give('relay.image(record)'::regprocedure, 'relay_renderer');
     perform relay.give('relay.journal_truncate()'::regprocedure, 'relay_writer');
     perform relay.give('relay.board(text, boolean)'::regprocedure, 'relay_reader');
+    perform relay.give('relay.lanes_truncate()'::regprocedure, 'relay_writer');
+    perform relay.give('relay.resolve(integer[], text[])'::regprocedure, 'relay_reader');
     perform relay.give('relay.hold_tables(text)'::regprocedure, 'relay_reader');
     perform relay.give('relay.widest()'::regprocedure, 'relay_reader');
     for w in select s.* from relay.watches s where s.id in (select a from relay.altered() a) loop
         perform relay.make_functions(w);
+        made := made + 1;
+    end loop;
+    for l in select t.* from relay.lane_tables t where t.id in (select a from relay.altered() a) loop
+        perform relay.make_lane_functions(l);
         made := made + 1;
     end loop;
     return made;
@@ -1563,11 +2337,16 @@ declare
     held regclass;
 begin
     for held in
-        select w.target
-        from relay.watches w
-        join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = w.board_column
-        where w.problem is null and relay.is_written(board, relay.base_type(a.atttypid))
-        order by w.id
+        select t.target
+        from (
+            select w.id, w.target
+            from relay.watches w
+            left join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = w.board_column
+            where w.problem is null and (a.attname is null or relay.is_written(board, relay.base_type(a.atttypid)))
+            union all
+            select l.id, l.target from relay.lane_tables l where l.problem is null
+        ) t
+        order by t.id
     loop
         begin
             execute pg_catalog.format('lock table %s in access share mode', held);
@@ -1600,7 +2379,84 @@ as $$
     from pg_catalog.pg_class c where c.oid = target
 $$;
 
--- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement. Runs as
+-- How the rows of a watch find their lanes, in SQL: a join with their table, whose alias is "lane", given the lane of a row.
+create or replace function relay.lane_join(w relay.watches, lane text) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.format('join only %1$s lane on lane.%2$I::%3$s = %4$s::%3$s and %5$s', l.target, l.id_column, relay.comparable(l.target, l.id_column),
+                             lane, coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'lane.'), 'true'))
+    from relay.lane_tables l where l.target = w.lanes
+$$;
+
+-- The board of the places that rows of watches with lanes have, see relay.placing_body: those that have one, in the snapshot
+-- of the calling statement.
+create or replace function relay.resolve(watches integer[], places text[])
+    returns table (watch integer, place text, board text)
+    language plpgsql
+    stable
+    security definer
+    set row_security = off
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    w relay.watches;
+begin
+    if current_user <> 'relay_reader' then
+        raise exception 'relay.resolve belongs to %, expected relay_reader: run relay sql install', current_user
+            using errcode = 'insufficient_privilege';
+    end if;
+    for w in select * from relay.watches s where s.problem is null and s.lanes is not null and s.id = any (watches) loop
+        return query execute pg_catalog.format(
+            'select $1, p.place, %s from (select p.place, p.place::json ->> 0 as board, p.place::json ->> 1 as lane '
+            'from unnest($2, $3) p (watch, place) where p.watch = $1 offset 0) p %s',
+            (select coalesce(relay.as_text(l.target, l.board_column, 'lane.' || pg_catalog.quote_ident(l.board_column)), 'p.board')
+             from relay.lane_tables l where l.target = w.lanes),
+            relay.lane_join(w, 'p.lane'))
+            using w.id, watches, places;
+    end loop;
+end
+$$;
+
+comment on function relay.resolve(integer[], text[]) is 'The boards of tasks that are found through their lanes.';
+
+-- The lanes of a board in their order, as JSON: the id and the name of each. Null where none are declared for it.
+create or replace function relay.lanes_of(board text) returns text
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    l     relay.lane_tables;
+    its   json;
+    found text;
+begin
+    for l in select * from relay.lane_tables t where t.problem is null and t.target in (select w.lanes from relay.watches w) order by t.id loop
+        continue when l.board_column is not null
+            and not relay.is_written(board, (select relay.base_type(a.atttypid) from pg_catalog.pg_attribute a
+                                                   where a.attrelid = l.target and a.attname = l.board_column));
+        execute pg_catalog.format(
+            'select pg_catalog.json_agg(pg_catalog.json_build_array(%s, %s) order by %slane.%I) from only %s lane where %s and %s',
+            relay.as_text(l.target, l.id_column, 'lane.' || pg_catalog.quote_ident(l.id_column)),
+            relay.as_text(l.target, l.name_column, 'lane.' || pg_catalog.quote_ident(l.name_column)),
+            (select pg_catalog.string_agg(pg_catalog.format('lane.%I%s, ', p.col, p.direction), '' order by o.n)
+             from pg_catalog.unnest(l.order_by) with ordinality o (entry, n)
+             cross join lateral relay.order_parts(o.entry) p),
+            l.id_column, l.target,
+            coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'lane.'), 'true'),
+            coalesce(relay.as_text(l.target, l.board_column, 'lane.' || pg_catalog.quote_ident(l.board_column))
+                     || pg_catalog.format(' = %L collate "C"', board), 'true')) into its;
+        -- Two JSON arrays become one.
+        found := coalesce(pg_catalog.left(found, -1) || ',' || pg_catalog.substr(its::text, 2), found, its::text);
+    end loop;
+    return coalesce(found, case when not exists (select from relay.watches w where w.problem is null and w.lanes is null)
+                                then '[]' end);
+end
+$$;
+
+-- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement; and before them,
+-- without a watch, its lanes, where they are declared. Runs as
 -- relay_reader: so a role that may read boards need not be able to read the tables, and their hidden columns. With
 -- "careful", a row that cannot be shown is "!" and why, and fails nothing else. A table with a problem is not shown.
 create or replace function relay.board(board text, careful boolean default false) returns table (watch integer, task text)
@@ -1631,16 +2487,26 @@ begin
         raise exception 'relay.board belongs to %, expected relay_reader: run relay sql install', current_user
             using errcode = 'invalid_object_definition';
     end if;
+    return query select null::integer, l from relay.lanes_of(board) l where l is not null;
     for w in
-        select s.*, c.relkind, relay.base_type(a.atttypid)::regtype as board_type,
-               relay.as_text(s.target, s.board_column, pg_catalog.format('row_of_table.%I', s.board_column)) as board_text
+        select s.*, c.relkind, relay.base_type(a.atttypid)::regtype as board_type, relay.has_places(s) as has_places,
+               coalesce(relay.spelled(s.target, s.said -> 'board_as', s.same, 'row_of_table.'),
+                        relay.as_text(s.target, s.board_column, 'row_of_table.' || pg_catalog.quote_ident(s.board_column))) as board_text,
+               coalesce(relay.spelled(s.target, s.said -> 'lane_as', s.same, 'row_of_table.'),
+                        'row_of_table.' || pg_catalog.quote_ident(s.lane_column)) as lane_text,
+               relay.spelled(s.target, s.said -> 'filter', s.same, 'row_of_table.') as filter_text,
+               case when relay.has_places(s) then relay.place_of(s, 'row_of_table.') end as place,
+               l.target as lanes_target, l.board_column as lanes_board,
+               relay.labelled(s, 'p.at', 'i.image') as labelled
         from relay.watches s
         join pg_catalog.pg_class c on c.oid = s.target
-        left join pg_catalog.pg_attribute a on a.attrelid = s.target and a.attname = s.board_column
+        left join relay.lane_tables l on l.target = s.lanes
+        left join pg_catalog.pg_attribute a on a.attrelid = coalesce(case when l.board_column is not null then l.target end, s.target)
+            and a.attname = coalesce(l.board_column, s.board_column)
         where s.problem is null
         order by s.id
     loop
-        continue when not relay.is_written(board, w.board_type);
+        continue when w.board_type is not null and not relay.is_written(board, w.board_type);
 
         select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', a.attname), ', ' order by a.attnum) into columns
         from pg_catalog.pg_attribute a
@@ -1655,21 +2521,36 @@ begin
         -- case-insensitive text. The board is a literal, for that is cast by no function of users; the column is cast
         -- for domains, some of which have no operators. Where an enum's owner has made implicit casts, Postgres finds
         -- no operator, or theirs.
-        found := pg_catalog.format('row_of_table.%1$I::%3$s = %2$L::%3$s and ', w.board_column, board,
-                                   pg_catalog.format_type(w.board_type, -1));
+        if w.lanes_board is not null then
+            w.board_column := w.lanes_board;
+            w.board_text := relay.as_text(w.lanes_target, w.lanes_board, 'lane.' || pg_catalog.quote_ident(w.lanes_board));
+        end if;
+        found := case when w.board_column is null then pg_catalog.format('%s = %L and ', w.board_text, board)
+            else pg_catalog.format('%1$s.%2$I::%4$s = %3$L::%4$s and ', case when w.lanes_board is null then 'row_of_table' else 'lane' end,
+                                   w.board_column, board, pg_catalog.format_type(w.board_type, -1)) end;
         if exists (select from pg_catalog.pg_cast c join pg_catalog.pg_type t on t.oid = c.castsource
                    where t.oid = w.board_type and t.typtype = 'e' and c.castcontext = 'i') then
             found := '';
+        end if;
+        found := pg_catalog.concat(found, w.filter_text || ' and ', w.board_text, ' = $2 collate "C"');
+        -- An expression may fail at any row.
+        if careful and w.has_places then
+            w.place := pg_catalog.format('relay.place_%s(row_of_table.*)', w.id);
+            w.lane_text := 'p.at[3]';
+            found := pg_catalog.format('p.at[4] is null and %s = $2 collate "C"', case when w.lanes_board is null then 'p.at[2]' else w.board_text end);
         end if;
         -- A column that had the row's alias as its name would be taken for the row.
         row_name := 'row_' || pg_catalog.md5(columns);
         begin
             return query execute pg_catalog.format(
-                'select $1, (select %s from (select %s) %s) from %s %s row_of_table '
-                'where %s%s = $2 collate "C" order by %srow_of_table.%I',
+                'select $1, %s from %s %s row_of_table %s %s '
+                'cross join lateral (select (select %s from (select %s) %s) as image) i '
+                'where %s order by %srow_of_table.%I',
+                w.labelled, case when w.relkind = 'r' then 'only' else '' end, w.target,
+                case when w.has_places then pg_catalog.format('cross join lateral (select %s as at offset 0) p', w.place) end,
+                (select relay.lane_join(x, w.lane_text) from relay.watches x where x.id = w.id),
                 pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
-                columns, row_name, case when w.relkind = 'r' then 'only' else '' end, w.target, found, w.board_text, ordered,
-                w.id_column)
+                columns, row_name, found, ordered, w.id_column)
                 using w.id, board;
         exception when others then
             raise exception '%: %', w.target,
@@ -2150,9 +3031,12 @@ grant execute on function relay.entry(text, text, record, text, text, record), r
     to relay_renderer;
 
 -- What the functions that read boards need.
-grant select on relay.watches to relay_reader;
+grant select on relay.watches, relay.lane_tables to relay_reader;
 grant execute on function
     relay.parts(regclass), relay.types(regclass), relay.has_user_types(regclass), relay.base_type(oid),
+    relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text), relay.outgrown(regclass, jsonb, boolean),
+    relay.said(bytea), relay.column_named(regclass, jsonb, boolean), relay.comparable(regclass, name), relay.lane_join(relay.watches, text),
+    relay.lanes_of(text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text),
     relay.as_text(regclass, name, text), relay.order_parts(text), relay.is_written(text, regtype), relay.image(record),
     relay.holders(regclass, text), relay.missing_right(regclass)
     to relay_reader;

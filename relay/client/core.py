@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final, Literal
 
+from relay.order import OrderKey, arranged
+
 Task = dict[str, Any]
 """A row as the relay shows it: camelCase keys, values as JSON gives them; integers keep every digit."""
 
@@ -147,6 +149,8 @@ class Replica:
 
     def __init__(self) -> None:
         self.tasks: dict[TaskId, Task] = {}
+        self.lane_names: dict[str, str | None] | None = None
+        self._order: tuple[OrderKey, ...] | None = None
         self._lanes: dict[str, dict[TaskId, Task]] = {}
         self._shown: dict[str, list[Task]] = {}
 
@@ -155,7 +159,8 @@ class Replica:
         """Each lane's tasks in order. The list of a lane that has not changed is the same as the last time."""
         for lane, tasks in self._lanes.items():
             if lane not in self._shown:
-                self._shown[lane] = list(tasks.values())
+                found = list(tasks.values())
+                self._shown[lane] = found if self._order is None else arranged(found, self._order, dict.get)
         return {lane: self._shown[lane] for lane in self._lanes}
 
     def replace(self, data: object) -> None:
@@ -173,6 +178,8 @@ class Replica:
                     raise Misfit(f"two tasks with the id {json.dumps(name)}{_SHARED}")
                 its[name] = tasks[name] = task if lane_name(task.get("lane")) == lane else task | {"lane": lane}
         self.tasks, self._lanes, self._shown = tasks, lanes, {}
+        self.lane_names = _names(_object(data).get("laneNames"))
+        self._order = _order(_object(data).get("orderBy"))
 
     def apply(self, messages: Iterable[object], batch: int | None = None) -> list[Change]:
         """Apply messages, all or none, and return what changed."""
@@ -210,6 +217,34 @@ class Replica:
     def _lane(self, lane: str) -> dict[TaskId, Task]:
         self._shown.pop(lane, None)
         return self._lanes.setdefault(lane, {})
+
+
+def _names(value: object) -> dict[str, str | None] | None:
+    return (
+        None
+        if value is None
+        else {lane: None if name is None else _text(name) for lane, name in _object(value).items()}
+    )
+
+
+def _order(value: object) -> tuple[OrderKey, ...] | None:
+    if value is None:
+        return None  # tasks stay as they come
+    if not isinstance(value, list):
+        raise Misfit
+    return tuple(_order_key(_object(each)) for each in value)
+
+
+def _order_key(by: Task) -> OrderKey:
+    values = by.get("values")
+    if values is not None and not isinstance(values, list):
+        raise Misfit
+    return OrderKey(
+        _text(by.get("key")),
+        by.get("descending") is True,
+        by.get("nullsFirst") is True,
+        None if values is None else tuple(map(_text, values)),
+    )
 
 
 def _object(value: object) -> Task:

@@ -58,8 +58,10 @@ class Board:
         self._backlog = Backlog()
         self._woken = asyncio.Event()
         self._error: RelayError | None = None
-        self._left: tuple[Mapping[TaskId, Task], Mapping[str, list[Task]]] | None = None
-        """Tasks and lanes as they were when the subscription ended."""
+        self._left: tuple[Mapping[TaskId, Task], Mapping[str, list[Task]], Mapping[str, str | None] | None] | None = (
+            None
+        )
+        """Tasks, lanes and their names as they were when the subscription ended."""
         self._looping = False
         if following.present:
             self._backlog.put([Change("board.sync")])
@@ -77,6 +79,11 @@ class Board:
     def lanes(self) -> Mapping[str, list[Task]]:
         """Each lane's tasks in order."""
         return self._left[1] if self._left else self._following.replica.lanes
+
+    @property
+    def lane_names(self) -> Mapping[str, str | None] | None:
+        """The lanes' names in their order, where lanes are rows of a table; else None."""
+        return self._left[2] if self._left else self._following.replica.lane_names
 
     @property
     def state(self) -> State:
@@ -137,7 +144,7 @@ class Board:
 
     def _end(self) -> None:
         replica = self._following.replica
-        self._left = self._left or (dict(replica.tasks), replica.lanes)
+        self._left = self._left or (dict(replica.tasks), replica.lanes, replica.lane_names)
         self._woken.set()
 
 

@@ -54,6 +54,11 @@ class Board:
         return self._relay._ask(lambda: dict(self._board.lanes))  # noqa: SLF001
 
     @property
+    def lane_names(self) -> Mapping[str, str | None] | None:
+        """The lanes' names in their order, as they are now, where lanes are rows of a table; else None."""
+        return self._relay._ask(lambda: self._board.lane_names)  # noqa: SLF001
+
+    @property
     def state(self) -> State:
         return self._board.state
 

@@ -66,8 +66,12 @@ def _patience_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @sql.command("watch")
 @click.argument("table")
 @click.option("--id", "id_column", help="column that is the key by itself  [default: id]")
-@click.option("--board", help="column that names a task's board  [default: board_id]")
-@click.option("--lane", help="column that names a task's lane  [default: lane]")
+@click.option("--board", "board_column", help="column that names a task's board  [default: board_id]")
+@click.option("--board-as", help="expression that names it, in place of --board")
+@click.option("--lane", "lane_column", help="column that names a task's lane  [default: lane]")
+@click.option("--lane-as", help="expression that names it, in place of --lane")
+@click.option("--lanes", metavar="TABLE", help="table whose rows are the lanes, declared by `relay sql lanes`")
+@click.option("--filter", help="which rows are tasks, like 'deleted_at is null'; '' for all again  [default: all]")
 @click.option("--hide", "hidden", multiple=True, help="column that must never leave the database; may be repeated")
 @click.option(
     "--show",
@@ -82,35 +86,35 @@ def _patience_option(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @_patience_option
 @settings_options("DATABASE_URL")
-def sql_watch(
-    table: str,
-    id_column: str | None,
-    board: str | None,
-    lane: str | None,
-    hidden: tuple[str, ...],
-    shown: tuple[str, ...],
-    order_by: tuple[str, ...],
-    patience: float,
-    **options: str | None,
-) -> None:
+def sql_watch(table: str, patience: float, **options: Any) -> None:
     """Start feeding TABLE, like public.tasks, or change how it is fed.
 
     Where TABLE is watched already, what is not given stays as it is.
     """
     with one_line_errors(install.InstallError):
-        url = read(options, ["DATABASE_URL"]).DATABASE_URL
-        install.watch(
-            url,
-            table,
-            id_column=id_column,
-            board=board,
-            lane=lane,
-            hidden=hidden,
-            shown=shown,
-            order_by=order_by,
-            patience=timedelta(seconds=patience),
-        )
+        settings = {name: options.pop(name) for name in install.WATCH_SETTINGS}
+        install.watch(read(options, ["DATABASE_URL"]).DATABASE_URL, table, timedelta(seconds=patience), **settings)
     click.echo(f"relay sql watch: {table} is watched")
+
+
+@sql.command("lanes")
+@click.argument("table")
+@click.option("--id", "id_column", help="column that is the key by itself  [default: id]")
+@click.option("--board", "board_column", help="column that names a lane's board; '' for none  [default: board_id]")
+@click.option("--name", "name_column", help="column with a lane's name  [default: name]")
+@click.option("--filter", help="which rows are lanes, like 'closed_at is null'; '' for all again  [default: all]")
+@click.option("--order-by", multiple=True, help="order of the lanes, like 'position'; may be repeated")
+@_patience_option
+@settings_options("DATABASE_URL")
+def sql_lanes(table: str, patience: float, **options: Any) -> None:
+    """Declare that the rows of TABLE, like public.lists, are lanes; name it in `relay sql watch --lanes` then.
+
+    Where it is declared already, what is not given stays as it is.
+    """
+    with one_line_errors(install.InstallError):
+        settings = {name: options.pop(name) for name in install.LANES_SETTINGS}
+        install.lanes(read(options, ["DATABASE_URL"]).DATABASE_URL, table, timedelta(seconds=patience), **settings)
+    click.echo(f"relay sql lanes: the rows of {table} are lanes")
 
 
 @sql.command("unwatch")

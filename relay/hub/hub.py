@@ -332,6 +332,6 @@ def _steps(transactions: Iterable[Committed], boards: dict[str, Board[Subscriber
                 steps[name].append(Step(transaction.xid, (), transaction.sync))
             continue
         for name, found in transaction.messages(boards).items():
-            sync: Reason | None = "changes_missing" if found is None else None
-            steps[name].append(Step(transaction.xid, found or (), sync))
+            sync = found if isinstance(found, str) else None
+            steps[name].append(Step(transaction.xid, () if isinstance(found, str) else found, sync))
     return steps

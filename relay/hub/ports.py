@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from relay.model.cursor import Era, Reason
-from relay.model.messages import Message
+from relay.model.messages import Meaning, Message
 from relay.model.snapshot import Snapshot
 from relay.model.status import Counts, Database, StreamStatus
 
@@ -52,8 +52,8 @@ class Committed(Protocol):
     @property
     def sync(self) -> Reason | None: ...
 
-    def messages(self, boards: Container[str | None]) -> Mapping[str, list[Message] | None]:
-        """Give each of `boards` that it touches the messages for its subscribers; None: it must be read again."""
+    def messages(self, boards: Container[str | None]) -> Mapping[str, Meaning]:
+        """Give each of `boards` that it touches the messages for its subscribers, or why it must be read again."""
 
 
 @dataclass(frozen=True, slots=True)

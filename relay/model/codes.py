@@ -42,6 +42,7 @@ REASONS: Final[Mapping[Reason, str]] = {
     "batch_cut_short": "the relay lost Postgres in the midst of a large batch",
     "truncate": "the table was truncated",
     "resync": "the DBA asked for it",
+    "lanes_changed": "a lane of the board was added, renamed, reordered or removed, or changed board",
     "watch_changed": "what is fed, or how, was changed",
     "row_unreadable": "a row could not be recorded",
     "changes_missing": "what the journal has of a row fits no history: triggers were off for a while",

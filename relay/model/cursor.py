@@ -31,6 +31,7 @@ Reason = Literal[
     "batch_cut_short",  # the relay lost Postgres in the midst of a large batch
     "truncate",
     "resync",  # somebody called relay.resync()
+    "lanes_changed",  # a lane of the board was added, renamed, reordered or removed, or came from another board
     "watch_changed",  # a table is watched, or watched otherwise, or no longer
     "row_unreadable",  # the triggers could not read a row
     "changes_missing",  # what the journal has of a row fits no history: triggers were off for a while

@@ -16,7 +16,9 @@ Rules:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from enum import IntEnum
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
@@ -24,6 +26,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictStr, TypeAdapter, ValidationError
 
 from relay.model.cursor import Reason
+from relay.order import OrderKey, arranged
 
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
 """The largest message a client may send; a larger one closes the connection with code 1009."""
@@ -231,15 +234,41 @@ class Task(BaseModel):
     lane: JsonValue = Field(description="The lane: a string as a rule; null if the row has none.")
 
 
+class Order(BaseModel):
+    """By what the tasks of a lane are ordered: the value of a key."""
+
+    key: str = Field(description="The key in the task. One that a task does not have counts as null.")
+    descending: bool = Field(description="Whether greater values come first.")
+    nulls_first: bool = Field(alias="nullsFirst", description="Whether nulls come first, or else last.")
+    values: list[str] = _sometimes("The values in ascending order, where they have one of their own.")
+
+
 class Board(BaseModel):
     """A whole board."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"required": ["laneNames"]}, {"properties": {"lanes": {"required": list(LANES)}}}]
+        }
+    )
     lanes: dict[str, list[Task]] = Field(
         description=(
             f"The tasks by lane, in their order. {', '.join(LANES)} come first and always, then any other "
-            'lane that the board has. Tasks whose lane is null are under "null".'
+            'lane that the board has. Tasks whose lane is null are under "null". Where there are `laneNames`, these '
+            "are exactly the board's lanes, in their order, the empty ones included."
         ),
-        json_schema_extra={"required": list(LANES)},
+    )
+    lane_names: dict[str, str | None] = _sometimes(
+        "The lanes' names, where lanes are rows of a table of their own.", alias="laneNames"
+    )
+    lane_order: list[str] = _sometimes(
+        "The keys of `laneNames` in the lanes' order, for languages whose objects have none.", alias="laneOrder"
+    )
+    order_by: list[Order] = _sometimes(
+        "The order of the tasks in a lane: by the first of these, then the next, and at last by `id`, ascending. "
+        "Sort by it after each change. Booleans come before numbers, numbers before texts; texts are compared by "
+        "code points. Absent where several tables with different orders are watched.",
+        alias="orderBy",
     )
 
 
@@ -406,6 +435,10 @@ PONG: Final = Message(_kind(Pong), _encode({"type": _kind(Pong)}))
 AUTHENTICATED: Final = Message(_kind(Authenticated), _encode({"type": _kind(Authenticated)}))
 
 
+Meaning = list[Message] | Reason
+"""What a transaction means to a board: messages, or why the board must be read again."""
+
+
 def error(code: ErrorCode, text: str, board: str | None = None) -> Message:
     """Answer bad input; of a board that may not be followed, say which it is."""
     return _ERROR.of(code, text) if board is None else _ERROR.of(code, text, board)
@@ -431,12 +464,39 @@ def task_deleted(task_id: msgspec.Raw) -> Message:
     return _DELETED.of(task_id)
 
 
-def board_data(tasks: Sequence[Row]) -> bytes:
-    """Encode a whole board: the tasks by lane, in the order given, in the guide's lanes and then any other."""
-    lanes: dict[str, list[Row]] = {lane: [] for lane in LANES}
+def board_data(
+    tasks: Sequence[Row],
+    declared: Sequence[tuple[str, str | None]] | None = None,
+    order: Sequence[OrderKey] | None = None,
+) -> bytes:
+    """Encode a whole board: the tasks by lane, in their order, in the guide's lanes and then any other.
+
+    Where the lanes are declared, each with its name, they take the place of the guide's. Without an order, tasks stay
+    in that in which they are given.
+    """
+    if order is not None:
+        tasks = arranged(tasks, order, _value)
+    names = None if declared is None else dict(declared)
+    lanes: dict[str, list[Row]] = {lane: [] for lane in (LANES if names is None else names)}
     for task in tasks:
         lanes.setdefault(lane_name(task["lane"]), []).append(task)
-    return _encode({"lanes": lanes})
+    beside: dict[str, object] = {} if names is None else {"laneNames": names, "laneOrder": list(names)}
+    if order is not None:
+        beside["orderBy"] = [_order_key(by) for by in order]
+    return _encode({"lanes": lanes} | beside)
+
+
+def _value(task: Row, key: str) -> Any:
+    try:
+        return json.loads(bytes(task[key])) if key in task else None
+    except ValueError:  # an integer of more digits than Python's int() takes
+        return Decimal(bytes(task[key]).decode())
+
+
+def _order_key(by: OrderKey) -> Mapping[str, object]:
+    return {"key": by.key, "descending": by.descending, "nullsFirst": by.nulls_first} | (
+        {} if by.values is None else {"values": by.values}
+    )
 
 
 def board_sync(data: bytes) -> Message:

@@ -32,7 +32,7 @@ from typing import NamedTuple, Protocol
 
 from relay.model import messages
 from relay.model.cursor import Reason
-from relay.model.messages import Message, Row
+from relay.model.messages import Meaning, Message, Row
 
 
 class Table(Protocol):
@@ -41,8 +41,8 @@ class Table(Protocol):
     @property
     def id(self) -> int: ...
 
-    def task(self, columns: Row) -> Row:
-        """Turn a row, by the columns' own names, into a task as clients see it."""
+    def task(self, columns: Row, board: str) -> Row:
+        """Turn a row, by the columns' own names, into a task of a board as clients see it."""
 
 
 class Image(NamedTuple):
@@ -56,40 +56,42 @@ class Image(NamedTuple):
 
     @property
     def task(self) -> Row:
-        return self.table.task(self.columns)
+        return self.table.task(self.columns, self.board)
 
 
 @dataclass(slots=True)
 class Transaction:
     """The images that one transaction moved, in any order.
 
-    With `sync`, the transaction did what only reading the boards again can show, such as TRUNCATE: the reason. A
-    large transaction may come as several, each with all images of the rows that it is about.
+    With `sync`, the transaction did what only reading the boards again can show, such as TRUNCATE: the reason. It
+    changed the lanes of the boards in `lanes`: those are sent with a board. A large transaction may come as several,
+    each with all images of the rows that it is about.
     """
 
     xid: int
     images: list[Image] = field(default_factory=list)
     sync: Reason | None = None
+    lanes: set[str] = field(default_factory=set)
 
-    def messages(self, boards: Container[str | None]) -> dict[str, list[Message] | None]:
+    def messages(self, boards: Container[str | None]) -> dict[str, Meaning]:
         """Give each of `boards` that it touches the messages for its subscribers, by row in order of appearance.
 
-        None instead of messages: the board must be read again. Those of other boards are not even encoded.
+        A reason instead of messages: the board must be read again. Those of other boards are not even encoded.
         """
         rows: defaultdict[tuple[str, int, str], list[Image]] = defaultdict(list)
         for image in self.images:
             if image.board in boards:
                 rows[image.board, image.table.id, image.key].append(image)
-        found: dict[str, list[Message] | None] = {}
+        found: dict[str, Meaning] = {board: "lanes_changed" for board in self.lanes if board in boards}
         for (board, _, _), images in rows.items():
             its = found.setdefault(board, [])
-            if its is None:
+            if isinstance(its, str):
                 continue
             if (pair := _before_and_after(images)) is None:
-                found[board] = None
+                found[board] = "changes_missing"
             else:
                 its += _messages(*pair)
-        return {board: its for board, its in found.items() if its is None or its}
+        return {board: its for board, its in found.items() if its}
 
 
 def cancelled(images: Iterable[Image]) -> list[Image]:

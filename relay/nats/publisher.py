@@ -432,8 +432,10 @@ class _Turn(Sink):
                 yield Part(self._name, self._batch + 1, told=[Told(transaction.xid)], sync=transaction.sync)
                 continue
             for board, messages in transaction.messages(self).items():
-                raw = None if messages is None else [msgspec.Raw(message.json) for message in messages]
-                told[board].append(Told(transaction.xid, raw))
+                if isinstance(messages, str):
+                    told[board].append(Told(transaction.xid, reason=messages))
+                else:
+                    told[board].append(Told(transaction.xid, [msgspec.Raw(message.json) for message in messages]))
         for board, its in told.items():
             cursor = self._era.seal(board, position) if self._era and position else None
             yield Part(self._name, self._batch + 1, board, its, cursor=cursor)

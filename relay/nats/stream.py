@@ -25,7 +25,7 @@ from urllib.parse import quote
 import msgspec
 
 from relay.model.cursor import Era, Reason
-from relay.model.messages import Message
+from relay.model.messages import Meaning, Message
 from relay.model.snapshot import Snapshot
 
 GATHER_BYTES: Final = 4 * 1024 * 1024
@@ -43,10 +43,11 @@ class StreamBroken(Exception):
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What a transaction means to one board: its messages, or none if the board is to be read again."""
+    """What a transaction means to one board: its messages, or none and why the board must be read again."""
 
     xid: int
     messages: list[msgspec.Raw] | None = None
+    reason: Reason = "changes_missing"
 
 
 class End(msgspec.Struct, frozen=True):
@@ -179,7 +180,7 @@ def _pieces(told: Told, limit: int) -> Iterator[Told]:
     """Split what a transaction means to a board into pieces of at most so many bytes."""
     room = limit - len(encode(Told(told.xid, []))) - 1
     if told.messages is None or any(len(message) > room for message in told.messages):
-        yield Told(told.xid)
+        yield Told(told.xid, reason=told.reason)
         return
     for portion in _portions(told.messages, lambda message: len(message) + 1, room):
         yield Told(told.xid, portion)
@@ -215,13 +216,14 @@ class Committed:
     xid: int
     board: str | None
     sync: Reason | None
-    told: Sequence[msgspec.Raw] | None
+    told: Told
 
-    def messages(self, boards: Container[str | None]) -> Mapping[str, list[Message] | None]:
-        """Give the board its messages, if it is one of these; none if it must be read again."""
+    def messages(self, boards: Container[str | None]) -> Mapping[str, Meaning]:
+        """Give the board its messages, if it is one of these, or the reason why it must be read again."""
         if self.board is None or self.board not in boards:
             return {}
-        return {self.board: None if self.told is None else [_message(raw) for raw in self.told]}
+        its = self.told
+        return {self.board: its.reason if its.messages is None else [_message(raw) for raw in its.messages]}
 
 
 def _message(raw: msgspec.Raw) -> Message:
@@ -314,7 +316,7 @@ class Assembly:
 
 
 def _committed(part: Part) -> Iterable[Committed]:
-    return [Committed(told.xid, part.board, part.sync, told.messages) for told in part.told]
+    return [Committed(told.xid, part.board, part.sync, told) for told in part.told]
 
 
 def _position(text: str) -> Snapshot:

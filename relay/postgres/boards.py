@@ -62,14 +62,15 @@ class Boards:
         """Read a board: the snapshot, and the data of its `board.sync`."""
         async with self._reader() as reader:
             snapshot, rows = await _rows(reader, name)
-        if any(number not in self._watches.by_id for number, _ in rows):
+        numbers = {number for number, _ in rows if number is not None}
+        if not numbers <= self._watches.by_id.keys():
             await self._watches.load()
         watches = self._watches.by_id
-        if any(number not in watches for number, _ in rows):
+        if not numbers <= watches.keys():
             raise WatchOutdated("the watched tables changed while a board was read")
         if len(rows) > LARGE_BOARD_TASKS:
-            return snapshot, await asyncio.to_thread(board_data, rows, watches)
-        return snapshot, board_data(rows, watches)
+            return snapshot, await asyncio.to_thread(board_data, name, rows, watches)
+        return snapshot, board_data(name, rows, watches)
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[Connection]:
@@ -97,7 +98,7 @@ class Boards:
         self._free.put_nowait(reader)
 
 
-async def _rows(reader: Connection, name: str) -> tuple[Snapshot, list[tuple[int, str]]]:
+async def _rows(reader: Connection, name: str) -> tuple[Snapshot, list[tuple[int | None, str]]]:
     try:
         return await _read(reader, name, careful=False)
     except psycopg.errors.UntranslatableCharacter:
@@ -112,7 +113,7 @@ async def _rows(reader: Connection, name: str) -> tuple[Snapshot, list[tuple[int
         return await _read(reader, name, careful=True)
 
 
-async def _read(reader: Connection, name: str, *, careful: bool) -> tuple[Snapshot, list[tuple[int, str]]]:
+async def _read(reader: Connection, name: str, *, careful: bool) -> tuple[Snapshot, list[tuple[int | None, str]]]:
     try:
         await reader.rows("begin read only")
         await reader.rows("select relay.hold_tables(%s)", name)
@@ -123,7 +124,7 @@ async def _read(reader: Connection, name: str, *, careful: bool) -> tuple[Snapsh
         if not reader.closed:
             await reader.rows("rollback")
         raise
-    found: list[tuple[int, str]] = []
+    found: list[tuple[int | None, str]] = []
     while len(found) < count:
         rows = await reader.rows(f"fetch {FETCH_TASKS} from board".encode())
         found += [(watch, task) for _, watch, task in rows]

@@ -5,7 +5,9 @@ no I/O but the log's.
 
 Rules:
 - Values stay as Postgres wrote them.
-- The id, the board and the lane appear under the guide's names whatever their columns are called.
+- A task that is found through its lane is on the board that its lane has, as `relay.resolve` says.
+- The id, the board and the lane appear under the guide's names whatever their columns are called. Where expressions
+  say them, an image has what they say under the empty name, which no column can have.
 - A row that cannot be shown counts as absent, in boards and changes alike, and is reported.
 - No entry is taken apart for a board that nobody follows.
 """
@@ -26,6 +28,7 @@ from relay.model import messages
 from relay.model.cursor import Reason
 from relay.model.messages import Row
 from relay.model.transaction import Image, Transaction
+from relay.order import OrderKey
 from relay.postgres.faults import UnreadableRow, WatchOutdated
 
 log = structlog.get_logger()
@@ -36,7 +39,11 @@ MAX_TASK_BYTES: Final = 4 * 1024 * 1024
 MAX_TASK_DEPTH: Final = 500
 """How deep arrays and objects of a task may be nested; of what is deeper, no parser reads all."""
 
+_SAID: Final = ""
+"""Under this name, an image has what expressions say of its row."""
+
 _decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_lanes: Final = msgspec.json.Decoder(list[tuple[str, str | None]]).decode
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,16 @@ class Watch:
     id: int
     table: str
     id_column: str
-    board_column: str
-    lane_column: str
+    board_column: str | None
+    lane_column: str | None
     hidden: frozenset[str]
     shown: frozenset[str] | None = None
+    order: tuple[OrderKey, ...] = ()
+    """The order of its tasks, by columns."""
+    visible: tuple[str, ...] = ()
+    """Its columns that are in tasks."""
+    lanes: bool = False
+    """Whether its tasks are found through lanes that are rows of another table."""
 
     def shows(self, column: str) -> bool:
         """Whether a column is in tasks."""
@@ -74,10 +87,17 @@ class Watch:
                 raise UnreadableRow(f"a row of {self.table} has {size} bytes: expected {MAX_TASK_BYTES} at most")
         return columns
 
-    def task(self, columns: Row) -> Row:
-        """Turn a row into a task as clients see it. Raises WatchOutdated if it lacks the columns that make it one."""
+    def task(self, columns: Row, board: str) -> Row:
+        """Turn a row into a task of a board as clients see it.
+
+        Raises WatchOutdated if it lacks the columns that make it one.
+        """
         keys = _keys(self, tuple(columns))
         task = {keys[column]: value for column, value in columns.items() if column in keys}
+        if said := columns.get(_SAID):
+            task = _decode_row(said) | task
+        if self.lanes and "boardId" not in task:
+            task = {"boardId": msgspec.Raw(msgspec.json.encode(board)), **task}
         if missing := {"id", "boardId", "lane"} - task.keys():
             raise WatchOutdated(
                 f"rows of {self.table} have no {', '.join(sorted(missing))} any more: run relay sql watch again and "
@@ -86,9 +106,18 @@ class Watch:
         return task
 
     @cached_property
+    def order_by(self) -> tuple[OrderKey, ...]:
+        """The order of its tasks, by the keys that clients know."""
+        keys = _keys(self, self.visible)
+        return tuple(by._replace(key=keys[by.key]) for by in self.order if by.key in keys)
+
+    @cached_property
     def _hash(self) -> int:
         return hash(
-            (self.id, self.table, self.id_column, self.board_column, self.lane_column, self.hidden, self.shown)
+            (
+                *(self.id, self.table, self.id_column, self.board_column, self.lane_column),
+                *(self.hidden, self.shown, self.lanes),
+            )
         )
 
     def __hash__(self) -> int:
@@ -99,14 +128,16 @@ class Watch:
 @lru_cache(maxsize=1024)
 def _keys(watch: Watch, columns: tuple[str, ...]) -> Mapping[str, str]:
     """Name the columns for clients: camelCase, but two that would share a name both keep their own."""
-    roles = {watch.id_column: "id", watch.board_column: "boardId", watch.lane_column: "lane"}
-    visible = [column for column in columns if watch.shows(column)]
+    columns_of = {"id": watch.id_column, "boardId": watch.board_column, "lane": watch.lane_column}
+    roles = {column: role for role, column in columns_of.items() if column is not None}
+    said = [role for role, column in columns_of.items() if column is None]
+    visible = [column for column in columns if watch.shows(column) and column != _SAID]
     wanted = {column: roles.get(column) or _camel_case(column) for column in visible}
-    names = list(wanted.values())
+    names = [*said, *wanted.values()]
     keys = {column: name if column in roles or names.count(name) == 1 else column for column, name in wanted.items()}
     for column in visible:
         # A column called "id" beside another that is the task's id.
-        while column not in roles and list(keys.values()).count(keys[column]) > 1:
+        while column not in roles and [*said, *keys.values()].count(keys[column]) > 1:
             keys[column] += "_"
     return keys
 
@@ -127,8 +158,8 @@ def _camel_case(column: str) -> str:
 class Entry(NamedTuple):
     """One row of the journal. A tuple, for thousands of them are made in a second.
 
-    `op` is R for a change of a row, S where boards must be read again, P for a probe. `old_key` is the row's key
-    before the change, if that changed it.
+    `op` is R for a change of a row, L for one of the two boards' lanes, S where all boards must be read again, P for
+    a probe. `old_key` is the row's key before the change, if that changed it.
     """
 
     xid: int
@@ -188,11 +219,15 @@ def transactions_of(
     """
     found: dict[int, Transaction] = {}
     for entry in entries:
-        if entry.op == "P" or (entry.op == "R" and not entry.concerns(followed)):
+        if entry.op == "P" or (
+            entry.op != "S" and not entry.concerns(followed) and (entry.op == "L" or not entry.reason)
+        ):
             continue
         transaction = found.pop(entry.xid, None) or Transaction(entry.xid)
         if entry.op == "S":
             transaction.sync = sync_of(entry.xid, entry.reason).sync
+        elif entry.op == "L":
+            transaction.lanes |= {board for board in (entry.old_board, entry.new_board) if board is not None}
         else:
             transaction.images += images_of(entry, watches, followed)
         found[entry.xid] = transaction
@@ -206,13 +241,19 @@ def sync_of(xid: int, text: str | None) -> Transaction:
     return Transaction(xid, sync=cast(Reason, word) if word in get_args(Reason) else "resync")
 
 
-def board_data(rows: Iterable[tuple[int, str]], watches: Mapping[int, Watch]) -> bytes:
-    """Encode the data of a `board.sync`: rows as they are read, each with its watch."""
+def board_data(name: str, rows: Iterable[tuple[int | None, str]], watches: Mapping[int, Watch]) -> bytes:
+    """Encode the data of a `board.sync`: rows as they are read, each with its watch; one without is the lanes."""
     tasks = []
+    lanes: list[tuple[str, str | None]] | None = None
     for number, image in rows:
+        if number is None:
+            lanes = _decode_lanes(image)
+            continue
         watch = watches[number]
         try:
-            tasks.append(watch.task(watch.columns(image)))
+            tasks.append(watch.task(watch.columns(image), name))
         except UnreadableRow as ex:
             log.error("feed.unreadable_row", problem=str(ex))  # noqa: TRY400  # the line says it all
-    return messages.board_data(tasks)
+    orders = {watch.order_by for watch in watches.values()}
+    # Tasks of tables that are ordered otherwise have no order in common.
+    return messages.board_data(tasks, lanes, orders.pop() if len(orders) == 1 else None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import resources
@@ -54,35 +54,65 @@ def run(database_url: str, name: str) -> None:
         connection.execute(text(name).encode())
 
 
+WATCH_SETTINGS: Final = {
+    "id_column": "name",
+    "board_column": "name",
+    "board_as": "text",
+    "lane_column": "name",
+    "lane_as": "text",
+    "lanes": "text::regclass",
+    "filter": "text",
+    "hidden": "name[]",
+    "shown": "name[]",
+    "order_by": "text[]",
+}
+"""What `relay.watch` may be given, with the types."""
+
+LANES_SETTINGS: Final = {
+    "id_column": "name",
+    "board_column": "name",
+    "name_column": "name",
+    "filter": "text",
+    "order_by": "text[]",
+}
+"""The same of `relay.lanes`."""
+
+
 def watch(
-    database_url: str,
-    table: str,
-    *,
-    id_column: str | None = None,
-    board: str | None = None,
-    lane: str | None = None,
-    hidden: Sequence[str] = (),
-    shown: Sequence[str] = (),
-    order_by: Sequence[str] = (),
-    patience: timedelta = PATIENCE,
+    database_url: str, table: str, patience: timedelta = PATIENCE, **settings: str | Sequence[str] | None
 ) -> None:
-    """Start feeding a table; what is not given stays as it is, or as `relay.watch` has it. Raises InstallError."""
+    """Start feeding a table, with some of WATCH_SETTINGS. Raises InstallError.
+
+    What is None or empty stays as it is, or as `relay.watch` has it.
+    """
+    _declare(database_url, "watch", WATCH_SETTINGS, table, patience, settings)
+
+
+def lanes(
+    database_url: str, table: str, patience: timedelta = PATIENCE, **settings: str | Sequence[str] | None
+) -> None:
+    """Declare that the rows of a table are lanes, with some of LANES_SETTINGS, as `watch` does."""
+    _declare(database_url, "lanes", LANES_SETTINGS, table, patience, settings)
+
+
+def _declare(
+    database_url: str,
+    function: str,
+    types: Mapping[str, str],
+    table: str,
+    patience: timedelta,
+    settings: Mapping[str, str | Sequence[str] | None],
+) -> None:
+    given = {name: value for name, value in settings.items() if value is not None and value not in ((), [])}
+    named = "".join(f", {name} => %({name})s::{types[name]}" for name in given)
+    values = {name: value if isinstance(value, str) else list(value) for name, value in given.items()}
     with _connection(database_url) as connection, connection.transaction():
         connection.execute("set local statement_timeout = 0")
         if unseen := connection.execute(_UNSEEN, {"table": table}).fetchone():
             raise InstallError(unseen[0])
         connection.execute(
-            b"select relay.watch(%s::text::regclass, %s, %s, %s, %s::name[], %s::text[], %s, %s::name[])",
-            (
-                table,
-                id_column,
-                board,
-                lane,
-                list(hidden) or None,
-                list(order_by) or None,
-                patience,
-                list(shown) or None,
-            ),
+            f"select relay.{function}(%(table)s::text::regclass, patience => %(patience)s{named})".encode(),
+            {"table": table, "patience": patience, **values},
         )
 
 

@@ -5,6 +5,9 @@ Rules:
   next position. So no transaction is skipped and none is read twice, however long it was open.
 - The journal tells what it was when it was written: an entry that another server wrote, and a restore put there, is
   younger as a row than as a transaction, and is not read.
+- Where a task's board is that of its lane, which is a row of another table, it is looked up when the entries are
+  read, in their snapshot. A lane that changed asks for its boards to be read again. So in whatever order writers
+  committed, and though none of them locked the other's row, what is sent fits what any read of a board shows.
 - Memory is bounded: a large batch is read in parts, and of a large transaction one row after the other.
 
 Pruning, and the horizon. The journal is pruned by DELETE, below a floor: `horizon`, which is written in the same
@@ -97,7 +100,9 @@ _FIRST: Final[LiteralString] = (
 )
 _SINCE: Final[LiteralString] = _FIRST + _NEW + "order by j.lsn, j.ctid limit %s) order by 5 nulls first, 6"
 _MISSED: Final[LiteralString] = (
-    _FIRST + _NEW + "and (j.op = 'S' or j.old_board = any (%s) or j.new_board = any (%s)) limit %s) "
+    _FIRST
+    + _NEW
+    + "and (j.op = 'S' or j.old_board = any (%s) or j.new_board = any (%s) or j.watch = any (%s)) limit %s) "
     "order by 5 nulls first, 6"
 )
 
@@ -113,6 +118,9 @@ _IN_ORDER: Final[LiteralString] = "order by j.lsn, j.ctid"
 _WHOLE: Final[LiteralString] = (
     "select" + _ENTRY + "from relay.entries j where j.xid = any (%s::text[]::xid8[]) and " + _OURS + _IN_ORDER
 )
+_LANES: Final[LiteralString] = (
+    "select" + _ENTRY + "from relay.entries j where j.xid = %s::text::xid8 and j.op = 'L' and " + _OURS
+)
 # A large transaction, row by row: an entry that changed a key comes once for each of the two. Only keys are sorted.
 _BY_KEY: Final[LiteralString] = (
     "declare part no scroll cursor for select /**/s.key/**/, e.* from (select j.ctid as at, k.key "
@@ -122,6 +130,11 @@ _BY_KEY: Final[LiteralString] = (
     + _OURS
     + ' order by j.watch, k.key collate "C", j.lsn, j.ctid offset 0) s '
     "cross join lateral (select" + _ENTRY + "from relay.entries j where j.ctid = s.at offset 0) e"
+)
+
+_ONE_SNAPSHOT: Final[LiteralString] = "begin isolation level repeatable read, read only"
+_RESOLVED: Final[LiteralString] = (
+    "select r.watch, /**/r.place/**/, /**/r.board/**/ from relay.resolve(%s::integer[], %s::text[]) r"
 )
 
 
@@ -139,19 +152,27 @@ class Journal:
 
     async def head(self) -> tuple[Snapshot, Snapshot, bool]:
         """Tell what is visible now, the journal's horizon, and whether something since then was not journalled."""
-        found = await self._batch(await self._rows(_HEAD + _HORIZON))
+        found = _batch(await self._rows(_HEAD + _HORIZON))
         return found.now, found.horizon, found.paused
 
     async def since(self, position: Snapshot) -> AsyncGenerator[Batch, None]:
         """Read what became visible since a position."""
         new = (str(position.xmax), _running(position))
+        in_one_snapshot = bool(self._watches.found_through_lanes)
+        if in_one_snapshot:
+            await self._rows(_ONE_SNAPSHOT)
         rows = await self._rows(_SINCE, *new, PART_CHANGES + 1)
         if len(rows) <= 1 + PART_CHANGES:
-            yield await self._batch(rows, self._followed)
+            entries = [Entry(*row[6:]) for row in rows[1:]]
+            transactions = await self._transactions(entries)
+            if in_one_snapshot:
+                await self._rows("commit")
+            yield replace(_batch(rows, entries), transactions=transactions)
             return
         del rows  # a part too many, and large
-        await self._rows("begin isolation level repeatable read, read only")
-        whole = await self._batch(await self._rows(_HEAD + _HORIZON))
+        if not in_one_snapshot:
+            await self._rows(_ONE_SNAPSHOT)
+        whole = _batch(await self._rows(_HEAD + _HORIZON))
         outline = await self._rows(_OUTLINE, *new, BATCH_TRANSACTIONS + 1)
         whole = replace(whole, committed=len(outline))
         if len(outline) > BATCH_TRANSACTIONS:
@@ -165,15 +186,19 @@ class Journal:
     async def missed(self, oldest: Snapshot, boards: Collection[str]) -> Batch:
         """Read what became visible since a snapshot and concerns some of the boards. Raises as `since` does."""
         names = list(boards)
-        parameters = (str(oldest.xmax), _running(oldest), names, names, RESUME_CHANGES + 1)
+        new = (str(oldest.xmax), _running(oldest))
+        # Of what is found through lanes, all: on which boards it is, only they say.
+        parameters = (*new, names, names, self._watches.found_through_lanes, RESUME_CHANGES + 1)
         async with self._link.in_turn:
-            await self._rows("begin")
+            await self._rows(_ONE_SNAPSHOT)
             await self._rows("set local enable_seqscan = off")  # see Session.open
             rows = await self._rows(_MISSED, *parameters)
+            too_much = len(rows) > 1 + RESUME_CHANGES
+            entries = await self._resolved([Entry(*row[6:]) for row in rows[1:] if not too_much])
             await self._rows("commit")
-        if len(rows) > 1 + RESUME_CHANGES:
-            return replace(await self._batch(rows[:1]), transactions=None)
-        return await self._batch(rows, boards)
+        await self._watches.load_for(entries)
+        found = None if too_much else transactions_of(entries, self._watches.by_id, boards)
+        return replace(_batch(rows, entries), transactions=found)
 
     def probes(self) -> list[str]:
         """Return the probes that were read since the last time."""
@@ -201,18 +226,22 @@ class Journal:
 
     async def _whole(self, xids: list[str]) -> list[Transaction]:
         entries = [Entry(*row) for row in await self._rows(_WHOLE, xids)]
-        return await self._transactions(entries, self._followed)
+        return await self._transactions(entries)
 
     async def _by_key(self, xid: str) -> AsyncIterator[Transaction]:
         """Read a large transaction row by row; held is a part at the most, and of one row what did not cancel out."""
+        lanes = [Entry(*row) for row in await self._rows(_LANES, xid)]
+        for transaction in transactions_of(lanes, self._watches.by_id, self._followed):
+            yield transaction
         await self._rows(_BY_KEY, xid)
         images: list[Image] = []
         while rows := await self._rows(f"fetch {PART_CHANGES} from part".encode()):
-            entries = [(key, Entry(*columns)) for key, *columns in rows]
-            await self._watches.load_for(entry for _, entry in entries)
-            for key, entry in entries:
-                found = images_of(entry, self._watches.by_id, self._followed)
-                images += [image for image in found if image.key == key]
+            found = [Entry(*columns) for _, *columns in rows]
+            await self._watches.load_for(found)
+            entries = await self._resolved(found)
+            for (key, *_), entry in zip(rows, entries, strict=True):
+                its = images_of(entry, self._watches.by_id, self._followed)
+                images += [image for image in its if image.key == key]
             last = (rows[-1][2], rows[-1][0])
             done = [image for image in images if (image.table.id, image.key) != last]
             images = cancelled(image for image in images if (image.table.id, image.key) == last)
@@ -222,25 +251,50 @@ class Journal:
             yield Transaction(int(xid), images)
         await self._rows("close part")
 
-    async def _batch(self, rows: Sequence[TupleRow], followed: Container[str | None] = ()) -> Batch:
-        now, horizon, paused, polled = rows[0][:4] if rows and rows[0][0] is not None else _no_horizon()
-        entries = [Entry(*row[6:]) for row in rows[1:]]
-        return Batch(
-            Snapshot.parse(now),
-            await self._transactions(entries, followed),
-            Snapshot.parse(horizon),
-            committed=len({entry.xid for entry in entries}),
-            polled=polled / 1000,
-            paused=paused,
-        )
-
-    async def _transactions(self, entries: Sequence[Entry], followed: Container[str | None]) -> list[Transaction]:
+    async def _transactions(self, entries: Sequence[Entry]) -> list[Transaction]:
         self._probes += [entry.reason or "" for entry in entries if entry.op == "P"]
         await self._watches.load_for(entries)
-        return transactions_of(entries, self._watches.by_id, followed)
+        return transactions_of(await self._resolved(entries), self._watches.by_id, self._followed)
+
+    async def _resolved(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Give the entries of tasks that are found through lanes the boards that these have in this snapshot."""
+        joined = self._watches.found_through_lanes
+        places = {
+            (entry.watch, place)
+            for entry in (entries if joined else ())
+            if entry.op == "R" and entry.watch in joined
+            for place in (entry.old_board, entry.new_board)
+            if place is not None
+        }
+        if not places:
+            return entries
+        found = await self._rows(_RESOLVED, *map(list, zip(*places, strict=True)))
+        boards: dict[tuple[int, str | None], str] = {(watch, place): board for watch, place, board in found}
+        return [
+            entry._replace(
+                old_board=boards.get((entry.watch, entry.old_board)),
+                new_board=boards.get((entry.watch, entry.new_board)),
+            )
+            if entry.op == "R" and entry.watch in joined
+            else entry
+            for entry in entries
+        ]
 
     async def _rows(self, query: bytes | LiteralString, *parameters: object) -> list[TupleRow]:
         return await self._link.rows(readable(query, self._link), *parameters)
+
+
+def _batch(rows: Sequence[TupleRow], entries: Sequence[Entry] = ()) -> Batch:
+    """Say of a batch all but its transactions, given its first row."""
+    now, horizon, paused, polled = rows[0][:4] if rows and rows[0][0] is not None else _no_horizon()
+    return Batch(
+        Snapshot.parse(now),
+        [],
+        Snapshot.parse(horizon),
+        committed=len({entry.xid for entry in entries}),
+        polled=polled / 1000,
+        paused=paused,
+    )
 
 
 def _no_horizon() -> TupleRow:

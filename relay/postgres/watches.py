@@ -7,14 +7,22 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
+from relay.order import OrderKey
 from relay.postgres.connection import Connection
 from relay.postgres.decode import Entry, Watch
 
 _WATCHED: Final[LiteralString] = """
     select id, pg_catalog.format('%I.%I', schema_name, table_name) as table, id_column, board_column, lane_column,
-           hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced
+           hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced, filter, board_as,
+           lane_as, lanes, columns, ordering
     from relay.watched order by id
 """
+_LANES: Final[LiteralString] = "select target::text from relay.lane_tables where not triggers_complete"
+
+
+def _order_key(column: str, descending: bool, nulls_first: bool, values: list[str] | None) -> OrderKey:
+    return OrderKey(column, descending, nulls_first, None if values is None else tuple(values))
+
 
 _DROPPED: Final[LiteralString] = """
     select d.name
@@ -34,8 +42,8 @@ class Watched:
     id: int
     table: str
     id_column: str
-    board_column: str
-    lane_column: str
+    board_column: str | None
+    lane_column: str | None
     hidden: Sequence[str]
     shown: Sequence[str] | None
     order_by: Sequence[str]
@@ -44,21 +52,36 @@ class Watched:
     watched_as: str
     target: int
     replaced: bool
+    filter: str | None
+    board_as: str | None
+    lane_as: str | None
+    lanes: str | None
+    columns: Sequence[str]
+    ordering: Sequence[Mapping[str, Any]]
 
     @property
     def watch(self) -> Watch:
         shown = None if self.shown is None else frozenset(self.shown)
         return Watch(
-            self.id, self.table, self.id_column, self.board_column, self.lane_column, frozenset(self.hidden), shown
+            *(self.id, self.table, self.id_column, self.board_column, self.lane_column),
+            *(frozenset(self.hidden), shown),
+            order=tuple(_order_key(**key) for key in self.ordering),
+            visible=tuple(self.columns),
+            lanes=self.lanes is not None,
         )
 
     def command(self, table: str) -> str:
         """Return the command that watches a table as this one is, to be pasted into a shell."""
-        options: dict[str, Sequence[str]] = {
-            "--id": [self.id_column],
-            "--board": [self.board_column],
-            "--lane": [self.lane_column],
+        said = {
+            "--id": self.id_column,
+            "--board": self.board_column,
+            "--board-as": self.board_as,
+            "--lane": self.lane_column,
+            "--lane-as": self.lane_as,
+            "--lanes": self.lanes,
+            "--filter": self.filter,
         }
+        options: dict[str, Sequence[str]] = {name: [value] for name, value in said.items() if value is not None}
         options |= {"--hide": self.hidden} if self.shown is None else {"--show": self.shown}
         options |= {"--order-by": self.order_by}
         words = ["relay", "sql", "watch", table]
@@ -98,6 +121,7 @@ class Watches:
         self._reader = reader
         self._known: dict[int, Watched] = {}
         self._dropped: dict[str, Watched] = {}
+        self._silent: list[str] = []
 
     @property
     def problem(self) -> str | None:
@@ -107,6 +131,9 @@ class Watches:
             f"{table} was dropped, and another table has its name now: run {watched.command(table)}"
             for table, watched in self._dropped.items()
         ]
+        faults += [
+            f"triggers of {table} are missing or disabled: run relay sql lanes {table}" for table in self._silent
+        ]
         if not self._known and not faults:
             return "nothing is watched: run relay sql watch with the name of the tasks table"
         return faults[0] if faults else None
@@ -114,12 +141,18 @@ class Watches:
     async def load(self) -> None:
         """Read what is watched, and whether its triggers are in place."""
         async with self._reader.in_turn:
+            self._silent = [name for (name,) in await self._reader.rows(_LANES)]
             found = await read_watched(self._reader)
             gone = [*self._dropped.values(), *self._missing_from({each.id for each in found})]
             dropped = await self._replaced(gone) if gone else set()
         self._dropped = {each.table: each for each in gone if each.table in dropped - {one.table for one in found}}
         self._known = {each.id: each for each in found}
         self.by_id = {each.id: each.watch for each in found if each.problem is None}
+
+    @property
+    def found_through_lanes(self) -> list[int]:
+        """The watches whose tasks are on the board that their lane has."""
+        return [number for number, watch in self.by_id.items() if watch.lanes]
 
     async def load_for(self, entries: Iterable[Entry]) -> None:
         """Read it again where entries say that it has changed."""

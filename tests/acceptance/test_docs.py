@@ -47,9 +47,11 @@ CONSISTENCY = ROOT / "docs" / "consistency.md"
 SCALING = ROOT / "docs" / "scaling.md"
 BACKUPS = ROOT / "docs" / "backups.md"
 MIGRATIONS = ROOT / "docs" / "migrations.md"
+SHAPES = ROOT / "docs" / "shapes.md"
 DOCUMENTS = (
     README,
     DBA,
+    SHAPES,
     BACKUPS,
     MIGRATIONS,
     OPERATOR,

@@ -75,6 +75,7 @@ class Run {
   expect({ board: id = "default", ...expected }) {
     const board = this.boards[id];
     const lasting = {
+      laneNames: () => board.laneNames,
       lanes: () => mapValues(board.lanes, (tasks) => tasks.map((task) => task.id)),
       tasks: () => Object.fromEntries([...board.tasks].map(([key, task]) => [String(key), task])),
       state: () => board.state,

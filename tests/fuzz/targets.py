@@ -30,7 +30,7 @@ from relay.hub.hub import Hub
 from relay.hub.ports import Resuming
 from relay.model import messages as protocol
 from relay.model.cursor import CursorRefused, Era
-from relay.model.messages import BadMessage
+from relay.model.messages import BadMessage, Message
 from relay.model.snapshot import Snapshot
 from relay.model.transaction import Transaction, cancelled
 from relay.postgres.decode import Entry, Watch
@@ -219,7 +219,7 @@ def row(data: bytes) -> None:
     once, again = (each.images(WATCH, boards)[0] for each in (entry, undone))
     with contextlib.suppress(WatchOutdated):
         found = Transaction(1, once).messages(boards)
-        for encoded in (each.json for its in found.values() for each in its or ()):
+        for encoded in (each.json for its in found.values() for each in its if isinstance(each, Message)):
             assert isinstance(json.loads(encoded)["data"], dict), "no message"
     assert len(cancelled([*once, *again])) <= len(once) + len(again), "images were made up"
 

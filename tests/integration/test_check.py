@@ -182,9 +182,7 @@ async def test_install_that_is_broken(
     if advice == "run relay sql install":
         install.run(database.dsn, "install")
     if name != "trigger functions":
-        install.watch(
-            database.dsn, "public.tasks", id_column="id", board="board_id", lane="lane", hidden=(), order_by=()
-        )
+        install.watch(database.dsn, "public.tasks")
     assert not_ok(await check(database.dsn)) == {}
 
 

@@ -66,7 +66,7 @@ def _a_table_of_apps(database: Database) -> None:
 
 
 def _watch(dsn: str, table: str) -> None:
-    install.watch(dsn, table, id_column="id", board="board_id", lane="lane", hidden=[], order_by=[])
+    install.watch(dsn, table)
 
 
 async def _see_that_it_works(database: Database, dsn: str, table: str, writer: str) -> None:

@@ -17,10 +17,10 @@ from nats.aio.client import Client
 from relay.commands import cli
 from relay.hub import board
 from relay.model import transaction as net
-from relay.model.messages import Message
+from relay.model.messages import Meaning
 from relay.model.snapshot import Snapshot
 from relay.nats import source, stream
-from relay.postgres import journal
+from relay.postgres import decode, journal
 from tests.acceptance.support import RELAY
 
 NOTHING: Final = Snapshot.parse("3:3:")
@@ -55,22 +55,22 @@ def ahead_is_live() -> None:
 
 def truncate_ignored() -> None:
     """Does not read the boards again when it should."""
-    read = journal.Journal._transactions  # noqa: SLF001
+    read = decode.transactions_of
 
-    async def without_sync(self: journal.Journal, entries: Any, followed: Any) -> list[net.Transaction]:
-        return [replace(transaction, sync=None) for transaction in await read(self, entries, followed)]
+    def without_sync(*arguments: Any) -> list[net.Transaction]:
+        return [replace(transaction, sync=None) for transaction in read(*arguments)]
 
-    journal.Journal._transactions = without_sync  # type: ignore[method-assign]  # noqa: SLF001
+    journal.transactions_of = without_sync  # type: ignore[attr-defined, assignment]
 
 
 def horizon_ignored() -> None:
     """Goes on from where the journal no longer does."""
-    batch = journal.Journal._batch  # noqa: SLF001
+    batch = journal._batch  # noqa: SLF001
 
-    async def without_horizon(self: journal.Journal, rows: Any, followed: Any = ()) -> journal.Batch:
-        return replace(await batch(self, rows, followed), horizon=NOTHING)
+    def without_horizon(*arguments: Any) -> journal.Batch:
+        return replace(batch(*arguments), horizon=NOTHING)
 
-    journal.Journal._batch = without_horizon  # type: ignore[method-assign]  # noqa: SLF001
+    journal._batch = without_horizon  # type: ignore[assignment]  # noqa: SLF001
 
 
 def counted_once() -> None:
@@ -111,8 +111,8 @@ def last_entry_wins() -> None:
 def entries_told() -> None:
     """Tells each entry of the journal as it comes, instead of what remains of all."""
 
-    def one_by_one(self: net.Transaction, boards: Container[str | None]) -> dict[str, list[Message] | None]:
-        found: dict[str, list[Message] | None] = {}
+    def one_by_one(self: net.Transaction, boards: Container[str | None]) -> dict[str, Meaning]:
+        found: dict[str, Meaning] = {}
         left: net.Image | None = None
         for image in (*self.images, None):
             replaced = image is not None and left is not None and image.sign > 0 and image[:3] == left[:3]

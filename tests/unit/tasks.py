@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from relay.model.messages import Message, Row
+from relay.model.messages import Meaning, Message, Row
 from relay.model.transaction import Image, Transaction
 from relay.postgres.decode import Entry, Watch
 
@@ -25,7 +25,7 @@ def row(key: object = 1, board: str | None = "b", **columns: object) -> Columns:
 
 def task(watch: Watch, image: str) -> Row:
     """Return what clients see of a row."""
-    return watch.task(watch.columns(image))
+    return watch.task(watch.columns(image), "b")
 
 
 def inserted(new: Columns) -> Entry:
@@ -61,8 +61,8 @@ def images(*entries: Entry, boards: Iterable[str | None] = BOARDS) -> list[Image
     return [image for entry in entries for image in entry.images(WATCH, frozenset(boards))[0]]
 
 
-def messages(entries: Iterable[Entry], boards: Iterable[str | None] = BOARDS) -> dict[str, list[Message] | None]:
-    """Return the messages of one transaction to each board, None where the board must be read again."""
+def messages(entries: Iterable[Entry], boards: Iterable[str | None] = BOARDS) -> dict[str, Meaning]:
+    """Return the messages of one transaction to each board, or why the board must be read again."""
     boards = frozenset(boards)
     return Transaction(10, images(*entries, boards=boards)).messages(boards)
 
@@ -71,7 +71,7 @@ def said(*entries: Entry, boards: Iterable[str | None] = BOARDS) -> dict[str, li
     """Return the type and data of every message of one transaction to each board."""
     found = {}
     for board, its_messages in messages(entries, boards).items():
-        assert its_messages is not None, f"{board} is to be read again"
+        assert not isinstance(its_messages, str), f"{board} is to be read again"
         found[board] = [_type_and_data(message) for message in its_messages]
     return found
 

@@ -139,6 +139,7 @@ class Run:
         world, replica = self.world, board.replica
         sent, errors, changes = world.sent, world.errors, world.changes
         found: dict[str, Callable[[], Any]] = {
+            "laneNames": lambda: replica.lane_names,
             "lanes": lambda: {lane: [task["id"] for task in tasks] for lane, tasks in replica.lanes.items()},
             "tasks": lambda: {str(name): task for name, task in replica.tasks.items()},
             "state": lambda: board.state,

@@ -72,12 +72,15 @@ function text(value) {
 }
 
 function laneName(lane) {
+  const named = board?.laneNames?.[lane];
+  if (named) return named;
   const words = lane.replaceAll("_", " ").trim();
   return words ? words[0].toUpperCase() + words.slice(1) : lane;
 }
 
 function titleOf(task) {
-  return text(task?.title ?? task?.name ?? task?.subject) || text(task?.id);
+  const asked = new URLSearchParams(location.search).get("text"); // another column may be the one that people read
+  return text(task?.[asked] ?? task?.title ?? task?.name ?? task?.subject) || text(task?.id);
 }
 
 const cut = (value, length) => (value.length > length ? `${value.slice(0, length - 1)}…` : value);
@@ -153,7 +156,8 @@ function put(card, name, value, changed) {
 function makeLane(name) {
   const list = make("ol", { className: "cards", role: "list", "aria-label": laneName(name) });
   const count = make("span", { className: "count" });
-  const head = make("div", { className: "lane-head" }, make("h2", { title: name }, laneName(name)), count);
+  const heading = make("h2", { title: name }, laneName(name));
+  const head = make("div", { className: "lane-head" }, heading, count);
   const element = make("li", { className: "lane" }, head, list);
   element.dataset.lane = name;
   if (about.writer) {
@@ -161,7 +165,7 @@ function makeLane(name) {
     add.addEventListener("click", () => compose(name));
     head.append(add);
   }
-  return { element, list, count, shown: -1 };
+  return { element, list, heading, count, shown: -1 };
 }
 
 // What changed, until it is drawn -------------------------------------------------------------------------------
@@ -278,7 +282,7 @@ function placeOf(name) {
 
 /** Put lanes and cards in the relay's order. Only what is out of place is moved. */
 function arrange() {
-  const names = Object.keys(board.lanes);
+  const names = board.laneOrder;
   for (const [name, lane] of lanes) {
     if (!(name in board.lanes)) {
       lane.element.remove();
@@ -288,6 +292,7 @@ function arrange() {
   let next = $("lane-list").firstElementChild;
   for (const name of names) {
     const lane = placeOf(name);
+    if (lane.heading.textContent !== laneName(name)) lane.heading.textContent = laneName(name);
     if (lane.element === next) next = next.nextElementSibling;
     else $("lane-list").insertBefore(lane.element, next);
     if (!lane.stale && !wholly) continue;
@@ -774,7 +779,7 @@ function editor(task) {
   const inputs = {
     title: make("input", { value: text(task.title), required: true, maxLength: 200 }),
     description: make("textarea", { value: text(task.description), maxLength: 10000 }),
-    lane: choice(Object.keys(board.lanes), String(task.lane)),
+    lane: choice(board.laneOrder, String(task.lane)),
     priority: choice(["low", "medium", "high"], text(task.priority)),
     status: make("input", { value: text(task.status), maxLength: 200 }),
     estimatedHours: make("input", { type: "number", min: 0, step: "any", value: text(task.estimatedHours) }),

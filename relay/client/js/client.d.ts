@@ -96,6 +96,10 @@ export interface Board<T extends AnyTask = Task> {
   readonly tasks: ReadonlyMap<TaskId, T>;
   /** The tasks of each lane in order. The array of a lane that has not changed is the same as the last time. */
   readonly lanes: Readonly<Record<string, readonly T[]>>;
+  /** The lanes in their order, for an object has numbers first. */
+  readonly laneOrder: readonly string[];
+  /** The lanes' names, where lanes are rows of a table; else null. */
+  readonly laneNames: Readonly<Record<string, string | null>> | null;
   readonly state: BoardState;
   /** Resolves when the board is there; rejects if before that it is refused, left or given up, or waiting is of no use. */
   readonly ready: Promise<void>;

@@ -128,6 +128,7 @@ function fits(condition, found = "a message of another shape than expected") {
 }
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+const isOrder = (by) => isObject(by) && typeof by.key === "string" && (by.values === undefined || Array.isArray(by.values));
 const isId = (value) => ["string", "number", "bigint"].includes(typeof value);
 
 const SHARED = " (ids must differ across all watched tables: see relay check)";
@@ -138,10 +139,65 @@ const quoted = (id) => (typeof id === "string" ? JSON.stringify(id) : String(id)
 /** The key of a lane: a string as it is, null or a number as JSON. */
 const laneName = (lane) => (typeof lane === "string" ? lane : String(lane ?? null));
 
+// Their order --------------------------------------------------------------------------------------------------
+
+/** Booleans come before numbers, numbers before texts; what cannot be compared comes last. */
+const RANKS = { boolean: 0, number: 1, bigint: 1, string: 2 };
+
+/** Compares texts by code points: by code units, which `<` does, those above U+FFFF would come before some below. */
+function compareTexts(one, other) {
+  const length = Math.min(one.length, other.length);
+  for (let at = 0; at < length; at += 1) {
+    if (one.charCodeAt(at) === other.charCodeAt(at)) continue;
+    const [left, right] = [one, other].map((text) => {
+      const unit = text.charCodeAt(at);
+      return unit >= 0xd800 && unit <= 0xdfff ? unit + 0x10000 : unit;
+    });
+    return left - right;
+  }
+  return one.length - other.length;
+}
+
+function compareValues(one, other) {
+  const [left, right] = [RANKS[typeof one] ?? 3, RANKS[typeof other] ?? 3];
+  if (left !== right) return left - right;
+  if (left === 3) return 0;
+  if (left === 2) return compareTexts(one, other);
+  if (one < other) return -1;
+  return one > other ? 1 : 0;
+}
+
+/** Returns what compares tasks by the `orderBy` of a board, and at last by their ids. */
+function comparison(orderBy) {
+  const keys = orderBy.map(({ key, descending, nullsFirst, values }) => {
+    const places = values && new Map(values.map((value, place) => [value, place]));
+    return {
+      value: ({ [key]: value }) => (places && typeof value === "string" ? (places.get(value) ?? places.size) : value),
+      direction: descending ? -1 : 1,
+      nulls: nullsFirst ? -1 : 1,
+    };
+  });
+  return (one, other) => {
+    for (const { value, direction, nulls } of keys) {
+      const [left, right] = [value(one) ?? null, value(other) ?? null];
+      if (left === null || right === null) {
+        if (left !== right) return left === null ? nulls : -nulls;
+        continue;
+      }
+      const found = compareValues(left, right);
+      if (found !== 0) return found * direction;
+    }
+    return compareValues(one.id, other.id);
+  };
+}
+
 /** The tasks of one board, by id and by lane. Pure. Its methods throw Misfit, and then have changed nothing. */
 class Replica {
   tasks = new Map();
-  #lanes = new Map(); // lane -> id -> task, in order
+  laneNames = null; // lane -> its name, where lanes have names
+  #laneOrder = null; // where lanes have an order that an object cannot have: its numbers come first, in theirs
+  #compare = null; // where the board has an order; else tasks stay as they come
+  #lanes = new Map(); // lane -> id -> task, as they came
   #shown = {};
   #stale = new Set(); // lanes that have changed since they were shown
 
@@ -150,12 +206,22 @@ class Replica {
     if (this.#stale.size) {
       const entries = [...this.#lanes].map(([lane, tasks]) => [
         lane,
-        this.#stale.has(lane) ? [...tasks.values()] : this.#shown[lane],
+        this.#stale.has(lane) ? this.#arranged(tasks) : this.#shown[lane],
       ]);
       this.#shown = Object.fromEntries(entries);
       this.#stale.clear();
     }
     return this.#shown;
+  }
+
+  /** The lanes in their order: those that the board came with, then others that tasks have come to. */
+  get laneOrder() {
+    return [...new Set([...(this.#laneOrder ?? []), ...this.#lanes.keys()])];
+  }
+
+  #arranged(tasks) {
+    const found = [...tasks.values()];
+    return this.#compare ? found.sort(this.#compare) : found;
   }
 
   /** Holds another board, given the data of a `board.sync`. */
@@ -175,6 +241,13 @@ class Replica {
       }
       lanes.set(lane, its);
     }
+    const { laneNames = null, laneOrder = null, orderBy = null } = data;
+    fits(laneNames === null || isObject(laneNames));
+    fits(laneOrder === null || Array.isArray(laneOrder));
+    fits(orderBy === null || (Array.isArray(orderBy) && orderBy.every(isOrder)));
+    this.laneNames = laneNames;
+    this.#laneOrder = laneOrder;
+    this.#compare = orderBy && comparison(orderBy);
     this.tasks.clear();
     for (const [id, task] of tasks) this.tasks.set(id, task);
     this.#lanes = lanes;
@@ -429,6 +502,14 @@ class Board extends Emitter {
     return (this.#left ?? this.#following.replica).lanes;
   }
 
+  get laneNames() {
+    return (this.#left ?? this.#following.replica).laneNames;
+  }
+
+  get laneOrder() {
+    return (this.#left ?? this.#following.replica).laneOrder;
+  }
+
   get state() {
     return this.#left ? "offline" : this.#following.state;
   }
@@ -461,9 +542,9 @@ class Board extends Emitter {
 
   /** Is not wanted any more. */
   _end(reason) {
-    const { tasks, lanes } = this.#following.replica;
+    const { tasks, lanes, laneNames, laneOrder } = this.#following.replica;
     const was = this.state;
-    this.#left = { tasks: new Map(tasks), lanes };
+    this.#left = { tasks: new Map(tasks), lanes, laneNames, laneOrder };
     this.#forgetSignal();
     if (!this.#following.present) this.#ready.reject(reason);
     if (was !== "offline") this._emit("state", "offline");

@@ -1,0 +1,477 @@
+"""Tables that are not the guide's: rows that an application hides, boards and lanes that an expression says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import pytest
+
+from relay.postgres import install
+from tests.acceptance.support import run_relay
+from tests.acceptance.test_docs import SHAPES, commands, examples
+from tests.integration.client import Client, Message, until
+from tests.integration.conftest import Relay
+from tests.integration.test_messages import brief, created, deleted, moved, updated
+from tests.servers import Database
+
+DEFAULT: Final = "00000000-0000-0000-0000-000000000001"
+OTHER: Final = "00000000-0000-0000-0000-000000000002"
+
+_CARDS: Final = """
+    create type public.state as enum ('open', 'done', 'archived');
+    create table public.cards (
+        id bigint primary key, board_id uuid, lane text, state public.state not null default 'open',
+        deleted_at timestamptz, data jsonb, is_public boolean not null default false, tenant int, title text)
+"""
+
+BY_UUID: Final = f"case board_id when '{DEFAULT}' then 'default' else board_id::text end"
+
+
+def watch(database: Database, **settings: object) -> None:
+    """Watch the table."""
+    named = "".join(f", {name} => %s" for name in settings)
+    database.execute(f"select relay.watch('public.cards'{named})", *settings.values())
+
+
+def refusal(database: Database, **settings: object) -> str:
+    """Return why a watch is refused, in one line."""
+    with pytest.raises(psycopg.Error) as caught:
+        watch(database, **settings)
+    said = caught.value.diag.message_primary or ""
+    assert "\n" not in said
+    return said
+
+
+async def until_marked(client: Client, database: Database, statement: str, *args: object) -> list[Message]:
+    """Run a statement that brings task 999; return all messages before it."""
+    database.execute(statement, *args)
+    found: list[Message] = []
+    while True:
+        kind, data = await client.receive()
+        if kind == "task.created" and data["id"] == 999:
+            return found
+        found.append((kind, data))
+
+
+@pytest.fixture
+def cards(database: Database) -> Database:
+    """Yield a database with a table of another shape."""
+    database.execute(_CARDS)
+    database.execute("create function public.evil(int) returns int language sql immutable as 'select 1'")
+    database.execute("create domain public.checked as text check (value <> 'evil')")
+    return database
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"filter": "now() > deleted_at"}, "it is not immutable"),
+        ({"filter": "random() < 0.5"}, "it is not immutable"),
+        ({"filter": "state::text = 'open'"}, "it is not immutable"),
+        ({"filter": "public.evil(tenant) = 1"}, "it uses function public.evil(integer): expected nothing but"),
+        ({"lane_as": "lane::public.checked"}, "it uses type public.checked: expected nothing but"),
+        ({"filter": "exists (select from public.cards)"}, "cannot use subquery"),
+        ({"filter": "count(*) > 1"}, "aggregate functions are not allowed"),
+        ({"filter": "true) stored, add column x int --"}, "syntax error"),
+        ({"filter": "true; drop table public.cards"}, "syntax error"),
+        ({"filter": "tableoid = 1"}, ".tableoid: expected nothing but columns of the table"),
+        ({"filter": "nothing is null"}, 'column "nothing" does not exist'),
+        ({"filter": "deleted_at"}, "of type boolean"),
+        ({"filter": r"title ~ '\d'"}, "has a backslash"),
+        ({"board_as": "tenant", "board_column": "board_id"}, "expected board_column or board_as"),
+    ],
+)
+def test_an_expression_that_cannot_be_used_is_refused(cards: Database, settings: dict[str, str], reason: str) -> None:
+    """Only what depends on the row alone, and runs no code of users, is taken; the refusal says why in one line."""
+    assert reason in refusal(cards, **settings)
+    assert cards.fetch("select from relay.watched where table_name = 'cards'") == []
+
+
+def test_an_enum_with_an_implicit_cast_is_refused_and_so_is_one_that_gets_it_later(cards: Database) -> None:
+    """The cast is code of the enum's owner, which would run where boards are read."""
+    watch(cards, filter="state <> 'archived'")
+    cards.execute("create cast (public.state as text) with inout as implicit")
+
+    assert cards.fetch("select problem like 'has state as %%' from relay.watched where table_name = 'cards'") == [
+        (True,)
+    ]
+    assert cards.fetch("select * from relay.board(%s)", DEFAULT) == []
+    assert "it is not immutable" in refusal(cards, filter="state <> 'archived'")
+
+
+async def test_a_row_that_stops_matching_the_filter_is_deleted_and_one_that_matches_again_created(
+    cards: Database, relay: Relay
+) -> None:
+    """A row that does not match is as if it were not there, also where the columns of the filter are hidden."""
+    watch(cards, filter="deleted_at is null and state <> 'archived'", hidden=["deleted_at"], board_as=BY_UUID)
+    async with Client.to(relay.url) as client:
+        await client.subscribe("default")
+        cards.execute("insert into cards values (1, %s, 'todo', 'open')", DEFAULT)
+        cards.execute("insert into cards values (2, %s, 'todo', 'archived')", DEFAULT)
+        cards.execute("update cards set title = 'new'")
+        cards.execute("update cards set deleted_at = now()")
+        cards.execute("update cards set title = 'newer'")
+        cards.execute("update cards set deleted_at = null, state = 'open' where id = 2")
+        found = await until_marked(client, cards, "insert into cards (id, board_id) values (999, %s)", DEFAULT)
+
+    assert brief(found) == [created(1), updated(1, title="new"), deleted(1), created(2)]
+    assert cards.fetch("select count(*) from relay.entries where op = 'R' and key = '2'") == [(1,)]
+
+
+async def test_board_and_lane_that_an_expression_says_are_those_of_the_tasks(cards: Database, relay: Relay) -> None:
+    """Tasks have them as `boardId` and `lane`, and the columns under their own names."""
+    watch(cards, board_as=BY_UUID, lane_as="case when is_public then 'public' else data ->> 'lane' end")
+    cards.execute("insert into cards (id, board_id, lane, data) values (1, %s, 'x', '{\"lane\": \"7\"}')", DEFAULT)
+    async with Client.to(relay.url) as client:
+        _, board = await client.subscribe("default")
+        task = board["lanes"]["7"][0]
+        assert (task["boardId"], task["lane"], task["board_id"], task["lane_"]) == ("default", "7", DEFAULT, "x")
+
+        cards.execute("update cards set is_public = true")
+        found = await until_marked(client, cards, "insert into cards (id, board_id) values (999, %s)", DEFAULT)
+        assert brief(found) == [moved(1, "7", "public"), updated(1, lane="public", isPublic=True)]
+
+        _, fresh = await client.subscribe("default")
+        assert [each["id"] for each in fresh["lanes"]["public"]] == [1]
+
+
+@pytest.mark.parametrize("setting", ["timezone = 'Asia/Tokyo'", "extra_float_digits = 0", "bytea_output = 'escape'"])
+def test_what_an_expression_says_does_not_depend_on_the_writers_settings(cards: Database, setting: str) -> None:
+    """It is evaluated under the settings in which boards are read."""
+    cards.execute("alter table cards add ratio float8, add code bytea")
+    watch(cards, board_as="ratio::text || encode(code, 'hex') || code::text")
+    cards.execute(f"set {setting}")
+    cards.execute("insert into cards (id, ratio, code) values (1, 0.1::float8 + 0.2::float8, 'a')")
+
+    [(board,)] = cards.fetch("select new_board from relay.entries where op = 'R'")
+    assert board == "0.3000000000000000461\\x61"
+    assert len(cards.fetch("select * from relay.board(%s)", board)) == 1
+
+
+async def test_a_row_at_which_an_expression_fails_is_left_out_alone(cards: Database, relay: Relay) -> None:
+    """It harms no writer, no other row, and no board."""
+    watch(cards, board_as="(data ->> 'board')::int + 0")
+    cards.execute('insert into cards (id, data) values (1, \'{"board": 7}\'), (2, \'{"board": "?"}\')')
+    async with Client.to(relay.url) as client:
+        await client.subscribe("7")
+        assert set(client.tasks) == {1}
+
+        cards.execute("update cards set data = '{\"board\": 7}' where id = 2")
+        cards.execute('update cards set data = \'{"board": "?"}\' where id = 1')
+        found = await until_marked(client, cards, "insert into cards (id, data) values (999, '{\"board\": 7}')")
+        assert brief(found) == [created(2), deleted(1)]
+
+
+async def test_a_renamed_column_keeps_its_part_in_an_expression(cards: Database, relay: Relay) -> None:
+    """Expressions know columns by their number, as the id, the board and the lane do."""
+    watch(cards, filter="deleted_at is null", board_as=BY_UUID)
+    async with Client.to(relay.url) as client:
+        await client.subscribe("default")
+        cards.execute("alter table cards rename deleted_at to gone_at")
+        cards.execute("insert into cards (id, board_id) values (1, %s)", DEFAULT)
+        cards.execute("insert into cards (id, board_id, gone_at) values (2, %s, now())", DEFAULT)
+        while set(client.tasks) != {1}:
+            await client.receive()
+
+    assert cards.fetch("select filter, problem from relay.watched where table_name = 'cards'") == [
+        ("(gone_at IS NULL)", None)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("drop column deleted_at", "has no column deleted_at any more, which its filter is made of"),
+        (
+            "alter column deleted_at type date",
+            "has deleted_at as date now, in place of timestamp with time zone, which its filter is made of",
+        ),
+    ],
+)
+async def test_a_table_whose_columns_no_longer_fit_its_expressions_is_not_shown(
+    cards: Database, relay: Relay, change: str, problem: str
+) -> None:
+    """In doubt no row is shown; the relay says what is wrong, and what to do."""
+    watch(cards, filter="deleted_at is null", board_as=BY_UUID)
+    cards.execute("insert into cards (id, board_id) values (1, %s)", DEFAULT)
+    async with Client.to(relay.url) as client:
+        await client.subscribe("default")
+        assert set(client.tasks) == {1}
+        cards.execute(f"alter table cards {change}")
+        while client.tasks:
+            await client.receive()
+        await until(lambda: relay.feed.problem is not None)
+
+    assert relay.feed.problem == (
+        f"public.cards {problem}, and is not shown: run relay sql watch public.cards with the columns as they are now"
+    )
+    watch(cards, filter="")
+    assert cards.fetch("select problem from relay.watched where table_name = 'cards'") == [(None,)]
+
+
+def test_watching_again_with_the_same_expressions_changes_nothing(cards: Database) -> None:
+    """What is not given stays, and what is written otherwise but means the same is the same."""
+    watch(cards, filter="deleted_at is null", board_as=BY_UUID)
+    before = cards.fetch("select * from relay.watched")
+    watch(cards)
+    watch(cards, filter="( deleted_at  is null )")
+
+    assert cards.fetch("select * from relay.watched") == before
+    watch(cards, board_column="board_id", filter="")
+    assert cards.fetch("select board_column, board_as, filter from relay.watched where table_name = 'cards'") == [
+        ("board_id", None, None)
+    ]
+
+
+def test_expressions_survive_a_restore_under_other_column_numbers(cards: Database) -> None:
+    """There, columns are known by name."""
+    cards.execute("alter table cards drop column title; alter table cards add title text")
+    watch(cards, filter="title <> 'draft'", board_as=BY_UUID)
+    [(said,)] = cards.fetch(
+        "select said from relay.watches where target = 'cards'::regclass",
+    )
+    cards.execute(
+        "create table copy (like cards including all); alter table copy drop column lane; "
+        "alter table copy add lane text"
+    )
+    cards.execute(
+        "select relay.make_functions(row(w.*)::relay.watches) from relay.watches w where target = 'cards'::regclass"
+    )
+    cards.execute("drop trigger relay_truncate on cards")
+    cards.execute(
+        "create trigger relay_truncate after truncate on copy for each statement execute function "
+        f"relay.journal_truncate('{said['watch']}', '{json.dumps(said).replace(chr(39), chr(39) * 2)}')"
+    )
+
+    assert cards.fetch("select filter, problem from relay.watches where target = 'copy'::regclass") == [
+        ("(title <> 'draft'::text)", None)
+    ]
+
+
+async def test_the_guides_clients_get_the_default_board_of_a_table_with_uuid_boards(
+    database: Database, tmp_path: Path
+) -> None:
+    """As docs/shapes.md says, whose SQL and commands run as printed."""
+    database.execute("select relay.unwatch('tasks'); drop table tasks")
+    for block in examples(SHAPES, "sql"):
+        database.execute(block)
+    for command in commands(SHAPES):
+        finished = run_relay(*shlex.split(command)[1:], cwd=tmp_path, DATABASE_URL=database.dsn)
+        assert (finished.stderr, finished.returncode) == ("", 0)
+    database.execute("insert into tasks (board_id, title) values (%s, 'a'), (%s, 'b')", DEFAULT, OTHER)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.subscribe("default")
+        assert [task["title"] for task in client.tasks.values()] == ["a"]
+        await client.subscribe(OTHER)
+        assert [task["title"] for task in client.tasks.values()] == ["b"]
+
+
+_LISTS: Final = """
+    select relay.unwatch('tasks');
+    create table public.lists (
+        id bigint primary key, board_id int, name text, position float8, closed_at timestamptz, note text);
+    create table public.cards (id int primary key, list_id bigint, title text, position float8);
+    insert into lists values (10, 1, 'Todo', 2), (11, 1, 'Doing', 1), (12, 1, 'Old', 3), (20, 2, 'Two', 1);
+    update lists set closed_at = now() where id = 12;
+    select relay.lanes('lists', order_by => '{position}', filter => 'closed_at is null');
+    select relay.watch('cards', lane_column => 'list_id', lanes => 'lists');
+"""
+
+
+@pytest.fixture
+def lists(database: Database) -> Database:
+    """Yield a database whose lanes are rows, which know the board."""
+    database.execute(_LISTS)
+    return database
+
+
+def lanes_in(data: dict[str, Any]) -> dict[str, list[int]]:
+    """Return the ids of the tasks in each lane of a `board.sync`."""
+    return {lane: [task["id"] for task in tasks] for lane, tasks in data["lanes"].items()}
+
+
+async def test_a_board_lists_exactly_its_lanes_in_their_order_with_their_names(lists: Database, relay: Relay) -> None:
+    """Empty ones included; cards in a lane that is none, or without one, are on no board."""
+    lists.execute("insert into cards values (1, 10, 'a'), (2, 12, 'closed'), (3, null, 'nowhere'), (4, 20, 'other')")
+    async with Client.to(relay.url) as client:
+        _, board = await client.subscribe("1")
+        assert list(lanes_in(board).items()) == [("11", []), ("10", [1])]
+        assert list(board["laneNames"].items()) == [("11", "Doing"), ("10", "Todo")]
+        assert board["lanes"]["10"][0]["boardId"] == "1"
+
+        _, board = await client.subscribe("nothing")
+        assert board == {"lanes": {}, "laneNames": {}, "laneOrder": [], "orderBy": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "lanes"),
+    [
+        ("insert into lists values (13, 1, 'New', 0)", {"13": "New", "11": "Doing", "10": "Todo"}),
+        ("update lists set name = 'Done' where id = 10", {"11": "Doing", "10": "Done"}),
+        ("update lists set position = 0 where id = 10", {"10": "Todo", "11": "Doing"}),
+        ("delete from lists where id = 11", {"10": "Todo"}),
+        ("update lists set closed_at = now() where id = 11", {"10": "Todo"}),
+        ("update lists set id = 15 where id = 11", {"15": "Doing", "10": "Todo"}),
+        ("truncate lists", {}),
+    ],
+)
+async def test_a_change_of_a_lane_sends_its_board_with_the_reason(
+    lists: Database, relay: Relay, change: str, lanes: dict[str, str]
+) -> None:
+    """And no other board."""
+    async with Client.to(relay.url) as client, Client.to(relay.url) as other:
+        await client.resume("1", None)
+        await other.resume("2", None)
+        lists.execute(change)
+        [(kind, board)] = await client.receive_batch()
+
+        assert (kind, client.reason) == ("board.sync", "truncate" if "truncate" in change else "lanes_changed")
+        assert list(board["laneNames"].items()) == list(lanes.items())
+        if "truncate" not in change:
+            lists.execute("insert into cards values (1, 20, 'there')")
+            assert brief(await other.receive_batch()) == [created(1)]
+
+
+def test_a_change_of_a_lane_that_no_board_shows_is_not_journalled(lists: Database) -> None:
+    """Nor is one of a lane that the filter leaves out."""
+    before = lists.fetch("select count(*) from relay.journal")
+    lists.execute("update lists set note = 'x'; update lists set name = 'x' where closed_at is not null")
+
+    assert lists.fetch("select count(*) from relay.journal") == before
+
+
+async def test_a_card_follows_its_lane_from_board_to_board(lists: Database, relay: Relay) -> None:
+    """A card that changes lane goes where that lane is; a lane that changes board takes its cards along."""
+    async with Client.to(relay.url) as one, Client.to(relay.url) as two:
+        await one.resume("1", None)
+        await two.resume("2", None)
+        lists.execute("insert into cards values (1, 10, 'a')")
+        assert brief(await one.receive_batch(), "boardId", "lane") == [created(1, boardId="1", lane=10)]
+        lists.execute("update cards set list_id = 11")
+        assert brief(await one.receive_batch()) == [moved(1, 10, 11), updated(1, lane=11)][:1]
+        lists.execute("update cards set list_id = 20")
+        assert brief(await one.receive_batch()) == [deleted(1)]
+        assert brief(await two.receive_batch(), "boardId", "lane") == [created(1, boardId="2", lane=20)]
+        lists.execute("update lists set board_id = 1 where id = 20")
+        [(_, first)] = await one.receive_batch()
+        [(_, second)] = await two.receive_batch()
+        assert (lanes_in(first), lanes_in(second)) == ({"11": [], "20": [1], "10": []}, {})
+        lists.execute("update cards set list_id = 12")
+        assert brief(await one.receive_batch()) == [deleted(1)]
+
+
+async def test_nobody_waits_for_a_list_and_no_race_leaves_a_card_on_the_wrong_board(
+    lists: Database, relay: Relay
+) -> None:
+    """While one moves a card into a list, another moves that list to another board; neither sees the other."""
+    lists.execute("insert into cards values (1, 10, 'a')")
+    async with Client.to(relay.url) as one, Client.to(relay.url) as two:
+        await one.resume("1", None)
+        await two.resume("2", None)
+        mover = lists.connect()
+        mover.autocommit = False
+        mover.execute("set lock_timeout = '1s'")
+        mover.execute("update cards set list_id = 11 where id = 1")
+        lists.execute("set lock_timeout = '1s'; update lists set board_id = 2 where id = 11")
+        await one.receive_batch()
+        await two.receive_batch()
+        assert (set(one.tasks), set(two.tasks)) == ({1}, set())
+        mover.commit()
+
+        assert brief(await one.receive_batch()) == [deleted(1)]
+        assert brief(await two.receive_batch(), "boardId") == [created(1, boardId="2")]
+
+
+async def test_what_was_missed_is_resolved_too(lists: Database, relay: Relay) -> None:
+    """Who comes back gets the cards of lanes that are as they were, and the board where one changed."""
+    async with Client.to(relay.url) as client:
+        await client.resume("1", None)
+        cursor = client.cursor
+    lists.execute("insert into cards values (1, 10, 'a'), (2, 20, 'b'); update cards set list_id = 11 where id = 2")
+    async with Client.to(relay.url) as client:
+        assert brief(await client.resume("1", cursor)) == [created(1), created(2)]
+        cursor = client.cursor
+    lists.execute("update lists set name = 'x' where id = 10")
+    async with Client.to(relay.url) as client:
+        assert lanes_in((await client.resume("1", cursor))[0][1]) == {"11": [2], "10": [1]}
+        assert client.reason == "lanes_changed"
+
+
+async def test_a_large_transaction_is_resolved_and_changes_lanes(lists: Database, relay: Relay) -> None:
+    """More than a part of it is read at once; lanes are changed in the midst of it."""
+    async with Client.to(relay.url) as client, Client.to(relay.url) as other:
+        await client.resume("1", None)
+        await other.resume("2", None)
+        lists.execute("insert into cards select n, 20, 'many' from generate_series(1, 5000) n")
+        while len(other.tasks) < 5000:
+            await other.receive_batch()
+        lists.execute("update cards set list_id = 10; update lists set board_id = 1 where id = 20")
+        while len(client.tasks) < 5000 or other.tasks:
+            await client.receive_batch()
+            await other.receive_batch()
+
+
+async def test_lanes_without_a_board_are_those_of_all_boards(database: Database, relay: Relay) -> None:
+    """The rows name the board themselves."""
+    database.execute("create table statuses (id int primary key, name text); insert into statuses values (1, 'New')")
+    database.execute("create table issues (id int primary key, project_id int, status_id int)")
+    database.execute("insert into issues values (1, 7, 1), (2, 7, 2), (3, 8, 1)")
+    database.execute("select relay.lanes('statuses', board_column => '')")
+    database.execute(
+        "select relay.watch('issues', board_column => 'project_id', lane_column => 'status_id', lanes => 'statuses')"
+    )
+    async with Client.to(relay.url) as client:
+        [(_, board)] = await client.resume("7", None)
+        assert (lanes_in(board), board["laneNames"]) == ({"1": [1]}, {"1": "New"})
+        database.execute("insert into statuses values (2, 'Done')")
+        [(_, board)] = await client.receive_batch()
+        assert (lanes_in(board), client.reason) == ({"1": [1], "2": [2]}, "lanes_changed")
+        database.execute("update issues set project_id = 7 where id = 3")
+        assert brief(await client.receive_batch()) == [created(3)]
+
+
+def test_lanes_that_cannot_be_are_refused(lists: Database) -> None:
+    """Each in one sentence."""
+    refused = {
+        "select relay.watch('tasks', lanes => 'cards')": "public.cards is not declared as a table of lanes",
+        "select relay.watch('cards', board_column => 'title')": "the board of public.cards is that of its lane",
+        "select relay.watch('cards', lane_column => 'title')": "are of different types",
+        "select relay.lanes('cards', name_column => 'name')": "public.cards has no column 'name'",
+        "select relay.lanes('lists', id_column => 'position')": "cannot be the id of lanes",
+        "select relay.lanes('lists', id_column => 'board_id')": "is not a key by itself",
+        "select relay.lanes('lists', order_by => '{nothing}')": "order_by has 'nothing'",
+        "select relay.lanes('lists', filter => 'now() > closed_at')": "relay.lanes: filter of lists cannot be",
+        "select relay.drop_lanes('lists')": "the lanes in public.lists are those of public.cards",
+    }
+    for statement, reason in refused.items():
+        with pytest.raises(psycopg.Error) as caught:
+            lists.execute(statement)
+        assert reason.replace("lists cannot", "public.lists cannot") in (caught.value.diag.message_primary or "")
+
+
+async def test_lanes_whose_triggers_are_gone_are_a_problem_and_so_is_a_column_that_is(
+    lists: Database, relay: Relay
+) -> None:
+    """Health says so, and the command that it names helps."""
+    async with Client.to(relay.url) as client:
+        await client.subscribe("1")
+        lists.execute("alter table lists disable trigger relay_lanes; select relay.resync()")
+        await until(lambda: "triggers of public.lists are missing" in (relay.feed.problem or ""))
+        table = (relay.feed.problem or "").partition(": run relay sql lanes ")[2]
+        await asyncio.to_thread(install.lanes, lists.dsn, table)
+        await until(lambda: relay.feed.problem is None)
+        lists.execute("alter table lists drop column name")
+        await until(lambda: "has no column name any more, its lanes' name" in (relay.feed.problem or ""))
+
+
+def test_lanes_end_without_a_trace(lists: Database) -> None:
+    """As a watch does."""
+    lists.execute("select relay.unwatch('cards'); select relay.drop_lanes('lists')")
+
+    assert lists.fetch("select tgname from pg_trigger where tgrelid in ('lists'::regclass, 'cards'::regclass)") == []
+    assert lists.fetch("select proname from pg_proc where proname ~ '^(lanes?|place)_[0-9]'") == []
