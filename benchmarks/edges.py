@@ -69,7 +69,7 @@ from benchmarks.relays import (
 )
 from relay import config
 from relay.commands.bench import run as bench
-from relay.commands.bench import write_tax
+from relay.commands.bench.lab import ROWS
 from relay.commands.bench.subscribers import BOARD, stamped
 from relay.config import Settings
 from relay.nats.jetstream import Stream
@@ -128,7 +128,7 @@ PATIENCE_SECONDS: Final = 60.0
 
 WIDE: Final = f"""
     insert into public.relay (id, board_id, title, lane)
-    select 'wide-' || i, 'wide-' || i, 'A title', 'todo' from generate_series(1, {write_tax.ROWS}) i
+    select 'wide-' || i, 'wide-' || i, 'A title', 'todo' from generate_series(1, {ROWS}) i
 """
 """As many tasks again, each on a board of its own."""
 

@@ -40,8 +40,8 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from websockets.asyncio.client import ClientConnection, connect
 
+from relay.commands.bench import lab as tables
 from relay.commands.bench import run as bench
-from relay.commands.bench import write_tax
 from relay.commands.bench.subscribers import BOARD, stamped
 from relay.postgres import install
 from relay.postgres.embedded import HOST, EmbeddedPostgres, free_port
@@ -68,7 +68,7 @@ COMING_BACK: Final = (50, 400)
 """Clients of the relay that is killed."""
 
 BOARDS: Final = 10
-"""Boards that these clients follow; `write_tax` makes as many."""
+"""Boards that these clients follow; `lab` makes as many."""
 
 WRITE: Final = f"""
     create procedure public.write(seconds double precision, inout commits bigint) language plpgsql as $$
@@ -77,7 +77,7 @@ WRITE: Final = f"""
         task text;
     begin
         while clock_timestamp() < until loop
-            task := 'task-' || 1 + floor(random() * {write_tax.ROWS})::integer;
+            task := 'task-' || 1 + floor(random() * {tables.ROWS})::integer;
             update public.relay set estimated_hours = commits where id = task;
             commits := commits + 1;
             commit;
@@ -188,7 +188,7 @@ def prepare(dsn: str) -> None:
     """Make a watched table, the role of the relays, and what counts their queries."""
     install.run(dsn, "install")
     install.run(dsn, "roles")
-    write_tax.prepare(dsn)
+    tables.prepare(dsn)
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("create extension pg_stat_statements")
         connection.execute(

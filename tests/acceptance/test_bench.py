@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from relay.commands.bench.write_tax import TABLES
+from relay.commands.bench.costs import TABLES
 from tests.acceptance.support import RELAY, Program, environment, mistake, run_relay, until
 from tests.servers import Database, sole_use
 

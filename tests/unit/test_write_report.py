@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from relay.commands.bench.costs import TABLES, Cost, Latency, Processor, Runs, Tax
 from relay.commands.bench.write_report import as_json, table, targets
-from relay.commands.bench.write_tax import TABLES, Cost, Latency, Processor, Runs, Tax
 
 
 def runs(micros: float, wal: int = 0) -> Runs:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from relay.commands.bench.write_tax import TABLES, Cost, Latency, Processor, Runs, Tax
+from relay.commands.bench.costs import TABLES, Cost, Latency, Processor, Runs, Tax
 
 _BARE: Final = TABLES[0]
 
