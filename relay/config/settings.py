@@ -132,6 +132,12 @@ class Settings(BaseModel):
         30_000, "milliseconds between pings; a client that answers none is disconnected", _MS, 100, _HOUR_MS
     )
     WS_MAX_CONNECTIONS: int = _number(100, "connections at once; more are refused with HTTP 503", _WHOLE, 1)
+    WS_MAX_CONNECTIONS_PER_ADDRESS: int = _number(
+        0,
+        "connections at once from one address, for each worker; more are refused with HTTP 503, 0 is no limit",
+        _WHOLE,
+        0,
+    )
     WS_SEND_BUFFER: int = _number(
         1024 * 1024,
         "bytes that may wait for a client that reads slowly; beyond that it is sent its board again instead",

@@ -190,6 +190,7 @@ def _limits(settings: Settings) -> Limits:
         all_buffers=settings.WS_BACKLOG_TOTAL,
         messages_a_second=settings.WS_MESSAGE_RATE,
         boards=settings.WS_MAX_BOARDS,
+        connections_of_address=settings.WS_MAX_CONNECTIONS_PER_ADDRESS,
         handshake_seconds=settings.WS_HANDSHAKE_TIMEOUT / 1000,
         idle_seconds=settings.WS_IDLE_TIMEOUT / 1000,
     )

@@ -137,6 +137,9 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
         "[a team behind one address](deployment.md#a-team-behind-one-address)",
     ),
     "too many connections": Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "`WS_MAX_CONNECTIONS`"),
+    "too many connections of one address": Refusal(
+        HTTPStatus.SERVICE_UNAVAILABLE, "`WS_MAX_CONNECTIONS_PER_ADDRESS`"
+    ),
     "the relay is stopping": Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "a drain"),
     "foreign origin": Refusal(
         HTTPStatus.UNAUTHORIZED, "a page that `WS_ORIGINS` does not name; the line has its `origin`"

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from typing import Final, Generic, Protocol, TypeVar
 
 from relay.model.messages import CloseCode
-from relay.websocket.limits import Places
+from relay.websocket.limits import Addresses, Places
 from relay.websocket.refusals import Refusals
 
 TURNS: Final = 64
@@ -17,6 +17,7 @@ TURNS: Final = 64
 
 STOPPING: Final = "the relay is stopping"
 TOO_MANY: Final = "too many connections"
+TOO_MANY_OF_ADDRESS: Final = "too many connections of one address"
 
 CLOSE_CODES: Final = frozenset({*CloseCode, *range(1000, 1016)})
 """The codes that are counted by themselves; a client may send thousands of others."""
@@ -34,11 +35,12 @@ C = TypeVar("C", bound=Connected)
 class Clients(Generic[C]):
     """Counts connections in and out. `opened` and `closed`, the latter by close code, are since the start."""
 
-    def __init__(self, places: Places, refusals: Refusals) -> None:
+    def __init__(self, places: Places, addresses: Addresses, refusals: Refusals) -> None:
         self.opened = 0
         self.closed: Counter[str] = Counter()
         self.admits = True
         self._places = places
+        self._addresses = addresses
         self._refusals = refusals
         self._names = itertools.count(1)
         self._shaking_hands: set[C] = set()
@@ -75,8 +77,8 @@ class Clients(Generic[C]):
 
     def enter(self, connection: C) -> str | None:
         """Let a connection in, and name it; None if there are too many, or the relay is stopping."""
-        if not self.admits or not self._places.take():
-            self._refusals.add(TOO_MANY if self.admits else STOPPING, connection.address)
+        if reason := self._refusal(connection.address):
+            self._refusals.add(reason, connection.address)
             return None
         self.opened += 1
         self._shaking_hands.discard(connection)
@@ -84,12 +86,24 @@ class Clients(Generic[C]):
         turn.add(connection)
         return f"client-{next(self._names)}"
 
+    def _refusal(self, address: str) -> str | None:
+        """Take a place for a connection; say why, if there is none."""
+        if not self.admits:
+            return STOPPING
+        if not self._addresses.take(address):
+            return TOO_MANY_OF_ADDRESS
+        if not self._places.take():
+            self._addresses.give_back(address)
+            return TOO_MANY
+        return None
+
     def leave(self, connection: C, code: int | None) -> None:
         """Count a connection out that has ended."""
         self._shaking_hands.discard(connection)
         if turn := self._turn_of.pop(connection, None):
             turn.remove(connection)
             self._places.give_back()
+            self._addresses.give_back(connection.address)
             self.closed[str(code) if code in CLOSE_CODES else "other"] += 1
         if not self._turn_of and not self._shaking_hands:
             self._empty.set()

@@ -3,16 +3,14 @@
 Rules:
 - Which boards a client may follow is decided by its token, and perhaps by the database. Until that has answered, the
   client waits; its last word about a board counts.
-- A credential is kept as long as its connection, to be looked at again when others are good, and is never logged.
 - A bad message is answered. Only a client that sends nothing else is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -23,6 +21,7 @@ from relay.auth.tokens import Grant, Refused
 from relay.hub.hub import Hub
 from relay.model import messages
 from relay.model.messages import BadMessage, CloseCode, Message
+from relay.websocket.credential import Credential
 from relay.websocket.decisions import Asking, Decisions
 from relay.websocket.frames import frame
 from relay.websocket.limits import Limits
@@ -33,9 +32,6 @@ log = structlog.get_logger()
 
 NOT_ALLOWED: Final = "this board may not be followed"
 """Said of boards that exist and of those that do not."""
-
-EXPIRY_LOOK_SECONDS: Final = 30.0
-"""Interval at which the clock is looked at that a token expires by: it may be set meanwhile."""
 
 MAX_BAD_TOKENS: Final = 5
 """Maximum number of bad tokens on one connection: here nobody may guess faster than in handshakes."""
@@ -79,8 +75,6 @@ class Client(Asking):
         "_bad_tokens",
         "_close",
         "_credential",
-        "_expiry",
-        "_grant",
         "_idle_since",
         "_outbox",
         "_rate",
@@ -97,16 +91,13 @@ class Client(Asking):
         self._services = services
         self._outbox = outbox
         self._close = close
-        self._credential = None if services.gate.access.open else visitor.credential
-        self._grant = grant
-        self._expiry: asyncio.TimerHandle | None = None
         # The boards that it has asked for, and nobody has decided about.
         self._wanted: dict[str, messages.Subscribe] = {}
         self._rate: Bucket | None = None
         self._idle_since: float | None = None
         self._bad_messages = 0
         self._bad_tokens = 0
-        self._expire()
+        self._credential = Credential(services.gate, visitor.credential, grant, self._end_grant)
 
     # What it asks
 
@@ -136,8 +127,7 @@ class Client(Asking):
 
     def end(self) -> None:
         """Forget everything, for the connection is gone."""
-        if self._expiry:
-            self._expiry.cancel()
+        self._credential.forget()
         if self._services.decisions:
             self._services.decisions.forget(self)
         self.leave()
@@ -169,11 +159,11 @@ class Client(Asking):
             boards = self._boards()
             if board not in boards and len(boards) >= most:
                 raise BadMessage("too_many_boards", f"{most} boards are followed already: expected no more", board)
-        if not self._grant.names(board):
+        if not self._credential.grant.names(board):
             raise BadMessage("not_allowed", NOT_ALLOWED, board)
         if self._services.decisions:
             self._wanted[board] = message
-            self._services.decisions.ask(self, board, self._grant)
+            self._services.decisions.ask(self, board, self._credential.grant)
         else:
             self._follow(message)
 
@@ -192,16 +182,14 @@ class Client(Asking):
         self._services.hub.unsubscribe(self._outbox, board)
 
     def _authenticate(self, token: str) -> None:
-        gate = self._services.gate
         try:
-            grant = gate.access.grant(token)
+            grant = self._credential.present(token)
         except Refused as ex:
             self._services.refusals.add(str(ex), self._address)
             self._bad_tokens += 1
             if self._bad_tokens >= MAX_BAD_TOKENS:
                 raise Failed(CloseCode.POLICY, f"{self._bad_tokens} tokens that are not good") from None
             raise BadMessage("not_authenticated", "the token is not good: the one before it still is") from None
-        self._credential = None if gate.access.open else token
         self._answer(messages.AUTHENTICATED)
         self._take(grant)
 
@@ -212,7 +200,7 @@ class Client(Asking):
 
         An answer to what its last token was worth counts no more: everything was asked again when the next one came.
         """
-        if not grant.allows_as(self._grant) or not self._outbox.is_open:
+        if not grant.allows_as(self._credential.grant) or not self._outbox.is_open:
             return
         if (message := self._wanted.pop(board, None)) is None:
             if not may:
@@ -228,7 +216,7 @@ class Client(Asking):
             return 0
         boards = self._boards()
         for board in boards:
-            self._services.decisions.ask(self, board, self._grant)
+            self._services.decisions.ask(self, board, self._credential.grant)
         return len(boards)
 
     def check_grant(self) -> None:
@@ -236,7 +224,7 @@ class Client(Asking):
         if not self._outbox.is_open:
             return
         try:
-            grant = self._services.gate.access.grant(self._credential)
+            grant = self._credential.check()
         except Refused:
             self._end_grant(CloseCode.REFUSED, "the token is not good any more")
         else:
@@ -244,12 +232,8 @@ class Client(Asking):
 
     def _take(self, grant: Grant) -> None:
         """Go by another grant. One that allows the same asks the database nothing."""
-        if grant.allows_as(self._grant):
-            self._grant = replace(self._grant, expires=grant.expires)
-            self._expire()
+        if not self._credential.take(grant):
             return
-        self._grant = grant
-        self._expire()
         for board in self._services.hub.following(self._outbox):
             if not grant.names(board):
                 self._revoke(board)
@@ -263,20 +247,6 @@ class Client(Asking):
             self._services.hub.unsubscribe(self._outbox, board)
             log.info("websocket.revoked", clientId=self.name, board=board[:LOGGED_CHARACTERS])
             self._answer(messages.error("not_allowed", NOT_ALLOWED, board))
-
-    def _expire(self) -> None:
-        """Close the connection when its token expires; look again then, for the clock may have been set."""
-        if self._expiry:
-            self._expiry.cancel()
-            self._expiry = None
-        if self._grant.expires is None:
-            return
-        left = self._grant.expires - time.time()
-        if left <= 0:
-            self._end_grant(CloseCode.TOKEN_EXPIRED, "the token has expired")
-        else:
-            loop = asyncio.get_running_loop()
-            self._expiry = loop.call_later(min(left, EXPIRY_LOOK_SECONDS), self._expire)
 
     def _end_grant(self, code: CloseCode, reason: str) -> None:
         log.info("websocket.dropped", clientId=self.name, reason=reason)

@@ -7,16 +7,19 @@ Rules:
 - A connection that has not been let in yet waits among the `Arrivals`. When there are too many of them, the oldest of
   the address that has most of them goes: a stranger with many connections crowds out its own, and a client that comes
   with one is heard.
-- A connection that has been let in takes one of the `Places`, until it ends.
+- A connection that has been let in takes one of the `Places`, and one of those of its address, until it ends.
 - `Questions` about boards wait in turns, one a client and board, however often it is asked: the last one counts. So
   as many wait as boards may be followed, and a client that asks again and again costs no more than any other.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
+
+from relay.auth.addresses import rate_key
 
 A = TypeVar("A", bound=Hashable)
 C = TypeVar("C")
@@ -38,6 +41,7 @@ class Limits:
     all_buffers: int | None = None
     messages_a_second: int = 0
     boards: int | None = None
+    connections_of_address: int = 0
     handshake_seconds: float = OPEN_SECONDS
     idle_seconds: float = 0.0
 
@@ -127,6 +131,29 @@ class Places:
     def give_back(self) -> None:
         """Give a place back."""
         self._taken -= 1
+
+
+class Addresses:
+    """How many may be connected from each address at once; 0 is no limit. What has no address is not counted."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken: Counter[str] = Counter()
+
+    def take(self, address: str) -> bool:
+        """Count one more; false if there are too many."""
+        key = rate_key(address)
+        if self._limit and key and self._taken[key] >= self._limit:
+            return False
+        self._taken[key] += 1
+        return True
+
+    def give_back(self, address: str) -> None:
+        """Count one less."""
+        key = rate_key(address)
+        self._taken[key] -= 1
+        if not self._taken[key]:
+            del self._taken[key]
 
 
 class Questions(Generic[C, G]):

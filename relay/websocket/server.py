@@ -33,7 +33,7 @@ from relay.websocket.connection import Connection, Shared
 from relay.websocket.decisions import Decisions
 from relay.websocket.frames import COMPRESSION
 from relay.websocket.handshake import TOO_MANY, Entrance
-from relay.websocket.limits import Limits, Memory, Places
+from relay.websocket.limits import Addresses, Limits, Memory, Places
 from relay.websocket.listener import Arrival, Listener
 from relay.websocket.outbox import PIECE_BYTES, Outbox
 from relay.websocket.refusals import Refusals
@@ -76,7 +76,9 @@ class Endpoint:
         self.gate = gate or Gate()
         self.refusals = Refusals("websocket.refused")
         self.decisions = Decisions(authorizer) if authorizer else None
-        self.clients: Clients[Connection] = Clients(places or Places(max_connections), self.refusals)
+        self.clients: Clients[Connection] = Clients(
+            places or Places(max_connections), Addresses(self.limits.connections_of_address), self.refusals
+        )
         self.shared = Shared(
             clients=self.clients,
             entrance=Entrance(self.gate, self.refusals, Refusals("websocket.unread_header"), new_keys),

@@ -8,12 +8,14 @@ import json
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession
 from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from relay.auth.gate import Gate
@@ -319,6 +321,28 @@ async def test_unfinished_messages_are_bounded_over_all_clients(monkeypatch: pyt
             writer.close()
 
 
+async def test_a_client_that_is_cut_off_for_unfinished_messages_is_not_acted_upon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it sent with the bytes that were too many changes nothing, and is one refusal, of however many frames."""
+    monkeypatch.setattr(server, "UNFINISHED_BYTES", 130_000)
+    subscribe = Frame(Opcode.TEXT, b'{"type":"subscribe","boardId":"late"}').serialize(mask=True)
+    async with listening() as endpoint:
+        assert endpoint.port
+        reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
+        writer.write(HANDSHAKE)
+        await reader.readuntil(b"\r\n\r\n")
+        (connection,) = endpoint.clients
+        more = Frame(Opcode.CONT, b" ", fin=False).serialize(mask=True) * 2000
+        connection.data_received(Frame(Opcode.TEXT, b" " * 129_000, fin=False).serialize(mask=True))
+        connection.data_received(more + Frame(Opcode.CONT, b" ").serialize(mask=True) + subscribe)
+        await until(lambda: endpoint.connections == 0)
+
+        assert endpoint.refusals.counts == {"too much of unfinished messages": 1}
+        assert endpoint.hub._source.asked == []  # type: ignore[attr-defined]  # noqa: SLF001
+        writer.close()
+
+
 async def test_a_question_that_is_asked_again_and_again_waits_once() -> None:
     """However slow the database is, no more than each board of each client waits."""
     judge = Judge()
@@ -331,6 +355,28 @@ async def test_a_question_that_is_asked_again_and_again_waits_once() -> None:
         assert len(judge.asked) + endpoint.decisions.waiting <= 6
         judge.free.set()
         await until(lambda: endpoint.hub.subscriptions == 3)
+
+
+async def test_one_address_takes_no_more_places_than_it_may() -> None:
+    """Another one is let in; and the first again, once one of its connections has ended."""
+    gate = Gate(trusted=Proxies.of("127.0.0.1"))
+    async with listening(gate=gate, limits=Limits(connections_of_address=2)) as endpoint, AsyncExitStack() as held:
+
+        def from_(address: str) -> Any:
+            return connect(url(endpoint), additional_headers={"X-Forwarded-For": address}, proxy=None)
+
+        first = await held.enter_async_context(from_("203.0.113.1"))
+        await held.enter_async_context(from_("203.0.113.1"))
+        with pytest.raises(InvalidStatus) as refused:
+            await held.enter_async_context(from_("203.0.113.1:9"))
+        assert refused.value.response.status_code == 503
+        assert endpoint.refusals.counts == {"too many connections of one address": 1}
+        await held.enter_async_context(from_("203.0.113.2"))
+        await first.close()
+        await until(lambda: endpoint.connections == 2)
+        await held.enter_async_context(from_("203.0.113.1"))
+
+        assert endpoint.connections == 3
 
 
 async def test_codes_that_clients_close_with_are_counted_together() -> None:

@@ -20,6 +20,7 @@ def test_the_defaults_are_the_guides() -> None:
         "WS_ENABLED": True,
         "WS_HEARTBEAT": 30_000,
         "WS_MAX_CONNECTIONS": 100,
+        "WS_MAX_CONNECTIONS_PER_ADDRESS": 0,
         "WS_SEND_BUFFER": 1_048_576,
         "WS_COMPRESSION": False,
         "WS_WORKERS": 1,

@@ -1,0 +1,72 @@
+"""A credential of a client that was let in: what it is worth now, and until when.
+
+Rules:
+- It is kept as long as its connection, to be checked again when others are good, and is never logged.
+- Where no credential is configured, none is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from relay.auth.gate import Gate
+from relay.auth.tokens import Grant
+from relay.model.messages import CloseCode
+
+CHECK_SECONDS: Final = 30.0
+"""Interval at which the clock is read that a token expires by: it may be set meanwhile."""
+
+Ended = Callable[[CloseCode, str], None]
+"""Takes why a credential is good no more."""
+
+
+class Credential:
+    """What a client presented. `grant` is what it is worth; `ended` is called once when it has expired."""
+
+    __slots__ = ("_ended", "_gate", "_presented", "_timer", "grant")
+
+    def __init__(self, gate: Gate, presented: str | None, grant: Grant, ended: Ended) -> None:
+        self.grant = grant
+        self._gate = gate
+        self._ended = ended
+        self._presented = None if gate.access.open else presented
+        self._timer: asyncio.TimerHandle | None = None
+        self._expire()
+
+    def check(self) -> Grant:
+        """Say what it is worth by the credentials that are good now. Raises Refused."""
+        return self._gate.access.grant(self._presented)
+
+    def present(self, token: str) -> Grant:
+        """Say what another token is worth, and keep that. Raises Refused."""
+        grant = self._gate.access.grant(token)
+        self._presented = None if self._gate.access.open else token
+        return grant
+
+    def take(self, grant: Grant) -> bool:
+        """Go by another grant; false if it allows just the same."""
+        same = grant.allows_as(self.grant)
+        self.grant = replace(self.grant, expires=grant.expires) if same else grant
+        self._expire()
+        return not same
+
+    def forget(self) -> None:
+        """Watch the time no more, for the connection is gone."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        """Say that it has expired, or look again then: the clock may be set."""
+        self.forget()
+        if self.grant.expires is None:
+            return
+        left = self.grant.expires - time.time()
+        if left <= 0:
+            self._ended(CloseCode.TOKEN_EXPIRED, "the token has expired")
+        else:
+            self._timer = asyncio.get_running_loop().call_later(min(left, CHECK_SECONDS), self._expire)
