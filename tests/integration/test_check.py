@@ -381,7 +381,10 @@ async def test_event_trigger_that_enables_row_security(empty_database: Database)
     empty_database.execute("""
         create function rls() returns event_trigger language plpgsql as $$ declare made record; begin
             for made in select object_identity as name, object_type from pg_event_trigger_ddl_commands()
-            loop continue when made.object_type <> 'table'; execute format('alter table %s enable row level security', made.name); end loop; end $$;
+            loop
+                continue when made.object_type <> 'table';
+                execute format('alter table %s enable row level security', made.name);
+            end loop; end $$;
         create event trigger rls on ddl_command_end when tag in ('CREATE TABLE') execute function rls()
     """)
     with sole_use("role-relay_daemon"):
