@@ -1258,7 +1258,8 @@ $$;
 
 -- Watching -----------------------------------------------------------------------------------------------------
 
--- One "column [asc|desc] [nulls first|last]" of order_by in its parts, or no row if it is not of that form.
+-- One "column [asc|desc] [nulls first|last]" of order_by in its parts, or no row if it is not of that form. The column
+-- is named as it is, in quotes or not.
 create or replace function relay.order_parts(entry text, out col text, out direction text)
     returns setof record
     language sql
@@ -1266,7 +1267,9 @@ create or replace function relay.order_parts(entry text, out col text, out direc
     set search_path = pg_catalog, pg_temp
     set standard_conforming_strings = on
 as $$
-    select m[1], coalesce(m[2], '') || coalesce(m[3], '')
+    select case when m[1] ~ '^".+"$' then pg_catalog.replace(pg_catalog.substr(m[1], 2, pg_catalog.length(m[1]) - 2), '""', '"')
+                else m[1] end,
+           coalesce(m[2], '') || coalesce(m[3], '')
     from pg_catalog.regexp_match(
         entry, E'^\\s*(.+?)(\\s+(?:asc|desc))?(\\s+nulls\\s+(?:first|last))?\\s*$', 'i') m
     where m is not null

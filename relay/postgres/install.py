@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 import secrets
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -110,11 +111,24 @@ def _declare(
         connection.execute("set local statement_timeout = 0")
         if unseen := connection.execute(_UNSEEN, {"table": table}).fetchone():
             raise InstallError(unseen[0])
+        if other := connection.execute(_OTHERWISE, {"table": table}).fetchone():
+            command = shlex.join(["relay", "sql", "watch", other[0]])
+            raise InstallError(f"there is no table {table}: without quotes, names are in lower case: run {command}")
         connection.execute(
             f"select relay.{function}(%(table)s::text::regclass, patience => %(patience)s{named})".encode(),
             {"table": table, "patience": patience, **values},
         )
 
+
+# Of a table that is not there: one whose name differs in case alone.
+_OTHERWISE: Final = b"""
+    select pg_catalog.format('%%I.%%I', n.nspname, c.relname)
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where c.relkind in ('r', 'p') and pg_catalog.to_regclass(%(table)s) is null
+      and pg_catalog.lower(%(table)s) in (pg_catalog.lower(c.relname),
+                                          pg_catalog.lower(pg_catalog.concat(n.nspname, '.', c.relname)))
+    limit 1
+"""
 
 # Without the right to use a schema, Postgres says no more than that.
 _UNSEEN: Final = b"""

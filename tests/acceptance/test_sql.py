@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import psycopg.conninfo
 import pytest
 
+from relay.postgres import install
 from relay.postgres.embedded import free_port
 from tests.acceptance.support import Client, Relays, mistake, run_relay
 from tests.servers import Database, sole_use
@@ -204,3 +206,18 @@ def test_database_url_may_be_an_option(empty_database: Database, tmp_path: Path)
     finished = run_relay("sql", "install", *url, cwd=tmp_path, DATABASE_URL="host=nowhere.invalid")
     assert finished.returncode == 0
     assert "relay.journal" in relations(empty_database)
+
+
+def test_names_with_capitals_are_watched_as_they_are_printed(empty_database: Database, tmp_path: Path) -> None:
+    """Quotes are understood, and where they are missing, the command is printed that has them."""
+    install.run(empty_database.dsn, "install")
+    empty_database.execute(
+        'create table "Tasks" ("taskId" int primary key, board_id text, lane text, "createdAt" timestamptz)'
+    )
+    options = ["--id", "taskId", "--order-by", '"createdAt" desc']
+    refused = run_relay("sql", "watch", "public.Tasks", *options, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
+    assert refused.returncode == 1
+    advised = shlex.split(refused.stderr.partition("run relay ")[2])
+    assert advised == ["sql", "watch", 'public."Tasks"']
+    done = run_relay(*advised, *options, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
+    assert (done.returncode, done.stderr) == (0, "")
