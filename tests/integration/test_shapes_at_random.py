@@ -19,6 +19,7 @@ from tests.servers import Database
 
 BOARDS: Final = ("1", "2", "3")
 SECONDS: Final = 1.0
+OPTIONS: Final = "-c deadlock_timeout=10ms -c lock_timeout=2s"
 
 SCHEMA: Final = """
     select relay.unwatch('tasks');
@@ -75,13 +76,15 @@ def writing(dsn: str, seed: int, writers: int = 4) -> Iterator[threading.Event]:
     ended, calm = threading.Event(), threading.Event()
 
     def write(chance: random.Random) -> None:
-        with psycopg.connect(dsn, options="-c deadlock_timeout=10ms") as connection:
-            while not ended.is_set():
-                with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
-                    for _ in range(chance.choice([1, 1, 1, 2, 5])):
-                        connection.execute(statement(chance, of_lanes=not calm.is_set()).encode())
-                    if chance.random() < 0.1:
-                        raise psycopg.Rollback
+        while not ended.is_set():
+            # Those of the torture write to a server that comes and goes.
+            with suppress(psycopg.OperationalError), psycopg.connect(dsn, options=OPTIONS) as connection:
+                while not ended.is_set():
+                    with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
+                        for _ in range(chance.choice([1, 1, 1, 2, 5])):
+                            connection.execute(statement(chance, of_lanes=not calm.is_set()).encode())
+                        if chance.random() < 0.1:
+                            raise psycopg.Rollback
 
     threads = [threading.Thread(target=write, args=(random.Random(seed * 100 + n),)) for n in range(writers)]
     for thread in threads:
