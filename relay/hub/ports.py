@@ -21,6 +21,7 @@ changes, and come with a snapshot of their own; the sink makes the two fit.
 Rules:
 - Methods of sinks and subscribers that are not coroutines return at once, and are called from one thread.
 - A source hands over a board, or what was missed, between two batches, never in the midst of one.
+- A source never has two reads of one board under way: a sink could not tell whom the first one answers.
 - A source that fails reconnects by itself, for ever. It goes on from its position, or calls `begin` with the reason
   why it cannot.
 """

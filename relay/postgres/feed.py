@@ -364,19 +364,25 @@ class Feed(Source, Authorizer):
     async def _read_boards(self, session: Session, sink: Sink, *, slow: bool) -> None:
         while True:
             name = await self._boards.get(slow=slow)
-            if not sink.begin_read(name):
-                self._boards.forget(name)
-                continue
             try:
-                await self._read_board(session, sink, name)
-            except BaseException as ex:
-                if scope_of(ex, reading_board=True) is not Scope.BOARD:
-                    sink.abandon_read(name)
-                    raise
-                self._report_board(name, error_line(ex))
-                sink.fail_read(name, messages.error("board_unavailable", UNAVAILABLE, name))
+                if sink.begin_read(name):
+                    await self._read_board(session, sink, name)
+                else:
+                    self._boards.forget(name)
+            finally:
+                self._boards.done(name)
 
     async def _read_board(self, session: Session, sink: Sink, name: str) -> None:
+        try:
+            await self._hand_over(session, sink, name)
+        except BaseException as ex:
+            if scope_of(ex, reading_board=True) is not Scope.BOARD:
+                sink.abandon_read(name)
+                raise
+            self._report_board(name, error_line(ex))
+            sink.fail_read(name, messages.error("board_unavailable", UNAVAILABLE, name))
+
+    async def _hand_over(self, session: Session, sink: Sink, name: str) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         snapshot, data = await session.boards.read(name)

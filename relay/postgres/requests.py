@@ -38,12 +38,17 @@ class Asked:
 class BoardQueue:
     """The boards that are to be read, each not before its pause is over.
 
-    Those that failed or took long the last time wait in a queue of their own, so that they delay no others.
+    Those that failed or took long the last time wait in a queue of their own, so that they delay no others. No board
+    is read twice at once: what a read that began before would bring to those who have come since lacks what happened
+    in between.
     """
 
     def __init__(self) -> None:
         self._due: Mapping[bool, asyncio.Queue[str]] = {False: asyncio.Queue(), True: asyncio.Queue()}
         self._paused_until: dict[str, float] = {}
+        # The boards that are being read, and those of them that are to be read again.
+        self._reading: set[str] = set()
+        self._again: set[str] = set()
         self._slow: dict[str, None] = {}
         self._failed: dict[str, tuple[str, Backoff]] = {}
 
@@ -61,8 +66,18 @@ class BoardQueue:
             queue.put_nowait(board)
 
     async def get(self, *, slow: bool) -> str:
-        """Wait for a board that is due, a slow one or one of the others."""
-        return await self._due[slow].get()
+        """Wait for a board that is due, a slow one or one of the others; `done` ends its read."""
+        while (board := await self._due[slow].get()) in self._reading:
+            self._again.add(board)
+        self._reading.add(board)
+        return board
+
+    def done(self, board: str) -> None:
+        """Note that a board is not being read any more."""
+        self._reading.discard(board)
+        if board in self._again:
+            self._again.discard(board)
+            self.put(board)
 
     def forget(self, board: str) -> None:
         """Note that nobody wants a board any more."""

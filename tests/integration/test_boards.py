@@ -8,6 +8,7 @@ from typing import LiteralString
 import pytest
 from psycopg.rows import TupleRow
 
+from relay.model.snapshot import Snapshot
 from relay.postgres import boards, requests
 from relay.postgres.connection import SETTINGS, Connection
 from tests.integration.client import Client, until
@@ -196,7 +197,7 @@ async def test_board_that_is_on_its_way_holds_nothing(
 ) -> None:
     """A relay that takes nothing of a large board, be it frozen or cut off, keeps no lock and no snapshot."""
     database.execute(
-        "insert into tasks (id, title) select 't' || i, repeat('T', 1000) from generate_series(1, 20000) i"
+        "insert into tasks (id, title) select 't' || i, repeat('T', 1000) from generate_series(1, 5000) i"
     )
     plain = Connection.rows
     stranded = asyncio.Event()
@@ -217,3 +218,38 @@ async def test_board_that_is_on_its_way_holds_nothing(
         database.execute("set lock_timeout = '100ms'; alter table tasks add column x int")
         kind, data = await client.receive()
         assert (kind, sum(map(len, data["lanes"].values()))) == ("board.sync", 5000)
+
+
+async def test_who_comes_while_a_board_is_read_for_others_who_left_lacks_nothing(
+    database: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The read that began before is not theirs: what was committed after it would be missing."""
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    plain = boards.Boards.read
+    began: list[asyncio.Event] = []
+
+    async def held_up(self: boards.Boards, name: str) -> tuple[Snapshot, bytes]:
+        found = await plain(self, name)
+        if name == "default":
+            began.append(asyncio.Event())
+            await began[-1].wait()
+        return found
+
+    monkeypatch.setattr(boards.Boards, "read", held_up)
+    async with Client.to(relay.url) as other, Client.to(relay.url) as late:
+        await other.subscribe("other")
+        async with Client.to(relay.url) as first:
+            await first.send({"type": "subscribe", "boardId": "default"})
+            await until(lambda: len(began) == 1)
+        await until(lambda: "default" not in relay.hub)
+        database.execute("insert into tasks (id, title) values ('b', 'B')")
+        await other.until_last(database, "other")
+        await late.send({"type": "subscribe", "boardId": "default"})
+        await until(lambda: "default" in relay.hub)
+        await asyncio.sleep(0.1)  # a second read would begin now
+        began[0].set()
+        await until(lambda: len(began) == 2)
+        await asyncio.sleep(0.1)  # the first would be taken for it
+        began[1].set()
+        assert (await late.receive())[0] == "board.sync"
+        assert set(late.tasks) == {"a", "b"}
