@@ -92,7 +92,7 @@ FILES := git ls-files --cached --others --exclude-standard --
 STYLED := $(FILES) . ':!:.prose' $$(cat .prose/exempt)
 prose: install  ## Check spelling, the words that we avoid, and plain English
 	@$(FILES) . ':!:*.lock' ':!:*.svg' | xargs $(BIN)/codespell
-	@$(STYLED) | xargs $(BIN)/codespell --dictionary .prose/words.txt --regex '[A-Za-z]+' --ignore-regex 'slots=True'
+	@$(STYLED) | xargs $(BIN)/codespell --dictionary .prose/words.txt --regex '[A-Za-z]+' --ignore-regex 'slots=True|__slots__'
 	@! $(STYLED) | xargs grep --with-filename --line-number --binary-files=without-match --perl-regexp --file=.prose/phrases
 	@$(FILES) '*.md' | xargs $(BIN)/proselint check --config .prose/proselint.json
 

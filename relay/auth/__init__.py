@@ -1,1 +1,1 @@
-"""Who may connect, and to which boards."""
+"""Access: which clients may connect, and to which boards."""

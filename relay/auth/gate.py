@@ -44,8 +44,8 @@ class Visitor:
     """Who knocks: what stands in the request for the connection, and where it comes from.
 
     `forwarded` are the values of `X-Forwarded-For`, `standard` those of `Forwarded`, `forwarded_hosts` those of
-    `X-Forwarded-Host`, the one that the client named first. `address` is where the client is, once `Gate.source` has
-    told it.
+    `X-Forwarded-Host`, the one that the client named first. `address` is where the client is, as `Gate.source`
+    says.
     """
 
     peer: str

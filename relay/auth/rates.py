@@ -1,4 +1,4 @@
-"""Rates: how often something may happen. Token buckets; what the time is, they are told. Pure."""
+"""Rates: how often something may happen. Token buckets, which are given the time. Pure."""
 
 from __future__ import annotations
 

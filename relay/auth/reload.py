@@ -5,7 +5,7 @@ Rules:
   changes nothing and is logged.
 - An address of keys is asked every few minutes; also when a token is signed with a key that is not known, but then
   not sooner than `SOONEST_SECONDS` after the last time, however many such tokens come.
-- A file is read when the process starts, and when it is told to (SIGHUP).
+- A file is read when the process starts, and at SIGHUP.
 """
 
 from __future__ import annotations

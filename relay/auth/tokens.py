@@ -27,7 +27,7 @@ import jwt
 from relay.auth.keys import ALGORITHMS, SECRETS, AccessError, Key
 
 LEEWAY_SECONDS: Final = 5
-"""By how much the clocks of the relay and of who issues tokens may differ."""
+"""By how much the clocks of the relay and of the issuer of tokens may differ."""
 
 
 _OF_THE_TOKEN: Final = frozenset({"exp", "iat", "nbf", "jti"})
@@ -139,7 +139,7 @@ class Access:
         return self._signed(credential)
 
     def _static(self, credential: str) -> Grant | None:
-        """Look at every token, lest the time tell which is nearly right."""
+        """Compare with every token, so that the time does not show which is nearly right."""
         presented = digest(credential)
         found = None
         for known, grant in self._tokens.items():

@@ -1,4 +1,4 @@
-"""One board: who follows it, and what each of them must receive. Pure.
+"""One board: its subscribers, and what each of them must receive. Pure.
 
 A subscriber gets the board as of some snapshot (its *sync*) and from then on every change whose transaction that
 snapshot does not contain. One that resumes holds the board as of its cursor's snapshot already, and gets what it
@@ -14,8 +14,8 @@ Rules:
 - A subscriber is in exactly one place: `_held` until the feed knows which cursors are good, `_waiting` for a read of
   the board that has not begun, `_reading` one that has, `_resuming` and `_missed` the same for a read of the journal,
   `_ahead` of the feed, `_live`, or `_behind` because it could not take more.
-- A read answers only who asked before it began. So a client that subscribes again never sees an older moment than
-  it has seen already.
+- A read answers only the subscribers that asked before it began. So a client that subscribes again never sees an
+  older moment than it has seen already.
 - Nothing is done per subscriber that can be done for all: a delivery is one buffer for everyone in it.
 """
 
@@ -88,7 +88,7 @@ class Board(Generic[S]):
 
     @property
     def resuming(self) -> set[Snapshot]:
-        """The cursors of those who wait to resume, if any do and no read of the journal is under way."""
+        """The cursors of subscribers that wait to resume, if any do and no read of the journal is under way."""
         return set() if self._missed_tail is not None else set(self._resuming.values())
 
     @property
@@ -101,12 +101,12 @@ class Board(Generic[S]):
         self._waiting[subscriber] = reason
 
     def hold(self, subscriber: S, cursor: str) -> None:
-        """Keep a subscriber until it can be told whether its cursor is good; see `release`."""
+        """Keep a subscriber until it is known whether its cursor is good; see `release`."""
         self.leave(subscriber)
         self._held[subscriber] = cursor
 
     def release(self) -> dict[S, str]:
-        """Return who was held, with their cursors; each is to `join` or to `resume`."""
+        """Return the subscribers that were held, with their cursors; each is to `join` or to `resume`."""
         held, self._held = self._held, {}
         return held
 
@@ -160,7 +160,7 @@ class Board(Generic[S]):
     def synced(self, snapshot: Snapshot, position: Snapshot) -> Iterator[Delivery[S]]:
         """Hand over the board as of `snapshot` while the feed is at `position`."""
         if self._tail is None:
-            return  # everybody had left, and others have come who wait for a read of their own
+            return  # all had left, and others have come that wait for a read of their own
         missed = [step for step in self._tail if not snapshot.sees(step.xid)]
         if _reason(missed):
             self.abandon_read()
@@ -177,7 +177,7 @@ class Board(Generic[S]):
     # Reading what was missed
 
     def begin_resume(self) -> None:
-        """Note that the journal is read from now on for those who resume: keep what the feed brings meanwhile."""
+        """Note that the journal is read from now on: keep what the feed brings meanwhile."""
         self._missed, self._resuming = self._resuming, {}
         self._missed_tail = []
 
@@ -188,7 +188,7 @@ class Board(Generic[S]):
         self._missed_tail = None
 
     def refuse(self, cursor: Snapshot, reason: Reason) -> None:
-        """Have those of the read under way who resume from this cursor wait for a sync instead."""
+        """Have the subscribers of the read under way that resume from this cursor wait for a sync instead."""
         for subscriber in [one for one, its_cursor in self._missed.items() if its_cursor == cursor]:
             self.join(subscriber, reason)
 

@@ -1,6 +1,6 @@
 """Following: which boards each subscriber follows. Pure.
 
-Rule: a board that is asked for again on the same connection is sent anew, for what was sent in between may have
+Rule: a board that is asked for again on the same connection is sent again, for what was sent in between may have
 crossed the cursor. So a few boards that a subscriber has left are remembered; once there were more, each board that
 it asks for may be one of those.
 """

@@ -1,7 +1,7 @@
 """The hub: all boards and their subscribers. No sockets, no Postgres.
 
-A source tells it what was committed (`publish`), what a board looks like (`synced`) and what clients missed that come
-back (`resumed`). Clients say which boards they follow (`subscribe`).
+A source says what was committed (`publish`), what is on a board (`synced`) and what clients missed that come back
+(`resumed`). Clients say which boards they follow (`subscribe`).
 
 Rules:
 - All methods are synchronous and quick, and are called from one thread: between two of them nothing changes.
@@ -71,14 +71,14 @@ class Hub(Sink, Resuming):
         """How many bytes went on the wire."""
         return self._sender.sent_bytes
 
-    # What the server says
+    # What clients say
 
     def subscribe(
         self, subscriber: Subscriber, name: str, *, resumable: bool = False, cursor: str | None = None
     ) -> None:
         """Send a subscriber the board, or what it missed since the cursor, and then its changes.
 
-        Again: the board anew, whatever the cursor, for what was sent in the meantime would come twice. So it is if
+        Again: the whole board, whatever the cursor, for what was sent in the meantime would come twice. So it is if
         the cursor is not good.
         """
         self.unsubscribe(subscriber, name)
@@ -114,12 +114,12 @@ class Hub(Sink, Resuming):
                 board.join(subscriber, "fell_behind")
                 self._requests.ask(name, board)
 
-    # What the feed says of the whole
+    # What the source says of the whole
 
     def begin(self, era: Era, position: Snapshot, lost: Reason | None) -> None:
         """Go on from `position`, with the cursors that are good from now on.
 
-        With `lost`, continuity is broken: everybody who was sent something is sent the board anew, with this reason.
+        With `lost`, continuity is broken: every subscriber is sent its boards again, with this reason.
         """
         first = self._position is None
         self._era, self._position = era, position
@@ -175,7 +175,7 @@ class Hub(Sink, Resuming):
                 ready = {one for one in board.live & self._resumable.get(name, frozenset()) if one.ready}
                 self._deliver(name, board, [Delivery(ready, (), self._position)])
 
-    # What the feed says of a board
+    # What the source says of a board
 
     def begin_read(self, name: str) -> bool:
         """Note that the feed begins to read a board; false if nobody wants it any more."""
@@ -214,10 +214,10 @@ class Hub(Sink, Resuming):
         self._deliver(name, board, board.synced(snapshot, self._position), data)
         self._requests.ask(name, board)
 
-    # What the feed says of those who resume
+    # What the source says of subscribers that resume
 
     def begin_resume(self) -> Resume | None:
-        """Note that the feed begins to read the journal for those who resume; None if nobody does any more."""
+        """Note that the source begins to read the journal for them; None if none resumes any more."""
         cursors = {name: cursors for name, board in self._boards.items() if (cursors := board.resuming)}
         if not cursors or self._resuming:
             return None
@@ -274,7 +274,7 @@ class Hub(Sink, Resuming):
 
     def _end_resume(self) -> Iterator[tuple[str, Board[Subscriber]]]:
         names, self._resuming = self._resuming, frozenset()
-        # Others may have come meanwhile, who wait for a read of their own.
+        # Others may have come meanwhile, which wait for a read of their own.
         self._source.ask_changes(self)
         for name in names:
             if board := self._boards.get(name):

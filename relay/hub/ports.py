@@ -15,8 +15,8 @@ A change travels in one direction, through three parties:
 - A **subscriber** is one client, as far as the hub is concerned.
 - An **authorizer** answers whether somebody may read a board, where a database decides that. Both sources do.
 
-A source's *position* is a snapshot: everything that it sees has been told to the sink. Reads of boards run beside the
-changes, and come with a snapshot of their own; the sink makes the two fit.
+A source's *position* is a snapshot: everything that it sees has been passed to the sink. Reads of boards run beside
+the changes, and come with a snapshot of their own; the sink makes the two fit.
 
 Rules:
 - Methods of sinks and subscribers that are not coroutines return at once, and are called from one thread.
@@ -70,8 +70,8 @@ class Resume:
 class SourceStatus:
     """How a source is. `problem` and `unready` are one line each, as in `status.Status`.
 
-    `lag_seconds`: everything that was committed so long ago has been told. `counts` has what this source counts, and
-    `database` or `stream` what it follows.
+    `lag_seconds`: everything that was committed so long ago has been passed on. `counts` has what this source
+    counts, and `database` or `stream` what it follows.
     """
 
     up: bool
@@ -105,7 +105,7 @@ class Source(BoardSource, Protocol):
         """Tell a sink what is committed, until cancelled."""
 
     async def catch_up(self) -> bool:
-        """Wait until everything that is committed now has been told; false if that takes too long."""
+        """Wait until everything that is committed now has been passed on; false if that takes too long."""
 
     def status(self, budget: float) -> SourceStatus:
         """Tell how it is, where a probe may take `budget` seconds before that is a problem."""
@@ -120,7 +120,7 @@ class Sink(Protocol):
     def begin(self, era: Era, position: Snapshot, lost: Reason | None) -> None:
         """Go on from `position`, with the cursors that are good from now on.
 
-        With `lost`, continuity is broken: what follows does not go on from what was told before.
+        With `lost`, continuity is broken: what follows does not go on from what came before.
         """
 
     def publish(self, transactions: Sequence[Committed], position: Snapshot | None) -> None:
@@ -142,7 +142,7 @@ class Sink(Protocol):
         """Take a board that was read: the snapshot it was read in, and its `protocol.board_data`."""
 
     def refuse(self, name: str, error: Message) -> None:
-        """Note that a board cannot be had, and that its subscribers are to be told this error."""
+        """Note that a board cannot be had: its subscribers get this error, and follow it no longer."""
 
 
 class Resuming(Protocol):

@@ -220,7 +220,7 @@ class Client(Asking):
         return len(boards)
 
     def check_grant(self) -> None:
-        """Look at the credential again; close a connection whose credential is not good any more."""
+        """Check the credential again; close a connection whose credential is not good any more."""
         if not self._outbox.is_open:
             return
         try:

@@ -194,7 +194,7 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> None:
         self._protocol.receive_eof()
         self._handle()
-        # And the transport closes, when it could write what is left: who has ended has had its close frame.
+        # And the transport closes, when it has written what is left: the client has had its close frame.
         self._end_soon()
 
     def pause_writing(self) -> None:

@@ -61,7 +61,7 @@ class Credential:
             self._timer = None
 
     def _expire(self) -> None:
-        """Say that it has expired, or look again then: the clock may be set."""
+        """Say that it has expired, or read the clock again then: it may be set meanwhile."""
         self.forget()
         if self.grant.expires is None:
             return

@@ -8,7 +8,7 @@ Rules:
   keeps; another protocol altogether, by its first bytes.
 - An answer has few bytes, and does not say what was wrong with a credential: that is for the log.
 - A browser hides from its programs what HTTP answers. So a client that offers our subprotocol, and is refused for its
-  token or its origin, is told by a close code; every other client by HTTP 401.
+  token or its origin, gets a close code; every other client gets HTTP 401.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TOO_MANY: Final = (
 """The same, to a connection that has said nothing yet."""
 
 REFUSED: Final = "give a good token, from an allowed origin"
-"""What a client is told that is let in only for that."""
+"""The reason of the close code with which a client is refused."""
 
 SUBPROTOCOL: Final = "relay"
 """What clients offer that know our close codes. A browser wants one of what it offers to be taken, so a credential

@@ -30,16 +30,16 @@ from relay.websocket.refusals import CROWDED_OUT, Refusals
 from relay.websocket.sockets import port_of
 
 ARRIVALS: Final = 256
-"""So many connections may be on their way in."""
+"""Maximum number of connections on their way in."""
 
 RESERVED_FILES: Final = 32
-"""So many files are kept for Postgres, NATS, tokens and keys."""
+"""Number of files that are kept for Postgres, NATS, tokens and keys."""
 
 ACCEPTED_AT_ONCE: Final = 16
-"""So many connections are taken before all else has its turn: a flood must not hold up the others."""
+"""Maximum number of connections accepted before all else has its turn: a flood must not hold up the others."""
 
 WAITING: Final = 1024
-"""So many may wait to be taken."""
+"""Maximum number of connections that wait to be accepted."""
 
 RETRY_SECONDS: Final = 1.0
 """How long nothing is accepted after that failed."""
@@ -123,7 +123,7 @@ class Files:
             return 0
         free = max(limit - RESERVED_FILES, limit // 2) - _open_files()
         if free > 0:
-            # Half of them, for there are others who open files.
+            # Half of them, for others open files too.
             self._left = free // 2
             return 0
         self._uncounted = ACCEPTED_AT_ONCE // 2
@@ -212,7 +212,7 @@ class Listener:
             arrival.drop()
 
     def _accept(self, listening: socket.socket) -> None:
-        """Take those who have come, a few before all else has its turn."""
+        """Accept connections, a few before all else has its turn."""
         for _ in range(ACCEPTED_AT_ONCE):
             try:
                 sock, peer = listening.accept()

@@ -64,7 +64,7 @@ class Outbox(Subscriber):
         # Whether messages may be sent at all, and whether the stream ends after what waits.
         self.is_open = False
         self._ends = False
-        # Whether the transport holds the rest of a piece; how much at the last look; whether it took more since.
+        # Whether the transport holds the rest of a piece; how much at the last beat; whether it took more since.
         self._blocked = False
         self._unsent = 0
         self._moved = False

@@ -4,8 +4,8 @@ It puts the parts together that serve clients, listens, keeps the heart beating,
 when the relay stops. What happens on one connection is in connection.py.
 
 Rules:
-- One timer serves all connections: at each heartbeat, who has been silent since the last one is dropped, who has read
-  nothing while something waited is given up, and the others are pinged.
+- One timer serves all connections: at each heartbeat, a client that has been silent since the last one is dropped,
+  one that has read nothing while something waited is given up, and the others are pinged.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Endpoint:
     # What credentials are worth
 
     def check_grants(self) -> None:
-        """Look at every client's credential again, for others may be good now."""
+        """Check every client's credential again, for others may be good now."""
         for connection in self.clients:
             if connection.client:
                 connection.client.check_grant()
