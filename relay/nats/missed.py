@@ -3,14 +3,16 @@
 Rules:
 - A cursor is good while the stream holds everything after it. Clients that resume at the same time share one read,
   from the last state that the oldest of their cursors covers.
-- A cursor may be ahead of this edge, for a client may come from a relay or an edge that is faster. It waits for a
-  while.
+- A cursor may be ahead of this edge, for a client may come from a relay or an edge that is faster. It waits until the
+  stream has everything that was committed before the client came. If the cursor is still ahead then, it is of another
+  database.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -28,8 +30,14 @@ from relay.postgres.journal import RESUME_CHANGES
 GATHER_SECONDS: Final = 0.05
 """Interval between reads, in which more clients gather."""
 
-AHEAD_SECONDS: Final = 5.0
-"""How long a cursor may be ahead of the stream, before it is taken for one of another database."""
+LAG_SECONDS: Final = 1.0
+"""Interval at which the lag is read while a cursor is waited for."""
+
+ON_THE_WAY_SECONDS: Final = 5.0
+"""Maximum time that entries are taken to need from the publisher to here."""
+
+AHEAD_SECONDS: Final = 30.0
+"""Maximum time that a cursor is waited for: other clients that resume wait with it."""
 
 
 class MissedReader:
@@ -79,9 +87,12 @@ class MissedReader:
 
     async def _until_at(self, cursor: Snapshot) -> None:
         """Wait for a cursor that is ahead, as long as it may be one of this database."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(AHEAD_SECONDS):
-                await self._follower.until_at(cursor)
+        began = time.monotonic()
+        while time.monotonic() - began < min(self._follower.lag + ON_THE_WAY_SECONDS, AHEAD_SECONDS):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAG_SECONDS):
+                    await self._follower.until_at(cursor)
+                    return
 
 
 async def _missed(
