@@ -40,7 +40,7 @@ TASKS: Final = 60
 _OPTIONS: Final = "-c deadlock_timeout=5ms -c lock_timeout=2s"
 """Of writers: whoever waits for another longer than that gives up."""
 
-_IS_GOOD: Final = "select from pg_enum where enumlabel = 'good' and enumtypid = 'mood'::regtype"
+_IS_GOOD: Final = "select 1 from pg_enum where enumlabel = 'good' and enumtypid = 'mood'::regtype"
 
 _PRESET: Final = (
     "statement_timeout = '1ms'",
