@@ -72,8 +72,8 @@ from relay.commands.bench import run as bench
 from relay.commands.bench.lab import ROWS
 from relay.commands.bench.subscribers import BOARD, stamped
 from relay.config import Settings
+from relay.nats.boards import ASKED_AT_ONCE
 from relay.nats.jetstream import Stream
-from relay.nats.source import ASKED_AT_ONCE
 from relay.nats.stream import State, decode
 from relay.postgres.embedded import HOST, EmbeddedPostgres, free_port
 from tests.nats import NatsServer
@@ -554,7 +554,9 @@ def boards_a_second(site: Site, count: int) -> float:
             began = time.perf_counter()
             for number in range(count // ASKED_AT_ONCE):
                 names = (f"wide-{number * ASKED_AT_ONCE + one + 1}" for one in range(ASKED_AT_ONCE))
-                await asyncio.gather(*(stream.ask(state.asked_at, "board", name.encode()) for name in names))
+                await asyncio.gather(
+                    *(stream.questions.ask(state.asked_at, "board", name.encode()) for name in names)
+                )
             return count // ASKED_AT_ONCE * ASKED_AT_ONCE / (time.perf_counter() - began)
 
     return asyncio.run(ask())

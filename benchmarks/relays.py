@@ -46,6 +46,7 @@ from relay.commands.bench.subscribers import BOARD, stamped
 from relay.postgres import install
 from relay.postgres.embedded import HOST, EmbeddedPostgres, free_port
 from relay.postgres.schedule import BUSY_TRANSACTIONS
+from relay.websocket.listener import ARRIVALS
 
 COUNTS: Final = (0, 1, 2, 4, 8)
 WRITERS: Final = 8
@@ -66,6 +67,9 @@ SETTLE_SECONDS: Final = 2.2
 
 COMING_BACK: Final = (50, 400)
 """Clients of the relay that is killed."""
+
+ARRIVING: Final = ARRIVALS // 2
+"""Maximum number of handshakes under way with one relay: a relay ends the oldest ones of an address with too many."""
 
 BOARDS: Final = 10
 """Boards that these clients follow; `lab` makes as many."""
@@ -551,9 +555,13 @@ async def one_dies(lab: Lab, size: int, *, resuming: bool) -> Return:
         await asyncio.gather(*(client.wait_closed() for client in clients))
         lab.watcher.execute("update public.relay set title = title || '+' where id ~ '^task-[0-9]$'")
 
+        arriving = {other: asyncio.Semaphore(ARRIVING) for other in others}
+
         async def returned(number: int, cursor: str | None) -> bool:
             """Come back, and say whether that took a whole board."""
-            client = await stack.enter_async_context(client_of(others[number % len(others)]))
+            other = others[number % len(others)]
+            async with arriving[other]:
+                client = await stack.enter_async_context(client_of(other))
             return bool((await subscribe(client, number, cursor))["type"] == "board.sync")
 
         cursors = [first["cursor"] if resuming else None for first in firsts]

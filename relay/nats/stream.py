@@ -1,88 +1,99 @@
-"""The stream: what a publisher tells edges through NATS JetStream, entry after entry, and what that amounts to. Pure.
+"""The entries of the stream through which publishers pass changes to edges. Pure.
 
-The stream has what the feed would tell a hub. A *part* is what some transactions mean to one board, or to all; the
-parts of one batch stand together, and the last of them says to which position they lead. A *state* says where the
-stream stands and which cursors are good; there is one every second, so whoever comes finds one near the end.
+The stream holds what a feed would pass to a hub:
+
+- A *part* is what some transactions of a batch mean to one board, or to all boards.
+- A *commit* ends a batch. It says which position the batch leads to, and how many parts each board has in it.
+- A *state* says where the stream stands and which cursors are good. There is one every second, so a reader that comes
+  finds one near the end.
 
 Rules:
-- Publishers append and never take back. Who was interrupted leaves a batch without an end; the next publisher begins
-  with a state, and with the whole batch anew. So what was gathered of a batch counts for nothing before its end.
-- Batches are numbered, and each says which position it goes on from, as states do. An `Assembly`, which takes the
-  entries in their order, makes sure of both: a stream that was restored or written by a stranger is not believed.
+- Batches and states are *steps*, numbered without a gap, and each says which position it goes on from. Every reader
+  gets all commits and all states, so it notices a step that is missing. It need not get the parts of boards that
+  nobody follows there: for each board that it does read, a commit says how many parts it must have.
+- Publishers append and never take back. A publisher that is interrupted leaves a batch without a commit. The next one
+  starts with a state, then publishes the whole batch. So parts count for nothing until their commit.
 - Messages are encoded by the publisher, once for all edges, and stay as they are.
-- No entry takes more bytes than NATS does, measured on the entry as it is sent: a part is split where it must be, and
-  a message that fits into no entry makes its board be read again.
+- No entry takes more bytes than NATS allows, measured on the entry as it is sent. A part is split where necessary. If
+  a message fits into no entry, its board must be read again.
+
+`assembly.py` makes batches of entries.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
 from relay.model.cursor import Era, Reason
-from relay.model.messages import Meaning, Message
-from relay.model.snapshot import Snapshot
-
-GATHER_BYTES: Final = 4 * 1024 * 1024
-"""So much of one batch is gathered; what is larger is passed on in parts."""
 
 ENTRY_BYTES: Final = 256 * 1024
-"""About how large the messages of one entry are together."""
+"""Approximate size of the messages in one entry, in bytes."""
 
-LONGEST_TOKEN: Final = 200
-"""A subject's token that would be longer than this ends in a hash instead."""
+MAX_BOARDS: Final = 1000
+"""Maximum number of boards that a reader names; a reader of more gets the whole stream."""
+
+TOKEN_LETTERS: Final = 200
+"""Maximum length of a subject's token. A longer one ends in a hash instead."""
 
 
 class StreamBroken(Exception):
     """The entries do not follow each other: why, in one line."""
 
 
-class Told(msgspec.Struct, frozen=True):
-    """What a transaction means to one board: its messages, or none and why the board must be read again."""
+class Effect(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a transaction means to one board: its messages, or None and why the board must be read again."""
 
     xid: int
     messages: list[msgspec.Raw] | None = None
     reason: Reason = "changes_missing"
 
 
+class Part(msgspec.Struct, frozen=True, tag="part", tag_field="entry", omit_defaults=True):
+    """What some transactions of a batch mean to one board; or to all boards, which must be read again: `sync`."""
+
+    publisher: str
+    step: int
+    effects: list[Effect]
+    board: str | None = None
+    sync: Reason | None = None
+
+
 class End(msgspec.Struct, frozen=True):
-    """Where a batch ends: it has all that became visible between two positions."""
+    """The positions between which a batch lies: it has everything that became visible between them."""
 
     after: str
     position: str
 
 
-class Part(msgspec.Struct, frozen=True, tag="part", tag_field="entry", omit_defaults=True):
-    """A part of a batch: what its transactions mean to one board, or to all that there are.
+class Commit(msgspec.Struct, frozen=True, tag="commit", tag_field="entry", omit_defaults=True):
+    """The end of a batch, and how many parts each board has in it; `common` counts those for all boards.
 
-    `cursor` is one of that board, for who has applied this and all before it. The last part of a batch has its end.
+    A batch with very many boards has several commits. Only the last one has the end.
     """
 
     publisher: str
-    batch: int
-    board: str | None = None
-    told: list[Told] = []
-    sync: Reason | None = None
-    cursor: str | None = None
+    step: int
+    parts: dict[str, int] = {}
+    common: int = 0
     end: End | None = None
 
 
 class State(msgspec.Struct, frozen=True, tag="state", tag_field="entry"):
-    """Where the stream stands: after so many batches, at this position, with these cursors; it was at `after` before.
+    """Where the stream stands: at this step and position, with these cursors. Before, it was at `after`.
 
-    `stream` names all that goes on from one beginning. With `lost`, it does not go on from what was before. Edges ask
-    this publisher at `asked_at`. `problem` says why nothing comes from Postgres. All that was committed `lag` seconds
-    ago is in the stream.
+    `stream` names everything that goes on from one beginning. With `lost`, this does not go on from what was before.
+    Edges send their questions to `asked_at`. `problem` says why nothing comes from Postgres. Everything committed
+    `lag` seconds ago is in the stream.
     """
 
     stream: str
     publisher: str
-    batch: int
+    step: int
     after: str
     position: str
     run: str
@@ -94,18 +105,18 @@ class State(msgspec.Struct, frozen=True, tag="state", tag_field="entry"):
     lag: float = 0.0
 
     @property
-    def era(self) -> Era:
+    def epoch(self) -> Era:
         """The cursors that are good."""
         return Era(self.run, self.keys, self.shape)
 
 
-Entry = Part | State
+Entry = Part | Commit | State
 
 T = TypeVar("T")
 
 
 class Encoded(NamedTuple):
-    """An entry, and what is sent of it."""
+    """An entry, and the bytes that are sent of it."""
 
     entry: Entry
     data: bytes
@@ -116,23 +127,18 @@ class Encoded(NamedTuple):
 
 
 class BoardRefused(msgspec.Struct, frozen=True, tag="refused", tag_field="answer"):
-    """What comes before the error with which a publisher answers for a board that it cannot read."""
+    """Head of a publisher's answer for a board that it cannot read. The error follows."""
 
 
 class BoardHead(msgspec.Struct, frozen=True, tag="board", tag_field="answer"):
-    """What comes with a board that a publisher answers with: the server's run, and the snapshot it was read in."""
+    """Head of a publisher's answer with a board: the server's run, and the snapshot that the board was read in."""
 
     run: str
     snapshot: str
 
 
-class _Typed(msgspec.Struct):
-    type: str
-
-
 encode: Final = msgspec.json.Encoder().encode
 _decoder: Final[msgspec.json.Decoder[Entry]] = msgspec.json.Decoder(Entry)
-_type_of: Final = msgspec.json.Decoder(_Typed).decode
 
 
 def decode(data: bytes) -> Entry:
@@ -143,51 +149,58 @@ def decode(data: bytes) -> Entry:
         raise StreamBroken(f"an entry is not the relay's, or of another version: {ex}") from None
 
 
-def can_name(board: str, room: int) -> bool:
-    """Whether entries and questions of at most so many bytes can name a board, and say something of it.
+def decode_state(data: bytes) -> State:
+    """Read an entry that must be a state. Raises StreamBroken."""
+    entry = decode(data)
+    if not isinstance(entry, State):
+        raise StreamBroken(f"an entry is a {type(entry).__name__.lower()}: expected a state")
+    return entry
 
-    A name with half a surrogate pair, as databases have it that do not know their encoding, is no text for JSON.
-    """
-    try:
-        return len(encode(board)) <= room // 2
-    except UnicodeEncodeError:
-        return False
+
+def is_text(board: str) -> bool:
+    """Return whether a board's name can be encoded: not if it has half a surrogate pair, which JSON can bring."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in board)
+
+
+def can_name(board: str, room: int) -> bool:
+    """Return whether entries and questions of `room` bytes can name a board and leave room for something else."""
+    return is_text(board) and len(encode(board)) <= room // 2
 
 
 def fitted(part: Part, room: int) -> Iterator[Encoded]:
-    """Give a part as entries of about ENTRY_BYTES, and of at most `room` bytes; the last has its cursor and its end.
+    """Split a part into entries of about ENTRY_BYTES and at most `room` bytes.
 
-    After a transaction with a message for which there is no room, the board is to be read again. If there is no room
-    for cursor and end, the end has an entry of its own.
+    If a message does not fit into an entry, the board must be read again after its transaction.
     """
-    bare = msgspec.structs.replace(part, told=[], cursor=None, end=None)
-    limit = room - len(encode(bare)) - len(b',"told":[]')
-    pieces = (piece for told in part.told for piece in _pieces(told, limit))
-    *portions, last = list(_portions(pieces, lambda told: len(encode(told)) + 1, limit)) or [[]]
-    for portion in portions:
-        yield Encoded.of(msgspec.structs.replace(bare, told=portion))
-    whole = Encoded.of(msgspec.structs.replace(part, told=last))
-    if len(whole.data) <= room:
-        yield whole
-        return
-    if last:
-        yield Encoded.of(msgspec.structs.replace(bare, told=last))
-    if part.end:
-        yield Encoded.of(Part(part.publisher, part.batch, end=part.end))
+    limit = room - len(encode(msgspec.structs.replace(part, effects=[])))
+    pieces = (piece for effect in part.effects for piece in _pieces(effect, limit))
+    for effects in _portions(pieces, lambda effect: len(encode(effect)) + 1, limit):
+        yield Encoded.of(msgspec.structs.replace(part, effects=effects))
 
 
-def _pieces(told: Told, limit: int) -> Iterator[Told]:
-    """Split what a transaction means to a board into pieces of at most so many bytes."""
-    room = limit - len(encode(Told(told.xid, []))) - 1
-    if told.messages is None or any(len(message) > room for message in told.messages):
-        yield Told(told.xid, reason=told.reason)
+def _pieces(effect: Effect, limit: int) -> Iterator[Effect]:
+    """Split what a transaction means to a board into pieces of at most `limit` bytes."""
+    room = limit - len(encode(Effect(effect.xid, []))) - 1
+    if effect.messages is None or any(len(message) > room for message in effect.messages):
+        yield Effect(effect.xid, reason=effect.reason)
         return
-    for portion in _portions(told.messages, lambda message: len(message) + 1, room):
-        yield Told(told.xid, portion)
+    for messages in _portions(effect.messages, lambda message: len(message) + 1, room):
+        yield Effect(effect.xid, messages)
+
+
+def commits(publisher: str, step: int, parts: Mapping[str | None, int], end: End, room: int) -> Iterator[Encoded]:
+    """End a batch that has so many parts for each board, with entries of at most `room` bytes."""
+    last = Commit(publisher, step, common=parts.get(None, 0), end=end)
+    limit = room - len(encode(last)) - len(b',"parts":{}')
+    counts = [(board, count) for board, count in parts.items() if board is not None]
+    *others, rest = [*_portions(counts, lambda count: len(encode(count)), limit)] or [[]]
+    for portion in others:
+        yield Encoded.of(Commit(publisher, step, dict(portion)))
+    yield Encoded.of(msgspec.structs.replace(last, parts=dict(rest)))
 
 
 def _portions(items: Iterable[T], size_of: Callable[[T], int], limit: int) -> Iterator[list[T]]:
-    """Split into portions of about ENTRY_BYTES, and of at most `limit`."""
+    """Split into portions of about ENTRY_BYTES, and of at most `limit` bytes."""
     portion: list[T] = []
     size = 0
     for item in items:
@@ -202,125 +215,8 @@ def _portions(items: Iterable[T], size_of: Callable[[T], int], limit: int) -> It
 
 
 def token(board: str) -> str:
-    """Give a board's name as a subject's token: percent-encoded, a dot too; shortened with a hash if it is long."""
+    """Write a board's name as a subject's token: percent-encoded, dots too; a long one is shortened with a hash."""
     text = quote(board, safe="").replace(".", "%2E") or "%"
-    if len(text) <= LONGEST_TOKEN:
+    if len(text) <= TOKEN_LETTERS:
         return text
-    return f"{text[: LONGEST_TOKEN // 2]}%-{hashlib.sha256(board.encode()).hexdigest()[:32]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """What a transaction means to one board, or with `sync` to all: a transaction as a hub takes it."""
-
-    xid: int
-    board: str | None
-    sync: Reason | None
-    told: Told
-
-    def messages(self, boards: Container[str | None]) -> Mapping[str, Meaning]:
-        """Give the board its messages, if it is one of these, or the reason why it must be read again."""
-        if self.board is None or self.board not in boards:
-            return {}
-        its = self.told
-        return {self.board: its.reason if its.messages is None else [_message(raw) for raw in its.messages]}
-
-
-def _message(raw: msgspec.Raw) -> Message:
-    return Message(_type_of(raw).type, bytes(raw))
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Transactions, and the position to which they lead; None if more of the same batch follows."""
-
-    transactions: Sequence[Committed]
-    position: Snapshot | None
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """Go on from a position with these cursors; `lost` says why not from the one before."""
-
-    era: Era
-    position: Snapshot
-    lost: Reason | None
-
-
-class Assembly:
-    """Makes of entries, from a state on, what a hub is told.
-
-    Where `whole`, nothing of a batch is passed on before its end, however large it is.
-    """
-
-    def __init__(self, state: State, *, whole: bool = False) -> None:
-        self.state = state
-        self.position = _position(state.position)
-        self.batch = state.batch
-        self._whole = whole
-        self._gathered: list[Committed] = []
-        self._bytes = 0
-        self._passed_on = False
-
-    def take(self, entry: Entry) -> Iterator[Batch | Begin]:
-        """Take the next entry; say what it brings. Raises StreamBroken."""
-        if isinstance(entry, State):
-            yield from self._state(entry)
-        else:
-            yield from self._part(entry)
-
-    def _state(self, state: State) -> Iterator[Batch | Begin]:
-        before, self.state = self.state, state
-        another = state.stream != before.stream
-        cut_short = self._passed_on
-        if self._gathered and state.publisher == before.publisher:
-            raise StreamBroken("a state stands in the midst of a batch")
-        self._gathered, self._bytes, self._passed_on = [], 0, False
-        lost: Reason | None = state.lost or ("journal_pruned" if another else None)
-        if not lost and state.batch != self.batch:
-            raise StreamBroken(f"a state is of batch {state.batch}: expected {self.batch}")
-        position = _position(state.position)
-        if not lost and (state.after != str(self.position) or not position.covers(self.position)):
-            raise StreamBroken(
-                f"a state goes from {state.after} to {state.position}: expected on from {self.position}"
-            )
-        self.batch, self.position = state.batch, position
-        lost = lost or ("batch_cut_short" if cut_short else None)
-        if lost or state.era != before.era:
-            yield Begin(state.era, position, lost)
-        else:
-            yield Batch((), position)
-
-    def _part(self, part: Part) -> Iterator[Batch]:
-        if (part.publisher, part.batch) != (self.state.publisher, self.batch + 1):
-            raise StreamBroken(
-                f"a part is of batch {part.batch} by {part.publisher}: "
-                f"expected {self.batch + 1} by {self.state.publisher}"
-            )
-        self._gathered += _committed(part)
-        self._bytes += sum(len(raw) for told in part.told for raw in told.messages or ())
-        if part.end:
-            if part.end.after != str(self.position):
-                raise StreamBroken(f"a batch goes on from {part.end.after}: expected {self.position}")
-            self.position = _position(part.end.position)
-            self.batch += 1
-            yield Batch(self._take_gathered(), self.position)
-            self._passed_on = False
-        elif self._bytes > GATHER_BYTES and not self._whole:
-            self._passed_on = True
-            yield Batch(self._take_gathered(), None)
-
-    def _take_gathered(self) -> Sequence[Committed]:
-        gathered, self._gathered, self._bytes = self._gathered, [], 0
-        return gathered
-
-
-def _committed(part: Part) -> Iterable[Committed]:
-    return [Committed(told.xid, part.board, part.sync, told) for told in part.told]
-
-
-def _position(text: str) -> Snapshot:
-    try:
-        return Snapshot.parse(text)
-    except ValueError as ex:
-        raise StreamBroken(str(ex)) from None
+    return f"{text[: TOKEN_LETTERS // 2]}%-{hashlib.sha256(board.encode()).hexdigest()[:32]}"

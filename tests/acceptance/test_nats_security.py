@@ -24,7 +24,8 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, BadRequestError
 
 from relay import config
-from relay.nats.jetstream import Stream, StreamError
+from relay.nats.connection import StreamError
+from relay.nats.jetstream import Stream
 from tests.acceptance.support import SECONDS, Client, Daemon, Relays, run_relay
 from tests.acceptance.test_edges import PublisherDaemon
 from tests.certificates import certificate

@@ -22,12 +22,16 @@ from nats.js import api
 
 from relay import config
 from relay.config import Settings
-from relay.nats import publisher, source
+from relay.nats import assembly, source, turn
 from relay.nats import stream as relay_stream
-from relay.nats.jetstream import Gap, Refused, Stream, StreamError
+from relay.nats.answers import Answers
+from relay.nats.connection import Refused, StreamError
+from relay.nats.follower import Follower
+from relay.nats.jetstream import Stream
 from relay.nats.publisher import Publisher
+from relay.nats.questions import Questions
 from relay.nats.source import NatsSource
-from relay.nats.stream import Encoded, Part
+from relay.nats.stream import Commit, Encoded, Part, StreamBroken, decode, decode_state
 from relay.postgres import lead
 from relay.postgres.boards import Boards
 from relay.postgres.lead import Lead
@@ -96,7 +100,12 @@ def own_feed(own_nats: NatsServer, database: Database) -> Feed:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have publishers say sooner that nothing has happened."""
-    monkeypatch.setattr(publisher, "STATE_SECONDS", 0.5)
+    monkeypatch.setattr(turn, "STATE_SECONDS", 0.5)
+
+
+def follower_of(relay: Relay) -> Follower:
+    assert isinstance(relay.feed, NatsSource)
+    return relay.feed.follower
 
 
 def is_active(one: Publisher) -> bool:
@@ -165,19 +174,19 @@ async def test_a_cursor_that_is_ahead_of_an_edge_waits_for_it(
 ) -> None:
     """A client may come from a relay that was faster; it is not sent the board for that."""
     held = asyncio.Event()
-    pass_on = NatsSource._pass_on  # noqa: SLF001
-    late: list[Any] = []
+    pass_on = Follower._pass_on  # noqa: SLF001
+    late: dict[int, Any] = {}
 
-    def hold_back(self: NatsSource, hub: Any, entries: Any) -> None:
+    def hold_back(self: Follower, hub: Any, entries: Any) -> None:
         if held.is_set():
-            pass_on(self, hub, [*late, *entries])
+            pass_on(self, hub, [*(late | {each.sequence: each for each in entries}).values()])
             late.clear()
         else:
-            late.extend(entries)
+            late.update({each.sequence: each for each in entries})
 
     async with feed.published(), feed.edge() as near, Relay(database.dsn).running() as far:
         cursor, tasks = await start(near)
-        monkeypatch.setattr(NatsSource, "_pass_on", hold_back)
+        monkeypatch.setattr(Follower, "_pass_on", hold_back)
         database.execute("insert into tasks (id, title) values ('a', 'A')")
         async with Client.to(far.url) as client:
             await client.resume("default", cursor, tasks)
@@ -260,7 +269,7 @@ async def test_a_publisher_that_stands_still_or_has_no_postgres_loses_the_lead(
             assert (await one.status()).problem
 
 
-@pytest.mark.parametrize("written", [0, 1, 2, 3])
+@pytest.mark.parametrize("written", [0, 1, 3, 4])
 async def test_a_batch_that_was_interrupted_is_published_anew(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
@@ -300,12 +309,12 @@ async def test_a_large_batch_that_was_interrupted_is_made_up_for_by_the_board(
         if not any(isinstance(each.entry, Part) for each in entries):
             return await append(self, entries, last)
         monkeypatch.setattr(Stream, "append", append)
-        ends = next(number for number, (entry, _) in enumerate(entries) if isinstance(entry, Part) and entry.end)
+        ends = next(number for number, (entry, _) in enumerate(entries) if isinstance(entry, Commit))
         await append(self, entries[:ends], last)
-        await until(lambda: bool(near.feed._in_parts))  # type: ignore[union-attr]  # noqa: SLF001
+        await until(lambda: follower_of(near)._in_parts)  # noqa: SLF001
         raise StreamError("interrupted by the test")
 
-    monkeypatch.setattr(relay_stream, "GATHER_BYTES", 1000)
+    monkeypatch.setattr(assembly, "GATHER_BYTES", 1000)
     monkeypatch.setattr(relay_stream, "ENTRY_BYTES", 1000)
     async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
         await client.resume("default", None)
@@ -321,7 +330,7 @@ async def test_a_batch_in_parts_comes_whole_and_once(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than a thousand rows of one transaction come in order, to who follows and to who resumes."""
-    monkeypatch.setattr(relay_stream, "GATHER_BYTES", 10_000)
+    monkeypatch.setattr(assembly, "GATHER_BYTES", 10_000)
     async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
         cursor, tasks = await start(near)
         await client.subscribe("default")
@@ -414,10 +423,12 @@ async def test_who_follows_a_stream_that_is_lost_is_sent_the_board_and_the_reaso
 async def test_an_entry_that_is_missing_is_never_passed_over(feed: Feed) -> None:
     """Who reads across it is told, and not given what follows."""
     async with feed.published() as one, feed.opened() as stream, feed.nats.jetstream() as jetstream:
-        await until(lambda: one._turn is not None and one._turn.last >= 3)  # noqa: SLF001
+        await until(lambda: one._turn is not None and one._turn.writer.last >= 3)  # noqa: SLF001
         await jetstream.delete_msg(feed.stream, 2)
-        with pytest.raises(Gap, match="entry 2 is missing"):
-            assert [sequence async for sequence, _ in stream.read(1, 3)] == [1]
+        first, *others = [each.data async for each in stream.read(1, 3)]
+        reader = assembly.Assembly(decode_state(first))
+        with pytest.raises(StreamBroken, match="step 3: expected 2"):
+            assert [list(reader.take(decode(data))) for data in others] == []
 
 
 @each_nats_server
@@ -587,7 +598,7 @@ async def test_a_board_that_nobody_wants_any_more_is_no_problem(feed: Feed, monk
 
     async with feed.published(), feed.edge() as near:
         await until(lambda: near.feed.proven)
-        monkeypatch.setattr(Stream, "ask", be_silent)
+        monkeypatch.setattr(Questions, "ask", be_silent)
         async with Client.to(near.url) as client:
             await client.send({"type": "subscribe", "boardId": "default"})
             await asked.wait()
@@ -599,17 +610,17 @@ async def test_an_edge_goes_on_after_a_fault_that_nobody_expected(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It begins again at the stream's last state, and says so to all that follow a board."""
-    pass_on = NatsSource._pass_on  # noqa: SLF001
+    pass_on = Follower._pass_on  # noqa: SLF001
 
-    def fail(self: NatsSource, hub: Any, entries: Any) -> None:
-        if any(b"poison" in data for _, data in entries):
-            monkeypatch.setattr(NatsSource, "_pass_on", pass_on)
+    def fail(self: Follower, hub: Any, entries: Any) -> None:
+        if any(b"poison" in data for _, data, _ in entries):
+            monkeypatch.setattr(Follower, "_pass_on", pass_on)
             raise ValueError("nobody expected this")
         pass_on(self, hub, entries)
 
     async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
         await client.resume("default", None)
-        monkeypatch.setattr(NatsSource, "_pass_on", fail)
+        monkeypatch.setattr(Follower, "_pass_on", fail)
         database.execute("insert into tasks (id, title) values ('poison', 'T')")
         while "poison" not in client.tasks:
             await client.receive_batch()
@@ -624,13 +635,13 @@ async def test_a_board_that_is_wanted_for_long_is_a_problem_of_the_edge(
 ) -> None:
     """However well the stream may be read; and no longer once the board is there."""
     monkeypatch.setattr(source, "WANTED_SECONDS", 0.5)
-    begin_read = publisher._Turn.begin_read  # noqa: SLF001
+    begin_read = Answers.begin_read
     answers = asyncio.Event()
 
     def hold_back(self: Any, name: str) -> bool:
         return answers.is_set() and begin_read(self, name)
 
-    monkeypatch.setattr(publisher._Turn, "begin_read", hold_back)  # noqa: SLF001
+    monkeypatch.setattr(Answers, "begin_read", hold_back)
     async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
         await until(lambda: near.feed.proven)
         assert near.feed.trouble(10) is None
@@ -705,7 +716,7 @@ async def test_a_board_that_is_read_for_long_holds_up_no_other(
 
     def asked(one: Publisher) -> int:
         assert one._turn  # noqa: SLF001
-        return sum(len(its.get("slow", ())) for its in (one._turn._asked, one._turn._reading))  # noqa: SLF001
+        return one._turn.answers.asking("slow")  # noqa: SLF001
 
     monkeypatch.setattr(Boards, "read", take_long)
     async with (
@@ -733,11 +744,11 @@ async def test_a_late_answer_to_who_has_left_is_not_for_who_came_since(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is older than what has been passed on since: who came would miss that."""
-    ask = Stream.ask
+    ask = Questions.ask
     asked: list[bytes] = []
     answered, late = asyncio.Event(), asyncio.Event()
 
-    async def be_late(self: Stream, place: str, what: str, question: bytes) -> tuple[bytes, bytes] | None:
+    async def be_late(self: Questions, place: str, what: str, question: bytes) -> tuple[bytes, bytes] | None:
         asked.append(question)
         answer = await ask(self, place, what, question)
         if asked == [b"default"]:
@@ -748,7 +759,7 @@ async def test_a_late_answer_to_who_has_left_is_not_for_who_came_since(
     async with feed.published(), feed.edge() as near, contextlib.AsyncExitStack() as stack:
         first, other, second = [await stack.enter_async_context(Client.to(near.url)) for _ in range(3)]
         await other.subscribe("other")
-        monkeypatch.setattr(Stream, "ask", be_late)
+        monkeypatch.setattr(Questions, "ask", be_late)
         await first.send({"type": "subscribe", "boardId": "default"})
         await answered.wait()
         await first.send({"type": "unsubscribe", "boardId": "default"})
@@ -779,7 +790,7 @@ async def test_an_edge_says_what_keeps_changes_from_coming(feed: Feed) -> None:
         await until(lambda: "has no stream" in str(near.feed.trouble(0)))
         async with feed.published():
             await until(lambda: near.feed.trouble(10) is None and near.feed.proven)
-        near.feed._last_heard -= 100  # type: ignore[union-attr]  # noqa: SLF001  # as if so long had passed
+        follower_of(near).last_heard -= 100  # as if so long had passed
         assert "nothing has come from a publisher for 1" in str(near.feed.trouble(10))
         without_install = psycopg.conninfo.make_conninfo(feed.dsn, dbname="postgres")
         async with feed.published(DATABASE_URL=without_install):

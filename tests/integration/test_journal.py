@@ -338,6 +338,7 @@ async def test_long_transaction_costs_reading_nothing(database: Database, relay:
     long.execute("begin; insert into tasks (id, title) select 'l' || i, 'L' from generate_series(1, 20000) i")
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     await client.receive()
+    assert isinstance(relay.feed, feed.Feed)
     position = relay.feed._position  # noqa: SLF001  # what the next batch is read from
     assert position is not None
     assert position.xip

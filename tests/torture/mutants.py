@@ -19,7 +19,7 @@ from relay.hub import board
 from relay.model import transaction as net
 from relay.model.messages import Meaning
 from relay.model.snapshot import Snapshot
-from relay.nats import source, stream
+from relay.nats import assembly, marks, selection, stream
 from relay.postgres import decode, journal
 from tests.acceptance.support import RELAY
 
@@ -144,35 +144,46 @@ def sequence_unexpected() -> None:
 def interrupted_counts() -> None:
     """Counts what an interrupted publisher left of a batch, and then the whole batch."""
     journal.PART_CHANGES = 3  # type: ignore[misc]  # so many are interrupted
-    take = stream.Assembly._state  # noqa: SLF001
+    take = assembly.Assembly._take_state  # noqa: SLF001
 
-    def keep(self: stream.Assembly, state: stream.State) -> Any:
+    def keep(self: assembly.Assembly, state: stream.State) -> Any:
         gathered = self._gathered
-        if state.publisher == self.state.publisher:
-            return take(self, state)
-        found = list(take(self, state))
+        found = take(self, state)
         self._gathered = gathered
         return found
 
-    stream.Assembly._state = keep  # type: ignore[method-assign]  # noqa: SLF001
+    assembly.Assembly._take_state = keep  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def mark_too_late() -> None:
     """Reads the stream for who resumes from after the cursor on."""
-    before = source.NatsSource._mark_before  # noqa: SLF001
+    before = marks.Marks.before
 
-    def next_mark(self: source.NatsSource, cursor: Snapshot, last: int) -> Any:
-        marks = self._marks
-        return marks[min(marks.index(before(self, cursor, last)) + 1, len(marks) - 1)]
+    def next_mark(self: marks.Marks, cursor: Snapshot, last: int) -> Any:
+        known = self._marks
+        return known[min(known.index(before(self, cursor, last)) + 1, len(known) - 1)]
 
-    source.NatsSource._mark_before = next_mark  # type: ignore[method-assign]  # noqa: SLF001
+    marks.Marks.before = next_mark  # type: ignore[method-assign]
+
+
+def selected_too_early() -> None:
+    """Takes boards for delivered that are only named: what happens before the switch is missed."""
+
+    def named(self: selection.Selection, board: str) -> bool:
+        return self.next is None or board in self.next
+
+    def unchecked(*_: Any) -> None:
+        pass
+
+    selection.Selection.has = named  # type: ignore[method-assign]
+    assembly.Assembly._require_parts = unchecked  # type: ignore[method-assign, assignment]  # noqa: SLF001
 
 
 def in_parts() -> None:
     """Is no mutant: reads and passes on batches in parts of a few changes, the real one in those of thousands."""
     journal.PART_CHANGES = 3  # type: ignore[misc]
     stream.ENTRY_BYTES = 500  # type: ignore[misc]
-    stream.GATHER_BYTES = 2000  # type: ignore[misc]
+    assembly.GATHER_BYTES = 2000  # type: ignore[misc]
 
 
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
@@ -190,6 +201,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         sequence_unexpected,
         interrupted_counts,
         mark_too_late,
+        selected_too_early,
     )
 }
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 async def _nats(place: Place) -> Verdict:
     try:
         with nats_installed("SERVE_FROM"):
-            from relay.nats.jetstream import Stream, StreamError  # noqa: PLC0415  # of an extra, which not everybody has
+            from relay.nats.connection import StreamError  # noqa: PLC0415  # of an extra, which not everybody has
+            from relay.nats.jetstream import Stream  # noqa: PLC0415
     except StartError as ex:
         return failed(*halves(str(ex)))
     settings = place.settings
@@ -44,7 +45,7 @@ async def _publisher(place: Place) -> Verdict:
 async def _publisher_answers(stream: Stream) -> bool:
     found = await stream.last_state()
     state = found and decode(found[1])
-    return isinstance(state, State) and bool(await stream.ask(state.asked_at, "may_read", b'[[{}, ""]]'))
+    return isinstance(state, State) and bool(await stream.questions.ask(state.asked_at, "may_read", b'[[{}, ""]]'))
 
 
 CHECKS: Final = (

@@ -1,0 +1,193 @@
+"""Makes batches of the stream's entries, and notices when entries do not follow each other. Pure.
+
+Rules:
+- A batch counts from its commit on. What an interrupted publisher left of one is dropped at the next state.
+- Steps are numbered, and each goes on from the position of the one before. A stream that was restored, that lost
+  entries, or that a stranger wrote to is not believed: StreamBroken.
+- A reader may get the parts of some boards only. Parts of others are passed over, and each commit is held against the
+  parts of the boards that are read. So it does not matter how NATS filters, nor whether it does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from relay.model.cursor import Era, Reason
+from relay.model.messages import Meaning, Message
+from relay.model.snapshot import Snapshot
+from relay.nats.stream import Commit, Effect, End, Entry, Part, State, StreamBroken
+
+GATHER_BYTES: Final = 4 * 1024 * 1024
+"""Maximum size of what is gathered of one batch. A larger batch is passed on in parts."""
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+_type_of: Final = msgspec.json.Decoder(_Typed).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a transaction means to one board, or with `sync` to all: a transaction as a hub takes it."""
+
+    xid: int
+    board: str | None
+    sync: Reason | None
+    effect: Effect
+
+    def messages(self, boards: Container[str | None]) -> Mapping[str, Meaning]:
+        """Return the board's messages, if it is one of `boards`, or the reason why it must be read again."""
+        if self.board is None or self.board not in boards:
+            return {}
+        messages = self.effect.messages
+        return {self.board: self.effect.reason if messages is None else [_message(raw) for raw in messages]}
+
+
+def _message(raw: msgspec.Raw) -> Message:
+    return Message(_type_of(raw).type, bytes(raw))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Transactions, and the position to which they lead; None if more of the same batch follows."""
+
+    transactions: Sequence[Committed]
+    position: Snapshot | None
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Go on from a position with these cursors. `lost` says why this does not follow on the position before."""
+
+    epoch: Era
+    position: Snapshot
+    lost: Reason | None
+
+
+def _all_boards(_: str) -> bool:
+    return True
+
+
+class Assembly:
+    """Takes entries in their order, from a state on, and says what they bring.
+
+    `reads` says whether it is given the parts of a board. Its answers may change only between batches. With `whole`,
+    nothing of a batch is passed on before its commit, however large it is.
+    """
+
+    def __init__(self, state: State, reads: Callable[[str], bool] = _all_boards, *, whole: bool = False) -> None:
+        self.state = state
+        self.step = state.step
+        self.position = _position(state.position)
+        self._reads_board = reads
+        self._whole = whole
+        self._within = False
+        self._parts: Counter[str | None] = Counter()
+        self._gathered: list[Committed] = []
+        self._bytes = 0
+        self._passed_on = False
+
+    @property
+    def between_batches(self) -> bool:
+        """Whether nothing has come of a batch whose end is still to come, not even parts that are passed over."""
+        return not self._within
+
+    def take(self, entry: Entry) -> Iterator[Batch | Begin]:
+        """Take the next entry; say what it brings. Raises StreamBroken."""
+        match entry:
+            case Part():
+                yield from self._take_part(entry)
+            case Commit():
+                yield from self._take_commit(entry)
+            case State():
+                yield self._take_state(entry)
+
+    def _take_part(self, part: Part) -> Iterator[Batch]:
+        self._require_next_step(part)
+        self._within = True
+        if not self._reads(part.board):
+            return
+        self._parts[part.board] += 1
+        self._gathered += [Committed(one.xid, part.board, part.sync, one) for one in part.effects]
+        self._bytes += _size(part.effects)
+        if self._bytes > GATHER_BYTES and not self._whole:
+            self._passed_on = True
+            yield Batch(self._take_gathered(), None)
+
+    def _take_commit(self, commit: Commit) -> Iterator[Batch]:
+        self._require_next_step(commit)
+        self._within = True
+        for board, count in commit.parts.items():
+            if self._reads(board):
+                self._require_parts(commit, board, count)
+        if commit.end:
+            self._require_parts(commit, None, commit.common)
+            yield self._end(commit.end)
+
+    def _end(self, end: End) -> Batch:
+        if end.after != str(self.position):
+            raise StreamBroken(f"a batch goes on from {end.after}: expected {self.position}")
+        self.step, self.position = self.step + 1, _position(end.position)
+        return Batch(self._end_step(), self.position)
+
+    def _take_state(self, state: State) -> Batch | Begin:
+        before, self.state = self.state, state
+        if self._within and state.publisher == before.publisher:
+            raise StreamBroken("a state stands within a batch")
+        another = state.stream != before.stream
+        lost: Reason | None = state.lost or ("journal_pruned" if another else None)
+        position = _position(state.position)
+        if not another and state.step != self.step + 1:
+            raise StreamBroken(f"a state is step {state.step}: expected {self.step + 1}")
+        if not lost and (state.after != str(self.position) or not position.covers(self.position)):
+            raise StreamBroken(
+                f"a state goes from {state.after} to {state.position}: expected on from {self.position}"
+            )
+        lost = lost or ("batch_cut_short" if self._passed_on else None)
+        self.step, self.position = state.step, position
+        self._end_step()
+        if lost or state.epoch != before.epoch:
+            return Begin(state.epoch, position, lost)
+        return Batch((), position)
+
+    def _reads(self, board: str | None) -> bool:
+        return board is None or self._reads_board(board)
+
+    def _require_next_step(self, entry: Part | Commit) -> None:
+        if (entry.publisher, entry.step) != (self.state.publisher, self.step + 1):
+            raise StreamBroken(
+                f"an entry is of step {entry.step} by {entry.publisher}: "
+                f"expected {self.step + 1} by {self.state.publisher}"
+            )
+
+    def _require_parts(self, commit: Commit, board: str | None, count: int) -> None:
+        if (found := self._parts[board]) != count:
+            of = "all boards" if board is None else f"board {board[:100]!r}"
+            raise StreamBroken(f"step {commit.step} has {found} parts for {of}: expected {count}")
+
+    def _end_step(self) -> Sequence[Committed]:
+        self._within = self._passed_on = False
+        self._parts.clear()
+        return self._take_gathered()
+
+    def _take_gathered(self) -> Sequence[Committed]:
+        gathered, self._gathered, self._bytes = self._gathered, [], 0
+        return gathered
+
+
+def _size(effects: Iterable[Effect]) -> int:
+    return sum(len(raw) for effect in effects for raw in effect.messages or ())
+
+
+def _position(text: str) -> Snapshot:
+    try:
+        return Snapshot.parse(text)
+    except ValueError as ex:
+        raise StreamBroken(str(ex)) from None

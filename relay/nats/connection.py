@@ -1,0 +1,208 @@
+"""One connection to NATS: how it is made, what its errors mean, and how it ends.
+
+Rules:
+- A connection is never repaired. Whatever goes wrong ends it; its owner makes another, and reads where the stream is.
+- Every error leaves here as a StreamError, in one line, without passwords.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import nats.errors
+import nkeys  # type: ignore[import-untyped]  # it has no types
+from nats.aio.client import Client
+from nats.js.errors import APIError
+
+from relay.config.settings import Settings
+
+CONNECT_SECONDS: Final = 5
+"""Timeout of connecting."""
+
+CLOSE_SECONDS: Final = 1
+"""Timeout of closing."""
+
+PING_SECONDS: Final = 2
+"""Interval of pings; after two pings without an answer the connection is dead."""
+
+EXPECTED: Final = "Nats-Expected-Last-Sequence"
+"""Header of an entry: the sequence at which its publisher believes that the stream ends."""
+
+_SEQUENCE_DIGITS: Final = 20
+HEADER_BYTES: Final = len(f"NATS/1.0\r\n{EXPECTED}: \r\n\r\n") + _SEQUENCE_DIGITS
+"""What an entry takes besides itself; NATS counts it as a part of the message."""
+
+_WRONG_LAST_SEQUENCE: Final = 10071
+_NO_MESSAGE: Final = 10037
+
+
+class StreamError(Exception):
+    """Why the stream cannot be used, in one line."""
+
+
+class Refused(StreamError):
+    """An entry or a question is not taken, for what it is."""
+
+
+class Outrun(StreamError):
+    """Another publisher has appended to the stream."""
+
+
+class NoStreamError(StreamError):
+    """There is no such stream."""
+
+
+class NoMessageError(StreamError):
+    """There is no such message in the stream."""
+
+
+class Connection:
+    """A connection for one stream, which is called `name`."""
+
+    def __init__(self, client: Client, name: str, domain: str) -> None:
+        self.client = client
+        self.name = name
+        self.domain = domain
+        self._fault: str | None = None
+        self._ended = asyncio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings, servers: str, role: str) -> AsyncIterator[Self]:
+        """Connect. Raises StreamError."""
+        client = Client()
+        connection = cls(client, settings.NATS_STREAM, settings.NATS_DOMAIN)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await client.connect(
+                    _servers(servers),
+                    name=f"relay {role}",
+                    # A check has an edge's rights.
+                    inbox_prefix="_INBOX_publisher" if role == "publisher" else "_INBOX_edge",
+                    allow_reconnect=False,
+                    # Without these it never gives up the first attempt.
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    ping_interval=PING_SECONDS,
+                    max_outstanding_pings=2,
+                    error_cb=connection._failed,
+                    closed_cb=connection._closed,
+                    **_security(settings, servers),
+                )
+        except (nats.errors.Error, nkeys.NkeysError, OSError, ValueError, TimeoutError) as ex:
+            reason = f"{connection._fault or _line(ex)}{_missing(ex)}"
+            await _close(client)
+            raise StreamError(f"cannot connect to NATS at {_shown(servers)}: {reason}") from None
+        try:
+            yield connection
+        finally:
+            await _close(client)
+
+    async def _failed(self, ex: Exception) -> None:
+        self._fault = _line(ex)
+
+    async def _closed(self) -> None:
+        self._ended.set()
+
+    async def ended(self) -> None:
+        """Wait until the connection has ended; raises StreamError then."""
+        await self._ended.wait()
+        raise StreamError(f"the connection to NATS has ended: {self._fault or 'it was closed'}")
+
+    @property
+    def room(self) -> int:
+        """Maximum size of what one message carries, in bytes."""
+        return self.client.max_payload - HEADER_BYTES
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn what NATS and its client raise into StreamErrors."""
+        try:
+            yield
+        except APIError as ex:
+            raise self.refused(ex.code or 0, ex.err_code or 0, ex.description or _line(ex)) from None
+        except TimeoutError:
+            raise StreamError(f"NATS does not answer: {self._fault or 'is JetStream enabled?'}") from None
+        except (nats.errors.Error, OSError) as ex:
+            raise StreamError(f"NATS: {self._fault or _line(ex)}") from None
+
+    def refused(self, code: int, number: int, description: str) -> StreamError:
+        """Say what an error of JetStream means: its HTTP-like code, its number, and its words."""
+        if number == _WRONG_LAST_SEQUENCE:
+            return Outrun(f"another publisher has appended to stream {self.name}")
+        if number == _NO_MESSAGE:
+            return NoMessageError(description)
+        if code == HTTPStatus.NOT_FOUND:
+            return self.no_stream()
+        return Refused(f"JetStream refused: {description}")
+
+    def no_stream(self) -> StreamError:
+        """Say that the stream does not exist."""
+        return NoStreamError(f"NATS has no stream {self.name}: start relay publish, which makes it")
+
+
+async def _close(client: Client) -> None:
+    """Close a connection, also one that was not made; TLS would wait long for a server that is silent."""
+    if not (client.is_connecting or client.is_connected):
+        return
+    with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await client.close()
+
+
+def _servers(servers: str) -> list[str]:
+    return [server.strip() for server in servers.split(",")]
+
+
+def _shown(servers: str) -> str:
+    """Name the servers without what may be a password."""
+    return ", ".join(urlsplit(server).netloc.rpartition("@")[2] for server in _servers(servers))
+
+
+def _security(settings: Settings, servers: str) -> dict[str, Any]:
+    """Return how each side proves to the other what it is."""
+    given: dict[str, Any] = {}
+    if settings.NATS_CREDENTIALS:
+        given["user_credentials"] = _credentials(Path(settings.NATS_CREDENTIALS))
+    if settings.NATS_CA or settings.NATS_CERT or servers.startswith("tls://"):
+        context = ssl.create_default_context(cafile=settings.NATS_CA or None)
+        if settings.NATS_CERT:
+            context.load_cert_chain(settings.NATS_CERT, settings.NATS_KEY or None)
+        given["tls"] = context
+    return given
+
+
+def _missing(ex: BaseException) -> str:
+    """Guess what a server misses that ends the connection within the handshake: TLS 1.3 may not let it say so."""
+    missing = isinstance(ex, ConnectionError | ssl.SSLError) and not isinstance(ex, ssl.SSLCertVerificationError)
+    return " (does it want a certificate, NATS_CERT, or another one?)" if missing else ""
+
+
+def _credentials(path: Path) -> Path:
+    """Check that a file has credentials; nats-py would search another one for ever."""
+    text = path.read_text()
+    if any(f"BEGIN {part}" not in text for part in ("NATS USER JWT", "USER NKEY SEED")):
+        raise ValueError(f"{path} is no file of credentials, with a JWT and a seed")
+    return path
+
+
+def _line(ex: BaseException) -> str:
+    text = " ".join(str(ex).split()).removeprefix("nats: ")
+    return text or type(ex).__name__
+
+
+def _is_a_warning(record: logging.LogRecord) -> bool:
+    """Drop a warning of asyncio without cause: nats-py reads TLS with what was made for a plain connection."""
+    return not record.getMessage().startswith("returning true from eof_received()")
+
+
+logging.getLogger("asyncio").addFilter(_is_a_warning)

@@ -1,0 +1,119 @@
+"""Questions of edges to the active publisher, and its answers. They are not in the stream.
+
+A publisher that is asked says at once that it is at work, and again while it is. So a publisher that is gone is
+noticed within SILENT_SECONDS, however long a board may take. A long answer comes in parts; the first message of it,
+the head, says how many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from relay.nats.connection import Connection, Refused
+
+WORKING_SECONDS: Final = 1.0
+"""Interval at which a publisher says that it is at work on an answer."""
+
+SILENT_SECONDS: Final = 2.0
+"""Timeout of a publisher that was asked and says nothing."""
+
+ANSWER_BYTES: Final = 256 * 1024
+"""Maximum size of a part of an answer."""
+
+Answer = tuple[bytes, bytes]
+"""Head and body."""
+
+_INBOXES: Final = ("_INBOX", "_R_")
+"""Beginnings of a subject for answers, in this account of the server or in another."""
+
+_PARTS: Final = "Relay-Parts"
+_WORKING: Final = b"working"
+"""Not empty: where questions come from another account, an empty message ends the answer."""
+
+
+class Questions:
+    """Both sides of the questions over one connection. Methods raise StreamError."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._client = connection.client
+
+    async def ask(self, place: str, what: str, question: bytes) -> Answer | None:
+        """Ask the publisher with this place; return its answer, or None if it is silent.
+
+        Raises Refused if the question is too long.
+        """
+        if len(question) > self._connection.room:
+            raise Refused(
+                f"a question has {len(question)} bytes, and NATS takes {self._connection.room}: "
+                "raise max_payload there"
+            )
+        inbox = self._client.new_inbox()
+        with self._connection.errors():
+            answers = await self._client.subscribe(inbox, pending_msgs_limit=0, pending_bytes_limit=0)
+            try:
+                await self._client.publish(self._subject(place, what), question, reply=inbox)
+                while not (head := await answers.next_msg(timeout=SILENT_SECONDS)).headers:
+                    pass  # it is at work
+                if _PARTS not in head.headers:
+                    return None  # NATS says that nobody listens there
+                parts = [await answers.next_msg(timeout=SILENT_SECONDS) for _ in range(int(head.headers[_PARTS]))]
+            except nats.errors.TimeoutError:
+                return None
+            finally:
+                with contextlib.suppress(nats.errors.Error):
+                    await answers.unsubscribe()
+        return head.data, b"".join(part.data for part in parts)
+
+    @asynccontextmanager
+    async def answering(
+        self, place: str, what: str, answer: Callable[[bytes], Awaitable[Answer | None]]
+    ) -> AsyncIterator[None]:
+        """Answer what edges ask, each question by itself; None answers nothing."""
+        running: set[asyncio.Task[None]] = set()
+
+        async def take(question: Msg) -> None:
+            # No server checks whether an edge may write where the answer is to go: it could be into the stream.
+            if question.reply.startswith(_INBOXES):
+                task = asyncio.create_task(self._reply(question.reply, answer(question.data)))
+                running.add(task)
+                task.add_done_callback(running.discard)
+
+        with self._connection.errors():
+            questions = await self._client.subscribe(self._subject(place, what), cb=take)
+        try:
+            yield
+        finally:
+            for task in running:
+                task.cancel()
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await questions.unsubscribe()
+
+    def _subject(self, place: str, what: str) -> str:
+        return f"{self._connection.name}.ask.{place}.{what}"
+
+    async def _reply(self, inbox: str, answer: Awaitable[Answer | None]) -> None:
+        working = asyncio.ensure_future(answer)
+        with contextlib.suppress(nats.errors.Error, OSError):
+            try:
+                while not working.done():
+                    await self._client.publish(inbox, _WORKING)
+                    await asyncio.wait([working], timeout=WORKING_SECONDS)
+            finally:
+                working.cancel()
+            if found := working.result():
+                await self._send(inbox, *found)
+
+    async def _send(self, inbox: str, head: bytes, body: bytes) -> None:
+        size = min(ANSWER_BYTES, self._connection.room)
+        parts = [body[start : start + size] for start in range(0, len(body), size)]
+        await self._client.publish(inbox, head, headers={_PARTS: str(len(parts))})
+        for part in parts:
+            await self._client.publish(inbox, part)
