@@ -1,4 +1,4 @@
-"""A transaction, told by its net effect. Pure.
+"""A transaction and its net effect. Pure.
 
 A transaction is all that became visible together. Each of its entries in the journal says which image of a row left,
 and which came. Count each image +1 where it came and -1 where it left. What cancels out was never committed, and

@@ -19,7 +19,7 @@ from typing import Final, LiteralString
 import psycopg
 
 from relay.model.snapshot import Snapshot
-from relay.postgres.connection import Connection, readable
+from relay.postgres.connection import Connection, in_time, readable
 from relay.postgres.decode import board_data
 from relay.postgres.faults import Scope, WatchOutdated, scope_of
 from relay.postgres.watches import Watches
@@ -85,7 +85,10 @@ class Boards:
     async def _open(self) -> None:
         self._opening += 1
         try:
-            reader = await self._connect()
+            async with in_time():
+                reader = await self._connect()
+                await reader.rows(f"set lock_timeout = {LOCK_SECONDS * 1000:.0f}".encode())
+                await reader.rows(f"set statement_timeout = {READ_SECONDS * 1000:.0f}".encode())
         except psycopg.OperationalError:
             if not self.connections:
                 raise
@@ -93,8 +96,6 @@ class Boards:
         finally:
             self._opening -= 1
         self.connections.append(reader)
-        await reader.rows(f"set lock_timeout = {LOCK_SECONDS * 1000:.0f}".encode())
-        await reader.rows(f"set statement_timeout = {READ_SECONDS * 1000:.0f}".encode())
         self._free.put_nowait(reader)
 
 

@@ -121,7 +121,7 @@ class Watch:
         )
 
     def __hash__(self) -> int:
-        # Looked up for each task: a frozen set would be hashed each time.
+        # A key of a cache, for each task: a frozen set would be hashed each time.
         return self._hash
 
 

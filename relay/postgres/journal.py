@@ -64,8 +64,8 @@ class Batch:
 
 
 # The journal since a snapshot. An entry in another transaction's name (see relay.resume) stays unread until that one
-# is over. Of the transactions that were running, only those are looked up that no longer are: so the entries of one
-# that stays open are not looked through again and again. The snapshot is a row of its own, the first, and of the
+# is over. Of the transactions that were running, only those are searched for that no longer are: so the entries of
+# one that stays open are not read again and again. The snapshot is a row of its own, the first, and of the
 # same statement: there even when nothing is new, and not sent along with each entry.
 _HEAD: Final[LiteralString] = """
     select pg_catalog.pg_current_snapshot()::text, h.seen::text, h.pauses <> relay.pauses(), relay.polled_for()

@@ -9,7 +9,7 @@ import pytest
 from psycopg.rows import TupleRow
 
 from relay.model.snapshot import Snapshot
-from relay.postgres import boards, requests
+from relay.postgres import boards, connection, requests, session
 from relay.postgres.connection import SETTINGS, Connection
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -253,3 +253,23 @@ async def test_who_comes_while_a_board_is_read_for_others_who_left_lacks_nothing
         began[1].set()
         assert (await late.receive())[0] == "board.sync"
         assert set(late.tasks) == {"a", "b"}
+
+
+async def test_link_that_dies_while_it_is_opened_to_read_a_board_is_noticed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of no use to any board, and watched by nobody yet: the relay connects again."""
+    monkeypatch.setattr(connection, "START_SECONDS", 0.5)
+    opened = 0
+
+    async def third_is_dead(conninfo: str) -> Connection:
+        nonlocal opened
+        opened += 1
+        if opened == 3:
+            await asyncio.Event().wait()
+        return await connection.connect(conninfo)
+
+    monkeypatch.setattr(session, "connect", third_is_dead)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        assert (await client.subscribe("default"))[0] == "board.sync"
+        assert relay.feed.status(10).counts.reconnects == 1
