@@ -15,7 +15,8 @@ import pytest
 from relay.nats import deliveries, selection
 from relay.nats.consumer import Consumer, Delivered
 from relay.nats.follower import Follower
-from relay.nats.stream import Part, decode
+from relay.nats.jetstream import Stream
+from relay.nats.stream import Encoded, Part, decode
 from tests.integration.client import Client, Tasks, until
 from tests.integration.conftest import Relay
 from tests.integration.test_edges import Feed, follower_of, kinds
@@ -166,6 +167,36 @@ async def test_clients_that_come_and_go_all_the_time_miss_nothing(
         assert [each.reconnects for each in counts] == before
         assert [dict(each.continuity_lost) for each in counts] == [{}, {}]
         assert switches > (VISITS if await filters(feed.nats) else 0)
+
+
+async def test_a_board_that_is_wanted_within_a_batch_is_delivered_from_the_next_on(
+    feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its part of the batch has passed already, and the commit would miss it."""
+    append = Stream.append
+    go_on = asyncio.Event()
+
+    async def in_two(self: Stream, entries: Sequence[Encoded], last: int) -> int:
+        if sum(isinstance(each.entry, Part) for each in entries) < len(BOARDS):
+            return await append(self, entries, last)
+        # The followed board last, the others before it, and then the commit.
+        parts = sorted(entries[: len(BOARDS)], key=lambda each: getattr(each.entry, "board", "") == BOARDS[0])
+        last = await append(self, parts, last)
+        await go_on.wait()
+        return await append(self, entries[len(BOARDS) :], last)
+
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as one, Client.to(near.url) as other:
+        await one.subscribe(BOARDS[0])
+        its = follower_of(near).deliveries
+        before = near.feed.status(10).counts.reconnects
+        monkeypatch.setattr(Stream, "append", in_two)
+        database.execute("update tasks set title = '1'")
+        await until(lambda: not follower_of(near)._assembly.between_batches)  # type: ignore[union-attr]  # noqa: SLF001
+        await other.send({"type": "subscribe", "boardId": BOARDS[1]})
+        await until(lambda: its.switch_due or its.reads(BOARDS[1]))
+        go_on.set()
+        assert kinds([await one.receive(), await other.receive()]) == ["task.updated", "board.sync"]
+        assert near.feed.status(10).counts.reconnects == before
 
 
 async def test_a_part_that_the_stream_has_lost_is_noticed(feed: Feed, database: Database) -> None:
