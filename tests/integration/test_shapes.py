@@ -475,3 +475,137 @@ def test_lanes_end_without_a_trace(lists: Database) -> None:
 
     assert lists.fetch("select tgname from pg_trigger where tgrelid in ('lists'::regclass, 'cards'::regclass)") == []
     assert lists.fetch("select proname from pg_proc where proname ~ '^(lanes?|place)_[0-9]'") == []
+
+
+_APPLICATIONS: Final[list[tuple[str, str, dict[str, list[Any]], dict[str, str]]]] = [
+    (
+        """
+        insert into planka_list values (1918031335180469264, 1918031335180469000, 2, 'Todo');
+        insert into planka_list values (1918031335180469265, 1918031335180469000, 1, 'Doing');
+        insert into planka_card values (1918031335180469270, null, 1918031335180469264, 1, 'a');
+        insert into planka_card values (1918031335180469271, null, 1918031335180469264, 0.5, 'b');
+        insert into planka_card values (1918031335180469272, null, 1918031335180469264, 0, 'c', true);
+        """,
+        "1918031335180469000",
+        {"1918031335180469265": [], "1918031335180469264": ["1918031335180469271", "1918031335180469270"]},
+        {"1918031335180469265": "Doing", "1918031335180469264": "Todo"},
+    ),
+    (
+        """
+        insert into deck_stacks values (1, 7, 'Todo', 2, 0), (2, 7, 'Gone', 0, 123), (3, 7, 'Doing', 1, 0);
+        insert into deck_cards values (1, 1, 'a', 2), (2, 1, 'b', 1), (4, 2, 'd', 0);
+        insert into deck_cards values (3, 1, 'c', 0, true);
+        """,
+        "7",
+        {"3": [], "1": [2, 1]},
+        {"3": "Doing", "1": "Todo"},
+    ),
+    (
+        """
+        insert into redmine_statuses values (1, 'New', 1), (5, 'Closed', 2);
+        insert into redmine_issues values (1, 3, 1, 'a'), (2, 3, 1, 'b'), (4, 4, 5, 'd');
+        insert into redmine_issues values (3, 3, 5, 'c', true);
+        """,
+        "3",
+        {"1": [2, 1], "5": []},
+        {"1": "New", "5": "Closed"},
+    ),
+    (
+        """
+        insert into blocks values ('a', 'b', 'card', 'z', '{"properties": {"status": "todo"}}');
+        insert into blocks values ('c', 'b', 'card', 'y', '{"properties": {"status": "todo"}}');
+        insert into blocks values ('v', 'b', 'view', 'x', '{"properties": {"status": "todo"}}');
+        insert into blocks values ('d', 'b', 'card', 'x', '{}', 1234);
+        """,
+        "b",
+        {"todo": ["c", "a"]},
+        {},
+    ),
+    (
+        """
+        insert into stories values (7, 1, 0, 'a', null), (7, 2, 0, 'b', 2), (7, 3, 1, 'c', 3), (8, 1, 2, 'd', 1);
+        """,
+        "7",
+        {"todo": ["7:2", "7:1"], "in_progress": ["7:3"]},
+        {},
+    ),
+]
+"""Of the applications of docs/shapes.md: rows, a board, and what it shows."""
+
+
+@pytest.mark.parametrize("number", range(len(_APPLICATIONS)))
+async def test_a_table_in_the_manner_of_an_application_is_shown_as_the_application_does(
+    database: Database, number: int
+) -> None:
+    """What the page says to run is run, and the board is read."""
+    text = SHAPES.read_text().partition("## Shapes of known applications")[2]
+    blocks = examples(text, "sql")
+    assert len(blocks) == len(_APPLICATIONS)
+    rows, name, lanes, names = _APPLICATIONS[number]
+    database.execute("select relay.unwatch('tasks')")
+    database.execute(blocks[number])
+    database.execute(rows)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        _, board = await client.subscribe(name)
+        found = lanes_in(board)
+        assert {lane: ids for lane, ids in found.items() if ids or names} == lanes
+        assert [lane for lane in found if lane in lanes] == list(lanes) if names else True
+        assert board.get("laneNames", {}) == names
+
+
+async def test_a_key_of_several_columns_is_one_id(database: Database, relay: Relay) -> None:
+    """Its values are joined by colons, such that no two keys are one id."""
+    database.execute("create table parts (a int, b text, board_id int, lane text, primary key (a, b))")
+    database.execute("select relay.watch('parts', key_columns => '{a,b}')")
+    database.execute("insert into parts values (1, '2:3', 1, 'todo'), (1, '2\\', 1, 'todo')")
+    async with Client.to(relay.url) as client:
+        await client.subscribe("1")
+        assert set(client.tasks) == {"1:2\\:3", "1:2\\\\"}
+        database.execute("update parts set b = '4' where b = '2:3'")
+        assert brief([await client.receive(), await client.receive()]) == [deleted("1:2\\:3"), created("1:4")]
+        database.execute("update parts set lane = 'done' where b = '4'")
+        assert await client.receive() == moved("1:4", "todo", "done")
+
+
+async def test_ids_of_two_tables_are_kept_apart_by_a_prefix(database: Database, relay: Relay) -> None:
+    """Both are on one board, and neither hides the other."""
+    for table in ("stories", "bugs"):
+        database.execute(
+            f"create table {table} (id serial primary key, board_id int not null, lane text, title text)"
+        )
+        database.execute(f"select relay.watch('{table}', id_prefix => '{table}-')")
+        database.execute(f"insert into {table} (board_id, lane, title) values (1, 'todo', '{table}')")
+    async with Client.to(relay.url) as client:
+        await client.subscribe("1")
+        assert set(client.tasks) == {"stories-1", "bugs-1"}
+        database.execute("update bugs set title = 'x'")
+        assert await client.receive() == updated("bugs-1", title="x")
+
+
+async def test_numbers_that_javascript_cannot_hold_are_text_on_request(database: Database, relay: Relay) -> None:
+    """The id, the board and the lane; a reader that rounds numbers mixes up none of them."""
+    database.execute("create table huge (id bigint primary key, board_id bigint, lane bigint, other bigint)")
+    database.execute("select relay.watch('huge', as_text => true)")
+    database.execute("insert into huge values (9007199254740993, 9007199254740995, 9007199254740997, 1)")
+    async with Client.to(relay.url) as client:
+        _, board = await client.subscribe("9007199254740995")
+        task = {"id": "9007199254740993", "boardId": "9007199254740995", "lane": "9007199254740997", "other": 1}
+        assert board["lanes"]["9007199254740997"] == [task]
+        database.execute("update huge set lane = lane + 1")
+        assert await client.receive() == moved(task["id"], "9007199254740997", "9007199254740998")
+    database.execute("select relay.watch('huge', as_text => false)")
+    assert database.fetch("select as_text from relay.watched where table_name = 'huge'") == [(False,)]
+
+
+def test_a_key_that_is_none_is_refused(database: Database) -> None:
+    """Each in one sentence."""
+    database.execute("create table parts (a int, b text, c int, board_id int, lane text, primary key (a, b))")
+    for settings, reason in {
+        "key_columns => '{a,c}'": "column a, c of public.parts is not a key by itself (primary key: (a, b))",
+        "key_columns => '{a}'": "is not a key by itself",
+        "key_columns => '{a,b}', id_column => 'c'": "found both id_column and key_columns",
+        "key_columns => '{a,b}', hidden => '{b}'": "cannot be hidden",
+    }.items():
+        with pytest.raises(psycopg.Error) as caught:
+            database.execute(f"select relay.watch('parts', {settings})")
+        assert reason in (caught.value.diag.message_primary or "")

@@ -78,7 +78,10 @@ def writing(dsn: str, seed: int, writers: int = 4) -> Iterator[threading.Event]:
     def write(chance: random.Random) -> None:
         while not ended.is_set():
             # Those of the torture write to a server that comes and goes.
-            with suppress(psycopg.OperationalError), psycopg.connect(dsn, options=OPTIONS) as connection:
+            with (
+                suppress(psycopg.OperationalError, psycopg.Rollback),
+                psycopg.connect(dsn, options=OPTIONS) as connection,
+            ):
                 while not ended.is_set():
                     with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
                         for _ in range(chance.choice([1, 1, 1, 2, 5])):
