@@ -609,3 +609,30 @@ def test_a_key_that_is_none_is_refused(database: Database) -> None:
         with pytest.raises(psycopg.Error) as caught:
             database.execute(f"select relay.watch('parts', {settings})")
         assert reason in (caught.value.diag.message_primary or "")
+
+
+_REFERENCES: Final = """
+    alter table planka_card add foreign key (list_id) references planka_list;
+    alter table deck_cards add foreign key (stack_id) references deck_stacks;
+    alter table redmine_issues add foreign key (status_id) references redmine_statuses;
+"""
+
+
+@pytest.mark.parametrize(("table", "number"), [("planka_card", 0), ("deck_cards", 1), ("redmine_issues", 2)], ids=str)
+def test_what_is_suggested_for_a_table_fits_it(database: Database, tmp_path: Path, table: str, number: int) -> None:
+    """The commands are run as they are printed, and the board has the lanes and the tasks that it should."""
+    blocks = examples(SHAPES.read_text().partition("## Shapes of known applications")[2], "sql")
+    database.execute("select relay.unwatch('tasks')")
+    for block in blocks:
+        database.execute(block.partition("select relay.")[0])
+    database.execute(_REFERENCES)
+    rows, name, lanes, names = _APPLICATIONS[number]
+    suggested = run_relay("check", "--suggest", table, cwd=tmp_path, DATABASE_URL=database.dsn)
+    for command in suggested.stdout.splitlines():
+        finished = run_relay(*shlex.split(command)[1:], cwd=tmp_path, DATABASE_URL=database.dsn)
+        assert (finished.stderr, finished.returncode) == ("", 0)
+    database.execute(rows)
+
+    [(_, shown), *tasks] = database.fetch("select * from relay.board(%s)", name)
+    assert dict(json.loads(shown)) == names
+    assert {json.loads(task)["id"] for _, task in tasks} == {int(each) for ids in lanes.values() for each in ids}
