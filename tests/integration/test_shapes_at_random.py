@@ -88,6 +88,7 @@ def writing(dsn: str, seed: int, writers: int = 4) -> Iterator[threading.Event]:
                             connection.execute(statement(chance, of_lanes=not calm.is_set()).encode())
                         if chance.random() < 0.1:
                             raise psycopg.Rollback
+                    ended.wait(chance.random() / 50)  # relays that stood still are to catch up in bounded time
 
     threads = [threading.Thread(target=write, args=(random.Random(seed * 100 + n),)) for n in range(writers)]
     for thread in threads:

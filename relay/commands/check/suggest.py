@@ -1,4 +1,4 @@
-"""`relay check --suggest`: looks at a table, its keys and its columns, and proposes how to watch it.
+"""`relay check --suggest`: reads the keys and the columns of a table, and proposes how to watch it.
 
 Rules:
 - It proposes what a person would guess from the names, and no more. What it cannot tell it leaves out, so that the
