@@ -636,3 +636,19 @@ def test_what_is_suggested_for_a_table_fits_it(database: Database, tmp_path: Pat
     [(_, shown), *tasks] = database.fetch("select * from relay.board(%s)", name)
     assert dict(json.loads(shown)) == names
     assert {json.loads(task)["id"] for _, task in tasks} == {int(each) for ids in lanes.values() for each in ids}
+
+
+def test_what_a_filter_and_lanes_are_made_of_need_not_be_shown(lists: Database) -> None:
+    """Columns that are not among those to show are in no image, neither in the journal nor on boards."""
+    lists.execute("alter table cards add gone boolean not null default false")
+    lists.execute("select relay.watch('cards', filter => 'not gone', shown => '{title}')")
+    lists.execute(
+        "insert into cards values (1, 10, 'a', 3), (2, 10, 'b', 4); update cards set gone = true where id = 2"
+    )
+
+    shown = [{"id": 1, "list_id": 10, "title": "a"}]
+    assert [json.loads(task) for _, task in lists.fetch("select * from relay.board('1') offset 1")] == shown
+    images = lists.fetch("select old_row, new_row from relay.entries where op = 'R' order by lsn, ctid")
+    assert {tuple(json.loads(image)) for images_of in images for image in images_of if image} == {
+        ("id", "list_id", "title")
+    }
