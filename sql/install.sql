@@ -623,7 +623,8 @@ select (d.said ->> 'watch')::integer as id,
        array(select o from pg_catalog.jsonb_array_elements_text(d.said -> 'order_by') with ordinality e (o, n)
              order by n) as order_by,
        case
-           when col.id_column is null then 'has no column ' || (d.said -> 'id' ->> 1) || ' any more, its id'
+           when pg_catalog.array_position(key.columns, null) is not null
+           then 'has no column ' || (key.said -> (pg_catalog.array_position(key.columns, null) - 1) ->> 1) || ' any more, its id'
            when d.said ? 'board' and col.board_column is null
            then 'has no column ' || (d.said -> 'board' ->> 1) || ' any more, its board'
            when d.said ? 'lane' and col.lane_column is null
@@ -656,6 +657,10 @@ select (d.said ->> 'watch')::integer as id,
        relay.spelled(t.tgrelid, d.said -> 'board_as', d.same) as board_as,
        relay.spelled(t.tgrelid, d.said -> 'lane_as', d.same) as lane_as,
        lanes.target as lanes,
+       -- The id's column, or those that it is joined of.
+       key.columns as key_columns,
+       d.said ->> 'prefix' as id_prefix,
+       d.said ? 'as_text' as as_text,
        d.said,
        d.same
 from pg_catalog.pg_trigger t
@@ -672,6 +677,11 @@ cross join lateral (
               and case when d.same then a.attnum = (d.said -> r.role ->> 0)::integer
                        else a.attname = d.said -> r.role ->> 1 end) a
 ) col
+cross join lateral (
+    select k.said, array(select relay.column_named(t.tgrelid, e.value, d.same)
+                         from pg_catalog.jsonb_array_elements(k.said) with ordinality e (value, n) order by e.n)::text[] as columns
+    from (select coalesce(d.said -> 'key', pg_catalog.jsonb_build_array(d.said -> 'id'))) k (said)
+) key
 cross join lateral (
     select max(pg_catalog.format('%s, which its %s is made of', why, e.role)) as why
     from (values ('filter', 'filter'), ('board_as', 'board'), ('lane_as', 'lane')) e (key, role)
@@ -942,7 +952,23 @@ create or replace function relay.has_places(w relay.watches) returns boolean
     language sql
     stable
     set search_path = pg_catalog, pg_temp
-as $$ select w.said ?| array['filter', 'board_as', 'lane_as', 'lanes'] $$;
+as $$ select w.said ?| array['filter', 'board_as', 'lane_as', 'lanes', 'key', 'prefix', 'as_text'] $$;
+
+-- The id of a row as text, in SQL: of several columns, joined by colons; a colon or a backslash in one of them has a
+-- backslash before it, so that no two keys are one id.
+create or replace function relay.id_of(w relay.watches, prefix text) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(pg_catalog.quote_literal(w.id_prefix) || ' || ', '') || case
+        when pg_catalog.cardinality(w.key_columns) = 1 then pg_catalog.format('%s%I::text', prefix, w.key_columns[1])
+        else (select pg_catalog.string_agg(
+                  pg_catalog.format(case when relay.comparable(w.target, k.name::name) in ('bigint', 'uuid') then '%s%I::text'
+                      else 'pg_catalog.replace(pg_catalog.replace(%s%I::text, pg_catalog.chr(92), pg_catalog.repeat(pg_catalog.chr(92), 2)), '
+                           ''':'', pg_catalog.chr(92) || '':'')' end, prefix, k.name), ' || '':'' || ' order by k.n)
+              from pg_catalog.unnest(w.key_columns) with ordinality k (name, n)) end
+$$;
 
 -- The place of a row in SQL: of a table's row, or of a trigger's, as the prefix says.
 create or replace function relay.place_of(w relay.watches, prefix text) returns text
@@ -952,7 +978,7 @@ create or replace function relay.place_of(w relay.watches, prefix text) returns 
 as $$
     select pg_catalog.format('case when %s then array[%s, %s, %s] end',
         coalesce(relay.spelled(w.target, w.said -> 'filter', w.same, prefix), 'true'),
-        pg_catalog.format('%s%I::text', prefix, w.id_column),
+        relay.id_of(w, prefix),
         coalesce(relay.spelled(w.target, w.said -> 'board_as', w.same, prefix),
                  case when w.board_column is not null
                  then relay.as_text(w.target, w.board_column, pg_catalog.format('%s%I', prefix, w.board_column)) end, 'null::text'),
@@ -971,8 +997,10 @@ as $$
            else pg_catalog.format('''{"":'' || pg_catalog.json_build_object(%s)::text || '','' || pg_catalog.substr(%s, 2)',
                                   made.said, image) end
     from (select pg_catalog.string_agg(pg_catalog.format('%L, (%s)[%s]', e.name, place, e.n), ', ' order by e.n) as said
-          from (values (2, 'board_as', 'boardId'), (3, 'lane_as', 'lane')) e (n, key, name)
-          where w.said ? e.key) made
+          from (values (1, w.said ?| array['key', 'prefix', 'as_text'], 'id'),
+                       (2, w.said ? 'board_as' or w.said ? 'as_text' and w.board_column is not null, 'boardId'),
+                       (3, w.said ?| array['lane_as', 'as_text'], 'lane')) e (n, said, name)
+          where e.said) made
 $$;
 
 -- The careful way to a row's place: under the settings in which expressions are evaluated, whatever the session's are;
@@ -1391,7 +1419,7 @@ $$;
 
 -- Refuses, in one sentence, a table that cannot be fed exactly.
 create or replace function relay.check_watch(
-    target regclass, id_column name, board_column name, lane_column name, hidden name[], order_by text[]
+    target regclass, key_columns name[], board_column name, lane_column name, hidden name[], order_by text[]
 ) returns void
     language plpgsql
     stable
@@ -1401,7 +1429,7 @@ declare
     kind     "char";
     storage  "char";
     child    boolean;
-    key_attr smallint;
+    id_column constant name := case when pg_catalog.cardinality(key_columns) = 1 then key_columns[1] end;
     found    text;
     col      name;
     role     text;
@@ -1418,15 +1446,20 @@ begin
             using errcode = 'wrong_object_type';
     end if;
 
-    foreach role in array array['id_column', 'board_column', 'lane_column'] loop
-        col := case role when 'id_column' then id_column when 'board_column' then board_column else lane_column end;
+    for role, col in
+        select case when id_column is null then 'key_columns' else 'id_column' end, k from pg_catalog.unnest(key_columns) k
+        union all
+        select 'board_column', board_column
+        union all
+        select 'lane_column', lane_column
+    loop
         continue when col is null;  -- an expression says it
         select pg_catalog.format_type(a.atttypid, a.atttypmod) into found
         from pg_catalog.pg_attribute a
         join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
         where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
           and (t.typcategory = 'S' or t.typname in ('uuid', 'int2', 'int4', 'int8')
-               or (role <> 'id_column' and t.typcategory = 'E'));
+               or (role in ('board_column', 'lane_column') and t.typcategory = 'E'));
         if found is null then
             select pg_catalog.format_type(a.atttypid, a.atttypmod) into found
             from pg_catalog.pg_attribute a
@@ -1437,7 +1470,7 @@ begin
             end if;
             raise exception 'relay.watch: column % of % is of type %: as % it must be text, uuid or integer%',
                 pg_catalog.quote_ident(col), target, found, role,
-                case role when 'id_column' then '' else ', or an enum' end using errcode = 'datatype_mismatch';
+                case when role in ('board_column', 'lane_column') then ', or an enum' else '' end using errcode = 'datatype_mismatch';
         end if;
     end loop;
     if id_column = board_column or id_column = lane_column or board_column = lane_column then
@@ -1446,13 +1479,14 @@ begin
     end if;
 
     -- Messages name a row by its id alone, so the id alone must be a key.
-    select a.attnum into key_attr
-    from pg_catalog.pg_attribute a
-    where a.attrelid = target and a.attname = id_column and a.attnotnull;
     if not exists (
         select from pg_catalog.pg_index i
         where i.indrelid = target and i.indisunique and i.indisvalid and i.indpred is null
-          and i.indnkeyatts = 1 and i.indkey[0] = key_attr
+          and i.indnkeyatts = pg_catalog.cardinality(key_columns)
+          and pg_catalog.cardinality(key_columns) = (
+              select count(distinct a.attname) from pg_catalog.pg_attribute a
+              where a.attrelid = target and a.attname = any (key_columns) and a.attnotnull
+                and a.attnum = any (i.indkey::smallint[]))
           -- Rows that share a key until the end of a transaction could not be told apart.
           and i.indimmediate
     ) then
@@ -1463,8 +1497,8 @@ begin
         where i.indrelid = target and i.indisprimary;
         raise exception 'relay.watch: column % of % is not a key by itself (primary key: %): '
             'it needs a primary key or unique index of its own, not deferrable, and not null; '
-            'or name another with id_column => ''...''',
-            pg_catalog.quote_ident(id_column), target, coalesce('(' || found || ')', 'none')
+            'or name another with id_column => ''...'', or all of them with key_columns => ''{...}''',
+            (select pg_catalog.string_agg(pg_catalog.quote_ident(k), ', ') from pg_catalog.unnest(key_columns) k), target, coalesce('(' || found || ')', 'none')
             using errcode = 'invalid_table_definition';
     end if;
 
@@ -1484,7 +1518,7 @@ begin
                 'give it the type that the domain is made of, and a not null constraint',
                 pg_catalog.quote_ident(col), target using errcode = 'datatype_mismatch';
         end if;
-        if col in (id_column, board_column, lane_column) then
+        if col = any (key_columns) or col in (board_column, lane_column) then
             raise exception 'relay.watch: column % of % cannot be hidden: messages need the id, the board and the lane',
                 pg_catalog.quote_ident(col), target using errcode = 'invalid_parameter_value';
         end if;
@@ -1739,7 +1773,13 @@ create or replace function relay.watch(
     lane_as      text     default null,
     -- A table that relay.lanes has declared: the lane is the id of one of its rows, and the board is theirs, if they have
     -- one.
-    lanes        regclass default null
+    lanes        regclass default null,
+    -- In place of the id's column, the columns of a key: the id is their values as text, joined by colons.
+    key_columns  name[]   default null,
+    -- What the ids of this table begin with, to keep them apart from those of others; they are text then.
+    id_prefix    text     default null,
+    -- Whether ids, boards and lanes are text in any case, for readers whose numbers do not hold a bigint.
+    as_text      boolean  default null
 ) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -1762,7 +1802,16 @@ begin
             watch.target, current_watch.problem using errcode = 'undefined_column';
     end if;
     wanted.target := watch.target;
-    wanted.id_column := coalesce(watch.id_column, current_watch.id_column, 'id');
+    if watch.id_column is not null and watch.key_columns is not null then
+        raise exception 'relay.watch: found both id_column and key_columns: expected the column that is the id, or those of a key'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    wanted.key_columns := coalesce(watch.key_columns, case when watch.id_column is not null then array[watch.id_column] end,
+                                   case when pg_catalog.array_position(current_watch.key_columns, null) is null
+                                        then current_watch.key_columns end, array['id']);
+    wanted.id_column := case when pg_catalog.cardinality(wanted.key_columns) = 1 then wanted.key_columns[1] end;
+    wanted.id_prefix := nullif(coalesce(watch.id_prefix, current_watch.id_prefix), '');
+    wanted.as_text := coalesce(watch.as_text, current_watch.as_text, false);
     if watch.board_column is not null and watch.board_as is not null or watch.lane_column is not null and watch.lane_as is not null then
         raise exception 'relay.watch: found both a column and an expression for one thing: expected board_column or board_as, '
             'lane_column or lane_as' using errcode = 'invalid_parameter_value';
@@ -1797,7 +1846,7 @@ begin
     wanted.order_by := coalesce(watch.order_by, current_watch.order_by, (
         select array['created_at'] from pg_catalog.pg_attribute a
         where a.attrelid = watch.target and a.attname = 'created_at' and not a.attisdropped), '{}');
-    perform relay.check_watch(wanted.target, wanted.id_column, wanted.board_column, wanted.lane_column,
+    perform relay.check_watch(wanted.target, wanted.key_columns, wanted.board_column, wanted.lane_column,
                               wanted.hidden, wanted.order_by);
     foreach col in array coalesce(wanted.shown, '{}') loop
         if not exists (select from pg_catalog.pg_attribute a where a.attrelid = wanted.target and a.attname = col
@@ -1831,18 +1880,19 @@ begin
             select a.attname from pg_catalog.pg_attribute a
             where a.attrelid = wanted.target and a.attnum > 0 and not a.attisdropped
               and (a.attname = any (wanted.shown)
-                   or a.attname in (wanted.id_column, wanted.board_column, wanted.lane_column)) order by a.attnum);
+                   or a.attname = any (wanted.key_columns)
+                   or a.attname in (wanted.board_column, wanted.lane_column)) order by a.attnum);
     end if;
     wanted.hidden := array(
         select a.attname from pg_catalog.pg_attribute a
         where a.attrelid = wanted.target and a.attnum > 0 and not a.attisdropped
           and (a.attgenerated = 'v' or a.attname = any (wanted.hidden) or a.attname <> all (wanted.shown)) order by a.attnum);
     if current_watch.problem is null
-       and row(current_watch.id_column, current_watch.board_column, current_watch.lane_column,
+       and row(current_watch.key_columns, current_watch.id_prefix, current_watch.as_text, current_watch.board_column, current_watch.lane_column,
                current_watch.hidden, current_watch.order_by, current_watch.filter, current_watch.board_as, current_watch.lane_as,
                current_watch.lanes, current_watch.watched_as, current_watch.shown)
-           is not distinct from row(wanted.id_column, wanted.board_column, wanted.lane_column, wanted.hidden, wanted.order_by,
-                                    wanted.filter, wanted.board_as, wanted.lane_as, wanted.lanes, wanted.watched_as, wanted.shown)
+           is not distinct from row(wanted.key_columns, wanted.id_prefix, wanted.as_text, wanted.board_column, wanted.lane_column,
+                                    wanted.hidden, wanted.order_by, wanted.filter, wanted.board_as, wanted.lane_as, wanted.lanes, wanted.watched_as, wanted.shown)
        and relay.triggers_enabled(current_watch.id, wanted.target, 'A')
     then
         return;
@@ -1859,6 +1909,11 @@ begin
         'lanes', case when wanted.lanes is not null
                  then pg_catalog.jsonb_build_array(wanted.lanes::oid::bigint, relay.full_name(wanted.lanes)) end,
         'id', relay.column_of(wanted.target, wanted.id_column),
+        'key', case when wanted.id_column is null then (
+            select pg_catalog.jsonb_agg(relay.column_of(wanted.target, k.name) order by k.n)
+            from pg_catalog.unnest(wanted.key_columns) with ordinality k (name, n)) end,
+        'prefix', wanted.id_prefix,
+        'as_text', case when wanted.as_text then true end,
         'board', relay.column_of(wanted.target, wanted.board_column),
         'lane', relay.column_of(wanted.target, wanted.lane_column),
         'hidden', (select coalesce(pg_catalog.jsonb_agg(relay.column_of(wanted.target, h)), '[]')
@@ -1878,7 +1933,7 @@ begin
 end
 $$;
 
-comment on function relay.watch(regclass, name, name, name, name[], text[], interval, name[], text, text, text, regclass) is
+comment on function relay.watch(regclass, name, name, name, name[], text[], interval, name[], text, text, text, regclass, name[], text, boolean) is
     'Starts feeding a table. Example: select relay.watch(''public.tasks'', hidden => ''{secret}'')';
 
 -- Stops feeding a table; its rows leave every board. Takes ACCESS EXCLUSIVE on the table, as dropping a trigger
@@ -2173,7 +2228,7 @@ create or replace function relay.shape() returns text
     set search_path = pg_catalog, pg_temp
 as $$
     select pg_catalog.left(pg_catalog.md5(pg_catalog.concat_ws(';', 'relay.epochs'::regclass::oid,
-        pg_catalog.string_agg(pg_catalog.concat_ws(' ', w.target::oid, w.id_column, w.board_column, w.lane_column,
+        pg_catalog.string_agg(pg_catalog.concat_ws(' ', w.target::oid, w.key_columns, w.id_prefix, w.as_text, w.board_column, w.lane_column,
             w.hidden, w.order_by, w.filter, w.board_as, w.lane_as, w.lanes::oid, l.said, w.problem, cols.said, types.said, triggers.said), ';' order by w.target::oid))), 12)
     from relay.watches w
     left join relay.lane_tables l on l.target = w.lanes
@@ -2231,6 +2286,9 @@ create or replace view relay.watched as
            w.board_as,
            w.lane_as,
            w.lanes,
+           w.key_columns,
+           w.id_prefix,
+           w.as_text,
            array(select a.attname from pg_catalog.pg_attribute a
                  where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden)
                  order by a.attnum) as columns,
@@ -2548,12 +2606,14 @@ begin
             return query execute pg_catalog.format(
                 'select $1, %s from %s %s row_of_table %s %s '
                 'cross join lateral (select (select %s from (select %s) %s) as image) i '
-                'where %s order by %srow_of_table.%I',
+                'where %s order by %s%s',
                 w.labelled, case when w.relkind = 'r' then 'only' else '' end, w.target,
                 case when w.has_places then pg_catalog.format('cross join lateral (select %s as at offset 0) p', w.place) end,
                 (select relay.lane_join(x, w.lane_text) from relay.watches x where x.id = w.id),
                 pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
-                columns, row_name, found, ordered, w.id_column)
+                columns, row_name, found, ordered,
+                (select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', k.name), ', ' order by k.n)
+                 from pg_catalog.unnest(w.key_columns) with ordinality k (name, n)))
                 using w.id, board;
         exception when others then
             raise exception '%: %', w.target,
@@ -3039,7 +3099,7 @@ grant execute on function
     relay.parts(regclass), relay.types(regclass), relay.has_user_types(regclass), relay.base_type(oid),
     relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text), relay.outgrown(regclass, jsonb, boolean),
     relay.said(bytea), relay.column_named(regclass, jsonb, boolean), relay.comparable(regclass, name), relay.lane_join(relay.watches, text),
-    relay.lanes_of(text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text),
+    relay.lanes_of(text), relay.id_of(relay.watches, text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text),
     relay.as_text(regclass, name, text), relay.order_parts(text), relay.is_written(text, regtype), relay.image(record),
     relay.holders(regclass, text), relay.missing_right(regclass)
     to relay_reader;

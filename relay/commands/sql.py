@@ -66,6 +66,11 @@ def _patience_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @sql.command("watch")
 @click.argument("table")
 @click.option("--id", "id_column", help="column that is the key by itself  [default: id]")
+@click.option("--key", "key_columns", multiple=True, help="column of a key of several, in place of --id; repeated")
+@click.option("--id-prefix", help="what ids begin with, to keep them apart from those of other tables; '' for none")
+@click.option(
+    "--as-text/--as-numbers", "as_text", default=None, help="whether ids, boards and lanes that are numbers are text"
+)
 @click.option("--board", "board_column", help="column that names a task's board  [default: board_id]")
 @click.option("--board-as", help="expression that names it, in place of --board")
 @click.option("--lane", "lane_column", help="column that names a task's lane  [default: lane]")

@@ -475,7 +475,7 @@ def board_data(
     in that in which they are given.
     """
     if order is not None:
-        tasks = arranged(tasks, order, _value)
+        tasks = _in_order(tasks, order)
     names = None if declared is None else dict(declared)
     lanes: dict[str, list[Row]] = {lane: [] for lane in (LANES if names is None else names)}
     for task in tasks:
@@ -486,11 +486,21 @@ def board_data(
     return _encode({"lanes": lanes} | beside)
 
 
-def _value(task: Row, key: str) -> Any:
+def _in_order(tasks: Sequence[Row], order: Sequence[OrderKey]) -> list[Row]:
+    keys = [*(by.key for by in order), "id"]
+    decoded = [({key: _value(task[key]) for key in keys if key in task}, task) for task in tasks]
+    return [task for _, task in arranged(decoded, order, lambda each, key: each[0].get(key))]
+
+
+def _value(raw: msgspec.Raw) -> Any:
     try:
-        return json.loads(bytes(task[key])) if key in task else None
-    except ValueError:  # an integer of more digits than Python's int() takes
-        return Decimal(bytes(task[key]).decode())
+        return msgspec.json.decode(raw)
+    except msgspec.MsgspecError:  # a number that is out of its range
+        text = bytes(raw).decode()
+    try:
+        return json.loads(text)
+    except ValueError:  # or out of Python's
+        return Decimal(text)
 
 
 def _order_key(by: OrderKey) -> Mapping[str, object]:

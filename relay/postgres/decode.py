@@ -55,7 +55,7 @@ class Watch:
 
     id: int
     table: str
-    id_column: str
+    id_column: str | None
     board_column: str | None
     lane_column: str | None
     hidden: frozenset[str]
@@ -95,7 +95,8 @@ class Watch:
         keys = _keys(self, tuple(columns))
         task = {keys[column]: value for column, value in columns.items() if column in keys}
         if said := columns.get(_SAID):
-            task = _decode_row(said) | task
+            its = _decode_row(said)
+            task = {**its, **task, **its}
         if self.lanes and "boardId" not in task:
             task = {"boardId": msgspec.Raw(msgspec.json.encode(board)), **task}
         if missing := {"id", "boardId", "lane"} - task.keys():

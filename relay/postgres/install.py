@@ -57,6 +57,9 @@ def run(database_url: str, name: str) -> None:
 
 WATCH_SETTINGS: Final = {
     "id_column": "name",
+    "key_columns": "name[]",
+    "id_prefix": "text",
+    "as_text": "boolean",
     "board_column": "name",
     "board_as": "text",
     "lane_column": "name",
@@ -80,7 +83,7 @@ LANES_SETTINGS: Final = {
 
 
 def watch(
-    database_url: str, table: str, patience: timedelta = PATIENCE, **settings: str | Sequence[str] | None
+    database_url: str, table: str, patience: timedelta = PATIENCE, **settings: str | Sequence[str] | bool | None
 ) -> None:
     """Start feeding a table, with some of WATCH_SETTINGS. Raises InstallError.
 
@@ -90,7 +93,7 @@ def watch(
 
 
 def lanes(
-    database_url: str, table: str, patience: timedelta = PATIENCE, **settings: str | Sequence[str] | None
+    database_url: str, table: str, patience: timedelta = PATIENCE, **settings: str | Sequence[str] | bool | None
 ) -> None:
     """Declare that the rows of a table are lanes, with some of LANES_SETTINGS, as `watch` does."""
     _declare(database_url, "lanes", LANES_SETTINGS, table, patience, settings)
@@ -102,11 +105,11 @@ def _declare(
     types: Mapping[str, str],
     table: str,
     patience: timedelta,
-    settings: Mapping[str, str | Sequence[str] | None],
+    settings: Mapping[str, str | Sequence[str] | bool | None],
 ) -> None:
     given = {name: value for name, value in settings.items() if value is not None and value not in ((), [])}
     named = "".join(f", {name} => %({name})s::{types[name]}" for name in given)
-    values = {name: value if isinstance(value, str) else list(value) for name, value in given.items()}
+    values = {name: list(value) if isinstance(value, (tuple, list)) else value for name, value in given.items()}
     with _connection(database_url) as connection, connection.transaction():
         connection.execute("set local statement_timeout = 0")
         if unseen := connection.execute(_UNSEEN, {"table": table}).fetchone():

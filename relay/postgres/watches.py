@@ -14,7 +14,7 @@ from relay.postgres.decode import Entry, Watch
 _WATCHED: Final[LiteralString] = """
     select id, pg_catalog.format('%I.%I', schema_name, table_name) as table, id_column, board_column, lane_column,
            hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced, filter, board_as,
-           lane_as, lanes, columns, ordering
+           lane_as, lanes, key_columns, id_prefix, as_text, columns, ordering
     from relay.watched order by id
 """
 _LANES: Final[LiteralString] = "select target::text from relay.lane_tables where not triggers_complete"
@@ -41,7 +41,7 @@ class Watched:
 
     id: int
     table: str
-    id_column: str
+    id_column: str | None
     board_column: str | None
     lane_column: str | None
     hidden: Sequence[str]
@@ -56,6 +56,9 @@ class Watched:
     board_as: str | None
     lane_as: str | None
     lanes: str | None
+    key_columns: Sequence[str]
+    id_prefix: str | None
+    as_text: bool
     columns: Sequence[str]
     ordering: Sequence[Mapping[str, Any]]
 
@@ -74,6 +77,7 @@ class Watched:
         """Return the command that watches a table as this one is, to be pasted into a shell."""
         said = {
             "--id": self.id_column,
+            "--id-prefix": self.id_prefix,
             "--board": self.board_column,
             "--board-as": self.board_as,
             "--lane": self.lane_column,
@@ -84,9 +88,10 @@ class Watched:
         options: dict[str, Sequence[str]] = {name: [value] for name, value in said.items() if value is not None}
         options |= {"--hide": self.hidden} if self.shown is None else {"--show": self.shown}
         options |= {"--order-by": self.order_by}
+        options |= {} if self.id_column else {"--key": self.key_columns}
         words = ["relay", "sql", "watch", table]
         words += [word for name, values in options.items() for value in values for word in (name, value)]
-        return shlex.join(words)
+        return shlex.join([*words, *(["--as-text"] if self.as_text else [])])
 
     @property
     def fault(self) -> str | None:

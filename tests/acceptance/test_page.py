@@ -658,3 +658,34 @@ async def test_the_policy_names_the_host_and_nothing_that_it_smuggles(host: str,
     """A policy cannot name an IPv6 address; and a forged host adds nothing to it."""
     assert f"; connect-src 'self' {source}; " in policy(host, 4002)
     assert policy(host, 4002).count(";") == policy("localhost", 4002).count(";")
+
+
+# Lanes that are rows ----------------------------------------------------------------------------------------------
+
+
+async def test_lanes_have_their_names_and_their_order_and_cards_any_text(
+    relays: Relays, server: Server, request: pytest.FixtureRequest, window: Open
+) -> None:
+    """Numbers are no names; cards stay in their order when one is moved, and show the column that is asked for."""
+    template = request.getfixturevalue("_template")
+    with temporary_database(server, template) as dsn, Database(dsn) as database:
+        database.execute("select relay.unwatch('tasks')")
+        database.execute("create table lists (id int primary key, board_id int, name text, position int)")
+        database.execute("create table cards (id int primary key, list_id int, headline text, position int)")
+        database.execute("insert into lists values (10, 1, 'Todo', 2), (11, 1, 'Doing', 1)")
+        database.execute("insert into cards values (1, 10, 'First', 1), (2, 10, 'Second', 2)")
+        database.execute("select relay.lanes('lists', order_by => '{position}')")
+        database.execute(
+            "select relay.watch('cards', lane_column => 'list_id', lanes => 'lists', order_by => '{position}')"
+        )
+        daemon = await relays(dsn, HEALTH_PORT=str(free_port()))
+        shown = await window(f"{address(daemon, '1')}&text=headline")
+        headings, titles = shown.page.locator(".lane h2"), shown.page.locator(".lane .card .title")
+        await expect(headings).to_have_text(["Doing", "Todo"])
+        await expect(titles).to_have_text(["First", "Second"])
+
+        database.execute("update cards set position = 3 where id = 1")
+        await expect(titles).to_have_text(["Second", "First"])
+        database.execute("update lists set name = 'Later', position = 0 where id = 10")
+        await expect(headings).to_have_text(["Later", "Doing"])
+        await daemon.stop()

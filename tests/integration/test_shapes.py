@@ -14,10 +14,11 @@ import pytest
 from relay.postgres import install
 from tests.acceptance.support import run_relay
 from tests.acceptance.test_docs import SHAPES, commands, examples
+from tests.clusters import run
 from tests.integration.client import Client, Message, until
 from tests.integration.conftest import Relay
 from tests.integration.test_messages import brief, created, deleted, moved, updated
-from tests.servers import Database
+from tests.servers import Database, Server, temporary_database
 
 DEFAULT: Final = "00000000-0000-0000-0000-000000000001"
 OTHER: Final = "00000000-0000-0000-0000-000000000002"
@@ -225,31 +226,6 @@ def test_watching_again_with_the_same_expressions_changes_nothing(cards: Databas
     watch(cards, board_column="board_id", filter="")
     assert cards.fetch("select board_column, board_as, filter from relay.watched where table_name = 'cards'") == [
         ("board_id", None, None)
-    ]
-
-
-def test_expressions_survive_a_restore_under_other_column_numbers(cards: Database) -> None:
-    """There, columns are known by name."""
-    cards.execute("alter table cards drop column title; alter table cards add title text")
-    watch(cards, filter="title <> 'draft'", board_as=BY_UUID)
-    [(said,)] = cards.fetch(
-        "select said from relay.watches where target = 'cards'::regclass",
-    )
-    cards.execute(
-        "create table copy (like cards including all); alter table copy drop column lane; "
-        "alter table copy add lane text"
-    )
-    cards.execute(
-        "select relay.make_functions(row(w.*)::relay.watches) from relay.watches w where target = 'cards'::regclass"
-    )
-    cards.execute("drop trigger relay_truncate on cards")
-    cards.execute(
-        "create trigger relay_truncate after truncate on copy for each statement execute function "
-        f"relay.journal_truncate('{said['watch']}', '{json.dumps(said).replace(chr(39), chr(39) * 2)}')"
-    )
-
-    assert cards.fetch("select filter, problem from relay.watches where target = 'copy'::regclass") == [
-        ("(title <> 'draft'::text)", None)
     ]
 
 
@@ -475,3 +451,206 @@ def test_lanes_end_without_a_trace(lists: Database) -> None:
 
     assert lists.fetch("select tgname from pg_trigger where tgrelid in ('lists'::regclass, 'cards'::regclass)") == []
     assert lists.fetch("select proname from pg_proc where proname ~ '^(lanes?|place)_[0-9]'") == []
+
+
+_APPLICATIONS: Final[list[tuple[str, str, dict[str, list[Any]], dict[str, str]]]] = [
+    (
+        """
+        insert into planka_list values (1918031335180469264, 1918031335180469000, 2, 'Todo');
+        insert into planka_list values (1918031335180469265, 1918031335180469000, 1, 'Doing');
+        insert into planka_card values (1918031335180469270, null, 1918031335180469264, 1, 'a');
+        insert into planka_card values (1918031335180469271, null, 1918031335180469264, 0.5, 'b');
+        insert into planka_card values (1918031335180469272, null, 1918031335180469264, 0, 'c', true);
+        """,
+        "1918031335180469000",
+        {"1918031335180469265": [], "1918031335180469264": ["1918031335180469271", "1918031335180469270"]},
+        {"1918031335180469265": "Doing", "1918031335180469264": "Todo"},
+    ),
+    (
+        """
+        insert into deck_stacks values (1, 7, 'Todo', 2, 0), (2, 7, 'Gone', 0, 123), (3, 7, 'Doing', 1, 0);
+        insert into deck_cards values (1, 1, 'a', 2), (2, 1, 'b', 1), (4, 2, 'd', 0);
+        insert into deck_cards values (3, 1, 'c', 0, true);
+        """,
+        "7",
+        {"3": [], "1": [2, 1]},
+        {"3": "Doing", "1": "Todo"},
+    ),
+    (
+        """
+        insert into redmine_statuses values (1, 'New', 1), (5, 'Closed', 2);
+        insert into redmine_issues values (1, 3, 1, 'a'), (2, 3, 1, 'b'), (4, 4, 5, 'd');
+        insert into redmine_issues values (3, 3, 5, 'c', true);
+        """,
+        "3",
+        {"1": [2, 1], "5": []},
+        {"1": "New", "5": "Closed"},
+    ),
+    (
+        """
+        insert into blocks values ('a', 'b', 'card', 'z', '{"properties": {"status": "todo"}}');
+        insert into blocks values ('c', 'b', 'card', 'y', '{"properties": {"status": "todo"}}');
+        insert into blocks values ('v', 'b', 'view', 'x', '{"properties": {"status": "todo"}}');
+        insert into blocks values ('d', 'b', 'card', 'x', '{}', 1234);
+        """,
+        "b",
+        {"todo": ["c", "a"]},
+        {},
+    ),
+    (
+        """
+        insert into stories values (7, 1, 0, 'a', null), (7, 2, 0, 'b', 2), (7, 3, 1, 'c', 3), (8, 1, 2, 'd', 1);
+        """,
+        "7",
+        {"todo": ["7:2", "7:1"], "in_progress": ["7:3"]},
+        {},
+    ),
+]
+"""Of the applications of docs/shapes.md: rows, a board, and what it shows."""
+
+
+@pytest.mark.parametrize("number", range(len(_APPLICATIONS)))
+async def test_a_table_in_the_manner_of_an_application_is_shown_as_the_application_does(
+    database: Database, number: int
+) -> None:
+    """What the page says to run is run, and the board is read."""
+    text = SHAPES.read_text().partition("## Shapes of known applications")[2]
+    blocks = examples(text, "sql")
+    assert len(blocks) == len(_APPLICATIONS)
+    rows, name, lanes, names = _APPLICATIONS[number]
+    database.execute("select relay.unwatch('tasks')")
+    database.execute(blocks[number])
+    database.execute(rows)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        _, board = await client.subscribe(name)
+        found = lanes_in(board)
+        assert {lane: ids for lane, ids in found.items() if ids or names} == lanes
+        assert [lane for lane in found if lane in lanes] == list(lanes) if names else True
+        assert board.get("laneNames", {}) == names
+
+
+async def test_a_key_of_several_columns_is_one_id(database: Database, relay: Relay) -> None:
+    """Its values are joined by colons, such that no two keys are one id."""
+    database.execute("create table parts (a int, b text, board_id int, lane text, primary key (a, b))")
+    database.execute("select relay.watch('parts', key_columns => '{a,b}')")
+    database.execute("insert into parts values (1, '2:3', 1, 'todo'), (1, '2\\', 1, 'todo')")
+    async with Client.to(relay.url) as client:
+        await client.subscribe("1")
+        assert set(client.tasks) == {"1:2\\:3", "1:2\\\\"}
+        database.execute("update parts set b = '4' where b = '2:3'")
+        assert brief([await client.receive(), await client.receive()]) == [deleted("1:2\\:3"), created("1:4")]
+        database.execute("update parts set lane = 'done' where b = '4'")
+        assert await client.receive() == moved("1:4", "todo", "done")
+
+
+async def test_ids_of_two_tables_are_kept_apart_by_a_prefix(database: Database, relay: Relay) -> None:
+    """Both are on one board, and neither hides the other."""
+    for table in ("stories", "bugs"):
+        database.execute(
+            f"create table {table} (id serial primary key, board_id int not null, lane text, title text)"
+        )
+        database.execute(f"select relay.watch('{table}', id_prefix => '{table}-')")
+        database.execute(f"insert into {table} (board_id, lane, title) values (1, 'todo', '{table}')")
+    async with Client.to(relay.url) as client:
+        await client.subscribe("1")
+        assert set(client.tasks) == {"stories-1", "bugs-1"}
+        database.execute("update bugs set title = 'x'")
+        assert await client.receive() == updated("bugs-1", title="x")
+
+
+async def test_numbers_that_javascript_cannot_hold_are_text_on_request(database: Database, relay: Relay) -> None:
+    """The id, the board and the lane; a reader that rounds numbers mixes up none of them."""
+    database.execute("create table huge (id bigint primary key, board_id bigint, lane bigint, other bigint)")
+    database.execute("select relay.watch('huge', as_text => true)")
+    database.execute("insert into huge values (9007199254740993, 9007199254740995, 9007199254740997, 1)")
+    async with Client.to(relay.url) as client:
+        _, board = await client.subscribe("9007199254740995")
+        task = {"id": "9007199254740993", "boardId": "9007199254740995", "lane": "9007199254740997", "other": 1}
+        assert board["lanes"]["9007199254740997"] == [task]
+        database.execute("update huge set lane = lane + 1")
+        assert await client.receive() == moved(task["id"], "9007199254740997", "9007199254740998")
+    database.execute("select relay.watch('huge', as_text => false)")
+    assert database.fetch("select as_text from relay.watched where table_name = 'huge'") == [(False,)]
+
+
+def test_a_key_that_is_none_is_refused(database: Database) -> None:
+    """Each in one sentence."""
+    database.execute("create table parts (a int, b text, c int, board_id int, lane text, primary key (a, b))")
+    for settings, reason in {
+        "key_columns => '{a,c}'": "column a, c of public.parts is not a key by itself (primary key: (a, b))",
+        "key_columns => '{a}'": "is not a key by itself",
+        "key_columns => '{a,b}', id_column => 'c'": "found both id_column and key_columns",
+        "key_columns => '{a,b}', hidden => '{b}'": "cannot be hidden",
+    }.items():
+        with pytest.raises(psycopg.Error) as caught:
+            database.execute(f"select relay.watch('parts', {settings})")
+        assert reason in (caught.value.diag.message_primary or "")
+
+
+_REFERENCES: Final = """
+    alter table planka_card add foreign key (list_id) references planka_list;
+    alter table deck_cards add foreign key (stack_id) references deck_stacks;
+    alter table redmine_issues add foreign key (status_id) references redmine_statuses;
+"""
+
+
+@pytest.mark.parametrize(("table", "number"), [("planka_card", 0), ("deck_cards", 1), ("redmine_issues", 2)], ids=str)
+def test_what_is_suggested_for_a_table_fits_it(database: Database, tmp_path: Path, table: str, number: int) -> None:
+    """The commands are run as they are printed, and the board has the lanes and the tasks that it should."""
+    blocks = examples(SHAPES.read_text().partition("## Shapes of known applications")[2], "sql")
+    database.execute("select relay.unwatch('tasks')")
+    for block in blocks:
+        database.execute(block.partition("select relay.")[0])
+    database.execute(_REFERENCES)
+    rows, name, lanes, names = _APPLICATIONS[number]
+    suggested = run_relay("check", "--suggest", table, cwd=tmp_path, DATABASE_URL=database.dsn)
+    for command in suggested.stdout.splitlines():
+        finished = run_relay(*shlex.split(command)[1:], cwd=tmp_path, DATABASE_URL=database.dsn)
+        assert (finished.stderr, finished.returncode) == ("", 0)
+    database.execute(rows)
+
+    [(_, shown), *tasks] = database.fetch("select * from relay.board(%s)", name)
+    assert dict(json.loads(shown)) == names
+    assert {json.loads(task)["id"] for _, task in tasks} == {int(each) for ids in lanes.values() for each in ids}
+
+
+def test_what_a_filter_and_lanes_are_made_of_need_not_be_shown(lists: Database) -> None:
+    """Columns that are not among those to show are in no image, neither in the journal nor on boards."""
+    lists.execute("alter table cards add gone boolean not null default false")
+    lists.execute("select relay.watch('cards', filter => 'not gone', shown => '{title}')")
+    lists.execute(
+        "insert into cards values (1, 10, 'a', 3), (2, 10, 'b', 4); update cards set gone = true where id = 2"
+    )
+
+    shown = [{"id": 1, "list_id": 10, "title": "a"}]
+    assert [json.loads(task) for _, task in lists.fetch("select * from relay.board('1') offset 1")] == shown
+    images = lists.fetch("select old_row, new_row from relay.entries where op = 'R' order by lsn, ctid")
+    assert {tuple(json.loads(image)) for images_of in images for image in images_of if image} == {
+        ("id", "list_id", "title")
+    }
+
+
+@pytest.mark.parametrize("options", [[], ["--no-owner"]], ids=["with owners", "without"])
+def test_lanes_and_expressions_survive_a_dump_and_a_restore(
+    server: Server, lists: Database, options: list[str]
+) -> None:
+    """There, tables have other oids and columns other numbers; functions get back to the roles that they run as."""
+    for table, column in (("lists", "closed_at timestamptz"), ("cards", "title text")):
+        lists.execute(f"alter table {table} drop {column.split()[0]} cascade; alter table {table} add {column}")
+    lists.execute("select relay.lanes('lists', filter => 'closed_at is null')")
+    lists.execute("select relay.watch('cards', filter => 'title is distinct from ''draft''')")
+    lists.execute("insert into cards (id, list_id, title) values (1, 10, 'a'), (2, 10, 'draft'), (3, 20, 'c')")
+    dump = run("pg_dump", *options, lists.dsn)
+    with temporary_database(server) as dsn, Database(dsn) as copy:
+        run("psql", "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--output=/dev/null", dsn, given=dump)
+        copy.execute("select relay.epoch(), relay.refresh()")  # as the daemon does first
+        said = "select lanes::text, filter, problem from relay.watches"
+
+        assert copy.fetch(said) == lists.fetch(said)
+        assert copy.fetch("select triggers_complete, problem from relay.lane_tables") == [(True, None)]
+        [(_, lanes), (_, task)] = copy.fetch("select * from relay.board('1')")
+        assert dict(json.loads(lanes)) == {"10": "Todo", "11": "Doing", "12": "Old"}
+        assert json.loads(task)["id"] == 1
+        copy.execute("update cards set list_id = 11 where id = 3; update lists set name = 'x' where id = 10")
+        entries = "select op::text, old_board, new_board from relay.entries where op in ('R', 'L') order by op"
+        assert copy.fetch(entries) == [("L", "1", "1"), ("R", '[null, "20"]', '[null, "11"]')]

@@ -78,13 +78,17 @@ def writing(dsn: str, seed: int, writers: int = 4) -> Iterator[threading.Event]:
     def write(chance: random.Random) -> None:
         while not ended.is_set():
             # Those of the torture write to a server that comes and goes.
-            with suppress(psycopg.OperationalError), psycopg.connect(dsn, options=OPTIONS) as connection:
+            with (
+                suppress(psycopg.OperationalError, psycopg.Rollback),
+                psycopg.connect(dsn, options=OPTIONS) as connection,
+            ):
                 while not ended.is_set():
                     with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
                         for _ in range(chance.choice([1, 1, 1, 2, 5])):
                             connection.execute(statement(chance, of_lanes=not calm.is_set()).encode())
                         if chance.random() < 0.1:
                             raise psycopg.Rollback
+                    ended.wait(chance.random() / 50)  # relays that stood still are to catch up in bounded time
 
     threads = [threading.Thread(target=write, args=(random.Random(seed * 100 + n),)) for n in range(writers)]
     for thread in threads:

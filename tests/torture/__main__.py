@@ -41,7 +41,7 @@ def main(
     """Torture the relay and say whether anybody was told anything but the truth."""
     seed = seed or secrets.token_hex(4)
     if shapes:
-        verdict = asyncio.run(torture_shapes(seed, minutes * 60, sys.stdout))
+        verdict = asyncio.run(torture_shapes(seed, minutes * 60, keep, sys.stdout))
         sys.exit(1 if verdict.violations else 0)
     if nats is None and not NATS_SERVER:
         click.echo(f"without NATS: {NO_SERVER}")

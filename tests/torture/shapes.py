@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -38,6 +39,7 @@ class ShapesWorld(World):
 
     @contextlib.asynccontextmanager
     async def _beside(self) -> AsyncIterator[None]:
+        await self.execute("select relay.unwatch('steps')")
         await self.execute(shapes.SCHEMA)
         yield
 
@@ -117,7 +119,7 @@ class Follower:
                 self.counts["torn"] += 1
 
 
-async def torture(seed: str, seconds: float, output: IO[str]) -> Verdict:
+async def torture(seed: str, seconds: float, keep: Path, output: IO[str]) -> Verdict:
     """Torture relays with boards of another shape for a while; print what happens."""
     print(f"seed {seed}, shapes", file=output, flush=True)
     verdict = Verdict(seed)
@@ -136,6 +138,8 @@ async def torture(seed: str, seconds: float, output: IO[str]) -> Verdict:
                 for life in lives:
                     life.cancel()
                 await asyncio.gather(*lives, return_exceptions=True)
+            if verdict.violations:
+                await asyncio.to_thread(_leave, keep / seed, world)
             verdict.seconds, verdict.faults = time.monotonic() - started, world.faults
             for follower in followers:
                 verdict.messages += follower.counts
@@ -193,3 +197,11 @@ def _difference(board: relay.client.Board | None, lanes: list[tuple[str, str, li
         return "it never came"
     found = [lane for lane in held(board) if lane not in lanes]
     return f"holds {found[:2]}, expected {[lane for lane in lanes if lane not in held(board)][:2]}"
+
+
+def _leave(folder: Path, world: ShapesWorld) -> None:
+    """Leave on disk what went wrong when, and what the relays said."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "faults.txt").write_text("\n".join(world.story))
+    for log in world.folder.glob("output-of-*"):
+        shutil.copy(log, folder / f"relay-{log.name}.log")

@@ -253,8 +253,8 @@ function draw() {
         card.element.remove();
       }
       card.lane = lane;
-      placeOf(lane).stale = true;
     }
+    placeOf(lane).stale = true; // what changed may have changed its place
   }
   arrange();
   if (focused && !focused.isConnected) $("lanes").focus({ preventScroll: true });

@@ -14,8 +14,10 @@ from relay import logs
 from relay.commands import terminal
 from relay.commands.check import checks
 from relay.commands.check.core import Finding
-from relay.commands.options import OF_SERVE, settings_options
+from relay.commands.check.suggest import suggest as suggest_commands
+from relay.commands.options import OF_SERVE, one_line_errors, settings_options
 from relay.config import Settings, SettingsError, read
+from relay.postgres.install import InstallError
 from relay.text import harmless
 
 _COLOURS: Final = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
@@ -26,8 +28,9 @@ _NAME_WIDTH: Final = checks.LONGEST_NAME + 2
 @click.command()
 @settings_options(*OF_SERVE)
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+@click.option("--suggest", metavar="TABLE", help="print the commands that would watch TABLE")
 @click.pass_context
-def check(context: click.Context, /, as_json: bool, **options: str | None) -> None:
+def check(context: click.Context, /, as_json: bool, suggest: str | None, **options: str | None) -> None:
     """Check everything that the daemon needs, and say what to do about what is not well.
 
     To be run where the daemon runs, with its settings. Exit code 1 if anything is wrong, 2 if a setting is not
@@ -38,6 +41,11 @@ def check(context: click.Context, /, as_json: bool, **options: str | None) -> No
         settings = read(options, OF_SERVE)
     except SettingsError as ex:
         raise click.BadParameter(str(ex)) from None
+    if suggest is not None:
+        with one_line_errors(InstallError):
+            for command in suggest_commands(settings.DATABASE_URL, suggest):
+                click.echo(command)
+        return
     context.exit(asyncio.run(_show(settings, as_json=as_json)))
 
 

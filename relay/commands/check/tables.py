@@ -102,7 +102,7 @@ _CLASHES: Final[LiteralString] = """
                case when pg_catalog.format_type(b.atttypid, null) in ('smallint', 'integer', 'bigint') then 'number'
                     else pg_catalog.format_type(b.atttypid, null) end as boards
         from relay.watched w
-        join pg_catalog.pg_attribute i on i.attrelid = w.target and i.attname = w.id_column
+        join pg_catalog.pg_attribute i on i.attrelid = w.target and i.attname = w.id_column and w.id_prefix is null
         join pg_catalog.pg_attribute b on b.attrelid = w.target and b.attname = w.board_column
     )
     select one.name, other.name from kinds one
@@ -114,7 +114,7 @@ _CLASHES: Final[LiteralString] = """
 async def _clashes(place: Place) -> Verdict:
     for one, other in await place.link.rows(_CLASHES):
         found = f"{one} and {other} both count their ids, and their boards have names of one kind"
-        hint = "see that no board has tasks of both tables: two of one id are one task to clients"
+        hint = f"give the ids of one a beginning of their own: relay sql watch {shlex.quote(other)} --id-prefix ..."
         return warning(found, hint)
     return ok("no two tables count their ids and share names of boards")
 
