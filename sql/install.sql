@@ -2292,7 +2292,10 @@ create or replace view relay.watched as
            array(select a.attname from pg_catalog.pg_attribute a
                  where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden)
                  order by a.attnum) as columns,
-           array(select o.key from relay.ordering(w.target, w.order_by) o order by o.n) as ordering
+           -- What clients are told to sort by: nothing where the order is none that a DBA has declared, so that a board.sync
+           -- is as the guide has it.
+           case when w.order_by <> array['created_at']
+                then array(select o.key from relay.ordering(w.target, w.order_by) o order by o.n) end as ordering
     from relay.watches w
     join pg_catalog.pg_class c on c.oid = w.target
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace;

@@ -267,7 +267,7 @@ class Board(BaseModel):
     order_by: list[Order] = _sometimes(
         "The order of the tasks in a lane: by the first of these, then the next, and at last by `id`, ascending. "
         "Sort by it after each change. Booleans come before numbers, numbers before texts; texts are compared by "
-        "code points. Absent where several tables with different orders are watched.",
+        "code points. Absent where no order is declared, or several tables with different orders are watched.",
         alias="orderBy",
     )
 

@@ -60,7 +60,7 @@ class Watched:
     id_prefix: str | None
     as_text: bool
     columns: Sequence[str]
-    ordering: Sequence[Mapping[str, Any]]
+    ordering: Sequence[Mapping[str, Any]] | None
 
     @property
     def watch(self) -> Watch:
@@ -68,7 +68,7 @@ class Watched:
         return Watch(
             *(self.id, self.table, self.id_column, self.board_column, self.lane_column),
             *(frozenset(self.hidden), shown),
-            order=tuple(_order_key(**key) for key in self.ordering),
+            order=tuple(_order_key(**key) for key in self.ordering or ()),
             visible=tuple(self.columns),
             lanes=self.lanes is not None,
         )

@@ -57,8 +57,7 @@ SYNC: Final[Message] = {
             "in_progress": [],
             "done": [],
             "recovery": [],
-        },
-        "orderBy": [{"key": "createdAt", "descending": False, "nullsFirst": False}],
+        }
     },
 }
 CHANGES: Final[list[Message]] = [
@@ -152,13 +151,10 @@ async def test_node_client_shows_the_board_and_then_each_write(node_client: Prog
         assert connected in {"", "Connected to Vibe Stack WebSocket\n"}
         return [json.loads(as_json(text)) for text in shown]
 
-    # The client prints with console.log, which shows a list three levels down as [Array], and an object as [Object].
+    # The client prints with console.log, which shows a list three levels down as [Array].
     sync = {lane: ["Array"] if tasks else [] for lane, tasks in SYNC["data"]["lanes"].items()}
 
-    assert await follow(messages, database) == [
-        {"type": "board.sync", "data": {"lanes": sync, "orderBy": ["Object"]}},
-        *CHANGES,
-    ]
+    assert await follow(messages, database) == [{"type": "board.sync", "data": {"lanes": sync}}, *CHANGES]
 
 
 def as_json(shown: str) -> str:

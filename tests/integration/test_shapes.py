@@ -281,7 +281,7 @@ async def test_a_board_lists_exactly_its_lanes_in_their_order_with_their_names(l
         assert board["lanes"]["10"][0]["boardId"] == "1"
 
         _, board = await client.subscribe("nothing")
-        assert board == {"lanes": {}, "laneNames": {}, "laneOrder": [], "orderBy": []}
+        assert board == {"lanes": {}, "laneNames": {}, "laneOrder": []}
 
 
 @pytest.mark.parametrize(
