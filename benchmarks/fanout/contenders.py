@@ -127,7 +127,7 @@ class Relay(Contender):
 
     def prepare(self, dsn: str) -> None:
         install.run(dsn, "install")
-        install.watch(dsn, "public.tasks", id_column="id", board="board_id", lane="lane", hidden=(), order_by=())
+        install.watch(dsn, "public.tasks")
 
     @contextlib.contextmanager
     def run(self, dsn: str) -> Iterator[Running]:

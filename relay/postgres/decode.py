@@ -256,5 +256,5 @@ def board_data(name: str, rows: Iterable[tuple[int | None, str]], watches: Mappi
         except UnreadableRow as ex:
             log.error("feed.unreadable_row", problem=str(ex))  # noqa: TRY400  # the line says it all
     orders = {watch.order_by for watch in watches.values()}
-    # Tasks of tables that are ordered otherwise have no order in common; and without one, a task comes last when it comes.
+    # Tables that are ordered differently have no order in common. Without one, clients put new tasks at the end.
     return messages.board_data(tasks, lanes, orders.pop() or None if len(orders) == 1 else None)

@@ -217,5 +217,5 @@ async def test_scripts_without_asyncio(database: Database, relay: Relays, tmp_pa
         ["task.deleted", "b"],
         ["board.sync", ["a"]],
     ]
-    modules = ["relay", *(f"relay.client{its}" for its in ("", ".core", ".link", ".shell", ".sync"))]
+    modules = ["relay", *(f"relay.client{its}" for its in ("", ".core", ".link", ".shell", ".sync")), "relay.order"]
     assert told[-2:] == ["nothing came within 0.01 seconds", ["offline", modules]]

@@ -128,7 +128,7 @@ async def test_subscriber_misses_nothing_when_the_database_connections_are_kille
     async with Client.to(daemon) as client:
         await client.subscribe()
         for first in (0, 10, 20):
-            assert kill_sessions(database) == 2
+            assert kill_sessions(database) >= 2
             for number in range(first, first + 10):
                 database.execute("insert into public.tasks (id, title) values (%s, 'x')", str(number))
             received = await client.receive_until(id=str(first + 9))

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 from contextlib import closing
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from tests.acceptance.support import SECONDS, Relays
+from tests.acceptance.support import SECONDS, Relays, until
 from tests.acceptance.test_docs import KUBERNETES, commands, examples
 from tests.servers import Database, do_without
 
@@ -116,6 +117,7 @@ async def test_a_relay_with_these_settings_answers_the_probes(
     (tmp_path / "DATABASE_URL").write_text(database.dsn)
     daemon = await relay("", CREDENTIALS_DIRECTORY=str(tmp_path), **settings)
 
+    await until(lambda: daemon.ask("/ready")[0] == HTTPStatus.OK, "its readiness")
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         asked = container[probe]["httpGet"]
         with closing(http.client.HTTPConnection("127.0.0.1", daemon.health_port, timeout=SECONDS)) as link:

@@ -295,8 +295,9 @@ async def test_quiet_board_gets_a_fresh_cursor(database: Database) -> None:
     async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
         await client.resume("default", None)
         first = client.cursor
+        read = relay.feed.status(10).counts.transactions
         database.execute("insert into tasks (board_id, title) values ('other', 'T')")
-        await until(lambda: relay.feed.status(10).counts.transactions > 0)
+        await until(lambda: relay.feed.status(10).counts.transactions > read)
         for _ in range(2):
             relay.hub.refresh()
         assert await client.receive_batch() == []
