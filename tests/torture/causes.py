@@ -36,6 +36,8 @@ CAUSES: Final[Mapping[str, tuple[str, ...]]] = {
     # After a restart, a relay that is not connected yet does not know the run of a cursor from another.
     "epoch_changed": ("crash", "kill_backend", "restart"),
     "schema_changed": ("alter", "rename_label", "switch_triggers"),
+    # A transaction that wrote a row before and after one of these, so that its images do not fit each other.
+    "changes_missing": ("alter", "rename_label", "switch_triggers"),
     "journal_pruned": ("prune", "cut", *_ON_THE_WAY, *_NATS),
     "too_much_missed": ("bulk", *_ON_THE_WAY, *_NATS),
     "journalling_paused": ("pause_journal",),
