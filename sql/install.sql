@@ -15,7 +15,7 @@
 --                        a cast, a domain's check. It may do nothing at all. No other role renders a user's type.
 --
 -- Functions run with the search path "pg_catalog, pg_temp", not the empty one: under that, a temporary schema comes
--- first where types are looked up, so that the caller of a SECURITY DEFINER function could slip a type of its own
+-- first where types are resolved, so that the caller of a SECURITY DEFINER function could slip a type of its own
 -- into it. All names but those of types and operators are qualified all the same.
 --
 -- All tables are unlogged. What they hold is worthless after a crash, a failover or a restore, since continuity ends
@@ -858,7 +858,7 @@ as $$ select exists (select from relay.types(target) t where t::oid >= 16384) $$
 -- What the function does that makes the entries of one watch. Generated, for a column can be named in PL/pgSQL only as it
 -- is written: reading the id and the board out of the JSON image would cost more, and fails on JSON that holds \u0000.
 -- The only columns it names are those and the hidden ones. If a later schema change renames or retypes one of them, the
--- block around them catches it: the writer goes on, the daemon is told, and has this made again (relay.refresh).
+-- block around them catches it: the writer goes on, the daemon learns of it, and has this made again (relay.refresh).
 --
 -- Every writer pays for what stands here. PL/pgSQL prepares each expression in each transaction, which takes a
 -- microsecond or two, and as much again for five to ten functions and operators in it; an INSERT prepares its own for
@@ -882,7 +882,7 @@ begin
     said := pg_catalog.format('array[null, null, null, null, null, null, ''row_unreadable: relay.entry_%s must belong to '
                               'relay_renderer: run relay sql install'']', w.id);
     if w.shown is not null then
-        -- Columns of which nothing was said are gone before anything looks at them, also those that come later.
+        -- Columns of which nothing was said are gone before anything reads them, also those that come later.
         select pg_catalog.format('(select %1$I from (select %2$s) %1$I where op <> ''INSERT'')', s.alias, s.gone),
                pg_catalog.format('(select %1$I from (select %2$s) %1$I where op <> ''DELETE'')', s.alias, s.came)
         into old_row, new_row
@@ -892,7 +892,7 @@ begin
                      pg_catalog.string_agg(pg_catalog.format('after.%I', c), ', ' order by n) as came
               from pg_catalog.unnest(w.shown) with ordinality u (c, n)) s;
     elsif w.hidden <> '{}' then
-        -- The value of a hidden column is gone before anything looks at it, and under no other name is it found.
+        -- The value of a hidden column is gone before anything reads it, and under no other name is it found.
         hide := E'\n        if op <> ''INSERT'' then';
         foreach col in array w.hidden loop
             hide := hide || pg_catalog.format(' before.%I := null;', col);
@@ -1487,7 +1487,7 @@ begin
               select count(distinct a.attname) from pg_catalog.pg_attribute a
               where a.attrelid = target and a.attname = any (key_columns) and a.attnotnull
                 and a.attnum = any (i.indkey::smallint[]))
-          -- Rows that share a key until the end of a transaction could not be told apart.
+          -- Rows that share a key until the end of a transaction could not be distinguished.
           and i.indimmediate
     ) then
         select pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' order by k.n) into found
@@ -2292,7 +2292,7 @@ create or replace view relay.watched as
            array(select a.attname from pg_catalog.pg_attribute a
                  where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden)
                  order by a.attnum) as columns,
-           -- What clients are told to sort by: nothing where the order is none that a DBA has declared, so that a board.sync
+           -- What clients should sort by: nothing where the order is none that a DBA has declared, so that a board.sync
            -- is as the guide has it.
            case when w.order_by <> array['created_at']
                 then array(select o.key from relay.ordering(w.target, w.order_by) o order by o.n) end as ordering
@@ -2643,7 +2643,7 @@ exception when untranslatable_character or character_not_in_repertoire then
 end
 $$;
 
--- Who may read a board, where the daemon is told to ask (WS_MAY_READ): replace this function as you like. "claims" are
+-- Who may read a board, where the daemon is set to ask (WS_MAY_READ): replace this function as you like. "claims" are
 -- those of the client's token. Where they name boards, the daemon has compared them already. Left alone when it is there.
 do $$
 begin
@@ -3003,7 +3003,7 @@ $$;
 
 comment on function relay.vacuum_holders() is 'Whose transactions keep the journal from being vacuumed.';
 
--- How wide rows are, from a sample: of each watch, how many rows of its largest part were looked at, and about how many
+-- How wide rows are, from a sample: of each watch, how many rows of its largest part were read, and about how many
 -- bytes the widest has as JSON, without its hidden columns. Values that Postgres has compressed count as such, for
 -- nothing is unpacked: so it may be more. Reads at most 64 blocks, and waits for nobody longer than a tenth of a second.
 create or replace function relay.widest(out watch integer, out sampled bigint, out bytes bigint) returns setof record
