@@ -109,7 +109,7 @@ def parse(text: str | bytes) -> dict[str, Any] | None:
             message = json.loads(text)
         except json.JSONDecodeError:
             return None
-        except ValueError:  # an integer of more digits than Python's int() takes; or no UTF-8, which is reported again
+        except ValueError:  # an integer too long for Python's int(); or no UTF-8, which is reported again
             message = json.loads(text, parse_int=_long_integer)
     except (ValueError, RecursionError):
         return None
