@@ -24,6 +24,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from relay.postgres.install import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,8 +139,8 @@ def sole_use(name: str) -> Iterator[None]:
 def install(dsn: str) -> None:
     """Create the tasks table and feed it, as an operator does."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        for name in ("tasks.sql", "install.sql"):
-            connection.execute((_SQL / name).read_bytes())
+        for name in ("tasks", "install"):
+            connection.execute(text(name).encode())
         connection.execute("select relay.watch('public.tasks')")
 
 

@@ -3,7 +3,7 @@
 The shell (`shell.py`) tells a `Session` what happened and when: a connection opened, a message came, it ended, time
 went on. The session answers with *effects*, in `take_effects()`: what to send, when to connect, what to tell the
 program. From the inside out: a `Replica` is the tasks of one board; a `Following` knows what of it is still to come;
-the `Session` holds boards over one connection after another; a `Backlog` is what a program has not looked at yet.
+the `Session` holds boards over one connection after another; a `Backlog` is what a program has not read yet.
 
 Rules (those of tests/conformance, which the JavaScript client keeps too):
 - A batch is applied whole or not at all, so a board is at any time what the table was at some moment.
@@ -109,7 +109,7 @@ def parse(text: str | bytes) -> dict[str, Any] | None:
             message = json.loads(text)
         except json.JSONDecodeError:
             return None
-        except ValueError:  # an integer of more digits than Python's int() takes; or no UTF-8, which is told again
+        except ValueError:  # an integer too long for Python's int(); or no UTF-8, which is reported again
             message = json.loads(text, parse_int=_long_integer)
     except (ValueError, RecursionError):
         return None
@@ -318,7 +318,7 @@ _STEPS: Final[Mapping[str, Callable[[Task, _Held], Change]]] = {
 
 
 class Backlog:
-    """Changes that a program has not looked at yet. If it does not look for long, one `board.sync` stands for all.
+    """Changes that a program has not read yet. If it does not read for long, one `board.sync` stands for all.
 
     A `board.sync` that waits is of the board as it is when the program comes to it, so nothing is kept after it.
     """
@@ -609,7 +609,7 @@ class Session:
     ) -> None:
         """Take note that the connection, or the attempt, has ended.
 
-        `at_least` is the pause that the relay asked for, `hopeless` says why waiting does not mend it.
+        `at_least` is the pause that the relay asked for, `hopeless` says why waiting does not help.
         """
         if self._link == "none":
             return
@@ -682,9 +682,9 @@ class Session:
             self._fail(board, RelayError("unusable_board", problem, board_id=board.name))
 
     def _refused(self, data: object, now: float) -> None:
-        told = data if isinstance(data, dict) else {}
-        code, name = str(told.get("code")), told.get("boardId")
-        error = RelayError(code, f"the relay refused: {told.get('message')} ({code})", board_id=name)
+        refused = data if isinstance(data, dict) else {}
+        code, name = str(refused.get("code")), refused.get("boardId")
+        error = RelayError(code, f"the relay refused: {refused.get('message')} ({code})", board_id=name)
         board = self.boards.get(name) if isinstance(name, str) else None
         if code == "board_unavailable":  # it comes by itself, as soon as it can be read
             if board:

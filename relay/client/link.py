@@ -1,7 +1,7 @@
 """One WebSocket connection to a relay, and what its end means. The only module of the client that opens sockets.
 
 Rules:
-- What waiting cannot help is told from what it can: see `hopeless`.
+- An end that waiting cannot help is distinguished from one that it can: see `hopeless`.
 - A proxy that the environment names is used, and named in what is said of it.
 - Boards may be large: no message is too long, and nothing of the network is taken for silence while one arrives.
 """

@@ -15,7 +15,7 @@ from typing import Final
 from relay.hub.board import Delivery
 from relay.hub.ports import Subscriber
 from relay.model import messages
-from relay.model.cursor import Era
+from relay.model.cursor import Epoch
 from relay.model.messages import Message
 
 BUFFER_BYTES: Final = 64 * 1024
@@ -74,13 +74,13 @@ def for_plain(delivery: Delivery[Subscriber], data: bytes) -> list[Message]:
     return [*sync, *_changes(delivery)]
 
 
-def for_resumable(name: str, delivery: Delivery[Subscriber], data: bytes, era: Era) -> list[Message]:
+def for_resumable(name: str, delivery: Delivery[Subscriber], data: bytes, epoch: Epoch) -> list[Message]:
     """Return what resumable subscribers are sent: the same in batches, with cursors."""
     found = list(_changes(delivery))
-    at = era.seal(name, delivery.at) if delivery.at else None
+    at = epoch.seal(name, delivery.at) if delivery.at else None
     sent: list[Message] = []
     if delivery.synced:
-        since = era.seal(name, delivery.synced) if found or at is None else at
+        since = epoch.seal(name, delivery.synced) if found or at is None else at
         sent.append(messages.resumable_sync(name, since, delivery.reason, data))
     if found or not delivery.synced:
         sent += messages.batch(name, at, found)

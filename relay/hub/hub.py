@@ -27,7 +27,7 @@ from relay.hub.delivery import Frame, Sender
 from relay.hub.following import Following
 from relay.hub.ports import BoardSource, Committed, Resume, Resuming, Sink, Subscriber
 from relay.hub.requests import Requests
-from relay.model.cursor import CursorRefused, Era, Reason
+from relay.model.cursor import CursorRefused, Epoch, Reason
 from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
 
@@ -54,7 +54,7 @@ class Hub(Sink, Resuming):
         # Whether more of the present batch follows, and the boards that parts of it were published to.
         self._amid_batch = False
         self._in_parts: set[str] = set()
-        self._era: Era | None = None
+        self._epoch: Epoch | None = None
         self._position: Snapshot | None = None
 
     def __contains__(self, board: object) -> bool:
@@ -90,10 +90,10 @@ class Hub(Sink, Resuming):
         if cursor is None or again:
             board.join(subscriber, None if cursor is None else "subscribed_again")
             self._requests.ask(name, board)
-        elif self._era is None:
+        elif self._epoch is None:
             board.hold(subscriber, cursor)
         else:
-            self._resume(self._era, subscriber, name, cursor)
+            self._resume(self._epoch, subscriber, name, cursor)
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> None:
         """Send a subscriber nothing more of a board."""
@@ -116,18 +116,18 @@ class Hub(Sink, Resuming):
 
     # What the source says of the whole
 
-    def begin(self, era: Era, position: Snapshot, lost: Reason | None) -> None:
+    def begin(self, epoch: Epoch, position: Snapshot, lost: Reason | None) -> None:
         """Go on from `position`, with the cursors that are good from now on.
 
         With `lost`, continuity is broken: every subscriber is sent its boards again, with this reason.
         """
         first = self._position is None
-        self._era, self._position = era, position
+        self._epoch, self._position = epoch, position
         self._amid_batch = False
         self._in_parts.clear()
         for name, board in self._boards.items():
             for subscriber, cursor in board.release().items():
-                self._resume(era, subscriber, name, cursor)
+                self._resume(epoch, subscriber, name, cursor)
         if lost and not first:
             for subscriber in self._following:
                 for name in self.following(subscriber):
@@ -262,10 +262,10 @@ class Hub(Sink, Resuming):
         """Name the boards that a subscriber follows."""
         return self._following.boards(subscriber)
 
-    def _resume(self, era: Era, subscriber: Subscriber, name: str, cursor: str) -> None:
+    def _resume(self, epoch: Epoch, subscriber: Subscriber, name: str, cursor: str) -> None:
         board = self._boards[name]
         try:
-            board.resume(subscriber, era.open(name, cursor))
+            board.resume(subscriber, epoch.open(name, cursor))
             self._source.ask_changes(self)
         except CursorRefused as refused:
             log.info("websocket.cursor_refused", board=name[:100], reason=refused.reason)
@@ -317,9 +317,9 @@ class Hub(Sink, Resuming):
         if plain:
             behind += self._sender.send(plain, delivery.for_plain(one, data))
         if resumable:
-            assert self._era is not None, "nothing is delivered before the source has begun"
+            assert self._epoch is not None, "nothing is delivered before the source has begun"
             self._quiet.discard(name)
-            behind += self._sender.send(resumable, delivery.for_resumable(name, one, data, self._era))
+            behind += self._sender.send(resumable, delivery.for_resumable(name, one, data, self._epoch))
         return behind
 
 

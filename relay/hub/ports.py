@@ -32,7 +32,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from relay.model.cursor import Era, Reason
+from relay.model.cursor import Epoch, Reason
 from relay.model.messages import Meaning, Message
 from relay.model.snapshot import Snapshot
 from relay.model.status import Counts, Database, StreamStatus
@@ -117,7 +117,7 @@ class Sink(Protocol):
     def __contains__(self, board: object) -> bool:
         """Whether it wants to know what happens on a board."""
 
-    def begin(self, era: Era, position: Snapshot, lost: Reason | None) -> None:
+    def begin(self, epoch: Epoch, position: Snapshot, lost: Reason | None) -> None:
         """Go on from `position`, with the cursors that are good from now on.
 
         With `lost`, continuity is broken: what follows does not go on from what came before.

@@ -52,7 +52,7 @@ class CursorRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Era:
+class Epoch:
     """What makes a cursor good: the present run of the server, the keys of all runs that count, and the shape."""
 
     run: str

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from relay.model.cursor import Era, Reason
+from relay.model.cursor import Epoch, Reason
 from relay.model.messages import Meaning, Message
 from relay.model.snapshot import Snapshot
 from relay.nats.stream import Commit, Effect, End, Entry, Part, State, StreamBroken
@@ -66,7 +66,7 @@ class Batch:
 class Begin:
     """Go on from a position with these cursors. `lost` says why this does not follow on the position before."""
 
-    epoch: Era
+    epoch: Epoch
     position: Snapshot
     lost: Reason | None
 

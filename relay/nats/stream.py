@@ -29,7 +29,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from relay.model.cursor import Era, Reason
+from relay.model.cursor import Epoch, Reason
 
 ENTRY_BYTES: Final = 256 * 1024
 """Approximate size of the messages in one entry, in bytes."""
@@ -105,9 +105,9 @@ class State(msgspec.Struct, frozen=True, tag="state", tag_field="entry"):
     lag: float = 0.0
 
     @property
-    def epoch(self) -> Era:
+    def epoch(self) -> Epoch:
         """The cursors that are good."""
-        return Era(self.run, self.keys, self.shape)
+        return Epoch(self.run, self.keys, self.shape)
 
 
 Entry = Part | Commit | State

@@ -18,7 +18,7 @@ import structlog
 
 from relay.config.settings import Settings
 from relay.hub.ports import Committed, Sink
-from relay.model.cursor import Era, Reason
+from relay.model.cursor import Epoch, Reason
 from relay.model.messages import Meaning, Message
 from relay.model.snapshot import Snapshot
 from relay.model.status import Counts
@@ -132,7 +132,7 @@ class Turn(Sink):
     def __contains__(self, board: object) -> bool:
         return isinstance(board, str) and can_name(board, self._stream.room)
 
-    def begin(self, epoch: Era, position: Snapshot, lost: Reason | None) -> None:
+    def begin(self, epoch: Epoch, position: Snapshot, lost: Reason | None) -> None:
         """Write which cursors are good, and whether the stream goes on from where it was."""
         if self._position is None:
             lost = lost or "journal_pruned"

@@ -32,7 +32,7 @@ import structlog
 from relay.backoff import Backoff
 from relay.hub.ports import Authorizer, Question, Resuming, Sink, Source, SourceStatus
 from relay.model import messages
-from relay.model.cursor import Era, Reason
+from relay.model.cursor import Epoch, Reason
 from relay.model.snapshot import Snapshot
 from relay.model.status import Counts, Database
 from relay.model.transaction import Transaction
@@ -73,14 +73,14 @@ LINK_SECONDS: Final = 0.25
 class Feed(Source, Authorizer):
     """Follows the journal of one database and reads its boards.
 
-    It begins now, or goes on from a position in an era. `problem` says in one line why it is not running, and is None
-    while it is.
+    It begins now, or goes on from a position in an epoch. `problem` says in one line why it is not running, and is
+    None while it is.
     """
 
     def __init__(
         self,
         database_url: str,
-        era: Era | None = None,
+        epoch: Epoch | None = None,
         position: Snapshot | None = None,
         *,
         side_by_side: int = SIDE_BY_SIDE,
@@ -88,7 +88,7 @@ class Feed(Source, Authorizer):
         self.problem: str | None = "not connected yet"
         self._conninfo = complete(database_url)
         self._side_by_side = side_by_side
-        self._era = era
+        self._epoch = epoch
         self._position = position
         self._sessions = 0
         self._continuity_lost: Counter[str] = Counter()
@@ -222,30 +222,30 @@ class Feed(Source, Authorizer):
     async def _begin(self, session: Session, sink: Sink) -> None:
         """Go on from the position, if what follows it is still there; else from now, and say why."""
         await session.refresh()
-        era = await session.era()
+        epoch = await session.epoch()
         now, horizon, paused = await session.journal.head()
         if paused:
             await session.end_pause()
             now, horizon, _ = await session.journal.head()
-        lost = self._lost(era, now, horizon, paused=paused)
+        lost = self._lost(epoch, now, horizon, paused=paused)
         if self._position is None or lost:
             self._position = now
             self._cut_short = False
         if lost:
             self._continuity_lost[lost] += 1
             log.warning("feed.continuity_lost", reason=lost)
-        self._era = era
+        self._epoch = epoch
         self._vitals = await session.vitals()
-        sink.begin(era, self._position, lost)
+        sink.begin(epoch, self._position, lost)
         await self._goes_on.wait()
         self._report(session.watches.problem)
 
-    def _lost(self, era: Era, now: Snapshot, horizon: Snapshot, *, paused: bool) -> Reason | None:
+    def _lost(self, epoch: Epoch, now: Snapshot, horizon: Snapshot, *, paused: bool) -> Reason | None:
         """Say why the feed cannot go on from its position, if it has one and cannot."""
-        if self._position is None or self._era is None:
+        if self._position is None or self._epoch is None:
             return None
         # A server that knows less than was seen already has lost transactions.
-        if self._era.run not in era.keys or not now.covers(self._position):
+        if self._epoch.run not in epoch.keys or not now.covers(self._position):
             return "epoch_changed"
         if paused:
             return "journalling_paused"
@@ -253,7 +253,7 @@ class Feed(Source, Authorizer):
             return "journal_pruned"
         if self._cut_short:
             return "batch_cut_short"
-        return None if era.shape == self._era.shape else "schema_changed"
+        return None if epoch.shape == self._epoch.shape else "schema_changed"
 
     async def _follow(self, session: Session, sink: Sink) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -329,12 +329,12 @@ class Feed(Source, Authorizer):
 
     def _restart(self, sink: Sink, now: Snapshot, reason: Reason) -> None:
         """Go on from now, for the journal does not have, or has too much of, what follows the position."""
-        assert self._era is not None, "a session begins with an era"
+        assert self._epoch is not None, "a session begins with an epoch"
         self._position = now
         self._cut_short = False
         self._continuity_lost[reason] += 1
         log.info("feed.sync", reason=reason)
-        sink.begin(self._era, now, reason)
+        sink.begin(self._epoch, now, reason)
 
     async def _as_watched(self, session: Session, sink: Sink, transactions: list[Transaction]) -> list[Transaction]:
         """Where a transaction changed what is watched, sync all boards once, with cursors of the new shape."""
@@ -346,16 +346,16 @@ class Feed(Source, Authorizer):
 
     async def _check_shape(self, session: Session, sink: Sink, reason: Reason = "schema_changed") -> bool:
         """Send all clients their boards again when a watched table is no longer what it was; return whether so."""
-        assert self._era is not None, "a session begins with an era"
+        assert self._epoch is not None, "a session begins with an epoch"
         assert self._position is not None, "a session begins with a position"
         shape = await session.shape()
-        if shape == self._era.shape:
+        if shape == self._epoch.shape:
             return False
         await session.refresh()
         await session.watches.load()
-        self._era = replace(self._era, shape=shape)
+        self._epoch = replace(self._epoch, shape=shape)
         log.info("feed.sync", reason=reason)
-        sink.begin(self._era, self._position, reason)
+        sink.begin(self._epoch, self._position, reason)
         await self._goes_on.wait()
         return True
 

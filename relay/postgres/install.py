@@ -39,11 +39,15 @@ class InstallError(Exception):
     """Why the database did not do what it was asked, in one line."""
 
 
+_INCLUDED: Final = re.compile(r"^\\ir (\S+)\n", re.MULTILINE)
+"""How a file of SQL includes another, which psql does by itself."""
+
+
 def text(name: str) -> str:
-    """Return one of FILES: from the package, or in a checkout from beside it."""
-    packaged = Path(str(resources.files("relay"))) / "sql" / f"{name}.sql"
-    beside = Path(str(resources.files("relay"))).parent / "sql" / f"{name}.sql"
-    return (packaged if packaged.exists() else beside).read_text()
+    """Return one of FILES, whole: from the package, or in a checkout from beside it."""
+    packaged = Path(str(resources.files("relay"))) / "sql"
+    folder = packaged if packaged.exists() else packaged.parents[1] / "sql"
+    return _INCLUDED.sub(lambda found: (folder / found[1]).read_text() + "\n", (folder / f"{name}.sql").read_text())
 
 
 def run(database_url: str, name: str) -> None:

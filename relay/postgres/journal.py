@@ -5,7 +5,7 @@ Rules:
   next position. So no transaction is skipped and none is read twice, however long it was open.
 - The journal tells what it was when it was written: an entry that another server wrote, and a restore put there, is
   younger as a row than as a transaction, and is not read.
-- Where a task's board is that of its lane, which is a row of another table, it is looked up when the entries are
+- Where a task's board is that of its lane, which is a row of another table, it is resolved when the entries are
   read, in their snapshot. A lane that changed asks for its boards to be read again. So in whatever order writers
   committed, and though none of them locked the other's row, what is sent fits what any read of a board shows.
 - Memory is bounded: a large batch is read in parts, and of a large transaction one row after the other.

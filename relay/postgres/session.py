@@ -20,7 +20,7 @@ from typing import Any, Final, LiteralString, Self, cast
 import psycopg
 import structlog
 
-from relay.model.cursor import Era
+from relay.model.cursor import Epoch
 from relay.postgres.boards import Boards
 from relay.postgres.connection import Connection, connect, in_time, require_answer
 from relay.postgres.faults import FeedError
@@ -90,14 +90,14 @@ class Session:
                 await session.watches.load()
             yield session
 
-    async def era(self) -> Era:
+    async def epoch(self) -> Epoch:
         """Tell which cursors are good. Raises FeedError if the two connections reached different servers."""
         first = await self._listener.rows("select run, key from relay.epoch()")
         async with self._reader.in_turn:
             second = await self._reader.rows("select run, key from relay.epoch()")
         if first[0] != second[0]:
             raise FeedError("the two connections reached different servers: expected one primary")
-        return Era(run=first[0][0], keys=dict(first), shape=await self.shape())
+        return Epoch(run=first[0][0], keys=dict(first), shape=await self.shape())
 
     async def shape(self) -> str:
         """Tell the shape of the watched tables."""

@@ -100,6 +100,7 @@ def test_sdist_has_the_tests_and_the_documents(dist: Path) -> None:
         "tests/conftest.py",
         "docs/dba.md",
         "sql/install.sql",
+        "sql/install/journal.sql",
     } <= names
     assert not [name for name in names if "node_modules" in name or "__pycache__" in name or name.startswith(".venv")]
 

@@ -29,7 +29,7 @@ from relay.config.proxies import Proxies
 from relay.hub.hub import Hub
 from relay.hub.ports import Resuming
 from relay.model import messages as protocol
-from relay.model.cursor import CursorRefused, Era
+from relay.model.cursor import CursorRefused, Epoch
 from relay.model.messages import BadMessage, Message
 from relay.model.snapshot import Snapshot
 from relay.model.transaction import Transaction, cancelled
@@ -41,7 +41,7 @@ from relay.websocket.limits import Limits
 from relay.websocket.server import Endpoint
 
 SECRET: Final = "a secret that is long enough, by far"
-ERA: Final = Era("0123456789ab", {"0123456789ab": b"key"}, "abcdef012345")
+EPOCH: Final = Epoch("0123456789ab", {"0123456789ab": b"key"}, "abcdef012345")
 WATCH: Final = Watch(1, "public.tasks", "id", "board_id", "lane", frozenset({"hidden"}))
 BOARD: Final = protocol.board_data([])
 GATE: Final = Gate(
@@ -65,7 +65,7 @@ def _sent(*texts: str) -> bytes:
 
 
 _TOKEN: Final = jwt.encode({"exp": 4_000_000_000, "boards": ["a", "b-*"]}, SECRET, "HS256")
-_CURSOR: Final = ERA.seal("a", Snapshot.parse("10:20:11,15"))
+_CURSOR: Final = EPOCH.seal("a", Snapshot.parse("10:20:11,15"))
 
 
 class _Source:
@@ -143,7 +143,7 @@ async def _connection(data: bytes) -> None:
     mode, chunk, data = data[0], data[1] + 1, data[2:]
     source = _Source()
     hub = Hub(source, frame, deflated_frame)
-    hub.begin(ERA, Snapshot.parse("10:20:11,15"), None)
+    hub.begin(EPOCH, Snapshot.parse("10:20:11,15"), None)
     limits = Limits(send_buffer=65_536, all_buffers=1 << 20, messages_a_second=10, boards=3, idle_seconds=1e-9)
     endpoint = Endpoint(hub, heartbeat=30, max_connections=1, gate=GATE, limits=limits, compression=bool(mode & 1))
     client = Connection(endpoint.shared)
@@ -206,7 +206,7 @@ def cursor(data: bytes) -> None:
     """A cursor, and the board that it is presented for."""
     board, _, text = data.decode(errors="surrogateescape").partition("\n")
     with contextlib.suppress(CursorRefused):
-        assert ERA.seal(board, ERA.open(board, text)) == text, "a cursor is opened that was not sealed"
+        assert EPOCH.seal(board, EPOCH.open(board, text)) == text, "a cursor is opened that was not sealed"
 
 
 def row(data: bytes) -> None:

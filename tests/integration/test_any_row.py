@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import msgspec
 import psycopg
@@ -17,6 +16,7 @@ import structlog
 from psycopg import sql
 from websockets.asyncio.client import ClientConnection, connect
 
+from relay.postgres import install
 from tests.integration.client import until
 from tests.integration.conftest import Relay
 from tests.servers import Database, Server, temporary_database
@@ -25,7 +25,6 @@ from tests.twins import Twins
 
 Task = dict[str, bytes]
 
-INSTALL = Path(__file__).parents[2] / "sql" / "install.sql"
 
 _SECONDS = 10.0
 
@@ -738,7 +737,7 @@ def moods(server: Server) -> Iterator[Twins]:
         Database(one) as watched,
         Database(other) as unwatched,
     ):
-        watched.execute(INSTALL.read_text())
+        watched.execute(install.text("install"))
         for each in (watched, unwatched):
             each.execute("create table forbidden (id int)")
             _create_moods(each)

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from relay.postgres.embedded import EmbeddedPostgres
+from relay.postgres.install import text
 from tests.servers import Database, install
 
 SQL = Path(__file__).parents[2] / "sql"
@@ -19,7 +20,7 @@ def run(database: Database, *names: str) -> None:
     """Run SQL files as they are."""
     for name in names:
         with database.connect() as connection:
-            connection.execute((SQL / f"{name}.sql").read_bytes())
+            connection.execute(text(name).encode())
 
 
 def objects(database: Database) -> Objects:

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from relay.postgres.install import text
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
 from tests.servers import Database, sole_use
@@ -381,9 +382,8 @@ def test_default_privileges_open_nothing(empty_database: Database) -> None:
         for kind in ("schemas", "tables", "sequences", "functions", "types"):
             for grantee in ("public", name):
                 empty_database.execute(f"alter default privileges grant all on {kind} to {grantee}")
-        sql = Path(__file__).parents[2] / "sql"
         for file in ("tasks", "install"):
-            empty_database.execute((sql / f"{file}.sql").read_text())
+            empty_database.execute(text(file))
         empty_database.execute("select relay.watch('public.tasks')")
         opened = empty_database.fetch(
             "select 'schema' from pg_namespace "

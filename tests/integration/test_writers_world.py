@@ -9,15 +9,13 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from relay.postgres import install
 from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from tests.servers import Database, Server, do_without, temporary_database
 from tests.twins import Observed, Session, Statement, Twins
-
-INSTALL = (Path(__file__).parents[2] / "sql" / "install.sql").read_bytes()
 
 _TABLES = """
 create table boards (id text primary key);
@@ -124,7 +122,7 @@ _WATCHED = ("cards", "notes", "heard", "parts")
 
 
 def _fill(database: Database, writer: str) -> None:
-    database.execute(INSTALL.decode())
+    database.execute(install.text("install"))
     database.execute(_TABLES)
     database.execute(f"grant all on all tables in schema public to {writer}")
     database.execute(f"grant all on all sequences in schema public to {writer}")

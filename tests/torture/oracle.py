@@ -12,8 +12,8 @@ Rules:
 - A client that says "I am at cursor c" holds exactly what the transactions that c sees have left. So no cursor lies,
   and no batch tears a transaction.
 - A client led from one cursor to another was told each net change between them once, and nothing else.
-- A crash ends an *era*: ids of transactions that it undid may be given out again. A cursor sees all of earlier eras
-  and nothing of later ones.
+- A crash ends an *epoch*: ids of transactions that it undid may be given out again. A cursor sees all of earlier
+  epochs and nothing of later ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Entry:
     """
 
     number: int
-    era: int
+    epoch: int
     xid: int
     task: str
     board: str | None
@@ -54,9 +54,9 @@ class Step:
 class Audit:
     """What was committed."""
 
-    def __init__(self, entries: Iterable[Entry], eras: Mapping[str, int]) -> None:
-        """`eras` tells in which era the runs were that cursors name."""
-        self._eras = eras
+    def __init__(self, entries: Iterable[Entry], epochs: Mapping[str, int]) -> None:
+        """`epochs` tells in which epoch the runs were that cursors name."""
+        self._epochs = epochs
         self.entries = sorted(entries, key=lambda entry: entry.number)
         last: dict[str, Entry] = {}
         self._steps: defaultdict[Step, list[Entry]] = defaultdict(list)
@@ -85,14 +85,14 @@ class Audit:
         )
 
     def knows(self, cursor: str) -> bool:
-        """Whether it is known to which era a cursor belongs."""
-        return cursor.split(".", maxsplit=1)[0] in self._eras
+        """Whether it is known to which epoch a cursor belongs."""
+        return cursor.split(".", maxsplit=1)[0] in self._epochs
 
     def _sees(self, cursor: str, entry: Entry) -> bool:
         """Whether an entry is within a cursor, whose third part is a snapshot as Postgres writes it."""
         run, _, snapshot, _ = cursor.split(".")
-        if entry.era != self._eras[run]:
-            return entry.era < self._eras[run]
+        if entry.epoch != self._epochs[run]:
+            return entry.epoch < self._epochs[run]
         _, xmax, running = snapshot.split(":")
         return entry.xid < int(xmax) and str(entry.xid) not in running.split(",")
 

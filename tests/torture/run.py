@@ -185,7 +185,7 @@ def _leave(folder: Path, world: World, clients: list[Client], audit: Audit, verd
             lines.writelines(json.dumps({"at": at, "message": text}) + "\n" for at, text in client.raw)
     with (folder / "audit.csv").open("w", newline="") as table:
         csv.writer(table).writerows(
-            (one.number, one.era, one.xid, one.task, one.board, one.stamp) for one in audit.entries
+            (one.number, one.epoch, one.xid, one.task, one.board, one.stamp) for one in audit.entries
         )
     for log in world.folder.glob("output-of-*"):
         with contextlib.suppress(OSError):

@@ -67,15 +67,15 @@ _AUDIT: Final = (
     alter table public.tasks add mood public.mood;
     alter table public.tasks alter mood set default 'good';
 
-    -- Emptied by crash recovery, which may give transaction ids out again: each time an era ends.
-    create unlogged table torture.era (singleton bool primary key default true, id bigint not null);
-    create sequence torture.eras;
-    create function torture.era() returns bigint language plpgsql as $$
+    -- Emptied by crash recovery, which may give transaction ids out again: each time an epoch ends.
+    create unlogged table torture.epoch (singleton bool primary key default true, id bigint not null);
+    create sequence torture.epochs;
+    create function torture.epoch() returns bigint language plpgsql as $$
     begin
-        if not exists (select from torture.era) then
-            insert into torture.era (id) values (nextval('torture.eras')) on conflict do nothing;
+        if not exists (select from torture.epoch) then
+            insert into torture.epoch (id) values (nextval('torture.epochs')) on conflict do nothing;
         end if;
-        return (select id from torture.era);
+        return (select id from torture.epoch);
     end $$;
 
     create function torture.bump(task text) returns void language sql as $$
@@ -113,11 +113,12 @@ _AUDIT: Final = (
     -- Where each task stands that a transaction touched, noted again after each change of it: the last note says
     -- where it stands in the end. Deferred, for only then has every statement around the change ended too.
     create table torture.audit (
-        number bigserial, era bigint, xid xid8, task text, board text, stamp bigint, primary key (era, xid, task));
+        number bigserial, epoch bigint, xid xid8, task text, board text, stamp bigint,
+        primary key (epoch, xid, task));
     create function torture.note(task text, board text, stamp bigint) returns void language sql as $$
-        insert into torture.audit (era, xid, task, board, stamp)
-        values (torture.era(), pg_current_xact_id(), task, board, stamp)
-        on conflict (era, xid, task) do update
+        insert into torture.audit (epoch, xid, task, board, stamp)
+        values (torture.epoch(), pg_current_xact_id(), task, board, stamp)
+        on conflict (epoch, xid, task) do update
         set number = excluded.number, board = excluded.board, stamp = excluded.stamp
     $$;
     create function torture.audit() returns trigger language plpgsql as $$
@@ -266,7 +267,7 @@ class World:
         self._proxy: Proxy
         self._relays: list[Daemon | None] = [None, None]
         self._extra = 0
-        self._eras: dict[str, int] = {}
+        self._epochs: dict[str, int] = {}
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -305,9 +306,9 @@ class World:
             return await cursor.fetchall() if cursor.description else []
 
     async def audit(self) -> Audit:
-        rows = await self.execute("select number, era, xid::text::bigint, task, board, stamp from torture.audit")
+        rows = await self.execute("select number, epoch, xid::text::bigint, task, board, stamp from torture.audit")
         await self._note_runs()
-        return Audit((Entry(*row) for row in rows), self._eras)
+        return Audit((Entry(*row) for row in rows), self._epochs)
 
     async def board(self, board: str) -> dict[str, dict[str, Any]]:
         """Return a board as clients should hold it."""
@@ -477,9 +478,9 @@ class World:
     # Inside
 
     async def _note_runs(self) -> None:
-        """Note to which era the runs belong that cursors name, before a crash makes them unknown."""
-        for run, era in await self.execute("select run, torture.era() from relay.epochs"):
-            self._eras[run] = era
+        """Note to which epoch the runs belong that cursors name, before a crash makes them unknown."""
+        for run, epoch in await self.execute("select run, torture.epoch() from relay.epochs"):
+            self._epochs[run] = epoch
 
     async def _start_relay(self, number: int) -> None:
         dsn = make_conninfo(self._proxy.through(self.dsn) if number else self.dsn, user="relay_daemon")

@@ -18,7 +18,7 @@ from relay.hub import hub
 from relay.hub.hub import Hub
 from relay.hub.ports import Resume, Resuming
 from relay.model import messages as protocol
-from relay.model.cursor import Era
+from relay.model.cursor import Epoch
 from relay.model.snapshot import Snapshot
 from relay.model.transaction import Image, Transaction
 from tests.unit import tasks
@@ -37,7 +37,7 @@ def frame(message: bytes) -> bytes:
     return message + b"\n"
 
 
-ERA = Era(run="0" * 12, keys={"0" * 12: b"secret"}, shape="1" * 12)
+EPOCH = Epoch(run="0" * 12, keys={"0" * 12: b"secret"}, shape="1" * 12)
 
 Rows = frozenset[int]
 """What a board holds: a row for every transaction that wrote there, under its id. Boards only grow, so that no two
@@ -202,7 +202,7 @@ class Play:
         self.read: Read | None = None
         self.resume: Resume | None = None
         self.missed: tuple[Snapshot, set[int]] | None = None
-        self.hub.begin(ERA, self.position, None)
+        self.hub.begin(EPOCH, self.position, None)
 
     # What the hub asks for
 
@@ -305,9 +305,9 @@ class Play:
             self.hub.abandon_read(board)
         if number % 2 or cut_short:
             self.position, self.published = self.world.postgres.snapshot(), set(self.world.postgres.committed)
-            self.hub.begin(ERA, self.position, "journal_pruned")
+            self.hub.begin(EPOCH, self.position, "journal_pruned")
         else:
-            self.hub.begin(ERA, self.position, None)
+            self.hub.begin(EPOCH, self.position, None)
 
     def refresh(self, _number: int) -> None:
         if self.world.between_batches:
@@ -467,7 +467,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.hub = Hub(self, lambda message: b"<" + message + b">")
-        self.hub.begin(ERA, Snapshot.parse("10:10:"), None)
+        self.hub.begin(EPOCH, Snapshot.parse("10:10:"), None)
 
     def ask(self, board: str) -> None:
         self.asked.append(board)
@@ -612,7 +612,7 @@ def test_a_truncate_sends_every_subscriber_each_board_again() -> None:
 def test_a_resync_sends_every_subscriber_each_board_again() -> None:
     scene = Scene()
     ann, bob = scene.live("a", "b"), scene.live("b")
-    scene.hub.begin(ERA, Snapshot.parse("20:20:"), "resync")
+    scene.hub.begin(EPOCH, Snapshot.parse("20:20:"), "resync")
     assert sorted(scene.asked) == ["a", "b"]
     for board in ("a", "b"):
         scene.read(board, "20:20:")
@@ -776,8 +776,8 @@ def test_what_is_broadcast_is_logged_with_its_type_and_how_many_received_it(monk
 # Resuming
 
 
-def cursor_at(snapshot: str, board: str = "a", era: Era = ERA) -> str:
-    return era.seal(board, Snapshot.parse(snapshot))
+def cursor_at(snapshot: str, board: str = "a", epoch: Epoch = EPOCH) -> str:
+    return epoch.seal(board, Snapshot.parse(snapshot))
 
 
 def batches(listener: Listener) -> list[dict[str, Any]]:
@@ -838,7 +838,7 @@ def test_who_comes_before_the_feed_knows_the_era_resumes_when_it_does() -> None:
     ann = Listener()
     scene.hub.subscribe(ann, "a", resumable=True, cursor=cursor_at("9:9:"))
     assert scene.hub.begin_resume() is None
-    scene.hub.begin(ERA, Snapshot.parse("10:10:"), None)
+    scene.hub.begin(EPOCH, Snapshot.parse("10:10:"), None)
     resumed(scene, "10:10:", 9)
     assert [each["data"]["id"] for each in batches(ann)[0]["data"]] == [9]
 
@@ -849,9 +849,9 @@ def test_who_comes_before_the_feed_knows_the_era_resumes_when_it_does() -> None:
         ("", "cursor_invalid"),
         ("no cursor", "cursor_invalid"),
         (cursor_at("9:9:", "b"), "cursor_invalid"),
-        (cursor_at("9:9:", era=replace(ERA, keys={ERA.run: b"guessed"})), "cursor_invalid"),
-        (cursor_at("9:9:", era=Era("2" * 12, {"2" * 12: b"secret"}, ERA.shape)), "epoch_changed"),
-        (cursor_at("9:9:", era=replace(ERA, shape="2" * 12)), "schema_changed"),
+        (cursor_at("9:9:", epoch=replace(EPOCH, keys={EPOCH.run: b"guessed"})), "cursor_invalid"),
+        (cursor_at("9:9:", epoch=Epoch("2" * 12, {"2" * 12: b"secret"}, EPOCH.shape)), "epoch_changed"),
+        (cursor_at("9:9:", epoch=replace(EPOCH, shape="2" * 12)), "schema_changed"),
     ],
 )
 def test_cursor_that_is_not_good_is_answered_by_the_board_and_the_reason(cursor: str, reason: str) -> None:

@@ -19,7 +19,7 @@ BUMP_MY_VERSION: Final = Path(sys.executable).parent / "bump-my-version"
 COPIES: Final = {
     "relay/__init__.py": r'^__version__ = "(.+?)"$',
     "relay/client/js/package.json": r'^  "version": "(.+?)",$',
-    "sql/install.sql": r"relay\.version\(\) returns text\n(?:    .*\n)*as \$\$ select '(.+?)'::text \$\$;",
+    "sql/install/schema.sql": r"relay\.version\(\) returns text\n(?:    .*\n)*as \$\$ select '(.+?)'::text \$\$;",
     "deploy/kubernetes/kustomization.yaml": r'newTag: "(.+?)"',
     "Dockerfile": r'image\.version="(.+?)"',
     "docs/monitoring.md": r"^version       (.+?), up",

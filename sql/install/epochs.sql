@@ -1,0 +1,88 @@
+-- Where snapshots are good
+
+-- The journal's lower end. Changes of transactions that "seen" sees may be gone: a reader whose snapshot does not
+-- cover it has lost continuity and must read its boards again. So it must while "pauses" is not what the control says.
+-- "place" is the cluster, the database and the installation that the transaction ids are of. Rows of another place
+-- came with a dump; that is also why no table here has a key: a dump's rows must never collide with ours.
+create unlogged table if not exists relay.horizon (
+    place   text        not null,
+    seen    pg_snapshot not null,
+    -- Every entry of a lower id is gone, so pruning begins here.
+    swept   xid8        not null,
+    pauses  bigint      not null,
+    -- The size of the file above which journalling pauses, if it is above stop_bytes: all of that was free once.
+    ceiling bigint      not null,
+    -- While journalling is paused: since when nothing is left in the journal but what a VACUUM can remove.
+    emptied timestamptz
+);
+
+-- What was committed by when, and how many entries, of how many bytes in all, that added since the tick before.
+create unlogged table if not exists relay.ticks (
+    place   text        not null,
+    at      timestamptz not null default pg_catalog.clock_timestamp(),
+    seen    pg_snapshot not null,
+    entries bigint      not null,
+    bytes   bigint      not null
+);
+
+-- A snapshot taken in one run of the server is good in the next, if the next goes on where it ended. Postgres empties
+-- an unlogged table in crash recovery, in a restore and when a standby is promoted, just when transaction ids that
+-- were seen before may be given out again. One row per run, so that a copy of the server's files that is put back
+-- does not know the runs that came after it was made.
+create unlogged table if not exists relay.epochs (
+    run     text        not null default pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 12),
+    key     bytea       not null default pg_catalog.sha256(pg_catalog.convert_to(
+                            pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, 'UTF8')),
+    place   text        not null,
+    started timestamptz not null
+);
+
+comment on table relay.horizon is 'The lower end of the journal.';
+comment on table relay.ticks is 'What was committed by when, for pruning by age and size.';
+comment on table relay.epochs is 'The runs of the server whose snapshots are good; key seals the cursors of clients.';
+
+create or replace function relay.place() returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.concat_ws('/',
+        (select system_identifier from pg_catalog.pg_control_system()),
+        (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()),
+        'relay.epochs'::regclass::oid)
+$$;
+
+-- The runs of the server whose snapshots are good, the present one first; it is noted now if it is not yet. Begins
+-- afresh where a dump was restored or the server has crashed: what the journal then holds is of another place or past.
+create or replace function relay.epoch() returns table (run text, key bytea)
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    here constant text := relay.place();
+begin
+    if not exists (select from relay.horizon h where h.place = here)
+        or not exists (select from relay.epochs e
+                       where e.place = here and e.started = pg_catalog.pg_postmaster_start_time())
+    then
+        perform pg_catalog.pg_advisory_xact_lock('relay.horizon'::regclass::oid::bigint);
+        if not exists (select from relay.horizon h where h.place = here) then
+            delete from relay.horizon;
+            delete from relay.ticks;
+            delete from relay.epochs e where e.place <> here;
+            delete from relay.journal;
+            insert into relay.horizon (place, seen, swept, pauses, ceiling)
+            select here, s, pg_catalog.pg_snapshot_xmin(s), relay.pauses() - relay.paused()::integer, 0
+            from pg_catalog.pg_current_snapshot() s;
+        end if;
+        insert into relay.epochs (place, started)
+        select here, pg_catalog.pg_postmaster_start_time()
+        where not exists (select from relay.epochs e
+                          where e.place = here and e.started = pg_catalog.pg_postmaster_start_time());
+    end if;
+    return query select e.run, e.key from relay.epochs e where e.place = here order by e.started desc;
+end
+$$;
+
+comment on function relay.epoch() is 'The runs of the server between which no transaction id was lost or used twice.';

@@ -1,0 +1,176 @@
+-- The journal
+
+-- One row for each change of a watched row: the image that left, the image that came, or both. In which order a
+-- transaction made its entries means nothing; only what is left when they are added up does.
+create unlogged table if not exists relay.journal (
+    -- The transaction that made the change. "What is new since snapshot S" is: xid >= xmax(S) or xid = any(xip(S)).
+    xid       xid8   not null default pg_catalog.pg_current_xact_id(),
+    -- Where in the WAL it was made. A transaction that touches a row which another one wrote has waited for that one's
+    -- commit, which is in the WAL; so the latest entry of each orders the two. Not a sequence, whose nextval would
+    -- be the writer's lastval().
+    lsn       pg_lsn not null default pg_catalog.pg_current_wal_insert_lsn(),
+    watch     integer,
+    -- R a change of a row, L of the lanes of the two boards, S read all boards again (reason says why), P a probe (reason
+    -- names it)
+    op        "char" not null default 'R',
+    -- Of R: the id, the board and the image of the row that left, then those of the row that came; then why an image
+    -- that should be there is not. Null where there is none. One value, for each column costs every writer. The board
+    -- is [board, lane] as JSON, where tasks are found through their lanes. Of L: the two boards, in their places.
+    entry     text[],
+    -- Of L, S and P.
+    reason    text
+) with (
+    -- VACUUM gives room back for new entries, but never shortens the file: that takes a lock which, on a standby,
+    -- cancels whoever reads there, such as pg_dump.
+    vacuum_truncate = off, toast.vacuum_truncate = off,
+    autovacuum_vacuum_threshold = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_delay = 0,
+    toast.autovacuum_vacuum_threshold = 20, toast.autovacuum_vacuum_scale_factor = 0,
+    toast.autovacuum_vacuum_cost_delay = 0,
+    autovacuum_vacuum_insert_threshold = -1, toast.autovacuum_vacuum_insert_threshold = -1,
+    autovacuum_analyze_threshold = 2000000000
+);
+
+comment on table relay.journal is 'What transactions did to the watched tables; pruned by relay.prune.';
+
+-- The same as its readers want it. An entry that has no row at all could not be made: the boards must be read again.
+-- A wide entry is fetched and unpacked once, not for each part: that is what the subquery is for.
+create or replace view relay.entries as
+select j.ctid, j.xmin, j.xid, j.lsn, j.watch,
+       case when j.op = 'R' and coalesce(e.parts[4], e.parts[1]) is null then 'S' else j.op end as op,
+       -- The row's id; before the change, if that changed it.
+       coalesce(e.parts[4], e.parts[1]) as key,
+       case when e.parts[1] <> e.parts[4] collate "C" then e.parts[1] end as old_key,
+       e.parts[2] as old_board,
+       e.parts[5] as new_board,
+       e.parts[3] as old_row,
+       e.parts[6] as new_row,
+       coalesce(j.reason, e.parts[7]) as reason
+from relay.journal j
+cross join lateral (select j.entry || '{}'::text[] as parts offset 0) e;
+
+comment on view relay.entries is 'The journal with a column for each part of an entry.';
+comment on column relay.entries.old_row is 'The row before the change, without its hidden columns'' values.';
+comment on column relay.entries.new_row is 'The row after the change, without its hidden columns'' values.';
+
+-- Checked first, for "if not exists" locks the table all the same.
+do $$
+begin
+    if pg_catalog.to_regclass('relay.journal_xid') is null then
+        create index journal_xid on relay.journal (xid);
+    end if;
+end
+$$;
+
+-- TRUNCATE is not transactional for readers, so they could miss changes without noticing.
+create or replace function relay.refuse_truncate() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception 'relay.journal must not be truncated: readers would lose changes: use select relay.prune(''0'')'
+        using errcode = 'object_not_in_prerequisite_state';
+end
+$$;
+do $$
+begin
+    -- Replacing it would wait for everybody who has written, and have everybody else wait.
+    if not exists (select from pg_catalog.pg_trigger t
+                   where t.tgrelid = 'relay.journal'::regclass and t.tgname = 'refuse_truncate') then
+        create trigger refuse_truncate before truncate on relay.journal
+            for each statement execute function relay.refuse_truncate();
+    end if;
+end
+$$;
+
+-- What every writer must know at once, outside transactions and snapshots, so that a writer in REPEATABLE READ sees
+-- what is true now. One number, for each relation that a trigger opens costs a lock:
+--   below 0          journalling is paused: nothing is journalled
+--   the low 20 bits  how often it was paused and resumed
+--   the bits above   a second before the moment until which the relays poll, in milliseconds since 1970. A relay promises
+--                    two seconds at most; so while it is less than a second from now, there is no need to notify
+create sequence if not exists relay.control minvalue -1048576;
+do $$
+begin
+    if pg_catalog.pg_sequence_last_value('relay.control'::regclass) is null then
+        perform pg_catalog.setval('relay.control'::regclass, 0);
+    end if;
+end
+$$;
+
+create or replace function relay.pauses() returns bigint
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$ select coalesce(pg_catalog.abs(pg_catalog.pg_sequence_last_value('relay.control'::regclass)), 0) & 1048575 $$;
+
+create or replace function relay.paused() returns boolean
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$ select coalesce(pg_catalog.pg_sequence_last_value('relay.control'::regclass), 0) < 0 $$;
+
+-- Says what is to be true from now on; who calls it holds the lock on the control.
+create or replace function relay.set_control(paused boolean, pauses bigint, polled_for integer) returns void
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.setval('relay.control'::regclass, case
+        when paused then -pauses
+        when polled_for > 0
+        then (((pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint + polled_for - 1000) << 20) | pauses
+        else pauses end)
+$$;
+
+-- For how many more milliseconds the relays poll. The trigger functions hold a copy of this. A moment further ahead than
+-- a relay may say is from before the clock was set back.
+create or replace function relay.polled_for() returns integer
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when ms between 1 and 2000 then ms::integer else 0 end
+    from (select (pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 20) + 1000
+                 - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint as ms) rest
+$$;
+
+-- How much of the journal is kept, as a function, for a table would be in publications and dumps of data.
+do $$
+begin
+    if pg_catalog.to_regprocedure('relay.configured()') is null then
+        create function relay.configured(out keep_age interval, out keep_bytes bigint, out stop_bytes bigint)
+            language sql
+            immutable
+            set search_path = pg_catalog, pg_temp
+        as 'select ''01:00:00''::interval, 536870912::bigint, 2147483648::bigint';
+    end if;
+end
+$$;
+
+create or replace view relay.settings as select keep_age, keep_bytes, stop_bytes from relay.configured();
+alter view relay.settings alter column keep_age set default '1 hour';
+alter view relay.settings alter column keep_bytes set default 536870912;
+alter view relay.settings alter column stop_bytes set default 2147483648;
+
+comment on view relay.settings is 'How much of the journal is kept; one row, to be changed with a plain UPDATE.';
+comment on column relay.settings.keep_age is 'Changes go when they were committed longer ago.';
+comment on column relay.settings.keep_bytes is 'The oldest changes go, whatever their age, when there are more bytes of them.';
+comment on column relay.settings.stop_bytes is 'Nothing more is journalled, until a relay finds room, when the file is larger.';
+
+create or replace function relay.configure() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if new.keep_age < interval '0' or new.keep_bytes <= 0 or new.stop_bytes <= 0
+        or new.keep_age is null or new.keep_bytes is null or new.stop_bytes is null
+    then
+        raise exception 'relay.settings: found keep_age %, keep_bytes %, stop_bytes %: expected an age of 0 or more and '
+            'bytes above 0', new.keep_age, new.keep_bytes, new.stop_bytes using errcode = 'check_violation';
+    end if;
+    execute pg_catalog.format(
+        'create or replace function relay.configured(out keep_age interval, out keep_bytes bigint, out stop_bytes bigint) '
+        'language sql immutable set search_path = pg_catalog, pg_temp as %L',
+        pg_catalog.format('select %L::interval, %s::bigint, %s::bigint',
+                          new.keep_age, new.keep_bytes, new.stop_bytes));
+    return new;
+end
+$$;
+create or replace trigger configure instead of update on relay.settings
+    for each row execute function relay.configure();

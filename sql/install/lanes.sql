@@ -1,0 +1,398 @@
+-- Lanes
+
+-- What a change of a lane means: the boards that it left and came to, null if nothing changed that a board shows, or "!" and
+-- why that is unknown.
+create or replace function relay.lane_body(l relay.lane_tables) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $make$
+    select pg_catalog.format($body$
+declare
+    was    text[];
+    stands text[];
+begin
+    if current_user <> 'relay_renderer' then
+        return array['!', 'relay.lane_%1$s belongs to ' || current_user || ', expected relay_renderer: run relay sql install'];
+    end if;
+    if op <> 'INSERT' then was := %2$s; end if;
+    if op <> 'DELETE' then stands := %3$s; end if;
+    if was is distinct from stands then
+        perform relay.pause_if_full();
+        return array[was[1], stands[1]];
+    end if;
+    return null;
+exception when others or assert_failure then
+    return array['!', pg_catalog.left(sqlerrm, 200)];
+end
+$body$, l.id, made.was, made.stands)
+    from (
+        select pg_catalog.format('case when %s then array[%s] end', coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'before.'), 'true'),
+                                 pg_catalog.string_agg(coalesce(relay.as_text(l.target, c.name, 'before.' || pg_catalog.quote_ident(c.name)), 'null'), ', ' order by c.n)) as was,
+               pg_catalog.format('case when %s then array[%s] end', coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'after.'), 'true'),
+                                 pg_catalog.string_agg(coalesce(relay.as_text(l.target, c.name, 'after.' || pg_catalog.quote_ident(c.name)), 'null'), ', ' order by c.n)) as stands
+        from (
+            select 1 as n, l.board_column as name
+            union all
+            select 2, l.id_column
+            union all
+            select 3, l.name_column
+            union all
+            select 3 + o.n, p.col from pg_catalog.unnest(l.order_by) with ordinality o (entry, n)
+            cross join lateral relay.order_parts(o.entry) p
+        ) c (n, name)
+    ) made
+$make$;
+
+-- A change of a lane is not journalled itself, for a board's lanes are sent with the board: only which boards are to be read
+-- again. All, where lanes are of no board.
+create or replace function relay.lanes_body(l relay.lane_tables) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $make$
+    select pg_catalog.format($body$
+declare
+    moved text[] := case when not relay.paused() then relay.lane_%1$s(tg_op, old, new) end;
+begin
+    if moved is not null then
+        insert into relay.journal (watch, op, entry, reason)
+        values (%1$s, case when moved[1] = '!' or %2$s then 'S' else 'L' end::"char",
+                array[null, moved[1], null, null, moved[2], null, null],
+                case when moved[1] = '!' then 'row_unreadable: ' || moved[2] else 'lanes_changed' end);
+        perform relay.notify();
+    end if;
+    return null;
+end
+$body$, l.id, case when l.board_column is null then 'true' else 'false' end)
+$make$;
+
+create or replace function relay.lanes_truncate() returns trigger
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform relay.journal_sync((tg_argv[0])::integer, 'truncate');
+    return null;
+end
+$$;
+
+create or replace function relay.make_lane_functions(l relay.lane_tables) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute pg_catalog.format(
+        'create or replace function relay.lane_%s(op text, before record, after record) returns text[] language plpgsql '
+        'security definer set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' '
+        'set extra_float_digits = 1 as %L', l.id, relay.lane_body(l));
+    execute pg_catalog.format(
+        'create or replace function relay.lanes_%s() returns trigger language plpgsql security definer '
+        'set search_path = pg_catalog, pg_temp as %L', l.id, relay.lanes_body(l));
+    perform relay.give(pg_catalog.format('relay.lane_%s(text, record, record)', l.id)::regprocedure, 'relay_renderer');
+    perform relay.give(pg_catalog.format('relay.lanes_%s()', l.id)::regprocedure, 'relay_writer');
+    perform relay.revoke_others();
+    execute pg_catalog.format('grant execute on function relay.lane_%s(text, record, record) to relay_writer', l.id);
+end
+$$;
+
+-- Declares that the rows of a table are lanes, or changes how. What is not given stays as it is, where that is declared
+-- already. Boards then list exactly these lanes in this order, for the watches that name the table, see relay.watch.
+--
+-- Takes the same lock as relay.watch, in the same way.
+create or replace function relay.lanes(
+    target       regclass,
+    -- "id", and "name", if nothing is declared yet.
+    id_column    name     default null,
+    -- At first "board_id", if there is one; '' if lanes are the same on all boards.
+    board_column name     default null,
+    name_column  name     default null,
+    -- "column [asc|desc] [nulls first|last]", ...; the id decides among equals.
+    order_by     text[]   default null,
+    -- Which rows are lanes, such as "closed_at is null"; at first all, and so again by ''.
+    filter       text     default null,
+    patience     interval default '30 seconds'
+) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '2s'
+as $$
+declare
+    present relay.lane_tables;
+    wanted  relay.lane_tables;
+    entry   text;
+begin
+    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
+    select * into present from relay.lane_tables l where l.target = lanes.target;
+    wanted.target := lanes.target;
+    wanted.same := true;
+    wanted.id_column := coalesce(lanes.id_column, present.id_column, 'id');
+    wanted.board_column := nullif(coalesce(lanes.board_column, case when present.id is null then (
+        select a.attname from pg_catalog.pg_attribute a
+        where a.attrelid = lanes.target and a.attname = 'board_id' and not a.attisdropped) else present.board_column end), '');
+    wanted.name_column := coalesce(lanes.name_column, present.name_column, 'name');
+    wanted.order_by := coalesce(lanes.order_by, present.order_by, '{}');
+    if not exists (select from pg_catalog.pg_class c where c.oid = wanted.target and c.relkind = 'r'
+                   and c.relpersistence <> 't' and not c.relispartition) then
+        raise exception 'relay.lanes: % is not an ordinary table: expected one whose rows are lanes', wanted.target
+            using errcode = 'wrong_object_type';
+    end if;
+    foreach entry in array array_remove(array[wanted.id_column, wanted.board_column, wanted.name_column], null) loop
+        if not exists (select from pg_catalog.pg_attribute a
+                       where a.attrelid = wanted.target and a.attname = entry and a.attnum > 0 and not a.attisdropped) then
+            raise exception 'relay.lanes: % has no column %: name its own with id_column, board_column or name_column',
+                wanted.target, pg_catalog.quote_literal(entry) using errcode = 'undefined_column';
+        end if;
+    end loop;
+    if relay.comparable(wanted.target, wanted.id_column) is null then
+        raise exception 'relay.lanes: column % of % cannot be the id of lanes: expected an integer, a uuid or text',
+            pg_catalog.quote_ident(wanted.id_column), wanted.target using errcode = 'datatype_mismatch';
+    end if;
+    if not exists (
+        select from pg_catalog.pg_index i
+        join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0] and a.attname = wanted.id_column
+        where i.indrelid = wanted.target and i.indisunique and i.indisvalid and i.indpred is null and i.indnkeyatts = 1) then
+        raise exception 'relay.lanes: column % of % is not a key by itself: expected a primary key or unique index of its own',
+            pg_catalog.quote_ident(wanted.id_column), wanted.target using errcode = 'invalid_table_definition';
+    end if;
+    if wanted.board_column is not null and not exists (
+        select from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+        where a.attrelid = wanted.target and a.attname = wanted.board_column
+          and (t.typcategory in ('S', 'E') or t.typname in ('uuid', 'int2', 'int4', 'int8'))) then
+        raise exception 'relay.lanes: column % of % cannot name boards: expected text, uuid, an integer or an enum',
+            pg_catalog.quote_ident(wanted.board_column), wanted.target using errcode = 'datatype_mismatch';
+    end if;
+    foreach entry in array wanted.order_by loop
+        if not exists (select from relay.order_parts(entry) p
+                       join pg_catalog.pg_attribute a on a.attname = p.col
+                       where a.attrelid = wanted.target and a.attnum > 0 and not a.attisdropped) then
+            raise exception 'relay.lanes: order_by has %: expected a column of %, then optionally asc or desc, nulls first or last',
+                pg_catalog.quote_literal(entry), wanted.target using errcode = 'invalid_parameter_value';
+        end if;
+    end loop;
+    wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('filter',
+        relay.expression(wanted.target, 'relay.lanes: filter', 'boolean', nullif(coalesce(lanes.filter, present.filter), ''))));
+    wanted.filter := relay.spelled(wanted.target, wanted.said -> 'filter', true);
+    perform relay.grant_reading(wanted.target, wanted.board_column);
+    if present.problem is null and present.triggers_complete
+        and row(present.id_column, present.board_column, present.name_column, present.order_by, present.filter)
+            is not distinct from row(wanted.id_column, wanted.board_column, wanted.name_column, wanted.order_by, wanted.filter)
+    then
+        return;
+    end if;
+
+    perform relay.lock_table(wanted.target, 'share row exclusive', patience);
+    wanted.id := ('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 8))::bit(32)::integer & 2147483647;
+    wanted.said := wanted.said || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+        'lane_table', wanted.id, 'oid', wanted.target::oid::bigint,
+        'id', relay.column_of(wanted.target, wanted.id_column),
+        'board', relay.column_of(wanted.target, wanted.board_column),
+        'title', relay.column_of(wanted.target, wanted.name_column),
+        'order_by', pg_catalog.to_jsonb(wanted.order_by)));
+    perform relay.make_lane_functions(wanted);
+    execute pg_catalog.format(
+        'create or replace trigger relay_lanes after insert or update or delete on %s for each row '
+        'execute function relay.lanes_%s()', wanted.target, wanted.id);
+    execute pg_catalog.format(
+        'create or replace trigger relay_lanes_truncate after truncate on %s for each statement '
+        'execute function relay.lanes_truncate(%L, %L)', wanted.target, wanted.id, wanted.said);
+    execute pg_catalog.format('alter table %1$s enable always trigger relay_lanes, enable always trigger relay_lanes_truncate',
+                              wanted.target);
+    if present.id is not null then
+        execute pg_catalog.format('drop function relay.lanes_%1$s(), relay.lane_%1$s(text, record, record)', present.id);
+    end if;
+    perform relay.journal_sync(wanted.id, 'watch_changed');
+end
+$$;
+
+comment on function relay.lanes(regclass, name, name, name, text[], text, interval) is
+    'Declares that the rows of a table are lanes. Example: select relay.lanes(''public.lists'', order_by => ''{position}'')';
+
+-- The rows of a table are lanes no more. Takes ACCESS EXCLUSIVE on the table, as relay.unwatch does.
+create or replace function relay.drop_lanes(target regclass, patience interval default '30 seconds') returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '2s'
+as $$
+declare
+    present relay.lane_tables;
+begin
+    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
+    select * into present from relay.lane_tables l where l.target = drop_lanes.target;
+    if not found then
+        return;
+    end if;
+    if exists (select from relay.watches w where w.lanes = present.target) then
+        raise exception 'relay.drop_lanes: the lanes in % are those of %: run select relay.unwatch(%) first', present.target,
+            (select max(w.target::text) from relay.watches w where w.lanes = present.target),
+            (select pg_catalog.quote_literal(max(w.target::text)) from relay.watches w where w.lanes = present.target)
+            using errcode = 'dependent_objects_still_exist';
+    end if;
+    perform relay.lock_table(present.target, 'access exclusive', patience);
+    execute pg_catalog.format('drop trigger if exists relay_lanes on %1$s; drop trigger if exists relay_lanes_truncate on %1$s; '
+                              'drop function relay.lanes_%2$s(), relay.lane_%2$s(text, record, record)', present.target, present.id);
+end
+$$;
+
+comment on function relay.drop_lanes(regclass, interval) is 'The rows of a table are lanes no more.';
+
+-- For what fires no trigger at all: a load with triggers disabled, a partition attached or detached.
+create or replace function relay.resync() returns void
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select relay.journal_sync(null, 'resync')
+$$;
+
+comment on function relay.resync() is 'Sends every subscriber its whole board again.';
+
+-- Twelve characters that change when anything does that a client's copy depends on: what is watched and how, columns
+-- and partitions, and of every type that a row is made of, its labels, attributes, base and casts to json. And when a
+-- dump is restored over it all, or a trigger was switched off, even if it is on again: what was written meanwhile, nobody
+-- knows.
+create or replace function relay.shape() returns text
+    language sql
+    stable
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.left(pg_catalog.md5(pg_catalog.concat_ws(';', 'relay.epochs'::regclass::oid,
+        pg_catalog.string_agg(pg_catalog.concat_ws(' ', w.target::oid, w.key_columns, w.id_prefix, w.as_text, w.board_column, w.lane_column,
+            w.hidden, w.order_by, w.filter, w.board_as, w.lane_as, w.lanes::oid, l.said, w.problem, cols.said, types.said, triggers.said), ';' order by w.target::oid))), 12)
+    from relay.watches w
+    left join relay.lane_tables l on l.target = w.lanes
+    cross join lateral (
+        select pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.oid, t.tgenabled, t.xmin), ',' order by t.oid) as said
+        from relay.parts(w.target) p
+        join pg_catalog.pg_trigger t on t.tgrelid = p
+        join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.pronamespace = 'relay'::regnamespace
+    ) triggers
+    cross join lateral (
+        select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod,
+                   a.attisdropped, a.xmin, case when a.attgenerated <> '' then d.xmin end), ','
+               order by a.attrelid, a.attnum) as said
+        from relay.parts(w.target) p
+        join pg_catalog.pg_attribute a on a.attrelid = p and a.attnum > 0
+        left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+    ) cols
+    cross join lateral (
+        select pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.oid,
+                   (select pg_catalog.string_agg(e.oid || ' ' || e.enumlabel, ',' order by e.enumsortorder)
+                    from pg_catalog.pg_enum e where e.enumtypid = t.oid),
+                   (select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid), ',' order by a.attnum)
+                    from pg_catalog.pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and t.typrelid <> 0),
+                   t.typbasetype, t.typtypmod,
+                   (select pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.castfunc, f.xmin), ',' order by c.oid)
+                    from pg_catalog.pg_cast c left join pg_catalog.pg_proc f on f.oid = c.castfunc
+                    where c.castsource = t.oid and c.casttarget in ('json'::regtype, 'text'::regtype))), ','
+               order by t.oid) as said
+        from relay.types(w.target) m
+        join pg_catalog.pg_type t on t.oid = m
+        where t.oid >= 16384
+    ) types
+$$;
+
+create or replace view relay.watched as
+    select w.id,
+           n.nspname as schema_name,
+           c.relname as table_name,
+           w.id_column,
+           w.board_column,
+           w.lane_column,
+           w.hidden,
+           w.order_by,
+           relay.triggers_enabled(w.id, w.target, 'AO') as triggers_complete,
+           relay.triggers_enabled(w.id, w.target, 'A') as triggers_always,
+           w.problem,
+           w.watched_as,
+           w.shown,
+           w.target::oid as target,
+           -- Whether another table has the name now that it had when it was watched.
+           exists (select from pg_catalog.pg_class o join pg_catalog.pg_namespace p on p.oid = o.relnamespace
+                   where o.oid <> w.target and o.relkind in ('r', 'p')
+                     and array[p.nspname, o.relname]::text[] = pg_catalog.parse_ident(w.watched_as)) as replaced,
+           w.filter,
+           w.board_as,
+           w.lane_as,
+           w.lanes,
+           w.key_columns,
+           w.id_prefix,
+           w.as_text,
+           array(select a.attname from pg_catalog.pg_attribute a
+                 where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden)
+                 order by a.attnum) as columns,
+           -- What clients should sort by: nothing where the order is none that a DBA has declared, so that a board.sync
+           -- is as the guide has it.
+           case when w.order_by <> array['created_at']
+                then array(select o.key from relay.ordering(w.target, w.order_by) o order by o.n) end as ordering
+    from relay.watches w
+    join pg_catalog.pg_class c on c.oid = w.target
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace;
+
+comment on view relay.watched is 'What is watched. triggers_complete false: run relay.watch again.';
+
+-- The watches whose trigger function is not the one that relay.make_journal_function would make now.
+create or replace function relay.altered() returns setof integer
+    language sql
+    stable
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select w.id from relay.watches w
+    where w.problem is null and (
+        select count(*) from pg_catalog.pg_proc f join pg_catalog.pg_roles r on r.oid = f.proowner
+        where f.pronamespace = 'relay'::regnamespace and f.prosecdef
+          and f.proconfig[1] = 'search_path=pg_catalog, pg_temp'
+          and (f.proname, r.rolname, f.prosrc) in (
+              ('journal_' || w.id, 'relay_writer', relay.journal_body(w)),
+              ('entry_' || w.id, 'relay_renderer', relay.entry_body(w)),
+              ('place_' || w.id, 'relay_renderer', relay.place_body(w)))) <> case when relay.has_places(w) then 3 else 2 end
+    union all
+    select l.id from relay.lane_tables l
+    where l.problem is null and (
+        select count(*) from pg_catalog.pg_proc f join pg_catalog.pg_roles r on r.oid = f.proowner
+        where f.pronamespace = 'relay'::regnamespace and f.prosecdef
+          and f.proconfig[1] = 'search_path=pg_catalog, pg_temp'
+          and (f.proname, r.rolname, f.prosrc) in (
+              ('lanes_' || l.id, 'relay_writer', relay.lanes_body(l)),
+              ('lane_' || l.id, 'relay_renderer', relay.lane_body(l)))) <> 2
+$$;
+
+comment on function relay.altered() is 'Which trigger functions are not as they should be.';
+
+-- Makes those functions as they should be, after columns were renamed or retyped, and gives to the powerless roles what
+-- is theirs, after a restore without owners; the daemon calls it. Replacing a function locks no table, and has every
+-- session compile it again, with the columns as they are now. Its owner loses no right and gains none: what it creates
+-- is decided by the triggers alone.
+create or replace function relay.refresh() returns integer
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    w    relay.watches;
+    l    relay.lane_tables;
+    made integer := 0;
+begin
+    perform relay.give('relay.image(record)'::regprocedure, 'relay_renderer');
+    perform relay.give('relay.journal_truncate()'::regprocedure, 'relay_writer');
+    perform relay.give('relay.board(text, boolean)'::regprocedure, 'relay_reader');
+    perform relay.give('relay.lanes_truncate()'::regprocedure, 'relay_writer');
+    perform relay.give('relay.resolve(integer[], text[])'::regprocedure, 'relay_reader');
+    perform relay.give('relay.hold_tables(text)'::regprocedure, 'relay_reader');
+    perform relay.give('relay.widest()'::regprocedure, 'relay_reader');
+    for w in select s.* from relay.watches s where s.id in (select a from relay.altered() a) loop
+        perform relay.make_functions(w);
+        made := made + 1;
+    end loop;
+    for l in select t.* from relay.lane_tables t where t.id in (select a from relay.altered() a) loop
+        perform relay.make_lane_functions(l);
+        made := made + 1;
+    end loop;
+    return made;
+end
+$$;
+
+comment on function relay.refresh() is 'Makes the trigger functions fit the tables as they are now.';

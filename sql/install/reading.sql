@@ -1,0 +1,293 @@
+-- Reading
+
+-- Whether a board's name, as text, is the text of a value of the column: 'abc' is no integer, and '007' is
+-- not how the integer 7 is written. Of a domain, what it is made of is asked, so that its checks are not run; and an
+-- enum is asked for its labels, for its owner can make casts from text and to text.
+create or replace function relay.is_written(board text, typ regtype) returns boolean
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    written text;
+begin
+    if exists (select from pg_catalog.pg_type t where t.oid = typ and t.typtype = 'e') then
+        return exists (select from pg_catalog.pg_enum e where e.enumtypid = typ and e.enumlabel = board);
+    end if;
+    execute pg_catalog.format('select $1::%s::text', pg_catalog.format_type(typ, -1)) into written using board;
+    return written = board;
+exception when data_exception then
+    return false;
+end
+$$;
+
+-- Keeps the tables that a board may have rows in from being truncated or rewritten until the end of the transaction: of
+-- such a table, an older snapshot shows no row. So the statement that reads comes after this one, and takes its
+-- snapshot then. The caller sets how long to wait for each.
+create or replace function relay.hold_tables(board text) returns void
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    held regclass;
+begin
+    for held in
+        select t.target
+        from (
+            select w.id, w.target
+            from relay.watches w
+            left join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = w.board_column
+            where w.problem is null and (a.attname is null or relay.is_written(board, relay.base_type(a.atttypid)))
+            union all
+            select l.id, l.target from relay.lane_tables l where l.problem is null
+        ) t
+        order by t.id
+    loop
+        begin
+            execute pg_catalog.format('lock table %s in access share mode', held);
+        exception when lock_not_available then
+            raise exception '% is locked by %, for more than %', held, relay.holders(held, 'access share'),
+                pg_catalog.current_setting('lock_timeout') using errcode = 'lock_not_available';
+        when insufficient_privilege then
+            raise exception '%: %', held, coalesce('boards are read by role relay_reader: ' || relay.missing_right(held), sqlerrm)
+                using errcode = 'insufficient_privilege';
+        end;
+    end loop;
+end
+$$;
+
+-- What relay_reader lacks to read a table, as what to do about it; null if nothing.
+create or replace function relay.missing_right(target regclass) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when not pg_catalog.has_schema_privilege('relay_reader', c.relnamespace, 'usage') then pg_catalog.format(
+            'have the owner of the schema run: grant usage on schema %s to relay_reader', c.relnamespace::regnamespace)
+        when not pg_catalog.has_table_privilege('relay_reader', c.oid, 'select') then pg_catalog.format(
+            'have %s run: grant select on %s to relay_reader', c.relowner::regrole, c.oid::regclass)
+        when c.relrowsecurity and not pg_catalog.pg_has_role('relay_reader', c.relowner, 'usage')
+             and not (select r.rolbypassrls from pg_catalog.pg_roles r where r.rolname = 'relay_reader') then
+            'row level security is on: have a superuser run: alter role relay_reader bypassrls'
+    end
+    from pg_catalog.pg_class c where c.oid = target
+$$;
+
+-- How the rows of a watch find their lanes, in SQL: a join with their table, whose alias is "lane", given the lane of a row.
+create or replace function relay.lane_join(w relay.watches, lane text) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.format('join only %1$s lane on lane.%2$I::%3$s = %4$s::%3$s and %5$s', l.target, l.id_column, relay.comparable(l.target, l.id_column),
+                             lane, coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'lane.'), 'true'))
+    from relay.lane_tables l where l.target = w.lanes
+$$;
+
+-- The board of the places that rows of watches with lanes have, see relay.placing_body: those that have one, in the snapshot
+-- of the calling statement.
+create or replace function relay.resolve(watches integer[], places text[])
+    returns table (watch integer, place text, board text)
+    language plpgsql
+    stable
+    security definer
+    set row_security = off
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    w relay.watches;
+begin
+    if current_user <> 'relay_reader' then
+        raise exception 'relay.resolve belongs to %, expected relay_reader: run relay sql install', current_user
+            using errcode = 'insufficient_privilege';
+    end if;
+    for w in select * from relay.watches s where s.problem is null and s.lanes is not null and s.id = any (watches) loop
+        return query execute pg_catalog.format(
+            'select $1, p.place, %s from (select p.place, p.place::json ->> 0 as board, p.place::json ->> 1 as lane '
+            'from unnest($2, $3) p (watch, place) where p.watch = $1 offset 0) p %s',
+            (select coalesce(relay.as_text(l.target, l.board_column, 'lane.' || pg_catalog.quote_ident(l.board_column)), 'p.board')
+             from relay.lane_tables l where l.target = w.lanes),
+            relay.lane_join(w, 'p.lane'))
+            using w.id, watches, places;
+    end loop;
+end
+$$;
+
+comment on function relay.resolve(integer[], text[]) is 'The boards of tasks that are found through their lanes.';
+
+-- The lanes of a board in their order, as JSON: the id and the name of each. Null where none are declared for it.
+create or replace function relay.lanes_of(board text) returns text
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    l     relay.lane_tables;
+    its   json;
+    found text;
+begin
+    for l in select * from relay.lane_tables t where t.problem is null and t.target in (select w.lanes from relay.watches w) order by t.id loop
+        continue when l.board_column is not null
+            and not relay.is_written(board, (select relay.base_type(a.atttypid) from pg_catalog.pg_attribute a
+                                                   where a.attrelid = l.target and a.attname = l.board_column));
+        execute pg_catalog.format(
+            'select pg_catalog.json_agg(pg_catalog.json_build_array(%s, %s) order by %slane.%I) from only %s lane where %s and %s',
+            relay.as_text(l.target, l.id_column, 'lane.' || pg_catalog.quote_ident(l.id_column)),
+            relay.as_text(l.target, l.name_column, 'lane.' || pg_catalog.quote_ident(l.name_column)),
+            (select pg_catalog.string_agg(pg_catalog.format('lane.%I%s, ', p.col, p.direction), '' order by o.n)
+             from pg_catalog.unnest(l.order_by) with ordinality o (entry, n)
+             cross join lateral relay.order_parts(o.entry) p),
+            l.id_column, l.target,
+            coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'lane.'), 'true'),
+            coalesce(relay.as_text(l.target, l.board_column, 'lane.' || pg_catalog.quote_ident(l.board_column))
+                     || pg_catalog.format(' = %L collate "C"', board), 'true')) into its;
+        -- Two JSON arrays become one.
+        found := coalesce(pg_catalog.left(found, -1) || ',' || pg_catalog.substr(its::text, 2), found, its::text);
+    end loop;
+    return coalesce(found, case when not exists (select from relay.watches w where w.problem is null and w.lanes is null)
+                                then '[]' end);
+end
+$$;
+
+-- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement; and before them,
+-- without a watch, its lanes, where they are declared. Runs as
+-- relay_reader: so a role that may read boards need not be able to read the tables, and their hidden columns. With
+-- "careful", a row that cannot be shown is "!" and why, and fails nothing else. A table with a problem is not shown.
+create or replace function relay.board(board text, careful boolean default false) returns table (watch integer, task text)
+    language plpgsql
+    stable
+    security definer
+    -- A policy that filters rows would leave boards silently empty; this makes it an error.
+    set row_security = off
+    set search_path = pg_catalog, pg_temp
+    -- The same as where the journal's images are made.
+    set timezone = 'UTC'
+    set datestyle = 'ISO, MDY'
+    set intervalstyle = 'postgres'
+    set extra_float_digits = 1
+    set bytea_output = 'hex'
+    set lc_monetary = 'C'
+    set quote_all_identifiers = off
+    set xmloption = content
+as $$
+declare
+    w        record;
+    columns  text;
+    ordered  text;
+    found    text;
+    row_name text;
+begin
+    if current_user <> 'relay_reader' then
+        raise exception 'relay.board belongs to %, expected relay_reader: run relay sql install', current_user
+            using errcode = 'invalid_object_definition';
+    end if;
+    return query select null::integer, l from relay.lanes_of(board) l where l is not null;
+    for w in
+        select s.*, c.relkind, relay.base_type(a.atttypid)::regtype as board_type, relay.has_places(s) as has_places,
+               coalesce(relay.spelled(s.target, s.said -> 'board_as', s.same, 'row_of_table.'),
+                        relay.as_text(s.target, s.board_column, 'row_of_table.' || pg_catalog.quote_ident(s.board_column))) as board_text,
+               coalesce(relay.spelled(s.target, s.said -> 'lane_as', s.same, 'row_of_table.'),
+                        'row_of_table.' || pg_catalog.quote_ident(s.lane_column)) as lane_text,
+               relay.spelled(s.target, s.said -> 'filter', s.same, 'row_of_table.') as filter_text,
+               case when relay.has_places(s) then relay.place_of(s, 'row_of_table.') end as place,
+               l.target as lanes_target, l.board_column as lanes_board,
+               relay.labelled(s, 'p.at', 'i.image') as labelled
+        from relay.watches s
+        join pg_catalog.pg_class c on c.oid = s.target
+        left join relay.lane_tables l on l.target = s.lanes
+        left join pg_catalog.pg_attribute a on a.attrelid = coalesce(case when l.board_column is not null then l.target end, s.target)
+            and a.attname = coalesce(l.board_column, s.board_column)
+        where s.problem is null
+        order by s.id
+    loop
+        continue when w.board_type is not null and not relay.is_written(board, w.board_type);
+
+        select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', a.attname), ', ' order by a.attnum) into columns
+        from pg_catalog.pg_attribute a
+        where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden);
+
+        select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I%s, ', p.col, p.direction), '' order by o.n) into ordered
+        from pg_catalog.unnest(w.order_by) with ordinality o (entry, n)
+        cross join lateral relay.order_parts(o.entry) p
+        join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = p.col and not a.attisdropped;
+
+        -- The first condition finds the rows by an index; the second is exact where the first is not, as with
+        -- case-insensitive text. The board is a literal, for that is cast by no function of users; the column is cast
+        -- for domains, some of which have no operators. Where an enum's owner has made implicit casts, Postgres finds
+        -- no operator, or theirs.
+        if w.lanes_board is not null then
+            w.board_column := w.lanes_board;
+            w.board_text := relay.as_text(w.lanes_target, w.lanes_board, 'lane.' || pg_catalog.quote_ident(w.lanes_board));
+        end if;
+        found := case when w.board_column is null then pg_catalog.format('%s = %L and ', w.board_text, board)
+            else pg_catalog.format('%1$s.%2$I::%4$s = %3$L::%4$s and ', case when w.lanes_board is null then 'row_of_table' else 'lane' end,
+                                   w.board_column, board, pg_catalog.format_type(w.board_type, -1)) end;
+        if exists (select from pg_catalog.pg_cast c join pg_catalog.pg_type t on t.oid = c.castsource
+                   where t.oid = w.board_type and t.typtype = 'e' and c.castcontext = 'i') then
+            found := '';
+        end if;
+        found := pg_catalog.concat(found, w.filter_text || ' and ', w.board_text, ' = $2 collate "C"');
+        -- An expression may fail at any row.
+        if careful and w.has_places then
+            w.place := pg_catalog.format('relay.place_%s(row_of_table.*)', w.id);
+            w.lane_text := 'p.at[3]';
+            found := pg_catalog.format('p.at[4] is null and %s = $2 collate "C"', case when w.lanes_board is null then 'p.at[2]' else w.board_text end);
+        end if;
+        -- A column that had the row's alias as its name would be taken for the row.
+        row_name := 'row_' || pg_catalog.md5(columns);
+        begin
+            return query execute pg_catalog.format(
+                'select $1, %s from %s %s row_of_table %s %s '
+                'cross join lateral (select (select %s from (select %s) %s) as image) i '
+                'where %s order by %s%s',
+                w.labelled, case when w.relkind = 'r' then 'only' else '' end, w.target,
+                case when w.has_places then pg_catalog.format('cross join lateral (select %s as at offset 0) p', w.place) end,
+                (select relay.lane_join(x, w.lane_text) from relay.watches x where x.id = w.id),
+                pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
+                columns, row_name, found, ordered,
+                (select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', k.name), ', ' order by k.n)
+                 from pg_catalog.unnest(w.key_columns) with ordinality k (name, n)))
+                using w.id, board;
+        exception when others then
+            raise exception '%: %', w.target,
+                coalesce('boards are read by role relay_reader: ' || relay.missing_right(w.target), sqlerrm)
+                using errcode = sqlstate;
+        end;
+    end loop;
+end
+$$;
+
+comment on function relay.board(text, boolean) is 'The tasks of one board as subscribers see them.';
+
+-- A text that the daemon can be sent, which speaks UTF-8: where the database has another encoding, not all of them can.
+create or replace function relay.readable(said text) returns text
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pg_catalog.convert_to(said, 'UTF8');
+    return said;
+exception when untranslatable_character or character_not_in_repertoire then
+    return '!it holds a character that UTF-8 does not have';
+end
+$$;
+
+-- Who may read a board, where the daemon is set to ask (WS_MAY_READ): replace this function as you like. "claims" are
+-- those of the client's token. Where they name boards, the daemon has compared them already. Left alone when it is there.
+do $$
+begin
+    if pg_catalog.to_regprocedure('relay.may_read(jsonb, text)') is null then
+        create function relay.may_read(claims jsonb, board text) returns boolean
+            language sql
+            stable
+            set search_path = pg_catalog, pg_temp
+        as 'select claims ? ''boards''';
+
+        comment on function relay.may_read(jsonb, text) is
+            'Whether who has a token with these claims may read a board. Replace it with a rule of your own.';
+    end if;
+end
+$$;

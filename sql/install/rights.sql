@@ -1,0 +1,48 @@
+-- Rights
+
+do $$
+declare
+    own regclass;
+begin
+    perform relay.revoke_others();
+    -- An event trigger may switch it on for every new table, and then nobody but the owner can read them.
+    for own in
+        select c.oid from pg_catalog.pg_class c
+        where c.relnamespace = 'relay'::regnamespace and c.relkind = 'r' and c.relrowsecurity
+    loop
+        execute pg_catalog.format('alter table %s disable row level security', own);
+    end loop;
+end
+$$;
+
+grant usage on schema relay to relay_writer, relay_reader, relay_renderer;
+
+-- What the trigger functions need: to insert, to read the control, and their helpers.
+grant insert on relay.journal to relay_writer;
+grant select on sequence relay.control to relay_writer;
+grant execute on function relay.journal_sync(integer, text), relay.notify(), relay.polled_for(), relay.pauses(),
+    relay.paused() to relay_writer;
+
+-- What makes JSON of a row calls others that do.
+-- It also asks whether the journal is full, which whoever may call it can only have paused when it is.
+grant execute on function relay.entry(text, text, record, text, text, record), relay.image(record), relay.pause_if_full()
+    to relay_renderer;
+
+-- What the functions that read boards need.
+grant select on relay.watches, relay.lane_tables to relay_reader;
+grant execute on function
+    relay.parts(regclass), relay.types(regclass), relay.has_user_types(regclass), relay.base_type(oid),
+    relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text), relay.outgrown(regclass, jsonb, boolean),
+    relay.said(bytea), relay.column_named(regclass, jsonb, boolean), relay.comparable(regclass, name), relay.lane_join(relay.watches, text),
+    relay.lanes_of(text), relay.id_of(relay.watches, text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text),
+    relay.as_text(regclass, name, text), relay.order_parts(text), relay.is_written(text, regtype), relay.image(record),
+    relay.holders(regclass, text), relay.missing_right(regclass)
+    to relay_reader;
+
+-- Watches that are there, as after a restore, get trigger functions that fit them.
+do $$
+begin
+    perform relay.refresh();
+    perform relay.remove_orphans();
+end
+$$;

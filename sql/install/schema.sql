@@ -1,0 +1,132 @@
+-- Roles and schema
+
+-- Refuses what somebody else made under our names: it would run with our rights.
+do $$
+declare
+    me      constant text := current_user;
+    name    text;
+    foreign_object text;
+begin
+    foreach name in array array['relay_writer', 'relay_reader', 'relay_renderer'] loop
+        if not exists (select from pg_catalog.pg_roles r where r.rolname = name) then
+            if not exists (select from pg_catalog.pg_roles r
+                           where r.rolname = me and (r.rolsuper or r.rolcreaterole)) then
+                raise exception 'role % is missing, and % may not create it: have a role that may run: %; '
+                    'grant relay_writer, relay_reader, relay_renderer to %; then run this again', name, me,
+                    (select pg_catalog.string_agg('create role ' || n, '; ')
+                     from pg_catalog.unnest(array['relay_writer', 'relay_reader', 'relay_renderer']) n
+                     where not exists (select from pg_catalog.pg_roles r where r.rolname = n)),
+                    pg_catalog.quote_ident(me) using errcode = 'insufficient_privilege';
+            end if;
+            execute pg_catalog.format('create role %I nologin', name);
+        end if;
+        if exists (select from pg_catalog.pg_roles r where r.rolname = name
+                   and (r.rolcanlogin or r.rolsuper or r.rolcreaterole or r.rolcreatedb or r.rolreplication)) then
+            raise exception 'role % exists with more rights than the relay may have: expected no login and no '
+                'attributes: alter role % nologin nosuperuser nocreaterole nocreatedb noreplication', name, name
+                using errcode = 'duplicate_object';
+        end if;
+        select r.rolname into foreign_object
+        from pg_catalog.pg_auth_members m
+        join pg_catalog.pg_roles r on r.oid = m.member
+        where m.roleid = (select o.oid from pg_catalog.pg_roles o where o.rolname = name)
+          and r.rolname <> me and not r.rolsuper and not r.rolcreaterole limit 1;
+        if foreign_object is not null then
+            raise exception 'role % has the member %, which could act as it: revoke % from %', name, foreign_object,
+                name, pg_catalog.quote_ident(foreign_object) using errcode = 'duplicate_object';
+        end if;
+        select r.rolname into foreign_object
+        from pg_catalog.pg_auth_members m
+        join pg_catalog.pg_roles r on r.oid = m.roleid
+        where m.member = (select o.oid from pg_catalog.pg_roles o where o.rolname = name) limit 1;
+        if foreign_object is not null then
+            raise exception 'role % is a member of %, whose rights it must not have: revoke % from %', name,
+                foreign_object, pg_catalog.quote_ident(foreign_object), name using errcode = 'duplicate_object';
+        end if;
+        if name <> 'relay_reader' then
+            select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) into foreign_object
+            from pg_catalog.pg_shdepend d
+            left join pg_catalog.pg_class c on d.classid = 'pg_catalog.pg_class'::regclass and c.oid = d.objid
+            left join pg_catalog.pg_proc p on d.classid = 'pg_catalog.pg_proc'::regclass and p.oid = d.objid
+            where d.refclassid = 'pg_catalog.pg_authid'::regclass
+              and d.refobjid = (select o.oid from pg_catalog.pg_roles o where o.rolname = name)
+              and d.dbid = (select b.oid from pg_catalog.pg_database b where b.datname = pg_catalog.current_database())
+              and coalesce(c.relnamespace, p.pronamespace, d.objid)
+                  is distinct from coalesce(pg_catalog.to_regnamespace('relay')::oid, 0) limit 1;
+            if foreign_object is not null then
+                raise exception 'role % owns or has a right on %, but users'' code could run as it: expected nothing: '
+                    'drop owned by %', name, foreign_object, name using errcode = 'duplicate_object';
+            end if;
+        end if;
+        -- To give it functions, one must be able to act as it.
+        if not pg_catalog.pg_has_role(me, name, 'usage') then
+            begin
+                execute pg_catalog.format('grant %I to %I', name, me);
+            exception when insufficient_privilege then
+                raise exception '% is no member of role %: have a role that may run: grant relay_writer, relay_reader, '
+                    'relay_renderer to %', me, name, pg_catalog.quote_ident(me) using errcode = 'insufficient_privilege';
+            end;
+        end if;
+    end loop;
+
+    select r.rolname into foreign_object
+    from pg_catalog.pg_namespace n join pg_catalog.pg_roles r on r.oid = n.nspowner
+    where n.nspname = 'relay' and r.rolname <> me;
+    if foreign_object is not null then
+        raise exception 'schema relay belongs to %, expected %: if % installed the relay, run this as that role '
+            '(set role %); otherwise have the schema renamed or dropped', foreign_object, me, foreign_object,
+            pg_catalog.quote_ident(foreign_object) using errcode = 'duplicate_schema';
+    end if;
+    select o.kind || ' ' || o.name || ' belongs to ' || r.rolname into foreign_object
+    from (
+        select 'relation' as kind, 'relay.' || c.relname as name, c.relowner as owner
+        from pg_catalog.pg_class c where c.relnamespace = pg_catalog.to_regnamespace('relay') and c.relkind <> 'i'
+        union all
+        select 'function', p.oid::regprocedure::text, p.proowner
+        from pg_catalog.pg_proc p where p.pronamespace = pg_catalog.to_regnamespace('relay')
+        union all
+        select 'type', 'relay.' || t.typname, t.typowner
+        from pg_catalog.pg_type t where t.typnamespace = pg_catalog.to_regnamespace('relay')
+        union all
+        select 'operator', o.oid::regoperator::text, o.oprowner
+        from pg_catalog.pg_operator o where o.oprnamespace = pg_catalog.to_regnamespace('relay')
+        union all
+        -- One that stands on a table of ours, but calls a function that is not.
+        select 'the function of trigger ' || t.tgname || ' on', t.tgrelid::regclass::text, p.proowner
+        from pg_catalog.pg_trigger t
+        join pg_catalog.pg_class c on c.oid = t.tgrelid and c.relnamespace = pg_catalog.to_regnamespace('relay')
+        join pg_catalog.pg_proc p on p.oid = t.tgfoid
+    ) o join pg_catalog.pg_roles r on r.oid = o.owner
+    where r.rolname not in (me, 'relay_writer', 'relay_reader', 'relay_renderer') limit 1;
+    if foreign_object is not null then
+        raise exception '%, expected %: an object that is not the relay''s stands in its schema: drop it or move it '
+            'elsewhere', foreign_object, me using errcode = 'duplicate_object';
+    end if;
+    if exists (
+        select from (values ('journal', 'r', 'xid lsn watch op entry reason'),
+                            ('horizon', 'r', 'place seen swept pauses ceiling emptied'),
+                            ('ticks', 'r', 'place at seen entries bytes'),
+                            ('epochs', 'r', 'run key place started'),
+                            ('entries', 'v', null), ('settings', 'v', null), ('watches', 'v', null), ('watched', 'v', null)) e (name, kind, columns)
+        join pg_catalog.pg_class c on c.relname = e.name and c.relnamespace = pg_catalog.to_regnamespace('relay')
+        where c.relkind <> e.kind::"char" or c.relkind = 'r' and c.relpersistence <> 'u'
+           or e.columns <> (select pg_catalog.string_agg(a.attname, ' ' order by a.attnum) from pg_catalog.pg_attribute a
+                            where a.attrelid = c.oid and a.attnum > 0))
+    then
+        raise exception 'schema relay holds tables of another edition, or somebody else''s: run uninstall.sql first '
+            '(relay sql uninstall), then install and watch your tables again' using errcode = 'duplicate_table';
+    end if;
+end
+$$;
+
+create schema if not exists relay;
+
+comment on schema relay is 'The change feed of the watched tables. Removed by uninstall.sql.';
+
+create or replace function relay.version() returns text
+    language sql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$ select '0.1.0'::text $$;
+
+comment on function relay.version() is 'Which version of the relay is installed here.';

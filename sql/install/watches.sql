@@ -1,0 +1,271 @@
+-- The watches
+
+-- Every table that carries triggers of a watch: the table itself and its partitions, at any depth.
+create or replace function relay.parts(target regclass) returns setof regclass
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    -- pg_partition_tree knows nothing of a table that is neither partitioned nor a partition.
+    select target
+    union
+    select t.relid from pg_catalog.pg_partition_tree(target) t
+$$;
+
+-- The type's own name, or of what a domain is made of.
+create or replace function relay.base_type(typ oid) returns oid
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    with recursive base (oid, typbasetype) as (
+        select t.oid, t.typbasetype from pg_catalog.pg_type t where t.oid = typ
+        union all
+        select t.oid, t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.typbasetype
+    )
+    select b.oid from base b where b.typbasetype = 0
+$$;
+
+-- Every type that a row of a table is made of: of its columns, of their elements, attributes, bases and bounds.
+create or replace function relay.types(target regclass) returns setof regtype
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    with recursive made_of (oid) as (
+        select a.atttypid
+        from relay.parts(target) p
+        join pg_catalog.pg_attribute a on a.attrelid = p and a.attnum > 0 and not a.attisdropped
+        union
+        select inner_type.oid
+        from made_of m
+        join pg_catalog.pg_type t on t.oid = m.oid
+        cross join lateral (
+            select t.typbasetype
+            union all
+            select t.typelem
+            union all
+            select a.atttypid from pg_catalog.pg_attribute a
+            where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+            union all
+            select r.rngsubtype from pg_catalog.pg_range r where t.oid in (r.rngtypid, r.rngmultitypid)
+        ) inner_type (oid)
+        where inner_type.oid <> 0
+    )
+    select oid::regtype from made_of
+$$;
+
+-- Whether no code of users runs where a value of a type is compared, or cast by what Postgres has: a type of Postgres's
+-- own, a domain made of one, or an enum to and from which nobody has made implicit casts.
+create or replace function relay.is_plain(typ oid) returns boolean
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select t.typnamespace = 'pg_catalog'::regnamespace
+        or t.typtype = 'e' and not exists (select from pg_catalog.pg_cast c
+                                           where t.oid in (c.castsource, c.casttarget) and c.castcontext = 'i')
+    from pg_catalog.pg_type t where t.oid = relay.base_type(typ)
+$$;
+
+-- An expression of a row as a watch keeps it, see relay.expression: with its columns as they are called now, each behind
+-- a prefix such as "before.".
+create or replace function relay.spelled(target regclass, expression jsonb, same boolean, prefix text default '')
+    returns text
+    language sql
+    stable
+    strict
+    set search_path = pg_catalog, pg_temp
+as $$
+    with recursive spelled (n, form) as (
+        select 0, expression ->> 'form' collate "C"
+        union all
+        select s.n + 1, pg_catalog.replace(s.form, pg_catalog.format('"%s:%s"', expression ->> 'mark', s.n),
+                   prefix || pg_catalog.quote_ident(coalesce(a.attname, u.used ->> 1))) collate "C"
+        from spelled s
+        cross join lateral (select expression -> 'uses' -> s.n as used) u
+        left join pg_catalog.pg_attribute a on a.attrelid = target and a.attnum > 0 and not a.attisdropped
+            and case when same then a.attnum = (u.used ->> 0)::integer else a.attname = u.used ->> 1 end
+        where s.n < pg_catalog.jsonb_array_length(expression -> 'uses')
+    )
+    select s.form collate "default" from spelled s order by s.n desc limit 1
+$$;
+
+-- Why an expression can be evaluated no longer, if so: it was checked with the columns as they were.
+create or replace function relay.outgrown(target regclass, expression jsonb, same boolean) returns text
+    language sql
+    stable
+    strict
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when a.attname is null then pg_catalog.format('has no column %s any more', u.used ->> 1)
+           else pg_catalog.format('has %s as %s now, in place of %s', a.attname,
+                                  pg_catalog.format_type(a.atttypid, null), u.used ->> 2) end
+    from pg_catalog.jsonb_array_elements(expression -> 'uses') u (used)
+    left join pg_catalog.pg_attribute a on a.attrelid = target and a.attnum > 0 and not a.attisdropped
+        and case when same then a.attnum = (u.used ->> 0)::integer else a.attname = u.used ->> 1 end
+    where a.attname is null or a.attgenerated = 'v' or not relay.is_plain(a.atttypid)
+       or pg_catalog.format_type(a.atttypid, null) <> u.used ->> 2
+    limit 1
+$$;
+
+-- What the second argument of a trigger says: what is watched, and how.
+create or replace function relay.said(args bytea) returns jsonb
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.convert_from(pg_catalog.substring(args, z.n + 1, pg_catalog.length(args) - z.n - 1),
+                                   pg_catalog.getdatabaseencoding())::jsonb
+    from (select position(pg_catalog.decode('00', 'hex') in args) as n) z
+$$;
+
+-- A column as a trigger's argument knows it: by its number, or by its name after a restore.
+create or replace function relay.column_named(target regclass, said jsonb, same boolean) returns name
+    language sql
+    stable
+    strict
+    set search_path = pg_catalog, pg_temp
+as $$
+    select a.attname from pg_catalog.pg_attribute a
+    where a.attrelid = target and a.attnum > 0 and not a.attisdropped
+      and case when same then a.attnum = (said ->> 0)::integer else a.attname = said ->> 1 end
+$$;
+
+-- What the values of a column are compared as, where rows are found by those of another table; null if they cannot be.
+create or replace function relay.comparable(target regclass, col name) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case t.typname when 'uuid' then 'uuid' when 'text' then 'text' when 'varchar' then 'text'
+           when 'int2' then 'bigint' when 'int4' then 'bigint' when 'int8' then 'bigint' end
+    from pg_catalog.pg_attribute a
+    join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid) and t.typnamespace = 'pg_catalog'::regnamespace
+    where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
+$$;
+
+-- The tables whose rows are lanes, as it is written in their triggers.
+create or replace view relay.lane_tables as
+select (d.said ->> 'lane_table')::integer as id,
+       t.tgrelid::regclass as target,
+       relay.column_named(t.tgrelid, d.said -> 'id', d.same) as id_column,
+       relay.column_named(t.tgrelid, d.said -> 'board', d.same) as board_column,
+       relay.column_named(t.tgrelid, d.said -> 'title', d.same) as name_column,
+       array(select o from pg_catalog.jsonb_array_elements_text(d.said -> 'order_by') with ordinality e (o, n) order by n) as order_by,
+       relay.spelled(t.tgrelid, d.said -> 'filter', d.same) as filter,
+       coalesce((select pg_catalog.format('has no column %s any more, its lanes'' %s', d.said -> e.key ->> 1, e.role)
+                 from (values ('id', 'id'), ('board', 'board'), ('title', 'name')) e (key, role)
+                 where d.said ? e.key and relay.column_named(t.tgrelid, d.said -> e.key, d.same) is null limit 1),
+                relay.outgrown(t.tgrelid, d.said -> 'filter', d.same) || ', which its filter is made of') as problem,
+       (select pg_catalog.count(*) from pg_catalog.pg_trigger o
+        join pg_catalog.pg_proc g on g.oid = o.tgfoid and g.pronamespace = 'relay'::regnamespace
+        where o.tgrelid = t.tgrelid and o.tgenabled in ('O', 'A') and o.tgattr::text = '' and o.tgqual is null
+          and (o.tgname, o.tgtype, g.proname) in (('relay_lanes', 29, 'lanes_' || (d.said ->> 'lane_table')),
+                                                  ('relay_lanes_truncate', 32, 'lanes_truncate'))) = 2 as triggers_complete,
+       d.said,
+       d.same
+from pg_catalog.pg_trigger t
+join pg_catalog.pg_proc f on f.oid = t.tgfoid
+    and f.pronamespace = 'relay'::regnamespace and f.proname = 'lanes_truncate'
+cross join lateral (select a.said, (a.said ->> 'oid')::oid = t.tgrelid as same from (select relay.said(t.tgargs)) a (said)) d
+where t.tgnargs = 2;
+
+comment on view relay.lane_tables is 'The tables whose rows are lanes, as it is written in their triggers.';
+
+-- What is watched is written on the table itself, as arguments of its trigger on TRUNCATE: so it is renamed, dumped,
+-- restored and dropped with the table. A column is known by its number, which survives a rename, and by its name, which
+-- survives a restore: there the table has another oid, and numbers mean nothing.
+create or replace view relay.watches as
+select (d.said ->> 'watch')::integer as id,
+       t.tgrelid::regclass as target,
+       col.id_column,
+       col.board_column,
+       col.lane_column,
+       -- Whatever has the number or the name of a hidden column is hidden; or, where it was said which are shown, whatever
+       -- has not the number of one of those, nor, after a restore, the name; and virtual columns, which triggers do not see.
+       array(select a.attname from pg_catalog.pg_attribute a
+             where a.attrelid = t.tgrelid and a.attnum > 0 and not a.attisdropped
+               and (a.attgenerated = 'v'
+                    or exists (
+                        select from pg_catalog.jsonb_array_elements(d.said -> 'hidden') h
+                        where h ->> 1 = a.attname or (d.same and (h ->> 0)::integer = a.attnum))
+                    or (d.said ? 'shown' and not exists (
+                        select from pg_catalog.jsonb_array_elements(d.said -> 'shown') h
+                        where case when d.same then (h ->> 0)::integer = a.attnum else h ->> 1 = a.attname end)))
+             order by a.attnum) as hidden,
+       array(select o from pg_catalog.jsonb_array_elements_text(d.said -> 'order_by') with ordinality e (o, n)
+             order by n) as order_by,
+       case
+           when pg_catalog.array_position(key.columns, null) is not null
+           then 'has no column ' || (key.said -> (pg_catalog.array_position(key.columns, null) - 1) ->> 1) || ' any more, its id'
+           when d.said ? 'board' and col.board_column is null
+           then 'has no column ' || (d.said -> 'board' ->> 1) || ' any more, its board'
+           when d.said ? 'lane' and col.lane_column is null
+           then 'has no column ' || (d.said -> 'lane' ->> 1) || ' any more, its lane'
+           when outgrown.why is not null then outgrown.why
+           when d.said ? 'lanes' and lanes.target is null
+           then pg_catalog.format('has its lanes in %s, which relay.lanes has not declared', d.said -> 'lanes' ->> 1)
+           when lanes.problem is not null then pg_catalog.format('has its lanes in %s, which %s', lanes.target, lanes.problem)
+           when d.said ? 'lanes' and relay.comparable(lanes.target, lanes.id_column)
+               is distinct from case when d.said ? 'lane' then relay.comparable(t.tgrelid, col.lane_column) else 'text' end
+           then pg_catalog.format('has lanes of another type than those in %s', lanes.target)
+           when d.said ? 'lanes' and lanes.board_column is null and not d.said ?| array['board', 'board_as']
+           then pg_catalog.format('has no board, and %s has none any more', lanes.target)
+           -- After a restore, a hidden column may be there under another name.
+           when not d.same and exists (
+               select from pg_catalog.jsonb_array_elements(d.said -> 'hidden') h
+               where not exists (select from pg_catalog.pg_attribute a
+                                 where a.attrelid = t.tgrelid and a.attname = h ->> 1 and not a.attisdropped))
+           then 'was restored, and a column that it hides is not there'
+       end as problem,
+       d.said ->> 'name' as watched_as,
+       -- The columns that are not hidden, where it was said which are shown; else null.
+       case when d.said ? 'shown' then array(
+           select a.attname from pg_catalog.pg_attribute a
+           where a.attrelid = t.tgrelid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v' and exists (
+               select from pg_catalog.jsonb_array_elements(d.said -> 'shown') h
+               where case when d.same then (h ->> 0)::integer = a.attnum else h ->> 1 = a.attname end)
+           order by a.attnum) end as shown,
+       relay.spelled(t.tgrelid, d.said -> 'filter', d.same) as filter,
+       relay.spelled(t.tgrelid, d.said -> 'board_as', d.same) as board_as,
+       relay.spelled(t.tgrelid, d.said -> 'lane_as', d.same) as lane_as,
+       lanes.target as lanes,
+       -- The id's column, or those that it is joined of.
+       key.columns as key_columns,
+       d.said ->> 'prefix' as id_prefix,
+       d.said ? 'as_text' as as_text,
+       d.said,
+       d.same
+from pg_catalog.pg_trigger t
+join pg_catalog.pg_proc f on f.oid = t.tgfoid
+    and f.pronamespace = 'relay'::regnamespace and f.proname = 'journal_truncate'
+cross join lateral (select a.said, (a.said ->> 'oid')::oid = t.tgrelid as same from (select relay.said(t.tgargs)) a (said)) d
+cross join lateral (
+    select max(a.attname) filter (where a.role = 'id') as id_column,
+           max(a.attname) filter (where a.role = 'board') as board_column,
+           max(a.attname) filter (where a.role = 'lane') as lane_column
+    from (select r.role, a.attname::text
+          from (values ('id'), ('board'), ('lane')) r (role)
+          join pg_catalog.pg_attribute a on a.attrelid = t.tgrelid and a.attnum > 0 and not a.attisdropped
+              and case when d.same then a.attnum = (d.said -> r.role ->> 0)::integer
+                       else a.attname = d.said -> r.role ->> 1 end) a
+) col
+cross join lateral (
+    select k.said, array(select relay.column_named(t.tgrelid, e.value, d.same)
+                         from pg_catalog.jsonb_array_elements(k.said) with ordinality e (value, n) order by e.n)::text[] as columns
+    from (select coalesce(d.said -> 'key', pg_catalog.jsonb_build_array(d.said -> 'id'))) k (said)
+) key
+cross join lateral (
+    select max(pg_catalog.format('%s, which its %s is made of', why, e.role)) as why
+    from (values ('filter', 'filter'), ('board_as', 'board'), ('lane_as', 'lane')) e (key, role)
+    cross join lateral relay.outgrown(t.tgrelid, d.said -> e.key, d.same) why
+    where why is not null
+) outgrown
+left join relay.lane_tables lanes on d.said ? 'lanes'
+    and case when d.same then lanes.target = (d.said -> 'lanes' ->> 0)::oid
+             else lanes.target = pg_catalog.to_regclass(d.said -> 'lanes' ->> 1) end
+-- The triggers on partitions say no more than the watch's id.
+where t.tgnargs = 2;
+
+comment on view relay.watches is 'What is watched, as it is written in the triggers.';

@@ -1,0 +1,682 @@
+-- Watching
+
+-- One "column [asc|desc] [nulls first|last]" of order_by in its parts, or no row if it is not of that form. The column
+-- is named as it is, in quotes or not.
+create or replace function relay.order_parts(entry text, out col text, out direction text)
+    returns setof record
+    language sql
+    immutable
+    set search_path = pg_catalog, pg_temp
+    set standard_conforming_strings = on
+as $$
+    select case when m[1] ~ '^".+"$' then pg_catalog.replace(pg_catalog.substr(m[1], 2, pg_catalog.length(m[1]) - 2), '""', '"')
+                else m[1] end,
+           coalesce(m[2], '') || coalesce(m[3], '')
+    from pg_catalog.regexp_match(
+        entry, E'^\\s*(.+?)(\\s+(?:asc|desc))?(\\s+nulls\\s+(?:first|last))?\\s*$', 'i') m
+    where m is not null
+$$;
+
+-- An expression of a row as a watch keeps it: its *form*, in which the columns that it *uses* stand as a *mark* and
+-- their place in the list of them. So it survives that columns are renamed. Refuses, in one sentence, all but an immutable
+-- expression made of what Postgres has: then no code of users runs, in whatever role it is evaluated.
+--
+-- Postgres itself parses it and prints what it has understood: as the generated column of a temporary table, which is
+-- never committed.
+create or replace function relay.expression(target regclass, role text, typ text, given text) returns jsonb
+    language plpgsql
+    strict
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    mark    constant text := 'relay_' || pg_catalog.md5(given);
+    scratch regclass;
+    used    record;
+    form    text;
+    uses    jsonb := '[]';
+    problem text;
+begin
+    if given ~ E'\\\\' then
+        raise exception '% has a backslash, whose meaning depends on settings: expected an expression without one',
+            role using errcode = 'invalid_parameter_value';
+    end if;
+    begin
+        execute pg_catalog.format('create temporary table pg_temp.%I (like %s)', mark, target);
+        execute pg_catalog.format('alter table pg_temp.%1$I add column %1$I %2$s generated always as (%3$s' || E'\n) stored',
+                                  mark, typ, case typ when 'text' then pg_catalog.format(E'(%s\n)::text', given) else given end);
+        scratch := pg_catalog.format('pg_temp.%I', mark)::regclass;
+        for used in
+            select d.refclassid, d.refobjid, d.refobjsubid, o.type, o.identity, a.attnum, a.attname, a.attgenerated,
+                   a.atttypid, pg_catalog.format_type(a.atttypid, null) as typ, t.typnamespace,
+                   coalesce(o.schema, '') = 'pg_catalog'
+                       or exists (select from pg_catalog.pg_type e
+                                  where d.refclassid = 'pg_catalog.pg_type'::regclass and e.oid = d.refobjid
+                                    and e.typtype = 'e' and relay.is_plain(e.oid)) as is_plain
+            from pg_catalog.pg_depend d
+            cross join lateral pg_catalog.pg_identify_object(d.refclassid, d.refobjid, d.refobjsubid) o
+            left join pg_catalog.pg_attribute c
+                on d.refclassid = 'pg_catalog.pg_class'::regclass and c.attrelid = scratch
+                and c.attrelid = d.refobjid and c.attnum = d.refobjsubid and c.attname <> mark
+            left join pg_catalog.pg_attribute a on a.attrelid = target and a.attname = c.attname and not a.attisdropped
+            left join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+            -- Older servers say of the column what younger ones say of its default.
+            where (d.classid, d.objid, d.objsubid) in (
+                select 'pg_catalog.pg_class'::regclass::oid, scratch::oid, g.attnum::integer
+                from pg_catalog.pg_attribute g where g.attrelid = scratch and g.attname = mark
+                union all
+                select 'pg_catalog.pg_attrdef'::regclass::oid, e.oid, 0
+                from pg_catalog.pg_attrdef e where e.adrelid = scratch)
+              and (d.refobjid <> scratch or d.refobjsubid <> (
+                  select g.attnum from pg_catalog.pg_attribute g where g.attrelid = scratch and g.attname = mark))
+            order by a.attnum
+        loop
+            if used.attnum is null and used.is_plain then
+                continue;
+            elsif used.attnum is null or used.attnum < 0 then
+                raise exception using errcode = 'RL001', message = pg_catalog.format(
+                    'it uses %s %s: expected nothing but columns of the table, and functions, operators and types of pg_catalog',
+                    used.type, used.identity);
+            elsif not relay.is_plain(used.atttypid) or used.attgenerated = 'v' then
+                raise exception using errcode = 'RL001', message = pg_catalog.format(
+                    'it names column %I of type %s: expected columns of types of Postgres''s own, or enums without implicit '
+                    'casts, and none that is generated as virtual', used.attname, used.typ);
+            elsif not pg_catalog.has_schema_privilege('relay_renderer', used.typnamespace, 'usage') then
+                raise exception using errcode = 'RL001', message = pg_catalog.format(
+                    'it names column %I, whose type is in schema %s: expected a schema that everybody may use',
+                    used.attname, used.typnamespace::regnamespace);
+            end if;
+            execute pg_catalog.format('alter table pg_temp.%I rename column %I to %I', mark, used.attname,
+                                      pg_catalog.format('%s:%s', mark, pg_catalog.jsonb_array_length(uses)));
+            uses := uses || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_array(used.attnum, used.attname, used.typ));
+        end loop;
+        select pg_catalog.pg_get_expr(e.adbin, e.adrelid) into form
+        from pg_catalog.pg_attrdef e where e.adrelid = scratch;
+        raise exception using errcode = 'RL002';
+    exception
+        when sqlstate 'RL002' then null;
+        when insufficient_privilege then raise;
+        when others then
+            problem := case sqlerrm when 'generation expression is not immutable'
+                       then 'it is not immutable, for its value may change while the row does not' else sqlerrm end;
+    end;
+    if problem is null and form ~ E'\\\\' then
+        problem := 'a backslash comes of it';
+    end if;
+    if problem is not null then
+        raise exception '% of % cannot be %: %', role, target,
+            pg_catalog.quote_literal(pg_catalog.regexp_replace(given, E'\\s+', ' ', 'g')), problem
+            using errcode = 'invalid_parameter_value';
+    end if;
+    return pg_catalog.jsonb_build_object('form', form, 'mark', mark, 'uses', uses);
+end
+$$;
+
+-- What order_by says, for those who sort by it: of each column whether it descends, whether nulls come first, and of an enum
+-- the labels in their order. No row for one whose values clients cannot compare as the server does.
+create or replace function relay.ordering(target regclass, order_by text[], out n bigint, out key jsonb) returns setof record
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select o.n, pg_catalog.jsonb_build_object(
+               'column', p.col, 'descending', p.direction ~* 'desc',
+               'nulls_first', p.direction ~* 'first' or p.direction ~* 'desc' and p.direction !~* 'last',
+               'values', (select pg_catalog.jsonb_agg(e.enumlabel order by e.enumsortorder)
+                          from pg_catalog.pg_enum e where e.enumtypid = t.oid))
+    from pg_catalog.unnest(order_by) with ordinality o (entry, n)
+    cross join lateral relay.order_parts(o.entry) p
+    join pg_catalog.pg_attribute a on a.attrelid = target and a.attname = p.col and a.attnum > 0 and not a.attisdropped
+    join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+    where t.typcategory in ('S', 'E')
+       or t.typname in ('bool', 'uuid', 'int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'date', 'time', 'timestamp', 'timestamptz')
+$$;
+
+-- Refuses, in one sentence, a table that cannot be fed exactly.
+create or replace function relay.check_watch(
+    target regclass, key_columns name[], board_column name, lane_column name, hidden name[], order_by text[]
+) returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    kind     "char";
+    storage  "char";
+    child    boolean;
+    id_column constant name := case when pg_catalog.cardinality(key_columns) = 1 then key_columns[1] end;
+    found    text;
+    col      name;
+    role     text;
+    entry    text;
+begin
+    select c.relkind, c.relpersistence, c.relispartition into kind, storage, child
+    from pg_catalog.pg_class c where c.oid = target;
+    if kind is null or kind not in ('r', 'p') or storage = 't' then
+        raise exception 'relay.watch: % is not a permanent table: only ordinary and partitioned tables can be watched', target
+            using errcode = 'wrong_object_type';
+    end if;
+    if child then
+        raise exception 'relay.watch: % is a partition: watch the partitioned table that it belongs to', target
+            using errcode = 'wrong_object_type';
+    end if;
+
+    for role, col in
+        select case when id_column is null then 'key_columns' else 'id_column' end, k from pg_catalog.unnest(key_columns) k
+        union all
+        select 'board_column', board_column
+        union all
+        select 'lane_column', lane_column
+    loop
+        continue when col is null;  -- an expression says it
+        select pg_catalog.format_type(a.atttypid, a.atttypmod) into found
+        from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+        where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
+          and (t.typcategory = 'S' or t.typname in ('uuid', 'int2', 'int4', 'int8')
+               or (role in ('board_column', 'lane_column') and t.typcategory = 'E'));
+        if found is null then
+            select pg_catalog.format_type(a.atttypid, a.atttypmod) into found
+            from pg_catalog.pg_attribute a
+            where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped;
+            if found is null then
+                raise exception 'relay.watch: % has no column %: name its own with % => ''...''',
+                    target, pg_catalog.quote_literal(col), role using errcode = 'undefined_column';
+            end if;
+            raise exception 'relay.watch: column % of % is of type %: as % it must be text, uuid or integer%',
+                pg_catalog.quote_ident(col), target, found, role,
+                case when role in ('board_column', 'lane_column') then ', or an enum' else '' end using errcode = 'datatype_mismatch';
+        end if;
+    end loop;
+    if id_column = board_column or id_column = lane_column or board_column = lane_column then
+        raise exception 'relay.watch: id_column, board_column and lane_column of % must be three columns, found %, % and %',
+            target, id_column, board_column, lane_column using errcode = 'invalid_parameter_value';
+    end if;
+
+    -- Messages name a row by its id alone, so the id alone must be a key.
+    if not exists (
+        select from pg_catalog.pg_index i
+        where i.indrelid = target and i.indisunique and i.indisvalid and i.indpred is null
+          and i.indnkeyatts = pg_catalog.cardinality(key_columns)
+          and pg_catalog.cardinality(key_columns) = (
+              select count(distinct a.attname) from pg_catalog.pg_attribute a
+              where a.attrelid = target and a.attname = any (key_columns) and a.attnotnull
+                and a.attnum = any (i.indkey::smallint[]))
+          -- Rows that share a key until the end of a transaction could not be distinguished.
+          and i.indimmediate
+    ) then
+        select pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' order by k.n) into found
+        from pg_catalog.pg_index i
+        cross join lateral pg_catalog.unnest(i.indkey::smallint[]) with ordinality k (attnum, n)
+        join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+        where i.indrelid = target and i.indisprimary;
+        raise exception 'relay.watch: column % of % is not a key by itself (primary key: %): '
+            'it needs a primary key or unique index of its own, not deferrable, and not null; '
+            'or name another with id_column => ''...'', or all of them with key_columns => ''{...}''',
+            (select pg_catalog.string_agg(pg_catalog.quote_ident(k), ', ') from pg_catalog.unnest(key_columns) k), target, coalesce('(' || found || ')', 'none')
+            using errcode = 'invalid_table_definition';
+    end if;
+
+    foreach col in array hidden loop
+        if not exists (select from pg_catalog.pg_attribute a
+                       where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped) then
+            raise exception 'relay.watch: % has no column % to hide', target, pg_catalog.quote_literal(col)
+                using errcode = 'undefined_column';
+        end if;
+        -- Trigger functions hide a value by setting it to null.
+        if (with recursive base (oid) as (
+                select a.atttypid from pg_catalog.pg_attribute a where a.attrelid = target and a.attname = col
+                union all
+                select t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.oid where t.typbasetype <> 0)
+            select pg_catalog.bool_or(t.typnotnull) from base b join pg_catalog.pg_type t on t.oid = b.oid) then
+            raise exception 'relay.watch: column % of % cannot be hidden, for its type is a domain that allows no null: '
+                'give it the type that the domain is made of, and a not null constraint',
+                pg_catalog.quote_ident(col), target using errcode = 'datatype_mismatch';
+        end if;
+        if col = any (key_columns) or col in (board_column, lane_column) then
+            raise exception 'relay.watch: column % of % cannot be hidden: messages need the id, the board and the lane',
+                pg_catalog.quote_ident(col), target using errcode = 'invalid_parameter_value';
+        end if;
+    end loop;
+    foreach entry in array order_by loop
+        if not exists (select from relay.order_parts(entry) p
+                       join pg_catalog.pg_attribute a on a.attname = p.col
+                       where a.attrelid = target and a.attnum > 0 and not a.attisdropped) then
+            raise exception 'relay.watch: order_by has %: expected a column of %, then optionally asc or desc, nulls first or last',
+                pg_catalog.quote_literal(entry), target using errcode = 'invalid_parameter_value';
+        end if;
+        if not exists (select from relay.ordering(target, array[entry]) o where o.key ->> 'column' <> all (hidden)) then
+            raise exception 'relay.watch: order_by has %, by which clients cannot sort: expected a column that is not hidden, and is '
+                'a number, a text, a boolean, a uuid, an enum, a date or a time', pg_catalog.quote_literal(entry)
+                using errcode = 'invalid_parameter_value';
+        end if;
+    end loop;
+end
+$$;
+
+-- Lets relay_reader read a table, which only its owner or a superuser can do, as only they can put triggers on it. Where
+-- rows are filtered by policies, a board would be silently incomplete, so the reader must be above them.
+create or replace function relay.grant_reading(target regclass, board_column name) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    schemas constant oid[] := array(
+        select c.relnamespace from pg_catalog.pg_class c where c.oid = target
+        union
+        select t.typnamespace from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+        where a.attrelid = target and a.attname = board_column);
+    owner   constant oid := (select c.relowner from pg_catalog.pg_class c where c.oid = target);
+    place   oid;
+begin
+    if not pg_catalog.pg_has_role(owner, 'usage') then
+        raise exception 'relay.watch: % belongs to %, and only its owner may put triggers on it: have a role that may run: '
+            'grant % to %', target, owner::regrole, owner::regrole, pg_catalog.quote_ident(current_user)
+            using errcode = 'insufficient_privilege';
+    end if;
+    foreach place in array schemas loop
+        continue when pg_catalog.has_schema_privilege('relay_reader', place, 'usage');
+        begin
+            execute pg_catalog.format('grant usage on schema %s to relay_reader', place::regnamespace);
+        exception when insufficient_privilege then
+            null;  -- and whoever may use it but not grant that gets a warning only
+        end;
+        if not pg_catalog.has_schema_privilege('relay_reader', place, 'usage') then
+            raise exception 'relay.watch: boards are read by role relay_reader, and % may not let it use a schema of %: '
+                'have the owner of the schema run: grant usage on schema % to relay_reader',
+                current_user, target, place::regnamespace using errcode = 'insufficient_privilege';
+        end if;
+    end loop;
+    if not pg_catalog.has_table_privilege('relay_reader', target, 'select') then
+        execute pg_catalog.format('grant select on %s to relay_reader', target);
+    end if;
+    if exists (select from pg_catalog.pg_class c where c.oid = target and c.relrowsecurity)
+        and not exists (select from pg_catalog.pg_roles r where r.rolname = 'relay_reader' and r.rolbypassrls) then
+        raise exception 'relay.watch: row level security is on for %, so boards would lack rows: have a superuser run: '
+            'alter role relay_reader bypassrls', target using errcode = 'insufficient_privilege';
+    end if;
+end
+$$;
+
+-- Locks a table and its partitions without standing in anybody's way for long. Whoever asks for a lock and waits has
+-- everybody behind it wait too; so each attempt gives up after a tenth of a second, lets the others by, and there is
+-- another, until "patience" is over. Then it says who holds the table.
+create or replace function relay.lock_table(target regclass, mode text, patience interval) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '100ms'
+as $$
+declare
+    until constant timestamptz := pg_catalog.clock_timestamp() + patience;
+begin
+    loop
+        begin
+            execute pg_catalog.format('lock table %s in %s mode', target, mode);
+            return;
+        exception when lock_not_available then
+            if pg_catalog.clock_timestamp() >= until then
+                raise exception '% is in use by %, for more than %: nothing was changed; try again when it is over, '
+                    'or give it more patience', target, relay.holders(target, mode), patience
+                    using errcode = 'lock_not_available';
+            end if;
+        end;
+        perform pg_catalog.pg_sleep(0.1 + 0.3 * (pg_catalog.date_part('microseconds', pg_catalog.clock_timestamp())::integer % 1000) / 1000.0);
+    end loop;
+end
+$$;
+
+-- Names the processes that hold a table against a lock of that mode, or wait for it in front of everybody who reads.
+create or replace function relay.holders(target regclass, mode text) returns text
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(pg_catalog.string_agg(distinct pg_catalog.concat('process ', l.pid, ' (',
+               coalesce(a.usename, a.backend_type, 'a background process'), ')',
+               case when not l.granted then ', which waits for process ' || (
+                   select pg_catalog.string_agg(b::text, ', ') from pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) b
+                   where b <> pg_catalog.pg_backend_pid()) end), ', '), 'others')
+    from pg_catalog.pg_locks l
+    left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+    where l.relation in (select p from relay.parts(target) p) and l.pid <> pg_catalog.pg_backend_pid()
+      and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+      and case holders.mode
+              when 'access exclusive' then l.granted
+              when 'access share' then l.mode = 'AccessExclusiveLock'
+              else l.granted and l.mode not in ('AccessShareLock', 'RowShareLock') end
+$$;
+
+-- Whether all triggers of a watch are in place, as relay.create_triggers makes them, and enabled in one of the ways
+-- given: O for ordinary sessions, A also where changes are applied that come from another server.
+create or replace function relay.triggers_enabled(watch integer, target regclass, ways text) returns boolean
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.bool_and(coalesce(found.n, 0) = 2)
+    from relay.parts(target) p
+    left join lateral (
+        select pg_catalog.count(*) as n
+        from pg_catalog.pg_trigger t
+        join pg_catalog.pg_proc f on f.oid = t.tgfoid
+        where t.tgrelid = p and pg_catalog.strpos(ways, t.tgenabled::text) > 0
+          and f.pronamespace = 'relay'::regnamespace
+          and f.proname in ('journal_' || watch, 'journal_truncate')
+          -- For each row after insert, update or delete; for each statement after truncate.
+          and (t.tgname, t.tgtype) in (('relay_change', 29), ('relay_truncate', 32))
+          -- of any column, whatever the row
+          and t.tgattr::text = '' and t.tgqual is null
+    ) found on true
+$$;
+
+create or replace function relay.drop_triggers(target regclass) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found record;
+begin
+    for found in
+        select t.tgname, t.tgrelid::regclass as part
+        from pg_catalog.pg_trigger t
+        join pg_catalog.pg_proc f on f.oid = t.tgfoid
+        where t.tgrelid in (select p from relay.parts(target) p)
+          and f.pronamespace = 'relay'::regnamespace
+          and t.tgname in ('relay_change', 'relay_truncate')
+          -- A partition's row triggers go with those of its parent.
+          and t.tgparentid = 0
+    loop
+        execute pg_catalog.format('drop trigger %I on %s', found.tgname, found.part);
+    end loop;
+end
+$$;
+
+-- Row triggers, not statement triggers: they also fire in logical replication and for writes made straight to a
+-- partition, and a row that cannot be shown leaves out itself alone. "enable always", so that replicas are not deaf.
+-- Without "when (old.* is distinct from new.*)": that is parsed and compiled for each statement, and costs more than it
+-- spares; the function compares the rows. Replaced rather than dropped, for that would keep readers out.
+create or replace function relay.create_triggers(w relay.watches, said jsonb) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    part regclass;
+    name text;
+begin
+    execute pg_catalog.format(
+        'create or replace trigger relay_change after insert or update or delete on %s for each row '
+        'execute function relay.journal_%s()', w.target, w.id);
+    for part in select p from relay.parts(w.target) p loop
+        execute pg_catalog.format(
+            'create or replace trigger relay_truncate after truncate on %s for each statement '
+            'execute function relay.journal_truncate(%L%s)', part, w.id,
+            case when part = w.target then pg_catalog.format(', %L', said) end);
+        foreach name in array array['relay_change', 'relay_truncate'] loop
+            execute pg_catalog.format('alter table %s enable always trigger %I', part, name);
+        end loop;
+    end loop;
+end
+$$;
+
+create or replace function relay.full_name(target regclass) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.format('%I.%I', n.nspname, c.relname)
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = target
+$$;
+
+-- A column as a watch knows it: its number and its name.
+create or replace function relay.column_of(target regclass, col name) returns jsonb
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.jsonb_build_array(a.attnum, a.attname)
+    from pg_catalog.pg_attribute a where a.attrelid = target and a.attname = col and not a.attisdropped
+$$;
+
+-- Removes the functions of watches that are no more: a table that is dropped takes its triggers with it, and leaves
+-- their functions. The daemon never does, for while a dump is restored the functions come before their triggers.
+create or replace function relay.remove_orphans() returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    orphan regprocedure;
+begin
+    for orphan in
+        select f.oid::regprocedure
+        from pg_catalog.pg_proc f
+        where f.pronamespace = 'relay'::regnamespace and f.proname ~ '^(journal|entry|place|lanes?)_[0-9]+$'
+          and not exists (select from pg_catalog.pg_trigger t join pg_catalog.pg_proc j on j.oid = t.tgfoid
+                          where j.pronamespace = f.pronamespace
+                            and j.proname = case when f.proname ~ '^lane' then 'lanes_' else 'journal_' end
+                                            || pg_catalog.split_part(f.proname, '_', 2))
+    loop
+        execute pg_catalog.format('drop function %s', orphan);
+    end loop;
+end
+$$;
+
+-- Starts feeding a table, or changes how it is fed. What is not given stays as it is, where the table is watched
+-- already. With the same settings it takes no lock and changes nothing, except that it puts the triggers right where
+-- some are missing or disabled, covers partitions that have come since, and notes the table's new name.
+--
+-- Hidden columns never leave the database, and columns that come later are shown, unless it is said which are shown:
+-- then all others are hidden, whenever they come. Columns are known by their numbers, so a rename changes nothing.
+--
+-- Takes SHARE ROW EXCLUSIVE on the table, which readers do not notice, until the end of the transaction: so give it
+-- one of its own. Waits for it in short attempts (see relay.lock_table), for as long as "patience" in all.
+create or replace function relay.watch(
+    target       regclass,
+    -- "id", "board_id" and "lane", if the table is not watched yet.
+    id_column    name     default null,
+    board_column name     default null,
+    lane_column  name     default null,
+    hidden       name[]   default null,
+    -- "column [asc|desc] [nulls first|last]", ...; the id decides among equals. At first by created_at, if there is one.
+    order_by     text[]   default null,
+    patience     interval default '30 seconds',
+    -- The only columns to show, beside the id, the board and the lane; in place of "hidden".
+    shown        name[]   default null,
+    -- Which rows are tasks, such as "deleted_at is null and not is_draft"; at first all, and so again by ''.
+    filter       text     default null,
+    -- Expressions in place of columns, such as "case when is_public then 'public' else 'team-' || team_id end".
+    board_as     text     default null,
+    lane_as      text     default null,
+    -- A table that relay.lanes has declared: the lane is the id of one of its rows, and the board is theirs, if they have
+    -- one.
+    lanes        regclass default null,
+    -- In place of the id's column, the columns of a key: the id is their values as text, joined by colons.
+    key_columns  name[]   default null,
+    -- What the ids of this table begin with, to keep them apart from those of others; they are text then.
+    id_prefix    text     default null,
+    -- Whether ids, boards and lanes are text in any case, for readers whose numbers do not hold a bigint.
+    as_text      boolean  default null
+) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '2s'
+as $$
+declare
+    current_watch relay.watches;
+    wanted        relay.watches;
+    col           name;
+begin
+    -- One at a time: two sessions that watch the same table must not each make their own.
+    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
+    select * into current_watch from relay.watches w where w.target = watch.target;
+    if watch.hidden is not null and watch.shown is not null then
+        raise exception 'relay.watch: found both hidden and shown: expected the columns to hide, or the only ones to show'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if current_watch.problem like 'was restored%' and watch.hidden is null and watch.shown is null then
+        raise exception 'relay.watch: % %: say which columns to hide, with hidden => ''{...}''',
+            watch.target, current_watch.problem using errcode = 'undefined_column';
+    end if;
+    wanted.target := watch.target;
+    if watch.id_column is not null and watch.key_columns is not null then
+        raise exception 'relay.watch: found both id_column and key_columns: expected the column that is the id, or those of a key'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    wanted.key_columns := coalesce(watch.key_columns, case when watch.id_column is not null then array[watch.id_column] end,
+                                   case when pg_catalog.array_position(current_watch.key_columns, null) is null
+                                        then current_watch.key_columns end, array['id']);
+    wanted.id_column := case when pg_catalog.cardinality(wanted.key_columns) = 1 then wanted.key_columns[1] end;
+    wanted.id_prefix := nullif(coalesce(watch.id_prefix, current_watch.id_prefix), '');
+    wanted.as_text := coalesce(watch.as_text, current_watch.as_text, false);
+    if watch.board_column is not null and watch.board_as is not null or watch.lane_column is not null and watch.lane_as is not null then
+        raise exception 'relay.watch: found both a column and an expression for one thing: expected board_column or board_as, '
+            'lane_column or lane_as' using errcode = 'invalid_parameter_value';
+    end if;
+    wanted.filter := nullif(coalesce(watch.filter, current_watch.filter), '');
+    wanted.board_as := coalesce(watch.board_as, case when watch.board_column is null then current_watch.board_as end);
+    wanted.lane_as := coalesce(watch.lane_as, case when watch.lane_column is null then current_watch.lane_as end);
+    wanted.lanes := coalesce(watch.lanes, current_watch.lanes);
+    if wanted.lanes is not null and not exists (select from relay.lane_tables l where l.target = wanted.lanes) then
+        raise exception 'relay.watch: % is not declared as a table of lanes: run select relay.lanes(%) first', wanted.lanes,
+            pg_catalog.quote_literal(wanted.lanes) using errcode = 'undefined_table';
+    end if;
+    if (select l.board_column is not null from relay.lane_tables l where l.target = wanted.lanes) then
+        if watch.board_column is not null or watch.board_as is not null then
+            raise exception 'relay.watch: the board of % is that of its lane in %: expected no board_column and no board_as',
+                watch.target, wanted.lanes using errcode = 'invalid_parameter_value';
+        end if;
+        wanted.board_as := null;
+    elsif wanted.board_as is null then
+        wanted.board_column := coalesce(watch.board_column, current_watch.board_column, 'board_id');
+    end if;
+    if wanted.lane_as is null then
+        wanted.lane_column := coalesce(watch.lane_column, current_watch.lane_column, 'lane');
+    end if;
+    if watch.hidden is null then
+        wanted.shown := coalesce(watch.shown, current_watch.shown);
+    end if;
+    wanted.hidden := case when wanted.shown is null then coalesce(watch.hidden, array(
+        select h from pg_catalog.unnest(current_watch.hidden) h
+        join pg_catalog.pg_attribute a on a.attrelid = watch.target and a.attname = h and a.attgenerated <> 'v'))
+        else '{}' end;
+    wanted.order_by := coalesce(watch.order_by, current_watch.order_by, (
+        select array['created_at'] from pg_catalog.pg_attribute a
+        where a.attrelid = watch.target and a.attname = 'created_at' and not a.attisdropped), '{}');
+    perform relay.check_watch(wanted.target, wanted.key_columns, wanted.board_column, wanted.lane_column,
+                              wanted.hidden, wanted.order_by);
+    foreach col in array coalesce(wanted.shown, '{}') loop
+        if not exists (select from pg_catalog.pg_attribute a where a.attrelid = wanted.target and a.attname = col
+                       and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v') then
+            raise exception 'relay.watch: % has no column % to show, or it is virtual', wanted.target,
+                pg_catalog.quote_literal(col) using errcode = 'undefined_column';
+        end if;
+    end loop;
+    if wanted.lanes is not null and (select relay.comparable(l.target, l.id_column) from relay.lane_tables l where l.target = wanted.lanes)
+        is distinct from (case when wanted.lane_as is null then relay.comparable(wanted.target, wanted.lane_column) else 'text' end)
+    then
+        raise exception 'relay.watch: the lane of % and the id of % are of different types, or of one that cannot be compared: '
+            'expected both to be integers, uuids or text', wanted.target, wanted.lanes using errcode = 'datatype_mismatch';
+    end if;
+    perform relay.grant_reading(wanted.target, wanted.board_column);
+    wanted.same := true;
+    wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+        'filter', relay.expression(wanted.target, 'relay.watch: filter', 'boolean', wanted.filter),
+        'board_as', relay.expression(wanted.target, 'relay.watch: board_as', 'text', wanted.board_as),
+        'lane_as', relay.expression(wanted.target, 'relay.watch: lane_as', 'text', wanted.lane_as)));
+    wanted.filter := relay.spelled(wanted.target, wanted.said -> 'filter', true);
+    wanted.board_as := relay.spelled(wanted.target, wanted.said -> 'board_as', true);
+    wanted.lane_as := relay.spelled(wanted.target, wanted.said -> 'lane_as', true);
+
+    -- As the view will tell it, which is also how it is compared.
+    wanted.watched_as := (select pg_catalog.format('%I.%I', n.nspname, c.relname)
+                          from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                          where c.oid = wanted.target);
+    if wanted.shown is not null then
+        wanted.shown := array(
+            select a.attname from pg_catalog.pg_attribute a
+            where a.attrelid = wanted.target and a.attnum > 0 and not a.attisdropped
+              and (a.attname = any (wanted.shown)
+                   or a.attname = any (wanted.key_columns)
+                   or a.attname in (wanted.board_column, wanted.lane_column)) order by a.attnum);
+    end if;
+    wanted.hidden := array(
+        select a.attname from pg_catalog.pg_attribute a
+        where a.attrelid = wanted.target and a.attnum > 0 and not a.attisdropped
+          and (a.attgenerated = 'v' or a.attname = any (wanted.hidden) or a.attname <> all (wanted.shown)) order by a.attnum);
+    if current_watch.problem is null
+       and row(current_watch.key_columns, current_watch.id_prefix, current_watch.as_text, current_watch.board_column, current_watch.lane_column,
+               current_watch.hidden, current_watch.order_by, current_watch.filter, current_watch.board_as, current_watch.lane_as,
+               current_watch.lanes, current_watch.watched_as, current_watch.shown)
+           is not distinct from row(wanted.key_columns, wanted.id_prefix, wanted.as_text, wanted.board_column, wanted.lane_column,
+                                    wanted.hidden, wanted.order_by, wanted.filter, wanted.board_as, wanted.lane_as, wanted.lanes, wanted.watched_as, wanted.shown)
+       and relay.triggers_enabled(current_watch.id, wanted.target, 'A')
+    then
+        return;
+    end if;
+
+    perform relay.lock_table(wanted.target, 'share row exclusive', patience);
+    -- A change names the watch it was made under, and an id is never used again, nor likely to be another server's, so
+    -- that no change is ever read with the settings of another. Not from random(), whose sequence is the session's.
+    wanted.id := ('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 8))::bit(32)::integer & 2147483647;
+    wanted.said := wanted.said || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+        'watch', wanted.id,
+        'oid', wanted.target::oid::bigint,
+        'name', wanted.watched_as,
+        'lanes', case when wanted.lanes is not null
+                 then pg_catalog.jsonb_build_array(wanted.lanes::oid::bigint, relay.full_name(wanted.lanes)) end,
+        'id', relay.column_of(wanted.target, wanted.id_column),
+        'key', case when wanted.id_column is null then (
+            select pg_catalog.jsonb_agg(relay.column_of(wanted.target, k.name) order by k.n)
+            from pg_catalog.unnest(wanted.key_columns) with ordinality k (name, n)) end,
+        'prefix', wanted.id_prefix,
+        'as_text', case when wanted.as_text then true end,
+        'board', relay.column_of(wanted.target, wanted.board_column),
+        'lane', relay.column_of(wanted.target, wanted.lane_column),
+        'hidden', (select coalesce(pg_catalog.jsonb_agg(relay.column_of(wanted.target, h)), '[]')
+                   from pg_catalog.unnest(wanted.hidden) h
+                   join pg_catalog.pg_attribute a on a.attrelid = wanted.target and a.attname = h
+                   where a.attgenerated <> 'v' and wanted.shown is null),
+        'order_by', pg_catalog.to_jsonb(wanted.order_by),
+        'shown', case when wanted.shown is not null then (
+            select pg_catalog.jsonb_agg(relay.column_of(wanted.target, s)) from pg_catalog.unnest(wanted.shown) s) end));
+    perform relay.make_functions(wanted);
+    perform relay.create_triggers(wanted, wanted.said);
+    if current_watch.id is not null then
+        perform relay.drop_functions(current_watch.id);
+    end if;
+    perform relay.remove_orphans();
+    perform relay.journal_sync(wanted.id, 'watch_changed');
+end
+$$;
+
+comment on function relay.watch(regclass, name, name, name, name[], text[], interval, name[], text, text, text, regclass, name[], text, boolean) is
+    'Starts feeding a table. Example: select relay.watch(''public.tasks'', hidden => ''{secret}'')';
+
+-- Stops feeding a table; its rows leave every board. Takes ACCESS EXCLUSIVE on the table, as dropping a trigger
+-- does, until the end of the transaction, and waits for it as relay.watch does.
+create or replace function relay.unwatch(target regclass, patience interval default '30 seconds') returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '2s'
+as $$
+declare
+    current_watch relay.watches;
+begin
+    -- One at a time, as in relay.watch: one that waits for the table must not take away what another has just made.
+    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
+    select * into current_watch from relay.watches w where w.target = unwatch.target;
+    if not found then
+        return;
+    end if;
+    perform relay.lock_table(current_watch.target, 'access exclusive', patience);
+    perform relay.drop_triggers(current_watch.target);
+    perform relay.drop_functions(current_watch.id);
+    begin
+        execute pg_catalog.format('revoke select on %s from relay_reader', current_watch.target);
+    exception when insufficient_privilege then
+        null;  -- whoever granted it may take it back
+    end;
+    perform relay.remove_orphans();
+    perform relay.journal_sync(null, 'watch_changed: unwatch');
+end
+$$;
+
+comment on function relay.unwatch(regclass, interval) is 'Stops feeding a table. Said again, it does nothing.';
