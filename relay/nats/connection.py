@@ -23,6 +23,7 @@ import nkeys  # type: ignore[import-untyped]  # it has no types
 from nats.aio.client import Client
 from nats.js.errors import APIError
 
+from relay.cancellation import kept_cancellation
 from relay.config.settings import Settings
 
 CONNECT_SECONDS: Final = 5
@@ -127,7 +128,8 @@ class Connection:
     def errors(self) -> Iterator[None]:
         """Turn what NATS and its client raise into StreamErrors."""
         try:
-            yield
+            with kept_cancellation():
+                yield
         except APIError as ex:
             raise self.refused(ex.code or 0, ex.err_code or 0, ex.description or _line(ex)) from None
         except TimeoutError:

@@ -24,6 +24,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
+from relay.cancellation import kept_cancellation
 from relay.postgres.faults import FeedError
 
 SILENT_SECONDS: Final = 1.5
@@ -123,35 +124,18 @@ def complete(database_url: str) -> str:
 
 async def connect(conninfo: str) -> Connection:
     """Connect, with the settings of a session. Raises FeedError or psycopg.Error."""
-    cancelled = _cancellations()
+    connection: Connection | None = None
     try:
-        connection = await Connection.connect(conninfo, autocommit=True)
-    except psycopg.OperationalError as ex:
-        _end_if_cancelled(cancelled)
-        if "session is read-only" not in str(ex):
-            raise
-        raise FeedError(READ_ONLY) from None
-    try:
-        _end_if_cancelled(cancelled)
+        with kept_cancellation():
+            connection = await Connection.connect(conninfo, autocommit=True)
         await set_up(connection)
-    except BaseException:
-        await connection.close()
+    except BaseException as ex:
+        if connection:
+            await connection.close()
+        if isinstance(ex, psycopg.OperationalError) and "session is read-only" in str(ex):
+            raise FeedError(READ_ONLY) from None
         raise
     return connection
-
-
-def _cancellations() -> int:
-    task = asyncio.current_task()
-    return task.cancelling() if task else 0
-
-
-def _end_if_cancelled(before: int) -> None:
-    """End a task that was cancelled since: Python 3.11 loses a cancellation that meets the end of `asyncio.wait_for`.
-
-    psycopg waits so for a connection. There may have been others before, for task groups do not take theirs back.
-    """
-    if _cancellations() > before:
-        raise asyncio.CancelledError
 
 
 async def set_up(connection: Connection) -> None:

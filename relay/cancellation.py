@@ -1,0 +1,27 @@
+"""Keeps cancellations that libraries lose. Usable by all rooms.
+
+Up to Python 3.11, `asyncio.wait_for` loses a cancellation that meets the end of what it waits for. psycopg and
+nats-py wait with it. A task that is cancelled at such a moment would go on forever, and the task group that cancelled
+it would wait forever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def kept_cancellation() -> Iterator[None]:
+    """End the current task after this block if it was cancelled within, whatever the block made of that.
+
+    Counts from the beginning of the block: task groups and timeouts around it may have cancelled before.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError
