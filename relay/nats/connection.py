@@ -83,22 +83,26 @@ class Connection:
         client = Client()
         connection = cls(client, settings.NATS_STREAM, settings.NATS_DOMAIN)
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await client.connect(
-                    _servers(servers),
-                    name=f"relay {role}",
-                    # A check has an edge's rights.
-                    inbox_prefix="_INBOX_publisher" if role == "publisher" else "_INBOX_edge",
-                    allow_reconnect=False,
-                    # Without these it never gives up the first attempt.
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=0,
-                    ping_interval=PING_SECONDS,
-                    max_outstanding_pings=2,
-                    error_cb=connection._failed,
-                    closed_cb=connection._closed,
-                    **_security(settings, servers),
-                )
+            with kept_cancellation():
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await client.connect(
+                        _servers(servers),
+                        name=f"relay {role}",
+                        # A check has an edge's rights.
+                        inbox_prefix="_INBOX_publisher" if role == "publisher" else "_INBOX_edge",
+                        allow_reconnect=False,
+                        # Without these it never gives up the first attempt.
+                        max_reconnect_attempts=1,
+                        reconnect_time_wait=0,
+                        ping_interval=PING_SECONDS,
+                        max_outstanding_pings=2,
+                        error_cb=connection._failed,
+                        closed_cb=connection._closed,
+                        **_security(settings, servers),
+                    )
+        except asyncio.CancelledError:
+            await _close(client)
+            raise
         except (nats.errors.Error, nkeys.NkeysError, OSError, ValueError, TimeoutError) as ex:
             reason = f"{connection._fault or _line(ex)}{_missing(ex)}"
             await _close(client)
