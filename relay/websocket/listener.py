@@ -29,8 +29,9 @@ from relay.websocket.limits import Arrivals
 from relay.websocket.refusals import CROWDED_OUT, Refusals
 from relay.websocket.sockets import port_of
 
-ARRIVALS: Final = 256
-"""Maximum number of connections on their way in."""
+ARRIVALS: Final = range(256, 1024)
+"""Bounds of the maximum number of connections on their way in, which is as many as may be connected: all of these come at
+once when a relay beside this one ends."""
 
 RESERVED_FILES: Final = 32
 """Number of files that are kept for Postgres, NATS, tokens and keys."""
@@ -146,7 +147,7 @@ class Listener:
         refusals: Refusals,
         seconds: float,
         *,
-        most: int = ARRIVALS,
+        most: int,
         proxies: Callable[[], Proxies] = Proxies,
         flooded: Callable[[str], float] = lambda _: 0.0,
         turn_back: Callable[[socket.socket, str, float], None] = lambda sock, *_: sock.close(),

@@ -34,7 +34,7 @@ from relay.websocket.decisions import Decisions
 from relay.websocket.frames import COMPRESSION
 from relay.websocket.handshake import TOO_MANY, Entrance
 from relay.websocket.limits import Addresses, Limits, Memory, Places
-from relay.websocket.listener import Arrival, Listener
+from relay.websocket.listener import ARRIVALS, Arrival, Listener
 from relay.websocket.outbox import PIECE_BYTES, Outbox
 from relay.websocket.refusals import Refusals
 from relay.websocket.sockets import bind
@@ -93,6 +93,7 @@ class Endpoint:
         self.listener = Listener(
             self.refusals,
             self.limits.handshake_seconds,
+            most=min(max(max_connections, ARRIVALS.start), ARRIVALS.stop),
             proxies=lambda: self.gate.proxies,
             flooded=lambda address: self.gate.flooded(address, time.monotonic()),
             turn_back=self._turn_back,

@@ -9,7 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import ClientSession
@@ -31,7 +31,7 @@ from relay.model.status import Status
 from relay.websocket import listener, server
 from relay.websocket.frames import frame
 from relay.websocket.limits import Limits
-from relay.websocket.listener import ARRIVALS, Files, _open_files
+from relay.websocket.listener import ARRIVALS, Arrival, Files, _open_files
 from relay.websocket.server import Endpoint
 from relay.websocket.sockets import bind, bind_path
 from tests.integration.client import Client, until
@@ -73,7 +73,7 @@ class Judge:
 @contextlib.asynccontextmanager
 async def listening(sockets: list[socket.socket] | None = None, **options: Any) -> AsyncIterator[Endpoint]:
     """Run an endpoint on a hub that nobody feeds."""
-    endpoint = Endpoint(Hub(Nobody(), frame), heartbeat=30.0, max_connections=1000, **options)
+    endpoint = Endpoint(Hub(Nobody(), frame), heartbeat=30.0, **{"max_connections": 256} | options)
     endpoint.open_on(sockets or await bind("127.0.0.1", 0))
     try:
         yield endpoint
@@ -169,16 +169,30 @@ async def test_silent_connections_crowd_out_their_own_and_nobody_else() -> None:
         assert endpoint.port
         with silent(endpoint.port) as other, silent(endpoint.port) as stranger:
             await other.come(1, "127.0.0.2")
-            await stranger.come(ARRIVALS + 50)
-            await until(lambda: sum(stranger.held()) == ARRIVALS - 1)
+            await stranger.come(ARRIVALS.start + 50)
+            await until(lambda: sum(stranger.held()) == ARRIVALS.start - 1)
 
             assert other.held() == [True]
-            assert stranger.held() == [False] * 51 + [True] * (ARRIVALS - 1)
-            assert endpoint.arrivals == ARRIVALS
+            assert stranger.held() == [False] * 51 + [True] * (ARRIVALS.start - 1)
+            assert endpoint.arrivals == ARRIVALS.start
             assert endpoint.refusals.counts == {"crowded out": 51}
             assert endpoint.listener.crowded
             await pong(url(endpoint))
             assert other.held() == [True]
+
+
+@pytest.mark.parametrize(("connections", "arrivals"), [(1, 256), (700, 700), (10_000, 1024)])
+async def test_as_many_may_be_on_their_way_in_as_may_be_connected_within_bounds(
+    connections: int, arrivals: int
+) -> None:
+    """All clients of a relay that ends come to another one at once."""
+    async with listening(max_connections=connections) as endpoint:
+        for number in range(arrivals):
+            assert not endpoint.listener.arrivals.full
+            endpoint.listener.arrivals.add(cast(Arrival, number), "")
+        assert endpoint.listener.arrivals.full
+        for number in range(arrivals):
+            endpoint.listener.arrivals.remove(cast(Arrival, number))
 
 
 async def test_a_connection_that_is_let_in_or_gone_is_no_arrival() -> None:
