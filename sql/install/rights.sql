@@ -33,7 +33,7 @@ grant select on relay.watches, relay.lane_tables to relay_reader;
 grant execute on function
     relay.parts(regclass), relay.types(regclass), relay.has_user_types(regclass), relay.base_type(oid),
     relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text), relay.outgrown(regclass, jsonb, boolean),
-    relay.said(bytea), relay.column_named(regclass, jsonb, boolean), relay.comparable(regclass, name), relay.lane_join(relay.watches, text),
+    relay.said(bytea), relay.statements(name), relay.column_named(regclass, jsonb, boolean), relay.comparable(regclass, name), relay.lane_join(relay.watches, text),
     relay.lanes_of(text), relay.id_of(relay.watches, text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text),
     relay.as_text(regclass, name, text), relay.order_parts(text), relay.is_written(text, regtype), relay.image(record),
     relay.holders(regclass, text), relay.missing_right(regclass)

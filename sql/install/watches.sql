@@ -4,6 +4,7 @@
 create or replace function relay.parts(target regclass) returns setof regclass
     language sql
     stable
+    rows 3
     set search_path = pg_catalog, pg_temp
 as $$
     -- pg_partition_tree knows nothing of a table that is neither partitioned nor a partition.
@@ -30,6 +31,7 @@ $$;
 create or replace function relay.types(target regclass) returns setof regtype
     language sql
     stable
+    rows 10
     set search_path = pg_catalog, pg_temp
 as $$
     with recursive made_of (oid) as (
@@ -145,31 +147,44 @@ as $$
     where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
 $$;
 
+-- What is written in the triggers on TRUNCATE that call a function of this name, and whether they are on the table still
+-- that they were made on. Those on partitions say no more than the watch's id. Each is read once: the planner knows
+-- little of a database that is new, and would read it again for each use of what it says.
+create or replace function relay.statements(func name, out target regclass, out said jsonb, out same boolean) returns setof record
+    language sql
+    stable
+    rows 10
+    set search_path = pg_catalog, pg_temp
+as $$
+    select d.target, d.said, (d.said ->> 'oid')::oid = d.target
+    from (select t.tgrelid::regclass as target, relay.said(t.tgargs) as said
+          from pg_catalog.pg_trigger t
+          where t.tgnargs = 2 and t.tgfoid = (select p.oid from pg_catalog.pg_proc p
+                                              where p.pronamespace = 'relay'::regnamespace and p.proname = func)
+          offset 0) d
+$$;
+
 -- The tables whose rows are lanes, as it is written in their triggers.
 create or replace view relay.lane_tables as
 select (d.said ->> 'lane_table')::integer as id,
-       t.tgrelid::regclass as target,
-       relay.column_named(t.tgrelid, d.said -> 'id', d.same) as id_column,
-       relay.column_named(t.tgrelid, d.said -> 'board', d.same) as board_column,
-       relay.column_named(t.tgrelid, d.said -> 'title', d.same) as name_column,
+       d.target,
+       relay.column_named(d.target, d.said -> 'id', d.same) as id_column,
+       relay.column_named(d.target, d.said -> 'board', d.same) as board_column,
+       relay.column_named(d.target, d.said -> 'title', d.same) as name_column,
        array(select o from pg_catalog.jsonb_array_elements_text(d.said -> 'order_by') with ordinality e (o, n) order by n) as order_by,
-       relay.spelled(t.tgrelid, d.said -> 'filter', d.same) as filter,
+       relay.spelled(d.target, d.said -> 'filter', d.same) as filter,
        coalesce((select pg_catalog.format('has no column %s any more, its lanes'' %s', d.said -> e.key ->> 1, e.role)
                  from (values ('id', 'id'), ('board', 'board'), ('title', 'name')) e (key, role)
-                 where d.said ? e.key and relay.column_named(t.tgrelid, d.said -> e.key, d.same) is null limit 1),
-                relay.outgrown(t.tgrelid, d.said -> 'filter', d.same) || ', which its filter is made of') as problem,
+                 where d.said ? e.key and relay.column_named(d.target, d.said -> e.key, d.same) is null limit 1),
+                relay.outgrown(d.target, d.said -> 'filter', d.same) || ', which its filter is made of') as problem,
        (select pg_catalog.count(*) from pg_catalog.pg_trigger o
         join pg_catalog.pg_proc g on g.oid = o.tgfoid and g.pronamespace = 'relay'::regnamespace
-        where o.tgrelid = t.tgrelid and o.tgenabled in ('O', 'A') and o.tgattr::text = '' and o.tgqual is null
+        where o.tgrelid = d.target and o.tgenabled in ('O', 'A') and o.tgattr::text = '' and o.tgqual is null
           and (o.tgname, o.tgtype, g.proname) in (('relay_lanes', 29, 'lanes_' || (d.said ->> 'lane_table')),
                                                   ('relay_lanes_truncate', 32, 'lanes_truncate'))) = 2 as triggers_complete,
        d.said,
        d.same
-from pg_catalog.pg_trigger t
-join pg_catalog.pg_proc f on f.oid = t.tgfoid
-    and f.pronamespace = 'relay'::regnamespace and f.proname = 'lanes_truncate'
-cross join lateral (select a.said, (a.said ->> 'oid')::oid = t.tgrelid as same from (select relay.said(t.tgargs)) a (said)) d
-where t.tgnargs = 2;
+from relay.statements('lanes_truncate') d;
 
 comment on view relay.lane_tables is 'The tables whose rows are lanes, as it is written in their triggers.';
 
@@ -178,14 +193,14 @@ comment on view relay.lane_tables is 'The tables whose rows are lanes, as it is 
 -- survives a restore: there the table has another oid, and numbers mean nothing.
 create or replace view relay.watches as
 select (d.said ->> 'watch')::integer as id,
-       t.tgrelid::regclass as target,
+       d.target,
        col.id_column,
        col.board_column,
        col.lane_column,
        -- Whatever has the number or the name of a hidden column is hidden; or, where it was said which are shown, whatever
        -- has not the number of one of those, nor, after a restore, the name; and virtual columns, which triggers do not see.
        array(select a.attname from pg_catalog.pg_attribute a
-             where a.attrelid = t.tgrelid and a.attnum > 0 and not a.attisdropped
+             where a.attrelid = d.target and a.attnum > 0 and not a.attisdropped
                and (a.attgenerated = 'v'
                     or exists (
                         select from pg_catalog.jsonb_array_elements(d.said -> 'hidden') h
@@ -208,7 +223,7 @@ select (d.said ->> 'watch')::integer as id,
            then pg_catalog.format('has its lanes in %s, which relay.lanes has not declared', d.said -> 'lanes' ->> 1)
            when lanes.problem is not null then pg_catalog.format('has its lanes in %s, which %s', lanes.target, lanes.problem)
            when d.said ? 'lanes' and relay.comparable(lanes.target, lanes.id_column)
-               is distinct from case when d.said ? 'lane' then relay.comparable(t.tgrelid, col.lane_column) else 'text' end
+               is distinct from case when d.said ? 'lane' then relay.comparable(d.target, col.lane_column) else 'text' end
            then pg_catalog.format('has lanes of another type than those in %s', lanes.target)
            when d.said ? 'lanes' and lanes.board_column is null and not d.said ?| array['board', 'board_as']
            then pg_catalog.format('has no board, and %s has none any more', lanes.target)
@@ -216,20 +231,20 @@ select (d.said ->> 'watch')::integer as id,
            when not d.same and exists (
                select from pg_catalog.jsonb_array_elements(d.said -> 'hidden') h
                where not exists (select from pg_catalog.pg_attribute a
-                                 where a.attrelid = t.tgrelid and a.attname = h ->> 1 and not a.attisdropped))
+                                 where a.attrelid = d.target and a.attname = h ->> 1 and not a.attisdropped))
            then 'was restored, and a column that it hides is not there'
        end as problem,
        d.said ->> 'name' as watched_as,
        -- The columns that are not hidden, where it was said which are shown; else null.
        case when d.said ? 'shown' then array(
            select a.attname from pg_catalog.pg_attribute a
-           where a.attrelid = t.tgrelid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v' and exists (
+           where a.attrelid = d.target and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v' and exists (
                select from pg_catalog.jsonb_array_elements(d.said -> 'shown') h
                where case when d.same then (h ->> 0)::integer = a.attnum else h ->> 1 = a.attname end)
            order by a.attnum) end as shown,
-       relay.spelled(t.tgrelid, d.said -> 'filter', d.same) as filter,
-       relay.spelled(t.tgrelid, d.said -> 'board_as', d.same) as board_as,
-       relay.spelled(t.tgrelid, d.said -> 'lane_as', d.same) as lane_as,
+       relay.spelled(d.target, d.said -> 'filter', d.same) as filter,
+       relay.spelled(d.target, d.said -> 'board_as', d.same) as board_as,
+       relay.spelled(d.target, d.said -> 'lane_as', d.same) as lane_as,
        lanes.target as lanes,
        -- The id's column, or those that it is joined of.
        key.columns as key_columns,
@@ -237,35 +252,30 @@ select (d.said ->> 'watch')::integer as id,
        d.said ? 'as_text' as as_text,
        d.said,
        d.same
-from pg_catalog.pg_trigger t
-join pg_catalog.pg_proc f on f.oid = t.tgfoid
-    and f.pronamespace = 'relay'::regnamespace and f.proname = 'journal_truncate'
-cross join lateral (select a.said, (a.said ->> 'oid')::oid = t.tgrelid as same from (select relay.said(t.tgargs)) a (said)) d
+from relay.statements('journal_truncate') d
 cross join lateral (
     select max(a.attname) filter (where a.role = 'id') as id_column,
            max(a.attname) filter (where a.role = 'board') as board_column,
            max(a.attname) filter (where a.role = 'lane') as lane_column
     from (select r.role, a.attname::text
           from (values ('id'), ('board'), ('lane')) r (role)
-          join pg_catalog.pg_attribute a on a.attrelid = t.tgrelid and a.attnum > 0 and not a.attisdropped
+          join pg_catalog.pg_attribute a on a.attrelid = d.target and a.attnum > 0 and not a.attisdropped
               and case when d.same then a.attnum = (d.said -> r.role ->> 0)::integer
                        else a.attname = d.said -> r.role ->> 1 end) a
 ) col
 cross join lateral (
-    select k.said, array(select relay.column_named(t.tgrelid, e.value, d.same)
+    select k.said, array(select relay.column_named(d.target, e.value, d.same)
                          from pg_catalog.jsonb_array_elements(k.said) with ordinality e (value, n) order by e.n)::text[] as columns
     from (select coalesce(d.said -> 'key', pg_catalog.jsonb_build_array(d.said -> 'id'))) k (said)
 ) key
 cross join lateral (
     select max(pg_catalog.format('%s, which its %s is made of', why, e.role)) as why
     from (values ('filter', 'filter'), ('board_as', 'board'), ('lane_as', 'lane')) e (key, role)
-    cross join lateral relay.outgrown(t.tgrelid, d.said -> e.key, d.same) why
+    cross join lateral relay.outgrown(d.target, d.said -> e.key, d.same) why
     where why is not null
 ) outgrown
 left join relay.lane_tables lanes on d.said ? 'lanes'
     and case when d.same then lanes.target = (d.said -> 'lanes' ->> 0)::oid
-             else lanes.target = pg_catalog.to_regclass(d.said -> 'lanes' ->> 1) end
--- The triggers on partitions say no more than the watch's id.
-where t.tgnargs = 2;
+             else lanes.target = pg_catalog.to_regclass(d.said -> 'lanes' ->> 1) end;
 
 comment on view relay.watches is 'What is watched, as it is written in the triggers.';

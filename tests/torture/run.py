@@ -28,10 +28,8 @@ from tests.torture.world import BOARDS, World, Writers
 
 ROUND_SECONDS: Final = 10.0
 CATCH_UP_SECONDS: Final = 40.0
-WRITERS: Final = 5
-
 STEP_SECONDS: Final = 0.05
-"""Interval between two comparisons of what clients hold with the table."""
+WRITERS: Final = 5
 
 
 @dataclass
