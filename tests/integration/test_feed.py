@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 
 from relay.model.snapshot import Snapshot
 from relay.model.transaction import Transaction
-from relay.postgres import feed, journal, schedule
+from relay.postgres import housekeeping, journal, schedule
 from relay.postgres.decode import Entry, Watch
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.install import text
@@ -87,7 +87,7 @@ async def test_notification_brings_the_change(database: Database, monkeypatch: p
 
 async def test_relay_prunes_the_journal(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was committed longer ago than the journal keeps goes, without anybody else's doing."""
-    monkeypatch.setattr(feed, "PRUNE_SECONDS", 0.05)
+    monkeypatch.setattr(housekeeping, "PRUNE_SECONDS", 0.05)
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     database.execute("update relay.settings set keep_age = '0'")
     async with Relay(database.dsn).running():
@@ -158,7 +158,7 @@ async def test_position_that_was_pruned_away_is_told_by_a_sync(
 @pytest.mark.parametrize("trigger", ["relay_change", "relay_truncate"])
 async def test_disabled_trigger_is_noticed(database: Database, monkeypatch: pytest.MonkeyPatch, trigger: str) -> None:
     """Health does not stay green while nothing is journalled."""
-    monkeypatch.setattr(feed, "INSPECT_SECONDS", 0.05)
+    monkeypatch.setattr(housekeeping, "INSPECT_SECONDS", 0.05)
     async with Relay(database.dsn).running() as relay:
         await until(lambda: relay.feed.problem is None)
         database.execute(f"alter table tasks disable trigger {trigger}")

@@ -11,9 +11,10 @@ import psycopg
 import pytest
 
 from relay.model.snapshot import Snapshot
-from relay.postgres import feed, schedule
+from relay.postgres import follower, housekeeping, schedule
 from relay.postgres.connection import Connection
 from relay.postgres.embedded import EmbeddedPostgres
+from relay.postgres.feed import Feed
 from relay.postgres.journal import _SINCE, PART_CHANGES, Batch
 from relay.postgres.session import Session
 from tests.integration.client import Client, until
@@ -240,8 +241,9 @@ def test_settings_outlive_the_server_and_another_install(database: Database) -> 
 
 async def test_idle_database_stays_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Round after round of polls, prunes and inspections takes no transaction id, and so writes no WAL."""
-    for name in ("SHAPE_SECONDS", "PRUNE_SECONDS", "INSPECT_SECONDS"):
-        monkeypatch.setattr(feed, name, 0.02)
+    monkeypatch.setattr(follower, "SHAPE_SECONDS", 0.02)
+    monkeypatch.setattr(housekeeping, "PRUNE_SECONDS", 0.02)
+    monkeypatch.setattr(housekeeping, "INSPECT_SECONDS", 0.02)
     monkeypatch.setattr(schedule, "READ_SECONDS", 0.02)
     rounds = 0
     plain = Session.prune
@@ -338,9 +340,8 @@ async def test_long_transaction_costs_reading_nothing(database: Database, relay:
     long.execute("begin; insert into tasks (id, title) select 'l' || i, 'L' from generate_series(1, 20000) i")
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     await client.receive()
-    assert isinstance(relay.feed, feed.Feed)
-    position = relay.feed._position  # noqa: SLF001  # what the next batch is read from
-    assert position is not None
+    assert isinstance(relay.feed, Feed)
+    position = relay.feed._position.snapshot  # noqa: SLF001  # what the next batch is read from
     assert position.xip
     reader = database.connect()
     reader.execute("set enable_seqscan = off")
@@ -511,7 +512,7 @@ async def test_while_a_pause_cannot_end_boards_are_sent_again_and_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who subscribes stays current, later than usual, and gets single changes again when there is room."""
-    monkeypatch.setattr(feed, "PAUSED_SECONDS", 0.05)
+    monkeypatch.setattr(follower, "PAUSED_SECONDS", 0.05)
     database.execute(SEVERAL)
     holder = database.connect()
     holder.execute("begin isolation level repeatable read; select 1")
@@ -536,7 +537,7 @@ async def test_while_a_pause_cannot_end_boards_are_sent_again_and_again(
 
 async def test_autovacuum_alone_lets_a_pause_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where few rows, wide ones, have filled the journal: nobody has to see to it."""
-    monkeypatch.setattr(feed, "PAUSED_SECONDS", 0.2)
+    monkeypatch.setattr(follower, "PAUSED_SECONDS", 0.2)
     with EmbeddedPostgres(settings={"autovacuum_naptime": "1s"}) as server:
         install(server.dsn)
         with Database(server.dsn) as database:

@@ -16,7 +16,7 @@ from relay import config
 from relay.daemon.worker import Worker
 from relay.http.app import Monitor
 from relay.model.status import Counts, Histogram, Status
-from relay.postgres import boards, feed, progress, requests
+from relay.postgres import boards, housekeeping, progress, requests
 from tests.integration.client import Client
 from tests.proxy import Proxy
 from tests.servers import Database, install
@@ -276,7 +276,7 @@ async def relay_on(database_url: str, **settings: str) -> AsyncIterator[Worker]:
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have probes and readings of the vitals follow one another soon."""
     for name in ("PRUNE_SECONDS", "INSPECT_SECONDS"):
-        monkeypatch.setattr(feed, name, 0.05)
+        monkeypatch.setattr(housekeeping, name, 0.05)
     for name in ("PROBE_SECONDS", "IDLE_PROBE_SECONDS"):
         monkeypatch.setattr(progress, name, 0.05)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.postgres import feed, journal
+from relay.postgres import journal, requests
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.install import text as sql_text
 from tests.integration.client import Client, Tasks, until
@@ -252,7 +252,7 @@ async def test_many_who_come_back_at_once_cost_the_database_a_handful_of_queries
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal.Journal, "missed", counted)
-        patch.setattr(feed, "GATHER_SECONDS", 2.0)
+        patch.setattr(requests, "GATHER_SECONDS", 2.0)
         await asyncio.gather(*(back(number % 50) for number in range(300)))
 
     assert 0 < reads < 10
