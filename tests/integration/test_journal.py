@@ -314,7 +314,7 @@ async def test_prune_amid_a_large_batch_loses_nothing(database: Database, transa
 async def test_prune_before_a_large_batch_is_read_is_noticed(
     database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What goes between the look that finds too much for one part and the snapshot of the parts comes as a sync."""
+    """A prune between the poll that finds too much for one part and the snapshot of the parts causes a sync."""
     plain = Connection.rows
     pruned = 0
 
@@ -335,7 +335,7 @@ async def test_prune_before_a_large_batch_is_read_is_noticed(
 
 
 async def test_long_transaction_costs_reading_nothing(database: Database, relay: Relay, client: Client) -> None:
-    """The entries of a transaction that stays open are not looked through again with each batch."""
+    """The entries of a transaction that stays open are not read again with each batch."""
     long = database.connect()
     long.execute("begin; insert into tasks (id, title) select 'l' || i, 'L' from generate_series(1, 20000) i")
     database.execute("insert into tasks (id, title) values ('a', 'A')")
@@ -367,9 +367,9 @@ async def test_entries_of_another_server_are_never_read(database: Database, clie
         op,
         op,
     )
-    told = [message for _ in range(30) for message in await client.until_last(database)]
+    messages = [message for _ in range(30) for message in await client.until_last(database)]
 
-    assert told == []
+    assert messages == []
     assert "ghost" not in client.tasks
 
 
@@ -490,7 +490,7 @@ def test_pause_has_room_for_more_after_the_limit_was_raised(database: Database) 
     assert journalled(database) == 200
 
 
-async def test_pause_is_ended_by_a_relay_and_told(database: Database) -> None:
+async def test_pause_is_ended_by_a_relay_and_causes_a_sync(database: Database) -> None:
     """What was not journalled is in the board that everybody is sent, and changes flow again."""
     database.execute(SEVERAL)
     async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
@@ -511,7 +511,7 @@ async def test_pause_is_ended_by_a_relay_and_told(database: Database) -> None:
 async def test_while_a_pause_cannot_end_boards_are_sent_again_and_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who subscribes stays current, later than usual, and gets single changes again when there is room."""
+    """A subscriber stays current, later than usual, and gets single changes again when there is room."""
     monkeypatch.setattr(follower, "PAUSED_SECONDS", 0.05)
     database.execute(SEVERAL)
     holder = database.connect()
@@ -563,7 +563,9 @@ async def test_autovacuum_alone_lets_a_pause_end(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
 @pytest.mark.parametrize("last", [True, False])
-async def test_transaction_across_the_end_of_a_pause_is_told(database: Database, level: str, last: bool) -> None:
+async def test_transaction_across_the_end_of_a_pause_causes_a_sync(
+    database: Database, level: str, last: bool
+) -> None:
     """One that skipped its entries during the pause, and commits after it, comes as a sync, whatever ran beside it.
 
     The last to have begun is above every snapshot's xmax, the others are among those that run.
@@ -607,7 +609,7 @@ async def test_old_snapshot_sees_the_pause_and_its_end(database: Database) -> No
 
 
 async def test_cut_short_end_of_a_pause_is_done_again(database: Database, client: Client) -> None:
-    """Journalling that goes on while nobody has been told of the pause is still a broken continuity."""
+    """Journalling that goes on before any relay has noticed the pause is still a broken continuity."""
     database.execute(SEVERAL)
     await client.until_last(database)
     breaker = database.connect()
