@@ -173,9 +173,9 @@ class Feed(Source, Authorizer):
             tasks.create_task(self._boards.run(session, sink, between_batches))
             tasks.create_task(self._missed.run(session, between_batches))
             tasks.create_task(self._permissions.run(session))
-            tasks.create_task(self._progress.run(session))
             tasks.create_task(housekeeping.inspect(session))
             tasks.create_task(housekeeping.prune(session))
+            tasks.create_task(self._progress.run(session))
             tasks.create_task(housekeeping.check_links(session))
 
     def _report(self, problem: str | None) -> None:
