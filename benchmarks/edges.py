@@ -1,4 +1,4 @@
-"""What the way through NATS costs: a relay on Postgres, and edges behind a publisher and NATS, told the same commits.
+"""What the way through NATS costs: a relay on Postgres, and edges behind a publisher and NATS, with the same commits.
 
     python -m benchmarks.edges                   # about six minutes, where nothing else runs
     python -m benchmarks.edges --edges 1 2 --seconds 1 --rounds 1 --clients 10
@@ -8,7 +8,7 @@ All run beside each other on one embedded Postgres and one nats-server, as daemo
 loads come in turns, up and down, as many times as there are rounds:
 
 - alone: a commit now and then
-- one board, and a hundred: commits at a pace at which the doorbell rings for each
+- one board, and a hundred: commits at a pace at which each sends a notification
 - writers: eight at full speed, on ten boards and on ten thousand
 - bulk: one statement that changes all tasks of ten boards
 
@@ -105,7 +105,7 @@ TIMED: Final = ("alone", "one board", "100 boards")
 """Loads at which the second core is not full."""
 
 REST_SECONDS: Final = 2.2
-"""After that long, a relay that was awake is rung again."""
+"""Time after which a relay that was polling is notified again."""
 
 COUNTS: Final = (1, 2, 4, 8)
 COMING_BACK: Final = (50, 400)
@@ -116,8 +116,8 @@ HUNDRED: Final = 100
 SMALL_BOARDS: Final = 100
 """Of a task each, so many are asked for each second of a stretch."""
 
-LOOKS_US: Final = 66_000
-"""Processor time a second of the looks at the journal of a publisher that is awake, as of a relay."""
+POLLS_US: Final = 66_000
+"""Processor time a second of the polls of a publisher, which are those of a relay."""
 
 MESSAGE_BYTES: Final = len(
     f'{{"type":"task.updated","data":{{"id":"{BOARD}","changes":{{"title":"{stamped(1000)}"}}}}}}'
@@ -198,13 +198,13 @@ def main() -> None:
         print_memory(memory)
         rows = growth(site, sorted(given.edges), given.clients, given.rounds, given.seconds)
         print_growth(rows)
-        told = constants(found, rows) | {
+        figures = constants(found, rows) | {
             "boards that the publisher reads a second": boards_a_second(site, round(given.seconds * SMALL_BOARDS)),
             "memory of the publisher, MB": memory[PUBLISHER],
             "memory of the NATS server, MB": memory[NATS],
             "memory of an edge, MB": memory["edge, no client"],
         }
-        print_constants(told)
+        print_constants(figures)
         with Fleet(lambda: site.edge(0)) as fleet:
             ways = [(size, resuming) for size in given.moving for resuming in (True, False)]
             returns = [moved(site, fleet, size, resuming=resuming) for size, resuming in ways]
@@ -216,7 +216,7 @@ def main() -> None:
             "loads": {load: [asdict(it) for it in its] for load, its in found.items()},
             "memory": memory,
             "edges": [asdict(it) for it in rows],
-            "constants": told,
+            "constants": figures,
             "returns": [asdict(it) for it in returns],
         }
         given.json.write_text(json.dumps(document, indent=1) + "\n")
@@ -435,7 +435,7 @@ def hops(site: Site, everybody: Mapping[str, Relay], rounds: int, seconds: float
     found: Found = {load: [] for load in loads}
     for turn in range(rounds):
         for name in loads if turn % 2 == 0 else reversed(loads):
-            time.sleep(site.rest)  # until relays are rung again
+            time.sleep(site.rest)  # until relays are notified again
             found[name].append(site.window(everybody, loads[name]))
     return found
 
@@ -667,7 +667,7 @@ def constants(found: Found, rows: Sequence[Row]) -> dict[str, float]:
     """Return what each hop costs: µs of a processor, but where it says otherwise."""
     none, one, several = CROWDS
     idle_rates = rates(found["idle"])
-    awake = rates(found["writers"])
+    busy = rates(found["writers"])
 
     def each(load: str, name: str) -> float:
         return of(found[load], lambda it: it.per_change(name, idle_rates))
@@ -675,20 +675,20 @@ def constants(found: Found, rows: Sequence[Row]) -> dict[str, float]:
     def among_many(name: str) -> float:
         """Each change on another board, beside what it takes that there are any."""
         wide = found["writers, wide"]
-        return of(wide, lambda it: (it.cpu[name] - awake[name] * it.seconds) / it.changes)
+        return of(wide, lambda it: (it.cpu[name] - busy[name] * it.seconds) / it.changes)
 
     delivery = (each("one board", several) - each("one board", one)) / (SEVERAL - 1)
     follow = each("one board", one) - each("one board", none) - delivery
-    told = {
+    figures = {
         "publisher, idle, a second": idle_rates[PUBLISHER],
         "publisher, a change by itself": each("100 boards", PUBLISHER),
-        "publisher, a change among many, beside its looks": of(
+        "publisher, a change among many, beside its polls": of(
             found["writers, wide"],
-            lambda it: it.per_change(PUBLISHER, idle_rates) - LOOKS_US * it.seconds / it.changes,
+            lambda it: it.per_change(PUBLISHER, idle_rates) - POLLS_US * it.seconds / it.changes,
         ),
         "edge, idle, a second": idle_rates[none],
         "edge, a change by itself that nobody follows": each("100 boards", none),
-        "edge, a second of batches": awake[none] - idle_rates[none],
+        "edge, a second of batches": busy[none] - idle_rates[none],
         "edge, a change among many that nobody follows": among_many(none),
         "edge, a change that somebody follows, beside that": follow,
         "edge, a delivery": delivery,
@@ -697,7 +697,7 @@ def constants(found: Found, rows: Sequence[Row]) -> dict[str, float]:
         "added by NATS at 100 a second, p50 ms": of(found["100 boards"], lambda it: it.p50[one] - it.p50[DIRECT]),
         "added by NATS at 100 a second, p99 ms": of(found["100 boards"], lambda it: it.p99[one] - it.p99[DIRECT]),
     }
-    return told | (of_nats(rows) if len({it.edges for it in rows}) > 1 else {})
+    return figures | (of_nats(rows) if len({it.edges for it in rows}) > 1 else {})
 
 
 def of_nats(rows: Sequence[Row]) -> dict[str, float]:
@@ -728,10 +728,10 @@ def of_nats(rows: Sequence[Row]) -> dict[str, float]:
     }
 
 
-def print_constants(told: Mapping[str, float]) -> None:
+def print_constants(figures: Mapping[str, float]) -> None:
     """Print what a hop costs."""
     print("\nwhat a hop costs: µs, but where it says otherwise")
-    for name, value in told.items():
+    for name, value in figures.items():
         print(f"  {name:56}{value:10,.1f}", flush=True)
 
 
@@ -739,7 +739,7 @@ def print_returns(returns: Sequence[Return]) -> None:
     """Print what it cost that clients moved."""
     print(f"\nan edge dies, its clients of {BOARDS} boards come to another")
     for it in returns:
-        how = "resume" if it.resuming else "begin anew"
+        how = "resume" if it.resuming else "begin again"
         cells = f"{it.questions:8,} questions{it.queries:8,} queries{it.seconds:8.2f} s{it.syncs:8,} boards sent"
         print(f"{it.clients:>8} {how:12}{cells}", flush=True)
 

@@ -4,7 +4,7 @@
     python benchmarks/flood.py --rate 2000 --seconds 3
 
 A relay with a token; subscribers of one board, and a task that is changed twenty times a second. The flood comes from
-a process of its own, from one address, as fast as it is told to or as the machine lets it: TCP connections that ask
+a process of its own, from one address, as fast as it is asked to or as the machine lets it: TCP connections that ask
 for an upgrade, read the answer and come again.
 """
 

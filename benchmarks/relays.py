@@ -5,13 +5,13 @@
     python benchmarks/relays.py --json relays.json
 
 The relays are daemons, each a process with a few clients, without limits. The number of them goes up and down, as
-many times as there are rounds, and at each number it is measured: while nothing is written but their canaries; with
-commits at a pace at which the doorbell rings for each; and with writers at full speed, when the relays look by
-themselves. Then one of four is killed, and all its clients come to the others.
+many times as there are rounds, and at each number it is measured: while nothing is written but their probes; with
+commits at a pace at which each sends a notification; and with writers at full speed, when the relays poll. Then one
+of four is killed, and all its clients come to the others.
 
 Postgres has one core and everything else another: what the relays themselves take does not slow the writers down.
-It is printed beside, and where it nears a whole core, the relays look at the journal less often than elsewhere.
-Commits do not wait for the disk, unless told to: else they are as many as the disk allows, whatever relays do.
+It is printed beside, and where it nears a whole core, the relays read the journal less often than elsewhere.
+Commits do not wait for the disk, unless asked to: else they are as many as the disk allows, whatever relays do.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from relay.websocket.listener import ARRIVALS
 COUNTS: Final = (0, 1, 2, 4, 8)
 WRITERS: Final = 8
 PACE: Final = 100
-"""Commits a second, those of the probe among them. Up to 250, a relay waits for the doorbell."""
+"""Commits a second, those of the probe among them. Up to 250, a relay waits for notifications."""
 
 PROBES: Final = 40
 """Commits a second whose latency is measured."""
@@ -63,12 +63,12 @@ IDLE_SECONDS: Final = 5.0
 """As long as from one prune of a relay to the next, which is the longest of what it often does."""
 
 SETTLE_SECONDS: Final = 2.2
-"""After that long, a relay that was awake is rung again."""
+"""Time after which a relay that was polling is notified again."""
 
 COMING_BACK: Final = (50, 400)
 """Clients of the relay that is killed."""
 
-ARRIVING: Final = ARRIVALS // 2
+ARRIVING: Final = ARRIVALS.start // 2
 """Maximum number of handshakes under way with one relay: a relay ends the oldest ones of an address with too many."""
 
 BOARDS: Final = 10
@@ -167,8 +167,8 @@ def main() -> None:
             print_returns(returns, given.others)
     if given.json:
         windows = {load: {n: [asdict(it) for it in its] for n, its in rows.items()} for load, rows in found.items()}
-        told = {"machine": machine, "windows": windows, "rule": rule(found), "returns": list(map(asdict, returns))}
-        given.json.write_text(json.dumps(told, indent=1) + "\n")
+        figures = {"machine": machine, "windows": windows, "rule": rule(found), "returns": list(map(asdict, returns))}
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 # The world
@@ -269,7 +269,7 @@ class Relay:
             self._crew.stdin.flush()
         answer: dict[str, Any] = json.loads(self._crew.stdout.readline())
         if answer.get("faults"):
-            raise RuntimeError(f"clients were told wrong: {answer['faults'][0]}")
+            raise RuntimeError(f"clients were sent wrong changes: {answer['faults'][0]}")
         return answer
 
     def heard(self) -> float:
@@ -441,7 +441,7 @@ def mean(windows: Sequence[Window], value: Callable[[Window], float]) -> float:
 
 def print_windows(found: Found) -> None:
     """Print a table for each load."""
-    print("\nidle, but for the relays' own canaries: a second and relay (mean)")
+    print("\nidle, but for the relays' own probes: a second and relay (mean)")
     print(f"{'relays':>8}{'Postgres, µs':>14}{'queries':>10}{'notified':>10}{'relay, µs':>12}{'rest, µs':>12}")
     for count, its in found["idle"].items():
         per = max(count, 1)
@@ -493,17 +493,17 @@ def middle(times: Sequence[float | None]) -> str:
 def rule(found: Found) -> dict[str, float]:
     """Return what a relay costs: µs of Postgres's processor, all else equal.
 
-    Idle, each relay has work of its own, and is rung by each canary of each other one. With writers, it looks at the
-    journal once for each ring; or awake, every few milliseconds, and reads what has gathered.
+    Idle, each relay has work of its own, and is notified of each probe of each other one. With writers, it reads the
+    journal once for each notification; or it polls, every few milliseconds, and reads what has gathered.
     """
     counts = [count for count in found["idle"] if count]
-    awake = [(count, it) for count in counts for it in found["full"][count] if it.commits > 2 * BUSY_TRANSACTIONS]
-    if len(counts) < 2 or not awake:
+    polling = [(count, it) for count in counts for it in found["full"][count] if it.commits > 2 * BUSY_TRANSACTIONS]
+    if len(counts) < 2 or not polling:
         return {}
     idle_us = [mean(found["idle"][count], lambda it: it.relays) / count for count in counts]
     asked = [mean(found["idle"][count], lambda it: it.queries) / count for count in counts]
     signals = [median(found["paced"][count], lambda it: it.writers / it.commits) for count in counts]
-    look = median(among(found["paced"], counts), lambda it: it.relays / it.queries)
+    read = median(among(found["paced"], counts), lambda it: it.relays / it.queries)
     each, alone = statistics.linear_regression(counts, idle_us)
     asked_each, asked_alone = statistics.linear_regression(counts, asked)
     return {
@@ -511,11 +511,11 @@ def rule(found: Found) -> dict[str, float]:
         "idle µs a second and pair of relays": each,
         "idle queries a second and relay": asked_alone,
         "idle queries a second and pair of relays": asked_each,
-        "µs a look": look,
-        "µs a second and relay, awake": statistics.median(it.relays / count for count, it in awake),
-        "µs an entry and relay, awake": statistics.median(it.relays / it.commits / count for count, it in awake),
-        "looks a second and relay, awake": statistics.median(it.queries / count for count, it in awake),
-        "µs of the writer, a ring and relay": statistics.linear_regression(counts, signals).slope,
+        "µs a read": read,
+        "µs a second and relay, polling": statistics.median(it.relays / count for count, it in polling),
+        "µs an entry and relay, polling": statistics.median(it.relays / it.commits / count for count, it in polling),
+        "polls a second and relay, polling": statistics.median(it.queries / count for count, it in polling),
+        "µs of the writer, a notification and relay": statistics.linear_regression(counts, signals).slope,
     }
 
 
@@ -595,7 +595,7 @@ def print_returns(returns: Sequence[Return], others: int) -> None:
     """Print what it cost that clients came back."""
     print(f"\na relay dies, its clients of {BOARDS} boards come to {others} others: queries of these beyond idle")
     for it in returns:
-        how = "resume" if it.resuming else "begin anew"
+        how = "resume" if it.resuming else "begin again"
         print(f"{it.clients:>8} {how:12}{it.queries:8,} queries{it.seconds:8.2f} s{it.syncs:8,} boards sent")
 
 

@@ -1,11 +1,11 @@
-"""How long to wait after a fault before the next attempt, and whether a fault is the one that came before. Pure.
+"""The pause after a fault before the next attempt, and whether a fault is the same as before. Pure.
 
 Rules:
-- Pauses double, each with jitter, until an attempt has lasted for `CALM_SECONDS`: what fails right after it began
-  was not well in between, whatever it said of itself.
+- Pauses double, each with jitter, until an attempt has lasted for `CALM_SECONDS`: an attempt that fails
+  right after its start has not worked in between, whatever it reported.
 - A fault recurs if the attempt before ended with the same one, and until one has lasted that long. So health does not
   flap with a fault that comes back at once each time.
-- Numbers do not tell faults apart: a sequence or a port differs each time, and the fault is the same.
+- Numbers do not make two faults different: a sequence or a port differs each time, and the fault is the same.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import re
 from typing import Final
 
 FIRST_SECONDS: Final = 0.25
-"""The pause after the first fault, at most."""
+"""Maximum pause after the first fault."""
 
 LONGEST_SECONDS: Final = 10.0
 """Maximum pause."""
 
 CALM_SECONDS: Final = 5.0
-"""An attempt that has lasted so long was well."""
+"""Duration of an attempt from which it counts as a success."""
 
 _NUMBER: Final = re.compile(r"\d+")
 
@@ -53,7 +53,7 @@ class Backoff:
         return pause
 
     def recurring(self, now: float) -> str | None:
-        """Say in one line what has ended one attempt after another, if nothing shows yet that it no longer does."""
+        """Return in one line what has ended one attempt after another, unless it has stopped recurring."""
         if not self._recurs or now - self._began >= CALM_SECONDS:
             return None
         return f"this comes again and again: {self._last}"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def kept_cancellation() -> Iterator[None]:
-    """End the current task after this block if it was cancelled within, whatever the block made of that.
+    """End the current task after this block if it was cancelled within, even if the block lost that.
 
     Counts from the beginning of the block: task groups and timeouts around it may have cancelled before.
     """

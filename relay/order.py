@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class OrderKey(NamedTuple):
-    """By what tasks are compared: the value of `key`. `values` are its texts in their order, if that is their own."""
+    """A key by which tasks are compared. `values` are its texts in their order, where that is not alphabetical."""
 
     key: str
     descending: bool

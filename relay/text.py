@@ -1,4 +1,4 @@
-r"""Text for people, from what strangers, databases and libraries said: one line, and nothing that a terminal obeys.
+r"""Text for people, made from text of strangers, databases and libraries: one line, without control characters.
 
 Usable by all rooms. Pure.
 """
@@ -30,7 +30,7 @@ def one_line(text: str) -> str:
 
 
 def error_line(ex: BaseException) -> str:
-    """Say an exception in one line, never empty.
+    """Describe an exception in one line, never empty.
 
     Of an error that Postgres reports, its primary message; of a system call that failed, the system's words for its
     number, after the file's name if there is one; of any other its text, or its type if it has none.

@@ -57,7 +57,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Keep what a worker told about its server."""
+    """Keep what a worker reported about its server."""
     if sentence := getattr(node, "workeroutput", {}).get("server"):
         node.config.stash.setdefault(_SENTENCES, set()).add(sentence)
 

@@ -54,11 +54,11 @@ class Proxy:
             self._listener = await asyncio.start_server(self._accept, HOST, self.port)
 
     def freeze(self) -> None:
-        """Forward nothing more and close nothing: what a pulled cable looks like."""
+        """Forward nothing more and close nothing: as if a cable were pulled."""
         self._flow.clear()
 
     def strand(self) -> None:
-        """Freeze the connections there are, for ever, and let new ones through: what half-open links look like."""
+        """Freeze the connections there are, for ever, and let new ones through: the old ones are half open."""
         self._flow.clear()
         self._flow = asyncio.Event()
         self._flow.set()
@@ -81,7 +81,7 @@ class Proxy:
         await flow.wait()
         # Shielded and awaited in any case, for a connection that is made while this is cancelled would be nobody's.
         connecting = asyncio.create_task(asyncio.open_connection(*self._target))
-        with suppress(OSError):  # an end that is gone is what this proxy is for: the other one is told
+        with suppress(OSError):  # an end that is gone is what this proxy is for: the other one gets its end
             try:
                 there_reader, there_writer = await asyncio.shield(connecting)
                 await _pump_both(flow, (reader, there_writer), (there_reader, writer))

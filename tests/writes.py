@@ -3,7 +3,7 @@
 Rules:
 - A *script* is one transaction: statements, and a plan of further statements that functions and triggers run while
   those are under way: in RETURNING, in SELECT, before and after, per row and per statement, deferred, at any depth.
-- Chance decides everything that a script does; the database decides what comes of it. What must be told of it is
+- Chance decides everything that a script does; the database decides what comes of it. What must be sent of it is
   never computed from the script, only from the table.
 - A statement that cannot be is part of life: it ends its transaction, or its savepoint if it has one.
 """

@@ -28,7 +28,7 @@ async def read(board: str) -> str:
 
 
 def forget(board: str, _: object) -> None:
-    """Have whoever comes later read the board anew."""
+    """Have clients that come later read the board again."""
     del reads[board]
 
 

@@ -70,7 +70,7 @@ class Running:
         return sum(_status(pid, name) for pid in self.pids)
 
     def forget_peak(self) -> None:
-        """Let VmHWM begin anew."""
+        """Reset VmHWM."""
         for pid in self.pids:
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 

@@ -4,7 +4,7 @@ Rules:
 - Every change is a commit of its own, unless a transaction is what is measured. Its title has its number and the time
   just before the statement was sent; so latency is from commit to client, the commit included.
 - Throughput is closed: a round of commits, and the next when every subscriber has all of it. So a backlog never
-  makes it look better than what is sustained.
+  makes it seem better than what is sustained.
 """
 
 from __future__ import annotations

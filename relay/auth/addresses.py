@@ -1,12 +1,12 @@
-"""What proxies say of the clients behind them, in headers or by the PROXY protocol. Pure.
+"""What proxies report about the clients behind them, in headers or by the PROXY protocol. Pure.
 
 Rules:
-- A proxy is believed only if it is trusted. What anybody else says of an address is ignored.
-- Each proxy adds the address that it heard from at the end of a list. So a list is read from its end, as far as the
-  way leads through trusted proxies; what stands before that anybody may have written.
+- A proxy is believed only if it is trusted. Addresses that others report are ignored.
+- Each proxy adds the address that it heard from at the end of a list. So a list is read from its end,
+  through trusted proxies only; the part before that may be forged.
 - A proxy writes `X-Forwarded-For` or `Forwarded`, and may pass on the other as a client sent it. If both are there
   and do not agree, neither is believed.
-- An address that cannot be read ends the way, and is a fault that is logged.
+- An address that cannot be read ends the search, and is logged as a fault.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from relay.config.proxies import Proxies, parse
 
 LONGEST_HEADER_BYTES: Final = 4096
-"""The longest header of the PROXY protocol that is read; a usual one has less than 300 bytes."""
+"""Maximum size of a header of the PROXY protocol; a usual one has less than 300 bytes."""
 
 V1: Final = b"PROXY "
 V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
@@ -39,18 +39,18 @@ _DISAGREE: Final = "X-Forwarded-For and Forwarded do not agree: have the proxy r
 
 
 class BadProxyHeader(Exception):
-    """Why a header of the PROXY protocol cannot be read."""
+    """A header of the PROXY protocol that cannot be read; the text says why."""
 
 
 class Source(NamedTuple):
-    """Where a client is, as far as it is known; and what could not be read of what a proxy said."""
+    """The address of a client, as far as it is known, and what could not be read of a proxy's report."""
 
     address: str
     fault: str | None = None
 
 
 def source(peer: str, forwarded: Sequence[str], standard: Sequence[str], proxies: Proxies) -> Source:
-    """Say where a client is, by the values of `X-Forwarded-For` and of `Forwarded`."""
+    """Find the address of a client by the values of `X-Forwarded-For` and of `Forwarded`."""
     if not proxies.trusts(peer):
         return Source(peer)
     hops = [hop for value in forwarded for hop in value.split(",")]
@@ -92,7 +92,7 @@ def _standard_hops(value: str) -> list[str]:
 
 
 def rate_key(address: str) -> str:
-    """Return by what connections are counted: an IPv4 address, the /64 of an IPv6 one, which one client has whole."""
+    """Return the key by which connections are counted: an IPv4 address, or the /64 of an IPv6 one."""
     parsed = parse(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((parsed, 64), strict=False))
@@ -109,7 +109,7 @@ class ProxyHeader(NamedTuple):
 def proxy_header(data: bytes) -> ProxyHeader | None:
     """Read the header that a connection begins with, None if there is none. Raises BadProxyHeader.
 
-    A proxy sends it whole, as the protocol says; so one that is not whole is bad.
+    The protocol has proxies send it at once, so an incomplete one is bad.
     """
     if data.startswith(V1):
         return _version_1(data)

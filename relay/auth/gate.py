@@ -1,4 +1,4 @@
-"""The gate: what is asked of a connection before it is let in. Pure."""
+"""The gate: what a connection must show before it is admitted. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from relay.config.origins import Origins
 from relay.config.proxies import Proxies
 
 FLOOD: Final = "too many connections a minute"
-"""What the log calls it, wherever it is noticed."""
+"""Name of the refusal in the log, wherever it is noticed."""
 
 
 class ForeignOrigin(Refused):
@@ -30,7 +30,7 @@ class ForeignOrigin(Refused):
 
 
 class TooMany(Refused):
-    """Too many connections came; there is room for one again in so many seconds."""
+    """Too many connections came; `seconds` says when there is room for one again."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
 
@@ -41,7 +41,7 @@ class TooMany(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who knocks: what stands in the request for the connection, and where it comes from.
+    """A client that asks to connect: what its request says, and where it comes from.
 
     `forwarded` are the values of `X-Forwarded-For`, `standard` those of `Forwarded`, `forwarded_hosts` those of
     `X-Forwarded-Host`, the one that the client named first. `address` is where the client is, as `Gate.source`
@@ -61,10 +61,10 @@ class Visitor:
 
     @property
     def credential(self) -> str | None:
-        """What it presents: as a subprotocol `bearer.…`, as `?token=…`, or as a header.
+        """The credential that it presents: as a subprotocol `bearer.…`, as `?token=…`, or as a header.
 
-        In this order, for a proxy may add a header of its own, and nobody but the client the others. In a subprotocol
-        characters that none may have are percent-encoded.
+        In this order, for a proxy may add a header of its own, and only the client can add the others. In a
+        subprotocol, characters that are not allowed there are percent-encoded.
         """
         for offered in self.subprotocols:
             if offered.startswith(BEARER):
@@ -81,11 +81,11 @@ class Visitor:
 
 
 BEARER: Final = "bearer."
-"""What a subprotocol begins with that is a credential."""
+"""Prefix of a subprotocol that is a credential."""
 
 
 class Gate:
-    """What is asked of whoever knocks. `access` may be replaced at any time. `origins` None lets all pages in."""
+    """Decides which visitors are admitted. `access` may be replaced at any time. `origins` None admits all pages."""
 
     def __init__(
         self,
@@ -103,26 +103,26 @@ class Gate:
         self._rates = rates
 
     def flooded(self, peer: str, now: float) -> float:
-        """Return how many seconds a peer that is no proxy has to wait, before it has said anything."""
+        """Return how many seconds a peer that is no proxy has to wait, before it has sent anything."""
         return self._rates.wait(peer, now) if self._rates else 0.0
 
     def source(self, visitor: Visitor) -> Source:
-        """Say where a visitor is."""
+        """Find the address of a visitor."""
         return addresses.source(visitor.peer, visitor.forwarded, visitor.standard, self.proxies)
 
     def _host(self, visitor: Visitor) -> str | None:
-        """Return the host that a client asked for: as a trusted proxy says, else as `Host` does.
+        """Return the host that a client asked for: the one that a trusted proxy reports, else that of `Host`.
 
-        A page cannot say either. A program that is no browser can, but that can also say any origin.
+        A page cannot set either. Another program can, but that can also claim any origin.
         """
         if visitor.forwarded_hosts and self.proxies.trusts(visitor.peer):
             return visitor.forwarded_hosts[0]
         return visitor.host
 
     def admit(self, visitor: Visitor, now: float) -> Grant:
-        """Say what a visitor may see, at a moment of a clock that only goes forward. Raises Refused.
+        """Return the grant of a visitor, at a moment of a clock that only goes forward. Raises Refused.
 
-        What costs least comes first, so that a flood costs little.
+        The cheapest checks come first, so that a flood costs little.
         """
         if self._rates and (wait := self._rates.take(self.source(visitor).address, now)):
             raise TooMany(wait)

@@ -1,6 +1,6 @@
-"""The keys that JSON Web Tokens are signed with, and which algorithms each is good for. Pure.
+"""The keys that sign JSON Web Tokens, and the algorithms of each. Pure.
 
-The key decides which algorithm is good, never the token: a public key cannot be taken for a secret.
+The key decides which algorithm is valid, never the token: so a public key cannot be taken for a secret.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ASYMMETRIC: Final = "RS256, PS256, ES256, ES384 or EdDSA"
 
 
 class AccessError(Exception):
-    """Why a configured credential cannot be used, in one line, without showing it."""
+    """A configured credential that cannot be used; the text says why, in one line, without showing it."""
 
 
 class Key(NamedTuple):
-    """What tokens are signed with: its name, if it has one, and the algorithms that it is good for."""
+    """A key that signs tokens: its name, if it has one, and its algorithms."""
 
     kid: str | None
     algorithms: tuple[str, ...]
@@ -40,7 +40,7 @@ class Key(NamedTuple):
 
 
 def signing_keys(text: str | bytes, where: str) -> list[Key]:
-    """Read a JWKS, the keys in it that sign tokens. Raises AccessError."""
+    """Read the keys of a JWKS that sign tokens. Raises AccessError."""
     try:
         members = json.loads(text)["keys"]
         keys = [key for member in members if (key := _key(member))]
@@ -52,7 +52,7 @@ def signing_keys(text: str | bytes, where: str) -> list[Key]:
 
 
 def _key(member: Any) -> Key | None:
-    """Read a member of a JWKS; None if it is no key for tokens, or none that can be read."""
+    """Read a member of a JWKS; None if it is no key for tokens, or cannot be read."""
     if not isinstance(member, dict) or member.get("use", "sig") != "sig":
         return None
     found = ALGORITHMS.get((str(member.get("kty")), member.get("crv")), ())

@@ -18,10 +18,9 @@ class Cells(Protocol):
 
 
 class Bucket:
-    """A token bucket: full at first, then filled at so many tokens a second, up to its size.
+    """A token bucket: full at first, then filled at `rate` tokens a second, up to its size.
 
-    Times are in seconds, of one clock that only goes forward and is never 0. Its two numbers may stand in memory that
-    others share.
+    Times are in seconds, of one clock that only goes forward and is never 0. Its two numbers may be in shared memory.
     """
 
     __slots__ = ("_cells", "_rate", "_size")
@@ -39,15 +38,15 @@ class Bucket:
         return 0.0 if left >= 1 else (1 - left) / self._rate
 
     def spend(self, tokens: int = 1) -> None:
-        """Take tokens out, also more than there are: then it takes longer until there is one again."""
+        """Take tokens, also more than there are: then it takes longer until there is one again."""
         self._cells[0] -= tokens
 
 
 class Rates:
-    """How many connections a minute, from each address and from all; 0 is no limit.
+    """Limits of connections a minute, from each address and from all; 0 is no limit.
 
-    The buckets stand in a fixed piece of memory, which several processes may share. Addresses that have the same
-    place in it share a bucket; nobody can foretell which do without the key in the memory's first bytes.
+    The buckets are in a fixed piece of memory, which several processes may share. Addresses with the same place in it
+    share a bucket; without the key in the first bytes of the memory, nobody can predict which do.
     """
 
     PLACES: Final = 65_536
@@ -65,7 +64,7 @@ class Rates:
         self._cells = memory.cast("d")
 
     def take(self, address: str, now: float) -> float:
-        """Count a connection; return 0, or for how many seconds there may be none. Then it is not counted."""
+        """Count a connection and return 0; or return for how many seconds there may be none, and do not count it."""
         buckets = self._buckets(address)
         wait = _longest_wait(buckets, now)
         if not wait:

@@ -1,9 +1,9 @@
-"""Reloading: keeps the `Gate` of a process true to what stands in the settings, in files and at addresses.
+"""Reloading: keeps the `Gate` of a process up to date with settings, files and addresses.
 
 Rules:
-- What was good stays good until what is to replace it has been read whole: a broken file, or an address that is away,
-  changes nothing and is logged.
-- An address of keys is asked every few minutes; also when a token is signed with a key that is not known, but then
+- A credential stays valid until its replacement has been read whole: a broken file, or an address that is not
+  reached, changes nothing and is logged.
+- An address of keys is read every few minutes. It is also read when a token is signed with an unknown key, but then
   not sooner than `SOONEST_SECONDS` after the last time, however many such tokens come.
 - A file is read when the process starts, and at SIGHUP.
 """
@@ -31,19 +31,19 @@ from relay.config.settings import Settings, is_address, is_safe_address
 log = structlog.get_logger()
 
 REFRESH_SECONDS: Final = 300.0
-"""How often an address of keys is asked."""
+"""Interval at which an address of keys is read."""
 
 SOONEST_SECONDS: Final = 10.0
-"""How long after it was asked it may be asked again, for a key that is not known."""
+"""Minimum interval between two reads, for a key that is not known."""
 
 FETCH_SECONDS: Final = 5.0
-"""How long it may take to answer."""
+"""Timeout of a read."""
 
 LARGEST_KEYS_BYTES: Final = 1024 * 1024
 
 
 class Reloader:
-    """Reads credentials and certificates, and reads them again."""
+    """Reads credentials and certificates, at first and again."""
 
     def __init__(self, settings: Settings, rates: Rates | None = None) -> None:
         self._settings = settings
@@ -74,14 +74,14 @@ class Reloader:
             log.info("access.reloaded")
 
     async def run(self) -> None:
-        """Ask the address of keys now and then, until cancelled."""
+        """Read the address of keys from time to time, until cancelled."""
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             if is_address(self._settings.jwt_keys):
                 await self.new_keys()
 
     async def new_keys(self) -> None:
-        """Read the keys again, for there may be one more; unless that was done just now."""
+        """Read the keys again, for there may be a new one; unless that was done just now."""
         loop = asyncio.get_running_loop()
         async with self._fetching:
             if loop.time() - self._asked < SOONEST_SECONDS:
@@ -95,7 +95,7 @@ class Reloader:
     async def _read(self) -> None:
         tokens = self._tokens()
         if self.tls:
-            # Tried on another first: one that fails in the midst would leave a certificate without its key.
+            # Tried on another context first: a failure halfway would leave a certificate without its key.
             self._read_certificate(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
         async with self._fetching:
             keys = await self._read_keys()
@@ -128,7 +128,7 @@ class Reloader:
         if path := self._settings.WS_TOKENS_FILE:
             lines = token_lines(_text(path, "WS_TOKENS_FILE"))
             if not lines and not tokens:
-                # An empty file must not open the doors.
+                # An empty file must not admit everybody.
                 raise AccessError(f"WS_TOKENS_FILE: {path} has no token: expected one a line")
             tokens |= static_tokens(lines, f"WS_TOKENS_FILE: {path}")
         return tokens
@@ -149,7 +149,7 @@ class Reloader:
 
 
 def _origins(settings: Settings) -> list[str]:
-    """Return the origins whose pages get in: those of the setting, and the relay's own page on this machine."""
+    """Return the origins whose pages may connect: those of the setting, and the relay's own page on this machine."""
     own = [f"http://{host}:{settings.HEALTH_PORT}" for host in ("localhost", "127.0.0.1", "[::1]")]
     return [*settings.WS_ORIGINS.replace(",", " ").split(), *own]
 

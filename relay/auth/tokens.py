@@ -1,15 +1,15 @@
-"""Tokens: which credentials are good, and for which boards. Pure.
+"""Tokens: which credentials are valid, and for which boards. Pure.
 
-A *credential* is what a client presents: a static token, or a JSON Web Token. A *grant* is what it is worth: which
-boards, and until when. An `Access` knows the credentials that are good.
+A *credential* is what a client presents: a static token, or a JSON Web Token. A *grant* is what it allows: which
+boards, and until when. An `Access` knows the valid credentials.
 
 Rules:
-- No credential is ever part of an error, a log line or a repr. What is refused is refused in the same words, whatever
-  was wrong with it; the reason is for the log.
-- Static tokens are compared in constant time. Of a JSON Web Token, the key decides which algorithm is good, never the
-  token: a public key cannot be taken for a secret.
-- A board's name comes from strangers: matching it against a pattern takes time in proportion to its length.
-- With no credential configured everybody gets in, as the guide's clients expect. `Access.open` says so.
+- No credential is ever part of an error, a log line or a repr. All refusals have the same
+  words; the reason is for the log.
+- Static tokens are compared in constant time. The algorithm of a JSON Web Token is decided by the key, never by the
+  token: so a public key cannot be taken for a secret.
+- A board's name comes from strangers, so matching it against a pattern takes time in proportion to its length.
+- With no credential configured everybody is admitted, as the guide's clients expect. `Access.open` says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import jwt
 from relay.auth.keys import ALGORITHMS, SECRETS, AccessError, Key
 
 LEEWAY_SECONDS: Final = 5
-"""By how much the clocks of the relay and of the issuer of tokens may differ."""
+"""Maximum difference between the clocks of the relay and of the issuer of tokens."""
 
 
 _OF_THE_TOKEN: Final = frozenset({"exp", "iat", "nbf", "jti"})
@@ -35,18 +35,18 @@ _OF_THE_TOKEN: Final = frozenset({"exp", "iat", "nbf", "jti"})
 
 
 class Refused(Exception):
-    """Why somebody does not get in, in a word for the log; and what HTTP says to that."""
+    """A client is not admitted: the reason, for the log, and the status of HTTP."""
 
     status = HTTPStatus.UNAUTHORIZED
 
 
 class UnknownKey(Refused):
-    """The token is signed with a key that is not known, perhaps not yet."""
+    """The token is signed with an unknown key, which may be a new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Names of boards: each `*` stands for any characters, all else for itself."""
+    """A pattern of boards' names: each `*` stands for any characters, all else for itself."""
 
     parts: tuple[str, ...]
 
@@ -56,7 +56,7 @@ class Pattern:
         return cls(tuple(text.split("*")))
 
     def matches(self, name: str) -> bool:
-        """Tell whether a name is one of them."""
+        """Return whether the name of a board matches."""
         first, *rest = self.parts
         if not rest:
             return name == first
@@ -74,10 +74,10 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a credential is worth.
+    """What a credential allows.
 
-    `boards` are those that it names; None if that is left to the database, or to nobody. `claims` are what the
-    database is asked with, if it decides. `expires` is in seconds of the epoch, None if it does not.
+    `boards` are those that it names; None if it names none, and the database may decide. `claims` are passed to the
+    database, if it decides. `expires` is in seconds of the epoch, None if it does not expire.
     """
 
     boards: tuple[Pattern, ...] | None = None
@@ -85,11 +85,11 @@ class Grant:
     expires: float | None = None
 
     def allows_as(self, other: Grant) -> bool:
-        """Tell whether it allows what another does: the same boards and claims, but for when the token is good."""
+        """Return whether it allows the same as another: the same boards and claims, whenever the tokens expire."""
         return self.boards == other.boards and _lasting(self.claims) == _lasting(other.claims)
 
     def names(self, board: str) -> bool:
-        """Tell whether it names a board."""
+        """Return whether it names a board."""
         return self.boards is None or any(pattern.matches(board) for pattern in self.boards)
 
 
@@ -98,11 +98,11 @@ def _lasting(claims: Mapping[str, Any]) -> dict[str, Any]:
 
 
 EVERYBODY: Final = Grant()
-"""What everybody has where no credential is configured."""
+"""The grant of every client where no credential is configured."""
 
 
 class Access:
-    """The credentials that are good."""
+    """The valid credentials."""
 
     def __init__(  # one for each way to be known
         self,
@@ -123,11 +123,11 @@ class Access:
 
     @property
     def open(self) -> bool:
-        """Whether everybody gets in, for no credential is configured."""
+        """Whether everybody is admitted, because no credential is configured."""
         return not self._tokens and not self._secret and self._keys is None
 
     def grant(self, credential: str | None) -> Grant:
-        """Say what a credential is worth. Raises Refused."""
+        """Return the grant of a credential. Raises Refused."""
         if self.open:
             return EVERYBODY
         if not credential:
@@ -200,12 +200,12 @@ def _boards(claims: Mapping[str, Any]) -> tuple[Pattern, ...] | None:
 
 
 def digest(token: str) -> bytes:
-    """Return what a static token is known by: all of them have the same length."""
+    """Return the digest of a static token: all have the same length."""
     return hashlib.sha256(token.encode(errors="surrogatepass")).digest()
 
 
 def static_tokens(entries: Iterable[str], where: str) -> dict[bytes, Grant]:
-    """Read tokens as they are configured: `token`, good for every board, or `token:board,team-*`.
+    """Read tokens as they are configured: `token`, for every board, or `token:board,team-*`.
 
     Raises AccessError, which names `where` and the entry by its number.
     """
@@ -223,6 +223,6 @@ def static_tokens(entries: Iterable[str], where: str) -> dict[bytes, Grant]:
 
 
 def token_lines(text: str) -> list[str]:
-    """Return the entries of a file of tokens: one a line, but for empty ones and those that begin with #."""
+    """Return the entries of a file of tokens, one a line, without empty lines and those that begin with #."""
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]

@@ -9,7 +9,8 @@ For programs without asyncio there is `relay.client.sync`. Nothing of the daemon
 """
 
 from relay.client import sync
-from relay.client.core import Change, RelayError, State, Task, TaskId
+from relay.client.core import RelayError, State
+from relay.client.replica import Change, Task, TaskId
 from relay.client.shell import Board, Relay, Token, connect
 
 __all__ = ["Board", "Change", "Relay", "RelayError", "State", "Task", "TaskId", "Token", "connect", "sync"]

@@ -1,55 +1,46 @@
 """What the Python client knows and decides, without a socket and without a clock. Pure.
 
 The shell (`shell.py`) tells a `Session` what happened and when: a connection opened, a message came, it ended, time
-went on. The session answers with *effects*, in `take_effects()`: what to send, when to connect, what to tell the
-program. From the inside out: a `Replica` is the tasks of one board; a `Following` knows what of it is still to come;
-the `Session` holds boards over one connection after another; a `Backlog` is what a program has not read yet.
+went on. The session answers with *effects*, in `take_effects()`: what to send, when to connect, what to report to the
+program. From the inside out: a `Replica` (`replica.py`) holds the tasks of one board; a `Following` knows what of it
+is still to come; the `Session` keeps boards over one connection after another.
 
 Rules (those of tests/conformance, which the JavaScript client keeps too):
-- A batch is applied whole or not at all, so a board is at any time what the table was at some moment.
-- What does not fit is never guessed at: the board is requested again, and one that goes on not to fit is an error.
-- Tasks are never changed in place: a change makes a new dict, so one that a program holds stays as it is.
-- Nothing of a connection that has ended is heard any more.
+- A batch is applied whole or not at all, so at any time a board equals the table at some moment.
+- A message that does not fit is not interpreted: the board is requested again. If it repeatedly does not fit, that is
+  an error.
+- Messages of a connection that has ended are ignored.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from relay.order import OrderKey, arranged
-
-Task = dict[str, Any]
-"""A row as the relay shows it: camelCase keys, values as JSON gives them; integers keep every digit."""
-
-TaskId = str | int | float
-"""An id as it is in the messages: "1" and 1 are two tasks."""
+from relay.client.replica import Change, Misfit, Replica, parse
 
 State = Literal["connecting", "catching up", "live", "offline"]
 """`offline` whenever there is no connection after the first attempt, and of a board that was refused or left."""
 
 FIRST_PAUSE_SECONDS: Final = 0.5
+"""Maximum pause after a first failure. It doubles with each failure in a row; a random share of it is waited."""
+
 LONGEST_PAUSE_SECONDS: Final = 30.0
-"""A random share of a pause is waited after a failure; it doubles with each failure in a row, up to this."""
+"""Maximum pause after any number of failures."""
 
 RESTART_PAUSE_SECONDS: Final = 2.0
-"""A random share of this is waited after 1012: another relay may be there already."""
+"""Maximum pause after close code 1012, of which a random share is waited: another relay may be there already."""
 
 PING_SECONDS: Final = 30.0
-"""How often the relay is sent a ping; a connection that brought nothing since the last is cut."""
+"""Interval between pings; a connection on which nothing came since the last one is closed."""
 
 CALM_SECONDS: Final = 60.0
-"""So long after a misfit, the next one counts as the first again."""
+"""Time without a misfit after which the next one counts as the first again."""
 
 MOST_MISFITS: Final = 5
-"""After so many in a row, the board is an error."""
-
-BACKLOG_CHANGES: Final = 10_000
-"""So many changes may wait for a program that does not iterate, beside the batch that was first to wait."""
+"""Maximum number of misfits in a row; then the board is an error."""
 
 _BROKEN: Final = 1006
 _RESTARTING: Final = 1012
@@ -73,272 +64,6 @@ class RelayError(Exception):
         self.code = code
         self.board_id = board_id
         self.close_code = close_code
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One change, which the board shows already."""
-
-    type: str
-    """`task.created`, `task.updated`, `task.moved`, `task.deleted`, or `board.sync`: the board was replaced."""
-    id: TaskId | None = None
-    """The task's; None if the whole board was replaced."""
-    task: Task | None = None
-    """The task after it; None if it was deleted."""
-    before: Task | None = None
-    """The task before it; None if it was created."""
-    changes: Task | None = None
-    """Of an update, the columns that changed, and only those."""
-    from_lane: Any = None
-    to_lane: Any = None
-    reason: str | None = None
-    """Of a `board.sync` that was not asked for: why, see docs/clients.md."""
-    tasks: Mapping[TaskId, Task] | None = None
-    """Of a `board.sync`: the board that the next changes follow."""
-    batch: int | None = None
-    """The same for all changes that became visible together; None from a server without cursors."""
-
-
-# What is read ----------------------------------------------------------------------------------------------
-
-
-def parse(text: str | bytes) -> dict[str, Any] | None:
-    """Read a message; None for what is none: no JSON, no object, no type."""
-    try:
-        try:
-            message = json.loads(text)
-        except json.JSONDecodeError:
-            return None
-        except ValueError:  # an integer too long for Python's int(); or no UTF-8, which is reported again
-            message = json.loads(text, parse_int=_long_integer)
-    except (ValueError, RecursionError):
-        return None
-    return message if isinstance(message, dict) and isinstance(message.get("type"), str) else None
-
-
-def _long_integer(digits: str) -> int | Decimal:
-    try:
-        return int(digits)
-    except ValueError:
-        return Decimal(digits)
-
-
-def lane_name(lane: object) -> str:
-    """Give the key under which a lane is listed: a string as it is, null or a number as JSON."""
-    return lane if isinstance(lane, str) else json.dumps(lane, default=str)
-
-
-# What is held ----------------------------------------------------------------------------------------------
-
-
-class Misfit(Exception):
-    """What cannot be, if we hold what the relay thinks we hold; its text says what was found."""
-
-    def __init__(self, found: str = "a message of another shape than expected") -> None:
-        super().__init__(found)
-
-
-_SHARED: Final = " (ids must differ across all watched tables: see relay check)"
-
-
-_Held = Callable[[Any], Task | None]
-
-
-class Replica:
-    """The tasks of one board, by id and by lane. Its methods raise Misfit, and then have changed nothing."""
-
-    def __init__(self) -> None:
-        self.tasks: dict[TaskId, Task] = {}
-        self.lane_names: dict[str, str | None] | None = None
-        self._order: tuple[OrderKey, ...] | None = None
-        self._lanes: dict[str, dict[TaskId, Task]] = {}
-        self._shown: dict[str, list[Task]] = {}
-
-    @property
-    def lanes(self) -> dict[str, list[Task]]:
-        """Each lane's tasks in order. The list of a lane that has not changed is the same as the last time."""
-        for lane, tasks in self._lanes.items():
-            if lane not in self._shown:
-                found = list(tasks.values())
-                self._shown[lane] = found if self._order is None else arranged(found, self._order, dict.get)
-        return {lane: self._shown[lane] for lane in self._lanes}
-
-    def replace(self, data: object) -> None:
-        """Hold another board, given the data of a `board.sync`."""
-        tasks: dict[TaskId, Task] = {}
-        lanes: dict[str, dict[TaskId, Task]] = {}
-        for lane, listed in _object(_object(data).get("lanes")).items():
-            if not isinstance(listed, list):
-                raise Misfit
-            its = lanes[lane] = {}
-            for each in listed:
-                task = _object(each)
-                name = _id(task)
-                if name in tasks:
-                    raise Misfit(f"two tasks with the id {json.dumps(name)}{_SHARED}")
-                its[name] = tasks[name] = task if lane_name(task.get("lane")) == lane else task | {"lane": lane}
-        self.tasks, self._lanes, self._shown = tasks, lanes, {}
-        self.lane_names = _names(_object(data).get("laneNames"))
-        self._order = _order(_object(data).get("orderBy"))
-
-    def apply(self, messages: Iterable[object], batch: int | None = None) -> list[Change]:
-        """Apply messages, all or none, and return what changed."""
-        staged: dict[TaskId, Task | None] = {}
-
-        def held(name: TaskId) -> Task | None:
-            return staged[name] if name in staged else self.tasks.get(name)
-
-        changes = []
-        for each in messages:
-            message = _object(each)
-            step = _STEPS.get(_text(message.get("type")))
-            if step is None:
-                continue  # of a newer relay
-            change = replace(step(_object(message.get("data")), held), batch=batch)
-            assert change.id is not None
-            staged[change.id] = change.task
-            changes.append(change)
-        for change in changes:
-            self._commit(change)
-        return changes
-
-    def _commit(self, change: Change) -> None:
-        name, before, task = change.id, change.before, change.task
-        assert name is not None
-        leaves = None if before is None else lane_name(before.get("lane"))
-        enters = None if task is None else lane_name(task.get("lane"))
-        if leaves is not None and leaves != enters:
-            del self._lane(leaves)[name]
-        if task is None or enters is None:
-            del self.tasks[name]
-        else:
-            self.tasks[name] = self._lane(enters)[name] = task
-
-    def _lane(self, lane: str) -> dict[TaskId, Task]:
-        self._shown.pop(lane, None)
-        return self._lanes.setdefault(lane, {})
-
-
-def _names(value: object) -> dict[str, str | None] | None:
-    return (
-        None
-        if value is None
-        else {lane: None if name is None else _text(name) for lane, name in _object(value).items()}
-    )
-
-
-def _order(value: object) -> tuple[OrderKey, ...] | None:
-    if value is None:
-        return None  # tasks stay as they come
-    if not isinstance(value, list):
-        raise Misfit
-    return tuple(_order_key(_object(each)) for each in value)
-
-
-def _order_key(by: Task) -> OrderKey:
-    values = by.get("values")
-    if values is not None and not isinstance(values, list):
-        raise Misfit
-    return OrderKey(
-        _text(by.get("key")),
-        by.get("descending") is True,
-        by.get("nullsFirst") is True,
-        None if values is None else tuple(map(_text, values)),
-    )
-
-
-def _object(value: object) -> Task:
-    if not isinstance(value, dict):
-        raise Misfit
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise Misfit
-    return value
-
-
-def _id(data: Task) -> TaskId:
-    name = data.get("id")
-    if isinstance(name, bool) or not isinstance(name, str | int | float):
-        raise Misfit
-    return name
-
-
-def _known(data: Task, held: _Held) -> tuple[TaskId, Task]:
-    name = _id(data)
-    before = held(name)
-    if before is None:
-        raise Misfit(f"a change of the task {json.dumps(name)}, which is not there")
-    return name, before
-
-
-def _created(data: Task, held: _Held) -> Change:
-    name = _id(data)
-    if held(name) is not None:
-        raise Misfit(f"a second task with the id {json.dumps(name)}{_SHARED}")
-    return Change("task.created", name, task=data)
-
-
-def _updated(data: Task, held: _Held) -> Change:
-    name, before = _known(data, held)
-    changes = _object(data.get("changes"))
-    if changes.get("id", name) != name:
-        raise Misfit
-    return Change("task.updated", name, task=before | changes, before=before, changes=changes)
-
-
-def _moved(data: Task, held: _Held) -> Change:
-    name, before = _known(data, held)
-    if "toLane" not in data:
-        raise Misfit
-    lane = data["toLane"]
-    return Change(
-        "task.moved",
-        name,
-        task=before | {"lane": lane},
-        before=before,
-        from_lane=data.get("fromLane"),
-        to_lane=lane,
-    )
-
-
-def _deleted(data: Task, held: _Held) -> Change:
-    name, before = _known(data, held)
-    return Change("task.deleted", name, before=before)
-
-
-_STEPS: Final[Mapping[str, Callable[[Task, _Held], Change]]] = {
-    "task.created": _created,
-    "task.updated": _updated,
-    "task.moved": _moved,
-    "task.deleted": _deleted,
-}
-
-
-class Backlog:
-    """Changes that a program has not read yet. If it does not read for long, one `board.sync` stands for all.
-
-    A `board.sync` that waits is of the board as it is when the program comes to it, so nothing is kept after it.
-    """
-
-    def __init__(self, limit: int = BACKLOG_CHANGES) -> None:
-        self._limit = limit
-        self._waiting: deque[Change] = deque()
-
-    def put(self, changes: Sequence[Change]) -> None:
-        """Keep changes that the board shows from now on; a `board.sync` comes alone."""
-        if self._waiting and self._waiting[-1].type == "board.sync":
-            return
-        if self._waiting and len(self._waiting) + len(changes) > self._limit:
-            self._waiting = deque([Change("board.sync", reason="fell_behind")])
-        else:
-            self._waiting += changes
-
-    def get(self) -> Change | None:
-        """Return the next change, None if the program has seen them all."""
-        return self._waiting.popleft() if self._waiting else None
 
 
 # Effects ---------------------------------------------------------------------------------------------------

@@ -28,23 +28,23 @@ from websockets.proxy import get_proxy
 from websockets.uri import parse_uri
 
 OPEN_SECONDS: Final = 10.0
-"""How long a connection may take to be made."""
+"""Timeout of the attempt to connect."""
 
 CLOSE_SECONDS: Final = 1.0
-"""How long the relay has to say goodbye."""
+"""Timeout of the closing handshake."""
 
 LONGEST_RETRY_AFTER_SECONDS: Final = 300.0
-"""A relay that asks for more patience than this is asked again nevertheless."""
+"""Maximum pause that a relay may ask for; one that asks for more is asked again nevertheless."""
 
 FAILURES: Final = (OSError, WebSocketException, ImportError)
-"""What an attempt or a connection may end with; ImportError is of a proxy that needs another package."""
+"""Exceptions with which an attempt or a connection may end; ImportError is of a proxy that needs another package."""
 
 _LIMITS: Final[Mapping[int, str]] = {
     HTTPStatus.TOO_MANY_REQUESTS: "more connections in a minute than the relay allows: see WS_RATE_LIMIT_PER_CLIENT"
     " and WS_RATE_LIMIT_TOTAL",
     HTTPStatus.SERVICE_UNAVAILABLE: "the relay has no room: see WS_MAX_CONNECTIONS",
 }
-"""What statuses mean that come of a limit."""
+"""Meanings of the statuses that come of a limit."""
 
 _PASSING_STATUSES: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 

@@ -24,7 +24,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from relay.client import core, link
-from relay.client.core import Backlog, Change, Following, RelayError, Session, State, Task, TaskId
+from relay.client.core import Following, RelayError, Session, State
+from relay.client.replica import Backlog, Change, Task, TaskId
 
 log: Final = logging.getLogger("relay.client")
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
 from relay.client import core, shell
-from relay.client.core import Change, State, Task, TaskId
+from relay.client.core import State
+from relay.client.replica import Change, Task, TaskId
 
 _T = TypeVar("_T")
 

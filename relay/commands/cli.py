@@ -22,7 +22,7 @@ from relay.commands.lazy import LazyGroup
 STDERR: Final = 2
 
 ENV_FILE: Final = ".env"
-"""Read from the working folder, and from no other."""
+"""Name of the file that is read from the working directory, and from no other."""
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""What is wrong with a connection string, in words that say what to change and never repeat a secret. Pure.
+"""Explains what is wrong with a connection string, in words that never repeat a secret. Pure.
 
-libpq says what it found, password and all; so its words are not used. Addresses of others are similar: those of
-Prisma, SQLAlchemy and JDBC have schemes and parameters that libpq does not know.
+libpq's own messages repeat what it found, the password too, so they are not used. Strings for Prisma, SQLAlchemy and
+JDBC are similar, but have schemes and parameters that libpq does not know.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ESCAPE: Final = "in the user and the password, write # as %23, / as %2F, : as %
 
 
 def fault(text: str) -> str | None:
-    """Say what is wrong with a connection string; None if libpq can take it; empty if there is no more to say."""
+    """Return what is wrong with a connection string; None if libpq accepts it; empty if no more is known."""
     try:
         found = conninfo_to_dict(text)
     except psycopg.ProgrammingError:

@@ -1,13 +1,13 @@
 """Origins: which web pages may connect. Pure.
 
-A browser says in `Origin` which page a connection is from; a page cannot say anything else. Programs that are no
-browser say nothing, or whatever they like, so an origin is no credential.
+A browser states in `Origin` which page a connection is from, and a page cannot change that. Other programs state
+nothing, or whatever they like, so an origin is no credential.
 
 Rules:
 - Origins are compared by scheme, host and port, where the scheme's usual port is the same as none.
 - In a pattern, `*` stands for any part of a host or port, but not for what parts them: `https://*.example.com` is
   every host below example.com, and not example.com itself.
-- A page that was loaded from the very host and port that it connects to is no foreign one.
+- A page that was loaded from the same host and port that it connects to is not a foreign one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ORIGIN: Final = re.compile(
 
 
 def _normal(text: str) -> str | None:
-    """Return an origin, or a pattern of some, as it is compared; None if it is neither."""
+    """Return an origin, or a pattern, in the form that is compared; None if it is neither."""
     text = text.lower()
     if text.rstrip("/") == "file:":
         return "file://"
@@ -43,7 +43,7 @@ def _normal(text: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """Origins whose pages may connect. `any_page` lets all in."""
+    """Origins whose pages may connect. `any_page` admits all."""
 
     exact: frozenset[str] = frozenset()
     patterns: tuple[re.Pattern[str], ...] = ()
@@ -67,7 +67,7 @@ class Origins:
         return cls(frozenset(exact), tuple(patterns), any_page)
 
     def allow(self, origin: str, host: str | None = None) -> bool:
-        """Tell whether a page may connect to `host`, the value of the request's `Host`."""
+        """Return whether a page may connect to `host`, the value of the request's `Host`."""
         if self.any_page:
             return True
         normal = _normal(origin)

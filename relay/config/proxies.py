@@ -1,4 +1,4 @@
-"""Addresses, and the proxies that are trusted to say where their clients are. Pure."""
+"""Addresses, and the proxies that are trusted to report their clients' addresses. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 UNIX: Final = "unix"
-"""What stands for the peers of Unix sockets, which have no address, in a list of trusted proxies."""
+"""Name of the peers of Unix sockets, which have no address, in a list of trusted proxies."""
 
 _PORTED: Final = re.compile(r"\[([^\[\]]*)\](?::\w*)?|([^:\[\]]*):\w*", re.ASCII)
 """An address in brackets, with a port or without; or one without colons in it, with a port."""
@@ -33,7 +33,7 @@ class Proxies:
         return cls(networks, UNIX in words)
 
     def trusts(self, address: str) -> bool:
-        """Tell whether a peer is one of them; the peer of a Unix socket has the empty address."""
+        """Return whether a peer is one of them; the peer of a Unix socket has the empty address."""
         if not address:
             return self.unix
         parsed = parse(address)

@@ -1,13 +1,13 @@
 """Settings: where the daemon listens and what it connects to. Checked once, at the start.
 
-Each is defined once, as a field of `Settings`: its default, its meaning, its bounds, in words what it may be, and
-which commands take it. Options of the command line, `--help`, errors and docs/configuration.md are made of that.
+Each is defined once, as a field of `Settings`: its default, its meaning, its bounds, the allowed values in words, and
+the commands that take it. Options of the command line, `--help`, errors and docs/configuration.md derive from that.
 
 Rules:
 - An option wins over an environment variable, and this over a file of a secrets directory. A `.env` file is loaded
   into the environment by the command line, for libpq reads its variables there.
 - An empty variable counts as none.
-- A value that may hold a password is in no error.
+- A value that may hold a password is never part of an error.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Audience = Literal["serve", "publish", "both"]
 
 
 class Fault(ValueError):
-    """What exactly is wrong with a value, where there is more to say than what is allowed."""
+    """What is wrong with a value, where the allowed values do not say it all."""
 
 
 class SettingsError(Exception):
@@ -51,12 +51,12 @@ class SettingsError(Exception):
 
 
 def is_address(text: str) -> bool:
-    """Tell whether a setting is an address on the web, and no file or name."""
+    """Return whether a setting is an address on the web, not a file or a name."""
     return text.startswith(("https://", "http://"))
 
 
 def is_safe_address(text: str) -> bool:
-    """Tell whether nobody on the way to an address could replace what it answers."""
+    """Return whether nobody between here and an address could replace its answer."""
     return text.startswith("https://") or (
         text.startswith("http://") and urlsplit(text).hostname in {"localhost", "127.0.0.1", "::1"}
     )
@@ -112,7 +112,7 @@ _NATS_NAME: Final = "up to 64 letters, digits, _ and -"
 
 
 class Settings(BaseModel):
-    """What the daemon is configured to do. Field names are the variables' names."""
+    """The configuration of the daemon. Field names are the variables' names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -265,12 +265,12 @@ class Settings(BaseModel):
 
     @property
     def is_open(self) -> bool:
-        """Whether everybody gets in, for no credential is configured."""
+        """Whether everybody is admitted, because no credential is configured."""
         return not (self.WS_TOKENS or self.WS_TOKENS_FILE or self.WS_JWT_SECRET or self.jwt_keys)
 
     @property
     def jwt_keys(self) -> str:
-        """Where the keys of JSON Web Tokens are: where the setting says, or else where the issuer says."""
+        """The location of the keys of JSON Web Tokens: from the setting, or else from the issuer."""
         if self.WS_JWT_KEYS or self.WS_JWT_SECRET or not is_address(self.WS_JWT_ISSUER):
             return self.WS_JWT_KEYS
         return self.WS_JWT_ISSUER.rstrip("/") + DISCOVERY
@@ -416,7 +416,7 @@ def load(values: Mapping[str, str]) -> Settings:
 
 
 def _of_kubernetes(name: str, value: str) -> str | None:
-    """Say where a value comes from that nobody has set: Kubernetes makes variables of the names of services."""
+    """Explain a value that nobody has set: Kubernetes makes variables from the names of services."""
     if not re.fullmatch(r"(?:tcp|udp|sctp)://[^/]+", value):
         return None
     service = name.removesuffix("_PORT").lower().replace("_", "-")
@@ -424,7 +424,7 @@ def _of_kubernetes(name: str, value: str) -> str | None:
 
 
 def misspelt(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield each name that is no setting and resembles one, and that one."""
+    """Yield each name that is no setting but resembles one, with that setting's name."""
     for name in names:
         if name not in SETTINGS and (like := difflib.get_close_matches(name, SETTINGS, 1, _ALIKE)):
             yield name, like[0]

@@ -29,10 +29,10 @@ from relay.model.status import Counts, Status
 log = structlog.get_logger()
 
 START_SECONDS: Final = 30.0
-"""How long a worker may take to listen, when the daemon starts."""
+"""Timeout of a worker's start, when the daemon starts."""
 
 ANSWER_SECONDS: Final = 1.0
-"""How long a worker may take to say how it is."""
+"""Timeout of a worker's answer about its state."""
 
 
 class Process:

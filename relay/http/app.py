@@ -29,20 +29,20 @@ CLIENT_FILES: Final[Mapping[str, str]] = {"client.js": "text/javascript", "clien
 
 
 CONNECTIONS: Final = 64
-"""So many may be connected to it at once; then the oldest of the fullest address goes."""
+"""Maximum number of connections; beyond it, the oldest one of the address with the most is closed."""
 
 REQUEST_SECONDS: Final = 10.0
-"""How long a connection may take to make its first request."""
+"""Timeout of the first request on a connection."""
 
 KEPT_SECONDS: Final = 75.0
-"""How long a connection is kept after an answer, for another request."""
+"""Timeout of the next request after an answer."""
 
 
 MOST_HEADERS: Final = 64
-"""How many headers a request may have."""
+"""Maximum number of headers of a request."""
 
 BODY_BYTES: Final = 64 * 1024
-"""So much of a request's body is kept, until it is read."""
+"""Maximum size of a request's body that is kept until it is read."""
 
 
 class Monitor:

@@ -26,10 +26,11 @@ FILES: Final[Mapping[str, tuple[str, str]]] = {
     "/board.css": ("board.css", "text/css"),
     "/board.js": ("board.js", "text/javascript"),
 }
-"""What is served: this and nothing else, whatever lies in the folder. The client is served by the monitor itself."""
+"""The files that are served, and no others, whatever lies in the folder. The client is served by the monitor
+itself."""
 
 _HOST: Final = re.compile(r"([A-Za-z0-9_.-]+)(?::\d+)?", re.ASCII)
-"""A host as a policy may name it, which is no IPv6 address. It is the client's word: nothing else may slip in."""
+"""A host that a policy may name; no IPv6 address is one. The client sends it, so nothing else may slip in."""
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self' {socket}; "

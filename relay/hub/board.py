@@ -3,7 +3,7 @@
 A subscriber gets the board as of some snapshot (its *sync*) and from then on every change whose transaction that
 snapshot does not contain. One that resumes holds the board as of its cursor's snapshot already, and gets what it
 missed instead. The feed and these reads run side by side, so what is read may be older or newer than the feed's
-position; neither may make a gap or a duplicate:
+position. Neither case may cause a gap or a duplicate:
 
 - older: what the feed delivered during the read is kept (the *tail*), and follows what was read;
 - newer: its subscribers stay in a group of their own until the feed's position covers their snapshot, and skip
@@ -83,7 +83,7 @@ class Board(Generic[S]):
 
     @property
     def needs_read(self) -> bool:
-        """Whether somebody waits for a read of the board, and none is under way."""
+        """Whether a subscriber waits for a read of the board, and none is under way."""
         return bool(self._waiting) and self._tail is None
 
     @property
@@ -96,7 +96,7 @@ class Board(Generic[S]):
         return self._live
 
     def join(self, subscriber: S, reason: Reason | None = None) -> None:
-        """Let a subscriber wait for a sync, wherever it was."""
+        """Make a subscriber wait for a sync, wherever it was."""
         self.leave(subscriber)
         self._waiting[subscriber] = reason
 
@@ -111,7 +111,7 @@ class Board(Generic[S]):
         return held
 
     def resume(self, subscriber: S, cursor: Snapshot) -> None:
-        """Let a subscriber wait for what it missed since its cursor."""
+        """Make a subscriber wait for what it missed since its cursor."""
         self.leave(subscriber)
         self._resuming[subscriber] = cursor
 
@@ -151,7 +151,7 @@ class Board(Generic[S]):
         self._tail = None
 
     def fail_read(self) -> list[S]:
-        """Note the same, and return those of them who do not know yet that the board cannot be read."""
+        """Note the same, and return those of them that do not know yet that the board cannot be read."""
         news = [subscriber for subscriber in self._reading if subscriber not in self._informed]
         self._informed.update(news)
         self.abandon_read()
@@ -226,7 +226,7 @@ class Board(Generic[S]):
             unseen = [step for step in steps if snapshot is None or not snapshot.sees(step.xid)]
             # First find its new place, for a subscriber may fall behind while it is sent to.
             if reason := _reason(unseen):
-                # Not even what came before: only the whole batch leads to a moment that there was.
+                # The parts before are not enough: only the whole batch leads to a committed moment.
                 self._waiting |= dict.fromkeys(group, reason)
                 continue
             if snapshot is None or (position is not None and position.covers(snapshot)):
@@ -241,7 +241,7 @@ class Board(Generic[S]):
             yield Delivery(all_alike, steps, position)
 
     def _place(self, group: set[S], snapshot: Snapshot, position: Snapshot) -> Snapshot:
-        """Have a group follow that holds the board as of `snapshot`, and the tail; returns what it then holds."""
+        """Place a group that holds the board as of `snapshot` and the tail; return what it then holds."""
         if position.covers(snapshot):
             self._live |= group
             return position
@@ -256,7 +256,7 @@ class Board(Generic[S]):
 
 
 def bounds(snapshots: Iterable[Snapshot]) -> tuple[Snapshot, Snapshot]:
-    """Return the snapshot that all others see at least as much as, and the one that sees all that others do."""
+    """Return the oldest of the snapshots, which sees the least, and the newest."""
     first, *others = snapshots
     earliest = latest = first
     for other in others:

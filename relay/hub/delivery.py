@@ -19,10 +19,10 @@ from relay.model.cursor import Epoch
 from relay.model.messages import Message
 
 BUFFER_BYTES: Final = 64 * 1024
-"""About how much is sent to one subscriber before the next one has its turn."""
+"""Approximate size of what is sent to one subscriber before the next one has its turn."""
 
 Frame = Callable[[bytes], bytes]
-"""Makes a message what goes on the wire."""
+"""Turns a message into the bytes that go on the wire."""
 
 
 class Sender:
@@ -56,7 +56,7 @@ class Sender:
         self._write(subscribers, [self._frame(message.json)])
 
     def count(self, kinds: Counter[str], receivers: int) -> None:
-        """Count what was sent to so many."""
+        """Count messages that were sent to `receivers` subscribers."""
         self.sent.update({kind: count * receivers for kind, count in kinds.items()})
 
     def _write(self, subscribers: Sequence[Subscriber], frames: Iterable[bytes]) -> None:

@@ -36,11 +36,11 @@ class Following:
         return [subscriber for subscriber, followed in self._of.items() if board in followed.now]
 
     def add(self, subscriber: Subscriber, board: str) -> bool:
-        """Follow a board; true if it may have been followed before."""
+        """Follow a board; return true if it may have been followed before."""
         return self._of.setdefault(subscriber, Followed()).add(board)
 
     def leave(self, subscriber: Subscriber, board: str) -> bool:
-        """Follow a board no more; false if it was not followed."""
+        """Stop following a board; return false if it was not followed."""
         followed = self._of.get(subscriber)
         return followed is not None and followed.leave(board)
 
@@ -60,13 +60,13 @@ class Followed:
         self._forgot = False
 
     def add(self, board: str) -> bool:
-        """Follow a board; true if it may have been followed before."""
+        """Follow a board; return true if it may have been followed before."""
         again = self._forgot or board in self.left or board in self.now
         self.now[board] = None
         return again
 
     def leave(self, board: str) -> bool:
-        """Follow a board no more; false if it was not followed."""
+        """Stop following a board; return false if it was not followed."""
         if board not in self.now:
             return False
         del self.now[board]

@@ -21,11 +21,11 @@ from itertools import chain
 
 import structlog
 
-from relay.hub import delivery
 from relay.hub.board import Board, Delivery, Step, bounds
 from relay.hub.delivery import Frame, Sender
 from relay.hub.following import Following
 from relay.hub.ports import BoardSource, Committed, Resume, Resuming, Sink, Subscriber
+from relay.hub.recipients import Recipients
 from relay.hub.requests import Requests
 from relay.model.cursor import CursorRefused, Epoch, Reason
 from relay.model.messages import Message
@@ -37,20 +37,18 @@ log = structlog.get_logger()
 class Hub(Sink, Resuming):
     """Boards and their subscribers. `deflated` makes frames for those that inflate, `frame` for all others.
 
-    For metrics: `sent` and `sent_bytes` as of a `Sender`, `fell_behind` how often a subscriber could take no more.
+    For metrics: `sent` and `sent_bytes` as of a `Sender`, `fell_behind` as of the `Recipients`.
     """
 
     def __init__(self, source: BoardSource, frame: Frame, deflated: Frame | None = None) -> None:
-        self.fell_behind = 0
         self._source = source
         self._requests = Requests(source)
         self._sender = Sender(frame, deflated or frame)
+        self._recipients = Recipients(self._sender)
         self._following = Following()
         self._boards: dict[str, Board[Subscriber]] = {}
-        self._resumable: defaultdict[str, set[Subscriber]] = defaultdict(set)
-        # The boards for which the journal is read, and those whose cursors are to be renewed.
+        # The boards for which the journal is read.
         self._resuming: frozenset[str] = frozenset()
-        self._quiet: set[str] = set()
         # Whether more of the present batch follows, and the boards that parts of it were published to.
         self._amid_batch = False
         self._in_parts: set[str] = set()
@@ -60,6 +58,11 @@ class Hub(Sink, Resuming):
     def __contains__(self, board: object) -> bool:
         """Whether anybody follows a board."""
         return board in self._boards
+
+    @property
+    def fell_behind(self) -> int:
+        """How often a subscriber could take no more."""
+        return self._recipients.fell_behind
 
     @property
     def sent(self) -> Counter[str]:
@@ -78,15 +81,15 @@ class Hub(Sink, Resuming):
     ) -> None:
         """Send a subscriber the board, or what it missed since the cursor, and then its changes.
 
-        Again: the whole board, whatever the cursor, for what was sent in the meantime would come twice. So it is if
-        the cursor is not good.
+        A subscriber that subscribes again gets the whole board, whatever its cursor, for what was sent in between
+        would come twice. It also gets the whole board if the cursor is refused.
         """
         self.unsubscribe(subscriber, name)
         again = self._following.add(subscriber, name)
         if (board := self._boards.get(name)) is None:
             board = self._boards[name] = Board()
         if resumable:
-            self._resumable[name].add(subscriber)
+            self._recipients.resume(name, subscriber)
         if cursor is None or again:
             board.join(subscriber, None if cursor is None else "subscribed_again")
             self._requests.ask(name, board)
@@ -159,7 +162,7 @@ class Hub(Sink, Resuming):
         for name in in_parts:
             if name not in steps and (board := self._boards.get(name)):
                 self._deliver(name, board, board.publish([], position))
-                resumable = board.live & self._resumable.get(name, frozenset())
+                resumable = self._recipients.resumable(name, board.live)
                 self._deliver(name, board, [Delivery(resumable, (), position)])
 
     def refresh(self) -> None:
@@ -169,16 +172,15 @@ class Hub(Sink, Resuming):
         """
         if self._amid_batch:
             return
-        quiet, self._quiet = self._quiet, {name for name, subscribers in self._resumable.items() if subscribers}
-        for name in quiet:
+        for name in self._recipients.take_quiet():
             if (board := self._boards.get(name)) and self._position is not None:
-                ready = {one for one in board.live & self._resumable.get(name, frozenset()) if one.ready}
+                ready = {one for one in self._recipients.resumable(name, board.live) if one.ready}
                 self._deliver(name, board, [Delivery(ready, (), self._position)])
 
     # What the source says of a board
 
     def begin_read(self, name: str) -> bool:
-        """Note that the feed begins to read a board; false if nobody wants it any more."""
+        """Note that the feed begins to read a board; return false if nobody wants it any more."""
         self._requests.begun(name, self._boards)
         board = self._boards.get(name)
         if board is None or not board.needs_read:
@@ -253,7 +255,7 @@ class Hub(Sink, Resuming):
 
     @property
     def subscriptions(self) -> int:
-        """How many boards are followed, each as often as it is."""
+        """Number of subscriptions, over all boards."""
         return sum(map(len, self._boards.values()))
 
     # Inside
@@ -281,46 +283,17 @@ class Hub(Sink, Resuming):
                 yield name, board
 
     def _leave(self, subscriber: Subscriber, name: str) -> None:
-        if resumable := self._resumable.get(name):
-            resumable.discard(subscriber)
+        self._recipients.leave(name, subscriber)
         board = self._boards[name]
         board.leave(subscriber)
         if not board:
             del self._boards[name]
-            self._resumable.pop(name, None)
+            self._recipients.forget(name)
 
     def _deliver(
         self, name: str, board: Board[Subscriber], deliveries: Iterable[Delivery[Subscriber]], data: bytes = b""
     ) -> None:
-        recipients = 0
-        found: Counter[str] = Counter()
-        for each in deliveries:
-            wanted, behind = len(each.to), self._send(name, each, data)
-            if behind:
-                self.fell_behind += len(behind)
-                board.fall_behind(behind)
-            receivers = wanted - len(behind)
-            recipients += receivers
-            kinds = delivery.kinds(each)
-            self._sender.count(kinds, receivers)
-            # A subscriber that was ahead of the source is sent a part of what the others are.
-            found |= kinds
-        if recipients:
-            for kind, count in found.items():
-                log.debug("websocket.broadcast", type=kind, recipients=recipients, board=name[:100], messages=count)
-
-    def _send(self, name: str, one: Delivery[Subscriber], data: bytes) -> list[Subscriber]:
-        """Send a delivery; return the subscribers that were not ready."""
-        resumable = one.to & self._resumable.get(name, frozenset())
-        plain = one.to - resumable if resumable else one.to
-        behind: list[Subscriber] = []
-        if plain:
-            behind += self._sender.send(plain, delivery.for_plain(one, data))
-        if resumable:
-            assert self._epoch is not None, "nothing is delivered before the source has begun"
-            self._quiet.discard(name)
-            behind += self._sender.send(resumable, delivery.for_resumable(name, one, data, self._epoch))
-        return behind
+        self._recipients.deliver(name, board, deliveries, self._epoch, data)
 
 
 def _steps(transactions: Iterable[Committed], boards: dict[str, Board[Subscriber]]) -> dict[str, list[Step]]:

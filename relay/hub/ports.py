@@ -7,13 +7,13 @@ A change travels in one direction, through three parties:
     (Postgres, NATS)            (the hub, a publisher)      (a WebSocket connection)
 
 - A **source** follows one database: `postgres.feed.Feed` reads the journal itself, `nats.source.NatsSource` reads
-  what a publisher wrote to a stream. `run` tells a sink everything in order. A sink asks the source for the two
+  what a publisher wrote to a stream. `run` passes everything to a sink, in order. A sink asks the source for the two
   things that changes alone cannot give it: a whole board (`ask`), and what a client missed that comes back
   (`ask_changes`).
 - A **sink** takes what a source finds: `hub.Hub`, which serves clients, or the publisher's turn, which appends to a
   stream. It never asks which source it has.
 - A **subscriber** is one client, as far as the hub is concerned.
-- An **authorizer** answers whether somebody may read a board, where a database decides that. Both sources do.
+- An **authorizer** answers whether a client may read a board, where a database decides that. Both sources do.
 
 A source's *position* is a snapshot: everything that it sees has been passed to the sink. Reads of boards run beside
 the changes, and come with a snapshot of their own; the sink makes the two fit.
@@ -68,9 +68,9 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """How a source is. `problem` and `unready` are one line each, as in `status.Status`.
+    """The state of a source. `problem` and `unready` are one line each, as in `status.Status`.
 
-    `lag_seconds`: everything that was committed so long ago has been passed on. `counts` has what this source
+    Everything that was committed `lag_seconds` ago has been passed on. `counts` has what this source
     counts, and `database` or `stream` what it follows.
     """
 
@@ -102,20 +102,20 @@ class Source(BoardSource, Protocol):
     """Why it does not run, in one line; None while it does."""
 
     async def run(self, sink: Sink) -> None:
-        """Tell a sink what is committed, until cancelled."""
+        """Pass what is committed to a sink, until cancelled."""
 
     async def catch_up(self) -> bool:
         """Wait until everything that is committed now has been passed on; false if that takes too long."""
 
     def status(self, budget: float) -> SourceStatus:
-        """Tell how it is, where a probe may take `budget` seconds before that is a problem."""
+        """Return the state, where a probe may take `budget` seconds before that is a problem."""
 
 
 class Sink(Protocol):
     """Takes what a source finds."""
 
     def __contains__(self, board: object) -> bool:
-        """Whether it wants to know what happens on a board."""
+        """Whether it wants the changes of a board."""
 
     def begin(self, epoch: Epoch, position: Snapshot, lost: Reason | None) -> None:
         """Go on from `position`, with the cursors that are good from now on.
@@ -130,13 +130,13 @@ class Sink(Protocol):
         """
 
     def begin_read(self, name: str) -> bool:
-        """Note that a board is read from now on; false if it is not wanted any more."""
+        """Note that a read of a board begins; return false if it is not wanted any more."""
 
     def abandon_read(self, name: str) -> None:
         """Note that reading a board failed. It is asked for again, if it is still wanted."""
 
     def fail_read(self, name: str, error: Message) -> None:
-        """Do the same as `abandon_read`, and tell those who wait for the board this error, once."""
+        """Do the same as `abandon_read`, and send this error, once, to those that wait for the board."""
 
     def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None:
         """Take a board that was read: the snapshot it was read in, and its `protocol.board_data`."""
@@ -146,10 +146,10 @@ class Sink(Protocol):
 
 
 class Resuming(Protocol):
-    """Serves clients that come back, and so wants to know what they missed: the hub."""
+    """Serves clients that come back, and needs what they missed: the hub."""
 
     def begin_resume(self) -> Resume | None:
-        """Note that the journal is read from now on; return what is wanted of it, None if nothing is any more."""
+        """Note that a read of the journal begins; return what is wanted of it, None if nothing is any more."""
 
     def abandon_resume(self) -> None:
         """Note that the read failed. It is asked for again."""
@@ -157,7 +157,7 @@ class Resuming(Protocol):
     def resumed(self, now: Snapshot, transactions: Sequence[Committed] | None, horizon: Snapshot) -> None:
         """Take what became visible between `Resume.oldest` and `now` on these boards; None if it is too much.
 
-        All that follows `horizon` was there to be read.
+        The journal held everything after `horizon`.
         """
 
 

@@ -1,4 +1,4 @@
-"""Requests: which boards the source was asked for. At most so many at once, however many there are."""
+"""Requests: the boards that the source was asked for, a bounded number at once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Every event that the log can have, what it means, and its fields.
 
-docs/reference.md has this as a table, and a test sees that no other event is logged.
+docs/reference.md has this as a table, and a test checks that no other event is logged.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 Rules:
 - A line is one thing that happened; its `event` says what, in two words, the first of which is the part of the relay.
-- Levels: `error` is for what somebody must see to, `warning` for what may become that or cost clients something,
-  `info` for everything else that is of interest in a quiet hour, `debug` for what is too much then.
-- Logging never waits and never fails, whatever becomes of the line: see sink.py.
-- What strangers wrote may be in any field. Control characters are escaped in the last step, for terminals obey them.
-- Of one event, no more than `BURST` lines at once and `LINES_A_SECOND` after that: whoever floods the relay shall not
-  fill the disk as well. The next line of that event says how many were `suppressed` before it.
+- Levels: `error` needs an operator, `warning` may come to need one or affects clients, `info` is everything else of
+  interest at a low rate, `debug` is what would be too much.
+- Logging never blocks and never fails: see sink.py.
+- Text of strangers may be in any field. Control characters are escaped in the last step, for terminals obey them.
+- Lines of one event are limited to `BURST` at once and `LINES_A_SECOND` after that, lest a flood of clients fill the
+  disk. The next line of that event says how many were `suppressed` before it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ BURST: Final = 500
 LINES_A_SECOND: Final = 50
 
 _NAMES: Final = {"websocket": "WebSocket"}
-"""What parts are called in the guide, whose users search for these words in the log."""
+"""Names of the parts in the guide, whose users search for these words in the log."""
 
 
 class Flood:
-    """Lets so many lines of each event through, and no more."""
+    """Limits the lines of each event."""
 
     def __init__(self) -> None:
         self.suppressed = 0
@@ -44,7 +44,7 @@ class Flood:
 
     def __call__(self, _logger: object, _method: str, line: EventDict) -> EventDict:
         """Pass a line on, or drop it: a processor of structlog's."""
-        # What libraries log is counted by library: their texts are without end.
+        # Lines of libraries are counted by library: their texts vary without limit.
         event, now = line.get("logger") or line["event"], time.monotonic()
         more = (now - self._counted.get(event, now)) * LINES_A_SECOND
         self._counted[event] = now
@@ -64,17 +64,17 @@ _sink: Sink | None = None
 
 
 def suppressed() -> int:
-    """Return how many lines this process has not logged, for there were too many of their kind."""
+    """Return the number of lines that this process has suppressed, because there were too many of their kind."""
     return _flood.suppressed
 
 
 def dropped() -> int:
-    """Return how many lines of this process could not be written."""
+    """Return the number of lines of this process that could not be written."""
     return _sink.dropped if _sink else 0
 
 
 def start(level: str = "info", **fields: object) -> None:
-    """Log from now on what has this level at least; each line has these fields too."""
+    """Log lines of at least this level from now on; each has these fields too."""
     global _sink  # noqa: PLW0603  # a process has one log
     render = _for_terminals() if sys.stderr and sys.stderr.isatty() else _for_machines
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
@@ -106,12 +106,12 @@ def start(level: str = "info", **fields: object) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _sink)),
         cache_logger_on_first_use=True,
     )
-    # What the libraries log takes the same way out.
+    # Lines of the libraries are written in the same way.
     logging.basicConfig(handlers=[_LibraryLog()], level=logging.WARNING)
 
 
 def _descriptor() -> int:
-    """Return the descriptor of standard error, whatever stands in for it in this process."""
+    """Return the descriptor of standard error, even where this process has replaced `sys.stderr`."""
     with contextlib.suppress(AttributeError, io.UnsupportedOperation):
         return sys.stderr.fileno()
     return 2
@@ -123,7 +123,7 @@ def _for_machines(_logger: object, _method: str, line: EventDict) -> str:
 
 
 def _for_terminals() -> Processor:
-    """Render lines for people, in colours, which are the only characters in them that a terminal obeys."""
+    """Render lines for people, in colours; no other control sequences are left in them."""
     console = structlog.dev.ConsoleRenderer()
 
     def render(_logger: object, _method: str, line: EventDict) -> str:

@@ -1,11 +1,11 @@
-"""Where log lines go: a thread writes them, so that nobody waits for a disk, a pipe or a terminal.
+"""The sink of log lines: a thread writes them, so that nothing waits for a disk, a pipe or a terminal.
 
 Rules:
-- `write` never waits and never raises. While the reader stalls, lines wait, up to `WAITING_BYTES`; what does not fit,
-  and what cannot be written, is dropped and counted.
-- Every line is tried: when a full disk has room again, or a pipe its reader, the log goes on by itself, and a line
+- `write` never waits and never raises. While the reader stalls, lines wait, up to `WAITING_BYTES`. A line that does
+  not fit, or that cannot be written, is dropped and counted.
+- Every line is tried. When a full disk has room again, or a pipe has a reader, the log goes on by itself, and a line
   says how many were dropped.
-- A line that was written in part is ended before the next.
+- A line that was written in part is terminated before the next.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from collections.abc import Callable
 from typing import Final
 
 WAITING_BYTES: Final = 1024 * 1024
-"""So much waits to be written."""
+"""Maximum size of the lines that wait to be written."""
 
 END_SECONDS: Final = 1.0
-"""How long the end of the process waits for the last lines."""
+"""Timeout of writing the last lines, when the process ends."""
 
 
 class Sink:
-    """Takes lines as a text file does, and writes them to a descriptor.
+    """A text file that writes lines to a descriptor, from a thread.
 
-    `note` makes the line that says how many were dropped.
+    `note` makes the line that reports the number of dropped lines.
     """
 
     def __init__(self, descriptor: int, note: Callable[[int], str]) -> None:
@@ -45,7 +45,7 @@ class Sink:
         self._thread: threading.Thread | None = None
 
     def write(self, text: str) -> None:
-        """Have a line written soon."""
+        """Queue a line, which the thread writes."""
         line = text.encode(errors="backslashreplace")
         with self._changed:
             if self._waiting + len(line) > WAITING_BYTES:
@@ -63,7 +63,7 @@ class Sink:
         """Do nothing: logging does not wait."""
 
     def close(self) -> None:
-        """Wait until what waits is written, but not for long."""
+        """Wait until all lines are written, up to `END_SECONDS`."""
         with self._changed:
             self._ends = True
             self._changed.notify()
@@ -79,7 +79,7 @@ class Sink:
                     self._noted += more
 
     def _next(self) -> bytes | None:
-        """Wait for a line; None if there will be no more."""
+        """Wait for a line; return None if there will be no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._ends)
             if not self._lines:
@@ -89,7 +89,7 @@ class Sink:
             return line
 
     def _put(self, line: bytes) -> bool:
-        """Write a line; false if it could not be."""
+        """Write a line; return false if that failed."""
         rest = b"\n" + line if self._cut else line
         length = len(rest)
         try:
@@ -103,7 +103,7 @@ class Sink:
         return True
 
     def _some(self, data: bytes) -> int:
-        """Write as much as is taken. Another program may have made the descriptor one that does not wait."""
+        """Write as much as the descriptor takes. Another program may have made it non-blocking."""
         while True:
             with contextlib.suppress(BlockingIOError):
                 return os.write(self._descriptor, data)

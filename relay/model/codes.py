@@ -30,15 +30,15 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
     "too_many_boards": "one board more than `WS_MAX_BOARDS`: `boardId` says which",
     "too_many_messages": "more messages a second than `WS_MESSAGE_RATE`, or four seconds' worth at once",
 }
-"""What each error is sent for."""
+"""What each error means."""
 
 REASONS: Final[Mapping[Reason, str]] = {
     "cursor_invalid": "what you sent is no cursor of this board",
     "epoch_changed": "the database is another, or was installed again, restored, failed over, or crashed",
     "schema_changed": "the table's columns, their types, its partitions or its triggers changed",
     "journal_pruned": "you were away for longer than the journal is kept",
-    "too_much_missed": "so much was missed, by you or by the relay, that the board is shorter",
-    "journalling_paused": "no relay had come for so long that changes were no longer recorded",
+    "too_much_missed": "the board is shorter than what was missed, by you or by the relay",
+    "journalling_paused": "changes were no longer recorded, because no relay had read the journal for long",
     "batch_cut_short": "the relay lost Postgres in the midst of a large batch",
     "truncate": "the table was truncated",
     "resync": "the DBA asked for it",
@@ -108,7 +108,7 @@ CLOSE_CODES: Final[Mapping[int, Close]] = {
         "many: clients that connect and forget to subscribe",
     ),
 }
-"""How a connection ends: by the relay's codes, and by those that every WebSocket server has."""
+"""How a connection ends: with one of the relay's codes, or with one that every WebSocket server has."""
 
 
 # Refusals: the label of a metric, the `reason` of a log line, and what HTTP says -----------------------------

@@ -1,12 +1,12 @@
-"""Cursors: where a client stands in the feed of one board, in its own hands. Pure.
+"""Cursors: how far a client has followed one board, in a form that the client keeps. Pure.
 
-A cursor is a snapshot, with all that it takes to know whether it still means something: the run of the server that
-it was taken in, the shape of the watched tables, and a seal over both and the board's name, made with a key that
-only the database and its relays know. So any relay of a database takes the cursors of any other.
+A cursor is a snapshot together with what tells whether it is still valid: the run of the server in which it was
+taken, the shape of the watched tables, and a seal over both and the board's name, made with a key that only the
+database and its relays know. So any relay of a database accepts the cursors of any other.
 
 Rules:
 - To clients a cursor is opaque. It is text without spaces: `run.shape.snapshot.seal`.
-- A cursor is good or refused, for one of the reasons below; nothing in it is trusted before its seal is checked.
+- A cursor is accepted, or refused for one of the reasons below. Nothing in it is trusted before its seal is checked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Reason = Literal[
     "epoch_changed",  # another database, or one that was installed again, restored, failed over, or crashed
     "schema_changed",  # the watched tables are no longer what they were
     "journal_pruned",  # the journal no longer holds what follows
-    "too_much_missed",  # so much follows that the board is the shorter answer
+    "too_much_missed",  # the board is a shorter answer than all that follows
     "journalling_paused",  # the journal was full for a while
     "batch_cut_short",  # the relay lost Postgres in the midst of a large batch
     "truncate",
@@ -53,7 +53,7 @@ class CursorRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What makes a cursor good: the present run of the server, the keys of all runs that count, and the shape."""
+    """What makes a cursor valid: the present run of the server, the keys of all valid runs, and the shape."""
 
     run: str
     keys: Mapping[str, bytes]

@@ -5,13 +5,13 @@ the server sends has `type` and `data` and nothing else at the top level, but fo
 `board.sync` and `batch` say of which board they are, and carry the cursor. What a client sends is checked here, at
 the edge; what the server sends is encoded here, once, however many clients receive it.
 
-Each message is a model, of which the schema (schema.py) is made; what is sent takes its type and its keys from the
-model, but is put together as bytes, for speed.
+Each message is a model, from which the schema (schema.py) is made. A message that is sent takes its type and its keys
+from the model, but is assembled as bytes, for speed.
 
 Rules:
 - Values of rows are passed through as the JSON that Postgres wrote (`msgspec.Raw`), never parsed: a number keeps
   every digit.
-- Bad input is answered, never ignored: `parse` raises BadMessage, whose code and text go back to the client.
+- Bad input is answered, never ignored: `parse` raises BadMessage, whose code and text are sent to the client.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ from relay.model.cursor import Reason
 from relay.order import OrderKey, arranged
 
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
-"""The largest message a client may send; a larger one closes the connection with code 1009."""
+"""Maximum size of a client's message; a larger one closes the connection with code 1009."""
 
 MAX_BOARD_CHARACTERS: Final = 512
-"""The longest name of a board that may be asked for: it is remembered as long as its connection follows it."""
+"""Maximum length of a board's name: it is kept as long as the connection follows the board."""
 
 MAX_TOKEN_CHARACTERS: Final = 8192
-"""The longest token: as long as one in a header may be."""
+"""Maximum length of a token, which is that of one in a header."""
 
 MAX_BAD_MESSAGES: Final = 20
-"""So many bad messages without a good one between them close the connection with code 1008."""
+"""Maximum number of bad messages without a good one in between; after that, the connection is closed with code
+1008."""
 
 PART_BYTES: Final = 256 * 1024
-"""About how large a part of a batch is. Many clients refuse messages over 1 MiB."""
+"""Approximate size of a part of a batch. Many clients refuse messages over 1 MiB."""
 
 LANES: Final = ("backlog", "todo", "in_progress", "done", "recovery")
-"""The lanes that every `board.sync` shows, in this order, before any other that the board has."""
+"""The lanes that every `board.sync` shows, in this order, before any other lane of the board."""
 
 Row = Mapping[str, msgspec.Raw]
 """A task as clients see it: camelCase keys, each value the JSON that Postgres wrote."""
@@ -145,7 +146,7 @@ class BadMessage(Exception):
 
 
 def parse(text: str) -> ClientMessage:
-    """Read a client's message. Unknown keys are left alone, so that newer clients can talk to older relays.
+    """Read a client's message. Unknown keys are ignored, so that newer clients can talk to older relays.
 
     Raises BadMessage.
     """
@@ -160,7 +161,7 @@ def parse(text: str) -> ClientMessage:
 
 def _check_board(board: str) -> None:
     if "\0" in board:
-        # Postgres has no such text, so no board can be called that.
+        # Postgres has no such text, so no board can have that name.
         raise BadMessage("invalid_board_id", "boardId has the character U+0000, which no board's name can hold")
     if (length := len(board)) > MAX_BOARD_CHARACTERS:
         raise BadMessage(

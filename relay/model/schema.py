@@ -36,7 +36,7 @@ from relay.model.messages import (
 )
 
 VERSION: Final = "1.0.0"
-"""Of the contract, not of the relay: a message that clients must learn about raises the second number."""
+"""Version of the contract, not of the relay: a message that clients must learn about raises the second number."""
 
 Format = Literal["json-schema", "asyncapi"]
 
@@ -49,7 +49,7 @@ _SENT: Final[Mapping[type[BaseModel], Sequence[Mapping[str, Any]]]] = {
     Ping: [{"type": "ping"}],
     Authenticate: [{"type": "authenticate", "token": "your-fresh-token"}],
 }
-"""What clients send, with examples."""
+"""Messages that clients send, with examples."""
 
 _TASK: Final = {
     "id": "task-2",
@@ -96,7 +96,7 @@ _RECEIVED: Final[Mapping[type[BaseModel], Sequence[Mapping[str, Any]]]] = {
         },
     ],
 }
-"""What clients receive, with examples."""
+"""Messages that clients receive, with examples."""
 
 _REPLIES: Final[Mapping[type[BaseModel], Sequence[type[BaseModel]]]] = {
     Subscribe: [BoardSync, ResumableBoardSync, Batch, Error],
@@ -104,7 +104,7 @@ _REPLIES: Final[Mapping[type[BaseModel], Sequence[type[BaseModel]]]] = {
     Ping: [Pong],
     Authenticate: [Authenticated, Error],
 }
-"""What answers what clients send."""
+"""The answers to each message that clients send."""
 
 _ABOUT: Final = (
     "Every committed change of a Postgres table, pushed to the subscribers of its board. Every message is a JSON "

@@ -1,4 +1,4 @@
-"""Snapshots: which transactions are visible. Pure, and the ground everything else stands on.
+"""Snapshots: which transactions are visible. Pure; everything else is built on it.
 
 A snapshot is what Postgres prints for `pg_current_snapshot()`: `xmin:xmax:xip,xip,…`. Every transaction below
 `xmin` is over, every one from `xmax` on has not begun, and between the two those in `xip` are still running.

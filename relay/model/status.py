@@ -1,10 +1,10 @@
-"""How a relay is, as its operator sees it: health, `/status`, and metrics, of one process or several together. Pure.
+"""The state of a relay, for its operator: health, `/status`, and metrics, of one process or of several. Pure.
 
 Rules:
 - Each figure is defined once, as a field here: its name as a metric, its type, its meaning and how the figures of
-  several processes make one. What collects metrics, adds processes up, answers `/status`, and writes the tables of
-  docs/reference.md is made of that.
-- None is what is not known, or does not apply; there is no metric of it.
+  several processes are combined. All else is derived from that: metrics, sums over processes, `/status`, and the
+  tables of docs/reference.md.
+- None means not known or not applicable; there is no metric for it.
 - In JSON, keys are camelCase, times are in seconds and sizes in bytes.
 """
 
@@ -22,13 +22,13 @@ LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 """Upper bounds of the latency histogram, in seconds; beyond the last there is one more."""
 
 OVERDUE_SECONDS: Final = 300.0
-"""So long after its time, a part of the journal that was not pruned is worth a warning."""
+"""Time after which a part of the journal that should have been pruned is worth a warning."""
 
 QUEUE_USAGE: Final = 0.5
-"""From this share on, triggers do not notify, lest a full notification queue fail commits."""
+"""Share of the notification queue from which on triggers do not notify, lest a full queue fail commits."""
 
 FULL_SHARE: Final = 0.75
-"""From this share of `stop_bytes` on, a journal is nearly full."""
+"""Share of `stop_bytes` from which on a journal is nearly full."""
 
 FAILING_BOARDS: Final = 3
 """Maximum number of boards that warnings name."""
@@ -71,7 +71,7 @@ def _gauge(name: str, meaning: str, merge: Merge = "sum") -> Any:
 
 
 def _part(name: str, meaning: str) -> Any:
-    """Define a figure of a part of which one process's counts for all, whole."""
+    """Define a part whose figures are taken from one process, for all."""
     return _gauge(name, meaning, "own")
 
 
@@ -84,7 +84,7 @@ class _Model(BaseModel):
 
 
 class Histogram(_Model):
-    """How often something took how long."""
+    """A histogram of durations."""
 
     counts: tuple[int, ...] = (0,) * (len(LATENCY_BUCKETS) + 1)
     """For each of LATENCY_BUCKETS how many were up to it and above the one before; then those beyond the last."""
@@ -112,7 +112,7 @@ _ByLabel = Mapping[str, int]
 
 
 class Counts(_Model):
-    """What has happened since the start; none of it ever becomes less."""
+    """What has happened since the start; no figure ever decreases."""
 
     opened: Annotated[int, _counter("relay_connections_opened", "connections that clients made")] = 0
     closed: Annotated[
@@ -191,7 +191,7 @@ _COUNTS: Final = tuple(Counts.model_fields)
 
 
 class Journal(_Model):
-    """How the journal is; see relay.vitals in sql/install.sql."""
+    """The state of the journal; see relay.vitals in sql/install.sql."""
 
     rows: Annotated[
         int,
@@ -231,7 +231,7 @@ class Database(_Model):
     probe_seconds: float | None
     """How long the last probe took that came back."""
     lag_seconds: float
-    """All that was committed so long ago has been passed on."""
+    """Age of the last read: all that was committed before it has been passed on."""
 
 
 class StreamStatus(_Model):
@@ -261,7 +261,7 @@ class Process(_Model):
 
 
 class Status(_Model):
-    """How it is at a moment."""
+    """The state at a moment."""
 
     version: Annotated[
         str | None, _metric(Metric("relay_build_info", "info", "1; the `version` is its label", "version", "own"))
@@ -335,7 +335,7 @@ class Status(_Model):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def warnings(self) -> list[str]:
-        """What does no harm yet, a line each."""
+        """Conditions that do no harm yet, one line each."""
         crowded = [CROWDED] * self.crowded + [CROWDED_HEALTH] * self.health_crowded
         return [*crowded, *_failing(self.failing), *(_warnings(self.database) if self.database else ())]
 

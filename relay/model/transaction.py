@@ -1,9 +1,9 @@
 """A transaction and its net effect. Pure.
 
 A transaction is all that became visible together. Each of its entries in the journal says which image of a row left,
-and which came. Count each image +1 where it came and -1 where it left. What cancels out was never committed, and
-nobody hears of it. What remains is, for each row of a board, at most one image that was there before and at most one
-that is there after: that pair is the message.
+and which came. Each image counts +1 where it came and -1 where it left. An image that cancels out was never visible
+to others, and no message mentions it. What remains is, for each row of a board, at most one image that was there
+before and at most one that is there after: that pair is the message.
 
 For example, one transaction that moves a task from `todo` to `doing`, back, and then to `done`:
 
@@ -76,7 +76,7 @@ class Transaction:
     def messages(self, boards: Container[str | None]) -> dict[str, Meaning]:
         """Give each of `boards` that it touches the messages for its subscribers, by row in order of appearance.
 
-        A reason instead of messages: the board must be read again. Those of other boards are not even encoded.
+        A reason instead of messages means that the board must be read again. Nothing is encoded for other boards.
         """
         rows: defaultdict[tuple[str, int, str], list[Image]] = defaultdict(list)
         for image in self.images:
@@ -95,7 +95,7 @@ class Transaction:
 
 
 def cancelled(images: Iterable[Image]) -> list[Image]:
-    """Leave out the images that came as often as they left. Those that remain keep their order."""
+    """Drop the images that came as often as they left; the others keep their order."""
     kept: dict[tuple[object, ...], list[Image]] = {}
     for image in images:
         same = kept.setdefault((image.table.id, image.key, image.board, *image.columns, _text(image.columns)), [])

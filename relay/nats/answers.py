@@ -16,7 +16,8 @@ from relay.model.messages import Message, error
 from relay.model.snapshot import Snapshot
 from relay.nats.questions import Answer
 from relay.nats.stream import BoardHead, BoardRefused
-from relay.postgres.feed import UNAVAILABLE, Feed
+from relay.postgres.feed import Feed
+from relay.postgres.requests import UNAVAILABLE
 
 _decode_questions: Final = msgspec.json.Decoder(list[tuple[dict[str, Any], str]]).decode
 

@@ -40,7 +40,7 @@ EXPECTED: Final = "Nats-Expected-Last-Sequence"
 
 _SEQUENCE_DIGITS: Final = 20
 HEADER_BYTES: Final = len(f"NATS/1.0\r\n{EXPECTED}: \r\n\r\n") + _SEQUENCE_DIGITS
-"""What an entry takes besides itself; NATS counts it as a part of the message."""
+"""Size of an entry's header; NATS counts it as a part of the message."""
 
 _WRONG_LAST_SEQUENCE: Final = 10071
 _NO_MESSAGE: Final = 10037

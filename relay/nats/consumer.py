@@ -24,7 +24,7 @@ BEAT_SECONDS: Final = 1.0
 """Interval at which JetStream says that there is nothing new."""
 
 SILENT_BEATS: Final = 3
-"""After so many intervals in silence, the consumer is gone."""
+"""Number of intervals without a heartbeat after which the consumer is lost."""
 
 _PLACE_TOKENS: Final = 9
 

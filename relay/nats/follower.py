@@ -37,7 +37,7 @@ FORGET_SECONDS: Final = 60.0
 """Interval at which the stream's beginning is read."""
 
 SILENT_SECONDS: Final = 5.0
-"""After so long without an entry, the publisher is missed."""
+"""Time without an entry after which the publisher counts as absent."""
 
 
 class Follower:

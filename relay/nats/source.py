@@ -33,7 +33,7 @@ from relay.postgres.faults import first_of
 log = structlog.get_logger()
 
 WANTED_SECONDS: Final = 10.0
-"""A board or an answer that is wanted for longer and is not here is a problem."""
+"""Time for which a board or an answer may be awaited before that is a problem."""
 
 CATCH_UP_SECONDS: Final = 5.0
 """Timeout of an edge that stops, to pass on what is in the stream."""

@@ -31,13 +31,13 @@ LOCK_SECONDS: Final = 2.0
 """Timeout of the lock on each of its tables."""
 
 LARGE_BOARD_TASKS: Final = 1_000
-"""Above it, a board is encoded in a thread, so that the others' changes go on meanwhile."""
+"""Number of tasks above which a board is encoded in a thread, so that changes of other boards go on meanwhile."""
 
 FETCH_TASKS: Final = 2_000
 """Number of tasks fetched at once."""
 
-# All of one statement, and so of one snapshot. That comes first, and in the same row is counted what follows: so when
-# it has come, all has been read, within the statement's time limit, which a commit does not have.
+# One statement, and so one snapshot. The first row has the snapshot and the number of rows that follow. So once it
+# has come, all has been read, within the statement's time limit, which a commit does not have.
 _BOARD: Final[LiteralString] = """
     declare board no scroll cursor with hold for
     with board as materialized (select b.watch, /**/b.task/**/ as task from relay.board(%s, %s) b)
@@ -48,7 +48,7 @@ _BOARD: Final[LiteralString] = """
 
 
 class Boards:
-    """Reads boards, so many side by side, each over a connection of its own, opened when it is needed."""
+    """Reads up to `side_by_side` boards at once, each over a connection of its own, opened when it is needed."""
 
     def __init__(self, watches: Watches, connect: Callable[[], Awaitable[Connection]], side_by_side: int) -> None:
         self.connections: list[Connection] = []
@@ -92,7 +92,7 @@ class Boards:
         except psycopg.OperationalError:
             if not self.connections:
                 raise
-            return  # the server has no more to give: those that there are have to do
+            return  # the server has no connection left: the ones that are open have to do
         finally:
             self._opening -= 1
         self.connections.append(reader)
@@ -103,14 +103,14 @@ async def _rows(reader: Connection, name: str) -> tuple[Snapshot, list[tuple[int
     try:
         return await _read(reader, name, careful=False)
     except psycopg.errors.UntranslatableCharacter:
-        # The database's encoding has no such character, so no board is called that.
+        # The database's encoding has no such character, so no board has that name.
         return Snapshot.parse((await reader.row("select pg_catalog.pg_current_snapshot()::text"))[0]), []
     except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
         raise
     except psycopg.Error as ex:
         if scope_of(ex, reading_board=True) is not Scope.BOARD:
             raise
-        # Some row cannot be shown: find out which, at a price.
+        # Some row cannot be shown: read again with a check of each row, which is slower.
         return await _read(reader, name, careful=True)
 
 

@@ -1,10 +1,10 @@
-"""A connection to Postgres: how it is opened, with which settings, and how one that died in silence is noticed.
+"""A connection to Postgres: how it is opened, with which settings, and how a dead one is noticed.
 
 Rules:
-- Whatever a role or a database presets, a session of the relay pins what it depends on.
-- The server itself ends a session whose relay does nothing any more.
-- A connection that is silent while Postgres is not at work for it is dead, whatever TCP thinks of it.
-- What is cancelled ends its connection at once, for the relay is to stop or to connect again.
+- A session of the relay sets whatever it depends on, whatever a role or a database presets.
+- The server itself ends a session whose relay is frozen.
+- A connection that is silent while Postgres does not work on it is dead, whatever TCP says.
+- Cancelling a query ends its connection at once, for the relay is about to stop or to connect again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from relay.cancellation import kept_cancellation
 from relay.postgres.faults import FeedError
 
 SILENT_SECONDS: Final = 1.5
-"""How long a connection may be silent before Postgres is asked, over another, whether it is at work for it."""
+"""Timeout of an answer, after which Postgres is asked over another connection whether it still works on it."""
 
 STATE_SECONDS: Final = 1.0
 """Timeout of that question."""
 
 FROZEN_SECONDS: Final = 10.0
-"""How long a relay that does nothing any more keeps a lock or a snapshot, at most."""
+"""Maximum time for which a frozen relay keeps a lock or a snapshot."""
 
 START_SECONDS: Final = 10.0
 """Timeout of what begins a session: its connections are watched only from then on."""
@@ -54,9 +54,9 @@ logging.getLogger("psycopg").setLevel(logging.CRITICAL)
 
 
 class Connection(AsyncConnection[TupleRow]):
-    """A connection that ends at once when what runs on it is cancelled.
+    """A connection that ends at once when a query on it is cancelled.
 
-    psycopg would ask the server to cancel its query too, and wait up to ten seconds for one that is silent.
+    psycopg would also ask the server to cancel the query, and wait up to ten seconds for a silent one.
     `waiting_since` is when an answer began to be awaited, on the event loop's clock. Tasks that share the connection
     hold `in_turn` while they use it.
     """
@@ -89,7 +89,7 @@ class Connection(AsyncConnection[TupleRow]):
 
 
 def readable(query: bytes | LiteralString, connection: Connection) -> bytes:
-    """Have each text that is marked `/**/so/**/` in a query come as one that has a form in UTF-8."""
+    """Convert each expression that a query marks as `/**/name/**/` to text that exists in UTF-8."""
     text = query if isinstance(query, bytes) else query.encode()
     if b"/**/" not in text or connection.info.parameter_status("server_encoding") == "UTF8":
         return text
@@ -159,7 +159,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "row_security": "off",
     # All that the relay writes is in unlogged tables: there is nothing to wait for.
     "synchronous_commit": "off",
-    # No limit of a role's or a database's ends what is well.
+    # No limit of a role or a database ends what works.
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_session_timeout": "0",
@@ -170,21 +170,21 @@ SETTINGS: Final[Mapping[str, str]] = {
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "2",
-    # The planner knows nothing of how little is new, and would compile code for the millions of rows that it expects.
+    # The planner does not know how little is new, and would compile code for the millions of rows that it expects.
     "jit": "off",
     **{f"enable_{way}": "on" for way in ("seqscan", "indexscan", "indexonlyscan", "bitmapscan", "tidscan", "sort")},
     **{f"enable_{way}": "on" for way in ("nestloop", "hashjoin", "mergejoin", "hashagg", "material")},
     "plan_cache_mode": "auto",
 }
-"""What a session pins, whatever a role or a database presets."""
+"""Settings of a session, whatever a role or a database presets."""
 
 SETTINGS_17: Final[Mapping[str, str]] = {"transaction_timeout": "0"}
-"""The same, of what came with Postgres 17."""
+"""Settings that Postgres has since version 17."""
 
 
 @asynccontextmanager
 async def in_time() -> AsyncIterator[None]:
-    """Do what begins a session. Raises FeedError if an answer does not come, for a link may have died in silence."""
+    """Limit the time of what begins a session. Raises FeedError if Postgres does not answer, as over a dead link."""
     try:
         async with asyncio.timeout(START_SECONDS):
             yield
@@ -193,7 +193,7 @@ async def in_time() -> AsyncIterator[None]:
 
 
 async def require_answer(connection: Connection, conninfo: str) -> None:
-    """Make sure that a connection which has been silent for long is not dead. Raises FeedError if it is."""
+    """Check a connection that has been silent for long. Raises FeedError if it is dead."""
     loop = asyncio.get_running_loop()
     since = connection.waiting_since
     if since is None or loop.time() - since <= SILENT_SECONDS:
@@ -209,7 +209,7 @@ async def require_answer(connection: Connection, conninfo: str) -> None:
 async def _state_of(connection: Connection, conninfo: str) -> str:
     """Ask Postgres, over a new connection, what a connection's backend is doing.
 
-    A server that refuses the new one is at least there, so the old one has the benefit of the doubt.
+    A server that refuses the new connection is at least running, so the old one has the benefit of the doubt.
     """
     try:
         async with asyncio.timeout(STATE_SECONDS), await Connection.connect(conninfo, autocommit=True) as other:

@@ -1,15 +1,15 @@
-"""What Postgres says becomes what clients may see: the journal's entries, and the rows of boards.
+"""Turns what Postgres returns into what clients may see: the journal's entries, and the rows of boards.
 
-The one place where JSON that Postgres wrote is taken apart, and where columns get the names that clients know. Does
-no I/O but the log's.
+This is the one place where JSON that Postgres wrote is parsed, and where columns get the names that clients know. It
+does no I/O but the log's.
 
 Rules:
 - Values stay as Postgres wrote them.
 - A task that is found through its lane is on the board that its lane has, as `relay.resolve` says.
 - The id, the board and the lane appear under the guide's names whatever their columns are called. Where expressions
-  say them, an image has what they say under the empty name, which no column can have.
+  give them, an image has their values under the empty name, which no column can have.
 - A row that cannot be shown counts as absent, in boards and changes alike, and is reported.
-- No entry is taken apart for a board that nobody follows.
+- No entry is parsed for a board that nobody follows.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ MAX_TASK_BYTES: Final = 4 * 1024 * 1024
 """Maximum size of a task as JSON; a larger row is not shown. The journal keeps images up to some times this size."""
 
 MAX_TASK_DEPTH: Final = 500
-"""How deep arrays and objects of a task may be nested; of what is deeper, no parser reads all."""
+"""Maximum depth of the arrays and objects of a task; many parsers refuse deeper ones."""
 
 _SAID: Final = ""
-"""Under this name, an image has what expressions say of its row."""
+"""Key under which an image has the values of expressions on its row."""
 
 _decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_lanes: Final = msgspec.json.Decoder(list[tuple[str, str | None]]).decode
@@ -72,7 +72,7 @@ class Watch:
         return column not in self.hidden and (self.shown is None or column in self.shown)
 
     def columns(self, image: str) -> dict[str, msgspec.Raw]:
-        """Take a row's JSON apart, under the columns' own names. Raises UnreadableRow."""
+        """Parse a row's JSON, under the columns' own names. Raises UnreadableRow."""
         if image.startswith("!"):
             raise UnreadableRow(f"a row of {self.table} cannot be shown: {image[1:]}")
         if image.count("[") + image.count("{") > MAX_TASK_DEPTH and _depth(image) > MAX_TASK_DEPTH:
@@ -157,7 +157,7 @@ def _camel_case(column: str) -> str:
 
 
 class Entry(NamedTuple):
-    """One row of the journal. A tuple, for thousands of them are made in a second.
+    """One row of the journal. A tuple, for thousands are made a second.
 
     `op` is R for a change of a row, L for one of the two boards' lanes, S where all boards must be read again, P for
     a probe. `old_key` is the row's key before the change, if that changed it.
@@ -175,7 +175,7 @@ class Entry(NamedTuple):
     reason: str | None
 
     def concerns(self, boards: Container[str | None]) -> bool:
-        """Whether it is about one of the boards."""
+        """Whether it concerns one of the boards."""
         return self.new_board in boards or self.old_board in boards
 
     def images(self, watch: Watch, boards: Container[str | None]) -> tuple[list[Image], list[str]]:

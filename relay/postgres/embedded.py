@@ -3,11 +3,10 @@
 Only the wheel's programs are used, never its Python code: that adds a Unix user when it runs as root,
 loosens permissions on other people's folders and leaves its server running when the parent dies.
 
-The rules here:
-
+Rules:
 - One temporary folder holds everything; it, and every process, is gone after `__exit__` and also after
   the parent was killed. A small shell, the guard, sees to both.
-- The server listens on 127.0.0.1 only. It trusts whoever connects, so it is for one person's machine.
+- The server listens on 127.0.0.1 only. It trusts every connection, so it is for one person's machine.
 - Nothing in it is worth keeping: it starts fast because it never waits for a disk (fsync is off).
 - As root, the programs run as `nobody`, from a copy that `nobody` can reach.
 
@@ -299,13 +298,13 @@ def _unprivileged_user() -> pwd.struct_passwd:
 
 
 def _environment() -> dict[str, str]:
-    """Return ours without what redirects Postgres' programs, in a locale and time zone all machines have."""
+    """Return our environment without what redirects Postgres's programs, in a locale that all machines have."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return {**ours, "LC_ALL": "C", "TZ": "UTC"}
 
 
 def _lend(source: str, target: str) -> None:
-    """Link a file that everybody may read, which takes no time; copy others, and from another file system."""
+    """Link a file that everybody may read, which takes no time; copy any other, and any from another file system."""
     mode = Path(source).stat().st_mode
     if mode & stat.S_IROTH:
         with suppress(OSError):

@@ -5,7 +5,7 @@ A fault stays where it is. It has one of four scopes, decided in `scope_of` and 
 - a row's: the row counts as absent, and is reported;
 - a board's: a read of it fails; its subscribers get an `error`, it is read again with back-off, and health says so;
 - a session's: all connections of the feed end, and it connects again with back-off;
-- the process's: what is no fault, such as being cancelled.
+- the process's: what is not a fault, such as cancellation.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import psycopg
 
 
 class FeedError(Exception):
-    """Why the feed cannot run, in one line that says what to do."""
+    """The feed cannot run. The text says why and what to do, in one line."""
 
 
 class UnreadableRow(Exception):
-    """A row that cannot be shown: too large, too deep, with what is no Unicode text, or a type's own code failed."""
+    """A row that cannot be shown: too large, too deep, not Unicode text, or a type's own code failed."""
 
 
 class WatchOutdated(Exception):
@@ -37,7 +37,7 @@ class Scope(Enum):
     PROCESS = "process"
 
 
-# What Postgres says of the server, of a connection, or of what all boards rest on: classes, and single codes.
+# SQLSTATEs about the server, a connection, or what all boards depend on: classes, and single codes.
 _OF_SESSION: Final = (
     "08",  # the connection
     "25P",  # a transaction in a state in which it cannot go on, or one that was ended for its time limit
@@ -63,14 +63,14 @@ def scope_of(ex: BaseException, *, reading_board: bool = False) -> Scope:
 
 
 def _is_of_board(ex: Exception) -> bool:
-    """Whether Postgres could not do what was asked, but goes on."""
+    """Whether Postgres refused what was asked, but the session goes on."""
     if not isinstance(ex, psycopg.Error) or ex.sqlstate is None or ex.sqlstate.startswith(_OF_SESSION):
         return False
-    # What lacks a relation, a function or a right outside all functions lacks what the install makes.
+    # A relation, a function or a right that is missing outside all functions is one that the install makes.
     return not ex.sqlstate.startswith("42") or bool(ex.diag.context)
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first of what went wrong together."""
+    """Return the first exception of a group."""
     first = group.exceptions[0]
     return first_of(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,8 +1,8 @@
 """Runs the SQL of `sql/` on a database, as plain `psql -f` would.
 
 Rules:
-- The files are the truth: nothing here knows what they do, and a DBA may run them by hand instead.
-- Each is run in one transaction, so it is done whole or not at all.
+- The files are authoritative: nothing here knows what they do, and a DBA may run them by hand instead.
+- Each is run in one transaction: wholly or not at all.
 - What an install would change is found out without touching one: see `diff`.
 """
 
@@ -28,15 +28,15 @@ FILES: Final = ("tasks", "install", "roles", "uninstall")
 
 
 PATIENCE: Final = timedelta(seconds=30)
-"""How long relay.watch and relay.unwatch try for the table's lock, if nobody says otherwise."""
+"""Default timeout of the table's lock for relay.watch and relay.unwatch."""
 
 
 USERS_OWN: Final = ("function relay.may_read(jsonb,text)", "function relay.configured()")
-"""What users may replace, and the install leaves alone once it is there."""
+"""Functions that users may replace; the install leaves them alone once they exist."""
 
 
 class InstallError(Exception):
-    """Why the database did not do what it was asked, in one line."""
+    """The database refused; the text says why, in one line."""
 
 
 _INCLUDED: Final = re.compile(r"^\\ir (\S+)\n", re.MULTILINE)
@@ -74,7 +74,7 @@ WATCH_SETTINGS: Final = {
     "shown": "name[]",
     "order_by": "text[]",
 }
-"""What `relay.watch` may be given, with the types."""
+"""Parameters of `relay.watch`, with their types."""
 
 LANES_SETTINGS: Final = {
     "id_column": "name",
@@ -83,7 +83,7 @@ LANES_SETTINGS: Final = {
     "filter": "text",
     "order_by": "text[]",
 }
-"""The same of `relay.lanes`."""
+"""Parameters of `relay.lanes`, with their types."""
 
 
 def watch(
@@ -91,7 +91,7 @@ def watch(
 ) -> None:
     """Start feeding a table, with some of WATCH_SETTINGS. Raises InstallError.
 
-    What is None or empty stays as it is, or as `relay.watch` has it.
+    A setting that is None or empty stays as it is, or has the default of `relay.watch`.
     """
     _declare(database_url, "watch", WATCH_SETTINGS, table, patience, settings)
 
@@ -127,7 +127,7 @@ def _declare(
         )
 
 
-# Of a table that is not there: one whose name differs in case alone.
+# Where the table does not exist: one whose name differs in case alone.
 _OTHERWISE: Final = b"""
     select pg_catalog.format('%%I.%%I', n.nspname, c.relname)
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -153,7 +153,7 @@ def unwatch(database_url: str, table: str, patience: timedelta = PATIENCE) -> No
 
 
 def diff(database_url: str) -> list[str]:
-    """Return what `relay sql install` would change, as the lines of a unified diff; none if nothing.
+    """Return what `relay sql install` would change, as the lines of a unified diff; no line if nothing.
 
     The file is run under another schema's name, beside the installed one, and rolled back: so this locks nothing that
     anybody uses. Raises InstallError.
@@ -162,7 +162,7 @@ def diff(database_url: str) -> list[str]:
         installed = _objects(connection, "relay")
         scratch = f"relay_{secrets.token_hex(4)}"
         connection.execute("set local client_min_messages = warning")
-        # What comes before the schema judges whether this may be installed here at all.
+        # The part before the schema checks whether this may be installed here at all.
         judgement, schema, rest = text("install").partition("create schema if not exists relay;")
         connection.execute((judgement + re.sub(r"\brelay\b", scratch, schema + rest)).encode())
         if "view relay.watches" in installed:

@@ -1,10 +1,10 @@
-"""The journal: the queries that read it, and the batches that they become.
+"""The journal: the queries that read it, and the batches that they yield.
 
 Rules:
-- What is read comes with the snapshot that it was read in, out of the same statement: "what is new since" and the
-  next position. So no transaction is skipped and none is read twice, however long it was open.
-- The journal tells what it was when it was written: an entry that another server wrote, and a restore put there, is
-  younger as a row than as a transaction, and is not read.
+- Changes come with the snapshot in which they were read, from the same statement: "what is new since" and the next
+  position. So no transaction is skipped and none is read twice, however long it was open.
+- An entry that another server wrote, and that a restore put there, is younger as a row than as a transaction. It is
+  not read.
 - Where a task's board is that of its lane, which is a row of another table, it is resolved when the entries are
   read, in their snapshot. A lane that changed asks for its boards to be read again. So in whatever order writers
   committed, and though none of them locked the other's row, what is sent fits what any read of a board shows.
@@ -141,7 +141,7 @@ _RESOLVED: Final[LiteralString] = (
 class Journal:
     """The journal, read over one connection. Of live changes, only those of boards in `followed` are decoded.
 
-    A board that comes there later is read later, and shows them.
+    A board that is followed later is read later, and shows them.
     """
 
     def __init__(self, link: Connection, watches: Watches, followed: Container[str | None]) -> None:
@@ -151,7 +151,7 @@ class Journal:
         self._probes: list[str] = []
 
     async def head(self) -> tuple[Snapshot, Snapshot, bool]:
-        """Tell what is visible now, the journal's horizon, and whether something since then was not journalled."""
+        """Return what is visible now, the journal's horizon, and whether something since then was not journalled."""
         found = _batch(await self._rows(_HEAD + _HORIZON))
         return found.now, found.horizon, found.paused
 
@@ -169,7 +169,7 @@ class Journal:
                 await self._rows("commit")
             yield replace(_batch(rows, entries), transactions=transactions)
             return
-        del rows  # a part too many, and large
+        del rows  # more than a part, and large
         if not in_one_snapshot:
             await self._rows(_ONE_SNAPSHOT)
         whole = _batch(await self._rows(_HEAD + _HORIZON))
@@ -229,7 +229,7 @@ class Journal:
         return await self._transactions(entries)
 
     async def _by_key(self, xid: str) -> AsyncIterator[Transaction]:
-        """Read a large transaction row by row; held is a part at the most, and of one row what did not cancel out."""
+        """Read a large transaction row by row; at most a part is held, and of one row what did not cancel out."""
         lanes = [Entry(*row) for row in await self._rows(_LANES, xid)]
         for transaction in transactions_of(lanes, self._watches.by_id, self._followed):
             yield transaction
@@ -285,7 +285,7 @@ class Journal:
 
 
 def _batch(rows: Sequence[TupleRow], entries: Sequence[Entry] = ()) -> Batch:
-    """Say of a batch all but its transactions, given its first row."""
+    """Make a batch without its transactions, given its first row."""
     now, horizon, paused, polled = rows[0][:4] if rows and rows[0][0] is not None else _no_horizon()
     return Batch(
         Snapshot.parse(now),

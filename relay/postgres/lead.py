@@ -1,7 +1,7 @@
-"""The lead among several publishers of one name and one role, on one database: the oldest of their sessions has it.
+"""The lead among several publishers of one name and one role on one database: their oldest session has it.
 
-Postgres ends the session, and with it the lead, of a process that is gone, stands still or is cut off. It is no
-advisory lock, for any role may take one and keep it.
+Postgres ends the session, and so the lead, of a process that is gone, frozen or cut off. An advisory lock would not
+do, for any role may take one and keep it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from relay.postgres.faults import FeedError
 from relay.text import error_line
 
 LEAD_SECONDS: Final = 3.0
-"""How long Postgres hears nothing of the session that leads until another may."""
+"""Time without a sign of life after which Postgres ends the leading session, and another may lead."""
 
 _LEADS: Final[LiteralString] = """
     select not exists (
@@ -41,7 +41,7 @@ class Lead:
     @classmethod
     @asynccontextmanager
     async def open(cls, conninfo: str, name: str) -> AsyncIterator[Self]:
-        """Connect, and be one of those that may lead. All methods raise FeedError if Postgres does not answer."""
+        """Connect, as a candidate for the lead. All methods raise FeedError if Postgres does not answer."""
         # Postgres cuts names: what makes this one unlike others comes first.
         label = f"relay {hashlib.sha256(name.encode()).hexdigest()[:16]} {name}"
         with _one_line():
@@ -50,13 +50,13 @@ class Lead:
                 yield cls(connection)
 
     async def has(self) -> bool:
-        """Whether this one leads; once it does, it does until its session ends."""
+        """Whether this session leads; if it does, it leads until it ends."""
         with _one_line():
             async with asyncio.timeout(LEAD_SECONDS / 2):
                 return bool((await self._connection.row(_LEADS))[0])
 
     async def keep(self) -> None:
-        """Keep it; raises FeedError when it is lost."""
+        """Keep the lead. Raises FeedError when it is lost."""
         while True:
             if not await self.has():
                 raise FeedError("another session leads, which began before this one")
@@ -65,7 +65,7 @@ class Lead:
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """Say in one line what goes wrong with the lead."""
+    """Turn what goes wrong into a FeedError of one line."""
     try:
         yield
     except TimeoutError:

@@ -1,7 +1,7 @@
-"""The probe: a change that concerns nobody, written to see that changes come through. Pure.
+"""The probe: a change that concerns nobody, written to prove that changes come through. Pure.
 
-It is back when its notification has come and its entry has been passed on, with all that was committed before it; so
-connections, triggers, journal and hub are alive, whatever they say of themselves.
+It is back when its notification has come and its entry has been passed on, with all that was committed before it.
+That proves that connections, triggers, journal and hub work.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Probe:
         self._ever_came: set[Way] = set()
 
     def due(self, now: float) -> None:
-        """Note that one is to be written: from here on it is waited for."""
+        """Note that a probe is to be written: from now on it is awaited."""
         if self._since is None:
             self._since, self._was_written, self._ever_came = now, False, set()
 
     def write(self, now: float) -> str:
-        """Write one, in place of one that is not back: return its label."""
+        """Return the label of a new probe, which replaces one that is not back."""
         self._number += 1
         self._written = now
         self._was_written = True
@@ -44,7 +44,7 @@ class Probe:
         return f"{self._prefix}-{self._number}"
 
     def came(self, label: str, way: Way, now: float) -> float | None:
-        """Note what came back; return how long it took if that is all of it."""
+        """Note that a probe came back; return the time that it took, in seconds, once it has come both ways."""
         if self._since is None or label != f"{self._prefix}-{self._number}":
             return None
         self._came.add(way)

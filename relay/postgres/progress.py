@@ -1,4 +1,4 @@
-"""How far a feed is, and how it proves that changes come through it."""
+"""How far a feed has come, and how it proves that changes come through it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Final
 
 from relay.model.status import Histogram
 from relay.postgres.probe import Probe, Way
+from relay.postgres.session import Session
 
 CATCH_UP_SECONDS: Final = 5.0
 """Timeout of passing on what was committed before a relay is to stop."""
@@ -23,7 +24,7 @@ IDLE_PROBE_SECONDS: Final = 300.0
 
 
 class Progress:
-    """What has been passed on, and who waits for that.
+    """What has been passed on, and the tasks that wait for that.
 
     `transactions` counts those that were found, `notifications` those that came, `skipped` about how many
     transactions did not notify; `probe_times` is how long probes took.
@@ -33,7 +34,7 @@ class Progress:
         self.probe_times = Histogram()
         self.transactions = self.notifications = self.skipped = 0
         self.probe = Probe(time.monotonic())
-        # When the last read began that all was passed on of; and who waits for one that begins later, and since when.
+        # When the last read began whose changes have been passed on; and what waits for a later one, since when.
         self.read_at = time.monotonic()
         self._waiting: list[tuple[float, asyncio.Future[bool]]] = []
         self._probe_wanted = asyncio.Event()
@@ -65,15 +66,20 @@ class Progress:
         self.skipped = max(self.skipped, self.transactions - self.notifications)
         self._came(filter(None, probes), "notification")
 
-    def not_notified(self, probe: str) -> None:
-        """Note that no notification is to come of a probe."""
-        self._came([probe], "notification")
-
     def stopped(self) -> None:
         """Note that nothing is passed on any more."""
         self._end_waiting(math.inf, caught_up=False)
 
-    async def until_probe_is_due(self) -> None:
+    async def run(self, session: Session) -> None:
+        """Write probes for one session."""
+        while True:
+            self.probe.due(time.monotonic())
+            label, notified = await session.write_probe(lambda: self.probe.write(time.monotonic()))
+            if not notified:
+                self._came([label], "notification")
+            await self._until_probe_is_due()
+
+    async def _until_probe_is_due(self) -> None:
         """Wait until the next probe is due: soon if others write too, or if one is wanted."""
         for event, seconds in ((self._probe_wanted, PROBE_SECONDS), (self._active, IDLE_PROBE_SECONDS)):
             if self._probe_wanted.is_set():

@@ -1,4 +1,11 @@
-"""What a sink asks of its feed, which outlives sessions: boards to be read, and questions of who may read them."""
+"""What a sink asks of its feed: boards, what resuming clients missed, and who may read what.
+
+Rules:
+- Requests outlive sessions: what one session could not answer, the next one does.
+- Clients that resume are served together: one read of the journal, from the oldest of their cursors on, and the next
+  not before more have gathered. So ten thousand that come back at once cost Postgres a handful of queries.
+- A board that cannot be read is read again later, with back-off; see faults.py for what ends the session instead.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +15,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
+
 from relay.backoff import Backoff
-from relay.hub.ports import Question
+from relay.hub.ports import Question, Resuming, Sink
+from relay.model import messages
+from relay.postgres.faults import Scope, scope_of
+from relay.postgres.session import Session
+from relay.text import error_line
+
+log = structlog.get_logger()
+
+SIDE_BY_SIDE: Final = 4
+"""Maximum number of boards that are read at once, each over a connection of its own; one of them is a slow one."""
+
+UNAVAILABLE: Final = "this board cannot be read at present: it comes as soon as it can"
+"""The error that subscribers get for a board that cannot be read; the details are for the operator."""
 
 GATHER_SECONDS: Final = 0.25
-"""Maximum pause between two reads of one board: meanwhile more who want it gather."""
+"""Maximum pause between two reads of one board, and pause between two reads of the journal for clients that resume:
+meanwhile more clients gather that the next one serves."""
 
 GATHER_SHARE: Final = 4
-"""That pause, as a multiple of the time that the read took: so a stampede leaves time for all others."""
+"""That pause as a multiple of the time that the read took: so a stampede leaves time for others."""
 
 SLOW_SECONDS: Final = 1.0
-"""A board whose read took longer waits in the queue of slow boards next time."""
+"""Time of a read above which the board waits in the queue of slow boards the next time."""
 
 SLOW_BOARDS: Final = 10_000
 """Maximum number of boards known to be slow."""
@@ -27,20 +49,11 @@ LONGEST_RETRY_SECONDS: Final = 30.0
 """Maximum pause until a board that could not be read is read again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Questions that are asked together, and where the answers go."""
-
-    questions: Sequence[Question]
-    answer: asyncio.Future[Sequence[bool]]
-
-
 class BoardQueue:
     """The boards that are to be read, each not before its pause is over.
 
-    Those that failed or took long the last time wait in a queue of their own, so that they delay no others. No board
-    is read twice at once: what a read that began before would bring to those who have come since lacks what happened
-    in between.
+    Boards that failed or took long the last time wait in a queue of their own, so that they delay no others. No board
+    is read twice at once: for clients that have come since, a read that began before lacks what happened in between.
     """
 
     def __init__(self) -> None:
@@ -66,7 +79,7 @@ class BoardQueue:
             queue.put_nowait(board)
 
     async def get(self, *, slow: bool) -> str:
-        """Wait for a board that is due, a slow one or one of the others; `done` ends its read."""
+        """Wait for a board that is due, among the slow ones or the others. `done` ends its read."""
         while (board := await self._due[slow].get()) in self._reading:
             self._again.add(board)
         self._reading.add(board)
@@ -84,7 +97,7 @@ class BoardQueue:
         self._failed.pop(board, None)
 
     def has_read(self, board: str, seconds: float) -> None:
-        """Note that a read of a board is over, which took so long."""
+        """Note that a read of a board is over, and how many seconds it took."""
         self._failed.pop(board, None)
         self._slow.pop(board, None)
         if seconds > SLOW_SECONDS:
@@ -108,3 +121,119 @@ class BoardQueue:
     def _end_pause(self, board: str, until: float) -> None:
         if self._paused_until.get(board) == until:
             del self._paused_until[board]
+
+
+class BoardReader:
+    """Reads boards when asked, up to `side_by_side` at once."""
+
+    def __init__(self, side_by_side: int = SIDE_BY_SIDE) -> None:
+        self.side_by_side = side_by_side
+        self._queue = BoardQueue()
+
+    @property
+    def failing(self) -> Mapping[str, str]:
+        """The boards that cannot be read, and why not, in one line."""
+        return self._queue.failing
+
+    def ask(self, board: str) -> None:
+        """Have a board read."""
+        self._queue.put(board)
+
+    async def run(self, session: Session, sink: Sink, between_batches: asyncio.Lock) -> None:
+        """Read boards for one session, and hand each over between two batches."""
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(self.side_by_side):
+                tasks.create_task(self._read_queue(session, sink, between_batches, slow=number == 0))
+
+    async def _read_queue(self, session: Session, sink: Sink, between_batches: asyncio.Lock, *, slow: bool) -> None:
+        while True:
+            name = await self._queue.get(slow=slow)
+            try:
+                if sink.begin_read(name):
+                    await self._read(session, sink, name, between_batches)
+                else:
+                    self._queue.forget(name)
+            finally:
+                self._queue.done(name)
+
+    async def _read(self, session: Session, sink: Sink, name: str, between_batches: asyncio.Lock) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            snapshot, data = await session.boards.read(name)
+            self._queue.has_read(name, loop.time() - began)
+            async with between_batches:
+                sink.synced(name, snapshot, data)
+        except BaseException as ex:
+            if scope_of(ex, reading_board=True) is not Scope.BOARD:
+                sink.abandon_read(name)
+                raise
+            self._report(name, error_line(ex))
+            sink.fail_read(name, messages.error("board_unavailable", UNAVAILABLE, name))
+
+    def _report(self, name: str, problem: str) -> None:
+        """Log why a board cannot be read, once."""
+        if self._queue.has_failed(name, problem):
+            log.error("feed.board_failed", board=name[:100], problem=problem)
+
+
+class MissedReader:
+    """Reads what clients missed that come back."""
+
+    def __init__(self) -> None:
+        self._resuming: Resuming | None = None
+        self._asked = asyncio.Event()
+
+    def ask(self, resuming: Resuming) -> None:
+        """Have the journal read for those who resume."""
+        self._resuming = resuming
+        self._asked.set()
+
+    async def run(self, session: Session, between_batches: asyncio.Lock) -> None:
+        """Read for one session, and hand over what is found between two batches."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            if self._resuming is None or (resume := self._resuming.begin_resume()) is None:
+                continue
+            try:
+                batch = await session.journal_of_missed.missed(resume.oldest, resume.boards)
+                async with between_batches:
+                    self._resuming.resumed(batch.now, None if batch.paused else batch.transactions, batch.horizon)
+            except BaseException:
+                self._resuming.abandon_resume()
+                raise
+            await asyncio.sleep(GATHER_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Questions that are asked together, and the future for their answers."""
+
+    questions: Sequence[Question]
+    answer: asyncio.Future[Sequence[bool]]
+
+
+class Permissions:
+    """Asks the database who may read what."""
+
+    def __init__(self) -> None:
+        self._asked: asyncio.Queue[Asked] = asyncio.Queue()
+
+    async def may_read(self, questions: Sequence[Question]) -> Sequence[bool]:
+        """Answer as soon as the database is there."""
+        answer: asyncio.Future[Sequence[bool]] = asyncio.get_running_loop().create_future()
+        self._asked.put_nowait(Asked(questions, answer))
+        return await answer
+
+    async def run(self, session: Session) -> None:
+        """Answer for one session."""
+        while True:
+            asked = await self._asked.get()
+            try:
+                answers = await session.may_read(asked.questions)
+            except BaseException:
+                self._asked.put_nowait(asked)
+                raise
+            if not asked.answer.done():
+                asked.answer.set_result(answers)

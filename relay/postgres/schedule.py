@@ -1,8 +1,8 @@
 """When to read the journal again. Pure.
 
 A notification is a hint: the journal is read at least every `READ_SECONDS` in any case. When many transactions
-commit, the relay polls every few milliseconds and says so in the database: then the triggers do not notify, which is
-what costs writers most. All relays of a database poll together.
+commit, the relay polls every few milliseconds and announces that in the database. Then the triggers do not notify,
+which is what costs writers most. All relays of a database poll together.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ READ_SECONDS: Final = 1.0
 """Maximum interval between two reads of the journal, notified or not."""
 
 BUSY_TRANSACTIONS: Final = 250
-"""From so many transactions a second on, the relay polls: reading them in groups costs everybody less."""
+"""Number of transactions a second from which on the relay polls: reading them in groups costs less."""
 
 BUSY_SECONDS: Final = 0.25
-"""Time over which these are counted, about."""
+"""Approximate time over which transactions are counted."""
 
 POLLING_SECONDS: Final = 1.0
-"""How long the relay promises to poll, each time."""
+"""Time for which the relay promises to poll, each time."""
 
 POLL_SECONDS: Final = 0.005
 """Interval between two polls."""
 
 SLOW_POLL_SECONDS: Final = 0.05
-"""The same while transactions may commit that did not notify, because relays polled when they wrote. Most of them
-commit within `READ_SECONDS`; also where the triggers never notify."""
+"""Interval between two polls while transactions may commit that did not notify, because relays polled when they wrote
+(most of them commit within `READ_SECONDS`), or where the triggers never notify."""
 
 
 class PollSchedule:
@@ -43,7 +43,7 @@ class PollSchedule:
         self._polled_until = -math.inf
 
     def has_read(self, now: float, committed: int, polled: float) -> None:
-        """Note what a read found: so many transactions; relays poll for so long from now on."""
+        """Note that a read found `committed` transactions, and that relays poll for `polled` more seconds."""
         self._level = self._level * math.exp((self._last_read - now) / BUSY_SECONDS) + committed
         self._last_read = now
         if polled > 0:
@@ -55,11 +55,11 @@ class PollSchedule:
         return busy and self._polled_until - now < POLLING_SECONDS / 2
 
     def polls(self, now: float) -> None:
-        """Note that it was promised."""
+        """Note that this relay has promised to poll."""
         self._polled_until = max(self._polled_until, now + POLLING_SECONDS)
 
     def wait(self, now: float) -> float:
-        """Return how long to wait for a notification."""
+        """Return how long to wait for a notification, in seconds."""
         if now < self._polled_until:
             return POLL_SECONDS
         if self._silent or now < self._polled_until + READ_SECONDS:

@@ -1,6 +1,6 @@
-"""A session: the connections to Postgres while all is well, and what is asked over them.
+"""A session: the connections to Postgres while all are well, and the queries over them.
 
-One connection listens for notifications and reads the journal. Another does all that is short: watches, probes,
+One connection listens for notifications and reads the journal. Another runs everything short: watches, probes,
 pruning, what resuming clients missed. Boards are read over connections of their own.
 
 Rules:
@@ -44,7 +44,7 @@ _MAY_READ: Final[LiteralString] = """
 class Session:
     """The connections while all are well.
 
-    `silent`: the triggers never notify here, for transactions may be prepared.
+    `silent`: the triggers never notify here, for transactions may be prepared. `vitals` were read last, None before.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Session:
         silent: bool,
     ) -> None:
         self.silent = silent
+        self.vitals: Vitals | None = None
         self.watches = Watches(reader)
         self.journal = Journal(listener, self.watches, followed)
         self.boards = boards(self.watches)
@@ -69,9 +70,9 @@ class Session:
     @classmethod
     @asynccontextmanager
     async def open(cls, conninfo: str, followed: Container[str | None], side_by_side: int = 1) -> AsyncIterator[Self]:
-        """Connect, listen, and check that the install is there. Raises FeedError or psycopg.Error.
+        """Connect, listen, and check the install. Raises FeedError or psycopg.Error.
 
-        So many boards can be read side by side.
+        Up to `side_by_side` boards can be read at once.
         """
         async with await connect(conninfo) as listener, await connect(conninfo) as reader, AsyncExitStack() as more:
 
@@ -91,7 +92,7 @@ class Session:
             yield session
 
     async def epoch(self) -> Epoch:
-        """Tell which cursors are good. Raises FeedError if the two connections reached different servers."""
+        """Return which cursors are valid. Raises FeedError if the two connections reached different servers."""
         first = await self._listener.rows("select run, key from relay.epoch()")
         async with self._reader.in_turn:
             second = await self._reader.rows("select run, key from relay.epoch()")
@@ -100,56 +101,56 @@ class Session:
         return Epoch(run=first[0][0], keys=dict(first), shape=await self.shape())
 
     async def shape(self) -> str:
-        """Tell the shape of the watched tables."""
+        """Return the shape of the watched tables."""
         return cast(str, (await self._listener.row("select relay.shape()"))[0])
 
     async def end_pause(self) -> bool:
-        """Have journalling go on if it was paused, and there is room; returns whether it goes on."""
+        """Resume journalling if it was paused and there is room; return whether it goes on."""
         return bool((await self._listener.row("select relay.resume()"))[0])
 
     async def holders(self) -> str:
-        """Name whose transactions keep the journal from being vacuumed."""
+        """Name the transactions that keep the journal from being vacuumed."""
         found = (await self._listener.row("select relay.vacuum_holders()"))[0]
         return str(found or "no transaction: is autovacuum on?")
 
     async def poll_for(self, seconds: float) -> None:
-        """Promise to read the journal without being notified, so long."""
+        """Promise to poll the journal for this many seconds, so that triggers need not notify."""
         await self._listener.rows("select relay.poll_for(%s)", round(seconds * 1000))
 
     async def refresh(self) -> None:
-        """Have the trigger functions fit the tables as they are now."""
+        """Regenerate the trigger functions where the tables have changed."""
         async with self._reader.in_turn:
             await self._reader.rows("select relay.refresh()")
 
     async def notified(self, seconds: float) -> list[str | None]:
-        """Wait for a notification, so long at most; return for each that came which probe it is of, if one."""
+        """Wait up to `seconds` for a notification; return the label of the probe that each is of, or None."""
         notifications = self._listener.notifies(timeout=seconds, stop_after=1)
         return [_probe_of(notify.payload) async for notify in notifications]
 
     async def write_probe(self, label: Callable[[], str]) -> tuple[str, bool]:
-        """Write a probe and say whether it notified; its label is asked for in the moment of writing."""
+        """Write a probe, and return its label and whether it notified. `label` is called when it is written."""
         async with self._reader.in_turn:
             written = label()
             return written, bool((await self._reader.row("select relay.probe(%s)", written))[0])
 
-    async def vitals(self) -> Vitals:
+    async def read_vitals(self) -> None:
         """Ask how the journal is."""
         async with self._reader.in_turn:
-            return await read_vitals(self._reader)
+            self.vitals = await read_vitals(self._reader)
 
     async def prune(self) -> bool:
-        """Let old changes go, a number of them at the most; returns whether there may be more."""
+        """Delete a bounded number of old changes; return whether there may be more."""
         async with self._reader.in_turn:
             return bool((await self._reader.row("select relay.prune() > 0"))[0])
 
     async def may_read(self, questions: Sequence[tuple[Mapping[str, Any], str]]) -> list[bool]:
-        """Ask relay.may_read about each claims and board; a question that it fails at is answered with no."""
+        """Ask relay.may_read about each pair of claims and board; where it fails, the answer is no."""
         return await self._answered([(json.dumps(claims), board) for claims, board in questions])
 
     async def _answered(self, questions: Sequence[tuple[str, str]]) -> list[bool]:
-        """Answer; if that fails, each half by itself, until those are alone that it fails at.
+        """Answer all at once; if that fails, each half by itself, until the failing questions are isolated.
 
-        The connection is free between two statements: boards are read and the journal is pruned meanwhile.
+        Between two statements others may use the connection, for example to prune the journal.
         """
         try:
             async with self._reader.in_turn:
@@ -174,13 +175,13 @@ class Session:
         return [may for (may,) in rows]
 
     async def require_answers(self) -> None:
-        """Make sure that no connection has died in silence. Raises FeedError if one has."""
+        """Check all connections. Raises FeedError if one is dead."""
         for connection in (self._listener, self._reader, *self.boards.connections):
             await require_answer(connection, self._conninfo)
 
 
 def _probe_of(payload: str) -> str | None:
-    """Take the probe out of a notification's payload; anybody may notify, and say anything."""
+    """Return the label of the probe in a notification's payload. Any role may notify, with any payload."""
     found = re.fullmatch(r'\{"probe" : "([\w-]+)"\}', payload)
     return found and found[1]
 

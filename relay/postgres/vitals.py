@@ -1,4 +1,4 @@
-"""How the database's side is: the journal, and the server's notification queue."""
+"""The state of the database: the journal, and the server's notification queue."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _VITALS: Final[LiteralString] = """
 
 
 class Vitals(NamedTuple):
-    """How the journal is, and what share of the notification queue is in use."""
+    """The state of the journal, and the share of the notification queue that is in use."""
 
     journal: Journal
     queue_usage: float
 
 
 async def read_vitals(connection: Connection) -> Vitals:
-    """Ask how the journal is."""
+    """Read the state of the journal."""
     row = await connection.row(_VITALS)
     names = ("rows", "bytes", "age_seconds", "overdue_seconds", "keep_bytes", "stop_bytes", "paused")
     return Vitals(Journal(**dict(zip(names, row[:-1], strict=True))), row[-1])

@@ -1,4 +1,4 @@
-"""What is watched, as it was read last, and what keeps its changes from being shown."""
+"""The watched tables as they were read last, and what keeps their changes from being shown."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Watches:
         return [number for number, watch in self.by_id.items() if watch.lanes]
 
     async def load_for(self, entries: Iterable[Entry]) -> None:
-        """Read it again where entries say that it has changed."""
+        """Read them again if entries say that they have changed."""
         if any(entry.op == "S" or (entry.op == "R" and entry.watch not in self.by_id) for entry in entries):
             await self.load()
 

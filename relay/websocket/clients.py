@@ -1,4 +1,4 @@
-"""The clients of an endpoint: which connections are let in, which still shake hands, and how many there were."""
+"""The clients of an endpoint: connections that are admitted, those in their handshake, and counts of both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOO_MANY: Final = "too many connections"
 TOO_MANY_OF_ADDRESS: Final = "too many connections of one address"
 
 CLOSE_CODES: Final = frozenset({*CloseCode, *range(1000, 1016)})
-"""The codes that are counted by themselves; a client may send thousands of others."""
+"""The codes that are counted separately; a client may send thousands of others."""
 
 
 class Connected(Protocol):
@@ -33,7 +33,7 @@ C = TypeVar("C", bound=Connected)
 
 
 class Clients(Generic[C]):
-    """Counts connections in and out. `opened` and `closed`, the latter by close code, are since the start."""
+    """Counts connections. `opened` and `closed`, the latter by close code, are since the start."""
 
     def __init__(self, places: Places, addresses: Addresses, refusals: Refusals) -> None:
         self.opened = 0
@@ -50,11 +50,11 @@ class Clients(Generic[C]):
         self._empty = asyncio.Event()
 
     def __len__(self) -> int:
-        """How many are let in."""
+        """Number of admitted clients."""
         return len(self._turn_of)
 
     def __iter__(self) -> Iterator[C]:
-        """Those that are let in."""
+        """Iterate over the admitted clients."""
         return iter(tuple(self._turn_of))
 
     def __contains__(self, connection: object) -> bool:
@@ -63,20 +63,20 @@ class Clients(Generic[C]):
 
     @property
     def all(self) -> Collection[C]:
-        """Those that are let in, and those that shake hands."""
+        """All connections, those in their handshake too."""
         return {*self._turn_of, *self._shaking_hands}
 
     def turns(self) -> Iterator[Collection[C]]:
-        """Give those that are let in, a turn after the other, for ever."""
+        """Yield the admitted clients in turns, for ever."""
         return itertools.cycle(self._turns)
 
     def arrive(self, connection: C) -> None:
-        """Count a connection that begins its handshake."""
+        """Count a new connection, which begins its handshake."""
         self._shaking_hands.add(connection)
         self._empty.clear()
 
     def enter(self, connection: C) -> str | None:
-        """Let a connection in, and name it; None if there are too many, or the relay is stopping."""
+        """Admit a connection and return its name; None if there are too many, or the relay is stopping."""
         if reason := self._refusal(connection.address):
             self._refusals.add(reason, connection.address)
             return None
@@ -87,7 +87,7 @@ class Clients(Generic[C]):
         return f"client-{next(self._names)}"
 
     def _refusal(self, address: str) -> str | None:
-        """Take a place for a connection; say why, if there is none."""
+        """Take a place for a connection; return the reason if there is none."""
         if not self.admits:
             return STOPPING
         if not self._addresses.take(address):
@@ -98,7 +98,7 @@ class Clients(Generic[C]):
         return None
 
     def leave(self, connection: C, code: int | None) -> None:
-        """Count a connection out that has ended."""
+        """Remove a connection that has ended."""
         self._shaking_hands.discard(connection)
         if turn := self._turn_of.pop(connection, None):
             turn.remove(connection)

@@ -1,9 +1,9 @@
-"""Commands: what a client asks, and what its credential allows. It talks to the hub, and answers into the outbox.
+"""Commands: what a client asks, and what its credential allows. They go to the hub; answers go to the outbox.
 
 Rules:
-- Which boards a client may follow is decided by its token, and perhaps by the database. Until that has answered, the
-  client waits; its last word about a board counts.
-- A bad message is answered. Only a client that sends nothing else is closed.
+- Which boards a client may follow is decided by its token, and perhaps by the database. Until the
+  database has answered, the client waits; its last command about a board counts.
+- A bad message is answered. Only a client that sends nothing but bad ones is disconnected.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from relay.websocket.refusals import Refusals
 log = structlog.get_logger()
 
 NOT_ALLOWED: Final = "this board may not be followed"
-"""Said of boards that exist and of those that do not."""
+"""The error for a board that may not be followed, whether it exists or not."""
 
 MAX_BAD_TOKENS: Final = 5
 """Maximum number of bad tokens on one connection: here nobody may guess faster than in handshakes."""
 
 MESSAGE_BURST: Final = 4
-"""How many seconds' worth of messages may come at once."""
+"""Number of seconds' worth of messages that may come at once."""
 
 LOGGED_CHARACTERS: Final = 100
-"""Maximum that is logged of a board's name."""
+"""Maximum length of a board's name in the log."""
 
 Close = Callable[[CloseCode, str], None]
 """Begins to close a connection."""
 
 
 class Failed(Exception):
-    """The client broke the protocol: why its connection is closed at once."""
+    """The client broke the protocol, and its connection is closed at once."""
 
     def __init__(self, code: CloseCode, reason: str) -> None:
         super().__init__(reason)
@@ -57,7 +57,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What commands are carried out with. Without `decisions`, tokens alone decide about boards."""
+    """The services that carry commands out. Without `decisions`, tokens alone decide about boards."""
 
     hub: Hub
     gate: Gate
@@ -67,7 +67,7 @@ class Services:
 
 
 class Client(Asking):
-    """A client that was let in."""
+    """An admitted client."""
 
     __slots__ = (
         "_address",
@@ -91,7 +91,7 @@ class Client(Asking):
         self._services = services
         self._outbox = outbox
         self._close = close
-        # The boards that it has asked for, and nobody has decided about.
+        # The boards that it has asked for and that are not decided yet.
         self._wanted: dict[str, messages.Subscribe] = {}
         self._rate: Bucket | None = None
         self._idle_since: float | None = None
@@ -122,7 +122,7 @@ class Client(Asking):
             self._refuse(ex)
 
     def leave(self) -> None:
-        """Follow nothing any more."""
+        """Stop following all boards."""
         self._services.hub.leave(self._outbox)
 
     def end(self) -> None:
@@ -170,7 +170,7 @@ class Client(Asking):
     def _follow(self, message: messages.Subscribe) -> None:
         board, cursor = message.board_id, message.cursor
         log.info("websocket.subscribe", clientId=self.name, board=board[:LOGGED_CHARACTERS])
-        # What is not even text is as good as any text that is no cursor.
+        # A cursor that is not text is treated as an invalid one.
         text = cursor if cursor is None or isinstance(cursor, str) else ""
         self._services.hub.subscribe(self._outbox, board, resumable=message.resumable, cursor=text)
 
@@ -196,9 +196,9 @@ class Client(Asking):
     # What it may
 
     def decided(self, board: str, grant: Grant, *, may: bool) -> None:
-        """Follow a board that was asked for, or say that it may not be, or not any more.
+        """Follow a board that was asked for, or refuse it, or revoke it.
 
-        An answer to what its last token was worth counts no more: everything was asked again when the next one came.
+        An answer for the token before does not count: everything was asked again when the next one came.
         """
         if not grant.allows_as(self._credential.grant) or not self._outbox.is_open:
             return
@@ -211,7 +211,7 @@ class Client(Asking):
             self._say(BadMessage("not_allowed", NOT_ALLOWED, board))
 
     def ask_again(self) -> int:
-        """Have it decided again about every board that it follows or waits for; return how many these are."""
+        """Ask again about every board that it follows or waits for; return their number."""
         if self._services.decisions is None:
             return 0
         boards = self._boards()
@@ -220,7 +220,7 @@ class Client(Asking):
         return len(boards)
 
     def check_grant(self) -> None:
-        """Check the credential again; close a connection whose credential is not good any more."""
+        """Check the credential again; close the connection if it is no longer valid."""
         if not self._outbox.is_open:
             return
         try:
@@ -231,7 +231,7 @@ class Client(Asking):
             self._take(grant)
 
     def _take(self, grant: Grant) -> None:
-        """Go by another grant. One that allows the same asks the database nothing."""
+        """Apply another grant. One that allows the same causes no question to the database."""
         if not self._credential.take(grant):
             return
         for board in self._services.hub.following(self._outbox):
@@ -242,7 +242,7 @@ class Client(Asking):
             rate.spend(asked)  # each question is as much work as a message
 
     def _revoke(self, board: str) -> None:
-        """Send nothing more of a board, and say so."""
+        """Stop sending a board, and say so."""
         if board in self._services.hub.following(self._outbox):
             self._services.hub.unsubscribe(self._outbox, board)
             log.info("websocket.revoked", clientId=self.name, board=board[:LOGGED_CHARACTERS])

@@ -1,16 +1,16 @@
 """A connection: bytes, handshake, frames, closing.
 
 The protocol itself is `websockets.server.ServerProtocol`, which does no I/O; here is the I/O around it, as an
-`asyncio.BufferedProtocol`: cheaper per connection than a task and streams each, and the transport is ours, so that
-one buffer of frames, made once for a board, is written as it is to all of its subscribers.
+`asyncio.BufferedProtocol`: this costs less per connection than a task and streams, and gives access to the transport.
+So one buffer of frames, made once for a board, is written to all of its subscribers.
 
-What a client asks goes to its `Client` (commands), what it is sent comes from its `Outbox`.
+Messages of a client go to its `Client` (commands); messages to it come from its `Outbox`.
 
 Rules:
-- Everything the protocol has to say is written in the same step that made it say so. So between steps it holds
-  nothing back, and frames made elsewhere may be written in between.
+- Output of the protocol is written in the step that produces it. So between steps it holds nothing back, and frames
+  made elsewhere may be written in between.
 - A connection is open while the protocol's state is OPEN. Nothing is sent to one that is not.
-- A connection that is to end and does not is cut off.
+- A connection that does not end in time is aborted.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from relay.websocket import frames, handshake
 from relay.websocket.clients import Clients
 from relay.websocket.commands import Client, Close, Failed
 from relay.websocket.handshake import SUBPROTOCOL, Entrance, Handshake
+from relay.websocket.inbox import Inbox
 from relay.websocket.limits import Limits, Memory
 from relay.websocket.listener import Arrival
 from relay.websocket.outbox import PIECE_BYTES, Outbox
@@ -51,12 +52,9 @@ CLOSE_SECONDS: Final = 3.0
 LAST_SECONDS: Final = 8.0
 """Timeout for all that waits for a client whose connection is to end."""
 
-SMALL_BYTES: Final = 2 * PIECE_BYTES
-"""A client with no more than this of an unfinished message is not closed for what others have."""
-
 _RECEIVED: Final = memoryview(bytearray(PIECE_BYTES))
-"""Where the system puts what a client sent, until it is taken, which is at once: one for all. Otherwise asyncio asks
-for 256 KB for each few bytes that come, which leaves the heap in pieces, and larger by the hour."""
+"""Buffer for what a client sent, until it is taken, which is at once: one for all connections. Otherwise asyncio
+allocates 256 KB for each few bytes that come, which fragments the heap more and more."""
 
 # The protocol's own log is for debugging it; ours says what happened.
 _quiet = logging.getLogger("relay.websockets")
@@ -70,7 +68,7 @@ Serve = Callable[[str, Outbox, Close, Visitor, Grant], Client]
 
 @dataclass(slots=True)
 class Shared:
-    """What the connections of an endpoint have in common. `spend` runs something beside."""
+    """What the connections of an endpoint share. `spend` runs a coroutine in the background."""
 
     clients: Clients[Connection]
     entrance: Entrance
@@ -84,7 +82,7 @@ class Shared:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One client's connection. `client` is what stands behind it, once it is let in."""
+    """One client's connection. `client` handles its messages, once it is admitted."""
 
     __slots__ = (
         "_alive",
@@ -120,10 +118,10 @@ class Connection(asyncio.BufferedProtocol):
         self._ending: Ending | None = None
         self._alive = True
 
-    # What the endpoint says
+    # Called by the endpoint
 
     def close(self, code: CloseCode, reason: str) -> None:
-        """Begin the closing handshake; a client that does not answer is cut off."""
+        """Begin the closing handshake; if the client does not answer, the connection is aborted."""
         if self._protocol.state is State.OPEN:
             self.outbox.shut()
             self._protocol.send_close(code, reason)
@@ -133,11 +131,11 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def abort(self) -> None:
-        """Cut the client off."""
+        """Abort the connection."""
         self._transport.abort()
 
     def beat(self) -> None:
-        """Drop the client if it is silent since the last beat, give it up if it did not read; else ping it."""
+        """Drop a client that has been silent since the last beat, give up one that does not read, ping any other."""
         if self._protocol.state is not State.OPEN or self.client is None:
             return
         if self.client.is_idle(asyncio.get_running_loop().time()):
@@ -154,7 +152,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _give_up(self) -> None:
-        """Close a connection that nobody reads, with a code that tells the client should it read after all."""
+        """Close a connection that is not read, with a code for the client should it read after all."""
         self._drop("reads nothing", waiting=self.outbox.waiting)
         self.outbox.abandon()
         self.close(CloseCode.TRY_AGAIN_LATER, "the client did not read what it was sent")
@@ -162,7 +160,7 @@ class Connection(asyncio.BufferedProtocol):
     def _drop(self, reason: str, **details: object) -> None:
         log.info("websocket.dropped", clientId=self.client and self.client.name, reason=reason, **details)
 
-    # What asyncio says
+    # Called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -222,7 +220,7 @@ class Connection(asyncio.BufferedProtocol):
     # The handshake
 
     def _shake_hands(self, shake: Handshake, data: bytes) -> bytes:
-        """Take what belongs to the handshake of what came; return what follows it."""
+        """Consume the part of the data that belongs to the handshake; return the rest."""
         if shake.holds_back(data):
             return b""
         if not shake.has_begun and (reason := handshake.foreign(data)):
@@ -284,7 +282,7 @@ class Connection(asyncio.BufferedProtocol):
             self.data_received(early)
 
     def _welcome(self, request: Request, visitor: Visitor, grant: Grant) -> None:
-        """Let a client in, if its handshake is one, and there is a place."""
+        """Admit a client, if its handshake is valid and there is a place."""
         clients, response = self._shared.clients, self._protocol.accept(request)
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             self._answer(response)
@@ -300,7 +298,7 @@ class Connection(asyncio.BufferedProtocol):
             log.info("websocket.connection", clientId=name, connections=len(clients))
 
     def _turn_away(self, request: Request, visitor: Visitor, why: Refused) -> None:
-        """Tell a client that it is not let in: by a close code, if it knows ours."""
+        """Refuse a client: by a close code, if it knows ours."""
         self._shared.entrance.count(why, self.address)
         if isinstance(why, TooMany) or SUBPROTOCOL not in visitor.subprotocols:
             self._answer(handshake.refusal(self._protocol, why))
@@ -317,7 +315,7 @@ class Connection(asyncio.BufferedProtocol):
     # Frames
 
     def _handle(self) -> None:
-        # The protocol has a pong ready for each ping, and perhaps a last word: each is said in its turn.
+        # The protocol has a pong ready for each ping, and perhaps a close frame: each is written in its turn.
         said = self._protocol.data_to_send()
         for event in self._protocol.events_received():
             if isinstance(event, Request):
@@ -350,7 +348,7 @@ class Connection(asyncio.BufferedProtocol):
             self._protocol.fail(ex.code, ex.reason)
 
     def _flush(self) -> None:
-        """Write what the protocol has to say."""
+        """Write the output of the protocol."""
         self._say(self._protocol.data_to_send())
 
     def _say(self, parts: Sequence[bytes]) -> None:
@@ -363,57 +361,13 @@ class Connection(asyncio.BufferedProtocol):
             self.outbox.end()
 
     def _end_soon(self) -> None:
-        """Cut off a connection that is to end and does not, whatever the client goes on sending."""
+        """Abort the connection if it does not end in time, whatever the client goes on sending."""
         if not self._ending:
             self._ending = Ending(self._transport.abort)
 
 
-class Inbox:
-    """Messages that are not whole yet. `all_unfinished` counts what all clients have of them."""
-
-    __slots__ = ("_all_unfinished", "_counted", "_partial", "is_text")
-
-    def __init__(self, all_unfinished: Memory) -> None:
-        self.is_text = True
-        self._all_unfinished = all_unfinished
-        self._counted = 0
-        self._partial: bytearray | None = None
-
-    def arrived(self, size: int) -> bool:
-        """Count bytes that may be part of a message; false if there are too many of all, and of this client."""
-        self._count(self._counted + size)
-        return self._counted <= SMALL_BYTES or not self._all_unfinished.is_over
-
-    def take(self, received: Frame) -> bytes | None:
-        """Add a frame; return the message if it is whole."""
-        if received.opcode is not Opcode.CONT:
-            self.is_text = received.opcode is Opcode.TEXT
-        if received.fin and self._partial is None:
-            return bytes(received.data)
-        if self._partial is None:
-            self._partial = bytearray()
-        self._partial += received.data
-        if not received.fin:
-            return None
-        message, self._partial = bytes(self._partial), None
-        return message
-
-    def settle(self) -> None:
-        """Count what is kept, now that a frame was acted on."""
-        self._count(len(self._partial or b""))
-
-    def discard(self) -> None:
-        """Forget everything, for the connection is gone."""
-        self._partial = None
-        self._count(0)
-
-    def _count(self, size: int) -> None:
-        self._all_unfinished.used += size - self._counted
-        self._counted = size
-
-
 class Ending:
-    """The end of a connection: cuts it off when it takes too long. The client has some seconds for each step."""
+    """The end of a connection: aborts it when it takes too long. The client has a few seconds for each step."""
 
     __slots__ = ("_abort", "_last_moment", "_timer")
 
@@ -424,13 +378,13 @@ class Ending:
         self._timer = loop.call_later(CLOSE_SECONDS, abort)
 
     def moved(self) -> None:
-        """Give the client time again, for it took some of what waits for it."""
+        """Restart the timer: the client took some of what waits for it."""
         self._timer.cancel()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(min(CLOSE_SECONDS, self._last_moment - loop.time()), self._abort)
 
     def cancel(self) -> None:
-        """Cut nothing off: the connection has ended."""
+        """Stop the timer: the connection has ended."""
         self._timer.cancel()
 
 

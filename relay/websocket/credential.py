@@ -1,7 +1,7 @@
-"""A credential of a client that was let in: what it is worth now, and until when.
+"""The credential of an admitted client: the grant that it gives now, and until when.
 
 Rules:
-- It is kept as long as its connection, to be checked again when others are good, and is never logged.
+- It is kept as long as its connection, to be checked again when the valid credentials change, and is never logged.
 - Where no credential is configured, none is kept.
 """
 
@@ -25,7 +25,7 @@ Ended = Callable[[CloseCode, str], None]
 
 
 class Credential:
-    """What a client presented. `grant` is what it is worth; `ended` is called once when it has expired."""
+    """What a client presented. `grant` is what it allows; `ended` is called once when it has expired."""
 
     __slots__ = ("_ended", "_gate", "_presented", "_timer", "grant")
 
@@ -38,30 +38,30 @@ class Credential:
         self._expire()
 
     def check(self) -> Grant:
-        """Say what it is worth by the credentials that are good now. Raises Refused."""
+        """Return its grant by the credentials that are valid now. Raises Refused."""
         return self._gate.access.grant(self._presented)
 
     def present(self, token: str) -> Grant:
-        """Say what another token is worth, and keep that. Raises Refused."""
+        """Return the grant of another token, and keep that. Raises Refused."""
         grant = self._gate.access.grant(token)
         self._presented = None if self._gate.access.open else token
         return grant
 
     def take(self, grant: Grant) -> bool:
-        """Go by another grant; false if it allows just the same."""
+        """Apply another grant; return false if it allows just the same."""
         same = grant.allows_as(self.grant)
         self.grant = replace(self.grant, expires=grant.expires) if same else grant
         self._expire()
         return not same
 
     def forget(self) -> None:
-        """Watch the time no more, for the connection is gone."""
+        """Stop the timer, for the connection is gone."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
 
     def _expire(self) -> None:
-        """Say that it has expired, or read the clock again then: it may be set meanwhile."""
+        """Report that it has expired, or set the timer again: the clock may have been changed."""
         self.forget()
         if self.grant.expires is None:
             return

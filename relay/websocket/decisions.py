@@ -30,11 +30,11 @@ class Decisions:
 
     @property
     def waiting(self) -> int:
-        """How many questions wait."""
+        """Number of questions that wait."""
         return len(self._questions)
 
     def ask(self, asking: Asking, board: str, grant: Grant) -> None:
-        """Have it decided whether a grant allows a board: `decided`, soon."""
+        """Ask whether a grant allows a board; the answer comes as a call of `decided`."""
         self._questions.ask(asking, board, grant)
         self._asked.set()
 

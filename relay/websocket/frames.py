@@ -1,7 +1,7 @@
-"""Frames: how a message goes on the wire, made once for all clients. Pure.
+"""Frames: the bytes of a message on the wire, made once for all clients. Pure.
 
 Frames of a server carry no mask, so the same bytes serve every client. With compression, each message is compressed
-by itself, in both directions: so one compressed message is good for every client that inflates, and none costs the
+by itself, in both directions: so one compressed message serves every client that inflates, and no client costs the
 memory of a window.
 """
 
@@ -15,15 +15,15 @@ from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
 
 DEFLATE_BYTES: Final = range(256, 1024 * 1024)
-"""Sizes of messages that are compressed. Smaller ones gain nothing, larger ones would hold up all others."""
+"""Range of sizes of messages that are compressed. Smaller ones gain nothing, larger ones would hold up all others."""
 
 DEFLATE_LEVEL: Final = 3
-"""Level of zlib. Higher ones take time that all boards wait."""
+"""Level of zlib. Higher ones take time for which all boards wait."""
 
 COMPRESSION: Final = (
     ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True),
 )
-"""The extension to offer for it."""
+"""The extension that is offered for compression."""
 
 
 def frame(message: bytes) -> bytes:
@@ -46,7 +46,7 @@ def deflated_frame(message: bytes) -> bytes:
 
 
 def inflates(protocol: ServerProtocol) -> bool:
-    """Tell whether a client takes what `deflated_frame` makes: not one that asked for a smaller window."""
+    """Return whether a client can read what `deflated_frame` makes: not one that asked for a smaller window."""
     return any(
         isinstance(extension, PerMessageDeflate) and extension.local_max_window_bits == zlib.MAX_WBITS
         for extension in protocol.extensions

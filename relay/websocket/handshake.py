@@ -1,13 +1,13 @@
-"""Handshakes: what a client asks to be let in by, and what it is answered.
+"""Handshakes: how a client asks to be admitted, and the answers.
 
-The protocol's own part is the websockets library's. Here is the rest: where the handshake ends in what has come, what
-the gate is asked, and the answers to those that are not let in.
+The protocol itself is the websockets library's. Here is the rest: where the handshake ends in the data that has come,
+the question to the gate, and the refusals.
 
 Rules:
 - Every refusal is counted, and logged with its reason: what the library itself refuses, by the exception that it
   keeps; another protocol altogether, by its first bytes.
 - An answer has few bytes, and does not say what was wrong with a credential: that is for the log.
-- A browser hides from its programs what HTTP answers. So a client that offers our subprotocol, and is refused for its
+- A browser hides HTTP answers from its programs. So a client that offers our subprotocol, and is refused for its
   token or its origin, gets a close code; every other client gets HTTP 401.
 """
 
@@ -33,7 +33,7 @@ MAX_BYTES: Final = 32 * 1024
 TOO_LONG: Final = "handshake too long"
 
 RETRY_SECONDS: Final = "5"
-"""When a client that found no place may try again."""
+"""Pause after which a client that found no place may try again."""
 
 RAISE: Final = (
     "Too many connections a minute. Many clients behind one address? "
@@ -45,14 +45,14 @@ TOO_MANY: Final = (
     "HTTP/1.1 429 Too Many Requests\r\nRetry-After: %d\r\nConnection: close\r\n"
     f"Content-Type: text/plain\r\nContent-Length: {len(RAISE)}\r\n\r\n{RAISE}"
 ).encode()
-"""The same, to a connection that has said nothing yet."""
+"""The same answer, for a connection that has sent nothing yet."""
 
 REFUSED: Final = "give a good token, from an allowed origin"
 """The reason of the close code with which a client is refused."""
 
 SUBPROTOCOL: Final = "relay"
-"""What clients offer that know our close codes. A browser wants one of what it offers to be taken, so a credential
-comes beside it."""
+"""Subprotocol of clients that know our close codes. A browser wants one of those it offers to be accepted, so a
+credential is offered beside it."""
 
 _END: Final = b"\r\n\r\n"
 _TLS_HANDSHAKE: Final = b"\x16\x03"
@@ -69,12 +69,12 @@ _REASONS: Final[Mapping[str, str]] = {
 
 
 def reason(exception: Exception) -> str:
-    """Say in a few words why the library refused a handshake."""
+    """Return in a few words why the library refused a handshake."""
     return _REASONS.get(type(exception).__name__, "bad handshake")
 
 
 def foreign(first: bytes) -> str | None:
-    """Say which other protocol a connection begins with, as far as that is known."""
+    """Return which other protocol a connection begins with, as far as that is known."""
     if first.startswith(_TLS_HANDSHAKE):
         return TLS_ON_PLAIN
     if first.startswith((V1, V2)):
@@ -83,9 +83,9 @@ def foreign(first: bytes) -> str | None:
 
 
 class Handshake:
-    """A handshake that has not come whole yet.
+    """A handshake that is not complete.
 
-    `early` is what the client sent behind it while nothing is decided; None while nothing has to wait.
+    `early` is what the client sent after it while the decision is pending; None while none is.
     """
 
     __slots__ = ("_size", "_tail", "early")
@@ -106,14 +106,14 @@ class Handshake:
         return self._size > MAX_BYTES
 
     def holds_back(self, data: bytes) -> bool:
-        """Keep what comes while nothing is decided; false if it is not to be kept."""
+        """Keep what comes while the decision is pending; return false if none is."""
         if self.early is None:
             return False
         self.early += data
         return True
 
     def part(self, data: bytes) -> tuple[bytes, bytes]:
-        """Part what belongs to it from what follows. Its end may come in pieces."""
+        """Split data into what belongs to it and what follows. Its end may come in pieces."""
         seen = self._tail + data
         end = seen.find(_END)
         if end < 0:
@@ -127,10 +127,10 @@ class Handshake:
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """Asks the gate, and answers those that are not let in.
+    """Asks the gate, and answers clients that are refused.
 
-    `new_keys` has the gate's keys read again, for a token is signed with one that it does not know; None if there are
-    no keys to be read.
+    `new_keys` reads the gate's keys again, for a token that is signed with an unknown one; None if there are none
+    to read.
     """
 
     gate: Gate
@@ -139,7 +139,7 @@ class Entrance:
     new_keys: Callable[[], Awaitable[None]] | None = None
 
     def visitor(self, request: Request, peer: str) -> Visitor:
-        """Tell what a request says, and where it comes from: `Visitor.peer`."""
+        """Describe a request: what it says, and where it comes from (`Visitor.peer`)."""
         headers = request.headers
         hosts = headers.get_all("Host")
         visitor = Visitor(

@@ -1,13 +1,13 @@
-"""Limits: what clients may take, from the moment a connection is accepted. Pure.
+"""Limits: what clients may use, from the moment a connection is accepted. Pure.
 
-A connection costs a file and some memory long before its client has said anything, so it is counted from then on.
-Nothing a client says is remembered without a bound.
+A connection costs a file and some memory long before its client has sent anything, so it is counted from then on.
+Nothing that a client sends is kept without a bound.
 
 Rules:
-- A connection that has not been let in yet waits among the `Arrivals`. When there are too many of them, the oldest of
-  the address that has most of them goes: a stranger with many connections crowds out its own, and a client that comes
-  with one is heard.
-- A connection that has been let in takes one of the `Places`, and one of those of its address, until it ends.
+- A connection that is not admitted yet is one of the `Arrivals`. When there are too many of them, the oldest of the
+  address with the most is closed: a stranger with many connections crowds out its own, and a client with one is
+  served.
+- An admitted connection takes one of the `Places`, and one of those of its address, until it ends.
 - `Questions` about boards wait in turns, one a client and board, however often it is asked: the last one counts. So
   as many wait as boards may be followed, and a client that asks again and again costs no more than any other.
 """
@@ -35,7 +35,7 @@ next change would call for another."""
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may take, and all together. 0 or None is no limit."""
+    """What one client may use, and all together. 0 or None is no limit."""
 
     send_buffer: int = SEND_BUFFER_BYTES
     all_buffers: int | None = None
@@ -47,7 +47,7 @@ class Limits:
 
 
 class Memory:
-    """Bytes that all clients hold together of something, and how many there may be; None is no limit."""
+    """Bytes that all clients together hold of something, and their maximum; None is no limit."""
 
     __slots__ = ("_limit", "used")
 
@@ -57,12 +57,12 @@ class Memory:
 
     @property
     def is_over(self) -> bool:
-        """Whether there are too many."""
+        """Whether there are too many bytes."""
         return self._limit is not None and self.used > self._limit
 
 
 class Arrivals(Generic[A]):
-    """Connections on their way in, the oldest first; at most so many."""
+    """Connections that are not admitted yet, the oldest first, and their maximum number."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -78,16 +78,16 @@ class Arrivals(Generic[A]):
 
     @property
     def full(self) -> bool:
-        """Whether one more would be one too many."""
+        """Whether there is no room for one more."""
         return len(self) >= self._most
 
     def add(self, arrival: A, key: str) -> None:
-        """Count one in, under the key of its address."""
+        """Add a connection under the key of its address."""
         self._key_of[arrival] = key
         self._of_key.setdefault(key, {})[arrival] = None
 
     def remove(self, arrival: A) -> None:
-        """Count one out; one that is not counted is no error."""
+        """Remove a connection, if it is counted."""
         if (key := self._key_of.pop(arrival, None)) is None:
             return
         del self._of_key[key][arrival]
@@ -95,18 +95,18 @@ class Arrivals(Generic[A]):
             del self._of_key[key]
 
     def move(self, arrival: A, key: str) -> None:
-        """Count one under another key, if it is counted still."""
+        """Count a connection under another key, if it is counted."""
         if arrival in self._key_of:
             self.remove(arrival)
             self.add(arrival, key)
 
     def remove_if(self, over: Callable[[A], bool]) -> None:
-        """Count out those that are over."""
+        """Remove those that have ended."""
         for arrival in [each for each in self if over(each)]:
             self.remove(arrival)
 
     def crowd_out(self) -> A | None:
-        """Count out the oldest of the fullest address, and return it; None if there is nobody."""
+        """Remove the oldest of the address with the most, and return it; None if there is none."""
         if not self._of_key:
             return None
         fullest = max(self._of_key.values(), key=len)
@@ -116,14 +116,14 @@ class Arrivals(Generic[A]):
 
 
 class Places:
-    """How many may be connected at once."""
+    """Places for a maximum number of connections."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._taken = 0
 
     def take(self) -> bool:
-        """Take a place for one more; false if there is none."""
+        """Take a place for one more; return false if there is none."""
         free = self._taken < self._limit
         self._taken += free
         return free
@@ -134,14 +134,14 @@ class Places:
 
 
 class Addresses:
-    """How many may be connected from each address at once; 0 is no limit. What has no address is not counted."""
+    """Places for connections, up to a maximum from each address; 0 is no limit. A peer without one is not counted."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._taken: Counter[str] = Counter()
 
     def take(self, address: str) -> bool:
-        """Count one more; false if there are too many."""
+        """Count one more; return false if there are too many."""
         key = rate_key(address)
         if self._limit and key and self._taken[key] >= self._limit:
             return False
@@ -157,7 +157,7 @@ class Addresses:
 
 
 class Questions(Generic[C, G]):
-    """Which clients wait for an answer about which boards, and what they are to be judged by."""
+    """The clients that wait for an answer about a board, each with the grant that decides."""
 
     def __init__(self) -> None:
         self._of: dict[C, dict[str, G]] = {}
@@ -166,22 +166,22 @@ class Questions(Generic[C, G]):
         return sum(map(len, self._of.values()))
 
     def ask(self, client: C, board: str, by: G) -> None:
-        """Have a question wait, in place of one like it."""
+        """Add a question, in place of one like it."""
         self._of.setdefault(client, {})[board] = by
 
     def withdraw(self, client: C, board: str) -> None:
-        """Ask no more about a board; without a question, this does nothing."""
+        """Remove the question about a board, if there is one."""
         boards = self._of.get(client, {})
         boards.pop(board, None)
         if not boards:
             self._of.pop(client, None)
 
     def forget(self, client: C) -> None:
-        """Ask no more for a client that is gone."""
+        """Remove the questions of a client that is gone."""
         self._of.pop(client, None)
 
     def take(self, most: int) -> list[tuple[C, str, G]]:
-        """Take the questions that have waited for longest, at most so many."""
+        """Remove and return up to `most` questions, those that have waited for longest."""
         taken: list[tuple[C, str, G]] = []
         while self._of and len(taken) < most:
             client, boards = next(iter(self._of.items()))

@@ -1,12 +1,12 @@
-"""The listener: what happens to a connection before its client has said anything.
+"""The listener: what happens to a connection before its client has sent anything.
 
-It counts each connection that it accepts, finds out where it comes from if a proxy says so, and hands it to a
-protocol of asyncio's.
+It counts each connection that it accepts, learns its address from a proxy if there is one, and hands it to an asyncio
+protocol.
 
 Rules:
-- A connection is an `Arrival` from the moment it is accepted until it is let in or ends. Of arrivals there are so
-  many at most, and each has so many seconds.
-- The last files that this process may open are not for clients: Postgres is connected to with them.
+- A connection is an `Arrival` from the moment it is accepted until it is admitted or ends. The number of arrivals and
+  the time of each are bounded.
+- The last files that this process may open are not for clients: connections to Postgres need them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from relay.websocket.refusals import CROWDED_OUT, Refusals
 from relay.websocket.sockets import port_of
 
 ARRIVALS: Final = range(256, 1024)
-"""Bounds of the maximum number of connections on their way in, which is as many as may be connected: all of these come at
-once when a relay beside this one ends."""
+"""Bounds of the maximum number of arrivals, which else is that of connections: all of these come at once when another
+relay ends."""
 
 RESERVED_FILES: Final = 32
 """Number of files that are kept for Postgres, NATS, tokens and keys."""
@@ -43,12 +43,12 @@ WAITING: Final = 1024
 """Maximum number of connections that wait to be accepted."""
 
 RETRY_SECONDS: Final = 1.0
-"""How long nothing is accepted after that failed."""
+"""Pause after a failure to accept a connection."""
 
 TLS_BUFFER_BYTES: Final = 32 * 1024
 """Size of the buffer that each TLS connection reads into; a record has 16 KB at most."""
 
-# asyncio's own has 256 KB, which was nine tenths of what an idle connection took.
+# asyncio's own has 256 KB, which was nine tenths of the memory of an idle connection.
 sslproto.SSLProtocol.max_size = TLS_BUFFER_BYTES
 
 TLS_ON_PLAIN: Final = "TLS where none is spoken"
@@ -61,7 +61,7 @@ NO_FILE: Final = "no file left but the reserve"
 
 
 class Arrival:
-    """A connection that was accepted and is not let in yet. `address` is empty for the peer of a Unix socket."""
+    """A connection that was accepted and is not admitted yet. `address` is empty for the peer of a Unix socket."""
 
     __slots__ = ("_listener", "_timer", "address", "protocol", "sock", "transport")
 
@@ -80,11 +80,11 @@ class Arrival:
         return self.sock.fileno() < 0
 
     def heard(self) -> None:
-        """Give it all the time it wants; it is counted on."""
+        """Stop its timer; it stays counted."""
         self._timer.cancel()
 
     def settle(self) -> None:
-        """Count it no more: it was let in, or has ended."""
+        """Stop counting it: it was admitted, or has ended."""
         self._timer.cancel()
         self._listener.arrivals.remove(self)
 
@@ -105,14 +105,14 @@ class Arrival:
 
 
 class Files:
-    """How many files this process may open for clients. Counts all open ones, but not for each connection."""
+    """Number of files that this process may open for clients. Open ones are counted, but not for each connection."""
 
     def __init__(self) -> None:
         self._left = 0
         self._uncounted = 0
 
     def missing(self) -> int:
-        """Return how many connections have to go, that another one may be taken."""
+        """Return how many connections have to end before another one may be accepted."""
         if self._left:
             self._left -= 1
             return 0
@@ -138,8 +138,8 @@ def _open_files() -> int:
 class Listener:
     """Takes connections, and hands each to a protocol.
 
-    `seconds` says how long a connection may be on its way in. `flooded`, asked with an address that is no proxy's,
-    says for how many seconds it is to stay away, and `turn_back` answers it then.
+    `seconds` is the maximum time of an arrival. `flooded`, called with an address that is no proxy's, returns for how
+    many seconds it is to stay away, and `turn_back` answers it then.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Listener:
         make: Callable[[Arrival], asyncio.BaseProtocol],
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Begin to take connections from bound sockets, which are the listener's from now on. Raises OSError."""
+        """Begin to accept connections on bound sockets, which are the listener's from now on. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._make, self._tls = make, tls
         _listeners.add(self)
@@ -187,16 +187,16 @@ class Listener:
 
     @property
     def listens(self) -> bool:
-        """Whether it takes connections."""
+        """Whether it accepts connections."""
         return bool(self._sockets)
 
     @property
     def crowded(self) -> bool:
-        """Whether connections on their way in were crowded out a short while ago."""
+        """Whether arrivals were crowded out a short while ago."""
         return self.refusals.recent(CROWDED_OUT) or self.refusals.recent(NO_FILE)
 
     def stop(self) -> None:
-        """Take nobody any more."""
+        """Accept no more connections."""
         loop = asyncio.get_running_loop()
         while self._sockets:
             sock = self._sockets.pop()
@@ -204,7 +204,7 @@ class Listener:
             sock.close()
 
     async def close(self) -> None:
-        """Take nobody any more, and end those that are on their way in."""
+        """Accept no more connections, and end the arrivals."""
         self.stop()
         for task in self._tasks:
             task.cancel()
@@ -213,7 +213,7 @@ class Listener:
             arrival.drop()
 
     def _accept(self, listening: socket.socket) -> None:
-        """Accept connections, a few before all else has its turn."""
+        """Accept connections, a few at a time, so that other tasks have their turn."""
         for _ in range(ACCEPTED_AT_ONCE):
             try:
                 sock, peer = listening.accept()
@@ -237,13 +237,13 @@ class Listener:
         loop.call_later(RETRY_SECONDS, self._accept_again, listening)
 
     def _accept_again(self, listening: socket.socket) -> None:
-        # It may be that nobody is waiting any more: then nothing is wrong, until somebody comes.
+        # Perhaps nobody is waiting any more: then nothing is wrong until a client comes.
         self.problem = None
         if listening.fileno() >= 0:
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     def _arrived(self, sock: socket.socket, address: str) -> bool:
-        """Count a connection in, or refuse it; false if others have to end before there is room for one more."""
+        """Count a connection, or refuse it; return false if others have to end before there is room for one more."""
         if not self._proxies().trusts(address) and (wait := self._flooded(address)):
             self._turn_back(sock, address, wait)
             return True
@@ -264,7 +264,7 @@ class Listener:
         return not missing
 
     def crowd_out(self, reason: str) -> bool:
-        """End the oldest arrival of the fullest address; false if there is none."""
+        """End the oldest arrival of the address with the most; return false if there is none."""
         oldest = self.arrivals.crowd_out()
         if oldest:
             self.refusals.add(reason, oldest.address)
@@ -272,7 +272,7 @@ class Listener:
         return oldest is not None
 
     async def _hand_over(self, arrival: Arrival) -> None:
-        """Connect a connection with its protocol. A client that gives up meanwhile is no fault."""
+        """Connect an accepted socket with its protocol. A client that gives up meanwhile is no fault."""
         assert self._make, "it was opened"
         make = self._make
 
@@ -300,7 +300,7 @@ class Listener:
                 arrival.sock.close()
 
     async def _read_proxy_header(self, arrival: Arrival) -> None:
-        """Take the header of the PROXY protocol off what a trusted proxy sends, if there is one.
+        """Consume the header of the PROXY protocol that a trusted proxy sends, if there is one.
 
         Raises BadProxyHeader.
         """
@@ -319,7 +319,7 @@ _listeners: Final[weakref.WeakSet[Listener]] = weakref.WeakSet()
 
 
 def _free_files(count: int) -> int:
-    """End so many arrivals, at whichever listener has most of them; return how many there were to end."""
+    """End up to `count` arrivals, at whichever listener has most of them; return how many ended."""
     for listener in _listeners:
         listener.arrivals.remove_if(lambda arrival: arrival.over)
     return sum(max(_listeners, key=lambda each: len(each.arrivals)).crowd_out(NO_FILE) for _ in range(count))

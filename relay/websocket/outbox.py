@@ -1,10 +1,10 @@
-"""The outbox of a client: what it is sent, and what waits because it does not read. The hub's `Subscriber`.
+"""The outbox of a client: what it is sent, and what waits until it reads. The hub's `Subscriber`.
 
 Rules:
-- What the kernel takes is written at once, from the buffer that all clients of a board share. What it does not take
-  waits in the *backlog*, which refers to those buffers; only the piece that the kernel took a part of is a copy.
-- A client with a backlog over its limit is not `ready`: it takes no more, whatever the hub has, and is not read from
-  either, for its messages would make us write more answers. When it has read everything, it is `ready` again, and
+- Data is written at once, from the buffer that all clients of a board share. What the kernel does not take waits in
+  the *backlog*, which refers to those buffers; only a piece that was written in part is a copy.
+- A client with a backlog over its limit is not `ready`: it gets nothing more from the hub, and is not read from
+  either, for answers to its messages would add to the backlog. When it has read everything, it is `ready` again, and
   `caught_up` has the hub bring it up to date.
 """
 
@@ -20,11 +20,11 @@ from relay.hub.ports import Subscriber
 from relay.websocket.limits import Limits, Memory
 
 PIECE_BYTES: Final = 64 * 1024
-"""Maximum size of what is written at once: what the kernel does not take of it, the transport copies."""
+"""Maximum size of a single write: the transport copies what the kernel does not take of it."""
 
 UNSENT_BYTES: Final = 64 * 1024
-"""Maximum that the kernel may hold unsent for a client. By default it swallows megabytes for one that does not read,
-and falling behind would show late."""
+"""Maximum size of what the kernel holds unsent for a client. By default it buffers megabytes for one that does not
+read, and falling behind would show late."""
 
 
 class Outbox(Subscriber):
@@ -74,28 +74,28 @@ class Outbox(Subscriber):
     def attach(self, transport: asyncio.Transport) -> None:
         """Write to a transport. Under TLS, this one may have said before that it takes no more."""
         self._transport = transport
-        # The backlog is ours: the transport says at once when it could not write all, and when it then has.
-        # Under TLS it says so when so much waits, else when more does.
+        # The backlog is kept here: the transport reports at once when it could not write everything, and when it has.
+        # Under TLS it reports when it holds exactly this much, else when it holds more.
         transport.set_write_buffer_limits(high=1 if transport.get_extra_info("ssl_object") else 0, low=0)
         self._limit_unsent(UNSENT_BYTES)
 
     @property
     def waiting(self) -> int:
-        """How many bytes wait for the client to read, beside those in the kernel."""
+        """Number of bytes that wait for the client to read, beside those in the kernel."""
         return self._waiting + self._transport.get_write_buffer_size()
 
     @property
     def blocked(self) -> bool:
-        """Whether the kernel takes no more for now."""
+        """Whether the kernel takes nothing more for now."""
         return self._blocked
 
     def open(self, *, inflates: bool) -> None:
-        """Take messages from now on."""
+        """Accept messages from now on."""
         self.is_open = self.ready = True
         self.inflates = inflates
 
     def shut(self) -> None:
-        """Take no more messages. What waits is written still."""
+        """Accept no more messages. What waits is still written."""
         self.is_open = self.ready = False
 
     def send(self, frames: bytes) -> None:
@@ -106,7 +106,7 @@ class Outbox(Subscriber):
             self._transport.write(frames)
 
     def write(self, data: bytes) -> None:
-        """Write what the protocol has to say, also to a client that is not ready."""
+        """Write output of the protocol, also to a client that is not ready."""
         if self._blocked:
             self._queue(data)
         else:
@@ -118,7 +118,7 @@ class Outbox(Subscriber):
         if not self._backlog:
             self._end_stream()
 
-    # What the transport says
+    # Called by the transport
 
     def pause(self) -> None:
         """Note that the kernel takes no more."""
@@ -139,25 +139,25 @@ class Outbox(Subscriber):
     # Clients that do not read
 
     def is_stuck(self) -> bool:
-        """Tell whether something waits, and the client has read nothing since the last time this was asked."""
+        """Return whether something waits and the client has read nothing since the last call."""
         unsent, self._unsent = self._unsent, self._transport.get_write_buffer_size()
         moved, self._moved = self._moved, False
         return bool(unsent) and self._unsent >= unsent and not moved
 
     def abandon(self) -> None:
-        """Write no more of what waits than the rest of a frame that the client has a part of."""
+        """Drop what waits, but for the rest of a frame that the client has a part of."""
         if self._backlog:
             begun = [self._backlog[0]] if self._offset else []
             self._backlog = deque(begun)
             self._count(sum(map(len, begun)) - self._offset - self._waiting)
-        # The kernel shall take that, and a close frame, and keep them for a while when we are gone.
+        # The kernel is to take that and a close frame, and to keep them for a while after the connection is closed.
         self._limit_unsent(0)
         self._transport.resume_reading()
 
     # Inside
 
     def _queue(self, data: bytes) -> None:
-        """Have data wait; over the limit, the client takes no more, and is not heard either."""
+        """Queue data; over the limit, the client gets nothing more, and is not read from either."""
         if self._backlog is None:
             self._backlog = deque()
         self._backlog.append(data)
@@ -171,7 +171,7 @@ class Outbox(Subscriber):
             self._transport.pause_reading()
 
     def _is_over(self) -> bool:
-        """Tell whether it may have no more wait: for it has too much, or all together have."""
+        """Return whether it has too much waiting, or all clients together have."""
         if self._waiting > self._limits.send_buffer + self._largest:
             return True
         return self._waiting > 0 and self._all_backlogs.is_over
@@ -192,7 +192,7 @@ class Outbox(Subscriber):
             self._caught_up(self)
 
     def _next_piece(self, backlog: deque[bytes]) -> bytes:
-        """Take from a backlog what is to be written next."""
+        """Remove from a backlog what is to be written next."""
         parts: list[memoryview] = []
         room = PIECE_BYTES
         while backlog and room:

@@ -1,7 +1,7 @@
 """Refusals: each is counted, and logged at a limited rate, with its reason and the address it came from.
 
 Rules:
-- A reason is one of a few fixed texts, for it is a label of a metric. What strangers choose goes into `details`, cut.
+- A reason is one of a few fixed texts, for it is a label of a metric. Text of strangers goes into `details`, cut.
 - Of each reason, one line a second is logged at most, lest strangers fill the disk; the next says how many `more`
   there were.
 """
@@ -18,13 +18,13 @@ import structlog
 log = structlog.get_logger()
 
 LONGEST_DETAIL: Final = 200
-"""How many characters of what a stranger sent a line has."""
+"""Maximum number of characters in a log line of what a stranger sent."""
 
 CROWDED_OUT: Final = "crowded out"
 """Too many connections were on their way in, and this one was the oldest of the fullest address."""
 
 RECENTLY_SECONDS: Final = 60.0
-"""For how long a refusal is recent."""
+"""Time for which a refusal counts as recent."""
 
 
 class Refusals:

@@ -1,11 +1,11 @@
 """The WebSocket endpoint: sockets on one side, the hub on the other.
 
-It puts the parts together that serve clients, listens, keeps the heart beating, and sees that clients leave in order
-when the relay stops. What happens on one connection is in connection.py.
+It assembles the parts that serve clients, listens, runs the heartbeat, and disconnects clients in order when the
+relay stops. A single connection is in connection.py.
 
 Rules:
 - One timer serves all connections: at each heartbeat, a client that has been silent since the last one is dropped,
-  one that has read nothing while something waited is given up, and the others are pinged.
+  one that has read nothing while something waited is given up, and all others are pinged.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ UNFINISHED_BYTES: Final = 32 * 1024 * 1024
 class Endpoint:
     """Listens, and keeps the connections. `places` are those that several endpoints share, if they do.
 
-    `new_keys` has the gate's keys read again, for a token is signed with one that it does not know. `authorizer`
+    `new_keys` reads the gate's keys again, for a token that is signed with an unknown one. `authorizer`
     decides about boards, beside the token that names them.
     """
 
@@ -127,43 +127,43 @@ class Endpoint:
 
     @property
     def arrivals(self) -> int:
-        """How many connections are not let in yet."""
+        """Number of connections that are not admitted yet."""
         return sum(not arrival.over for arrival in self.listener.arrivals)
 
     @property
     def behind(self) -> int:
-        """How many clients have not read what they were sent."""
+        """Number of clients that have not read what they were sent."""
         return sum(not connection.outbox.ready for connection in self.clients)
 
     @property
     def connections(self) -> int:
-        """How many clients are connected."""
+        """Number of connected clients."""
         return len(self.clients)
 
     @property
     def opened(self) -> int:
-        """How many clients were let in since the start."""
+        """Number of clients that were admitted since the start."""
         return self.clients.opened
 
     @property
     def closed(self) -> Counter[str]:
-        """How many connections of clients have ended since the start, by close code."""
+        """Number of clients' connections that have ended since the start, by close code."""
         return self.clients.closed
 
     @property
     def buffered(self) -> int:
-        """How many bytes wait for clients."""
+        """Number of bytes that wait for clients."""
         return self.shared.backlogs.used
 
     # Leaving
 
     def stop_listening(self) -> None:
-        """Let nobody in any more."""
+        """Admit no more clients."""
         self.clients.admits = False
         self.listener.stop()
 
     async def drain(self, seconds: float) -> None:
-        """Close every client's connection, spread over so many seconds: they shall not all come back at once."""
+        """Close every client's connection, spread over `seconds`, lest they all come back at once."""
         loop = asyncio.get_running_loop()
         leaving, began = tuple(self.clients), loop.time()
         apart = min(seconds / max(1, len(leaving)), APART_SECONDS)
@@ -173,12 +173,12 @@ class Endpoint:
                 connection.close(CloseCode.SERVICE_RESTART, STOPPING)
 
     def abort(self) -> None:
-        """Cut every client off."""
+        """Abort every client's connection."""
         for connection in self.clients.all:
             connection.abort()
 
     async def close(self) -> None:
-        """Stop listening, tell every client that is left that the relay goes away, and wait until they are gone."""
+        """Stop listening, close the connections that are left, and wait until they are gone."""
         self.stop_listening()
         await self.listener.close()
         beside = tuple(self._tasks)
@@ -189,10 +189,10 @@ class Endpoint:
             connection.close(CloseCode.SERVICE_RESTART, STOPPING)
         await self.clients.gone()
 
-    # What credentials are worth
+    # Credentials
 
     def check_grants(self) -> None:
-        """Check every client's credential again, for others may be good now."""
+        """Check every client's credential again, for the valid ones may have changed."""
         for connection in self.clients:
             if connection.client:
                 connection.client.check_grant()
@@ -213,13 +213,13 @@ class Endpoint:
         return Client(self._services, name, outbox, close, visitor, grant)
 
     def _spend(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something beside, until it is done or the endpoint is closed."""
+        """Run a coroutine in the background, until it is done or the endpoint is closed."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _turn_back(self, sock: socket.socket, address: str, wait: float) -> None:
-        """Answer one of a flood. Its request, if it is here, is taken first, or the answer might be lost."""
+        """Refuse one connection of a flood. Its request, if it has come, is read first, lest the answer be lost."""
         self.refusals.add(FLOOD, address)
         with contextlib.suppress(OSError), sock:
             if self._plain:

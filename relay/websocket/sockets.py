@@ -19,7 +19,7 @@ _PORT_TRIES: Final = 10
 
 
 async def bind(hosts: str, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
-    """Bind a port, 0 for any free one, of every address that is named. Raises OSError.
+    """Bind a port, 0 for any free one, on every address that is given. Raises OSError.
 
     `::` is both families, unless an address of the other one is named beside it.
     """
@@ -97,7 +97,7 @@ def from_systemd() -> dict[str, list[socket.socket]]:
 
 
 def port_of(sockets: Sequence[socket.socket]) -> int | None:
-    """Return the port that sockets are bound to; None if that is none, or a path."""
+    """Return the port that sockets are bound to; None if there is none, or they are bound to a path."""
     for sock in sockets:
         if sock.fileno() >= 0 and sock.family in {socket.AF_INET, socket.AF_INET6}:
             return int(sock.getsockname()[1])

@@ -14,7 +14,7 @@ from tests.acceptance.support import Daemon, Relays
 from tests.servers import Database, do_without, sole_use
 
 GUIDE_PORT = 4002
-"""Where the guide's clients look for the relay."""
+"""The port at which the guide's clients expect the relay."""
 
 
 @pytest.fixture

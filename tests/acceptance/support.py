@@ -131,14 +131,14 @@ class Daemon(Program):
         self.health_port = 0
 
     async def listens(self) -> None:
-        """Wait for the line that tells the ports; only workers have something to say before."""
+        """Wait for the line that names the ports; only workers have something to say before."""
 
-        def told() -> list[dict[str, Any]]:
+        def ports() -> list[dict[str, Any]]:
             return [line for line in self.log() if "health" in line]
 
-        await until(lambda: told() or self.exit_code is not None, "the daemon's ports")
+        await until(lambda: ports() or self.exit_code is not None, "the daemon's ports")
         assert self.exit_code is None, self.output
-        self.ws_port, self.health_port = told()[0]["port"], told()[0]["health"]
+        self.ws_port, self.health_port = ports()[0]["port"], ports()[0]["health"]
 
     @property
     def url(self) -> str:

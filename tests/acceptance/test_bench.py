@@ -134,7 +134,7 @@ def test_a_server_that_is_away_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_role_that_may_not_create_databases_is_one_line(database: Database, tmp_path: Path) -> None:
-    """Who may not have a scratch database is told what is missing."""
+    """Where a scratch database cannot be had, the error says what is missing."""
     with sole_use("role-relay_poor"), database.connect() as connection:
         connection.execute("create role relay_poor login password 'secret'")
         try:
@@ -146,7 +146,7 @@ def test_a_role_that_may_not_create_databases_is_one_line(database: Database, tm
     assert "permission denied to create database: expected a role with createdb" in mistake(finished)
 
 
-async def test_a_relay_that_fails_is_told(empty_database: Database, tmp_path: Path) -> None:
+async def test_a_relay_that_fails_is_reported(empty_database: Database, tmp_path: Path) -> None:
     """When Postgres ends its sessions, the run says so and still removes its database."""
     bench = Program(
         [RELAY, "bench", "--subscribers", "5", "--seconds", "600"], tmp_path, {"DATABASE_URL": empty_database.dsn}
@@ -166,7 +166,7 @@ async def test_a_relay_that_fails_is_told(empty_database: Database, tmp_path: Pa
 
 
 def test_more_subscribers_than_files_is_one_line(empty_database: Database, tmp_path: Path) -> None:
-    """The limit of open files is looked at before anything is made."""
+    """The limit of open files is checked before anything is made."""
     finished = subprocess.run(
         ["/bin/sh", "-c", f"ulimit -n 300; exec {RELAY} bench --subscribers 1000"],
         cwd=tmp_path,

@@ -94,7 +94,7 @@ def test_colours_are_for_a_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["--ws-port", "none"], ["--unknown"], ["surplus"]])
 def test_usage_and_settings_are_exit_code_2(arguments: list[str], tmp_path: Path) -> None:
-    """Nothing is looked at; what is wrong is told without a traceback."""
+    """Nothing is checked; the mistake is named without a traceback."""
     finished = run_relay("check", *arguments, cwd=tmp_path)
     assert (finished.returncode, finished.stdout) == (2, "")
     assert finished.stderr.splitlines()[-1].startswith("Error: ")
@@ -114,7 +114,7 @@ async def test_relay_that_runs_already(database: Database, relay: Relays, tmp_pa
 
 
 def test_clock_that_is_wrong(database: Database, library_that_fakes_time: Path, tmp_path: Path) -> None:
-    """A machine that is a minute ahead of the server is told so, and what to do."""
+    """Of a machine that is a minute ahead of the server it says so, and what to do."""
     fake = {"LD_PRELOAD": str(library_that_fakes_time), "FAKETIME": "+60", "DONT_FAKE_MONOTONIC": "1"}
     code, found = findings(tmp_path, database.dsn, **fake)
     assert (code, found["clock"]["status"]) == (0, "warning")

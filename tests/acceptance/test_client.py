@@ -15,7 +15,7 @@ import pytest
 
 from relay import client
 from relay.client import Board, Change, RelayError, Task, TaskId
-from relay.client.core import BACKLOG_CHANGES
+from relay.client.replica import BACKLOG_CHANGES
 from relay.client.shell import Relay
 from relay.postgres.embedded import HOST
 from tests.acceptance.support import SECONDS, Daemon, Program, Relays, until
@@ -32,7 +32,7 @@ delete from tasks where id = '{0}-b'
 
 
 class Mirror:
-    """What a program holds that looks at the changes alone, each of which must fit it."""
+    """What a program holds that reads the changes alone, each of which must fit it."""
 
     def __init__(self, board: Board) -> None:
         self.tasks: dict[TaskId, Task] = {}
@@ -51,7 +51,7 @@ class Mirror:
 
     def _apply(self, change: Change) -> None:
         assert change.id is not None
-        assert self.tasks.get(change.id) == change.before, f"{change} was told twice, or something before it never"
+        assert self.tasks.get(change.id) == change.before, f"{change} was reported twice, or one before it never"
         if change.task is None:
             del self.tasks[change.id]
         else:
@@ -78,7 +78,7 @@ class Mirror:
 
 
 async def test_no_fault_costs_a_change(database: Database, relay: Relays) -> None:
-    """A link that falls silent, a daemon killed and started again amid changes: each is told once, with no board."""
+    """A link that falls silent, a daemon killed and started again amid changes: each comes once, with no board."""
     daemon = await relay(database.dsn)
     async with (
         Proxy(HOST, daemon.ws_port) as between,
@@ -103,7 +103,7 @@ async def test_no_fault_costs_a_change(database: Database, relay: Relays) -> Non
 
 
 async def test_a_large_board_and_a_slow_program(database: Database, relay: Relays) -> None:
-    """Two megabytes come as they are; who looks at no change for long is given one board.sync, and then changes."""
+    """Two megabytes come as they are; a program that reads nothing for long gets one board.sync, and then changes."""
     database.execute("insert into tasks (id, title) select n, repeat('x', 1000) from generate_series(1, 2000) n")
     daemon = await relay(database.dsn)
     async with client.connect(daemon.url) as connection:
@@ -125,7 +125,7 @@ async def test_a_large_board_and_a_slow_program(database: Database, relay: Relay
 
 
 async def turned_away(daemon: Daemon) -> None:
-    """See what is told for a token that is not good, a board that is not allowed, an address of something else."""
+    """A token that is not good, a board that is not allowed, and an address of something else are errors."""
     other = jwt.encode({"exp": time.time() + 60, "boards": ["other"]}, SECRET)
     cases = {
         (daemon.url, "bad"): ("closed", "the relay refused the connection (HTTP 401): give a good token"),
@@ -134,13 +134,13 @@ async def turned_away(daemon: Daemon) -> None:
     }
     for (url, token), (code, message) in cases.items():
         async with asyncio.timeout(SECONDS), client.connect(url, token=token) as connection:
-            with pytest.raises(RelayError, match=f"^{re.escape(message)}") as told:
+            with pytest.raises(RelayError, match=f"^{re.escape(message)}") as refusal:
                 await connection.subscribe("default")
-            assert told.value.code == code
+            assert refusal.value.code == code
 
 
 async def test_a_token_that_expires_is_renewed(database: Database, relay: Relays) -> None:
-    """By the token function, which may be async, and no change is missed; what waiting does not mend is one line."""
+    """By the token function, which may be async, and no change is missed; what waiting does not cure is one line."""
     daemon = await relay(database.dsn, WS_JWT_SECRET=SECRET)
     await turned_away(daemon)
     given: list[str] = []
@@ -159,10 +159,10 @@ async def test_a_token_that_expires_is_renewed(database: Database, relay: Relays
         await mirror.equals(database)
         assert len(given) == 2
         await connection.authenticate(await token())
-        with pytest.raises(RelayError) as told:
+        with pytest.raises(RelayError) as refusal:
             await connection.authenticate("nonsense")
 
-    assert told.value.code == "not_authenticated"
+    assert refusal.value.code == "not_authenticated"
     assert mirror.syncs == [None]
 
 
@@ -207,8 +207,8 @@ async def test_scripts_without_asyncio(database: Database, relay: Relays, tmp_pa
 
     assert "KeyboardInterrupt" in interrupted.output
     assert script.exit_code == 0, script.output
-    told = [json.loads(line) for line in script.output.splitlines()]
-    assert told[:-2] == [
+    lines = [json.loads(line) for line in script.output.splitlines()]
+    assert lines[:-2] == [
         ["board.sync", None],
         ["task.created", "a"],
         ["task.created", "b"],
@@ -217,5 +217,6 @@ async def test_scripts_without_asyncio(database: Database, relay: Relays, tmp_pa
         ["task.deleted", "b"],
         ["board.sync", ["a"]],
     ]
-    modules = ["relay", *(f"relay.client{its}" for its in ("", ".core", ".link", ".shell", ".sync")), "relay.order"]
-    assert told[-2:] == ["nothing came within 0.01 seconds", ["offline", modules]]
+    parts = ("", ".core", ".link", ".replica", ".shell", ".sync")
+    modules = ["relay", *(f"relay.client{part}" for part in parts), "relay.order"]
+    assert lines[-2:] == ["nothing came within 0.01 seconds", ["offline", modules]]

@@ -207,8 +207,8 @@ async def test_browser_follows_through_a_kill(database: Database, relay: Relays,
 
     await expect(guide.locator("#todo li")).to_have_text(["Second", "Third"], timeout=SECONDS * 1000)
     await expect(page.locator("#states")).to_have_text("catching up, live, offline, catching up, live")
-    told = json.loads(await page.locator("#changes").inner_text())
-    assert told == [
+    changes = json.loads(await page.locator("#changes").inner_text())
+    assert changes == [
         ["board.sync", None],
         *(["task.created", "First"], ["task.created", "Second"]),
         *(["task.moved", "First"], ["task.updated", "First"], ["task.created", "Third"]),

@@ -154,7 +154,7 @@ def kill_sessions(database: Database) -> int:
 
 
 async def test_too_many_connections_are_refused(database: Database, relay: Relays) -> None:
-    """Who would exceed WS_MAX_CONNECTIONS is refused with HTTP 503, and let in once another has left."""
+    """A client that would exceed WS_MAX_CONNECTIONS is refused with HTTP 503, and let in once another has left."""
     daemon = await relay(database.dsn, WS_MAX_CONNECTIONS="2")
     async with Client.to(daemon):
         async with Client.to(daemon):
@@ -179,7 +179,7 @@ async def test_log_tells_connections_and_broadcasts(database: Database, relay: R
         await one.receive_until(id="a")
         await daemon.logged("websocket.broadcast", type="task.created", recipients=2)
 
-    # The guide's users look for them with `grep WebSocket`, and with `grep -i websocket`.
+    # The guide's users find them with `grep WebSocket`, and with `grep -i websocket`.
     for line in daemon.output.splitlines():
         assert ('"event": "websocket.' in line) == ("WebSocket" in line)
     connected = daemon.log("websocket.connection")
@@ -244,7 +244,7 @@ def test_bad_setting_is_one_line(tmp_path: Path) -> None:
 
 
 def test_bad_option_is_one_line(tmp_path: Path) -> None:
-    """An option that cannot be used is told like the variable that it stands for."""
+    """An option that cannot be used is reported like the variable that it stands for."""
     for option, name in (("--ws-heartbeat", "WS_HEARTBEAT"), ("--workers", "WS_WORKERS")):
         said = mistake(run_relay("serve", option, "soon", cwd=tmp_path))
         assert name in said
@@ -252,7 +252,7 @@ def test_bad_option_is_one_line(tmp_path: Path) -> None:
 
 
 def test_bad_database_url_is_not_repeated(tmp_path: Path) -> None:
-    """A connection string that cannot be used is told without showing it, for it may hold a password."""
+    """A connection string that cannot be used is not shown in the error, for it may hold a password."""
     said = mistake(run_relay("serve", cwd=tmp_path, DATABASE_URL="postgresql//me:tellnobody@here/db"))
     assert "DATABASE_URL" in said
     assert "postgresql://user@host/database" in said

@@ -83,7 +83,7 @@ def demo(tmp_path: Path, temporary: Path) -> Iterator[Start]:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """Yield a demo for all tests that only look at it, or write as a newcomer does.
+    """Yield a demo for all tests that only read it, or write as a newcomer does.
 
     The newcomer has libpq's variables set. They are about another database, which it must neither need nor touch.
     """
@@ -149,7 +149,7 @@ async def test_the_printed_addresses_answer(running: Demo) -> None:
     assert json.loads(await asyncio.to_thread(_got, f"http://127.0.0.1:{health}"))["status"] == "healthy"
 
 
-async def test_truncate_shows_the_board_anew(running: Demo) -> None:
+async def test_truncate_shows_the_board_again(running: Demo) -> None:
     """A message that replaces the board is shown as a board, and the writers go on."""
     command = (await running.printed(r"^  (.*psql .*) -c "))[1]
     await running.printed(r"board\.sync")
@@ -228,7 +228,7 @@ def test_one_port_cannot_be_used_twice(tmp_path: Path) -> None:
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who installed the relay alone is told in one line what to install."""
+    """Where only the relay is installed, one line says what else to install."""
     monkeypatch.setattr("relay.postgres.embedded.find_spec", lambda _name: None)
     finished = CliRunner().invoke(cli, ["demo", "--ws-port", "0", "--health-port", "0"])
     assert finished.exit_code == 1

@@ -218,8 +218,8 @@ async def test_watching_commands_run(database: Database, relay: Relays, tmp_path
     ]
     try:
         for program, arguments in zip(programs, watching, strict=True):
-            told = "live" if arguments[0] == "tail" else "healthy"
-            await until(lambda: told in program.output or program.exit_code is not None, told)  # noqa: B023  # at once
+            sign = "live" if arguments[0] == "tail" else "healthy"
+            await until(lambda: sign in program.output or program.exit_code is not None, sign)  # noqa: B023  # at once
         database.execute("insert into tasks (id, title) values ('a', 'A')")
         database.execute("update tasks set lane = 'done'")
         for program, arguments in zip(programs, watching, strict=True):
@@ -272,11 +272,11 @@ def test_everything_that_is_made_is_in_the_dbas_guide(database: Database) -> Non
     ours = "= 'relay'::regnamespace"
     made = f"select relname::text from pg_class where relnamespace {ours} and relkind in ('r', 'p', 'v', 'S')"
     called = f"select proname::text from pg_proc where pronamespace {ours} and obj_description(oid) <> ''"
-    told = set(re.findall(r"`(\w+)`", DBA.read_text().split("## Objects created")[1].split("\n## ")[0]))
+    documented = set(re.findall(r"`(\w+)`", DBA.read_text().split("## Objects created")[1].split("\n## ")[0]))
 
     names = {name for (name,) in {*database.fetch(made), *database.fetch(called)}}
     assert len(names) > 20
-    assert names <= told
+    assert names <= documented
 
 
 async def watch_example(program: Program, database: Database, relay: Relays, daemon: Daemon) -> None:

@@ -36,7 +36,7 @@ async def clients_of(daemon: Daemon, count: int) -> AsyncIterator[list[Client]]:
 async def test_what_was_committed_before_the_signal_is_delivered(
     database: Database, relay: Relays, workers: str
 ) -> None:
-    """A daemon that had no time to read the journal yet reads it, and then sees its clients off with 1012."""
+    """A daemon that had no time to read the journal yet reads it, and then disconnects its clients with 1012."""
     daemon = await relay(database.dsn, WS_WORKERS=workers, WS_DRAIN="0")
     async with clients_of(daemon, 3) as clients:
         for client in clients:
@@ -80,7 +80,7 @@ async def test_clients_are_seen_off_one_after_the_other(database: Database, rela
 
 
 async def test_second_signal_ends_at_once(database: Database, relay: Relays) -> None:
-    """Clients that were not seen off yet are cut off, and the exit code says so."""
+    """Clients that were not disconnected in time are cut off, and the exit code says so."""
     daemon = await relay(database.dsn, WS_DRAIN="600000")
     async with clients_of(daemon, 30) as clients:
         daemon.signal(signal.SIGTERM)
@@ -100,7 +100,7 @@ class Follower:
 
     def __init__(self, url: str) -> None:
         self.seen: list[str] = []
-        """The ids of the tasks that it was told of, in order, beginning with those of its board."""
+        """The ids of the tasks that it was sent, in order, beginning with those of its board."""
         self.syncs = 0
         self.attempts = 0
         """How often it tried to connect."""
@@ -139,7 +139,7 @@ class Follower:
 async def test_rolling_restart_behind_a_proxy_loses_nothing(
     database: Database, relay: Relays, tmp_path: Path
 ) -> None:
-    """Two relays behind HAProxy are restarted in turn while rows are written: each client is told of each, once."""
+    """Two relays behind HAProxy are restarted in turn while rows are written: each client is sent each, once."""
     haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
     if haproxy is None:
         do_without("HAProxy is not installed: on Debian and Ubuntu, apt install haproxy")
@@ -182,7 +182,7 @@ def free_ports() -> dict[str, str]:
 
 
 async def start(relay: Relays, database: Database, ports: dict[str, str], name: str) -> Daemon:
-    """Start one of the two where the proxy looks for it, and wait until clients should be sent there."""
+    """Start one of the two where the proxy expects it, and wait until clients should be sent there."""
     daemon = await relay(
         database.dsn, ws_port=int(ports[f"WS_{name}"]), HEALTH_PORT=ports[f"HEALTH_{name}"], WS_DRAIN="200"
     )

@@ -82,7 +82,7 @@ async def test_a_publisher_is_killed_and_another_goes_on(
         assert await standing_by.stop() == 0
 
 
-async def test_a_check_looks_where_clients_are_served_from(
+async def test_a_check_covers_where_clients_are_served_from(
     database: Database, nats_server: NatsServer, tmp_path: Path, stream: dict[str, str]
 ) -> None:
     """Without NATS, without a stream and without a publisher, it says what to start; and that all is well."""

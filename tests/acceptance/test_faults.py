@@ -184,7 +184,7 @@ async def test_reading_costs_no_more_as_a_transaction_ages(database: Database, r
             "        where schemaname = 'relay' and relname like 'journal%')"
         )
 
-    # Each row once, and the open transaction's at every look; reading all since it began would be twenty times that.
+    # Each row once, and the open transaction's at every poll; reading all since it began would be twenty times that.
     assert batches * size <= read <= 4 * batches * size
 
 

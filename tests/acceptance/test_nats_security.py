@@ -1,4 +1,4 @@
-"""Who may do what on a NATS server with the configuration of deploy/, as publishers, edges and intruders find it."""
+"""Rights on a NATS server with the configuration of deploy/, as publishers, edges and intruders find them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class GuardedServer(NatsServer):
         self._command = ["env", *given, NATS_SERVER, "--config", DEPLOY / "nats.conf"]
 
     def to(self, user: str, password: str, scheme: str = "tls") -> str:
-        """Return the address as a publisher or an edge is told it."""
+        """Return the address as a publisher or an edge is given it."""
         return f"{scheme}://{user}:{password}@127.0.0.1:{self.port}"
 
     @property
@@ -164,7 +164,7 @@ async def publishing(database: Database, folder: Path, settings: Mapping[str, st
         await publisher.end_and_show(sys.stdout)
 
 
-def told_of(daemon: Daemon) -> str:
+def output_of(daemon: Daemon) -> str:
     """Return all that a daemon says of itself."""
     said = [daemon.output]
     for path in ("/health", "/ready", "/live", "/metrics"):
@@ -177,7 +177,7 @@ def told_of(daemon: Daemon) -> str:
 def expect_no_secret(*daemons: Daemon) -> None:
     """See that no password is in what daemons say of themselves."""
     for daemon in daemons:
-        assert [secret for secret in SECRETS if secret in told_of(daemon)] == []
+        assert [secret for secret in SECRETS if secret in output_of(daemon)] == []
 
 
 # With their rights
@@ -211,10 +211,10 @@ async def test_publishers_and_edges_need_no_more_than_their_rights(
         assert [line for line in daemon.log() if line.get("logger") == "asyncio"] == []
 
 
-# Who is not let in
+# Strangers
 
 
-async def test_who_is_not_known_is_told_in_one_line(nats: GuardedServer, tmp_path: Path) -> None:
+async def test_a_stranger_is_refused_with_one_line(nats: GuardedServer, tmp_path: Path) -> None:
     """A wrong password or none, a wrong authority, no certificate or a stranger's, files that are none: no secret."""
     (tmp_path / "no.creds").write_text(f"no credentials, but {EDGES_PASSWORD}")
     stranger = {"NATS_CERT": str(nats.strangers_certificate), "NATS_KEY": str(nats.strangers_key)}
@@ -261,7 +261,7 @@ async def test_wrong_password_is_a_problem_and_no_end(
 
 
 class Issuer:
-    """Who signs JSON Web Tokens as nsc does: an operator for accounts, an account for users."""
+    """Signs JSON Web Tokens as nsc does: an operator for accounts, an account for users."""
 
     def __init__(self, kind: int) -> None:
         self.seed = nkeys.encode_seed(secrets.token_bytes(32), kind)
@@ -291,7 +291,7 @@ def credentials(path: Path, token: str, seed: str) -> Path:
 
 
 async def test_file_of_credentials_lets_in(database: Database, relay: Relays, tmp_path: Path) -> None:
-    """A JWT with its seed, where an operator's accounts are; one with another's seed or none is told in one line."""
+    """A JWT with its seed, where an operator has accounts; with another's seed or none it is refused in one line."""
     operator, system, account, user, other = (
         Issuer(kind)
         for kind in (
@@ -331,7 +331,7 @@ async def test_file_of_credentials_lets_in(database: Database, relay: Relays, tm
             async with Client.to(edge) as client:
                 assert (await client.subscribe())["type"] == "board.sync"
             for daemon in (publisher, edge):
-                assert not any(secret in told_of(daemon) for secret in (token, user.seed.decode()))
+                assert not any(secret in output_of(daemon) for secret in (token, user.seed.decode()))
     finally:
         server.stop()
 

@@ -306,9 +306,9 @@ _NOTE_WHAT_IS_SAID: Final = """() => {
     news.dispatchEvent(new Event("said"));
   }).observe(said, { childList: true });
   window.saidOf = (wanted) => new Promise((done) => {
-    const look = () => wanted.test(all) && done(true);
-    news.addEventListener("said", look);
-    look();
+    const check = () => wanted.test(all) && done(true);
+    news.addEventListener("said", check);
+    check();
   });
 }"""
 
@@ -461,7 +461,7 @@ async def test_two_thousand_cards_move_one_by_one(daemon: Daemon, tasks: Databas
         )
     assert await one.page.evaluate("window.touched") == 10
     frames: list[float] = sorted(await one.page.evaluate("window.frames"))
-    print(  # noqa: T201 - for who looks; a busy machine has no budget to keep
+    print(  # noqa: T201 - for the reader; a busy machine has no budget to keep
         f"2,000 cards: shown in {shown:.2f} s; frames while cards move: "
         f"median {frames[len(frames) // 2]:.1f} ms, worst {frames[-1]:.1f} ms"
     )
@@ -510,9 +510,9 @@ async def test_a_machine_that_sleeps_and_wakes(daemon: Daemon, tasks: Database, 
 
         async def through(route: Route) -> None:
             answer = await route.fetch()
-            told = await answer.json()
-            told["websocket"]["port"] = network.port
-            await route.fulfill(response=answer, json=told)
+            document = await answer.json()
+            document["websocket"]["port"] = network.port
+            await route.fulfill(response=answer, json=document)
 
         await one.page.route("**/page.json", through)
         await one.page.goto(address(daemon, "sleep"))
@@ -540,7 +540,7 @@ async def give_token(one: Window, token: str) -> None:
 async def test_a_token_is_asked_for_and_again_when_it_is_not_good(
     relays: Relays, tasks: Database, window: Open, folder: Path
 ) -> None:
-    """A token that is wrong, expired or revoked is asked for anew, with the reason; it is kept for the tab alone."""
+    """A token that is wrong, expired or revoked is asked for again, with the reason; it is kept for the tab alone."""
     tokens = folder / "tokens"
     tokens.write_text("first\n")
     guarded = await relays(tasks.dsn, HEALTH_PORT=str(free_port()), WS_TOKENS_FILE=str(tokens), WS_JWT_SECRET=SECRET)

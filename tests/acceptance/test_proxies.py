@@ -45,7 +45,7 @@ http {{
 
 
 def installed(name: str, package: str) -> str:
-    """Find a program that may be where only root looks."""
+    """Find a program, also where only root has it on the PATH."""
     found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
     return found or do_without(f"{name} is not installed: on Debian and Ubuntu, apt install {package}")
 
@@ -89,7 +89,7 @@ def listens(port: int) -> bool:
 async def test_clients_of_a_relay_that_is_killed_resume_at_the_other(
     proxy: Proxy, database: Database, relay: Relays, tmp_path: Path
 ) -> None:
-    """While rows are written, each client is told of each row once, and connects again at most once."""
+    """While rows are written, each client is sent each row once, and connects again at most once."""
     ports = free_ports()
     survivor, victim = [await start(relay, database, ports, name) for name in ("A", "B")]
     async with contextlib.AsyncExitStack() as stack:
@@ -129,7 +129,7 @@ async def ended(*tasks: asyncio.Task[None]) -> None:
 async def test_a_relay_counts_the_clients_of_a_proxy_one_by_one(
     proxy: Proxy, database: Database, relay: Relays, tmp_path: Path
 ) -> None:
-    """It believes the proxy that it is told to trust, and nobody who says before it that he is another."""
+    """It believes the proxy that it is set to trust, and no address that a client claims before it."""
     if sys.platform != "linux":
         do_without("clients of several addresses need those of 127.0.0.0/8, which Linux has")
     daemon = await relay(database.dsn, WS_RATE_LIMIT_PER_CLIENT="1", WS_TRUSTED_PROXIES=HOST)

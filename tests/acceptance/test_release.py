@@ -1,7 +1,7 @@
 """What is published: wheel, sdist, npm package and SBOM.
 
 `make release` builds them into dist/ and runs all of this on them, each in an empty environment. Otherwise they are
-built here, and only what they contain is looked at: installing takes a minute.
+built here, and only what they contain is checked: installing takes a minute.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_benchmark_of_several_relays_has_its_tables() -> None:
     """In its smallest size: idle, paced, at full speed, and when a relay dies, resuming and not."""
     printed = run("benchmarks/relays.py")
 
-    for words in ("idle", "commits a second", "at full speed", "2 resume", "2 begin anew"):
+    for words in ("idle", "commits a second", "at full speed", "2 resume", "2 begin again"):
         assert words in printed
 
 

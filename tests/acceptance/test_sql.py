@@ -92,8 +92,8 @@ def test_uninstall_keeps_the_users_data(database: Database, tmp_path: Path) -> N
 
 def test_watch_passes_on_its_options(installed: Database, tmp_path: Path) -> None:
     """A table of the user's own is watched under its own column names, in its own order, with columns hidden."""
-    installed.execute("create table public.cards (no bigint primary key, wall text, slot text, pin text, rank real)")
-    columns = ("--id", "no", "--board", "wall", "--lane", "slot")
+    installed.execute("create table public.cards (no bigint primary key, wall text, col text, pin text, rank real)")
+    columns = ("--id", "no", "--board", "wall", "--lane", "col")
     succeed(
         installed,
         tmp_path,
@@ -102,7 +102,7 @@ def test_watch_passes_on_its_options(installed: Database, tmp_path: Path) -> Non
 
     assert watched(installed) == [("public.cards", ["pin"], ["rank desc", "wall"])]
     assert installed.fetch("select id_column, board_column, lane_column from relay.watched") == [
-        ("no", "wall", "slot")
+        ("no", "wall", "col")
     ]
 
 
@@ -134,7 +134,7 @@ def test_watching_without_the_install_is_one_line(command: str, empty_database: 
 def test_watchers_mistake_is_one_line(
     arguments: list[str], expected: str, installed: Database, tmp_path: Path
 ) -> None:
-    """A table or column that cannot be watched is told in one line, and nothing is watched."""
+    """A table or column that cannot be watched is an error of one line, and nothing is watched."""
     installed.execute("create table public.pairs (id text, board_id text, lane text, primary key (id, board_id))")
 
     assert expected in fail(installed, tmp_path, *arguments)

@@ -89,7 +89,7 @@ async def test_a_log_that_cannot_be_written_stops_nothing(
     with bare(database.dsn, tmp_path, descriptor) as daemon:
         await until(lambda: daemon.ask("/ready"), "a daemon that is ready")
         async with connect(f"ws://127.0.0.1:{daemon.ws_port}", proxy=None) as connection, asyncio.timeout(15):
-            for number in range(30):  # more than a pipe holds, with what each of them is told
+            for number in range(30):  # more than a pipe holds, with what each of them is answered
                 await connection.send(json.dumps({"type": "subscribe", "boardId": f"{number}" + "b" * 300}))
                 await connection.recv()
             await connection.send('{"type":"subscribe","boardId":"default"}')

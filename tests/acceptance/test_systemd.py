@@ -26,7 +26,7 @@ def notify(tmp_path: Path) -> Iterator[socket.socket]:
         yield sock
 
 
-async def told(sock: socket.socket) -> list[str]:
+async def notified(sock: socket.socket) -> list[str]:
     """Return the lines of the next message, but for those about the watchdog."""
     async with asyncio.timeout(SECONDS):
         while True:
@@ -35,7 +35,9 @@ async def told(sock: socket.socket) -> list[str]:
                 return lines
 
 
-async def test_systemd_is_told_what_the_daemon_does(database: Database, relay: Relays, notify: socket.socket) -> None:
+async def test_systemd_is_notified_of_what_the_daemon_does(
+    database: Database, relay: Relays, notify: socket.socket
+) -> None:
     """It is ready when it listens, reloads at SIGHUP, feeds the watchdog meanwhile, and says that it stops."""
     daemon = await relay(
         database.dsn,
@@ -43,20 +45,20 @@ async def test_systemd_is_told_what_the_daemon_does(database: Database, relay: R
         WATCHDOG_USEC=str(WATCHDOG_USEC),
         WS_TOKENS="token-of-a-test-1",
     )
-    assert await told(notify) == ["READY=1"]
+    assert await notified(notify) == ["READY=1"]
 
     async with asyncio.timeout(SECONDS):
         for _ in range(3):
             assert await asyncio.get_running_loop().sock_recv(notify, 4096) == b"WATCHDOG=1"
 
     daemon.signal(signal.SIGHUP)
-    reloading, since = await told(notify)
+    reloading, since = await notified(notify)
     assert reloading == "RELOADING=1"
     assert since.removeprefix("MONOTONIC_USEC=").isdecimal()
-    assert await told(notify) == ["READY=1"]
+    assert await notified(notify) == ["READY=1"]
 
     daemon.signal(signal.SIGTERM)
-    assert await told(notify) == ["STOPPING=1"]
+    assert await notified(notify) == ["STOPPING=1"]
 
 
 async def test_daemon_that_is_stuck_feeds_no_watchdog(
@@ -64,7 +66,7 @@ async def test_daemon_that_is_stuck_feeds_no_watchdog(
 ) -> None:
     """What stops the event loop stops the watchdog's food, which is what makes systemd start the daemon again."""
     daemon = await relay(database.dsn, NOTIFY_SOCKET=notify.getsockname(), WATCHDOG_USEC=str(WATCHDOG_USEC))
-    assert await told(notify) == ["READY=1"]
+    assert await notified(notify) == ["READY=1"]
     daemon.signal(signal.SIGSTOP)
     try:
         with contextlib.suppress(BlockingIOError):

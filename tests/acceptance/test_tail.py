@@ -42,7 +42,7 @@ class Tail(Program):
 
     @property
     def states(self) -> list[str]:
-        """What it has told of its connection."""
+        """What it has printed of its connection."""
         return re.findall(r"^relay tail: (.*)$", self.output, re.MULTILINE)
 
     async def live(self) -> None:
@@ -174,7 +174,7 @@ async def test_the_next_run_goes_on_from_the_cursor_file(
     assert names_with("cursor", tmp_path) == ["cursor"]
 
 
-async def test_a_refused_cursor_is_told(database: Database, relay: Relays, tail: Start, tmp_path: Path) -> None:
+async def test_a_refused_cursor_is_reported(database: Database, relay: Relays, tail: Start, tmp_path: Path) -> None:
     """The board comes, also with --no-sync, and standard error says why; then the file has a good cursor."""
     (tmp_path / "cursor").write_text("nonsense\n")
     running = tail(await relay(database.dsn), "--no-sync", "--cursor-file", "cursor", "--count", "1")
@@ -213,12 +213,12 @@ async def test_signals_end_it_and_so_does_a_reader_that_leaves(
 ) -> None:
     """Ctrl-C, SIGTERM and `| head`, though nothing more is to be printed: exit code 0, and not a word."""
     daemon = await relay(database.dsn)
-    told = tail(daemon), tail(daemon)
-    for running, signum in zip(told, (signal.SIGINT, signal.SIGTERM), strict=True):
+    both = tail(daemon), tail(daemon)
+    for running, signum in zip(both, (signal.SIGINT, signal.SIGTERM), strict=True):
         await running.live()
         running.signal(signum)
-    assert [await running.ended() for running in told] == [0, 0]
-    assert all(running.output.count("\n") == 3 for running in told)
+    assert [await running.ended() for running in both] == [0, 0]
+    assert all(running.output.count("\n") == 3 for running in both)
 
     pipe = Program(
         ["bash", "-o", "pipefail", "-c", f"{RELAY} tail default --url {daemon.url} | head -1"], tmp_path, {}
@@ -231,7 +231,7 @@ async def test_signals_end_it_and_so_does_a_reader_that_leaves(
     assert len([line for line in pipe.output.splitlines() if not line.startswith("relay tail: ")]) == 1
 
 
-async def test_what_cannot_be_mended_is_one_line(database: Database, relay: Relays, tmp_path: Path) -> None:
+async def test_what_cannot_be_repaired_is_one_line(database: Database, relay: Relays, tmp_path: Path) -> None:
     """An address of nothing, or of something else; a token or a cursor that cannot be read."""
     daemon = await relay(database.dsn)
     health = f"ws://127.0.0.1:{daemon.health_port}"

@@ -1,4 +1,4 @@
-"""`relay serve --workers N`: several processes on one port, that look like one from outside."""
+"""`relay serve --workers N`: several processes on one port, which are one from outside."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_subscribers_of_all_workers_get_every_change_once(database: Databa
 
 
 async def test_limit_of_connections_is_that_of_all_workers(database: Database, relay: Relays) -> None:
-    """Who would exceed WS_MAX_CONNECTIONS is refused by any worker; a place that one gave back is any's to give."""
+    """Any worker refuses a client that would exceed WS_MAX_CONNECTIONS; a place that one gave back, any may give."""
     daemon = await relay(database.dsn, WS_WORKERS="2", WS_MAX_CONNECTIONS=str(MANY))
     async with connected(daemon) as clients:
         assert set(await workers_of(daemon, clients)) == {1, 2}
@@ -194,7 +194,7 @@ async def test_worker_that_is_killed_is_started_again(database: Database, relay:
             assert daemon.metrics()["relay_messages_sent_total board.sync"] == 2 * MANY
 
 
-async def test_worker_that_does_not_answer_is_told(database: Database, relay: Relays) -> None:
+async def test_worker_that_does_not_answer_is_reported(database: Database, relay: Relays) -> None:
     """Health names a worker that is stuck, and recovers with it."""
     daemon = await relay(database.dsn, WS_WORKERS="2")
     pid = pid_of(daemon, 1)

@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> None:
-    """Fuzz until told to stop, or until an input crashes it."""
+    """Fuzz until asked to stop, or until an input crashes it."""
     atheris = importlib.import_module("atheris")  # an extra, for Linux
     with atheris.instrument_imports(include=["relay", "websockets", "jwt"]):
         targets = importlib.import_module("tests.fuzz.targets")

@@ -44,7 +44,7 @@ HEALTH_SECONDS: Final = 1.0
 """How long an answer about health may take."""
 
 WARM_SHARE: Final = 0.25
-"""The first part of the run is left out where growth is told: caches and pools fill then."""
+"""Share of the run that is left out where growth is measured: caches and pools fill then."""
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 class Soak:
-    """Who takes part, and what is found."""
+    """The participants, and what is found."""
 
     def __init__(self, dsn: str, pid: int, port: int, health_port: int) -> None:
         self._dsn, self._port, self._health_port = dsn, port, health_port

@@ -82,7 +82,7 @@ class _Source:
 
 
 class _Transport:
-    """A socket that takes everything, or from some point on nothing more until told."""
+    """A socket that takes everything, or from some point on nothing until it is opened again."""
 
     def __init__(self, protocol: Connection, room: int) -> None:
         self._protocol, self._room, self._held = protocol, room, 0

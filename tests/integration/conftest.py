@@ -22,9 +22,9 @@ from tests.servers import Database, install
 
 
 class Relay:
-    """A running relay, as far as tests look into it: on a database, or on what takes its place."""
+    """A running relay, as far as tests inspect it: on a database, or on what takes its place."""
 
-    def __init__(  # what the endpoint may be told
+    def __init__(  # the endpoint's options
         self,
         source: str | NatsSource,
         *,

@@ -1,4 +1,4 @@
-"""Who gets in, on real sockets: credentials, boards, the database's word, rates and limits."""
+"""Access, on real sockets: credentials, boards, the database's word, rates and limits."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ SUBSCRIBE = {"type": "subscribe", "boardId": "default"}
 
 
 async def test_each_way_to_present_a_credential_is_good(database: Database) -> None:
-    """In the address, as a header, and as a subprotocol, of which a browser is told which was taken."""
+    """In the address, as a header, and as a subprotocol; the answer to a browser names the one that was taken."""
     async with relay_of(database, guarded()) as relay:
         for credential in ("all", "some", token()):
             async with connect(f"{relay.url}?token={credential}", proxy=None) as connection:
@@ -159,7 +159,7 @@ async def test_a_bad_token_on_the_way_changes_nothing(database: Database) -> Non
         assert (await said(connection, SUBSCRIBE))["type"] == "board.sync"
 
 
-async def test_who_guesses_tokens_is_closed(database: Database) -> None:
+async def test_a_client_that_guesses_tokens_is_closed(database: Database) -> None:
     """Good messages between the guesses do not help."""
     async with relay_of(database, guarded()) as relay, connect(f"{relay.url}?token=some", proxy=None) as connection:
         for number in range(5):
@@ -171,7 +171,7 @@ async def test_who_guesses_tokens_is_closed(database: Database) -> None:
     assert relay.endpoint.refusals.counts.total() == 5
 
 
-async def test_when_credentials_change_connections_are_looked_at_again(database: Database) -> None:
+async def test_when_credentials_change_connections_are_checked_again(database: Database) -> None:
     """One whose token is gone is closed with a code of its own, one whose boards changed loses these, others stay."""
     gate = guarded()
     async with (
@@ -319,7 +319,7 @@ async def test_a_board_that_the_token_does_not_name_is_refused_whatever_the_data
 
 
 async def test_until_it_is_replaced_the_databases_rule_is_the_tokens(database: Database) -> None:
-    """Who presents a token that names boards may read these; who presents none, nothing."""
+    """A client with a token that names boards may read these; one without a token, nothing."""
     async with relay_of(database, guarded(database_decides=True), judged=True) as relay:
         async with connect(f"{relay.url}?token=some", proxy=None) as connection:
             assert (await said(connection, SUBSCRIBE))["type"] == "board.sync"
@@ -332,7 +332,7 @@ async def test_until_it_is_replaced_the_databases_rule_is_the_tokens(database: D
 async def test_when_the_answer_changes_live_subscriptions_end(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client is told which board it may not follow any more, and gets nothing more of it."""
+    """The client gets an error for the board it may not follow any more, and nothing more of it."""
     monkeypatch.setattr(server, "ASK_AGAIN_SECONDS", 0.05)
     database.execute(RULE)
     async with relay_of(database, judged=True) as relay, Client.to(relay.url) as client:
@@ -374,7 +374,7 @@ async def test_a_question_that_fails_is_a_no_to_nobody_else(database: Database) 
         assert await relay.feed.may_read([({}, board) for board in boards]) == [board != "bad" for board in boards]
 
 
-async def test_a_fresh_tokens_boards_are_decided_anew_at_once(database: Database) -> None:
+async def test_a_fresh_tokens_boards_are_decided_again_at_once(database: Database) -> None:
     """By its own claims: what the database said of the token before it counts no more, nor what it has yet to say."""
     database.execute(
         RULE.replace("claims ->> 'sub' = board", "pg_sleep(0.2) is not null and claims ->> 'sub' = board")
@@ -429,7 +429,7 @@ class Judge:
         return [True] * len(questions)
 
 
-async def test_who_unsubscribes_before_the_answer_is_sent_nothing(database: Database) -> None:
+async def test_a_client_that_unsubscribes_before_the_answer_is_sent_nothing(database: Database) -> None:
     """The wish that counts is the last one."""
     database.execute(RULE)
     async with relay_of(database, judged=True) as relay, Client.to(relay.url) as client:
@@ -441,7 +441,7 @@ async def test_who_unsubscribes_before_the_answer_is_sent_nothing(database: Data
         assert (await client.receive())[0] == "pong"
 
 
-async def test_who_is_gone_before_the_answer_follows_nothing(database: Database) -> None:
+async def test_a_client_that_is_gone_before_the_answer_follows_nothing(database: Database) -> None:
     """Even if it left without a word: a board of nobody would be kept for ever."""
     database.execute(
         "create or replace function relay.may_read(claims jsonb, board text) returns boolean language plpgsql "
@@ -470,7 +470,7 @@ async def test_who_is_gone_before_the_answer_follows_nothing(database: Database)
 async def test_a_client_that_knows_our_close_codes_is_refused_by_one(
     database: Database, offered: list[str], origin: str | None, reason: str
 ) -> None:
-    """A browser hides HTTP 401 from its pages; what offers our subprotocol is told in the WebSocket, and no more."""
+    """A browser hides HTTP 401 from its pages; a client that offers our subprotocol gets a close code instead."""
     gate = Gate(Access(static_tokens(["all"], "test"), secret=SECRET), origins=Origins.of(["http://localhost:4000"]))
     async with relay_of(database, gate) as relay:
         async with connect(
@@ -549,7 +549,7 @@ class Full:
 
 
 async def test_when_no_file_is_free_it_goes_on_as_soon_as_one_is(database: Database) -> None:
-    """Who comes meanwhile waits, and is served then."""
+    """A client that comes meanwhile waits, and is served then."""
     async with relay_of(database) as relay:
         endpoint = relay.endpoint
         listener = endpoint.listener
@@ -584,7 +584,7 @@ async def test_behind_a_trusted_proxy_its_clients_are_counted(database: Database
     assert refusal.response.status_code == 429
 
 
-async def test_no_place_is_told_with_a_time_to_come_back(database: Database) -> None:
+async def test_a_full_relay_says_when_to_come_back(database: Database) -> None:
     """503, and Retry-After."""
     async with relay_of(database, max_connections=1) as relay, connect(relay.url, proxy=None):
         refusal = await refused(relay.url)
@@ -635,8 +635,8 @@ async def test_too_many_frames_are_too_many_messages(database: Database, opcode:
     assert connection.close_code == 1008
 
 
-async def test_who_follows_no_board_for_long_is_closed(database: Database) -> None:
-    """Who follows one is not."""
+async def test_a_client_that_follows_no_board_for_long_is_closed(database: Database) -> None:
+    """One that follows a board is not."""
     async with (
         relay_of(database, heartbeat=0.1, limits=Limits(idle_seconds=0.3)) as relay,
         connect(relay.url, proxy=None) as idle,

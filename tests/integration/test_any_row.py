@@ -628,7 +628,7 @@ create type shape_outer as (i shape_inner, "Odd Name" timestamptz);
 
 
 async def test_rows_of_tables_of_any_shape_are_shown(database: Database, relay: Relay) -> None:
-    """Whatever a column's type, default or history: each change is told as a change."""
+    """Whatever a column's type, default or history: each change is sent as a change."""
     database.execute(_SHAPE_TYPES)
     for name, (columns, settled, _) in _SHAPES.items():
         base = "id text primary key, board_id text, lane text, n int"
@@ -670,7 +670,7 @@ _VALUES = {"board_id": "'{}'", "lane": "'b6'", "id": "'1'", "extra": "null"}
 
 
 async def test_retyped_column_costs_one_board_whoever_lives_on(database: Database, relay: Relay) -> None:
-    """A pooled session that wrote before goes on, and its changes are told as changes."""
+    """A pooled session that wrote before goes on, and its changes are sent as changes."""
     database.execute("create type spot as enum ('b4', 'b6'); create domain place as text")
     with database.connect() as pooled:
         for number, (column, before, _, board) in enumerate(_RETYPED.values()):

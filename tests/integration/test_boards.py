@@ -79,7 +79,7 @@ async def test_board_whose_table_is_locked_fails_alone_and_comes_when_it_can(dat
 
 @pytest.mark.usefixtures("quick_retries")
 async def test_lock_queue_is_named(database: Database) -> None:
-    """Who waits in front, and for whom."""
+    """The processes that wait in front, and for whom."""
     database.execute(OTHER)
     reader, changer = database.connect(), database.connect()
     reader.execute("begin; select from other")
@@ -220,7 +220,7 @@ async def test_board_that_is_on_its_way_holds_nothing(
         assert (kind, sum(map(len, data["lanes"].values()))) == ("board.sync", 5000)
 
 
-async def test_who_comes_while_a_board_is_read_for_others_who_left_lacks_nothing(
+async def test_a_client_that_comes_while_a_board_is_read_for_others_that_left_lacks_nothing(
     database: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The read that began before is not theirs: what was committed after it would be missing."""

@@ -61,7 +61,7 @@ def daemon_dsn(database: Database) -> Iterator[str]:
 
 
 async def test_all_is_well_with_the_daemons_rights(database: Database, daemon_dsn: str) -> None:
-    """Nothing to hint, rows looked at, no password shown, and no session left."""
+    """Nothing to hint, rows checked, no password shown, and no session left."""
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     found = await check(daemon_dsn)
 
@@ -423,7 +423,7 @@ async def test_server_that_is_gone() -> None:
 
 
 async def test_database_that_is_read_only(database: Database) -> None:
-    """Found although libpq, told to look for one that takes writes, does not connect."""
+    """Found although libpq, asked for a server that takes writes, does not connect."""
     name = psycopg.conninfo.conninfo_to_dict(database.dsn)["dbname"]
     database.execute(f"alter database {name} set default_transaction_read_only = on")
     found = await check(database.dsn)
@@ -439,7 +439,7 @@ async def test_database_without_an_encoding(server: Server) -> None:
 
 
 async def test_standby(own_server: EmbeddedPostgres) -> None:
-    """It is told from a server that does not answer."""
+    """It is distinguished from a server that does not answer."""
     with Standby(own_server) as standby:
         found = await check(standby.dsn)
     assert (found["connection"].status, found["primary"].status) == ("ok", "failed")
@@ -515,7 +515,7 @@ def wait_until_listening(port: int) -> None:
 
 
 async def test_transaction_pooler(database: Database, tmp_path: Path) -> None:
-    """It is told before anything is set or listened to, for that would stay in connections that others use."""
+    """It is reported before anything is set or listened to, for that would stay in connections that others use."""
     with pgbouncer(database, tmp_path, "transaction") as dsn:
         found = await check(dsn)
         with psycopg.connect(dsn, autocommit=True) as other:
@@ -611,7 +611,7 @@ def test_clocks_differ_by_what_the_round_trip_leaves_open() -> None:
 
 
 def test_the_internet_asks_for_tls() -> None:
-    """Inside a network of one's own nobody is told what to do."""
+    """Inside a private network nothing is advised."""
     assert database_module.judge_tls("", "93.184.216.34", tls=False).status == "warning"
     assert database_module.judge_tls("", "93.184.216.34", tls=True).status == "ok"
     assert database_module.judge_tls("", "10.1.2.3", tls=False).status == "ok"

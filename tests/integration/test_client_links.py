@@ -75,7 +75,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_subscriptions_to_one_board_are_read_and_ended_by_themselves() -> None:
-    """Each has all changes from its own beginning; the relay is asked once, and told when the last one ends."""
+    """Each has all changes from its own beginning; the relay gets one subscribe, and an unsubscribe at the end."""
     async with serving() as server, client.connect(server.url) as relay:
         first = await relay.subscribe("default")
         assert (await anext(first)).type == "board.sync"
@@ -200,7 +200,7 @@ with relay.client.sync.connect(sys.argv[1]) as connection:
 """
 
 
-async def test_a_fork_is_told_that_the_connection_is_not_its_own() -> None:
+async def test_a_fork_gets_an_error_that_the_connection_is_not_its_own() -> None:
     """It neither waits for a thread that it does not have, nor ends the connection of the process it comes from."""
     async with serving() as server:
         command = [sys.executable, "-W", "ignore", "-c", FORKING, server.url]

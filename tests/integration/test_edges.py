@@ -1,6 +1,6 @@
 """The feed through NATS JetStream: publishers and edges on a real Postgres and a real NATS, in the test's own loop.
 
-What a client is told by an edge is what a relay on the database would tell it, with the same cursors, whatever
+A client of an edge is sent what a relay on the database would send it, with the same cursors, whatever
 happens to NATS, to publishers and to the stream.
 """
 
@@ -80,7 +80,7 @@ class Feed:
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Stream]:
-        """Look into the stream."""
+        """Inspect the stream."""
         async with Stream.open(self.settings(), self.nats.url, "test") as stream:
             yield stream
 
@@ -125,7 +125,7 @@ def kinds(found: list[tuple[str, Any]]) -> list[str]:
 
 
 @each_nats_server
-async def test_a_client_of_an_edge_is_told_what_one_of_the_database_is(feed: Feed, database: Database) -> None:
+async def test_a_client_of_an_edge_is_sent_what_one_of_the_database_is(feed: Feed, database: Database) -> None:
     """The board first, and then each kind of message, of any writer, as the guide says."""
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     async with (
@@ -145,9 +145,9 @@ async def test_a_client_of_an_edge_is_told_what_one_of_the_database_is(feed: Fee
             ("truncate tasks", ["board.sync"]),
         ):
             database.execute(statement)
-            told = [await one.receive() for _ in expected]
-            assert kinds(told) == expected
-            assert told == [await other.receive() for _ in expected]
+            messages = [await one.receive() for _ in expected]
+            assert kinds(messages) == expected
+            assert messages == [await other.receive() for _ in expected]
 
 
 @each_nats_server
@@ -264,7 +264,7 @@ async def test_a_publisher_that_stands_still_or_has_no_postgres_loses_the_lead(
         Client.to(near.url) as client,
     ):
         await client.resume("default", None)
-        proxy.freeze()  # to Postgres, one that is stopped looks the same
+        proxy.freeze()  # to Postgres, one that is stopped is no different
         async with feed.published() as other:
             await until(lambda: is_active(other))
             database.execute("insert into tasks (title) values ('T')")
@@ -274,7 +274,7 @@ async def test_a_publisher_that_stands_still_or_has_no_postgres_loses_the_lead(
 
 
 @pytest.mark.parametrize("written", [0, 1, 3, 4])
-async def test_a_batch_that_was_interrupted_is_published_anew(
+async def test_a_batch_that_was_interrupted_is_published_again(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
     """Wherever its publisher was stopped, each row comes once, and to who resumes too."""
@@ -306,7 +306,7 @@ async def test_a_batch_that_was_interrupted_is_published_anew(
 async def test_a_large_batch_that_was_interrupted_is_made_up_for_by_the_board(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who has a part of it already is sent the board, and the reason."""
+    """A client that has a part of it already is sent the board, and the reason."""
     append = Stream.append
 
     async def be_interrupted(self: Stream, entries: Sequence[Encoded], last: int) -> int:
@@ -404,7 +404,7 @@ async def test_an_edge_goes_on_when_its_link_was_half_open(feed: Feed, database:
 
 
 @pytest.mark.parametrize("how", ["deleted", "written by a stranger"])
-async def test_who_follows_a_stream_that_is_lost_is_sent_the_board_and_the_reason(
+async def test_a_client_that_follows_a_stream_that_is_lost_is_sent_the_board_and_the_reason(
     feed: Feed, database: Database, how: str
 ) -> None:
     """Never is a client left with what nothing follows on."""
@@ -425,7 +425,7 @@ async def test_who_follows_a_stream_that_is_lost_is_sent_the_board_and_the_reaso
 
 
 async def test_an_entry_that_is_missing_is_never_passed_over(feed: Feed) -> None:
-    """Who reads across it is told, and not given what follows."""
+    """A reader that comes across it gets an error, and not what follows."""
     async with feed.published() as one, feed.opened() as stream, feed.nats.jetstream() as jetstream:
         await until(lambda: one._turn is not None and one._turn.writer.last >= 3)  # noqa: SLF001
         await jetstream.delete_msg(feed.stream, 2)
@@ -451,10 +451,10 @@ async def test_a_full_stream_holds_up_no_writer_and_loses_nothing(feed: Feed, da
         assert client.reason is None
 
 
-async def test_who_resumes_from_before_the_stream_is_sent_the_board_and_the_reason(
+async def test_a_client_that_resumes_from_before_the_stream_is_sent_the_board_and_the_reason(
     feed: Feed, database: Database
 ) -> None:
-    """The stream keeps what it was told to, and who was away for longer is told."""
+    """The stream keeps what it is set to keep, and an edge that was away for longer notices."""
     async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
         cursor, tasks = await start(near)
         await client.subscribe("default")
@@ -744,7 +744,7 @@ async def test_a_board_that_is_read_for_long_holds_up_no_other(
         assert reads.count("slow") == 2
 
 
-async def test_a_late_answer_to_who_has_left_is_not_for_who_came_since(
+async def test_a_late_answer_to_a_client_that_has_left_is_not_for_one_that_came_since(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is older than what has been passed on since: who came would miss that."""
@@ -802,7 +802,7 @@ async def test_an_edge_says_what_keeps_changes_from_coming(feed: Feed) -> None:
 
 
 async def test_an_edge_that_stops_passes_on_what_is_in_the_stream(feed: Feed) -> None:
-    """It reads to the stream's end before it sees its clients off."""
+    """It reads to the stream's end before it disconnects its clients."""
     async with feed.published(), feed.edge() as near:
         await until(lambda: near.feed.proven)
         assert await near.feed.catch_up()

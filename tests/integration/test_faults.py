@@ -75,7 +75,7 @@ async def test_one_terminated_session_is_a_pause_and_no_more(
     assert [(kind, data["id"]) for kind, data in await client.until_last(database)] == [("task.created", "a")]
 
 
-async def test_session_killed_by_force_is_told_by_a_sync(installed_server: EmbeddedPostgres) -> None:
+async def test_session_killed_by_force_causes_a_sync(installed_server: EmbeddedPostgres) -> None:
     """SIGKILL of the relay's backend makes Postgres recover as from a crash: boards are sent again and then go on."""
     async with subscriber(installed_server.dsn) as (relay, client):
         with Database(installed_server.dsn) as database:
@@ -156,7 +156,7 @@ def execute(dsn: str, statement: str) -> None:
         connection.execute(statement)
 
 
-async def test_promoted_standby_is_told_by_a_sync(installed_server: EmbeddedPostgres) -> None:
+async def test_promoted_standby_causes_a_sync(installed_server: EmbeddedPostgres) -> None:
     """When the primary is lost and its standby promoted, the relay finds it by itself and boards are sent again."""
     with Standby(installed_server) as standby:
         both = make_conninfo(
@@ -316,7 +316,7 @@ def restore_roles(server: EmbeddedPostgres, roles: Path, dsn: str) -> None:
     client_program(server, "psql", "--no-psqlrc", f"--file={roles}", dsn)
 
 
-async def test_restore_into_the_same_database_is_told_by_a_sync(
+async def test_restore_into_the_same_database_causes_a_sync(
     installed_server: EmbeddedPostgres, dumped: tuple[Database, Path]
 ) -> None:
     """`pg_dump --clean` restored over a database that is watched: boards are sent again, and go on."""

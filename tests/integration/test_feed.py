@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 
 from relay.model.snapshot import Snapshot
 from relay.model.transaction import Transaction
-from relay.postgres import feed, journal, schedule
+from relay.postgres import housekeeping, journal, schedule
 from relay.postgres.decode import Entry, Watch
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.install import text
@@ -87,7 +87,7 @@ async def test_notification_brings_the_change(database: Database, monkeypatch: p
 
 async def test_relay_prunes_the_journal(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was committed longer ago than the journal keeps goes, without anybody else's doing."""
-    monkeypatch.setattr(feed, "PRUNE_SECONDS", 0.05)
+    monkeypatch.setattr(housekeeping, "PRUNE_SECONDS", 0.05)
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     database.execute("update relay.settings set keep_age = '0'")
     async with Relay(database.dsn).running():
@@ -124,7 +124,7 @@ async def test_clean_restart_of_postgres_is_a_pause_and_no_more(
     assert (kind, data["id"]) == ("task.created", "a")
 
 
-async def test_crash_of_postgres_is_told_by_a_sync(own_server: EmbeddedPostgres, on_own_server: Relay) -> None:
+async def test_crash_of_postgres_causes_a_sync(own_server: EmbeddedPostgres, on_own_server: Relay) -> None:
     """Crash recovery may lose what was seen already; so everybody is sent the board again."""
     async with Client.to(on_own_server.url) as client:
         await client.subscribe("default")
@@ -138,7 +138,7 @@ async def test_crash_of_postgres_is_told_by_a_sync(own_server: EmbeddedPostgres,
     assert set(client.tasks) == {"a"}
 
 
-async def test_position_that_was_pruned_away_is_told_by_a_sync(
+async def test_position_that_was_pruned_away_causes_a_sync(
     database: Database, behind_proxy: Relay, proxy: Proxy
 ) -> None:
     """A relay that was away for longer than the journal is kept says so with a sync."""
@@ -158,7 +158,7 @@ async def test_position_that_was_pruned_away_is_told_by_a_sync(
 @pytest.mark.parametrize("trigger", ["relay_change", "relay_truncate"])
 async def test_disabled_trigger_is_noticed(database: Database, monkeypatch: pytest.MonkeyPatch, trigger: str) -> None:
     """Health does not stay green while nothing is journalled."""
-    monkeypatch.setattr(feed, "INSPECT_SECONDS", 0.05)
+    monkeypatch.setattr(housekeeping, "INSPECT_SECONDS", 0.05)
     async with Relay(database.dsn).running() as relay:
         await until(lambda: relay.feed.problem is None)
         database.execute(f"alter table tasks disable trigger {trigger}")
@@ -201,7 +201,7 @@ async def test_resync_sends_every_board_again(database: Database, client: Client
     assert set(client.tasks) == {"a"}
 
 
-async def test_unwatch_and_watch_are_told_by_syncs(database: Database, relay: Relay, client: Client) -> None:
+async def test_unwatch_and_watch_cause_syncs(database: Database, relay: Relay, client: Client) -> None:
     """A board empties when its table is watched no more, and fills when it is again."""
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     await client.receive()
@@ -216,7 +216,7 @@ async def test_unwatch_and_watch_are_told_by_syncs(database: Database, relay: Re
     await until(lambda: relay.feed.problem is None)
 
 
-async def test_changed_watch_is_told_by_a_sync(database: Database, client: Client) -> None:
+async def test_changed_watch_causes_a_sync(database: Database, client: Client) -> None:
     """A column that is hidden from now on disappears from boards that were synced before."""
     database.execute("insert into tasks (id, title, description) values ('a', 'A', 'secret')")
     await client.receive()
@@ -226,7 +226,7 @@ async def test_changed_watch_is_told_by_a_sync(database: Database, client: Clien
     assert "description" not in client.tasks["a"]
 
 
-async def test_reinstall_is_told_by_a_sync(database: Database, relay: Relay, client: Client) -> None:
+async def test_reinstall_causes_a_sync(database: Database, relay: Relay, client: Client) -> None:
     """After uninstall and install the old position means nothing, and the relay knows."""
     for name in ("uninstall", "install"):
         database.execute(text(name))
@@ -370,7 +370,7 @@ async def test_parts_of_a_large_transaction_have_all_that_it_did_to_their_rows(
     assert "t1" not in {data["id"] for kind, data in found if kind == "task.created"}
 
 
-async def test_batch_that_is_cut_short_is_told_by_a_sync(
+async def test_batch_that_is_cut_short_causes_a_sync(
     database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When Postgres is lost after a part of a batch, the board is sent: the part would come again."""
@@ -399,7 +399,7 @@ async def test_batch_that_is_cut_short_is_told_by_a_sync(
         assert await client.until_last(database) == []
 
 
-async def test_more_transactions_than_fit_a_batch_are_told_by_a_sync(
+async def test_more_transactions_than_fit_a_batch_cause_a_sync(
     database: Database, behind_proxy: Relay, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a long time without Postgres the board is the shorter answer."""

@@ -90,7 +90,7 @@ async def test_superuser_installs_and_watches_the_table_of_another(fresh: Databa
     assert fresh.fetch("select rolsuper from pg_roles where rolname = 'app'") == [(False,)]
 
 
-async def test_owner_who_may_create_roles_installs(fresh: Database) -> None:
+async def test_owner_with_the_right_to_create_roles_installs(fresh: Database) -> None:
     """The roles of ours are made by the install, which names no superuser and needs none."""
     dsn = _owned_by_dba(fresh, "createrole")
     install.run(dsn, "install")
@@ -102,7 +102,7 @@ async def test_owner_who_may_create_roles_installs(fresh: Database) -> None:
     await _see_that_it_works(fresh, dsn, "tasks", "dba")
 
 
-async def test_owner_who_may_create_no_role_is_told_what_to_have_run(fresh: Database) -> None:
+async def test_owner_without_the_right_to_create_roles_learns_what_to_have_run(fresh: Database) -> None:
     """The install says in one line what somebody else must run; then it works. Some roles may be there already."""
     dsn = _owned_by_dba(fresh, "")
     fresh.execute("create role relay_reader")

@@ -21,7 +21,7 @@ BOARDS = ("default", "other")
 
 
 class Writers:
-    """Threads that write until told to stop: savepoints, rollbacks, pauses, moves from board to board."""
+    """Threads that write until asked to stop: savepoints, rollbacks, pauses, moves from board to board."""
 
     def __init__(self, dsn: str, seed: int) -> None:
         self._dsn = dsn
@@ -91,7 +91,7 @@ class Writers:
 
 
 async def come_and_go(relay: Relay, chance: random.Random, *, rounds: int) -> None:
-    """Connect, follow both boards for a while, subscribe anew, leave; every message must fit (see Client)."""
+    """Connect, follow both boards for a while, subscribe again, leave; every message must fit (see Client)."""
     for _ in range(rounds):
         board = chance.choice(BOARDS)
         async with Client.to(relay.url) as client:

@@ -11,9 +11,10 @@ import psycopg
 import pytest
 
 from relay.model.snapshot import Snapshot
-from relay.postgres import feed, schedule
+from relay.postgres import follower, housekeeping, schedule
 from relay.postgres.connection import Connection
 from relay.postgres.embedded import EmbeddedPostgres
+from relay.postgres.feed import Feed
 from relay.postgres.journal import _SINCE, PART_CHANGES, Batch
 from relay.postgres.session import Session
 from tests.integration.client import Client, until
@@ -240,8 +241,9 @@ def test_settings_outlive_the_server_and_another_install(database: Database) -> 
 
 async def test_idle_database_stays_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Round after round of polls, prunes and inspections takes no transaction id, and so writes no WAL."""
-    for name in ("SHAPE_SECONDS", "PRUNE_SECONDS", "INSPECT_SECONDS"):
-        monkeypatch.setattr(feed, name, 0.02)
+    monkeypatch.setattr(follower, "SHAPE_SECONDS", 0.02)
+    monkeypatch.setattr(housekeeping, "PRUNE_SECONDS", 0.02)
+    monkeypatch.setattr(housekeeping, "INSPECT_SECONDS", 0.02)
     monkeypatch.setattr(schedule, "READ_SECONDS", 0.02)
     rounds = 0
     plain = Session.prune
@@ -312,7 +314,7 @@ async def test_prune_amid_a_large_batch_loses_nothing(database: Database, transa
 async def test_prune_before_a_large_batch_is_read_is_noticed(
     database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What goes between the look that finds too much for one part and the snapshot of the parts comes as a sync."""
+    """A prune between the poll that finds too much for one part and the snapshot of the parts causes a sync."""
     plain = Connection.rows
     pruned = 0
 
@@ -333,14 +335,13 @@ async def test_prune_before_a_large_batch_is_read_is_noticed(
 
 
 async def test_long_transaction_costs_reading_nothing(database: Database, relay: Relay, client: Client) -> None:
-    """The entries of a transaction that stays open are not looked through again with each batch."""
+    """The entries of a transaction that stays open are not read again with each batch."""
     long = database.connect()
     long.execute("begin; insert into tasks (id, title) select 'l' || i, 'L' from generate_series(1, 20000) i")
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     await client.receive()
-    assert isinstance(relay.feed, feed.Feed)
-    position = relay.feed._position  # noqa: SLF001  # what the next batch is read from
-    assert position is not None
+    assert isinstance(relay.feed, Feed)
+    position = relay.feed._position.snapshot  # noqa: SLF001  # what the next batch is read from
     assert position.xip
     reader = database.connect()
     reader.execute("set enable_seqscan = off")
@@ -366,9 +367,9 @@ async def test_entries_of_another_server_are_never_read(database: Database, clie
         op,
         op,
     )
-    told = [message for _ in range(30) for message in await client.until_last(database)]
+    messages = [message for _ in range(30) for message in await client.until_last(database)]
 
-    assert told == []
+    assert messages == []
     assert "ghost" not in client.tasks
 
 
@@ -489,7 +490,7 @@ def test_pause_has_room_for_more_after_the_limit_was_raised(database: Database) 
     assert journalled(database) == 200
 
 
-async def test_pause_is_ended_by_a_relay_and_told(database: Database) -> None:
+async def test_pause_is_ended_by_a_relay_and_causes_a_sync(database: Database) -> None:
     """What was not journalled is in the board that everybody is sent, and changes flow again."""
     database.execute(SEVERAL)
     async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
@@ -510,8 +511,8 @@ async def test_pause_is_ended_by_a_relay_and_told(database: Database) -> None:
 async def test_while_a_pause_cannot_end_boards_are_sent_again_and_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who subscribes stays current, later than usual, and gets single changes again when there is room."""
-    monkeypatch.setattr(feed, "PAUSED_SECONDS", 0.05)
+    """A subscriber stays current, later than usual, and gets single changes again when there is room."""
+    monkeypatch.setattr(follower, "PAUSED_SECONDS", 0.05)
     database.execute(SEVERAL)
     holder = database.connect()
     holder.execute("begin isolation level repeatable read; select 1")
@@ -536,7 +537,7 @@ async def test_while_a_pause_cannot_end_boards_are_sent_again_and_again(
 
 async def test_autovacuum_alone_lets_a_pause_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where few rows, wide ones, have filled the journal: nobody has to see to it."""
-    monkeypatch.setattr(feed, "PAUSED_SECONDS", 0.2)
+    monkeypatch.setattr(follower, "PAUSED_SECONDS", 0.2)
     with EmbeddedPostgres(settings={"autovacuum_naptime": "1s"}) as server:
         install(server.dsn)
         with Database(server.dsn) as database:
@@ -562,7 +563,9 @@ async def test_autovacuum_alone_lets_a_pause_end(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
 @pytest.mark.parametrize("last", [True, False])
-async def test_transaction_across_the_end_of_a_pause_is_told(database: Database, level: str, last: bool) -> None:
+async def test_transaction_across_the_end_of_a_pause_causes_a_sync(
+    database: Database, level: str, last: bool
+) -> None:
     """One that skipped its entries during the pause, and commits after it, comes as a sync, whatever ran beside it.
 
     The last to have begun is above every snapshot's xmax, the others are among those that run.
@@ -606,7 +609,7 @@ async def test_old_snapshot_sees_the_pause_and_its_end(database: Database) -> No
 
 
 async def test_cut_short_end_of_a_pause_is_done_again(database: Database, client: Client) -> None:
-    """Journalling that goes on while nobody has been told of the pause is still a broken continuity."""
+    """Journalling that goes on before any relay has noticed the pause is still a broken continuity."""
     database.execute(SEVERAL)
     await client.until_last(database)
     breaker = database.connect()

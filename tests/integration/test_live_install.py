@@ -94,7 +94,7 @@ def test_a_changed_watch_waits_for_no_reader(database: Database) -> None:
     ],
     ids=["watch", "unwatch-reader", "unwatch-writer", "uninstall"],
 )
-def test_nobody_waits_behind_who_waits_for_the_table(
+def test_nobody_waits_behind_an_install_that_waits_for_the_table(
     database: Database, holder: str, statement: str, mode: str
 ) -> None:
     """While a long transaction holds the table, others read and write it; then the statement is done."""
@@ -120,7 +120,9 @@ def test_nobody_waits_behind_who_waits_for_the_table(
         ("select relay.unwatch('tasks', '0.3s')", READER),
     ],
 )
-def test_whose_patience_ends_is_told_who_holds_the_table(database: Database, statement: str, holder: str) -> None:
+def test_error_after_waiting_in_vain_names_the_holder_of_the_table(
+    database: Database, statement: str, holder: str
+) -> None:
     """And nothing was changed."""
     before = database.fetch("select * from relay.watches")
     with database.connect() as long:
@@ -135,7 +137,7 @@ def test_whose_patience_ends_is_told_who_holds_the_table(database: Database, sta
     assert database.fetch("select * from relay.watches") == before
 
 
-def test_unwatching_waits_for_who_changes_the_watch(database: Database) -> None:
+def test_unwatching_waits_for_a_change_of_the_watch(database: Database) -> None:
     """Two at once never leave a watch without its triggers."""
     with database.connect() as writer:
         writer.execute(WRITER)

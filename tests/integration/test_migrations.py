@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from relay.commands.cli import cli
-from relay.postgres import feed
+from relay.postgres import housekeeping
 from tests.acceptance.test_docs import MIGRATIONS, examples
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -21,7 +21,7 @@ from tests.servers import Database
 @pytest.fixture
 def inspects_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a relay see soon what is watched."""
-    monkeypatch.setattr(feed, "INSPECT_SECONDS", 0.05)
+    monkeypatch.setattr(housekeeping, "INSPECT_SECONDS", 0.05)
 
 
 def run(database: Database, problem: str, word: str) -> None:

@@ -16,7 +16,7 @@ from relay import config
 from relay.daemon.worker import Worker
 from relay.http.app import Monitor
 from relay.model.status import Counts, Histogram, Status
-from relay.postgres import boards, feed, progress, requests
+from relay.postgres import boards, housekeeping, progress, requests
 from tests.integration.client import Client
 from tests.proxy import Proxy
 from tests.servers import Database, install
@@ -101,11 +101,11 @@ async def test_health_of_a_running_relay(database: Database) -> None:
 
 async def until_ready(url: str) -> None:
     async with asyncio.timeout(_DEADLINE):
-        while (await get(f"{url}/ready"))[0] != 200:  # noqa: ASYNC110 - a canary tells nobody else
+        while (await get(f"{url}/ready"))[0] != 200:  # noqa: ASYNC110 - nothing else shows when a probe is back
             await asyncio.sleep(0.01)
 
 
-async def test_client_is_served_to_any_page_and_asked_for_anew() -> None:
+async def test_client_is_served_to_any_page_and_asked_for_again() -> None:
     """Browsers get the JavaScript client and its types as files of their kind, and again only when they changed."""
 
     async def stopped() -> Status:
@@ -129,7 +129,7 @@ async def test_client_is_served_to_any_page_and_asked_for_anew() -> None:
 
 
 async def test_metrics_of_a_running_relay(database: Database) -> None:
-    """Prometheus is told how many are connected and follow boards, what was sent, and how the journal is."""
+    """Prometheus learns how many are connected and follow boards, what was sent, and how the journal is."""
     async with serving(database.dsn) as worker, feeding(worker), monitoring(worker.status) as url:
         address = f"ws://127.0.0.1:{worker.port}"
         async with Client.to(address) as one, Client.to(address) as other, Client.to(address):
@@ -166,7 +166,7 @@ async def test_metrics_of_a_running_relay(database: Database) -> None:
     assert metrics["relay_commit_to_socket_seconds_count"] >= 1
     assert metrics["relay_commit_to_socket_seconds_bucket +Inf"] == metrics["relay_commit_to_socket_seconds_count"]
     assert 0 < metrics["relay_commit_to_socket_seconds_sum"] < metrics["relay_commit_to_socket_seconds_count"] * 20
-    # The canary's transaction and the one with the tasks.
+    # The probe's transaction and the one with the tasks.
     assert metrics["relay_transactions_read_total"] >= 2
     assert metrics["relay_notifications_total received"] + metrics["relay_notifications_total skipped"] >= 2
     assert 0 <= metrics["relay_feed_lag_seconds"] < 20
@@ -214,7 +214,7 @@ async def test_other_paths_are_not_found(path: str) -> None:
 
 
 async def test_health_of_a_relay_without_websocket() -> None:
-    """A relay told to serve no clients is healthy without a database, and says that nothing flows."""
+    """A relay that is to serve no clients is healthy without a database, and says that nothing flows."""
     async with (
         serving(_NOBODY, WS_ENABLED="false", WS_PORT="8080") as worker,
         feeding(worker),
@@ -257,7 +257,7 @@ async def test_health_before_the_feed_has_connected_names_the_problem() -> None:
 # What other relays are silent about
 
 
-async def until_told(worker: Worker, words: str, *, part: str = "problem") -> None:
+async def until_reported(worker: Worker, words: str, *, part: str = "problem") -> None:
     """Wait until the relay says something of this kind about itself."""
     async with asyncio.timeout(_DEADLINE):
         while words not in str(getattr(await worker.status(), part)):  # noqa: ASYNC110 - the feed tells nobody
@@ -268,7 +268,7 @@ async def until_told(worker: Worker, words: str, *, part: str = "problem") -> No
 async def relay_on(database_url: str, **settings: str) -> AsyncIterator[Worker]:
     """Yield a relay that is ready, with a small budget."""
     async with serving(database_url, HEALTH_BUDGET="300", **settings) as worker, feeding(worker):
-        await until_told(worker, "None", part="unready")
+        await until_reported(worker, "None", part="unready")
         yield worker
 
 
@@ -276,7 +276,7 @@ async def relay_on(database_url: str, **settings: str) -> AsyncIterator[Worker]:
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have probes and readings of the vitals follow one another soon."""
     for name in ("PRUNE_SECONDS", "INSPECT_SECONDS"):
-        monkeypatch.setattr(feed, name, 0.05)
+        monkeypatch.setattr(housekeeping, name, 0.05)
     for name in ("PROBE_SECONDS", "IDLE_PROBE_SECONDS"):
         monkeypatch.setattr(progress, name, 0.05)
 
@@ -293,13 +293,13 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 async def test_relay_that_half_of_the_probe_reaches_is_not_ready(database: Database, body: str, words: str) -> None:
-    """All connections look fine, and what is written does not come through: the answer says which way is broken."""
+    """All connections seem well, but changes do not come through: the answer says which way is broken."""
     async with relay_on(database.dsn) as worker, monitoring(worker.status) as url:
         database.execute(
             "create or replace function relay.probe(label text) returns boolean language plpgsql security definer "
             f"as $$ begin {body}; return true; end $$"
         )
-        await until_told(worker, words)
+        await until_reported(worker, words)
         assert await get(f"{url}/ready") == (503, {"ready": False, "problem": (await worker.status()).unready})
         assert (await get(f"{url}/health"))[0] == 503
         assert (await get_metrics(url))["relay_ready"] == 0
@@ -343,9 +343,9 @@ async def test_relay_whose_trigger_is_gone_says_so(database: Database) -> None:
             "select tgname from pg_trigger where tgrelid = 'tasks'::regclass and tgname like 'relay%%' limit 1"
         )
         database.execute(f"drop trigger {trigger} on tasks")
-        await until_told(worker, "triggers of public.tasks are missing or disabled", part="unready")
+        await until_reported(worker, "triggers of public.tasks are missing or disabled", part="unready")
         database.execute("select relay.watch('tasks')")
-        await until_told(worker, "None", part="unready")
+        await until_reported(worker, "None", part="unready")
 
 
 @pytest.mark.usefixtures("quick_probes")
@@ -357,22 +357,22 @@ async def test_journal_that_is_not_pruned_is_a_warning(database: Database) -> No
     with holder.transaction(force_rollback=True):
         holder.execute("select relay.prune()")
         async with relay_on(database.dsn) as worker, monitoring(worker.status) as url:
-            await until_told(worker, "the journal is not pruned", part="warnings")
+            await until_reported(worker, "the journal is not pruned", part="warnings")
             status, answer = await get(f"{url}/health")
             assert (status, answer["status"]) == (200, "healthy")
             assert "has been due for 36" in answer["warnings"][0]
             assert (await get_metrics(url))["relay_journal_overdue_seconds"] >= 3600
             holder.execute("rollback")
-            await until_told(worker, "[]", part="warnings")
+            await until_reported(worker, "[]", part="warnings")
 
 
 async def test_relay_behind_a_half_open_link_is_not_ready(database: Database, proxy: Proxy) -> None:
-    """No packet comes and nothing ends: it is told within seconds, and so is the way back."""
+    """No packet comes and nothing ends: health says so within seconds, and so it does of the way back."""
     async with relay_on(proxy.through(database.dsn)) as worker:
         proxy.freeze()
-        await until_told(worker, "connect", part="unready")
+        await until_reported(worker, "connect", part="unready")
         proxy.thaw()
-        await until_told(worker, "None", part="unready")
+        await until_reported(worker, "None", part="unready")
 
 
 async def test_database_that_only_reads_is_no_primary(database: Database) -> None:
@@ -380,6 +380,6 @@ async def test_database_that_only_reads_is_no_primary(database: Database) -> Non
     ((name,),) = database.fetch("select current_database()")
     database.execute(f"alter database {name} set default_transaction_read_only = on")
     async with serving(database.dsn) as worker, feeding(worker):
-        await until_told(worker, "sessions are read-only here", part="unready")
+        await until_reported(worker, "sessions are read-only here", part="unready")
         database.execute(f"alter database {name} reset default_transaction_read_only")
-        await until_told(worker, "None", part="unready")
+        await until_reported(worker, "None", part="unready")

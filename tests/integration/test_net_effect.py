@@ -1,4 +1,4 @@
-"""A transaction is told by its net effect, whatever it did on the way: functions, triggers, rewrites, savepoints."""
+"""A transaction is described by its net effect, whatever it did: functions, triggers, rewrites, savepoints."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Row = dict[str, Any]
 Rows = dict[str, Row]
 """All rows of the watched tables by their ids, as clients see them."""
 
-Told = Mapping[str, Mapping[str, list[Message]]]
-"""What is told of each task of each board, in order."""
+Effects = Mapping[str, Mapping[str, list[Message]]]
+"""The messages of each task of each board, in order."""
 
 
 class World:
@@ -141,20 +141,20 @@ def by_task(messages: Iterable[Message]) -> dict[str, list[Message]]:
     return dict(found)
 
 
-def difference(before: Rows, after: Rows) -> Told:
-    """Say what is to be told of a transaction, by what the tables held before and hold after."""
-    told: dict[str, dict[str, list[Message]]] = defaultdict(dict)
+def difference(before: Rows, after: Rows) -> Effects:
+    """Derive the messages of a transaction from what the tables held before and hold after."""
+    effects: dict[str, dict[str, list[Message]]] = defaultdict(dict)
     for key in before.keys() | after.keys():
         old, new = before.get(key), after.get(key)
         if old and new and old["boardId"] == new["boardId"]:
             if messages := _updated(old, new):
-                told[new["boardId"]][key] = messages
+                effects[new["boardId"]][key] = messages
             continue
         if old:
-            told[old["boardId"]][key] = [("task.deleted", {"id": key})]
+            effects[old["boardId"]][key] = [("task.deleted", {"id": key})]
         if new:
-            told[new["boardId"]][key] = [("task.created", new)]
-    return told
+            effects[new["boardId"]][key] = [("task.created", new)]
+    return effects
 
 
 def _updated(old: Row, new: Row) -> list[Message]:
@@ -239,10 +239,10 @@ _BEGINNING: Final = """
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chance=st.randoms(use_true_random=False))
-async def test_any_transaction_is_told_by_the_difference_that_it_made(
+async def test_any_transaction_is_described_by_the_difference_that_it_made(
     server: Server, wild: World, chance: random.Random
 ) -> None:
-    """Clients are told what changed from before to after, each task once, and hold the tables."""
+    """Clients are sent what changed from before to after, each task once, and hold the tables."""
     await wild.follow()
     await wild.run(_BEGINNING)
     script = _writes(server, chance).script()
@@ -250,7 +250,7 @@ async def test_any_transaction_is_told_by_the_difference_that_it_made(
     await wild.run(script)
 
 
-async def test_any_large_transaction_is_told_by_the_difference_that_it_made(server: Server, wild: World) -> None:
+async def test_any_large_transaction_is_described_by_the_difference_that_it_made(server: Server, wild: World) -> None:
     """What is true of a few rows is true of thousands."""
     drawn = _writes(server, random.Random("large"))
     await wild.run(_BEGINNING + "insert into tasks (id, title) select 'm' || i, 'x' from generate_series(1, 1500) i")
@@ -269,7 +269,7 @@ def _writes(server: Server, chance: random.Random) -> Writes:
     )
 
 
-# Transactions that were once told wrong
+# Transactions that were once described wrongly
 
 _BUMP: Final = """
     create function bump(key text) returns text language plpgsql as $$
@@ -280,10 +280,10 @@ _BUMP: Final = """
 """
 
 
-async def test_function_in_returning_that_updates_the_same_rows_is_told_as_the_table_is(
+async def test_function_in_returning_that_updates_the_same_rows_leaves_clients_with_the_table(
     database: Database, world: World
 ) -> None:
-    """Of a row that a statement updated, and then a function which it called, the last value is told, once."""
+    """Of a row that a statement updated, and then a function which it called, the last value is sent, once."""
     await world.run("insert into tasks (id, title) select 'r' || i, 'x' from generate_series(1, 3000) i")
     database.execute(_BUMP)
 
@@ -292,7 +292,7 @@ async def test_function_in_returning_that_updates_the_same_rows_is_told_as_the_t
     assert {row["priority"] for row in world.rows().values()} == {"inner"}
 
 
-async def test_function_in_an_insert_that_updates_the_row_before_is_told_as_the_table_is(
+async def test_function_in_an_insert_that_updates_the_row_before_leaves_clients_with_the_table(
     database: Database, world: World
 ) -> None:
     """Rows that a function updated while others were yet to be inserted are created as they are in the end."""
@@ -384,7 +384,7 @@ async def test_table_that_is_rewritten_until_versions_share_a_place_stops_nothin
     assert busiest.seconds < LONGEST_SECONDS
 
 
-async def test_table_that_is_rewritten_between_updates_is_told_as_it_is(world: World) -> None:
+async def test_table_that_is_rewritten_between_updates_leaves_clients_with_the_table(world: World) -> None:
     """A table may become unlogged and logged again in a transaction, and all rows stand elsewhere each time."""
     await world.run("insert into tasks (id, title) select 'r' || i, 'x' from generate_series(1, 20) i")
 

@@ -90,7 +90,7 @@ def test_a_promise_from_before_the_clock_was_set_back_is_none(
 
 
 def test_a_promise_does_not_end_a_pause_nor_hide_how_many_there_were(database: Database) -> None:
-    """Both are told by one number."""
+    """One number says both."""
     database.execute(PAUSE)
     database.execute("select relay.poll_for(2000)")
     assert database.fetch("select relay.paused(), relay.pauses(), relay.polled_for()") == [(True, 1, 0)]

@@ -1,4 +1,4 @@
-"""Resumable subscriptions on a real Postgres: a client that comes back gets exactly what it missed, or is told."""
+"""Resumable subscriptions on a real Postgres: a client that comes back gets exactly what it missed, or the board."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.postgres import feed, journal
+from relay.postgres import journal, requests
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.install import text as sql_text
 from tests.integration.client import Client, Tasks, until
@@ -33,7 +33,9 @@ async def come_back(relay: Relay, cursor: object, tasks: Tasks | None = None) ->
         return client
 
 
-async def test_who_comes_back_gets_what_it_missed_and_then_what_follows(database: Database, relay: Relay) -> None:
+async def test_a_client_that_comes_back_gets_what_it_missed_and_then_what_follows(
+    database: Database, relay: Relay
+) -> None:
     """Between the cursor and now nothing is lost and nothing comes twice, and nothing else is sent."""
     database.execute("insert into tasks (id, title) values ('a', 'A'), ('b', 'B')")
     cursor, tasks = await start(relay)
@@ -88,7 +90,7 @@ async def test_cursor_works_on_a_relay_that_was_started_since_and_on_another(
         assert (set(client.tasks), client.reason) == ({"a"}, None)
 
 
-async def test_who_comes_before_the_relay_has_reached_postgres_resumes_when_it_has(
+async def test_a_client_that_comes_before_the_relay_has_reached_postgres_resumes_when_it_has(
     database: Database, relay: Relay
 ) -> None:
     """Clients that come back to a relay that is just starting are not sent their boards for it."""
@@ -131,7 +133,7 @@ async def test_cursor_from_before_a_crash_is_refused(own_server: EmbeddedPostgre
 
 
 async def test_cursor_that_the_journal_no_longer_follows_is_refused(database: Database, relay: Relay) -> None:
-    """What was pruned away cannot be told, so the board is."""
+    """What was pruned away cannot be sent, so the board is."""
     cursor, tasks = await start(relay)
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     database.execute("select relay.prune('0')")
@@ -141,7 +143,7 @@ async def test_cursor_that_the_journal_no_longer_follows_is_refused(database: Da
 
 
 async def test_cursor_from_before_a_pause_is_refused(database: Database, relay: Relay) -> None:
-    """What was not journalled cannot be told, so the board is."""
+    """What was not journalled cannot be sent, so the board is."""
     cursor, tasks = await start(relay)
     database.execute(PAUSE)
     database.execute("insert into tasks (id, title) values ('a', 'A')")
@@ -181,7 +183,7 @@ async def test_cursor_of_another_database_is_refused(server: Server, relay: Rela
         "alter table tasks alter title type text using upper(title)",
     ],
 )
-async def test_changed_table_is_shown_to_who_stays_and_to_who_comes_back(
+async def test_changed_table_is_shown_to_clients_that_stay_and_that_come_back(
     database: Database, relay: Relay, change: str
 ) -> None:
     """A change of columns alters rows that nobody wrote to: everybody gets the board, and the reason."""
@@ -197,7 +199,7 @@ async def test_changed_table_is_shown_to_who_stays_and_to_who_comes_back(
         assert stays.tasks == client.tasks
 
 
-async def test_what_a_truncate_took_is_told_to_who_comes_back(database: Database, relay: Relay) -> None:
+async def test_a_client_that_comes_back_after_a_truncate_gets_the_board(database: Database, relay: Relay) -> None:
     """TRUNCATE has no changes to tell, so the board is, with the reason."""
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     cursor, tasks = await start(relay)
@@ -217,7 +219,7 @@ async def test_what_is_no_cursor_is_answered_by_the_board(database: Database, re
     assert client.reason in {"cursor_invalid", "epoch_changed"}
 
 
-async def test_who_missed_too_much_gets_the_board(
+async def test_a_client_that_missed_too_much_gets_the_board(
     database: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond a limit the board is the shorter answer."""
@@ -229,7 +231,7 @@ async def test_who_missed_too_much_gets_the_board(
     assert (len(client.tasks), client.reason) == (11, "too_much_missed")
 
 
-async def test_many_who_come_back_at_once_cost_the_database_a_handful_of_queries(
+async def test_many_that_come_back_at_once_cost_the_database_a_handful_of_queries(
     database: Database, relay: Relay
 ) -> None:
     """They are served together, whatever boards they follow and however old their cursors are."""
@@ -252,14 +254,14 @@ async def test_many_who_come_back_at_once_cost_the_database_a_handful_of_queries
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal.Journal, "missed", counted)
-        patch.setattr(feed, "GATHER_SECONDS", 2.0)
+        patch.setattr(requests, "GATHER_SECONDS", 2.0)
         await asyncio.gather(*(back(number % 50) for number in range(300)))
 
     assert 0 < reads < 10
 
 
 @pytest.mark.parametrize(("seed", "part", "visits", "writers"), [(3, journal.PART_CHANGES, 12, 4), (4, 10, 5, 1)])
-async def test_who_comes_and_goes_beside_busy_writers_ends_with_the_table(
+async def test_a_client_that_comes_and_goes_beside_busy_writers_ends_with_the_table(
     database: Database, relay: Relay, seed: int, part: int, visits: int, writers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every cursor a client goes on exactly where it was, on one relay or another."""

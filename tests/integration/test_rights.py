@@ -1,4 +1,4 @@
-"""Who may do what: writers need nothing, the daemon's role little, and nobody else gets anything."""
+"""Rights: writers need nothing, the daemon's role little, and nobody else gets anything."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def brief(messages: list[Message]) -> list[tuple[str, object]]:
     ],
     ids=["added", "retyped", "renamed"],
 )
-async def test_changed_column_is_told_by_a_sync(
+async def test_changed_column_causes_a_sync(
     database: Database, relay: Relay, client: Client, statement: str, expected: dict[str, object]
 ) -> None:
     """A column that is added, retyped or renamed shows at once on every task, and changes go on in the new shape."""
@@ -50,7 +50,7 @@ async def test_changed_column_is_told_by_a_sync(
     assert relay.feed.problem is None
 
 
-async def test_dropped_column_is_told_by_a_sync(database: Database, client: Client) -> None:
+async def test_dropped_column_causes_a_sync(database: Database, client: Client) -> None:
     """A column that is dropped is gone at once from every task."""
     database.execute("insert into tasks (id, title, status) values ('a', 'A', 'open')")
     await client.receive()
@@ -80,7 +80,7 @@ async def test_dropped_key_column_fails_no_writer_and_needs_another_to_be_named(
     await until(lambda: relay.feed.problem is None)
 
 
-async def test_migration_in_one_transaction_is_told_by_a_sync(database: Database, client: Client) -> None:
+async def test_migration_in_one_transaction_causes_a_sync(database: Database, client: Client) -> None:
     """A migration that changes shape and rows in one transaction leaves the board equal to the table."""
     with database.connect() as migration:
         migration.execute(
@@ -114,7 +114,7 @@ async def test_dropped_table_empties_its_boards(database: Database, relay: Relay
     await until(lambda: relay.feed.problem is None)
 
 
-async def test_table_recreated_in_one_transaction_is_told_by_a_sync(database: Database, client: Client) -> None:
+async def test_table_recreated_in_one_transaction_causes_a_sync(database: Database, client: Client) -> None:
     """A table that is replaced by another of its name, and watched, is shown at once with what it holds."""
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     await client.receive()
@@ -149,7 +149,7 @@ async def test_renamed_table_is_followed(database: Database, relay: Relay, clien
 # Partitions
 
 
-async def test_attached_and_detached_partitions_are_told_by_syncs(database: Database, relay: Relay) -> None:
+async def test_attached_and_detached_partitions_cause_syncs(database: Database, relay: Relay) -> None:
     """Rows that come with a partition, or go with it, fire no trigger; boards are sent again all the same."""
     database.execute("create table p (id int primary key, board_id text, lane text) partition by range (id)")
     database.execute("create table p0 partition of p for values from (0) to (10)")

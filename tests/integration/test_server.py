@@ -208,7 +208,7 @@ def has_come(connection: Connection, data: bytes) -> bool:
 
 
 def transport(connection: Connection) -> asyncio.Transport:
-    """Look at what is buffered for a client."""
+    """Return what is buffered for a client."""
     return connection._transport  # noqa: SLF001
 
 
@@ -283,7 +283,7 @@ async def test_one_connection_follows_several_boards(database: Database, relay: 
 
 
 async def test_subscribing_again_is_a_fresh_sync(database: Database, client: Client) -> None:
-    """A second subscribe to the same board shows it anew, as it is by then, and changes still come once."""
+    """A second subscribe to the same board shows it again, as it is by then, and changes still come once."""
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     await client.until_last(database)
 
@@ -525,7 +525,7 @@ async def compressing(database: Database) -> AsyncIterator[Relay]:
         yield relay
 
 
-async def test_message_is_compressed_once_for_all_who_inflate(
+async def test_message_is_compressed_once_for_all_that_inflate(
     database: Database, compressing: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them, and who does not, get the same messages; each is compressed once however many they are."""
@@ -655,7 +655,7 @@ async def test_what_is_no_http_request_is_ended(endpoint: Endpoint, garbage: byt
 async def test_client_without_handshake_is_cut_off(
     endpoint: Endpoint, accepted: list[Connection], said: bytes
 ) -> None:
-    """Who connects and does not finish its handshake in time is cut off."""
+    """A client that connects and does not finish its handshake in time is cut off."""
     endpoint.listener.seconds = 0.1
     async with Peer.to(endpoint, shake_hands=False) as peer:
         peer.write(said)
@@ -717,7 +717,7 @@ async def test_closing_that_comes_with_the_handshake_raises_nothing(endpoint: En
 async def test_over_tls_a_connection_is_the_same_and_takes_little_memory(
     accepted: list[Connection], tmp_path: Path
 ) -> None:
-    """It is told that the transport is blocked before it is made; and has a buffer to read into that is small."""
+    """It learns that the transport is blocked before it is made, and has a small buffer to read into."""
     ours, theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     cert, key = certificate(tmp_path, "relay")
     ours.load_cert_chain(cert, key)
@@ -749,15 +749,15 @@ async def test_one_connection_too_many_gets_503_until_another_leaves() -> None:
         await assert_serves(endpoint)
 
 
-async def test_heartbeat_drops_who_does_not_answer() -> None:
+async def test_heartbeat_drops_a_client_that_does_not_answer() -> None:
     """A peer that ignores a ping is cut off without a closing handshake."""
     async with listening(heartbeat=0.1) as endpoint, Peer.to(endpoint) as peer:
         assert set(await peer.read_rest()) == {0x89, 0x00}  # empty pings, and nothing else
         await eventually(lambda: endpoint.connections == 0)
 
 
-async def test_heartbeat_keeps_who_answers() -> None:
-    """Who answers pings lives on for many heartbeats, and so does websockets' client, which does it by itself."""
+async def test_heartbeat_keeps_a_client_that_answers() -> None:
+    """A client that answers pings lives on for many heartbeats; websockets' client answers by itself."""
     async with listening(heartbeat=0.1) as endpoint, Peer.to(endpoint) as peer, connect(url(endpoint)) as client:
         for _ in range(6):
             opcode, data = await peer.receive()
@@ -769,7 +769,7 @@ async def test_heartbeat_keeps_who_answers() -> None:
         assert await client.recv(decode=False) == PONG
 
 
-async def test_heartbeat_keeps_who_talks() -> None:
+async def test_heartbeat_keeps_a_client_that_talks() -> None:
     """Any sign of life counts, not only the answer to a ping."""
     async with listening(heartbeat=0.2) as endpoint, Peer.to(endpoint) as peer:
         for _ in range(5):
@@ -811,7 +811,7 @@ def table(database: Database) -> dict[str, dict[str, Any]]:
 async def test_slow_reader_holds_up_nobody_and_ends_with_the_exact_board(
     database: Database, relay: Relay, accepted: list[Connection], client: Client
 ) -> None:
-    """Who stops reading costs a bounded buffer, and is shown the board once when it reads again."""
+    """A client that stops reading costs a bounded buffer, and is sent the board once when it reads again."""
     database.execute("insert into tasks (id, title) values ('big', 'B'), ('gone', 'G')")
     await client.until_last(database)
     async with slow_client(relay) as slow:
@@ -863,7 +863,7 @@ async def test_large_board_that_changes_all_the_time_is_sent_once(
 
 
 async def test_client_that_reads_nothing_is_closed_with_1013(database: Database, accepted: list[Connection]) -> None:
-    """It is told so at the end of what its kernel took, should it read after all; in whole frames until then."""
+    """Should it read after all, it gets whole frames, and the close code after what its kernel took."""
     database.execute("insert into tasks (id, title) values ('big', 'B')")
     async with Relay(database.dsn, heartbeat=0.5).running() as relay, Client.to(relay.url) as client:
         await client.subscribe("default")
@@ -922,7 +922,7 @@ async def test_client_that_asks_without_reading_costs_a_bounded_buffer(
 
 
 async def test_client_that_ends_without_reading_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who sends its end of stream and never reads what is buffered for it is cut off in time, too."""
+    """A client that sends its end of stream and never reads what is buffered for it is cut off in time, too."""
     monkeypatch.setattr(connection_module, "CLOSE_SECONDS", 0.3)
     async with listening(heartbeat=0.3) as endpoint, Peer.to(endpoint) as peer:
         async for _ in ask_without_reading(peer, 3):
@@ -1008,7 +1008,7 @@ async def test_end_of_stream_ends_at_once(endpoint: Endpoint, accepted: list[Con
 async def test_stopping_says_1012_to_all_and_waits_for_nobody(
     accepted: list[Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who answers the closing is gone properly, and who does not is cut off."""
+    """A client that answers the closing handshake ends properly; one that does not is cut off."""
     monkeypatch.setattr(connection_module, "CLOSE_SECONDS", 0.3)
     async with listening() as endpoint, connect(url(endpoint)) as one, connect(url(endpoint)) as two:
         async with Peer.to(endpoint) as silent:
@@ -1027,7 +1027,7 @@ async def test_stopping_says_1012_to_all_and_waits_for_nobody(
             await connect(address)
 
 
-async def test_stopping_does_not_wait_for_who_keeps_talking(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stopping_does_not_wait_for_a_client_that_keeps_talking(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that answers the closing with anything but a closing is cut off in time, too."""
     monkeypatch.setattr(connection_module, "CLOSE_SECONDS", 0.3)
     async with listening() as endpoint, Peer.to(endpoint) as peer:
@@ -1045,7 +1045,7 @@ async def test_stopping_does_not_wait_for_who_keeps_talking(monkeypatch: pytest.
             talking.cancel()
 
 
-async def test_stopping_waits_for_who_still_reads(
+async def test_stopping_waits_for_a_client_that_still_reads(
     accepted: list[Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that takes longer than the closing may, but goes on reading, is sent all that waits, and the close."""
@@ -1065,7 +1065,9 @@ async def test_stopping_waits_for_who_still_reads(
         await closing
 
 
-async def test_stopping_cuts_off_who_has_not_shaken_hands(endpoint: Endpoint, accepted: list[Connection]) -> None:
+async def test_stopping_cuts_off_a_client_that_has_not_shaken_hands(
+    endpoint: Endpoint, accepted: list[Connection]
+) -> None:
     """A stopped endpoint leaves no connection behind, and none that could still be let in."""
     async with Peer.to(endpoint, shake_hands=False) as peer:
         await eventually(lambda: len(accepted) == 1)

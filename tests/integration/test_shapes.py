@@ -364,7 +364,7 @@ async def test_nobody_waits_for_a_list_and_no_race_leaves_a_card_on_the_wrong_bo
 
 
 async def test_what_was_missed_is_resolved_too(lists: Database, relay: Relay) -> None:
-    """Who comes back gets the cards of lanes that are as they were, and the board where one changed."""
+    """A client that comes back gets the cards of lanes that are as they were, and the board where one changed."""
     async with Client.to(relay.url) as client:
         await client.resume("1", None)
         cursor = client.cursor

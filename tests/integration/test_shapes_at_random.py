@@ -126,7 +126,7 @@ EXPECTED: Final = """
 """
 
 
-async def test_who_followed_holds_what_a_fresh_client_gets_and_that_is_the_table(database: Database) -> None:
+async def test_a_follower_holds_what_a_fresh_client_gets_and_that_is_the_table(database: Database) -> None:
     """The same tasks, in the same lanes, in the same order."""
     database.execute(SCHEMA)
     async with Relay(database.dsn).running() as running:

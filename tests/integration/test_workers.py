@@ -1,4 +1,4 @@
-"""Pool that do not start, or not again: what their operator is told, and that nothing is left."""
+"""Workers that do not start, or not again: what their operator learns, and that nothing is left."""
 
 from __future__ import annotations
 

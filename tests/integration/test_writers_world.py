@@ -420,7 +420,7 @@ def test_statement_does_on_a_watched_table_what_it_does_on_its_twin(server: Serv
     assert pair.compare(_SCRIPTS[kind], _RESET) == []
 
 
-def test_twins_are_told_apart_when_something_is_left_behind(pair: Twins) -> None:
+def test_twins_differ_when_something_is_left_behind(pair: Twins) -> None:
     """The comparison itself: a trigger that leaves anything behind is found out."""
     traces = {
         "rows": "perform nextval('other')",

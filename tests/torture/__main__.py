@@ -38,7 +38,7 @@ from tests.torture.world import World
 def main(
     minutes: float, seed: str | None, mutant: str | None, nats: bool | None, cluster: bool, shapes: bool, keep: Path
 ) -> None:
-    """Torture the relay and say whether anybody was told anything but the truth."""
+    """Torture the relay, and say whether any client was sent anything but the truth."""
     seed = seed or secrets.token_hex(4)
     if shapes:
         verdict = asyncio.run(torture_shapes(seed, minutes * 60, keep, sys.stdout))

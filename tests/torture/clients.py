@@ -202,7 +202,7 @@ class Client:
             expected_steps = audit.between(self.board, stretch.first, stretch.last)
             if stretch.steps != expected_steps:
                 lacks, extra = list(expected_steps - stretch.steps)[:4], list(stretch.steps - expected_steps)[:4]
-                self._violate(f"from {stretch.first} to {stretch.last} it lacks {lacks} and was told {extra} too")
+                self._violate(f"from {stretch.first} to {stretch.last} it lacks {lacks} and was sent {extra} too")
         self._steps, self._marks, self._reasons = [], [], Counter()
         self._stretches = [Stretch(self._cursor, self._cursor)] if self._cursor else []
 
@@ -219,7 +219,7 @@ class WatchedClient(Client):
         super().__init__(name, board, urls, seed, resumable=False)
 
     def _note(self, kind: str, data: dict[str, Any], tasks: dict[str, Task] | None = None) -> None:
-        """Be told of a change: its data as the relay sends it, and with a board.sync its reason and the tasks."""
+        """Note a change: its data as the relay sends it, and with a board.sync its reason and the tasks."""
         self.raw.append((time.time(), repr((kind, data))))
         self.counts[f"watched: {kind}"] += 1
         if kind != "board.sync":

@@ -1,23 +1,23 @@
 // Follows boards with the JavaScript client, all on one connection, for the torture: `node follow.mjs CLIENT BOARD…`,
-// the client a file. What it is told comes on stdin and what it tells goes to stdout, each as a line of JSON.
+// the client a file. It takes orders on stdin and reports on stdout, each as a line of JSON.
 //
-// Told:  {"url": …}         the relay for the attempt that was asked about
-//        {"tear": n}        tear the connection after so many more messages
-//        {"tear": "part"}   or after a part of a batch that is not its last
-//        {"show": board}
-// Tells: {"asks": "url"}    before each attempt
-//        {"torn": true}
-//        {"board", "change"}
-//        {"board", "shown": {"tasks", "lanes"}}
+// Orders:  {"url": …}         the relay for the attempt that was asked about
+//          {"tear": n}        tear the connection after so many more messages
+//          {"tear": "part"}   or after a part of a batch that is not its last
+//          {"show": board}
+// Reports: {"asks": "url"}    before each attempt
+//          {"torn": true}
+//          {"board", "change"}
+//          {"board", "shown": {"tasks", "lanes"}}
 //
-// All that it tells of a board is in order, so what is shown is what the changes before it must have led to.
+// All reports of a board are in order, so what is shown is what the changes before it must have led to.
 
 import { createInterface } from "node:readline";
 import WebSocket from "../acceptance/guide/node_modules/ws/wrapper.mjs";
 
 const [program, ...names] = process.argv.slice(2);
 const { connect } = await import(program);
-const tell = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
+const report = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
 
 let attempt; // resolves with the relay's address
 let url;
@@ -38,35 +38,35 @@ function burn(message) {
   fuse = Infinity;
   if (socket?.readyState !== WebSocket.OPEN) return;
   socket.terminate();
-  tell({ torn: true });
+  report({ torn: true });
 }
 
 // Asked for a token before each attempt, it gives none, but learns where to go.
 async function token() {
   url = await new Promise((resolve) => {
     attempt = resolve;
-    tell({ asks: "url" });
+    report({ asks: "url" });
   });
 }
 
 const relay = connect("ws://relay.invalid", { WebSocket: Torn, token });
 const boards = new Map(names.map((name) => [name, relay.subscribe(name)]));
 for (const [name, board] of boards) {
-  // A board.sync says only that there is another board, so that is told with it.
+  // A board.sync says only that there is another board, so the tasks are reported with it.
   const whole = (type) => (type === "board.sync" ? { tasks: [...board.tasks.values()] } : {});
-  board.on("change", (change) => tell({ board: name, change: { ...change, ...whole(change.type) } }));
+  board.on("change", (change) => report({ board: name, change: { ...change, ...whole(change.type) } }));
 }
 
 createInterface({ input: process.stdin })
   .on("line", (line) => {
-    const told = JSON.parse(line);
-    if ("url" in told) attempt(told.url);
-    else if ("tear" in told) {
-      fuse = told.tear;
+    const order = JSON.parse(line);
+    if ("url" in order) attempt(order.url);
+    else if ("tear" in order) {
+      fuse = order.tear;
       if (fuse === 0) burn();
     } else {
-      const { tasks, lanes } = boards.get(told.show);
-      tell({ board: told.show, shown: { tasks: [...tasks.values()], lanes } });
+      const { tasks, lanes } = boards.get(order.show);
+      report({ board: order.show, shown: { tasks: [...tasks.values()], lanes } });
     }
   })
   .on("close", () => process.exit());

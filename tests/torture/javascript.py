@@ -2,7 +2,7 @@
 
 Rules:
 - It is the file of the package as it is, unless a mutant of it is asked for.
-- What it tells of a board comes in order, so what it shows when asked is what the changes told before must lead to.
+- Its reports of a board are in order, so what it shows when asked is what the changes before must lead to.
 """
 
 from __future__ import annotations
@@ -65,21 +65,21 @@ class JavaScript:
                 self._process.kill()
             await self._process.wait()
 
-    def tell(self, **told: object) -> None:
-        """Tell the process something."""
+    def order(self, **order: object) -> None:
+        """Give the process an order."""
         assert self._process.stdin
-        self._process.stdin.write(json.dumps(told).encode() + b"\n")
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
 
     async def _tear(self) -> None:
         while True:
             await asyncio.sleep(self._chance.expovariate(1 / 4))
             if not self.clients[0].calm.is_set():
-                self.tell(tear=self._chance.choice([0, 1, 5, "part", "part"]))
-                self.tell(show=self._chance.choice(self.clients).board)
+                self.order(tear=self._chance.choice([0, 1, 5, "part", "part"]))
+                self.order(show=self._chance.choice(self.clients).board)
 
     def _hear(self, line: dict[str, Any]) -> None:
         if "asks" in line:
-            self.tell(url=self._chance.choice(self._urls()))
+            self.order(url=self._chance.choice(self._urls()))
         elif "torn" in line:
             self.clients[0].counts["torn"] += 1
         else:
@@ -96,7 +96,7 @@ class JavaScriptClient(WatchedClient):
         self._shown = asyncio.Event()
 
     def hear(self, line: dict[str, Any]) -> None:
-        """Be told a change, or shown the board."""
+        """Take a change, or the board as it is shown."""
         if "shown" in line:
             self._compare(**line["shown"])
             self._shown.set()
@@ -109,13 +109,13 @@ class JavaScriptClient(WatchedClient):
             case "task.created":
                 self._note("task.created", change["task"])
             case kind:
-                told = ("id", "changes", "fromLane", "toLane")
-                self._note(kind, {name: change[name] for name in told if name in change})
+                its = ("id", "changes", "fromLane", "toLane")
+                self._note(kind, {name: change[name] for name in its if name in change})
 
     async def check(self, audit: Audit, faults: Container[str]) -> None:
         await super().check(audit, faults)
         self._shown.clear()
-        self._process.tell(show=self.board)
+        self._process.order(show=self.board)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._shown.wait()

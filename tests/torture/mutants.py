@@ -27,7 +27,7 @@ NOTHING: Final = Snapshot.parse("3:3:")
 
 
 def late_committers() -> None:
-    """Forgets the transactions that were running at the last look: what commits out of order is skipped."""
+    """Forgets the transactions that were running at the last poll: what commits out of order is skipped."""
     journal._running = lambda snapshot: []  # noqa: ARG005, SLF001
 
 
@@ -108,8 +108,8 @@ def last_entry_wins() -> None:
     net._before_and_after = first_and_last  # noqa: SLF001
 
 
-def entries_told() -> None:
-    """Tells each entry of the journal as it comes, instead of what remains of all."""
+def entries_sent() -> None:
+    """Sends each entry of the journal as it comes, instead of what remains of all."""
 
     def one_by_one(self: net.Transaction, boards: Container[str | None]) -> dict[str, Meaning]:
         found: dict[str, Meaning] = {}
@@ -192,7 +192,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         counted_once,
         cancelled_in_order,
         last_entry_wins,
-        entries_told,
+        entries_sent,
         late_committers,
         tail_dropped,
         ahead_is_live,

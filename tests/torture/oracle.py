@@ -7,11 +7,11 @@ committed transaction, and nothing of what it did on the way; what was rolled ba
 
 Rules:
 - A client that says "I held stamp 7 of task t on board a and now hold 9" is right only if one transaction took t on a
-  from 7 to 9. So nothing is lost, doubled, reordered, or of a rolled-back transaction, and no image is told that only
+  from 7 to 9. So nothing is lost, doubled, reordered, or of a rolled-back transaction, and no image is sent that only
   the transaction itself ever saw.
 - A client that says "I am at cursor c" holds exactly what the transactions that c sees have left. So no cursor lies,
   and no batch tears a transaction.
-- A client led from one cursor to another was told each net change between them once, and nothing else.
+- A client led from one cursor to another was sent each net change between them once, and nothing else.
 - A crash ends an *epoch*: ids of transactions that it undid may be given out again. A cursor sees all of earlier
   epochs and nothing of later ones.
 """

@@ -39,7 +39,7 @@ STEPS = [Step("x", "a", None, 1), Step("x", "a", 1, 2), Step("x", "a", 2, None)]
 
 @pytest.mark.parametrize(("task", "old", "new"), [("a", None, 1), ("a", 1, 2), ("a", 2, None)])
 def test_each_step_of_the_history_is_one(task: str, old: int | None, new: int | None) -> None:
-    """What was committed may be told."""
+    """What was committed may be sent."""
     assert AUDIT.is_step(Step("x", task, old, new))
 
 
@@ -60,7 +60,7 @@ def test_a_cursor_holds_what_it_sees() -> None:
     assert (AUDIT.at("x", cursor("14:14:")), AUDIT.at("y", cursor("14:14:"))) == ({}, {"a": 4})
 
 
-def test_a_cursor_of_another_era_sees_all_or_nothing() -> None:
+def test_a_cursor_of_another_epoch_sees_all_or_nothing() -> None:
     """After a crash transaction ids come again, and a cursor from before it knows nothing of them."""
     assert AUDIT.at("y", "earlier.shape.99:99:.seal") == {}
     assert AUDIT.at("x", "later.shape.3:3:.seal") == {}
@@ -84,7 +84,7 @@ def test_a_board_comes_for_a_reason_that_a_fault_gave_and_for_no_other() -> None
 
 
 @pytest.mark.timeout(280)
-async def test_nobody_is_told_anything_but_the_truth(tmp_path: Path) -> None:
+async def test_nobody_is_sent_anything_but_the_truth(tmp_path: Path) -> None:
     """A short round of the torture ends without a violation."""
     try:
         EmbeddedPostgres()

@@ -2,7 +2,7 @@
 
 Rules:
 - Everything random comes from the seed; what threads and processes make of it does not, so a seed is a good start
-  for looking, not a recording. The recording is what a failure leaves on disk.
+  for a search, not a recording. The recording is what a failure leaves on disk.
 - A fault ends by itself, or is ended before the writers pause.
 """
 
@@ -167,7 +167,7 @@ _AUDIT: Final = (
 
 
 class Writers:
-    """Threads that write until told to pause: all kinds of statements, savepoints, rollbacks, pauses, deadlocks."""
+    """Threads that write until asked to pause: all kinds of statements, savepoints, rollbacks, pauses, deadlocks."""
 
     def __init__(self, dsn: str, seed: str, number: int) -> None:
         self._dsn = dsn
@@ -282,7 +282,7 @@ class World:
                     yield
                 finally:
                     for relay in self._relays:
-                        if relay:  # nobody is to be seen off
+                        if relay:  # no client is to be disconnected in order
                             relay.signal(signal.SIGKILL)
                             relay.end()
 
@@ -325,7 +325,7 @@ class World:
     # Faults
 
     async def fault(self) -> None:
-        """Have one thing go wrong, and mend it."""
+        """Have one thing go wrong, and repair it."""
         happens = self._chance.choice(self.faults_known or FAULTS)
         name = happens.__name__
         self.faults[name] += 1
@@ -429,7 +429,7 @@ class World:
         async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
             await connection.execute("set lock_timeout = '2s'")
             await connection.execute(f"alter table tasks {change}".encode())
-            # The first rewrite after a default came changes the catalog once more, and looks like a change of type.
+            # The first rewrite after a default came changes the catalog once more, and resembles a change of type.
             await connection.execute("vacuum full tasks")
 
     async def rename_label(self) -> None:

@@ -1,4 +1,4 @@
-"""Who gets in: tokens, boards, origins, proxies and rates."""
+"""Access: tokens, boards, origins, proxies and rates."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_what_is_no_token_is_refused(credential: str | None) -> None:
 
 
 @pytest.mark.parametrize("entries", [[""], [":a"], ["t:"], ["t:,"], ["t", "t"], ["t:a", "t:b"]])
-def test_bad_entries_are_told_by_number_and_not_shown(entries: list[str]) -> None:
+def test_bad_entries_are_named_by_number_and_not_shown(entries: list[str]) -> None:
     with pytest.raises(AccessError, match=rf"^here: entry {len(entries)} (is no|has the) token") as failure:
         static_tokens(entries, "here")
     assert "t:b" not in str(failure.value)
@@ -178,7 +178,7 @@ def test_a_public_key_is_never_taken_for_a_secret() -> None:
         Access(keys=signing_keys(public, "test")).grant(forged)
 
 
-def test_an_unknown_key_is_told_apart_for_it_may_be_new() -> None:
+def test_an_unknown_key_is_distinguished_for_it_may_be_new() -> None:
     with pytest.raises(UnknownKey):
         signed().grant(token(RSA, "RS256", "next"))
 
@@ -241,7 +241,7 @@ def test_without_boards_in_the_token_the_database_decides_if_it_is_asked() -> No
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"keys": []}', '{"keys": [{"kty": "oct", "k": "YQ"}]}', '{"keys": 5}']
 )
-def test_what_is_no_set_of_keys_is_told(text: str) -> None:
+def test_what_is_no_set_of_keys_is_reported(text: str) -> None:
     with pytest.raises(AccessError, match=r"^here: "):
         signing_keys(text, "here")
 
@@ -371,7 +371,7 @@ def test_one_client_does_not_use_up_anothers() -> None:
     assert [rates.take(f"10.0.0.{last}", 100) for last in (1, 1, 2)] == [0, pytest.approx(60), 0]
 
 
-def test_who_is_refused_takes_nothing_of_the_total() -> None:
+def test_a_visitor_that_is_refused_takes_nothing_of_the_total() -> None:
     rates = Rates(per_client=1, total=2)
     assert rates.take("10.0.0.1", 100) == 0
     assert all(rates.take("10.0.0.1", 100) for _ in range(10))
@@ -390,7 +390,7 @@ def test_a_clock_that_stands_still_or_goes_back_gives_nothing_away() -> None:
     assert all(rates.take("10.0.0.1", now) > 0 for now in (100, 50, 100, 99))
 
 
-def test_a_flood_is_refused_before_its_credentials_are_looked_at() -> None:
+def test_a_flood_is_refused_before_its_credentials_are_checked() -> None:
     gate = Gate(Access(static_tokens(["t"], "here")), rates=Rates(per_client=1, total=0))
     with pytest.raises(Refused, match="no credential"):
         gate.admit(Visitor("10.0.0.1"), 100)

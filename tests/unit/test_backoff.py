@@ -35,7 +35,7 @@ def test_a_fault_that_comes_once_does_not_recur() -> None:
 
 @pytest.mark.parametrize("again", ["entry 12 is too large", "entry 13 is too large"])
 def test_the_same_fault_soon_again_recurs_until_an_attempt_has_lasted(again: str) -> None:
-    """Also while the next attempt looks well; numbers do not tell faults apart."""
+    """Also while the next attempt seems to go well; numbers do not make two faults different."""
     backoff = Backoff()
     backoff.begin(0.0)
     backoff.fail(1.0, "entry 12 is too large")

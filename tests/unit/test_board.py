@@ -63,7 +63,7 @@ def test_all_who_wait_get_one_read() -> None:
     assert delivered(board.synced(at("10:10:"), at("10:10:"))) == [({"ann", "bob"}, b"(sync)")]
 
 
-def test_who_waits_for_a_read_gets_nothing_before_it() -> None:
+def test_a_subscriber_that_waits_for_a_read_gets_nothing_before_it() -> None:
     board: Board[str] = Board()
     board.join("ann")
     assert delivered(board.publish([step(10)], at("11:11:"))) == []
@@ -106,7 +106,7 @@ def test_a_late_commit_of_a_low_id_follows_a_sync_that_lacks_it() -> None:
     assert delivered(board.publish([step(12), step(10)], at("13:13:"))) == [({"ann"}, b"[10]")]
 
 
-def test_who_was_ahead_of_the_feed_joins_the_others_once_it_has_caught_up() -> None:
+def test_a_subscriber_that_was_ahead_of_the_feed_joins_the_others_once_it_has_caught_up() -> None:
     board = board_with("ann")
     board.join("bob")
     board.begin_read()
@@ -124,7 +124,7 @@ def test_all_who_have_seen_nothing_of_a_batch_share_a_delivery_however_far_ahead
     assert delivered(board.publish([step(12)], at("13:13:"))) == [({"ann", "bob", "eve"}, b"[12]")]
 
 
-def test_who_is_further_ahead_stays_so() -> None:
+def test_a_subscriber_that_is_further_ahead_stays_so() -> None:
     board: Board[str] = Board()
     for subscriber, snapshot in (("ann", "11:11:"), ("bob", "13:13:")):
         board.join(subscriber)
@@ -171,7 +171,7 @@ def test_a_sync_that_has_a_step_that_asks_for_one_needs_no_other(published_first
     assert not board.needs_read
 
 
-def test_who_asks_while_the_board_is_read_waits_for_the_next_read() -> None:
+def test_a_subscriber_that_asks_while_the_board_is_read_waits_for_the_next_read() -> None:
     board: Board[str] = Board()
     board.join("ann")
     board.begin_read()
@@ -183,7 +183,7 @@ def test_who_asks_while_the_board_is_read_waits_for_the_next_read() -> None:
     assert delivered(board.synced(at("10:10:"), at("10:10:"))) == [({"bob"}, b"(sync)")]
 
 
-def test_who_asks_again_gets_the_board_once_more_and_nothing_in_between() -> None:
+def test_a_subscriber_that_asks_again_gets_the_board_once_more_and_nothing_in_between() -> None:
     board = board_with("ann", "bob")
     board.join("ann")
     assert delivered(board.publish([step(10)], at("11:11:"))) == [({"bob"}, b"[10]")]
@@ -191,7 +191,7 @@ def test_who_asks_again_gets_the_board_once_more_and_nothing_in_between() -> Non
     assert delivered(board.synced(at("11:11:"), at("11:11:"))) == [({"ann"}, b"(sync)")]
 
 
-def test_who_asks_again_during_its_read_waits_for_the_next() -> None:
+def test_a_subscriber_that_asks_again_during_its_read_waits_for_the_next() -> None:
     board: Board[str] = Board()
     board.join("ann")
     board.begin_read()
@@ -233,14 +233,14 @@ def test_a_board_handed_over_to_nobody_who_asked_is_not_shown() -> None:
     assert board.needs_read
 
 
-def test_who_leaves_while_waiting_is_sent_nothing() -> None:
+def test_a_subscriber_that_leaves_while_waiting_is_sent_nothing() -> None:
     board: Board[str] = Board()
     board.join("ann")
     board.leave("ann")
     assert (len(board), bool(board), board.needs_read) == (0, False, False)
 
 
-def test_who_leaves_during_its_read_is_sent_nothing() -> None:
+def test_a_subscriber_that_leaves_during_its_read_is_sent_nothing() -> None:
     board: Board[str] = Board()
     board.join("ann")
     board.join("bob")
@@ -250,7 +250,7 @@ def test_who_leaves_during_its_read_is_sent_nothing() -> None:
     assert len(board) == 1
 
 
-def test_who_leaves_while_ahead_of_the_feed_is_sent_nothing() -> None:
+def test_a_subscriber_that_leaves_while_ahead_of_the_feed_is_sent_nothing() -> None:
     board: Board[str] = Board()
     board.join("ann")
     board.begin_read()
@@ -260,19 +260,19 @@ def test_who_leaves_while_ahead_of_the_feed_is_sent_nothing() -> None:
     assert delivered(board.publish([step(12)], at("13:13:"))) == []
 
 
-def test_who_leaves_while_live_is_sent_nothing() -> None:
+def test_a_subscriber_that_leaves_while_live_is_sent_nothing() -> None:
     board = board_with("ann", "bob")
     board.leave("ann")
     assert delivered(board.publish([step(10)], at("11:11:"))) == [({"bob"}, b"[10]")]
 
 
-def test_who_leaves_without_having_come_changes_nothing() -> None:
+def test_a_subscriber_that_leaves_without_having_come_changes_nothing() -> None:
     board = board_with("ann")
     board.leave("bob")
     assert len(board) == 1
 
 
-def test_who_fell_behind_is_sent_nothing_until_it_joins_again() -> None:
+def test_a_subscriber_that_fell_behind_is_sent_nothing_until_it_joins_again() -> None:
     board = board_with("ann", "bob")
     board.fall_behind(["ann"])
     assert (board.is_behind("ann"), board.is_behind("bob"), len(board)) == (True, False, 2)
@@ -281,7 +281,7 @@ def test_who_fell_behind_is_sent_nothing_until_it_joins_again() -> None:
     assert (board.is_behind("ann"), board.needs_read) == (False, True)
 
 
-def test_who_falls_behind_while_being_sent_to_is_behind_after() -> None:
+def test_a_subscriber_that_falls_behind_while_being_sent_to_is_behind_after() -> None:
     board = board_with("ann")
     board.join("bob")
     board.begin_read()
@@ -292,7 +292,7 @@ def test_who_falls_behind_while_being_sent_to_is_behind_after() -> None:
     assert delivered(board.publish([step(13)], at("14:14:"))) == []
 
 
-def test_who_falls_behind_when_handed_the_board_is_behind_after() -> None:
+def test_a_subscriber_that_falls_behind_when_handed_the_board_is_behind_after() -> None:
     board: Board[str] = Board()
     board.join("ann")
     board.begin_read()
@@ -331,7 +331,7 @@ def resuming(*cursors: str) -> Board[str]:
     return board
 
 
-def test_who_resumes_gets_what_its_cursor_lacks_and_then_what_follows() -> None:
+def test_a_subscriber_that_resumes_gets_what_its_cursor_lacks_and_then_what_follows() -> None:
     board = resuming("10:12:10", "11:11:")
     steps = [step(11), step(10), step(12)]
     assert delivered(board.resumed(at("13:13:"), steps, at("13:13:"))) == [
@@ -341,7 +341,7 @@ def test_who_resumes_gets_what_its_cursor_lacks_and_then_what_follows() -> None:
     assert delivered(board.publish([step(13)], at("14:14:"))) == [({"10:12:10", "11:11:"}, b"[13]")]
 
 
-def test_who_missed_nothing_is_told_so() -> None:
+def test_a_subscriber_that_missed_nothing_is_informed_of_it() -> None:
     board = resuming("10:10:")
     assert delivered(board.resumed(at("10:10:"), [], at("10:10:"))) == [({"10:10:"}, b"")]
 
@@ -362,7 +362,7 @@ def test_of_what_was_missed_and_is_newer_than_the_feed_nothing_comes_twice() -> 
 
 
 @pytest.mark.parametrize("where", ["missed", "tail"])
-def test_who_missed_a_truncate_gets_the_board_and_the_reason(where: str) -> None:
+def test_a_subscriber_that_missed_a_truncate_gets_the_board_and_the_reason(where: str) -> None:
     board = resuming("10:10:")
     list(board.publish([truncate(10)] if where == "tail" else [], at("11:11:")))
     assert delivered(board.resumed(at("10:10:"), [truncate(10)] if where == "missed" else [], at("11:11:"))) == []
@@ -377,7 +377,7 @@ def test_a_read_of_the_journal_that_failed_is_needed_again() -> None:
     assert board.resuming == {at("10:10:")}
 
 
-def test_who_resumes_while_the_journal_is_read_waits_for_the_next_read() -> None:
+def test_a_subscriber_that_resumes_while_the_journal_is_read_waits_for_the_next_read() -> None:
     board = resuming("10:10:")
     board.resume("late", at("11:11:"))
     assert delivered(board.resumed(at("12:12:"), [step(10), step(11)], at("12:12:"))) == [({"10:10:"}, b"[10][11]")]

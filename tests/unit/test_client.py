@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.client import core, link
-from relay.client.core import Backlog, Change, Following, Session
+from relay.client.core import Following, Session
+from relay.client.replica import Backlog, Change, Task, parse
 
 CASES = json.loads((Path(__file__).parents[1] / "conformance" / "cases.json").read_text())
 
@@ -192,7 +193,7 @@ class Server:
     def __init__(self) -> None:
         self.history: list[list[Json]] = []
         self.tasks: dict[int, Json] = {}
-        self.told = 0
+        self.sent_batches = 0
         """How many batches the connection that is open has been sent."""
 
     @property
@@ -222,14 +223,14 @@ class Server:
     def sync(self, reason: str | None) -> list[Json]:
         lanes = {lane: [task for task in self.tasks.values() if task["lane"] == lane] for lane in LANES}
         top = {"type": "board.sync", "boardId": "default", "cursor": self.cursor, "data": {"lanes": lanes}}
-        self.told = len(self.history)
+        self.sent_batches = len(self.history)
         return [top | ({"reason": reason} if reason else {})]
 
     def batch(self, since: int, size: int) -> list[Json]:
         """What was missed since, in parts of so many messages."""
         messages = [message for batch in self.history[since:] for message in batch]
         parts = [messages[i : i + size] for i in range(0, len(messages), size)] or [[]]
-        self.told = len(self.history)
+        self.sent_batches = len(self.history)
         tops: list[Json] = [{"type": "batch", "boardId": "default", "data": part} for part in parts]
         tops[-1]["cursor"] = self.cursor
         return tops
@@ -253,7 +254,7 @@ class Wire:
     """A session and the model, a connection that breaks, and a mirror: what a program holds by the changes alone."""
 
     def __init__(self, *, resumable: bool) -> None:
-        self.world, self.server, self.mirror = World(), Server(), dict[Any, core.Task]()
+        self.world, self.server, self.mirror = World(), Server(), dict[Any, Task]()
         self.world.session.start()
         self.board = self.world.session.subscribe("default")
         self.world.act()
@@ -262,7 +263,7 @@ class Wire:
         self._last: Json | None = None
 
     def take(self, messages: list[Json]) -> None:
-        """Bring messages to the client; after each, what it told has led to what it holds."""
+        """Bring messages to the client; after each, the changes that it reported have led to what it holds."""
         for message in messages:
             self._last = message
             self.world.receive(json.dumps(message))
@@ -277,15 +278,15 @@ class Wire:
             case "commit":
                 server.commit(value)
             case "deliver":
-                self.take(server.batch(server.told, value))
+                self.take(server.batch(server.sent_batches, value))
             case "cut":
-                parts = server.batch(server.told, 1)
+                parts = server.batch(server.sent_batches, 1)
                 self.take(parts[:-1])  # parts that nobody ends
                 self.take(server.sync("batch_cut_short"))
             case "repeat" if self._last and self._last.get("data") == []:
                 self.take([self._last])
             case "break":
-                self.take(server.batch(server.told, 1)[:value])  # the last part perhaps does not come
+                self.take(server.batch(server.sent_batches, 1)[:value])  # the last part perhaps does not come
                 world.close(1006)
                 assert self.board.state == "offline"
                 world.wait(60)
@@ -319,7 +320,7 @@ def test_whatever_happens_the_board_is_the_servers_and_each_change_is_seen_once(
     assert all(task["lane"] == lane for lane, tasks in replica.lanes.items() for task in tasks)
 
 
-def follow(mirror: dict[Any, core.Task], change: Change, board: Following) -> None:
+def follow(mirror: dict[Any, Task], change: Change, board: Following) -> None:
     """Do with a mirror what a change says, which must fit it: one seen twice, or never, does not."""
     if change.type == "board.sync":
         mirror.clear()
@@ -380,7 +381,7 @@ def test_a_board_with_a_task_in_two_lanes_is_not_held() -> None:
 
 
 def test_a_backlog_that_grows_too_long_is_one_board_sync() -> None:
-    """What a program missed is not kept; what comes after it has looked is told again."""
+    """What a program missed is not kept; once it has read that, changes are reported again."""
     one, two, three = (Change("task.deleted", name) for name in "abc")
     backlog = Backlog(limit=2)
     backlog.put([one, two, three])  # one batch may be longer
@@ -394,8 +395,8 @@ def test_a_backlog_that_grows_too_long_is_one_board_sync() -> None:
     assert backlog.get() == two
 
 
-def test_a_board_that_waits_is_the_one_there_is_when_it_is_looked_at() -> None:
-    """So what came after it is within it, and would be told twice; what came before it is told."""
+def test_a_board_that_waits_is_the_one_there_is_when_it_is_read() -> None:
+    """So a change that came after it is within it and is not reported again; one from before it is reported."""
     one, two, sync = Change("task.deleted", "a"), Change("task.deleted", "b"), Change("board.sync", reason="truncate")
     backlog = Backlog()
     for change in (one, sync, two, sync, two):
@@ -407,21 +408,21 @@ def test_a_board_that_waits_is_the_one_there_is_when_it_is_looked_at() -> None:
 def test_integers_keep_their_digits_however_many() -> None:
     """Python's int() takes no more than 4300 digits by itself; a numeric may have more."""
     long = "9" * 5000
-    told = core.parse(f'{{"type":"x","data":[{2**64 + 1},{long}]}}')
+    message = parse(f'{{"type":"x","data":[{2**64 + 1},{long}]}}')
 
-    assert told is not None
-    assert told["data"][0] == 2**64 + 1
-    assert str(told["data"][1]) == long
+    assert message is not None
+    assert message["data"][0] == 2**64 + 1
+    assert str(message["data"][1]) == long
 
 
 @pytest.mark.parametrize("text", [b"\xff", "[" * 100_000, "", "7", '{"type":7}'])
-def test_what_is_no_message_is_told(text: str | bytes) -> None:
+def test_what_is_no_message_is_reported(text: str | bytes) -> None:
     """No text of a stranger is an exception."""
-    assert core.parse(text) is None
+    assert parse(text) is None
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "ä"])
-def test_a_token_that_is_none_is_refused_without_being_told(token: str) -> None:
+def test_text_that_is_no_token_is_refused_without_being_shown(token: str) -> None:
     """It would end up in a header."""
     with pytest.raises(ValueError, match=r"^the token is empty, or no text that a header can hold"):
         link.check_token(token)

@@ -191,7 +191,7 @@ def test_a_port_that_kubernetes_set_says_where_it_comes_from(name: str) -> None:
 
 
 def test_misspelt_settings_are_found() -> None:
-    """And what looks like none of them is left alone, as Kubernetes's own."""
+    """And a variable that resembles none of them is left alone, as are Kubernetes's own."""
     names = ["WS_MAX_CONECTIONS", "WS_ORIGIN", "WS_PORT", "WS_PORT_4002_TCP", "WS_SERVICE_HOST", "PATH", "HOME"]
     found = list(config.misspelt(names))
     assert found == [("WS_MAX_CONECTIONS", "WS_MAX_CONNECTIONS"), ("WS_ORIGIN", "WS_ORIGINS")]

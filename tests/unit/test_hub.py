@@ -41,7 +41,8 @@ EPOCH = Epoch(run="0" * 12, keys={"0" * 12: b"secret"}, shape="1" * 12)
 
 Rows = frozenset[int]
 """What a board holds: a row for every transaction that wrote there, under its id. Boards only grow, so that no two
-moments of one are alike unless nothing was committed there in between. Who missed a TRUNCATE lacks its row."""
+moments of one are alike unless nothing was committed there in between. A client that missed a TRUNCATE lacks its
+row."""
 
 
 class World:
@@ -197,7 +198,7 @@ class Play:
         self.clients = [Client(self.world), Client(self.world, resumable=True)]
         self.position = self.world.postgres.snapshot()
         self.published: set[int] = set()
-        self.look: tuple[Snapshot, set[int]] | None = None
+        self.poll: tuple[Snapshot, set[int]] | None = None
         self.parts: deque[Transaction] | None = None
         self.read: Read | None = None
         self.resume: Resume | None = None
@@ -248,18 +249,18 @@ class Play:
     # The feed
 
     def read_journal(self, number: int) -> None:
-        """Look what is new, or publish what was found, all of it or in parts."""
-        if self.look is None:
-            self.look = self.world.postgres.snapshot(), set(self.world.postgres.committed)
+        """Poll for what is new, or publish what was found, all of it or in parts."""
+        if self.poll is None:
+            self.poll = self.world.postgres.snapshot(), set(self.world.postgres.committed)
             return
         if self.parts is None:
-            new = self.world.transactions(self.look[1] - self.published)
+            new = self.world.transactions(self.poll[1] - self.published)
             self.parts = deque(part for transaction in new for part in in_parts(transaction))
         if self.parts and number % 2:
             self.world.between_batches = False
             self.hub.publish([self.parts.popleft()], None)
         else:
-            (self.position, self.published), self.look = self.look, None
+            (self.position, self.published), self.poll = self.poll, None
             rest, self.parts = list(self.parts), None
             if not self.world.between_batches and rest:
                 self.hub.publish(rest, None)
@@ -295,7 +296,7 @@ class Play:
 
     def reconnect(self, number: int) -> None:
         cut_short = not self.world.between_batches
-        self.look = self.parts = None
+        self.poll = self.parts = None
         self.world.between_batches = True
         if self.resume is not None:
             self.resume = self.missed = None
@@ -365,9 +366,9 @@ class Play:
         """Let all catch up: then every subscriber has the board as it is."""
         for number in range(len(self.clients)):
             self.catch_up(number)
-        for _ in range(2 if self.look else 1):
+        for _ in range(2 if self.poll else 1):
             self.read_journal(1)
-            while self.look:
+            while self.poll:
                 self.read_journal(1 if self.parts is None or self.parts else 0)
         for _ in range(1_000):
             if self.read is None and not self.wanted and self.resume is None and not self.changes_wanted:
@@ -524,7 +525,7 @@ def test_a_batch_is_one_delivery() -> None:
     assert ann.sent[0] is bob.sent[0]
 
 
-def test_who_came_later_shares_the_delivery_of_those_before() -> None:
+def test_a_subscriber_that_came_later_shares_the_delivery_of_those_before() -> None:
     scene = Scene()
     ann, bob = scene.live("a"), Listener()
     scene.hub.publish([wrote(10, "a")], Snapshot.parse("11:11:"))
@@ -543,7 +544,7 @@ def test_a_subscriber_gets_its_own_boards_alone() -> None:
     assert sorted(bob.sent) == [framed(10, board="b"), framed(11, board="a")]
 
 
-def test_many_who_subscribe_cost_one_read() -> None:
+def test_many_that_subscribe_cost_one_read() -> None:
     scene = Scene()
     crowd = [Listener() for _ in range(100)]
     for one in crowd:
@@ -553,7 +554,7 @@ def test_many_who_subscribe_cost_one_read() -> None:
     assert all(one.sent == [SYNC] for one in crowd)
 
 
-def test_who_subscribes_during_a_read_is_asked_for_when_it_is_over() -> None:
+def test_a_subscriber_that_subscribes_during_a_read_is_asked_for_when_it_is_over() -> None:
     scene, ann, bob = Scene(), Listener(), Listener()
     scene.hub.subscribe(ann, "a")
     scene.asked.clear()
@@ -619,7 +620,7 @@ def test_a_resync_sends_every_subscriber_each_board_again() -> None:
     assert (ann.sent, bob.sent) == ([SYNC, SYNC], [SYNC])
 
 
-def test_what_no_history_can_produce_has_its_board_alone_read_again_and_who_can_resume_is_told_why() -> None:
+def test_what_no_history_can_produce_has_its_board_alone_read_again_with_the_reason() -> None:
     scene = Scene()
     ann, bob, eve = scene.live("a"), scene.live("b"), Listener()
     scene.hub.subscribe(eve, "a", resumable=True)
@@ -641,7 +642,7 @@ def test_what_a_subscriber_holds_before_a_sync_is_a_moment_of_the_board() -> Non
     assert b"".join(ann.sent) in (b"", framed(12, board="a"), framed(10, 12, board="a"))
 
 
-def test_who_is_not_ready_is_sent_nothing_until_it_is_and_then_the_board_anew() -> None:
+def test_a_subscriber_that_is_not_ready_is_sent_nothing_until_it_is_and_then_the_board_again() -> None:
     scene = Scene()
     ann, bob = scene.live("a", "b"), scene.live("a")
     ann.ready = False
@@ -656,7 +657,7 @@ def test_who_is_not_ready_is_sent_nothing_until_it_is_and_then_the_board_anew() 
     assert ann.sent == [SYNC]
 
 
-def test_who_missed_nothing_while_it_was_not_ready_is_sent_nothing_anew() -> None:
+def test_a_subscriber_that_missed_nothing_while_it_was_not_ready_is_sent_nothing_again() -> None:
     scene = Scene()
     ann = scene.live("a", "b")
     ann.ready = False
@@ -668,7 +669,7 @@ def test_who_missed_nothing_while_it_was_not_ready_is_sent_nothing_anew() -> Non
     assert ann.sent == [framed(11, board="a")]
 
 
-def test_who_unsubscribed_a_board_goes_on_with_the_others() -> None:
+def test_a_subscriber_that_unsubscribed_a_board_goes_on_with_the_others() -> None:
     scene = Scene()
     ann = scene.live("a", "b")
     scene.hub.unsubscribe(ann, "a")
@@ -691,7 +692,7 @@ def test_a_board_that_is_refused_is_an_error_to_its_subscribers_and_to_nobody_el
     assert scene.asked == ["a"]
 
 
-def test_who_left_is_sent_nothing() -> None:
+def test_a_subscriber_that_left_is_sent_nothing() -> None:
     scene = Scene()
     ann, bob = scene.live("a", "b"), scene.live("a")
     scene.hub.leave(ann)
@@ -699,7 +700,7 @@ def test_who_left_is_sent_nothing() -> None:
     assert (ann.sent, bob.sent) == ([], [framed(10, board="a")])
 
 
-def test_who_was_never_there_can_unsubscribe_leave_and_catch_up() -> None:
+def test_a_subscriber_that_was_never_there_can_unsubscribe_leave_and_catch_up() -> None:
     scene, ann = Scene(), Listener()
     bob = scene.live("a")
     scene.hub.unsubscribe(ann, "a")
@@ -738,7 +739,7 @@ def test_a_board_that_nobody_waits_for_any_more_is_not_read() -> None:
     assert ann.sent == [framed(10, board="a")]
 
 
-def test_who_subscribes_and_unsubscribes_many_times_costs_one_read() -> None:
+def test_a_subscriber_that_subscribes_and_unsubscribes_many_times_costs_one_read() -> None:
     scene, ann = Scene(), Listener()
     for _ in range(100):
         scene.hub.subscribe(ann, "a")
@@ -797,7 +798,7 @@ def resumed(scene: Scene, now: str, *xids: int, horizon: str = "3:3:") -> None:
     scene.hub.resumed(Snapshot.parse(now), transactions(*unseen), Snapshot.parse(horizon))
 
 
-def test_ten_thousand_who_resume_cost_one_read_and_bytes_once_per_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_thousand_that_resume_cost_one_read_and_bytes_once_per_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     batch = protocol.batch
 
@@ -819,7 +820,7 @@ def test_ten_thousand_who_resume_cost_one_read_and_bytes_once_per_cursor(monkeyp
         assert message["cursor"] == cursor_at("10:10:")
 
 
-def test_who_resumes_on_any_of_many_boards_is_served_by_one_read_from_the_oldest_cursor_on() -> None:
+def test_a_subscriber_that_resumes_on_any_of_many_boards_is_served_by_one_read_from_the_oldest_cursor_on() -> None:
     scene = Scene()
     ann, bob = Listener(), Listener()
     scene.hub.subscribe(ann, "a", resumable=True, cursor=cursor_at("9:9:", "a"))
@@ -832,7 +833,7 @@ def test_who_resumes_on_any_of_many_boards_is_served_by_one_read_from_the_oldest
     assert [each["data"]["id"] for each in batches(bob)[0]["data"]] == [6]
 
 
-def test_who_comes_before_the_feed_knows_the_era_resumes_when_it_does() -> None:
+def test_a_subscriber_that_comes_before_the_feed_knows_the_epoch_resumes_when_it_does() -> None:
     scene = Scene()
     scene.hub = Hub(scene, lambda message: b"<" + message + b">")
     ann = Listener()
@@ -890,7 +891,7 @@ def test_what_cannot_be_resumed_is_answered_by_the_board_and_the_reason(
     assert [message["reason"] for message in batches(ann)] == [reason]
 
 
-def test_who_fell_behind_is_told_so() -> None:
+def test_a_subscriber_that_fell_behind_is_informed_of_it() -> None:
     scene = Scene()
     ann = Listener()
     scene.hub.subscribe(ann, "a", resumable=True)
@@ -908,7 +909,7 @@ def test_who_fell_behind_is_told_so() -> None:
 
 
 @pytest.mark.parametrize("left_between", [False, True])
-def test_who_subscribes_again_on_one_connection_gets_the_board_whatever_its_cursor(left_between: bool) -> None:
+def test_subscribing_again_on_one_connection_brings_the_board_whatever_the_cursor(left_between: bool) -> None:
     scene = Scene()
     ann = Listener()
     scene.hub.subscribe(ann, "a", resumable=True, cursor=cursor_at("9:9:"))

@@ -44,7 +44,7 @@ def passed(flood: Flood, event: str, count: int, **fields: object) -> list[struc
     return lines
 
 
-def test_flood_of_one_event_is_cut_and_told_afterwards(clock: Clock) -> None:
+def test_flood_of_one_event_is_cut_and_counted_afterwards(clock: Clock) -> None:
     """A burst gets through, then so many a second; the next line says how many did not, once."""
     flood = Flood()
     assert len(passed(flood, "websocket.close", BURST + 70)) == BURST

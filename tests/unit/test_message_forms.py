@@ -131,16 +131,16 @@ def test_a_board_id_that_is_no_possible_name_is_refused(kind: str, rest: str) ->
     ("value", "found"),
     [("null", "null"), ("true", "boolean"), ("7", "number"), ("1.5", "number"), ("[]", "array"), ("{}", "object")],
 )
-def test_a_wrong_board_id_is_told_its_json_type(value: str, found: str) -> None:
+def test_the_error_for_a_wrong_board_id_names_its_json_type(value: str, found: str) -> None:
     text = f'{{"type":"subscribe","boardId":{value}}}'
     assert complaint(text) == f"boardId is of type {found}: expected a string"
 
 
-def test_a_missing_board_id_is_told() -> None:
+def test_a_missing_board_id_is_an_error() -> None:
     assert complaint('{"type":"subscribe"}') == "boardId is missing: expected a string"
 
 
-def test_an_unknown_type_is_told_what_was_found_and_what_is_known() -> None:
+def test_the_error_for_an_unknown_type_says_what_was_found_and_what_is_known() -> None:
     assert (
         complaint('{"type":"publish"}')
         == "type 'publish' is unknown: expected subscribe, unsubscribe, ping or authenticate"

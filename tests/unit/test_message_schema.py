@@ -32,7 +32,7 @@ TASK = {"id": 1, "boardId": "b", "lane": None}
     ],
 )
 def test_what_is_checked_in_is_what_is_printed(arguments: list[str], name: str) -> None:
-    """Who changes a message runs `relay schema` again, and sees in the diff what clients will see."""
+    """A change of a message needs `relay schema` run again, so its diff shows what clients will see."""
     printed = CliRunner().invoke(cli, ["schema", *arguments])
 
     assert printed.exit_code == 0

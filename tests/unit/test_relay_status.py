@@ -152,14 +152,14 @@ def test_problems_and_warnings_are_one_line_each_and_harmless() -> None:
     assert lines[4].startswith("warning       strangers hold connections to WS_PORT")
 
 
-def test_json_has_what_the_relay_told_and_the_rates() -> None:
+def test_json_has_what_the_relay_answered_and_the_rates() -> None:
     before, now = counted(1000, messages={"task.created": 1}), counted(1002, messages={"task.created": 5})
-    told = json.loads(as_json(now, before))
+    document = json.loads(as_json(now, before))
 
     assert "\n" not in as_json(now, before)
-    assert (told["ready"], told["maxConnections"], told["problem"]) == (True, 0, None)
-    assert told["counts"]["messages"] == {"task.created": 5}
-    assert told["rates"]["messages"] == {"task.created": 2.0}
+    assert (document["ready"], document["maxConnections"], document["problem"]) == (True, 0, None)
+    assert document["counts"]["messages"] == {"task.created": 5}
+    assert document["rates"]["messages"] == {"task.created": 2.0}
     assert json.loads(as_json(now, None))["rates"] is None
 
 

@@ -26,10 +26,10 @@ def histories(draw: st.DrawFn) -> tuple[list[Moment], list[int]]:
     """Draw moments of one server in the order they were taken, and all that had committed in the end."""
     postgres = LittlePostgres()
     moments = []
-    for step in draw(st.lists(st.sampled_from(["begin", "commit", "roll back", "look"]), max_size=40)):
+    for step in draw(st.lists(st.sampled_from(["begin", "commit", "roll back", "read"]), max_size=40)):
         if step == "begin":
             postgres.begin()
-        elif step == "look":
+        elif step == "read":
             moments.append(Moment(postgres.snapshot(), frozenset(postgres.committed), postgres.ended))
         elif postgres.running:
             xid = draw(st.sampled_from(postgres.running))

@@ -93,7 +93,7 @@ def test_a_batch_that_is_too_large_is_passed_on_in_parts(monkeypatch: pytest.Mon
 def test_a_batch_of_which_a_part_was_passed_on_is_cut_short_by_another_publisher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Who has the part must be sent the board."""
+    """A client that has the part must be sent the board."""
     monkeypatch.setattr(assembling, "GATHER_BYTES", 0)
     found = taken(Assembly(state(0)), [part(1, 10), state(0, step=1, publisher="two")])
     assert [each.lost for each in found if isinstance(each, Begin)] == ["batch_cut_short"]
@@ -107,7 +107,7 @@ def test_a_batch_of_which_a_part_was_passed_on_is_cut_short_by_another_publisher
         (state(5, step=1, lost="schema_changed"), "schema_changed"),
         (State("s", "one", 1, at(0), at(1), "later", {"run": b"key", "later": b"key"}, "shape", "one"), None),
     ],
-    ids=["another stream", "another and why", "continuity lost", "the server ran anew"],
+    ids=["another stream", "another and why", "continuity lost", "another run of the server"],
 )
 def test_a_state_says_what_begins(entry: State, lost: Reason | None) -> None:
     """Another stream, a loss of continuity, or just other cursors."""

@@ -52,7 +52,7 @@ def test_changes_in_order_are_no_fault(crew: Crew, check: Check) -> None:
 
 @pytest.mark.parametrize("got", [[8], [7, 7], [7, 6], [7, 9]], ids=["lost", "doubled", "old", "lost later"])
 def test_other_changes_are_a_fault(crew: Crew, check: Check, got: list[int]) -> None:
-    """A change that is not the next one is told, with the one that was expected."""
+    """A change that is not the next one is reported, with the one that was expected."""
     for sequence in got:
         check.take(updated(sequence), at=0)
 

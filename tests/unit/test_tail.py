@@ -102,10 +102,10 @@ def test_pongs_are_no_messages_and_errors_are_the_end() -> None:
     "text", [b"hello", b"[]", b'{"data":1}', b'{"type":1}', b'{"type":"batch","data":1}', b"\xff"]
 )
 def test_what_no_relay_sends_is_one_line(text: bytes) -> None:
-    """An echo server, say, is told from a relay."""
-    with pytest.raises(TailError, match="check --url") as told:
+    """An echo server, say, is not taken for a relay."""
+    with pytest.raises(TailError, match="check --url") as failure:
         Parts().take(text)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(failure.value)
 
 
 @pytest.mark.parametrize("data", ["{}", "[]", '{"id":"a"}', '{"lanes":[]}'])
@@ -120,7 +120,7 @@ def test_a_message_that_cannot_be_read_is_one_line(kind: str, data: str) -> None
 
 
 def test_lines_tell_type_task_lanes_and_columns() -> None:
-    """A deletion and an update tell the lane that was told before; a null of a new task says nothing."""
+    """A deletion and an update show the lane that was shown before; a null of a new task is left out."""
     assert shown(
         board(a="todo", b="todo", c="far away"),
         created("d", "todo", title="Paint it", estimatedHours=4, status=None),
@@ -151,8 +151,8 @@ def test_numbers_keep_their_digits_and_long_values_are_cut() -> None:
     number = b"1234567890.12345678901234567890"
     long = b"9" * 5000
     message = b'{"type":"task.updated","data":{"id":%s,"changes":{"n":%s,"m":%s}}}' % (number, number, long)
-    [told] = shown(message)
-    assert told == f"task.updated  {number.decode()}  n={number.decode()}  m={'9' * 59}…"
+    [line] = shown(message)
+    assert line == f"task.updated  {number.decode()}  n={number.decode()}  m={'9' * 59}…"
 
 
 def test_a_type_of_the_future_is_shown() -> None:
@@ -164,9 +164,9 @@ def test_a_type_of_the_future_is_shown() -> None:
 def test_no_text_of_a_task_reaches_the_terminal_as_a_command(text: str) -> None:
     """As id, lane, name or value, and in JSON, which means the same as before."""
     for message in (created(text, text, title=text, **{"x" + text: {"deep": text}}), board(**{text: text})):
-        for told in (*shown(message), harmless(message.decode())):
-            assert {unicodedata.category(character) for character in told}.isdisjoint({"Cc", "Zl", "Zp", "Cs"})
-            assert {unicodedata.bidirectional(character) for character in told}.isdisjoint(REORDERING)
+        for printed in (*shown(message), harmless(message.decode())):
+            assert {unicodedata.category(character) for character in printed}.isdisjoint({"Cc", "Zl", "Zp", "Cs"})
+            assert {unicodedata.bidirectional(character) for character in printed}.isdisjoint(REORDERING)
         assert json.loads(harmless(message.decode())) == json.loads(message)
 
 
@@ -219,10 +219,10 @@ def test_pauses_are_random_and_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatc
     assert [tail.pause(attempt) for attempt in (0, 1, 2, 5, 6, 7, 10_000)] == [0.5, 1, 2, 16, 30, 30, 30]
 
 
-def test_each_state_is_told_once() -> None:
+def test_each_state_is_shown_once() -> None:
     """Attempts that fail as the last one did are not worth a line; another reason is."""
-    told: list[str] = []
-    states = States(told.append)
+    lines: list[str] = []
+    states = States(lines.append)
     for state, why in (
         ("connecting", "ws://a"),
         ("offline", "refused"),
@@ -235,7 +235,7 @@ def test_each_state_is_told_once() -> None:
         ("live", ""),
     ):
         states(state, why)
-    assert [line.removeprefix("relay tail: ") for line in told] == [
+    assert [line.removeprefix("relay tail: ") for line in lines] == [
         "connecting: ws://a",
         "offline: refused",
         "offline: HTTP 503",
@@ -249,8 +249,8 @@ def test_each_state_is_told_once() -> None:
 )
 def test_close_codes_say_whether_to_come_back(code: int, hopeless: bool) -> None:
     """As the table of the clients' guide does."""
-    told = tail.hopeless(ConnectionClosedError(Close(code, "why"), None))
-    assert (told is not None) == hopeless
+    reason = tail.hopeless(ConnectionClosedError(Close(code, "why"), None))
+    assert (reason is not None) == hopeless
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_answers_say_whether_and_when_to_come_back(
     assert link.retry_after(refused) == pause
 
 
-def test_addresses_are_told_without_secrets() -> None:
+def test_addresses_are_shown_without_secrets() -> None:
     """Neither a password nor a token in the query is repeated."""
     assert link.without_secrets("wss://me:pw@relay.example.com:443/ws?token=t#f") == "wss://relay.example.com:443/ws"
 
@@ -290,7 +290,7 @@ def test_an_address_of_nothing_is_one_line(url: str) -> None:
 # Tokens and cursors
 
 
-def test_the_token_is_read_anew_each_time(tmp_path: Path) -> None:
+def test_the_token_is_read_again_each_time(tmp_path: Path) -> None:
     """A fresh one in the file is taken at the next connection; the file wins over the environment."""
     file = tmp_path / "token"
     file.write_text("one\n")
@@ -303,7 +303,7 @@ def test_the_token_is_read_anew_each_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "two words", "two\nlines", "tök"])
-def test_what_can_be_no_token_is_told_at_once(text: str, tmp_path: Path) -> None:
+def test_what_can_be_no_token_is_an_error_at_once(text: str, tmp_path: Path) -> None:
     """Without repeating it."""
     (tmp_path / "token").write_text(text)
     with pytest.raises(TailError, match=r"holds no token: expected one, in one line, without spaces$"):

@@ -41,7 +41,7 @@ from tests.unit.tasks import (
 # What each change is to clients
 
 
-def test_a_row_that_appears_is_told_whole() -> None:
+def test_a_row_that_appears_is_sent_whole() -> None:
     assert said(inserted(row(estimated_hours=1.5, done_at=None))) == {
         "b": [
             (
@@ -52,7 +52,7 @@ def test_a_row_that_appears_is_told_whole() -> None:
     }
 
 
-def test_of_an_update_only_what_changed_is_told() -> None:
+def test_of_an_update_only_what_changed_is_sent() -> None:
     change = updated(row(title="x", estimated_hours=1), row(title="x", estimated_hours=2))
     assert said(change) == {"b": [("task.updated", {"id": 1, "changes": {"estimatedHours": 2}})]}
 
@@ -84,11 +84,11 @@ def test_a_lane_may_be_null(old: str | None, new: str | None) -> None:
     }
 
 
-def test_an_update_that_changes_nothing_visible_is_not_told() -> None:
+def test_an_update_that_changes_nothing_visible_is_not_sent() -> None:
     assert said(updated(row(title="x"), row(title="x"))) == {}
 
 
-def test_a_row_that_leaves_is_told_by_its_id() -> None:
+def test_a_row_that_leaves_is_sent_by_its_id() -> None:
     assert said(deleted(row())) == {"b": [("task.deleted", {"id": 1})]}
 
 
@@ -105,7 +105,7 @@ def test_a_change_of_key_is_one_task_that_leaves_and_another_that_appears() -> N
     }
 
 
-def test_a_change_of_key_and_board_is_told_to_both_boards() -> None:
+def test_a_change_of_key_and_board_goes_to_both_boards() -> None:
     assert said(updated(row(), row(key=7, board="c"))) == {
         "b": [("task.deleted", {"id": 1})],
         "c": [("task.created", {"id": 7, "boardId": "c", "lane": "todo"})],
@@ -120,7 +120,7 @@ def test_a_change_of_key_and_board_is_told_to_both_boards() -> None:
         deleted(row(board=None)),
     ],
 )
-def test_a_row_without_a_board_is_told_to_nobody(change: Entry) -> None:
+def test_a_row_without_a_board_is_sent_to_nobody(change: Entry) -> None:
     assert said(change, boards=[*BOARDS, None]) == {}
 
 
@@ -144,11 +144,11 @@ def test_a_row_that_loses_its_board_leaves_it() -> None:
         updated(row(), row(board=None)),
     ],
 )
-def test_a_board_that_nobody_follows_is_told_nothing(change: Entry) -> None:
+def test_a_board_that_nobody_follows_gets_nothing(change: Entry) -> None:
     assert said(change, boards=["c"]) == {}
 
 
-def test_of_a_row_that_moves_between_boards_those_who_are_followed_are_told() -> None:
+def test_a_row_that_moves_between_boards_is_sent_to_those_that_are_followed() -> None:
     change = updated(row(), row(board="c"))
     assert [list(said(change, boards=[board])) for board in ("b", "c", "d")] == [["b"], ["c"], []]
 

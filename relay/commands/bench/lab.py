@@ -17,7 +17,7 @@ from relay.commands.bench.meter import Meter
 from relay.commands.bench.subscribers import BOARD
 
 ROWS: Final = 10_000
-"""Rows that single writers update at random."""
+"""Number of rows that single writers update at random."""
 
 _TABLE: Final = """
     create table public."{0}" (

@@ -38,25 +38,25 @@ from relay.postgres.connection import complete
 from relay.text import error_line
 
 RATE: Final = 20
-"""Commits a second when one change is made at a time."""
+"""Commits a second when changes are made one at a time."""
 
 IN_FLIGHT: Final = 16
-"""Commits that are made before the writer waits for all subscribers."""
+"""Number of commits after which the writer waits for all subscribers."""
 
 BURST: Final = 1000
-"""Changes in the one transaction of the burst."""
+"""Number of changes in the one transaction of the burst."""
 
 PATIENCE_SECONDS: Final = 60.0
-"""How long deliveries may take before the run is given up."""
+"""Timeout of deliveries, after which the run is given up."""
 
 NO_LIMITS: Final = dict.fromkeys(("WS_RATE_LIMIT_PER_CLIENT", "WS_RATE_LIMIT_TOTAL", "WS_MESSAGE_RATE"), "0")
-"""Settings with which a relay takes all that a bench does to it."""
+"""Settings with which a relay takes any load of a benchmark."""
 
 STOP_SECONDS: Final = 10.0
-"""How long the daemon may take to stop before it is killed."""
+"""Timeout of the daemon's stop, after which it is killed."""
 
 SPARE_FILES: Final = 64
-"""Files that a process needs beside its connections."""
+"""Number of files that a process needs beside its connections."""
 
 _UPDATE: Final = f"update public.tasks set title = %s where id = '{BOARD}'"  # a constant of ours
 _INSERT: Final = f"insert into public.tasks (board_id, title) values ('{BOARD}', %s)"

@@ -25,7 +25,7 @@ NATS: Final = stream.CHECKS
 """Checks of the stream, where clients are served from there."""
 
 LONGEST_NAME: Final = max(len(check.name) for check in (*HERE, *THERE, *NATS))
-"""Characters of the longest name of a check."""
+"""Length of the longest name of a check."""
 
 
 def run(settings: Settings) -> AsyncIterator[Finding]:

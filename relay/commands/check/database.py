@@ -28,10 +28,11 @@ SKEW_SECONDS: Final = 1.0
 """Maximum difference between the clocks of this machine and of the server."""
 
 _CONNECTIONS: Final = 2
-"""Those of a check."""
+"""Number of connections of a check."""
 
 NEEDED_CONNECTIONS: Final = 3
-"""Those of the daemon, for each worker, at least; it opens more to read boards side by side, where there is room."""
+"""Minimum number of connections of the daemon, for each worker; where there is room, it opens more to read boards
+side by side."""
 
 
 async def _connection(place: Place) -> Verdict:
@@ -290,7 +291,7 @@ CHECKS: Final = (
         gate=True,
     ),
 )
-"""Those of the way to it."""
+"""Checks of the connection to the database."""
 
 SERVER_CHECKS: Final = (
     Check(
@@ -312,4 +313,4 @@ SERVER_CHECKS: Final = (
         "end the session that listens in a long transaction",
     ),
 )
-"""Those of what it has to give."""
+"""Checks of the server's capacity."""

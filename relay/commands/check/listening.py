@@ -14,7 +14,7 @@ from relay.daemon.errors import StartError, listening_on
 from relay.websocket.sockets import bind
 
 SPARE_FILES: Final = 128
-"""Files that a process of the daemon needs beside its clients' connections."""
+"""Number of files that a process of the daemon needs beside its clients' connections."""
 
 LONGEST_RETURN_MINUTES: Final = 2.0
 """Maximum time in which all clients should be able to come back."""

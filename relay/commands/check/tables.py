@@ -15,10 +15,10 @@ from relay.postgres.watches import read_watched
 from relay.text import error_line
 
 SLOW_SECONDS: Final = 1.0
-"""An empty board takes milliseconds."""
+"""Time of the read of an empty board above which there is a warning; it usually takes milliseconds."""
 
 WIDE_BYTES: Final = 1024 * 1024
-"""Many clients refuse messages that are larger."""
+"""Size of a message above which there is a warning: many clients refuse larger ones."""
 
 _TABLES: Final[LiteralString] = """
     select pg_catalog.format('%I.%I', w.schema_name, w.table_name) from relay.watched w order by w.id

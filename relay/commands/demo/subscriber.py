@@ -14,14 +14,14 @@ from relay.client import Change, Task
 from relay.postgres.embedded import HOST
 
 MESSAGES_BETWEEN_BOARDS: Final = 25
-"""After so many messages the board is shown again, for by then it has left the screen."""
+"""Number of messages after which the board is shown again, for by then it has left the screen."""
 
 TASKS_SHOWN_PER_LANE: Final = 8
 TITLE_CHARACTERS: Final = 26
-"""The width of the column of titles; a longer one pushes what follows to the right."""
+"""Width of the column of titles; a longer title pushes what follows to the right."""
 
 VALUE_CHARACTERS: Final = 40
-"""A longer value is cut."""
+"""Maximum length of a value; a longer one is cut."""
 
 _TYPE_COLOURS: Final = {
     "board.sync": "magenta",

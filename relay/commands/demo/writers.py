@@ -17,11 +17,11 @@ from relay.text import error_line
 
 WRITERS: Final = 3
 PAUSE_SECONDS: Final = (1.0, 8.0)
-"""How long each writer rests between two changes: together they make one every second or two."""
+"""Pause of each writer between two changes: together they make one every second or two."""
 
 FEWEST_TASKS: Final = 10
 MOST_TASKS: Final = 16
-"""The writers turn back here, so that the board fits a screen."""
+"""Maximum number of tasks that the writers make, so that the board fits a screen."""
 
 TITLES: Final[Mapping[str, str]] = {
     "Fix the login redirect": "on iOS",
@@ -49,7 +49,7 @@ TITLES: Final[Mapping[str, str]] = {
     "Archive finished projects": "of 2024",
     "Interview two designers": "on Thursday",
 }
-"""What tasks are called, and what a writer adds to the title when more is known."""
+"""Titles of tasks, and what a writer adds to each when more is known."""
 
 LANES: Final[Mapping[str, tuple[str, ...]]] = {
     "backlog": ("todo",),
@@ -58,7 +58,7 @@ LANES: Final[Mapping[str, tuple[str, ...]]] = {
     "recovery": ("in_progress",),
     "done": ("todo",),
 }
-"""Where tasks go from each lane; what stands there twice happens twice as often."""
+"""Lanes to which a task goes from each lane; one that stands there twice is chosen twice as often."""
 
 PRIORITIES: Final = ("low", "medium", "high")
 HOURS: Final = (1, 2, 3, 4, 5, 6, 8)

@@ -52,7 +52,7 @@ test("ready is kept with the first board, and broken if the board is refused bef
   await board.ready;
 });
 
-test("ready is broken by leaving, closing and a close that waiting does not mend", async () => {
+test("ready is broken by leaving, closing and a close that waiting does not cure", async () => {
   const left = await start();
   left.board.unsubscribe();
   await assert.rejects(left.board.ready, { code: "unsubscribed" });
@@ -382,7 +382,7 @@ test("a board that was refused is left without a word", async () => {
   assert.deepEqual(world.sent, []);
 });
 
-test("a relay that is not reached is told once, until it is", async () => {
+test("a relay that is not reached is one error, until it is", async () => {
   const { world, relay } = await start();
   const codes = [];
   relay.on("error", ({ code }) => codes.push(code));

@@ -1,5 +1,5 @@
 // Follows the board "default" of the relay at the given address. Prints a line of JSON for each change and each state,
-// and the board when it is told to end.
+// and the board when it is asked to end.
 
 import { connect } from "../../../relay/client/js/client.js";
 

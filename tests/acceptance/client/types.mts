@@ -35,7 +35,7 @@ function count<T extends AnyTask>(board: Board<T>): number {
   return board.tasks.size;
 }
 
-function told(change: Change<Card>): string {
+function describe(change: Change<Card>): string {
   switch (change.type) {
     case "board.sync":
       return change.reason ?? "here it is";
@@ -50,7 +50,7 @@ function told(change: Change<Card>): string {
   }
 }
 
-const end: () => void = board.on("change", (change) => console.log(told(change)));
+const end: () => void = board.on("change", (change) => console.log(describe(change)));
 board.on("state", (state) => console.log(state === "catching up"));
 board.on("error", (error: RelayError) => console.log(error.code, error.boardId?.length, error.closeCode));
 relay.on("state", (state) => console.log(state === "offline"));

@@ -1,0 +1,185 @@
+"""Follows the journal for one session, and passes on what it finds.
+
+Rules:
+- Where the journal is full, and a transaction that stays open keeps it so, clients are sent their boards every
+  `PAUSED_SECONDS`: later than usual, but no later than that.
+- While a batch is passed on in parts, nothing else is. If it does not come to its end, clients have a part of it that
+  would come to them again.
+- Postgres never waits for a client: the sink takes everything at once, or has the feed pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from relay.hub.ports import Sink
+from relay.model.cursor import Reason
+from relay.model.snapshot import Snapshot
+from relay.model.transaction import Transaction
+from relay.postgres.faults import FeedError
+from relay.postgres.journal import Batch
+from relay.postgres.position import Position
+from relay.postgres.progress import Progress
+from relay.postgres.schedule import POLLING_SECONDS, PollSchedule
+from relay.postgres.session import Session
+
+log = structlog.get_logger()
+
+SHAPE_SECONDS: Final = 1.0
+"""Interval at which the shape of the watched tables is compared."""
+
+PAUSED_SECONDS: Final = 5.0
+"""Interval at which clients are sent their boards while journalling is paused."""
+
+
+class Flow:
+    """When something may be passed to the sink. It outlives sessions."""
+
+    def __init__(self) -> None:
+        self.between_batches = asyncio.Lock()
+        self._open = asyncio.Event()
+        self._open.set()
+
+    def pause(self) -> None:
+        """Read no more of the journal until `go_on`."""
+        self._open.clear()
+
+    def go_on(self) -> None:
+        """Read the journal again."""
+        self._open.set()
+
+    async def until_open(self) -> None:
+        """Wait until the sink takes more."""
+        await self._open.wait()
+
+
+class Follower:
+    """Follows the journal for one session.
+
+    `report` is called after each read with what keeps changes from being shown, in one line, or None.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        sink: Sink,
+        position: Position,
+        flow: Flow,
+        progress: Progress,
+        report: Callable[[str | None], None],
+    ) -> None:
+        self._session = session
+        self._sink = sink
+        self._position = position
+        self._flow = flow
+        self._progress = progress
+        self._report = report
+
+    async def begin(self) -> None:
+        """Go on from the position, if what follows it is still there; else from now, and say why."""
+        session = self._session
+        await session.refresh()
+        epoch = await session.epoch()
+        now, horizon, paused = await session.journal.head()
+        if paused:
+            await session.end_pause()
+            now, horizon, _ = await session.journal.head()
+        if lost := self._position.begin(epoch, now, horizon, paused=paused):
+            log.warning("feed.continuity_lost", reason=lost)
+        await session.read_vitals()
+        await self._begin_sink(lost)
+        self._report(session.watches.problem)
+
+    async def run(self) -> None:
+        """Read the journal until cancelled. Raises FeedError or psycopg.Error."""
+        session, clock = self._session, asyncio.get_running_loop()
+        schedule = PollSchedule(silent=session.silent)
+        checked = clock.time()
+        while True:
+            began = time.monotonic()
+            async with self._flow.between_batches:
+                last = await self._read_batch()
+            self._progress.has_read(began, last.committed, session.journal.probes())
+            schedule.has_read(clock.time(), last.committed, last.polled)
+            if schedule.must_poll(clock.time()):
+                await session.poll_for(POLLING_SECONDS)
+                schedule.polls(clock.time())
+            if clock.time() - checked >= SHAPE_SECONDS:
+                checked = clock.time()
+                await self._check_shape("schema_changed")
+            self._report(session.watches.problem)
+            if last.paused:
+                await asyncio.sleep(PAUSED_SECONDS)
+            self._progress.notified(await session.notified(schedule.wait(clock.time())))
+
+    async def _read_batch(self) -> Batch:
+        """Pass on what is new; return its last part, which is paused if journalling stays so."""
+        async with contextlib.aclosing(self._session.journal.since(self._position.snapshot)) as batches:
+            async for batch in batches:
+                if batch.paused:
+                    goes_on = await self._read_over_pause()
+                    return replace(batch, transactions=None, committed=0, polled=0.0, paused=not goes_on)
+                if not self._position.snapshot.covers(batch.horizon):
+                    raise FeedError("the journal no longer holds what follows the relay's position")
+                if batch.transactions is None:
+                    await self._restart(batch.now, "too_much_missed")
+                else:
+                    await self._pass_on(batch, batch.transactions)
+        return batch
+
+    async def _pass_on(self, batch: Batch, transactions: list[Transaction]) -> None:
+        if batch.more:
+            self._position.pass_part()
+            self._sink.publish(await self._as_watched(transactions), None)
+        else:
+            known = await self._as_watched(transactions)
+            self._position.pass_all(batch.now)
+            self._sink.publish(known, batch.now)
+        await self._flow.until_open()
+
+    async def _as_watched(self, transactions: list[Transaction]) -> list[Transaction]:
+        """Where a transaction changed what is watched, sync all boards once, with cursors of the new shape."""
+        if any(one.sync == "watch_changed" for one in transactions) and await self._check_shape("watch_changed"):
+            return [one for one in transactions if one.sync != "watch_changed"]
+        return transactions
+
+    async def _read_over_pause(self) -> bool:
+        """Go on from now, for something was not journalled; return whether journalling goes on."""
+        goes_on = await self._session.end_pause()
+        now, _, _ = await self._session.journal.head()
+        await self._restart(now, "journalling_paused")
+        await self._session.read_vitals()
+        if not goes_on:
+            holders = await self._session.holders()
+            log.warning("feed.paused", problem=f"the journal is full, and kept so by {holders}")
+        return goes_on
+
+    async def _check_shape(self, reason: Reason) -> bool:
+        """Send all clients their boards again when a watched table is no longer what it was; return whether so."""
+        shape = await self._session.shape()
+        if shape == self._position.epoch.shape:
+            return False
+        await self._session.refresh()
+        await self._session.watches.load()
+        self._position.reshape(shape)
+        await self._sync(reason)
+        return True
+
+    async def _restart(self, now: Snapshot, reason: Reason) -> None:
+        self._position.restart(now, reason)
+        await self._sync(reason)
+
+    async def _sync(self, reason: Reason) -> None:
+        log.info("feed.sync", reason=reason)
+        await self._begin_sink(reason)
+
+    async def _begin_sink(self, lost: Reason | None) -> None:
+        self._sink.begin(self._position.epoch, self._position.snapshot, lost)
+        await self._flow.until_open()

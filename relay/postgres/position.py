@@ -1,0 +1,82 @@
+"""Where a feed is in the journal, and whether it can go on from there. Pure.
+
+Rules:
+- The position is a snapshot: everything that it sees has been passed to the sink.
+- It lives as long as its run of the server is known (see relay.epochs in sql/install.sql), the watched tables keep
+  their shape, and the journal holds what follows it. After that, continuity is broken: all clients are sent their
+  boards again, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from relay.model.cursor import Epoch, Reason
+from relay.model.snapshot import Snapshot
+
+
+class Position:
+    """A snapshot in an epoch. `breaks` counts for each reason how often continuity was broken."""
+
+    def __init__(self, epoch: Epoch | None = None, snapshot: Snapshot | None = None) -> None:
+        self.breaks: Counter[str] = Counter()
+        self._epoch = epoch
+        self._snapshot = snapshot
+        # Whether clients have a part of the batch that follows.
+        self._cut_short = False
+
+    @property
+    def epoch(self) -> Epoch:
+        """The cursors that are good now."""
+        assert self._epoch is not None, "a session begins with an epoch"
+        return self._epoch
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What has been passed on."""
+        assert self._snapshot is not None, "a session begins with a position"
+        return self._snapshot
+
+    def begin(self, epoch: Epoch, now: Snapshot, horizon: Snapshot, *, paused: bool) -> Reason | None:
+        """Begin a session: go on from the position if what follows it is still there, else from now; return why."""
+        reason = self._broken(epoch, now, horizon, paused=paused)
+        self._epoch = epoch
+        if reason:
+            self.restart(now, reason)
+        elif self._snapshot is None:
+            self._snapshot = now
+        return reason
+
+    def pass_part(self) -> None:
+        """Note that a part of a batch was passed on, and that more of it follows."""
+        self._cut_short = True
+
+    def pass_all(self, now: Snapshot) -> None:
+        """Note that everything was passed on that a later snapshot sees."""
+        self._snapshot = now
+        self._cut_short = False
+
+    def restart(self, now: Snapshot, reason: Reason) -> None:
+        """Go on from now: the journal does not have, or has too much of, what follows the position."""
+        self.pass_all(now)
+        self.breaks[reason] += 1
+
+    def reshape(self, shape: str) -> None:
+        """Note that the watched tables have another shape."""
+        self._epoch = replace(self.epoch, shape=shape)
+
+    def _broken(self, epoch: Epoch, now: Snapshot, horizon: Snapshot, *, paused: bool) -> Reason | None:
+        """Say why the feed cannot go on from its position, if it has one and cannot."""
+        if self._snapshot is None or self._epoch is None:
+            return None
+        # A server that knows less than was seen already has lost transactions.
+        if self._epoch.run not in epoch.keys or not now.covers(self._snapshot):
+            return "epoch_changed"
+        if paused:
+            return "journalling_paused"
+        if not self._snapshot.covers(horizon):
+            return "journal_pruned"
+        if self._cut_short:
+            return "batch_cut_short"
+        return None if epoch.shape == self._epoch.shape else "schema_changed"

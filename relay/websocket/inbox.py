@@ -1,0 +1,61 @@
+"""The inbox of a client: the messages of which it has sent only a part.
+
+Their total size over all clients is bounded. Over the bound, a client with more than a little is disconnected; one
+with less is not, for it is not to blame.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from websockets.frames import Frame, Opcode
+
+from relay.websocket.limits import Memory
+from relay.websocket.outbox import PIECE_BYTES
+
+SMALL_BYTES: Final = 2 * PIECE_BYTES
+"""Size of an unfinished message up to which a client is not closed for what others have."""
+
+
+class Inbox:
+    """Messages that are not whole yet. `all_unfinished` counts what all clients have of them."""
+
+    __slots__ = ("_all_unfinished", "_counted", "_partial", "is_text")
+
+    def __init__(self, all_unfinished: Memory) -> None:
+        self.is_text = True
+        self._all_unfinished = all_unfinished
+        self._counted = 0
+        self._partial: bytearray | None = None
+
+    def arrived(self, size: int) -> bool:
+        """Count bytes that may be part of a message; return false if there are too many, and this client has many."""
+        self._count(self._counted + size)
+        return self._counted <= SMALL_BYTES or not self._all_unfinished.is_over
+
+    def take(self, received: Frame) -> bytes | None:
+        """Add a frame; return the message if it is whole."""
+        if received.opcode is not Opcode.CONT:
+            self.is_text = received.opcode is Opcode.TEXT
+        if received.fin and self._partial is None:
+            return bytes(received.data)
+        if self._partial is None:
+            self._partial = bytearray()
+        self._partial += received.data
+        if not received.fin:
+            return None
+        message, self._partial = bytes(self._partial), None
+        return message
+
+    def settle(self) -> None:
+        """Count what is kept, now that a frame was acted on."""
+        self._count(len(self._partial or b""))
+
+    def discard(self) -> None:
+        """Forget everything, for the connection is gone."""
+        self._partial = None
+        self._count(0)
+
+    def _count(self, size: int) -> None:
+        self._all_unfinished.used += size - self._counted
+        self._counted = size

@@ -1,0 +1,52 @@
+"""The position of a feed, and what breaks continuity."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay.model.cursor import Epoch, Reason
+from relay.model.snapshot import Snapshot
+from relay.postgres.position import Position
+
+EPOCH = Epoch(run="1", keys={"1": b""}, shape="first")
+LATER = Epoch(run="2", keys={"1": b"", "2": b""}, shape="first")
+SEEN = Snapshot.parse("20:20:")
+BEFORE, AFTER = Snapshot.parse("10:10:"), Snapshot.parse("30:30:")
+
+
+@pytest.mark.parametrize(
+    ("epoch", "now", "horizon", "paused", "reason"),
+    [
+        (EPOCH, AFTER, BEFORE, False, None),
+        (LATER, AFTER, BEFORE, False, None),
+        (Epoch(run="3", keys={"3": b""}, shape="first"), AFTER, BEFORE, False, "epoch_changed"),
+        (EPOCH, BEFORE, BEFORE, False, "epoch_changed"),
+        (EPOCH, AFTER, BEFORE, True, "journalling_paused"),
+        (EPOCH, AFTER, AFTER, False, "journal_pruned"),
+        (Epoch(run="1", keys={"1": b""}, shape="other"), AFTER, BEFORE, False, "schema_changed"),
+    ],
+)
+def test_a_session_goes_on_from_the_position_or_says_why_it_cannot(
+    epoch: Epoch, now: Snapshot, horizon: Snapshot, paused: bool, reason: Reason | None
+) -> None:
+    position = Position(EPOCH, SEEN)
+
+    assert position.begin(epoch, now, horizon, paused=paused) == reason
+    assert position.snapshot == (now if reason else SEEN)
+    assert position.epoch == epoch
+    assert position.breaks == ({reason: 1} if reason else {})
+
+
+def test_a_batch_that_was_passed_on_in_part_breaks_continuity_once() -> None:
+    position = Position(EPOCH, SEEN)
+    position.pass_part()
+
+    assert position.begin(EPOCH, AFTER, BEFORE, paused=False) == "batch_cut_short"
+    assert position.begin(EPOCH, AFTER, BEFORE, paused=False) is None
+
+
+def test_the_first_session_begins_with_what_is_visible_now() -> None:
+    position = Position()
+
+    assert position.begin(EPOCH, AFTER, BEFORE, paused=True) is None
+    assert position.snapshot == AFTER
