@@ -101,7 +101,7 @@ class Follower:
         """Read the journal until cancelled. Raises FeedError or psycopg.Error."""
         session, clock = self._session, asyncio.get_running_loop()
         schedule = PollSchedule(silent=session.silent)
-        checked = clock.time()
+        checked, compared = clock.time(), None
         while True:
             began = time.monotonic()
             async with self._flow.between_batches:
@@ -111,8 +111,9 @@ class Follower:
             if schedule.must_poll(clock.time()):
                 await session.poll_for(POLLING_SECONDS)
                 schedule.polls(clock.time())
-            if clock.time() - checked >= SHAPE_SECONDS:
-                checked = clock.time()
+            # If nothing has been committed since, nothing has another shape; and an idle database stays idle.
+            if clock.time() - checked >= SHAPE_SECONDS and self._position.snapshot != compared:
+                checked, compared = clock.time(), self._position.snapshot
                 await self._check_shape("schema_changed")
             self._report(session.watches.problem)
             if last.paused:

@@ -13,11 +13,12 @@ from psycopg.rows import TupleRow
 
 from relay.model.snapshot import Snapshot
 from relay.model.transaction import Transaction
-from relay.postgres import housekeeping, journal, schedule
+from relay.postgres import follower, housekeeping, journal, schedule
 from relay.postgres.decode import Entry, Watch
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.install import text
 from relay.postgres.journal import Journal
+from relay.postgres.session import Session
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.proxy import Proxy
@@ -83,6 +84,35 @@ async def test_notification_brings_the_change(database: Database, monkeypatch: p
         database.execute("insert into tasks (id, title) values ('a', 'A')")
 
         assert [data["id"] for _, data in await client.until_last(database)] == ["a"]
+
+
+async def test_shape_is_compared_only_where_something_was_committed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle database stays idle; a changed column is noticed all the same."""
+    monkeypatch.setattr(schedule, "READ_SECONDS", 0.01)
+    monkeypatch.setattr(follower, "SHAPE_SECONDS", 0.0)
+    shape, wait = Session.shape, schedule.PollSchedule.wait
+    reads = 0
+
+    async def compared(session: Session) -> str:
+        nonlocal reads
+        reads = 0
+        return await shape(session)
+
+    def read(it: schedule.PollSchedule, now: float) -> float:
+        nonlocal reads
+        reads += 1
+        return wait(it, now)
+
+    monkeypatch.setattr(Session, "shape", compared)
+    monkeypatch.setattr(schedule.PollSchedule, "wait", read)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.subscribe("default")
+        await until(lambda: reads > 20)
+        database.execute("alter table tasks add extra text")
+
+        assert (await client.receive())[0] == "board.sync"
 
 
 async def test_relay_prunes_the_journal(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
