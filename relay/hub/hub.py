@@ -9,6 +9,8 @@ Rules:
   belong to the board, not to the subscriber.
 - Subscribers that resume, on whatever boards, are served by one read of the journal, from the oldest of their cursors
   on.
+- Amid a batch that comes in parts, nothing is handed over: what boards have been sent of it is no committed moment. A
+  source waits for the end of the batch; where the batch is cut short, what was read meanwhile is read again.
 - The hub keeps nothing for a subscriber that is not ready. When that one can read again, `caught_up` gives it one
   fresh `board.sync` for every board on which it missed something.
 """
@@ -212,6 +214,9 @@ class Hub(Sink, Resuming):
         board = self._boards.get(name)
         if board is None:
             return
+        if self._amid_batch:
+            self.abandon_read(name)
+            return
         assert self._position is not None, "the feed has a position before it reads a board"
         self._deliver(name, board, board.synced(snapshot, self._position), data)
         self._requests.ask(name, board)
@@ -239,6 +244,9 @@ class Hub(Sink, Resuming):
 
         The journal holds all that follows `horizon`.
         """
+        if self._amid_batch:
+            self.abandon_resume()
+            return
         assert self._position is not None, "the feed has a position before it reads the journal"
         boards = dict(self._end_resume())
         steps = _steps(transactions or (), boards)

@@ -276,7 +276,7 @@ class Play:
                 self.read = Read(board) if self.hub.begin_read(board) else None
         elif self.read.taken is None:
             self.read.taken = self.world.postgres.snapshot(), self.world.moments[self.read.board][-1]
-        elif self.world.between_batches:
+        else:
             board, (snapshot, rows), self.read = self.read.board, self.read.taken, None
             self.hub.synced(board, snapshot, data_of(board, rows))
 
@@ -288,7 +288,7 @@ class Play:
                 self.resume = self.hub.begin_resume()
         elif self.missed is None:
             self.missed = self.world.postgres.snapshot(), set(self.world.postgres.committed)
-        elif self.world.between_batches:
+        else:
             oldest, (now, visible) = self.resume.oldest, self.missed
             self.resume = self.missed = None
             unseen = {xid for xid in visible if not oldest.sees(xid)}
@@ -574,6 +574,28 @@ def test_a_failed_read_is_asked_for_again() -> None:
     assert scene.asked == ["a"]
     scene.read("a", "10:10:")
     assert ann.sent == [SYNC]
+
+
+def test_amid_a_batch_a_board_is_not_handed_over_but_read_again() -> None:
+    """A session may end there: what it published of the batch is no committed moment, and has no cursor."""
+    scene, ann, bob = Scene(), Listener(), Listener()
+    scene.hub.subscribe(ann, "a", resumable=True)
+    scene.hub.subscribe(bob, "a", resumable=True, cursor=cursor_at("9:9:"))
+    scene.asked.clear()
+    scene.hub.begin_read("a")
+    resume = scene.hub.begin_resume()
+    assert resume is not None
+    scene.hub.publish(transactions(10), None)
+    scene.hub.synced("a", Snapshot.parse("10:10:"), b"{}")
+    scene.hub.resumed(Snapshot.parse("10:10:"), [], Snapshot.parse("3:3:"))
+    assert (ann.sent, bob.sent) == ([], [])
+    assert scene.asked == ["a"]
+    scene.hub.begin(EPOCH, Snapshot.parse("12:12:"), None)
+    scene.hub.begin_read("a")
+    scene.hub.synced("a", Snapshot.parse("12:12:"), b"{}")
+    resumed(scene, "12:12:", 10)
+    assert [batch["cursor"] for batch in (*batches(ann), *batches(bob))] == [cursor_at("12:12:")] * 2
+    assert [change["data"]["id"] for change in batches(bob)[0]["data"]] == [10]
 
 
 def test_a_board_that_cannot_be_read_is_said_once_to_each_and_asked_for_again() -> None:
