@@ -9,6 +9,7 @@ Rules:
   belong to the board, not to the subscriber.
 - Subscribers that resume, on whatever boards, are served by one read of the journal, from the oldest of their cursors
   on.
+- A subscriber is answered that its board includes a transaction after it was sent all that the transaction changed.
 - The hub keeps nothing for a subscriber that is not ready. When that one can read again, `caught_up` gives it one
   fresh `board.sync` for every board on which it missed something.
 """
@@ -27,6 +28,8 @@ from relay.hub.delivery import Frame, Sender
 from relay.hub.following import Following
 from relay.hub.ports import BoardSource, Committed, Resume, Resuming, Sink, Subscriber
 from relay.hub.requests import Requests
+from relay.hub.waits import Wait, Waits
+from relay.model import messages
 from relay.model.cursor import CursorRefused, Epoch, Reason
 from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
@@ -46,6 +49,7 @@ class Hub(Sink, Resuming):
         self._requests = Requests(source)
         self._sender = Sender(frame, deflated or frame)
         self._following = Following()
+        self._waits = Waits()
         self._boards: dict[str, Board[Subscriber]] = {}
         self._resumable: defaultdict[str, set[Subscriber]] = defaultdict(set)
         # The boards for which the journal is read, and those whose cursors are to be renewed.
@@ -81,7 +85,7 @@ class Hub(Sink, Resuming):
         Again: the whole board, whatever the cursor, for what was sent in the meantime would come twice. So it is if
         the cursor is not good.
         """
-        self.unsubscribe(subscriber, name)
+        self._stop(subscriber, name)
         again = self._following.add(subscriber, name)
         if (board := self._boards.get(name)) is None:
             board = self._boards[name] = Board()
@@ -97,14 +101,28 @@ class Hub(Sink, Resuming):
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> None:
         """Send a subscriber nothing more of a board."""
-        if self._following.leave(subscriber, name):
-            self._leave(subscriber, name)
+        self._waits.leave(subscriber, name)
+        self._stop(subscriber, name)
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget a subscriber that is gone."""
         for name in self.following(subscriber):
             self._leave(subscriber, name)
         self._following.forget(subscriber)
+        self._waits.leave(subscriber)
+
+    def includes(self, subscriber: Subscriber, name: str, xid: int) -> None:
+        """Answer a subscriber as soon as its board includes a transaction, or that it does not in time."""
+        self._waits.add(subscriber, name, xid)
+        self._reach(self._position)
+
+    def waits(self, subscriber: Subscriber) -> int:
+        """Return for how many transactions a subscriber waits."""
+        return self._waits.count(subscriber)
+
+    def expire_waits(self) -> None:
+        """Refuse those who have waited for a transaction since this was last called, at least."""
+        self._refuse_waits(self._waits.expire(), "it was not over in time, or its number is of another server")
 
     def caught_up(self, subscriber: Subscriber) -> None:
         """Bring a subscriber up to date that was not ready and is again."""
@@ -122,6 +140,9 @@ class Hub(Sink, Resuming):
         With `lost`, continuity is broken: every subscriber is sent its boards again, with this reason.
         """
         first = self._position is None
+        if lost == "epoch_changed" or (self._epoch and self._epoch.run not in epoch.keys):
+            # What had its number may be another transaction now.
+            self._refuse_waits(self._waits.end(), "the database is another now, or crashed, or was restored")
         self._epoch, self._position = epoch, position
         self._amid_batch = False
         self._in_parts.clear()
@@ -134,6 +155,7 @@ class Hub(Sink, Resuming):
                     self._boards[name].join(subscriber, lost)
         for name, board in self._boards.items():
             self._requests.ask(name, board)
+        self._reach(position)
 
     def publish(self, transactions: Sequence[Committed], position: Snapshot | None) -> None:
         """Deliver what was committed since the last position, in this order.
@@ -152,6 +174,7 @@ class Hub(Sink, Resuming):
             self._in_parts |= steps.keys()
         elif self._in_parts:
             self._end_parts(position, steps)
+        self._reach(position)
 
     def _end_parts(self, position: Snapshot, steps: Container[str]) -> None:
         """Say where a batch ends that came in parts, to those of its boards that the last one did not touch."""
@@ -213,6 +236,7 @@ class Hub(Sink, Resuming):
         assert self._position is not None, "the feed has a position before it reads a board"
         self._deliver(name, board, board.synced(snapshot, self._position), data)
         self._requests.ask(name, board)
+        self._answer_waits(name)
 
     # What the source says of subscribers that resume
 
@@ -250,6 +274,7 @@ class Hub(Sink, Resuming):
                     board.refuse(cursor, "too_much_missed")
             self._deliver(name, board, board.resumed(now, steps.get(name, ()), self._position))
             self._requests.ask(name, board)
+            self._answer_waits(name)
 
     @property
     def subscriptions(self) -> int:
@@ -279,6 +304,26 @@ class Hub(Sink, Resuming):
         for name in names:
             if board := self._boards.get(name):
                 yield name, board
+
+    def _reach(self, position: Snapshot | None) -> None:
+        """Answer those who wait for transactions that are published now."""
+        for name in self._waits.reach(position) if position else ():
+            self._answer_waits(name)
+
+    def _answer_waits(self, name: str) -> None:
+        """Answer those who hold a board and waited for transactions that it includes."""
+        if board := self._boards.get(name):
+            for xid, subscribers in self._waits.answer(name, board.holds).items():
+                self._sender.answer(subscribers, messages.included(name, xid))
+
+    def _refuse_waits(self, waits: Iterable[Wait], why: str) -> None:
+        for subscriber, name, xid in waits:
+            text = f"transaction {xid} is not known to be included: {why}"
+            self._sender.answer([subscriber], messages.error("not_included", text, name, str(xid)))
+
+    def _stop(self, subscriber: Subscriber, name: str) -> None:
+        if self._following.leave(subscriber, name):
+            self._leave(subscriber, name)
 
     def _leave(self, subscriber: Subscriber, name: str) -> None:
         if resumable := self._resumable.get(name):

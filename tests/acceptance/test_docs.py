@@ -44,6 +44,7 @@ KUBERNETES = ROOT / "docs" / "kubernetes.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 SECURITY = ROOT / "docs" / "security.md"
 CONSISTENCY = ROOT / "docs" / "consistency.md"
+OWN_WRITES = ROOT / "docs" / "own-writes.md"
 SCALING = ROOT / "docs" / "scaling.md"
 BACKUPS = ROOT / "docs" / "backups.md"
 MIGRATIONS = ROOT / "docs" / "migrations.md"
@@ -64,6 +65,7 @@ DOCUMENTS = (
     FRAMEWORKS,
     KUBERNETES,
     CONSISTENCY,
+    OWN_WRITES,
     PERFORMANCE,
     SCALING,
     SECURITY,
@@ -385,7 +387,7 @@ async def test_javascript_example_gets_what_it_missed(
 def test_messages_in_the_documents_are_of_the_protocol() -> None:
     """Each JSON example, and each line sent in a table or a dialogue, is a message of the schema."""
     lines = [line for block in examples(CLIENTS, "json") for line in block.splitlines()]
-    text_of_guide = CLIENTS.read_text()
+    text_of_guide = CLIENTS.read_text() + OWN_WRITES.read_text()
     sent = [
         *re.findall(r'`(\{"type":[^`]*)`', text_of_guide),
         *re.findall(r"^[<>] (.*)", text_of_guide, re.MULTILINE),
