@@ -68,7 +68,7 @@ SETTLE_SECONDS: Final = 2.2
 COMING_BACK: Final = (50, 400)
 """Clients of the relay that is killed."""
 
-ARRIVING: Final = ARRIVALS // 2
+ARRIVING: Final = ARRIVALS.start // 2
 """Maximum number of handshakes under way with one relay: a relay ends the oldest ones of an address with too many."""
 
 BOARDS: Final = 10

@@ -30,8 +30,8 @@ from relay.websocket.refusals import CROWDED_OUT, Refusals
 from relay.websocket.sockets import port_of
 
 ARRIVALS: Final = range(256, 1024)
-"""Bounds of the maximum number of connections on their way in, which is as many as may be connected: all of these come at
-once when a relay beside this one ends."""
+"""Bounds of the maximum number of connections on their way in, which is as many as may be connected: all of these
+come at once when a relay beside this one ends."""
 
 RESERVED_FILES: Final = 32
 """Number of files that are kept for Postgres, NATS, tokens and keys."""
