@@ -119,7 +119,16 @@ class Authenticated:
     error: RelayError | None = None
 
 
-Effect = Attempt | Send | Hangup | Changed | Entered | Failed | Authenticated
+@dataclass(frozen=True, slots=True)
+class Included:
+    """Tell that a board includes a transaction, or why that is not known."""
+
+    board: Following
+    xid: str
+    error: RelayError | None = None
+
+
+Effect = Attempt | Send | Hangup | Changed | Entered | Failed | Authenticated | Included
 
 
 # A board ---------------------------------------------------------------------------------------------------
@@ -137,6 +146,8 @@ class Following:
         self.cursor: str | None = None
         self.present = False
         """Whether there has been a board."""
+        self.waits: dict[str, None] = {}
+        """The transactions that are waited for, in the order in which they were asked about."""
         self._parts: list[object] = []
         self._batches = 0
         self._misfits = 0
@@ -209,7 +220,7 @@ def _cursor(message: dict[str, Any]) -> str | None:
 
 # The session -----------------------------------------------------------------------------------------------
 
-_Timer = Literal["attempt", "ping"] | Following
+_Timer = Literal["attempt", "ping", "waits"] | Following
 _PING: Final = '{"type":"ping"}'
 
 
@@ -277,6 +288,19 @@ class Session:
             self._send({"type": "unsubscribe", "boardId": board.name})
         self._enter(board, "offline")
 
+    def includes(self, board: Following, xid: str) -> None:
+        """Find out when a board includes a transaction: `Included`. Raises RelayError if nothing will say so."""
+        if self._closed:
+            raise RelayError("closed", "this relay was closed: connect again", board_id=board.name)
+        if self.stopped:
+            raise self.stopped
+        if self._link == "open" and not board.followed:
+            raise RelayError("not_subscribed", f"the board {board.name} is not followed", board_id=board.name)
+        if xid not in board.waits:
+            board.waits[xid] = None
+            if self._link == "open":
+                self._send_wait(board, xid)
+
     def authenticate(self, token: str) -> bool:
         """Present a fresh token; tell whether there is a connection to do so, on which an answer is to come."""
         if self._link == "open":
@@ -324,6 +348,8 @@ class Session:
             for board in self.boards.values():
                 if not board.followed:
                     self._ask(board)
+        elif message["type"] == "included":
+            self._included(message.get("data"))
         elif message["type"] == "error":
             self._refused(message.get("data"), now)
         else:
@@ -359,6 +385,9 @@ class Session:
                 self._attempt()
             elif timer == "ping":
                 self._ping(now)
+            elif timer == "waits":
+                for board in self.boards.values():
+                    self._send_waits(board)
             elif isinstance(timer, Following):
                 self._ask(timer)
 
@@ -389,6 +418,8 @@ class Session:
         self._board_came = self.has_held_a_board = True
         self._failures = 0
         self._enter(board, "live")
+        if message.get("reason") == "epoch_changed":  # what has the number may be another transaction now
+            self._end_waits(board, RelayError("not_included", "the database is another now", board_id=board.name))
         if changes:
             self._effects.append(Changed(board, changes))
 
@@ -411,6 +442,9 @@ class Session:
         code, name = str(refused.get("code")), refused.get("boardId")
         error = RelayError(code, f"the relay refused: {refused.get('message')} ({code})", board_id=name)
         board = self.boards.get(name) if isinstance(name, str) else None
+        if board and "xid" in refused:
+            self._end_wait(board, refused["xid"], error)
+            return
         if code == "board_unavailable":  # it comes by itself, as soon as it can be read
             if board:
                 self._enter(board, "catching up")
@@ -427,6 +461,22 @@ class Session:
             for other in self.boards.values():  # one that asked for a board may be among those not heard
                 if other.state == "catching up":
                     self._timers[other] = now + self._chance() * RESTART_PAUSE_SECONDS
+            self._timers["waits"] = now + self._chance() * RESTART_PAUSE_SECONDS
+
+    def _included(self, data: object) -> None:
+        found = data if isinstance(data, dict) else {}
+        name = found.get("boardId")
+        if isinstance(name, str) and (board := self.boards.get(name)):
+            self._end_wait(board, found.get("xid"))
+
+    def _end_wait(self, board: Following, xid: object, error: RelayError | None = None) -> None:
+        if isinstance(xid, str) and xid in board.waits:
+            del board.waits[xid]
+            self._effects.append(Included(board, xid, error))
+
+    def _end_waits(self, board: Following, error: RelayError) -> None:
+        for xid in list(board.waits):
+            self._end_wait(board, xid, error)
 
     def _answer(self, error: RelayError | None) -> None:
         if self._authenticating:
@@ -436,6 +486,15 @@ class Session:
     def _ask(self, board: Following) -> None:
         self._enter(board, "catching up")
         self._effects.append(Send(board.ask()))
+        self._send_waits(board)
+
+    def _send_waits(self, board: Following) -> None:
+        """Ask for all that is waited for, again if need be: the relay takes that for one question."""
+        for xid in board.waits if board.followed else ():
+            self._send_wait(board, xid)
+
+    def _send_wait(self, board: Following, xid: str) -> None:
+        self._send({"type": "includes", "boardId": board.name, "xid": xid})
 
     def _send(self, message: object) -> None:
         self._effects.append(Send(json.dumps(message)))
@@ -447,6 +506,7 @@ class Session:
 
     def _fail(self, board: Following, error: RelayError) -> None:
         self._enter(board, "offline")
+        self._end_waits(board, error)
         self._effects.append(Failed(board, error))
 
     # The connection

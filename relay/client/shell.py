@@ -15,7 +15,7 @@ import inspect
 import logging
 import os
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Final, Self
@@ -64,6 +64,8 @@ class Board:
         )
         """Tasks, lanes and their names as they were when the subscription ended."""
         self._looping = False
+        self._waits: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
+        """Those in this process who wait for a transaction, by its id."""
         if following.present:
             self._backlog.put([Change("board.sync")])
 
@@ -93,6 +95,27 @@ class Board:
     def unsubscribe(self) -> None:
         """End this subscription, not others to the same board; what it shows stays as it is, and its loop ends."""
         self._relay._leave(self)  # noqa: SLF001  # the two are one
+
+    async def includes(self, xid: int | str) -> None:
+        """Return once the board includes a transaction: `xid` is what `pg_current_xact_id()` said within it.
+
+        It may have changed nothing, or have been rolled back. While there is no connection this waits:
+        `asyncio.timeout` limits it. Raises RelayError: its code is `not_included` if the transaction was not over
+        within half a minute, or if the database is another now; else it is that of the board or of the connection.
+        """
+        self._relay.check_process()
+        if self._left:
+            raise RelayError("unsubscribed", "the board was left", board_id=self.id)
+        text = str(int(xid))
+        included = asyncio.get_running_loop().create_future()
+        self._waits[text].add(included)
+        try:
+            self._relay._await(self, text)  # noqa: SLF001  # the two are one
+            await included
+        finally:
+            self._waits[text].discard(included)
+            if not self._waits[text]:
+                del self._waits[text]
 
     def __aiter__(self) -> AsyncIterator[Change]:
         return self
@@ -143,7 +166,13 @@ class Board:
         self._error = error
         self._woken.set()
 
-    def _end(self) -> None:
+    def _included(self, xid: str, error: RelayError | None) -> None:
+        for included in self._waits.get(xid, ()):
+            _settle(included, error)
+
+    def _end(self, why: RelayError) -> None:
+        for xid in self._waits:
+            self._included(xid, why)
         replica = self._following.replica
         self._left = self._left or (dict(replica.tasks), replica.lanes, replica.lane_names)
         self._woken.set()
@@ -225,7 +254,7 @@ class Relay:
         self._session.close()
         self._act()
         for board in [board for boards in self._boards.values() for board in boards]:
-            board._end()  # noqa: SLF001  # the two are one
+            board._end(RelayError("closed", "the relay was closed", board_id=board.id))  # noqa: SLF001  # the two are one
         await asyncio.gather(*self._links, return_exceptions=True)
 
     @property
@@ -250,7 +279,11 @@ class Relay:
         if not self._boards[following]:
             del self._boards[following]
         self._session.unsubscribe(following)
-        board._end()  # noqa: SLF001
+        board._end(RelayError("unsubscribed", "the board was left", board_id=board.id))  # noqa: SLF001
+        self._act()
+
+    def _await(self, board: Board, xid: str) -> None:
+        self._session.includes(board._following, xid)  # noqa: SLF001  # the two are one
         self._act()
 
     def _keep(self, token: str) -> None:
@@ -286,28 +319,33 @@ class Relay:
                 assert self._link
                 self._link.hang_up(politely=politely)
                 self._link = None
-            case core.Changed(following, changes):
-                for board in self._boards.get(following, ()):
-                    board._changed(changes)  # noqa: SLF001  # the two are one
-            case core.Failed(following, error):
-                log.warning("%s", error)
-                for board in self._boards.get(following, ()) if following else ():
-                    board._failed(error)  # noqa: SLF001
             case core.Authenticated(error):
                 token, answer = self._authenticating.popleft()
                 self._answer(token, answer, error)
+            case core.Failed(None, error):
+                log.warning("%s", error)
             case core.Entered(following):
                 log.debug("board %r is %s", following.name, following.state)
+            case _:
+                self._tell(effect)
+
+    def _tell(self, effect: core.Changed | core.Failed | core.Included) -> None:
+        """Tell all subscriptions to a board."""
+        if isinstance(effect, core.Failed):
+            log.warning("%s", effect.error)
+        for board in self._boards.get(effect.board, ()) if effect.board else ():
+            match effect:
+                case core.Changed():
+                    board._changed(effect.changes)  # noqa: SLF001  # the two are one
+                case core.Failed():
+                    board._failed(effect.error)  # noqa: SLF001
+                case core.Included():
+                    board._included(effect.xid, effect.error)  # noqa: SLF001
 
     def _answer(self, token: str, answer: asyncio.Future[None], error: RelayError | None) -> None:
         if error is None:
             self._keep(token)
-        if answer.done():
-            return  # nobody waits for it any more
-        if error is None:
-            answer.set_result(None)
-        else:
-            answer.set_exception(error)
+        _settle(answer, error)
 
     # What the connection tells
 
@@ -344,6 +382,16 @@ class Relay:
             hopeless=None if mendable else link.hopeless(ex),
         )
         self._act()
+
+
+def _settle(answer: asyncio.Future[None], error: RelayError | None) -> None:
+    """Answer, unless nobody waits for it any more."""
+    if answer.done():
+        return
+    if error is None:
+        answer.set_result(None)
+    else:
+        answer.set_exception(error)
 
 
 class _Link:

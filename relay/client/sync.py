@@ -67,6 +67,13 @@ class Board:
         """End this subscription, not others to the same board; what it shows stays as it is, and its loop ends."""
         self._relay._ask(self._board.unsubscribe)  # noqa: SLF001
 
+    def includes(self, xid: int | str, timeout: float | None = None) -> None:
+        """Return once the board includes a transaction; see `relay.client.Board.includes`.
+
+        Raises RelayError as that does, and TimeoutError if that takes longer than so many seconds.
+        """
+        self._relay._wait(self._board.includes(xid), timeout)  # noqa: SLF001
+
     def __iter__(self) -> Iterator[Change]:
         return self
 

@@ -52,7 +52,7 @@ def _take_standard_files() -> None:
         "check": "relay.commands.check.command:check",
         "demo": "relay.commands.demo.command:demo",
         "publish": "relay.commands.publish:publish",
-        "schema": "relay.commands.schema:schema",
+        "schema": "relay.commands.schema.command:schema",
         "serve": "relay.commands.serve:serve",
         "sql": "relay.commands.sql:sql",
         "status": "relay.commands.status:status",

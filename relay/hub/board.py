@@ -136,6 +136,10 @@ class Board(Generic[S]):
     def is_behind(self, subscriber: S) -> bool:
         return subscriber in self._behind
 
+    def holds(self, subscriber: S) -> bool:
+        """Whether a subscriber has the board, as of the feed's position or a later moment."""
+        return subscriber in self._live or any(subscriber in group for _, group in self._ahead)
+
     # Reading the board
 
     def begin_read(self) -> None:

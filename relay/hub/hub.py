@@ -11,6 +11,7 @@ Rules:
   on.
 - Amid a batch that comes in parts, nothing is handed over: what boards have been sent of it is no committed moment. A
   source waits for the end of the batch; where the batch is cut short, what was read meanwhile is read again.
+- A subscriber is answered that its board includes a transaction after it was sent all that the transaction changed.
 - The hub keeps nothing for a subscriber that is not ready. When that one can read again, `caught_up` gives it one
   fresh `board.sync` for every board on which it missed something.
 """
@@ -29,6 +30,8 @@ from relay.hub.following import Following
 from relay.hub.ports import BoardSource, Committed, Resume, Resuming, Sink, Subscriber
 from relay.hub.recipients import Recipients
 from relay.hub.requests import Requests
+from relay.hub.waits import Wait, Waits
+from relay.model import messages
 from relay.model.cursor import CursorRefused, Epoch, Reason
 from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
@@ -48,6 +51,7 @@ class Hub(Sink, Resuming):
         self._sender = Sender(frame, deflated or frame)
         self._recipients = Recipients(self._sender)
         self._following = Following()
+        self._waits = Waits()
         self._boards: dict[str, Board[Subscriber]] = {}
         # The boards for which the journal is read.
         self._resuming: frozenset[str] = frozenset()
@@ -86,7 +90,7 @@ class Hub(Sink, Resuming):
         A subscriber that subscribes again gets the whole board, whatever its cursor, for what was sent in between
         would come twice. It also gets the whole board if the cursor is refused.
         """
-        self.unsubscribe(subscriber, name)
+        self._stop(subscriber, name)
         again = self._following.add(subscriber, name)
         if (board := self._boards.get(name)) is None:
             board = self._boards[name] = Board()
@@ -102,14 +106,28 @@ class Hub(Sink, Resuming):
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> None:
         """Send a subscriber nothing more of a board."""
-        if self._following.leave(subscriber, name):
-            self._leave(subscriber, name)
+        self._waits.leave(subscriber, name)
+        self._stop(subscriber, name)
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget a subscriber that is gone."""
         for name in self.following(subscriber):
             self._leave(subscriber, name)
         self._following.forget(subscriber)
+        self._waits.leave(subscriber)
+
+    def includes(self, subscriber: Subscriber, name: str, xid: int) -> None:
+        """Answer a subscriber as soon as its board includes a transaction, or that it does not in time."""
+        self._waits.add(subscriber, name, xid)
+        self._reach(self._position)
+
+    def waits(self, subscriber: Subscriber) -> int:
+        """Return for how many transactions a subscriber waits."""
+        return self._waits.count(subscriber)
+
+    def expire_waits(self) -> None:
+        """Refuse those who have waited for a transaction since this was last called, at least."""
+        self._refuse_waits(self._waits.expire(), "it was not over in time, or its number is of another server")
 
     def caught_up(self, subscriber: Subscriber) -> None:
         """Bring a subscriber up to date that was not ready and is again."""
@@ -127,6 +145,9 @@ class Hub(Sink, Resuming):
         With `lost`, continuity is broken: every subscriber is sent its boards again, with this reason.
         """
         first = self._position is None
+        if lost == "epoch_changed" or (self._epoch and self._epoch.run not in epoch.keys):
+            # What had its number may be another transaction now.
+            self._refuse_waits(self._waits.end(), "the database is another now, or crashed, or was restored")
         self._epoch, self._position = epoch, position
         self._amid_batch = False
         self._in_parts.clear()
@@ -139,6 +160,7 @@ class Hub(Sink, Resuming):
                     self._boards[name].join(subscriber, lost)
         for name, board in self._boards.items():
             self._requests.ask(name, board)
+        self._reach(position)
 
     def publish(self, transactions: Sequence[Committed], position: Snapshot | None) -> None:
         """Deliver what was committed since the last position, in this order.
@@ -157,6 +179,7 @@ class Hub(Sink, Resuming):
             self._in_parts |= steps.keys()
         elif self._in_parts:
             self._end_parts(position, steps)
+        self._reach(position)
 
     def _end_parts(self, position: Snapshot, steps: Container[str]) -> None:
         """Say where a batch ends that came in parts, to those of its boards that the last one did not touch."""
@@ -220,6 +243,7 @@ class Hub(Sink, Resuming):
         assert self._position is not None, "the feed has a position before it reads a board"
         self._deliver(name, board, board.synced(snapshot, self._position), data)
         self._requests.ask(name, board)
+        self._answer_waits(name)
 
     # What the source says of subscribers that resume
 
@@ -260,6 +284,7 @@ class Hub(Sink, Resuming):
                     board.refuse(cursor, "too_much_missed")
             self._deliver(name, board, board.resumed(now, steps.get(name, ()), self._position))
             self._requests.ask(name, board)
+            self._answer_waits(name)
 
     @property
     def subscriptions(self) -> int:
@@ -289,6 +314,26 @@ class Hub(Sink, Resuming):
         for name in names:
             if board := self._boards.get(name):
                 yield name, board
+
+    def _reach(self, position: Snapshot | None) -> None:
+        """Answer those who wait for transactions that are published now."""
+        for name in self._waits.reach(position) if position else ():
+            self._answer_waits(name)
+
+    def _answer_waits(self, name: str) -> None:
+        """Answer those who hold a board and waited for transactions that it includes."""
+        if board := self._boards.get(name):
+            for xid, subscribers in self._waits.answer(name, board.holds).items():
+                self._sender.answer(subscribers, messages.included(name, xid))
+
+    def _refuse_waits(self, waits: Iterable[Wait], why: str) -> None:
+        for subscriber, name, xid in waits:
+            text = f"transaction {xid} is not known to be included: {why}"
+            self._sender.answer([subscriber], messages.error("not_included", text, name, str(xid)))
+
+    def _stop(self, subscriber: Subscriber, name: str) -> None:
+        if self._following.leave(subscriber, name):
+            self._leave(subscriber, name)
 
     def _leave(self, subscriber: Subscriber, name: str) -> None:
         self._recipients.leave(name, subscriber)

@@ -15,8 +15,9 @@ from relay.model.messages import CloseCode, ErrorCode
 ERRORS: Final[Mapping[ErrorCode, str]] = {
     "invalid_json": "text that is not JSON",
     "invalid_message": "JSON that is not an object with a type",
-    "unknown_type": "a type that is none of the four",
+    "unknown_type": "a type that is none of the five",
     "invalid_board_id": "a `boardId` that is missing, not a string, or holds U+0000",
+    "invalid_xid": "an `xid` that is missing, or no string of digits as `pg_current_xact_id()` gives it",
     "board_unavailable": (
         "a board that cannot be read at present: `boardId` says which. "
         "You stay subscribed, and its `board.sync` comes as soon as it can"
@@ -27,7 +28,13 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
         "It does not say whether there is such a board"
     ),
     "not_authenticated": "a fresh token that is not good; the one before it still is",
+    "not_subscribed": "`includes` for a board that you do not follow: `boardId` and `xid` say of what",
+    "not_included": (
+        "a transaction that was not over within half a minute, or whose database is another now, or crashed: "
+        "`boardId` and `xid` say which"
+    ),
     "too_many_boards": "one board more than `WS_MAX_BOARDS`: `boardId` says which",
+    "too_many_waits": "`includes` while 100 others wait on this connection: `boardId` and `xid` say of what",
     "too_many_messages": "more messages a second than `WS_MESSAGE_RATE`, or four seconds' worth at once",
 }
 """What each error means."""

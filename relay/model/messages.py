@@ -1,9 +1,9 @@
 """What clients and the server say to each other: the public contract. Pure.
 
-Every message is a JSON object with a `type`. Clients send `subscribe`, `unsubscribe`, `authenticate` and `ping`. What
-the server sends has `type` and `data` and nothing else at the top level, but for clients that asked to resume: their
-`board.sync` and `batch` say of which board they are, and carry the cursor. What a client sends is checked here, at
-the edge; what the server sends is encoded here, once, however many clients receive it.
+Every message is a JSON object with a `type`. Clients send `subscribe`, `unsubscribe`, `includes`, `authenticate` and
+`ping`. What the server sends has `type` and `data` and nothing else at the top level, but for clients that asked to
+resume: their `board.sync` and `batch` say of which board they are, and carry the cursor. What a client sends is
+checked here, at the edge; what the server sends is encoded here, once, however many clients receive it.
 
 Each message is a model, from which the schema (schema.py) is made. A message that is sent takes its type and its keys
 from the model, but is assembled as bytes, for speed.
@@ -17,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from enum import IntEnum
@@ -64,6 +65,10 @@ class CloseCode(IntEnum):
     IDLE = 4008  # the client has followed no board for long
 
 
+_XID: Final = re.compile(r"^[1-9][0-9]{0,19}$", re.ASCII)
+_XID_EXPECTED: Final = "expected what pg_current_xact_id() gives, as a string of digits"
+_TYPES_EXPECTED: Final = "expected subscribe, unsubscribe, includes, ping or authenticate"
+
 _BOARD_ID: Final[Any] = Field(
     alias="boardId",
     description=f"The board's name, up to {MAX_BOARD_CHARACTERS} characters. Postgres has no text with U+0000.",
@@ -98,6 +103,22 @@ class Unsubscribe(BaseModel):
     board_id: StrictStr = _BOARD_ID
 
 
+class Includes(BaseModel):
+    """Asks to be answered as soon as a board that you follow includes a transaction, whatever became of that.
+
+    The answer, `included`, comes after all changes of the transaction. It comes also if the transaction changed
+    nothing or was rolled back. If it is not over in time, an error comes instead, with the code `not_included`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    type: Literal["includes"]
+    board_id: StrictStr = _BOARD_ID
+    xid: StrictStr = Field(
+        description="The transaction's id, as `pg_current_xact_id()` gave it within the transaction: decimal digits.",
+        json_schema_extra={"pattern": _XID.pattern},
+    )
+
+
 class Ping(BaseModel):
     """Is answered with `{"type":"pong"}`."""
 
@@ -118,7 +139,7 @@ class Authenticate(BaseModel):
     )
 
 
-ClientMessage = Subscribe | Unsubscribe | Ping | Authenticate
+ClientMessage = Subscribe | Unsubscribe | Includes | Ping | Authenticate
 
 _client_message: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
 
@@ -127,11 +148,15 @@ ErrorCode = Literal[
     "invalid_message",
     "unknown_type",
     "invalid_board_id",
+    "invalid_xid",
     "board_unavailable",
     "binary_message",
     "not_allowed",
     "not_authenticated",
+    "not_subscribed",
+    "not_included",
     "too_many_boards",
+    "too_many_waits",
     "too_many_messages",
 ]
 
@@ -139,10 +164,11 @@ ErrorCode = Literal[
 class BadMessage(Exception):
     """A client's message that is not of this protocol. Its text says what was found and what was expected."""
 
-    def __init__(self, code: ErrorCode, text: str, board: str | None = None) -> None:
+    def __init__(self, code: ErrorCode, text: str, board: str | None = None, xid: str | None = None) -> None:
         super().__init__(text)
         self.code: ErrorCode = code
         self.board = board
+        self.xid = xid
 
 
 def parse(text: str) -> ClientMessage:
@@ -154,8 +180,10 @@ def parse(text: str) -> ClientMessage:
         message = _client_message.validate_json(text)
     except ValidationError as ex:
         raise _bad_message(ex) from None
-    if isinstance(message, Subscribe | Unsubscribe):
+    if isinstance(message, Subscribe | Unsubscribe | Includes):
         _check_board(message.board_id)
+    if isinstance(message, Includes) and not (_XID.fullmatch(message.xid) and int(message.xid) < 2**64):
+        raise BadMessage("invalid_xid", f"xid {message.xid!r:.100} is no transaction id: {_XID_EXPECTED}")
     return message
 
 
@@ -169,6 +197,13 @@ def _check_board(board: str) -> None:
         )
 
 
+_TEXTS: Final[Mapping[object, tuple[ErrorCode, str]]] = {
+    "boardId": ("invalid_board_id", "expected a string"),
+    "xid": ("invalid_xid", _XID_EXPECTED),
+}
+"""What is wrong with a key that must be a string and is not."""
+
+
 def _bad_message(ex: ValidationError) -> BadMessage:
     error = ex.errors(include_url=False)[0]
     kind, field = error["type"], error["loc"][-1] if error["loc"] else None
@@ -177,10 +212,11 @@ def _bad_message(ex: ValidationError) -> BadMessage:
     if kind == "union_tag_invalid":
         tag = error["input"]["type"]
         found = f"{tag!r:.100} is unknown" if isinstance(tag, str) else f"is of type {_json_type(tag)}"
-        return BadMessage("unknown_type", f"type {found}: expected subscribe, unsubscribe, ping or authenticate")
-    if field == "boardId":
+        return BadMessage("unknown_type", f"type {found}: {_TYPES_EXPECTED}")
+    if field in _TEXTS:
         found = "is missing" if kind == "missing" else f"is of type {_json_type(error['input'])}"
-        return BadMessage("invalid_board_id", f"boardId {found}: expected a string")
+        code, expected = _TEXTS[field]
+        return BadMessage(code, f"{field} {found}: {expected}")
     if field == "token":
         if kind == "string_too_long":
             return BadMessage(
@@ -369,12 +405,27 @@ class Authenticated(BaseModel):
     type: Literal["authenticated"]
 
 
+class Inclusion(BaseModel):
+    """A board, and a transaction that it includes."""
+
+    board_id: str = Field(alias="boardId", description=_BOARD)
+    xid: str = Field(description="The transaction that you asked for.")
+
+
+class Included(BaseModel):
+    """Answers `includes`: you were sent all that the transaction changed on this board."""
+
+    type: Literal["included"]
+    data: Inclusion
+
+
 class Mistake(BaseModel):
     """What was wrong."""
 
     code: ErrorCode = Field(description="What it was, for programs.")
     message: str = Field(description="What was found and what was expected, for people.")
-    board_id: str = _sometimes("The board that may not be followed.", alias="boardId")
+    board_id: str = _sometimes("The board that it is about.", alias="boardId")
+    xid: str = _sometimes("The transaction that was asked for with `includes`.")
 
 
 class Error(BaseModel):
@@ -428,7 +479,7 @@ class _Form:
 
 _CREATED, _UPDATED = _Form(TaskCreated), _Form(TaskUpdated)
 _MOVED, _DELETED = _Form(TaskMoved), _Form(TaskDeleted)
-_ERROR: Final = _Form(Error)
+_ERROR, _INCLUDED = _Form(Error), _Form(Included)
 _SYNC, _BATCH = _kind(BoardSync), _kind(Batch)
 _TYPE, _BOARD_KEY, _CURSOR_KEY, _REASON_KEY, _ = _keys(ResumableBoardSync)
 
@@ -440,9 +491,14 @@ Meaning = list[Message] | Reason
 """What a transaction means to a board: messages, or why the board must be read again."""
 
 
-def error(code: ErrorCode, text: str, board: str | None = None) -> Message:
-    """Answer bad input; of a board that may not be followed, say which it is."""
-    return _ERROR.of(code, text) if board is None else _ERROR.of(code, text, board)
+def error(code: ErrorCode, text: str, board: str | None = None, xid: str | None = None) -> Message:
+    """Answer bad input; name the board and the transaction that it is about, if it is about one."""
+    return _ERROR.of(*(value for value in (code, text, board, xid) if value is not None))
+
+
+def included(board: str, xid: int) -> Message:
+    """Say that a board includes a transaction."""
+    return _INCLUDED.of(board, str(xid))
 
 
 def task_created(task: Row) -> Message:

@@ -24,6 +24,8 @@ from relay.model.messages import (
     Batch,
     BoardSync,
     Error,
+    Included,
+    Includes,
     Ping,
     Pong,
     ResumableBoardSync,
@@ -46,6 +48,7 @@ _SENT: Final[Mapping[type[BaseModel], Sequence[Mapping[str, Any]]]] = {
         {"type": "subscribe", "boardId": "default", "cursor": None},
     ],
     Unsubscribe: [{"type": "unsubscribe", "boardId": "default"}],
+    Includes: [{"type": "includes", "boardId": "default", "xid": "735"}],
     Ping: [{"type": "ping"}],
     Authenticate: [{"type": "authenticate", "token": "your-fresh-token"}],
 }
@@ -80,6 +83,7 @@ _RECEIVED: Final[Mapping[type[BaseModel], Sequence[Mapping[str, Any]]]] = {
         {"type": "batch", "boardId": "default", "data": [{"type": "task.created", "data": _TASK}]},
         {"type": "batch", **_NAMED, "data": [_DELETED]},
     ],
+    Included: [{"type": "included", "data": {"boardId": "default", "xid": "735"}}],
     Pong: [{"type": "pong"}],
     Authenticated: [{"type": "authenticated"}],
     Error: [
@@ -87,7 +91,7 @@ _RECEIVED: Final[Mapping[type[BaseModel], Sequence[Mapping[str, Any]]]] = {
             "type": "error",
             "data": {
                 "code": "unknown_type",
-                "message": "type 'foo' is unknown: expected subscribe, unsubscribe, ping or authenticate",
+                "message": "type 'foo' is unknown: expected subscribe, unsubscribe, includes, ping or authenticate",
             },
         },
         {
@@ -101,6 +105,7 @@ _RECEIVED: Final[Mapping[type[BaseModel], Sequence[Mapping[str, Any]]]] = {
 _REPLIES: Final[Mapping[type[BaseModel], Sequence[type[BaseModel]]]] = {
     Subscribe: [BoardSync, ResumableBoardSync, Batch, Error],
     Unsubscribe: [],
+    Includes: [Included, Error],
     Ping: [Pong],
     Authenticate: [Authenticated, Error],
 }
@@ -279,7 +284,7 @@ def _operations() -> dict[str, Any]:
             "action": "send",
             "channel": channel,
             "summary": "What the relay sends by itself.",
-            "messages": [_in_channel(model) for model in _RECEIVED if model not in {Pong, Authenticated}],
+            "messages": [_in_channel(model) for model in _RECEIVED if model not in {Included, Pong, Authenticated}],
         }
     }
 

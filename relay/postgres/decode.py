@@ -106,6 +106,10 @@ class Watch:
             )
         return task
 
+    def keys(self, columns: Iterable[str]) -> Mapping[str, str]:
+        """Name columns for clients; those that are in no task are left out."""
+        return _keys(self, tuple(columns))
+
     @cached_property
     def order_by(self) -> tuple[OrderKey, ...]:
         """The order of its tasks, by the keys that clients know."""

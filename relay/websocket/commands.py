@@ -36,6 +36,9 @@ NOT_ALLOWED: Final = "this board may not be followed"
 MAX_BAD_TOKENS: Final = 5
 """Maximum number of bad tokens on one connection: here nobody may guess faster than in handshakes."""
 
+MAX_WAITS: Final = 100
+"""Maximum number of transactions that one connection waits for."""
+
 MESSAGE_BURST: Final = 4
 """Number of seconds' worth of messages that may come at once."""
 
@@ -150,6 +153,8 @@ class Client(Asking):
                 self._subscribe(message)
             case messages.Unsubscribe(board_id=board):
                 self._unsubscribe(board)
+            case messages.Includes():
+                self._await(message)
             case messages.Authenticate(token=token):
                 self._authenticate(token)
 
@@ -181,6 +186,16 @@ class Client(Asking):
             self._services.decisions.withdraw(self, board)
         self._services.hub.unsubscribe(self._outbox, board)
 
+    def _await(self, message: messages.Includes) -> None:
+        board, xid = message.board_id, message.xid
+        if board not in self._boards():
+            raise BadMessage("not_subscribed", "this board is not followed: subscribe first", board, xid)
+        if self._services.hub.waits(self._outbox) >= MAX_WAITS:
+            raise BadMessage(
+                "too_many_waits", f"{MAX_WAITS} transactions are waited for: expected no more", board, xid
+            )
+        self._services.hub.includes(self._outbox, board, int(xid))
+
     def _authenticate(self, token: str) -> None:
         try:
             grant = self._credential.present(token)
@@ -208,6 +223,7 @@ class Client(Asking):
         elif may and grant.names(board):
             self._follow(message)
         else:
+            self._services.hub.unsubscribe(self._outbox, board)
             self._say(BadMessage("not_allowed", NOT_ALLOWED, board))
 
     def ask_again(self) -> int:
@@ -281,7 +297,7 @@ class Client(Asking):
 
     def _say(self, bad: BadMessage) -> None:
         log.info("websocket.error", clientId=self.name, code=bad.code, message=str(bad))
-        self._answer(messages.error(bad.code, str(bad), bad.board))
+        self._answer(messages.error(bad.code, str(bad), bad.board, bad.xid))
         self._bad_messages += 1
 
     def _answer(self, message: Message) -> None:

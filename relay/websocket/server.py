@@ -47,6 +47,9 @@ APART_SECONDS: Final = 0.05
 ASK_AGAIN_SECONDS: Final = 30.0
 """Interval at which the database is asked again about every board that is followed."""
 
+WAIT_SECONDS: Final = 15.0
+"""How long a client waits for a transaction at least, and half of how long at most."""
+
 UNFINISHED_BYTES: Final = 32 * 1024 * 1024
 """Maximum of messages that are not whole yet, for all clients together."""
 
@@ -114,6 +117,7 @@ class Endpoint:
         self._plain = tls is None
         self.listener.open(sockets, self._connection, tls)
         self._spend(self._beat())
+        self._spend(self._expire_waits())
         if self.decisions:
             self._spend(self.decisions.run())
             self._spend(self._ask_again())
@@ -226,6 +230,11 @@ class Endpoint:
                 with contextlib.suppress(BlockingIOError):
                     sock.recv(PIECE_BYTES)
                 sock.send(TOO_MANY % math.ceil(wait))
+
+    async def _expire_waits(self) -> None:
+        while True:
+            await asyncio.sleep(WAIT_SECONDS)
+            self.hub.expire_waits()
 
     async def _beat(self) -> None:
         for turn in self.clients.turns():

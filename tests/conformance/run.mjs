@@ -27,7 +27,7 @@ class Run {
     }
     this.followed.add(id);
     this.boards[id] = board;
-    const seen = (this.seen[id] = { changes: [], errors: [] });
+    const seen = (this.seen[id] = { changes: [], errors: [], included: [] });
     board.on("change", (change) => {
       const last = seen.changes.at(-1);
       if (change.batch !== undefined && last?.[0].batch === change.batch) last.push(change);
@@ -64,12 +64,18 @@ class Run {
     await settled();
   }
 
-  call(name, { board, token }) {
+  call(name, { board, token, xid }) {
     if (name === "subscribe") this.subscribe(board);
     else if (name === "unsubscribe") this.unsubscribe(board);
     else if (name === "authenticate") this.relay.authenticate(token).catch(() => {});
     else if (name === "close") this.relay.close();
+    else if (name === "includes") this.includes(xid, board);
     else assert.fail(`unknown call ${name}`);
+  }
+
+  includes(xid, id = "default") {
+    const tell = (error) => this.seen[id].included.push({ xid, code: error?.code ?? null });
+    this.boards[id].includes(xid).then(() => tell(), tell);
   }
 
   expect({ board: id = "default", ...expected }) {
@@ -84,8 +90,8 @@ class Run {
       token: () => this.world.socket.token,
       sent: () => this.world.sent.splice(0),
     };
-    const { changes, errors } = this.seen[id];
-    const passing = { changes: () => changes.splice(0), errors: () => errors.splice(0) };
+    const { changes, errors, included } = this.seen[id];
+    const passing = { changes: () => changes.splice(0), errors: () => errors.splice(0), included: () => included.splice(0) };
     for (const [key, value] of Object.entries(expected)) {
       const wanted = withIntegers(value);
       if (key in lasting) assert.deepEqual(lasting[key](), wanted, key);

@@ -341,6 +341,16 @@ async def test_unknown_keys_are_left_alone(database: Database, relay: Relay) -> 
         pytest.param('{"type":"subscribe","boardId":["a"]}', "invalid_board_id", id="board array"),
         pytest.param('{"type":"unsubscribe"}', "invalid_board_id", id="leave no board"),
         pytest.param(r'{"type":"subscribe","boardId":"a\u0000"}', "invalid_board_id", id="NUL"),
+        pytest.param('{"type":"includes","xid":"735"}', "invalid_board_id", id="wait on no board"),
+        pytest.param('{"type":"includes","boardId":"a"}', "invalid_xid", id="no xid"),
+        pytest.param('{"type":"includes","boardId":"a","xid":735}', "invalid_xid", id="xid number"),
+        pytest.param('{"type":"includes","boardId":"a","xid":""}', "invalid_xid", id="xid empty"),
+        pytest.param('{"type":"includes","boardId":"a","xid":"-1"}', "invalid_xid", id="xid negative"),
+        pytest.param('{"type":"includes","boardId":"a","xid":"0735"}', "invalid_xid", id="xid with a zero"),
+        pytest.param(
+            '{"type":"includes","boardId":"a","xid":"18446744073709551616"}', "invalid_xid", id="xid over 64 bits"
+        ),
+        pytest.param('{"type":"includes","boardId":"a","xid":"\u0967"}', "invalid_xid", id="xid of other digits"),
         pytest.param(r'{"type":"subscribe","boardId":"\ud800"}', "invalid_json", id="lone high surrogate"),
         pytest.param(r'{"type":"subscribe","boardId":"\udc00!"}', "invalid_json", id="lone low surrogate"),
         pytest.param(r'{"type":"\ud800"}', "invalid_json", id="lone surrogate as type"),

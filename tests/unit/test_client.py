@@ -35,6 +35,7 @@ class World:
         self.sent: list[Json] = []
         self.changes: dict[Following, list[list[Change]]] = {}
         self.errors: dict[Following, list[core.RelayError]] = {}
+        self.included: dict[Following, list[Json]] = {}
         self.tokens = tokens
         self.token: str | None = None
 
@@ -58,6 +59,11 @@ class World:
                     self.changes.setdefault(board, []).extend(alone or [changes])
                 case core.Failed(board, error) if board:
                     self.errors.setdefault(board, []).append(error)
+                case core.Included(board, xid, error):
+                    self.include(board, xid, error)
+
+    def include(self, board: Following, xid: str, error: core.RelayError | None) -> None:
+        self.included.setdefault(board, []).append({"xid": xid, "code": error.code if error else None})
 
     def open(self) -> None:
         assert self.link == "attempt"
@@ -127,6 +133,12 @@ class Run:
                 session.authenticate(step["token"])
             case "close":
                 session.close()
+            case "includes":
+                board = self.boards[step.get("board", "default")]
+                try:
+                    session.includes(board, step["xid"])
+                except core.RelayError as error:
+                    self.world.include(board, step["xid"], error)
             case _:
                 pytest.fail(f"unknown call {name}")
         self.world.act()
@@ -146,6 +158,7 @@ class Run:
             "state": lambda: board.state,
             "changes": lambda: only(changes.pop(board, []), wanted),
             "errors": lambda: only(errors.pop(board, []), wanted),
+            "included": lambda: world.included.pop(board, []),
             "sent": lambda: [sent.pop(0) for _ in list(sent)],
             "closed": lambda: world.closed,
             "attempting": lambda: world.link == "attempt",

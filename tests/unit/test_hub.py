@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from relay.hub import hub
 from relay.hub.hub import Hub
 from relay.hub.ports import Resume, Resuming
+from relay.hub.waits import Waits
 from relay.model import messages as protocol
 from relay.model.cursor import Epoch
 from relay.model.snapshot import Snapshot
@@ -112,6 +113,8 @@ class Held:
     """It has had the end of the last batch."""
     marks: list[tuple[str, Rows]] = field(default_factory=list)
     """Every cursor that it was sent, and what it held then."""
+    waits: set[int] = field(default_factory=set)
+    """The transactions that it waits for."""
 
 
 @dataclass(eq=False)
@@ -127,8 +130,11 @@ class Client:
     boards: dict[str, Held] = field(default_factory=dict)
 
     def send(self, frames: bytes) -> None:
-        assert self.ready, "it was not ready"
         assert frames, "there was nothing to send"
+        if frames.startswith(b'{"type":"included"'):
+            self._include(**json.loads(frames)["data"])
+            return
+        assert self.ready, "it was not ready"
         for line in frames.splitlines():
             board, rows, cursor = self._read(json.loads(line))
             assert board in self.boards, "it does not follow this board"
@@ -143,6 +149,14 @@ class Client:
         if self.room is not None:
             self.room -= 1
             self.ready = self.room > 0
+
+    def _include(self, boardId: str, xid: str) -> None:  # noqa: N803  # as in the message
+        held = self.boards[boardId]
+        held.waits.remove(int(xid))
+        assert held.synced, "the board was to be sent first"
+        assert int(xid) not in self.world.postgres.running, "it is not over"
+        wrote_here = any(int(xid) in rows for rows in self.world.moments[boardId])
+        assert int(xid) in held.rows or not wrote_here, "what it changed was not sent"
 
     def _read(self, message: dict[str, object]) -> tuple[str, Rows, str | None]:
         match message:
@@ -331,6 +345,14 @@ class Play:
         client.boards.pop(board, None)
         self.hub.unsubscribe(client, board)
 
+    def wait(self, number: int) -> None:
+        """Wait for a transaction: one that is over, that runs, or that has not begun."""
+        client, board = self.clients[number % 2], BOARDS[number % 3]
+        if held := client.boards.get(board):
+            xid = 10 + (self.world.postgres.ended + number) // 2
+            held.waits.add(xid)
+            self.hub.includes(client, board, xid)
+
     def leave(self, number: int) -> None:
         client = self.clients[number % 2]
         self.hub.leave(client)
@@ -382,6 +404,7 @@ class Play:
                 assert held.synced
                 assert held.whole
                 assert held.rows == self.world.moments[board][-1]
+                assert not any(map(self.position.sees, held.waits)), "it waits for what is over"
 
 
 BOARDS = ("a", "a", "b")  # most of what happens is on one of two
@@ -399,6 +422,7 @@ WHAT_HAPPENS = {
     Play.reconnect: 1,
     Play.come_back: 3,
     Play.subscribe: 5,
+    Play.wait: 3,
     Play.unsubscribe: 1,
     Play.leave: 1,
     Play.become_slow: 1,
@@ -968,3 +992,102 @@ def test_quiet_boards_get_a_fresh_cursor_and_busy_ones_do_not() -> None:
     scene.hub.refresh()
     assert batches(quiet) == [{"type": "batch", "boardId": "a", "cursor": cursor_at("11:11:"), "data": []}]
     assert (busy.sent, plain.sent) == ([], [])
+
+
+# Waiting for transactions
+
+
+def included(listener: Listener) -> list[tuple[str, str]]:
+    """Return which transactions a listener was answered about, and how; nothing else came."""
+    answers = [json.loads(sent[1:-1]) for sent in listener.sent]
+    listener.sent.clear()
+    return [(answer["data"]["xid"], answer["data"].get("code", answer["type"])) for answer in answers]
+
+
+def test_a_transaction_is_included_when_the_position_is_past_it_whatever_it_did() -> None:
+    scene = Scene()
+    ann, bob = scene.live("a"), scene.live("b")
+    for xid in (9, 11, 12, 13):
+        scene.hub.includes(ann, "a", xid)
+    scene.hub.includes(bob, "b", 11)
+    assert included(ann) == [("9", "included")]
+    scene.hub.publish([], Snapshot.parse("11:13:11"))
+    assert included(ann) == [("12", "included")]
+    scene.hub.publish([wrote(11, "a")], Snapshot.parse("13:13:"))
+    assert ann.sent.pop(0) == framed(11, board="a")
+    assert (included(ann), included(bob)) == ([("11", "included")], [("11", "included")])
+    assert (scene.hub.waits(ann), scene.hub.waits(bob)) == (1, 0)
+
+
+def test_nothing_is_included_in_a_board_that_was_not_sent() -> None:
+    scene, ann = Scene(), Listener()
+    scene.hub.includes(ann, "a", 9)
+    scene.hub.subscribe(ann, "a")
+    scene.hub.publish([], Snapshot.parse("11:11:"))
+    scene.hub.includes(ann, "a", 10)
+    assert ann.sent == []
+    scene.read("a", "10:10:")
+    assert ann.sent.pop(0) == SYNC
+    assert sorted(included(ann)) == [("10", "included"), ("9", "included")]
+
+
+def test_nothing_is_included_amid_a_batch() -> None:
+    scene = Scene()
+    ann = scene.live("a")
+    scene.hub.includes(ann, "a", 11)
+    scene.hub.publish([wrote(11, "a")], None)
+    assert ann.sent == [framed(11, board="a")]
+    scene.hub.publish([], Snapshot.parse("12:12:"))
+    assert ann.sent.pop(0) == framed(11, board="a")
+    assert included(ann) == [("11", "included")]
+
+
+def test_waits_end_after_two_intervals_at_most_and_when_the_database_is_another() -> None:
+    scene = Scene()
+    ann = scene.live("a")
+    scene.hub.includes(ann, "a", 20)
+    scene.hub.expire_waits()
+    scene.hub.includes(ann, "a", 20)
+    scene.hub.includes(ann, "a", 21)
+    assert included(ann) == []
+    scene.hub.expire_waits()
+    assert included(ann) == [("20", "not_included")]
+    scene.hub.begin(EPOCH, Snapshot.parse("11:11:"), "journal_pruned")
+    assert included(ann) == []
+    other = Epoch("2" * 12, {"2" * 12: b"other"}, EPOCH.shape)
+    scene.hub.begin(other, Snapshot.parse("30:30:"), "journal_pruned")
+    assert included(ann) == [("21", "not_included")]
+    assert scene.hub.waits(ann) == 0
+
+
+def test_waits_end_without_an_answer_when_the_board_is_left() -> None:
+    scene = Scene()
+    ann = scene.live("a", "b")
+    for board in ("a", "b"):
+        scene.hub.includes(ann, board, 11)
+    scene.hub.unsubscribe(ann, "a")
+    assert scene.hub.waits(ann) == 1
+    scene.hub.leave(ann)
+    scene.hub.publish([], Snapshot.parse("20:20:"))
+    assert (ann.sent, scene.hub.waits(ann)) == ([], 0)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 12), st.sampled_from("ab")), max_size=40), st.data())
+def test_waits_remember_nothing_that_has_ended(waited: list[tuple[bool, int, str]], data: st.DataObject) -> None:
+    """What is due is what the position sees, in whatever order it was asked; what ends leaves nothing behind."""
+    waits, subscribers = Waits(), [Listener(), Listener()]
+    for which, xid, board in waited:
+        waits.add(subscribers[which], board, xid)
+    xmax = data.draw(st.integers(1, 13))
+    running = frozenset(data.draw(st.sets(st.integers(1, 12).filter(lambda xid: xid < xmax))) if xmax > 1 else ())
+    position = Snapshot(min(running, default=xmax), xmax, running)
+    over = {one for one in waited if position.sees(one[1])}
+    assert waits.reach(position) == {board for *_, board in over}
+    assert waits.reach(position) == set()
+    answers = {board: waits.answer(board, lambda _: True) for board in "ab"}
+    assert {(one, xid, board) for board in "ab" for xid, each in answers[board].items() for one in each} == {
+        (subscribers[which], xid, board) for which, xid, board in over
+    }
+    assert sum(map(waits.count, subscribers)) == len(set(waited) - over)
+    assert len(waits.end()) == len(set(waited) - over)
+    assert not any(vars(waits).values())

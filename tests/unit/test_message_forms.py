@@ -143,7 +143,7 @@ def test_a_missing_board_id_is_an_error() -> None:
 def test_the_error_for_an_unknown_type_says_what_was_found_and_what_is_known() -> None:
     assert (
         complaint('{"type":"publish"}')
-        == "type 'publish' is unknown: expected subscribe, unsubscribe, ping or authenticate"
+        == "type 'publish' is unknown: expected subscribe, unsubscribe, includes, ping or authenticate"
     )
 
 

@@ -109,6 +109,14 @@ export interface Board<T extends AnyTask = Task> {
   on(event: "state", listener: (state: BoardState) => void): () => void;
   on(event: "error", listener: (error: RelayError) => void): () => void;
 
+  /**
+   * Resolves once the board includes a transaction: `xid` is what `pg_current_xact_id()` said within it. It may have
+   * changed nothing, or have been rolled back. While there is no connection this waits. Rejects with a RelayError: its
+   * code is `"not_included"` if the transaction was not over within half a minute, or if the database is another now;
+   * else it is that of the board or of the connection. Throws TypeError for what is no transaction id.
+   */
+  includes(xid: string | number | bigint, options?: IncludesOptions): Promise<void>;
+
   /** Ends this subscription, not others to the same board; what it shows stays as it is. */
   unsubscribe(): void;
 }
@@ -139,6 +147,11 @@ export interface SubscribeOptions {
    * Limits the wait for the board, say `AbortSignal.timeout(5000)`: if it is aborted before the board has come, the
    * subscription ends and `ready` rejects with the signal's reason. Later it has no effect.
    */
+  signal?: AbortSignal | undefined;
+}
+
+export interface IncludesOptions {
+  /** Limits the wait: if it is aborted first, the promise rejects with the signal's reason. */
   signal?: AbortSignal | undefined;
 }
 

@@ -37,6 +37,7 @@ const RESTARTING = 1012;
 const BROKEN = 1006;
 const SUBPROTOCOL = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/;
 const ADDRESS = /^((?:ws|http)s?:\/\/)(?:[^/?#]*@)?([^/?#@]+)([^?#]*)/i;
+const TRANSACTION = /^[1-9]\d{0,19}$/;
 const STATUS = /\bresponse\b\D*([1-5]\d\d)\b/i; // in the messages of the package ws, and of React Native
 const NO_STATUS = /^$|non-101/; // those of browsers, and of Node's own
 const PASSING = new Set([408, 425, 429]); // statuses below 500 after which to try again
@@ -370,6 +371,7 @@ class Following {
   replica = new Replica();
   state;
   present = false; // whether there has been a board
+  waits = new Set(); // the transactions that are waited for
   #relay;
   #cursor = null;
   #parts = [];
@@ -393,12 +395,40 @@ class Following {
     for (const board of this.boards) board._asked();
     this.enter("catching up");
     this.#relay._send({ type: "subscribe", boardId: this.id, cursor: this.#cursor });
+    this.askWaits();
+  }
+
+  /** Asks when the board includes a transaction: once for all who wait for it. */
+  await(xid) {
+    if (this.waits.has(xid)) return;
+    this.waits.add(xid);
+    if (this.followed) this.#askWait(xid);
+  }
+
+  /** Asks for all that is waited for, again if need be: the relay takes that for one question. */
+  askWaits() {
+    if (this.followed) for (const xid of this.waits) this.#askWait(xid);
+  }
+
+  /** Includes a transaction, or it is not known whether it does. */
+  included(xid, error) {
+    if (this.waits.delete(xid)) for (const board of [...this.boards]) board._included(xid, error);
+  }
+
+  #askWait(xid) {
+    this.#relay._send({ type: "includes", boardId: this.id, xid });
+  }
+
+  #endWaits(error) {
+    for (const xid of [...this.waits]) this.included(xid, error);
   }
 
   /** Has no connection, or no right to be followed, any more. */
   fail(error) {
     this.enter("offline");
-    if (error) for (const board of [...this.boards]) board._fail(error);
+    if (!error) return;
+    this.#endWaits(error);
+    for (const board of [...this.boards]) board._fail(error);
   }
 
   enter(state) {
@@ -427,6 +457,10 @@ class Following {
     this.replica.replace(data);
     this.#parts = [];
     this.#cursor = typeof cursor === "string" ? cursor : null;
+    if (reason === "epoch_changed") {
+      // What has the number may be another transaction now.
+      this.#endWaits(new RelayError("not_included", "the database is another now", { boardId: this.id }));
+    }
     this.#arrived([{ type: "board.sync", reason }]);
   }
 
@@ -479,6 +513,7 @@ class Board extends Emitter {
   #following;
   #ready = new Deferred();
   #left = null; // the board as it was, once this subscription has ended
+  #waits = new Map(); // transactions that are waited for -> what becomes of that
   #forgetSignal = () => {};
 
   constructor(relay, following, signal) {
@@ -522,6 +557,28 @@ class Board extends Emitter {
     this.#leave(new RelayError("unsubscribed", "the board was left before it came", { boardId: this.id }));
   }
 
+  includes(xid, { signal } = {}) {
+    const text = transactionId(xid);
+    if (signal?.aborted) return Promise.reject(givenUp(this.id, signal));
+    try {
+      if (this.#left) throw new RelayError("unsubscribed", "the board was left", { boardId: this.id });
+      const wait = this.#waits.get(text) ?? new Deferred();
+      this.#waits.set(text, wait);
+      this.#relay._await(this.#following, text);
+      return signal ? untilAborted(wait.promise, this.id, signal) : wait.promise;
+    } catch (error) {
+      this.#waits.delete(text);
+      return Promise.reject(error);
+    }
+  }
+
+  _included(xid, error) {
+    const wait = this.#waits.get(xid);
+    this.#waits.delete(xid);
+    if (error) wait?.reject(error);
+    else wait?.resolve();
+  }
+
   _asked() {
     if (this.#ready.settled && !this.#following.present) this.#ready = new Deferred();
   }
@@ -547,6 +604,7 @@ class Board extends Emitter {
     this.#left = { tasks: new Map(tasks), lanes, laneNames, laneOrder };
     this.#forgetSignal();
     if (!this.#following.present) this.#ready.reject(reason);
+    for (const xid of [...this.#waits.keys()]) this._included(xid, reason);
     if (was !== "offline") this._emit("state", "offline");
   }
 
@@ -565,6 +623,22 @@ class Board extends Emitter {
 /** Why a board is not waited for any more. Older signals give no reason. */
 const givenUp = (boardId, signal) =>
   signal.reason ?? new RelayError("unsubscribed", "the wait for the board was given up", { boardId });
+
+/** A promise, or the reason of a signal that is aborted first. */
+function untilAborted(promise, boardId, signal) {
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(givenUp(boardId, signal));
+    signal.addEventListener("abort", abort);
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
+  });
+}
+
+/** Returns a transaction's id as text. Throws TypeError for what is none. */
+function transactionId(xid) {
+  const text = String(xid);
+  if (TRANSACTION.test(text) && (typeof xid !== "number" || Number.isSafeInteger(xid))) return text;
+  throw new TypeError(`${text} is no transaction id: expected what pg_current_xact_id() gives, as a string or a bigint`);
+}
 
 const pauseAfter = (failures) => Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** failures);
 
@@ -714,6 +788,7 @@ class Relay extends Emitter {
   #timer; // of the next attempt
   #waiting = false;
   #asking = new Map(); // boards that are to be asked for later -> timer
+  #askingWaits; // the timer of what is waited for, and to be asked again
   #authenticating = []; // answers come in the order of the questions
   #failures = 0;
   #boardCame = false; // on this link
@@ -792,6 +867,15 @@ class Relay extends Emitter {
     this.#link?.send(message);
   }
 
+  /** Finds out when a board includes a transaction. Throws RelayError if nothing will say so. */
+  _await(following, xid) {
+    if (this.#stopped) throw this.#stopped;
+    if (this.#link?.isOpen && !following.followed) {
+      throw new RelayError("not_subscribed", `the board ${following.id} is not followed`, { boardId: following.id });
+    }
+    following.await(xid);
+  }
+
   /** Ends one subscription; the last one takes the board along. */
   _leave(board, following, reason) {
     following.boards.delete(board);
@@ -851,6 +935,7 @@ class Relay extends Emitter {
   #ended({ code, trouble, opened, hopeless, refused }) {
     this.#link = null;
     for (const following of [...this.#asking.keys()]) this.#forgetAsking(following);
+    this._clock.clearTimeout(this.#askingWaits);
     const lost = new RelayError("closed", `the connection ended (${code})`, { closeCode: code });
     for (const { answer } of this.#authenticating.splice(0)) answer.reject(lost);
     this.#enter("offline");
@@ -943,6 +1028,7 @@ class Relay extends Emitter {
       return;
     }
     if (message.type === "authenticated") this.#authenticated();
+    else if (message.type === "included") this.#boards.get(message.data?.boardId)?.included(message.data.xid);
     else if (message.type === "error") this.#refused(isObject(message.data) ? message.data : {});
     else if (message.boardId === undefined) this.#only(message)?.receive(message);
     else this.#boards.get(message.boardId)?.receive(message);
@@ -964,9 +1050,10 @@ class Relay extends Emitter {
     for (const following of [...this.#boards.values()]) if (!following.followed) following.ask();
   }
 
-  #refused({ code, message, boardId }) {
+  #refused({ code, message, boardId, xid }) {
     const error = new RelayError(String(code), String(message), { boardId });
     const following = this.#boards.get(boardId);
+    if (following && xid !== undefined) return following.included(xid, error);
     if (code === "board_unavailable") {
       following?.enter("catching up"); // it comes by itself, as soon as it can be read
       return this._emit("error", error);
@@ -978,8 +1065,17 @@ class Relay extends Emitter {
       // One that asked for a board may be among those that were not heard.
       const unheard = [...this.#boards.values()].filter((other) => other.state === "catching up");
       for (const other of unheard) this._askLater(other, RESTART_PAUSE);
+      this.#askWaitsLater();
     }
     this._emit("error", error);
+  }
+
+  #askWaitsLater() {
+    this._clock.clearTimeout(this.#askingWaits);
+    const ask = () => {
+      for (const following of [...this.#boards.values()]) following.askWaits();
+    };
+    this.#askingWaits = this._clock.setTimeout(ask, this._clock.random() * RESTART_PAUSE);
   }
 
   #forgetAsking(following) {

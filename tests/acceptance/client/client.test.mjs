@@ -500,3 +500,26 @@ test("a page that is left while it waits for the next attempt makes none until i
   await settled();
   assert.equal(world.sockets.length, 2);
 });
+
+test("whoever waits for a transaction is answered alike, and a wait ends with its signal, its board or the relay", async () => {
+  const { world, relay, board } = await live();
+  const other = relay.subscribe("default");
+  const giving = new AbortController();
+  const given = board.includes(735n, { signal: giving.signal });
+  const alike = [board.includes("735"), board.includes(735), other.includes("735")];
+  assert.deepEqual(world.sent.splice(0), [{ type: "includes", boardId: "default", xid: "735" }]);
+  giving.abort(new Error("enough"));
+  await assert.rejects(given, { message: "enough" });
+  world.socket.receive(JSON.stringify({ type: "included", data: { boardId: "default", xid: "735" } }));
+  await Promise.all(alike);
+  const left = other.includes("736");
+  other.unsubscribe();
+  await assert.rejects(left, { code: "unsubscribed", boardId: "default" });
+  await assert.rejects(other.includes("736"), { code: "unsubscribed" });
+  await assert.rejects(board.includes("736", { signal: giving.signal }), { message: "enough" });
+  for (const bad of ["", "x", "-1", "1.5", 2 ** 60, null]) assert.throws(() => board.includes(bad), TypeError);
+  const closed = board.includes("737");
+  relay.close();
+  await assert.rejects(closed, { code: "closed" });
+  await assert.rejects(board.includes("737"), { code: "unsubscribed" });
+});

@@ -56,6 +56,7 @@ board.on("error", (error: RelayError) => console.log(error.code, error.boardId?.
 relay.on("state", (state) => console.log(state === "offline"));
 await board.ready;
 await relay.authenticate("fresh");
+await Promise.all([board.includes("735"), board.includes(735n, { signal: AbortSignal.timeout(5000) }), plain.includes(735)]);
 const titles: string[] = (board.lanes["todo"] ?? []).map(({ title }) => title);
 const ids: TaskId[] = [...plain.tasks.keys()];
 end();

@@ -1,0 +1,194 @@
+"""What the tasks of a table are made of: reads its visible columns, and what JSON Postgres makes of their types.
+
+Rules:
+- The catalog decides as `row_to_json` does: a domain is what it is made of, and a type that somebody has made a cast
+  to json for may be anything.
+- What an expression says, or was made text, is text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, LiteralString
+
+import psycopg
+
+from relay.commands.schema.languages import JsonType, Key, Kind, Shape
+from relay.postgres.connection import Connection, complete
+from relay.postgres.install import InstallError
+from relay.postgres.watches import Watched, read_watched
+from relay.text import error_line
+
+_FIND: Final[LiteralString] = "select pg_catalog.to_regclass(%s)::oid, relay.version() is not null"
+
+# Each type that a row of the table is made of, down to Postgres's own, with what it is made of itself; and the table.
+_ATTRIBUTES: Final[LiteralString] = """
+    with recursive
+    attribute (relation, n, type, described) as not materialized (
+        select a.attrelid, a.attnum, a.atttypid,
+               pg_catalog.json_build_array(a.attname, a.atttypid::bigint, a.atttypmod, a.attnotnull, a.attndims)
+        from pg_catalog.pg_attribute a where a.attnum > 0 and not a.attisdropped
+    ),
+    made_of (oid) as (
+        select a.type from attribute a where a.relation = %s
+        union
+        select inner_type.oid
+        from made_of m
+        join pg_catalog.pg_type t on t.oid = m.oid
+        cross join lateral (
+            select t.typbasetype
+            union all
+            select t.typelem
+            union all
+            select a.type from attribute a where a.relation = t.typrelid
+        ) inner_type (oid)
+        where inner_type.oid <> 0
+    )
+    select t.oid, t.typname::text, t.typtype::text, t.typbasetype, t.typtypmod, t.typnotnull,
+           case when t.typsubscript = 'pg_catalog.array_subscript_handler'::regproc then t.typelem else 0::oid end,
+           array(select e.enumlabel::text from pg_catalog.pg_enum e where e.enumtypid = t.oid
+                 order by e.enumsortorder),
+           exists (select from pg_catalog.pg_cast c where c.castsource = t.oid and c.castmethod = 'f'
+                   and t.oid >= 16384 and c.casttarget = 'pg_catalog.json'::regtype),
+           array(select a.described from attribute a where a.relation = t.typrelid order by a.n)
+    from made_of m join pg_catalog.pg_type t on t.oid = m.oid
+    union all
+    select 0::oid, '', 'c', 0::oid, -1, false, 0::oid, '{}', false,
+           array(select a.described from attribute a where a.relation = %s order by a.n)
+"""
+
+_TABLE: Final = 0
+"""What stands for the table among the types."""
+
+_KINDS: Final[Mapping[str, Kind]] = {
+    "bool": "boolean",
+    "int2": "integer",
+    "int4": "integer",
+    "int8": "bigint",
+    "float4": "float",
+    "float8": "float",
+    "json": "any",
+    "jsonb": "any",
+}
+"""What Postgres's own types are in JSON that are no texts; numeric depends on its scale."""
+
+_FIRST_OF_USERS: Final = 16384
+"""The first oid that is not one of Postgres's own."""
+
+_MODIFIER: Final = 4
+"""What Postgres adds to the precision and scale of a numeric; less is neither."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attribute:
+    name: str
+    type: int
+    modifier: int
+    not_null: bool
+    dimensions: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Type:
+    oid: int
+    name: str
+    kind: str
+    base: int
+    modifier: int
+    not_null: bool
+    element: int
+    labels: Sequence[str]
+    has_cast: bool
+    attributes: Sequence[_Attribute]
+
+
+async def read(database_url: str, table: str) -> Shape:
+    """Read what the tasks of a table are. Raises InstallError."""
+    try:
+        # With the settings of the session: a name may be found by its search path.
+        connection = await Connection.connect(complete(database_url), autocommit=True)
+        try:
+            return await _read(connection, table)
+        finally:
+            await connection.close()
+    except psycopg.errors.InvalidSchemaName as ex:
+        raise InstallError(f"{error_line(ex)}: run relay sql install first") from ex
+    except psycopg.Error as ex:
+        raise InstallError(error_line(ex)) from ex
+
+
+async def _read(connection: Connection, table: str) -> Shape:
+    oid, _ = await connection.row(_FIND, table)
+    if oid is None:
+        raise InstallError(f"there is no table {table}: expected one that is watched, like public.tasks")
+    watched = next((each for each in await read_watched(connection) if each.target == oid), None)
+    if watched is None:
+        raise InstallError(f"{table} is not watched: run relay sql watch {table} first")
+    if watched.problem:
+        raise InstallError(watched.fault or watched.problem)
+    rows = await connection.rows(_ATTRIBUTES, oid, oid)
+    types = {row[0]: _Type(*(*row[:9], [_Attribute(*each) for each in row[9]])) for row in rows}
+    return Shape(watched.table, _task(watched, types))
+
+
+def _task(watched: Watched, types: Mapping[int, _Type]) -> list[Key]:
+    """Return the keys of a task: what expressions say, then the columns in their order."""
+    columns = {column.name: column for column in types[_TABLE].attributes}
+    watch = watched.watch
+    keys = {key: _key(key, columns[name], types) for name, key in watch.keys(watched.columns).items()}
+    lane_may_be_null = watched.lanes is None
+    said = {
+        "id": watched.as_text or watched.id_prefix is not None or watched.id_column is None,
+        "boardId": watched.as_text or watched.board_column is None,
+        "lane": watched.as_text or watched.lane_column is None,
+    }
+    for key, is_text in said.items():
+        known = keys.get(key)
+        its_type = JsonType("string") if known is None or is_text else known.type
+        nullable = key == "lane" and lane_may_be_null and (known is None or known.nullable)
+        keys[key] = Key(key, its_type, nullable=nullable)
+    first = [key for key, is_text in said.items() if is_text]
+    return [keys[key] for key in dict.fromkeys([*first, *keys])]
+
+
+def _key(key: str, column: _Attribute, types: Mapping[int, _Type]) -> Key:
+    its_type = types[column.type]
+    not_null = column.not_null
+    while its_type.base:
+        not_null |= its_type.not_null
+        its_type = types[its_type.base]
+    return Key(key, _json_type(column.type, column.modifier, column.dimensions, types), nullable=not not_null)
+
+
+def _json_type(oid: int, modifier: int, dimensions: int, types: Mapping[int, _Type]) -> JsonType:
+    """Return what Postgres makes of a value."""
+    its_type = types[oid]
+    while its_type.base:
+        modifier = its_type.modifier if its_type.modifier >= 0 else modifier
+        its_type = types[its_type.base]
+    if its_type.element:
+        item = _json_type(its_type.element, modifier, 0, types)
+        for _ in range(max(1, dimensions)):
+            item = JsonType("array", item=item)
+        return item
+    if its_type.kind == "c":
+        keys = [_key(each.name, each, types) for each in its_type.attributes]
+        # NOT NULL of a table holds for its rows, not for values of its row type.
+        return JsonType("object", name=its_type.name, keys=[Key(key.name, key.type, nullable=True) for key in keys])
+    if its_type.kind == "e":
+        return JsonType("enum", labels=its_type.labels)
+    if its_type.has_cast:
+        return JsonType("any")
+    if its_type.oid < _FIRST_OF_USERS:
+        return _own(its_type.name, modifier)
+    return JsonType("string")
+
+
+def _own(name: str, modifier: int) -> JsonType:
+    if name != "numeric":
+        return JsonType(_KINDS.get(name, "string"))
+    if modifier < _MODIFIER:
+        return JsonType("numeric")
+    scale = ((modifier - _MODIFIER & 0x7FF) ^ 1024) - 1024
+    return JsonType("decimal" if scale > 0 else "whole")
