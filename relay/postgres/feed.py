@@ -37,7 +37,7 @@ from relay.model.snapshot import Snapshot
 from relay.model.status import Counts, Database
 from relay.model.transaction import Transaction
 from relay.postgres.connection import complete, in_time
-from relay.postgres.faults import FeedError, Scope, WatchOutdated, first_of, scope_of
+from relay.postgres.faults import BoardMisnamed, FeedError, Scope, WatchOutdated, first_of, scope_of
 from relay.postgres.progress import Progress
 from relay.postgres.requests import GATHER_SECONDS, Asked, BoardQueue
 from relay.postgres.schedule import POLLING_SECONDS, PollSchedule
@@ -385,7 +385,12 @@ class Feed(Source, Authorizer):
     async def _hand_over(self, session: Session, sink: Sink, name: str) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        snapshot, data = await session.boards.read(name)
+        try:
+            snapshot, data = await session.boards.read(name)
+        except BoardMisnamed as ex:
+            self._boards.has_read(name, loop.time() - began)
+            sink.refuse(name, messages.error("invalid_board_id", str(ex), name))
+            return
         self._boards.has_read(name, loop.time() - began)
         async with self._between_batches:
             sink.synced(name, snapshot, data)

@@ -236,7 +236,8 @@ select (d.said ->> 'watch')::integer as id,
        d.said ->> 'prefix' as id_prefix,
        d.said ? 'as_text' as as_text,
        d.said,
-       d.same
+       d.same,
+       d.said ? 'distinct_ids' as distinct_ids
 from pg_catalog.pg_trigger t
 join pg_catalog.pg_proc f on f.oid = t.tgfoid
     and f.pronamespace = 'relay'::regnamespace and f.proname = 'journal_truncate'
@@ -269,3 +270,23 @@ left join relay.lane_tables lanes on d.said ? 'lanes'
 where t.tgnargs = 2;
 
 comment on view relay.watches is 'What is watched, as it is written in the triggers.';
+
+-- Of what kind the names of the boards are that a watch has tasks on: bigint, uuid or text.
+create or replace function relay.board_kind(w relay.watches) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((select relay.comparable(l.target, l.board_column) from relay.lane_tables l where l.target = w.lanes),
+                    relay.comparable(w.target, w.board_column), 'text')
+$$;
+
+-- The same of its ids, without their prefix; or a key of so many columns.
+create or replace function relay.id_kind(w relay.watches) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when pg_catalog.cardinality(w.key_columns) = 1 then coalesce(relay.comparable(w.target, w.key_columns[1]), 'text')
+           else 'key of ' || pg_catalog.cardinality(w.key_columns) end
+$$;
