@@ -31,7 +31,8 @@ grant select on relay.watches, relay.watched, relay.lane_tables to relay_daemon;
 grant execute on function relay.parts(regclass), relay.triggers_enabled(integer, regclass, text), relay.pauses(),
     relay.polled_for(), relay.base_type(oid), relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text),
     relay.outgrown(regclass, jsonb, boolean), relay.said(bytea), relay.statements(name), relay.column_named(regclass, jsonb, boolean),
-    relay.comparable(regclass, name), relay.ordering(regclass, text[]), relay.order_parts(text) to relay_daemon;
+    relay.comparable(regclass, name), relay.ordering(regclass, text[]), relay.order_parts(text),
+    relay.id_kind(relay.watches), relay.board_kind(relay.watches) to relay_daemon;
 grant select on sequence relay.control to relay_daemon;
 
 -- What runs with the rights of the schema's owner, or of relay_reader.

@@ -108,7 +108,7 @@ SCHEMA: Final = """
         end loop;
     end $do$;
     select relay.watch('public.tasks', hidden => '{secret}');
-    select relay.watch('public.steps');
+    select relay.watch('public.steps', distinct_ids => true);
 """
 """What the tables, the functions and the triggers are, given the tasks table and the relay's install."""
 

@@ -71,6 +71,11 @@ def _patience_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--as-text/--as-numbers", "as_text", default=None, help="whether ids, boards and lanes that are numbers are text"
 )
+@click.option(
+    "--distinct-ids/--no-distinct-ids",
+    default=None,
+    help="whether you know that no other table has a task of the same id on the same board",
+)
 @click.option("--board", "board_column", help="column that names a task's board  [default: board_id]")
 @click.option("--board-as", help="expression that names it, in place of --board")
 @click.option("--lane", "lane_column", help="column that names a task's lane  [default: lane]")

@@ -16,7 +16,10 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
     "invalid_json": "text that is not JSON",
     "invalid_message": "JSON that is not an object with a type",
     "unknown_type": "a type that is none of the five",
-    "invalid_board_id": "a `boardId` that is missing, not a string, or holds U+0000",
+    "invalid_board_id": (
+        "a `boardId` that is missing, not a string, or holds U+0000; or that the database writes otherwise, "
+        "such as a uuid in capitals: the message says how, and you do not follow it"
+    ),
     "invalid_xid": "an `xid` that is missing, or no string of digits as `pg_current_xact_id()` gives it",
     "board_unavailable": (
         "a board that cannot be read at present: `boardId` says which. "

@@ -78,10 +78,10 @@ class Answers:
         if name in self._asked:
             self._feed.ask(name)
 
-    def refuse(self, name: str, problem: Message) -> None:
-        """Answer that a board cannot be had."""
+    def refuse(self, name: str, problem: Message, *, final: bool) -> None:
+        """Answer that a board cannot be had: now, or at all."""
         waiting = self._reading.pop(name, []) + self._asked.pop(name, [])
-        self._answer(waiting, _refusal(problem))
+        self._answer(waiting, _refusal(problem, final=final))
 
     def _answer(self, waiting: list[asyncio.Future[Answer]], found: Answer) -> None:
         for answer in waiting:
@@ -89,5 +89,5 @@ class Answers:
                 answer.set_result(found)
 
 
-def _refusal(problem: Message) -> Answer:
-    return msgspec.json.encode(BoardRefused()), problem.json
+def _refusal(problem: Message, *, final: bool = False) -> Answer:
+    return msgspec.json.encode(BoardRefused(final)), problem.json

@@ -96,7 +96,8 @@ class BoardReader:
         head, body = _decode_head(answer[0]), answer[1]
         if isinstance(head, BoardRefused):
             self._again_at[name] = asyncio.get_running_loop().time() + FAILED_SECONDS
-            hub.fail_read(name, Message("error", body))
+            refuse = hub.refuse if head.final else hub.fail_read
+            refuse(name, Message("error", body))
             self.wanted_since.pop(name, None)
             return True
         if head.run != self._follower.state.run:

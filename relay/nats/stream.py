@@ -127,7 +127,12 @@ class Encoded(NamedTuple):
 
 
 class BoardRefused(msgspec.Struct, frozen=True, tag="refused", tag_field="answer"):
-    """Head of a publisher's answer for a board that it cannot read. The error follows."""
+    """Head of a publisher's answer for a board that it cannot read. The error follows.
+
+    `final`: there is no such board to be had, and no use in asking again.
+    """
+
+    final: bool = False
 
 
 class BoardHead(msgspec.Struct, frozen=True, tag="board", tag_field="answer"):

@@ -194,10 +194,10 @@ class Turn(Sink):
         self.answers.synced(name, self._epoch.run, snapshot, data)
 
     def fail_read(self, name: str, error: Message) -> None:
-        self.answers.refuse(name, error)  # edges ask again
+        self.answers.refuse(name, error, final=False)  # edges ask again
 
     def refuse(self, name: str, error: Message) -> None:
-        self.answers.refuse(name, error)
+        self.answers.refuse(name, error, final=True)
 
     # States
 

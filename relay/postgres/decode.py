@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -29,7 +30,7 @@ from relay.model.cursor import Reason
 from relay.model.messages import Row
 from relay.model.transaction import Image, Transaction
 from relay.order import OrderKey
-from relay.postgres.faults import UnreadableRow, WatchOutdated
+from relay.postgres.faults import BoardMisnamed, IdsClash, UnreadableRow, WatchOutdated
 
 log = structlog.get_logger()
 
@@ -43,7 +44,12 @@ _SAID: Final = ""
 """Key under which an image has the values of expressions on its row."""
 
 _decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_lanes: Final = msgspec.json.Decoder(list[tuple[str, str | None]]).decode
+_lanes_or_name: Final[msgspec.json.Decoder[list[tuple[str, str | None]] | str]] = msgspec.json.Decoder(
+    list[tuple[str, str | None]] | str
+)
+
+_FORMS: Final = {"bigint": re.compile("-?[0-9]+"), "uuid": re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")}
+"""How names of boards are written that are not just any text."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,17 @@ class Watch:
     """Its columns that are in tasks."""
     lanes: bool = False
     """Whether its tasks are found through lanes that are rows of another table."""
+    board_kind: str = "text"
+    """Of what kind the names of its boards are: bigint, uuid or text."""
 
     def shows(self, column: str) -> bool:
         """Whether a column is in tasks."""
         return column not in self.hidden and (self.shown is None or column in self.shown)
+
+    def may_have(self, board: str) -> bool:
+        """Whether a board of this name may have tasks of it."""
+        form = _FORMS.get(self.board_kind)
+        return form is None or form.fullmatch(board) is not None
 
     def columns(self, image: str) -> dict[str, msgspec.Raw]:
         """Parse a row's JSON, under the columns' own names. Raises UnreadableRow."""
@@ -247,18 +260,48 @@ def sync_of(xid: int, text: str | None) -> Transaction:
 
 
 def board_data(name: str, rows: Iterable[tuple[int | None, str]], watches: Mapping[int, Watch]) -> bytes:
-    """Encode the data of a `board.sync`: rows as they are read, each with its watch; one without is the lanes."""
+    """Encode the data of a `board.sync`: rows as they are read, each with its watch; one without is the lanes.
+
+    Raises WatchOutdated, IdsClash, and BoardMisnamed.
+    """
     tasks = []
     lanes: list[tuple[str, str | None]] | None = None
+    table_of: dict[bytes, str] = {}
     for number, image in rows:
         if number is None:
-            lanes = _decode_lanes(image)
+            lanes = _lanes(name, image)
             continue
         watch = watches[number]
         try:
-            tasks.append(watch.task(watch.columns(image), name))
+            task = watch.task(watch.columns(image), name)
         except UnreadableRow as ex:
             log.error("feed.unreadable_row", problem=str(ex))  # noqa: TRY400  # the line says it all
-    orders = {watch.order_by for watch in watches.values()}
+            continue
+        tasks.append(task)
+        if len(watches) > 1:
+            _require_distinct(task["id"], watch.table, table_of)
+    orders = {watch.order_by for watch in watches.values() if watch.may_have(name)}
     # Tables that are ordered differently have no order in common. Without one, clients put new tasks at the end.
     return messages.board_data(tasks, lanes, orders.pop() or None if len(orders) == 1 else None)
+
+
+def _lanes(name: str, image: str) -> list[tuple[str, str | None]]:
+    """Return a board's lanes. Raises BoardMisnamed if the database says how it writes that name."""
+    found = _lanes_or_name.decode(image)
+    if isinstance(found, str):
+        raise BoardMisnamed(
+            f"boardId is {name!a:.100}, found no such board: expected {found!a:.100}, as it is written"
+        )
+    return found
+
+
+def _require_distinct(task_id: msgspec.Raw, table: str, table_of: dict[bytes, str]) -> None:
+    """Note of which table a task is. Raises IdsClash if one of another table has its id.
+
+    A number is the same as its text, for many clients have both under one key.
+    """
+    text = bytes(task_id).strip(b'"')
+    if (other := table_of.setdefault(text, table)) != table:
+        word = table.rpartition(".")[2].strip('"')
+        command = shlex.join(["relay", "sql", "watch", table, "--id-prefix", f"{word}-"])
+        raise IdsClash(f"tasks of {other} and {table} on this board have the same id, {text.decode()}: run {command}")

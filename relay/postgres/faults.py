@@ -28,6 +28,14 @@ class WatchOutdated(Exception):
     """A watch whose columns are no longer there."""
 
 
+class IdsClash(Exception):
+    """Two tasks of one id on one board, from two tables: messages could not distinguish them."""
+
+
+class BoardMisnamed(Exception):
+    """A board's name that the database writes otherwise, such as a uuid in capitals."""
+
+
 class Scope(Enum):
     """Whose fault something is."""
 
@@ -57,7 +65,7 @@ def scope_of(ex: BaseException, *, reading_board: bool = False) -> Scope:
         return Scope.ROW
     if not isinstance(ex, Exception):
         return Scope.PROCESS
-    if reading_board and (isinstance(ex, WatchOutdated) or _is_of_board(ex)):
+    if reading_board and (isinstance(ex, (WatchOutdated, IdsClash)) or _is_of_board(ex)):
         return Scope.BOARD
     return Scope.SESSION  # also what nobody foresaw
 

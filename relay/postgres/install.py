@@ -64,6 +64,7 @@ WATCH_SETTINGS: Final = {
     "key_columns": "name[]",
     "id_prefix": "text",
     "as_text": "boolean",
+    "distinct_ids": "boolean",
     "board_column": "name",
     "board_as": "text",
     "lane_column": "name",

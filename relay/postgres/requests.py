@@ -20,7 +20,7 @@ import structlog
 from relay.backoff import Backoff
 from relay.hub.ports import Question, Resuming, Sink
 from relay.model import messages
-from relay.postgres.faults import Scope, scope_of
+from relay.postgres.faults import BoardMisnamed, Scope, scope_of
 from relay.postgres.session import Session
 from relay.text import error_line
 
@@ -164,6 +164,9 @@ class BoardReader:
             self._queue.has_read(name, loop.time() - began)
             async with between_batches:
                 sink.synced(name, snapshot, data)
+        except BoardMisnamed as ex:
+            self._queue.has_read(name, loop.time() - began)
+            sink.refuse(name, messages.error("invalid_board_id", str(ex), name))
         except BaseException as ex:
             if scope_of(ex, reading_board=True) is not Scope.BOARD:
                 sink.abandon_read(name)

@@ -14,7 +14,7 @@ from relay.postgres.decode import Entry, Watch
 _WATCHED: Final[LiteralString] = """
     select id, pg_catalog.format('%I.%I', schema_name, table_name) as table, id_column, board_column, lane_column,
            hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced, filter, board_as,
-           lane_as, lanes, key_columns, id_prefix, as_text, columns, ordering
+           lane_as, lanes, key_columns, id_prefix, as_text, columns, ordering, distinct_ids, id_kind, board_kind
     from relay.watched order by id
 """
 _LANES: Final[LiteralString] = "select target::text from relay.lane_tables where not triggers_complete"
@@ -61,6 +61,9 @@ class Watched:
     as_text: bool
     columns: Sequence[str]
     ordering: Sequence[Mapping[str, Any]] | None
+    distinct_ids: bool
+    id_kind: str
+    board_kind: str
 
     @property
     def watch(self) -> Watch:
@@ -71,6 +74,7 @@ class Watched:
             order=tuple(_order_key(**key) for key in self.ordering or ()),
             visible=tuple(self.columns),
             lanes=self.lanes is not None,
+            board_kind=self.board_kind,
         )
 
     def command(self, table: str) -> str:
@@ -91,7 +95,13 @@ class Watched:
         options |= {} if self.id_column else {"--key": self.key_columns}
         words = ["relay", "sql", "watch", table]
         words += [word for name, values in options.items() for value in values for word in (name, value)]
-        return shlex.join([*words, *(["--as-text"] if self.as_text else [])])
+        flags = {"--as-text": self.as_text, "--distinct-ids": self.distinct_ids}
+        return shlex.join([*words, *(flag for flag, given in flags.items() if given)])
+
+    def may_clash(self, other: Watched) -> bool:
+        """Whether it may have a task of the same id on the same board as another table, as far as is known."""
+        alike = (self.id_kind, self.id_prefix, self.board_kind) == (other.id_kind, other.id_prefix, other.board_kind)
+        return alike and self.id_kind != "uuid" and not (self.distinct_ids or other.distinct_ids)
 
     @property
     def fault(self) -> str | None:
@@ -109,7 +119,7 @@ class Watched:
         again, unwatch = (shlex.join(["relay", "sql", word, self.table]) for word in ("watch", "unwatch"))
         return (
             f"{self.table} is shown, which was watched as {self.watched_as}, and another table has that name",
-            f"to show the other, run {self.command(self.watched_as)} and {unwatch}; to go on, run {again}",
+            f"to show the other, run {unwatch} and {self.command(self.watched_as)}; to go on, run {again}",
         )
 
 

@@ -326,7 +326,10 @@ create or replace view relay.watched as
            -- What clients should sort by: nothing where the order is none that a DBA has declared, so that a board.sync
            -- is as the guide has it.
            case when w.order_by <> array['created_at']
-                then array(select o.key from relay.ordering(w.target, w.order_by) o order by o.n) end as ordering
+                then array(select o.key from relay.ordering(w.target, w.order_by) o order by o.n) end as ordering,
+           w.distinct_ids,
+           relay.id_kind(w) as id_kind,
+           relay.board_kind(w) as board_kind
     from relay.watches w
     join pg_catalog.pg_class c on c.oid = w.target
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace;

@@ -1,23 +1,24 @@
 -- Reading
 
--- Whether a board's name, as text, is the text of a value of the column: 'abc' is no integer, and '007' is
--- not how the integer 7 is written. Of a domain, what it is made of is asked, so that its checks are not run; and an
--- enum is asked for its labels, for its owner can make casts from text and to text.
-create or replace function relay.is_written(board text, typ regtype) returns boolean
+-- How a type writes the value that a board's name, as text, is of it: of an integer, '007' is written '7', and 'abc' is no
+-- value. Of a domain, what it is made of is asked, so that its checks are not run; and an enum is asked for its labels,
+-- for its owner can make casts from text and to text.
+create or replace function relay.written(board text, typ regtype) returns text
     language plpgsql
     stable
+    strict
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     written text;
 begin
     if exists (select from pg_catalog.pg_type t where t.oid = typ and t.typtype = 'e') then
-        return exists (select from pg_catalog.pg_enum e where e.enumtypid = typ and e.enumlabel = board);
+        return (select e.enumlabel from pg_catalog.pg_enum e where e.enumtypid = typ and e.enumlabel = board);
     end if;
     execute pg_catalog.format('select $1::%s::text', pg_catalog.format_type(typ, -1)) into written using board;
-    return written = board;
+    return written;
 exception when data_exception then
-    return false;
+    return null;
 end
 $$;
 
@@ -38,7 +39,7 @@ begin
             select w.id, w.target
             from relay.watches w
             left join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = w.board_column
-            where w.problem is null and (a.attname is null or relay.is_written(board, relay.base_type(a.atttypid)))
+            where w.problem is null and (a.attname is null or relay.written(board, relay.base_type(a.atttypid)) = board)
             union all
             select l.id, l.target from relay.lane_tables l where l.problem is null
         ) t
@@ -130,8 +131,8 @@ declare
 begin
     for l in select * from relay.lane_tables t where t.problem is null and t.target in (select w.lanes from relay.watches w) order by t.id loop
         continue when l.board_column is not null
-            and not relay.is_written(board, (select relay.base_type(a.atttypid) from pg_catalog.pg_attribute a
-                                                   where a.attrelid = l.target and a.attname = l.board_column));
+            and relay.written(board, (select relay.base_type(a.atttypid) from pg_catalog.pg_attribute a
+                                      where a.attrelid = l.target and a.attname = l.board_column)) is distinct from board;
         execute pg_catalog.format(
             'select pg_catalog.json_agg(pg_catalog.json_build_array(%s, %s) order by %slane.%I) from only %s lane where %s and %s',
             relay.as_text(l.target, l.id_column, 'lane.' || pg_catalog.quote_ident(l.id_column)),
@@ -152,9 +153,12 @@ end
 $$;
 
 -- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement; and before them,
--- without a watch, its lanes, where they are declared. Runs as
--- relay_reader: so a role that may read boards need not be able to read the tables, and their hidden columns. With
--- "careful", a row that cannot be shown is "!" and why, and fails nothing else. A table with a problem is not shown.
+-- without a watch, its lanes, where they are declared. Runs as relay_reader: so a role that may read boards need not be
+-- able to read the tables, and their hidden columns. With "careful", a row that cannot be shown is "!" and why, and fails
+-- nothing else. A table with a problem is not shown.
+--
+-- Where there is no task, and the type of a table's boards writes this name otherwise, as it does a uuid in capitals, how it
+-- writes it follows, without a watch: a text in JSON.
 create or replace function relay.board(board text, careful boolean default false) returns table (watch integer, task text)
     language plpgsql
     stable
@@ -173,11 +177,14 @@ create or replace function relay.board(board text, careful boolean default false
     set xmloption = content
 as $$
 declare
-    w        record;
-    columns  text;
-    ordered  text;
-    found    text;
-    row_name text;
+    w         record;
+    columns   text;
+    ordered   text;
+    condition text;
+    written   text;
+    otherwise text;
+    has_tasks boolean := false;
+    row_name  text;
 begin
     if current_user <> 'relay_reader' then
         raise exception 'relay.board belongs to %, expected relay_reader: run relay sql install', current_user
@@ -185,7 +192,11 @@ begin
     end if;
     return query select null::integer, l from relay.lanes_of(board) l where l is not null;
     for w in
-        select s.*, c.relkind, relay.base_type(a.atttypid)::regtype as board_type, relay.has_places(s) as has_places,
+        select s.*, c.relkind, relay.base_type(a.atttypid)::regtype as board_type,
+               -- An expression that a uuid is part of says, as a rule, the uuid.
+               case when s.said -> 'board_as' -> 'uses' @> '[["uuid"]]' then 'uuid'::regtype
+                    else relay.base_type(a.atttypid)::regtype end as written_as,
+               relay.has_places(s) as has_places,
                coalesce(relay.spelled(s.target, s.said -> 'board_as', s.same, 'row_of_table.'),
                         relay.as_text(s.target, s.board_column, 'row_of_table.' || pg_catalog.quote_ident(s.board_column))) as board_text,
                coalesce(relay.spelled(s.target, s.said -> 'lane_as', s.same, 'row_of_table.'),
@@ -202,7 +213,9 @@ begin
         where s.problem is null
         order by s.id
     loop
-        continue when w.board_type is not null and not relay.is_written(board, w.board_type);
+        written := relay.written(board, w.written_as);
+        otherwise := coalesce(nullif(written, board), otherwise);
+        continue when w.board_type is not null and written is distinct from board;
 
         select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', a.attname), ', ' order by a.attnum) into columns
         from pg_catalog.pg_attribute a
@@ -221,19 +234,19 @@ begin
             w.board_column := w.lanes_board;
             w.board_text := relay.as_text(w.lanes_target, w.lanes_board, 'lane.' || pg_catalog.quote_ident(w.lanes_board));
         end if;
-        found := case when w.board_column is null then pg_catalog.format('%s = %L and ', w.board_text, board)
+        condition := case when w.board_column is null then pg_catalog.format('%s = %L and ', w.board_text, board)
             else pg_catalog.format('%1$s.%2$I::%4$s = %3$L::%4$s and ', case when w.lanes_board is null then 'row_of_table' else 'lane' end,
                                    w.board_column, board, pg_catalog.format_type(w.board_type, -1)) end;
         if exists (select from pg_catalog.pg_cast c join pg_catalog.pg_type t on t.oid = c.castsource
                    where t.oid = w.board_type and t.typtype = 'e' and c.castcontext = 'i') then
-            found := '';
+            condition := '';
         end if;
-        found := pg_catalog.concat(found, w.filter_text || ' and ', w.board_text, ' = $2 collate "C"');
+        condition := pg_catalog.concat(condition, w.filter_text || ' and ', w.board_text, ' = $2 collate "C"');
         -- An expression may fail at any row.
         if careful and w.has_places then
             w.place := pg_catalog.format('relay.place_%s(row_of_table.*)', w.id);
             w.lane_text := 'p.at[3]';
-            found := pg_catalog.format('p.at[4] is null and %s = $2 collate "C"', case when w.lanes_board is null then 'p.at[2]' else w.board_text end);
+            condition := pg_catalog.format('p.at[4] is null and %s = $2 collate "C"', case when w.lanes_board is null then 'p.at[2]' else w.board_text end);
         end if;
         -- A column that had the row's alias as its name would be taken for the row.
         row_name := 'row_' || pg_catalog.md5(columns);
@@ -246,16 +259,20 @@ begin
                 case when w.has_places then pg_catalog.format('cross join lateral (select %s as at offset 0) p', w.place) end,
                 (select relay.lane_join(x, w.lane_text) from relay.watches x where x.id = w.id),
                 pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
-                columns, row_name, found, ordered,
+                columns, row_name, condition, ordered,
                 (select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', k.name), ', ' order by k.n)
                  from pg_catalog.unnest(w.key_columns) with ordinality k (name, n)))
                 using w.id, board;
+            has_tasks := has_tasks or found;
         exception when others then
             raise exception '%: %', w.target,
                 coalesce('boards are read by role relay_reader: ' || relay.missing_right(w.target), sqlerrm)
                 using errcode = sqlstate;
         end;
     end loop;
+    if otherwise is not null and not has_tasks then
+        return query select null::integer, pg_catalog.to_json(otherwise)::text;
+    end if;
 end
 $$;
 

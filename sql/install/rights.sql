@@ -35,7 +35,7 @@ grant execute on function
     relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text), relay.outgrown(regclass, jsonb, boolean),
     relay.said(bytea), relay.statements(name), relay.column_named(regclass, jsonb, boolean), relay.comparable(regclass, name), relay.lane_join(relay.watches, text),
     relay.lanes_of(text), relay.id_of(relay.watches, text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text),
-    relay.as_text(regclass, name, text), relay.order_parts(text), relay.is_written(text, regtype), relay.image(record),
+    relay.as_text(regclass, name, text), relay.order_parts(text), relay.written(text, regtype), relay.image(record),
     relay.holders(regclass, text), relay.missing_right(regclass)
     to relay_reader;
 

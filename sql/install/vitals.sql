@@ -87,8 +87,9 @@ comment on function relay.vacuum_holders() is 'Whose transactions keep the journ
 
 -- How wide rows are, from a sample: of each watch, how many rows of its largest part were read, and about how many
 -- bytes the widest has as JSON, without its hidden columns. Values that Postgres has compressed count as such, for
--- nothing is unpacked: so it may be more. Reads at most 64 blocks, and waits for nobody longer than a tenth of a second.
-create or replace function relay.widest(out watch integer, out sampled bigint, out bytes bigint) returns setof record
+-- nothing is unpacked: so it may be more. And how many of these rows have an id, a board or a lane that is a number beyond
+-- 2^53, which many readers of JSON round. Reads at most 64 blocks, and waits for nobody longer than a tenth of a second.
+create or replace function relay.widest(out watch integer, out sampled bigint, out bytes bigint, out huge bigint) returns setof record
     language plpgsql
     stable
     security definer
@@ -101,6 +102,7 @@ declare
     w      relay.watches;
     part   regclass;
     width  text;
+    beyond text;
     blocks bigint;
     places tid[];
 begin
@@ -129,6 +131,11 @@ begin
         join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
         where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped
           and a.attname <> all (w.hidden);
+        select coalesce(pg_catalog.string_agg(
+                   pg_catalog.format('t.%I not between -9007199254740991 and 9007199254740991', a.attname), ' or '), 'false') into beyond
+        from pg_catalog.pg_attribute a
+        where a.attrelid = w.target and relay.base_type(a.atttypid) = 'bigint'::regtype and not a.attisdropped and not w.as_text
+          and (a.attname in (w.board_column, w.lane_column) or a.attname = w.id_column and w.id_prefix is null);
 
         begin
             blocks := pg_catalog.pg_relation_size(part) / pg_catalog.current_setting('block_size')::bigint;
@@ -136,8 +143,9 @@ begin
             select pg_catalog.array_agg(distinct pg_catalog.format('(%s,%s)', (blocks - 1) * i / 63, line)::tid) into places
             from pg_catalog.generate_series(0, 63) i
             cross join pg_catalog.generate_series(1, least(300, 1024 / least(greatest(blocks, 1), 64))) line;
-            execute pg_catalog.format('select $1, count(*), max(%s) from only %s t where t.ctid = any ($2)', width, part)
-                into watch, sampled, bytes using w.id, places;
+            execute pg_catalog.format('select $1, count(*), max(%s), count(*) filter (where %s) from only %s t where t.ctid = any ($2)',
+                                      width, beyond, part)
+                into watch, sampled, bytes, huge using w.id, places;
             return next;
         exception when lock_not_available then
             null;  -- somebody rewrites it just now

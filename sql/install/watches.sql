@@ -251,7 +251,8 @@ select (d.said ->> 'watch')::integer as id,
        d.said ->> 'prefix' as id_prefix,
        d.said ? 'as_text' as as_text,
        d.said,
-       d.same
+       d.same,
+       d.said ? 'distinct_ids' as distinct_ids
 from relay.statements('journal_truncate') d
 cross join lateral (
     select max(a.attname) filter (where a.role = 'id') as id_column,
@@ -279,3 +280,23 @@ left join relay.lane_tables lanes on d.said ? 'lanes'
              else lanes.target = pg_catalog.to_regclass(d.said -> 'lanes' ->> 1) end;
 
 comment on view relay.watches is 'What is watched, as it is written in the triggers.';
+
+-- Of what kind the names of the boards are that a watch has tasks on: bigint, uuid or text.
+create or replace function relay.board_kind(w relay.watches) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((select relay.comparable(l.target, l.board_column) from relay.lane_tables l where l.target = w.lanes),
+                    relay.comparable(w.target, w.board_column), 'text')
+$$;
+
+-- The same of its ids, without their prefix; or a key of so many columns.
+create or replace function relay.id_kind(w relay.watches) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when pg_catalog.cardinality(w.key_columns) = 1 then coalesce(relay.comparable(w.target, w.key_columns[1]), 'text')
+           else 'key of ' || pg_catalog.cardinality(w.key_columns) end
+$$;

@@ -459,6 +459,41 @@ begin
 end
 $$;
 
+-- Refuses, in one sentence, a table whose tasks may have the ids of another's, on the same boards: messages name a task by
+-- its id alone. Two tables that count their ids have the same ones sooner or later; uuids are made to differ. Where two
+-- tasks are alike nevertheless, their board is an error, see decode.py.
+create or replace function relay.refuse_clash(wanted relay.watches) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    boards constant text := relay.board_kind(wanted);
+    ids    constant text := relay.id_kind(wanted);
+    other  regclass;
+    remedy text;
+begin
+    select o.target into other from relay.watches o
+    where o.target <> wanted.target and o.id_prefix is not distinct from wanted.id_prefix and not o.distinct_ids
+      and relay.id_kind(o) = ids and relay.board_kind(o) = boards
+    order by o.target::text limit 1;
+    if other is null or ids = 'uuid' or wanted.distinct_ids then
+        return;
+    end if;
+    -- A schema for each tenant has tables of one name, whose boards are not to be one.
+    select case when t.relname = o.relname and coalesce(wanted.board_as, wanted.board_column) is not null
+           then pg_catalog.format('board_as => %L, distinct_ids => true', pg_catalog.format('%L || (%s)::text',
+                    n.nspname || '/', coalesce(wanted.board_as, pg_catalog.quote_ident(wanted.board_column))))
+           else pg_catalog.format('id_prefix => %L', pg_catalog.concat(wanted.id_prefix, t.relname, '-')) end into remedy
+    from pg_catalog.pg_class t
+    join pg_catalog.pg_namespace n on n.oid = t.relnamespace
+    join pg_catalog.pg_class o on o.oid = other
+    where t.oid = wanted.target;
+    raise exception 'relay.watch: tasks of % and % may have the same id on the same board, for their ids (%) and boards (%) are '
+        'of the same kind: expected %; or distinct_ids => true, if you know that no two are the same', wanted.target, other, ids, boards, remedy
+        using errcode = 'invalid_parameter_value';
+end
+$$;
+
 -- Starts feeding a table, or changes how it is fed. What is not given stays as it is, where the table is watched
 -- already. With the same settings it takes no lock and changes nothing, except that it puts the triggers right where
 -- some are missing or disabled, covers partitions that have come since, and notes the table's new name.
@@ -493,7 +528,9 @@ create or replace function relay.watch(
     -- What the ids of this table begin with, to keep them apart from those of others; they are text then.
     id_prefix    text     default null,
     -- Whether ids, boards and lanes are text in any case, for readers whose numbers do not hold a bigint.
-    as_text      boolean  default null
+    as_text      boolean  default null,
+    -- Whether you know that no other table has a task of the same id on the same board, where the relay cannot.
+    distinct_ids boolean  default null
 ) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -526,6 +563,7 @@ begin
     wanted.id_column := case when pg_catalog.cardinality(wanted.key_columns) = 1 then wanted.key_columns[1] end;
     wanted.id_prefix := nullif(coalesce(watch.id_prefix, current_watch.id_prefix), '');
     wanted.as_text := coalesce(watch.as_text, current_watch.as_text, false);
+    wanted.distinct_ids := coalesce(watch.distinct_ids, current_watch.distinct_ids, false);
     if watch.board_column is not null and watch.board_as is not null or watch.lane_column is not null and watch.lane_as is not null then
         raise exception 'relay.watch: found both a column and an expression for one thing: expected board_column or board_as, '
             'lane_column or lane_as' using errcode = 'invalid_parameter_value';
@@ -562,6 +600,15 @@ begin
         where a.attrelid = watch.target and a.attname = 'created_at' and not a.attisdropped), '{}');
     perform relay.check_watch(wanted.target, wanted.key_columns, wanted.board_column, wanted.lane_column,
                               wanted.hidden, wanted.order_by);
+    select a.attname into col
+    from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid) and t.typname = 'bpchar'
+    where a.attrelid = wanted.target and not a.attisdropped
+      and a.attname in (wanted.id_column, wanted.board_column, wanted.lane_column);
+    if col is not null and not wanted.as_text then
+        raise exception 'relay.watch: column % of % is padded with blanks, as its type character demands: expected as_text => true, '
+            'which leaves them out, or a column of type text', pg_catalog.quote_ident(col), wanted.target
+            using errcode = 'datatype_mismatch';
+    end if;
     foreach col in array coalesce(wanted.shown, '{}') loop
         if not exists (select from pg_catalog.pg_attribute a where a.attrelid = wanted.target and a.attname = col
                        and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v') then
@@ -575,6 +622,7 @@ begin
         raise exception 'relay.watch: the lane of % and the id of % are of different types, or of one that cannot be compared: '
             'expected both to be integers, uuids or text', wanted.target, wanted.lanes using errcode = 'datatype_mismatch';
     end if;
+    perform relay.refuse_clash(wanted);
     perform relay.grant_reading(wanted.target, wanted.board_column);
     wanted.same := true;
     wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
@@ -602,10 +650,10 @@ begin
         where a.attrelid = wanted.target and a.attnum > 0 and not a.attisdropped
           and (a.attgenerated = 'v' or a.attname = any (wanted.hidden) or a.attname <> all (wanted.shown)) order by a.attnum);
     if current_watch.problem is null
-       and row(current_watch.key_columns, current_watch.id_prefix, current_watch.as_text, current_watch.board_column, current_watch.lane_column,
+       and row(current_watch.key_columns, current_watch.id_prefix, current_watch.as_text, current_watch.distinct_ids, current_watch.board_column, current_watch.lane_column,
                current_watch.hidden, current_watch.order_by, current_watch.filter, current_watch.board_as, current_watch.lane_as,
                current_watch.lanes, current_watch.watched_as, current_watch.shown)
-           is not distinct from row(wanted.key_columns, wanted.id_prefix, wanted.as_text, wanted.board_column, wanted.lane_column,
+           is not distinct from row(wanted.key_columns, wanted.id_prefix, wanted.as_text, wanted.distinct_ids, wanted.board_column, wanted.lane_column,
                                     wanted.hidden, wanted.order_by, wanted.filter, wanted.board_as, wanted.lane_as, wanted.lanes, wanted.watched_as, wanted.shown)
        and relay.triggers_enabled(current_watch.id, wanted.target, 'A')
     then
@@ -628,6 +676,7 @@ begin
             from pg_catalog.unnest(wanted.key_columns) with ordinality k (name, n)) end,
         'prefix', wanted.id_prefix,
         'as_text', case when wanted.as_text then true end,
+        'distinct_ids', case when wanted.distinct_ids then true end,
         'board', relay.column_of(wanted.target, wanted.board_column),
         'lane', relay.column_of(wanted.target, wanted.lane_column),
         'hidden', (select coalesce(pg_catalog.jsonb_agg(relay.column_of(wanted.target, h)), '[]')
@@ -647,7 +696,7 @@ begin
 end
 $$;
 
-comment on function relay.watch(regclass, name, name, name, name[], text[], interval, name[], text, text, text, regclass, name[], text, boolean) is
+comment on function relay.watch(regclass, name, name, name, name[], text[], interval, name[], text, text, text, regclass, name[], text, boolean, boolean) is
     'Starts feeding a table. Example: select relay.watch(''public.tasks'', hidden => ''{secret}'')';
 
 -- Stops feeding a table; its rows leave every board. Takes ACCESS EXCLUSIVE on the table, as dropping a trigger

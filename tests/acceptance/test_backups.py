@@ -309,7 +309,7 @@ def origin_on_primary(primary: Cluster, tmp_path_factory: pytest.TempPathFactory
 async def left(cluster: Cluster, database: Database, folder: Path) -> Origin:
     # A table that was watched and is gone: nothing of it may be left to restore.
     database.execute("create table public.gone (id text primary key, board_id text, lane text)")
-    database.execute("select relay.watch('public.gone')")
+    database.execute("select relay.watch('public.gone', distinct_ids => true)")
     database.execute("drop table public.gone")
     database.execute("insert into public.tasks (id, title) values ('a', 'A'), ('b', 'B')")
     async with AsyncExitStack() as stack:

@@ -289,7 +289,7 @@ def every(database: Database) -> Database:
     with database.connect() as connection:
         connection.execute(sql.SQL("alter table every {}").format(sql.SQL(", ").join(columns)))
     database.execute("insert into every (id, board_id) values ('base', 'b')")
-    database.execute("select relay.watch('every')")
+    database.execute("select relay.watch('every', distinct_ids => true)")
     return database
 
 
@@ -341,7 +341,7 @@ def test_settings_that_a_type_depends_on_are_seen_for_each_type_alone(database: 
         )
         value = sql.SQL("{}::text::{}").format(sql.Literal(_SAMPLES[name]), sql.Identifier(name)).as_string()
         database.execute(f"insert into public.t_{name} values ('0', 'b', 'todo', {value}, array[{value}])")
-        database.execute(f"select relay.watch('public.t_{name}')")
+        database.execute(f"select relay.watch('public.t_{name}', distinct_ids => true)")
     other = _other_locale(database)
     writers = ["reset all", *_WRITERS[:11], *([f"set lc_monetary = '{other}'"] if other else [])]
     for number, settings in enumerate(writers, 1):
@@ -483,7 +483,7 @@ async def test_columns_of_any_name_are_shown(database: Database, relay: Relay) -
                 "twice int generated always as (num * 2) stored)"
             ).format(columns)
         )
-        owner.execute("select relay.watch('odd', hidden => '{old,value}')")
+        owner.execute("select relay.watch('odd', hidden => '{old,value}', distinct_ids => true)")
         async with Follower.of(relay, "b") as follower:
             owner.execute("insert into odd (id, board_id, lane) values ('a', 'b', 'todo'), ('z', 'b', 'todo')")
             changes = sql.SQL(", ").join(sql.SQL("{} = 'e'").format(sql.Identifier(name)) for name in _NAMES)
@@ -634,7 +634,7 @@ async def test_rows_of_tables_of_any_shape_are_shown(database: Database, relay: 
         base = "id text primary key, board_id text, lane text, n int"
         database.execute(f"create table {name} ({base}{', ' if columns else ''}{columns})")
         database.execute(settled.replace("THIS", name))
-        database.execute(f"select relay.watch('{name}')")
+        database.execute(f"select relay.watch('{name}', distinct_ids => true)")
     async with Follower.of(relay, "b") as follower:
         for name, (*_, changes) in _SHAPES.items():
             database.execute(f"insert into {name} values ('{name}', 'b', 'todo', 1), ('z', 'b', 'todo', 1)")
@@ -679,7 +679,7 @@ async def test_retyped_column_costs_one_board_whoever_lives_on(database: Databas
             database.execute(f"create table t{number} ({columns}, title text, primary key (id))")
             values = ", ".join(_VALUES[name].format(board) for name in types)
             database.execute(f"insert into t{number} values ({values}, 'one')")
-            database.execute(f"select relay.watch('t{number}')")
+            database.execute(f"select relay.watch('t{number}', distinct_ids => true)")
             pooled.execute(f"update t{number} set title = 'warm'".encode())
             pooled.execute(f"delete from t{number}; insert into t{number} values ({values}, 'warm')".encode())
         async with contextlib.AsyncExitStack() as stack:
@@ -741,7 +741,7 @@ def moods(server: Server) -> Iterator[Twins]:
         for each in (watched, unwatched):
             each.execute("create table forbidden (id int)")
             _create_moods(each)
-        watched.execute("select relay.watch('moods')")
+        watched.execute("select relay.watch('moods', distinct_ids => true)")
         yield Twins(watched, unwatched, None)
 
 
@@ -785,7 +785,7 @@ async def test_rows_whose_casts_fail_are_left_out_and_reported(database: Databas
     for name, body in kinds:
         _create_moods(database, name)
         database.execute(_cast(body, name))
-        database.execute(f"select relay.watch('{name}s')")
+        database.execute(f"select relay.watch('{name}s', distinct_ids => true)")
     with structlog.testing.capture_logs() as logged:
         async with Follower.of(relay, "b") as follower:
             for name, _ in kinds:
@@ -880,7 +880,8 @@ async def test_board_whose_column_is_a_domain_over_an_enum_is_shown(database: Da
     """Postgres has no operator that compares the two."""
     database.execute(
         "create type spot as enum ('b', 'c'); create domain place as spot check (value is not null); "
-        "create table places (id text primary key, board_id place, lane place); select relay.watch('places')"
+        "create table places (id text primary key, board_id place, lane place); "
+        "select relay.watch('places', distinct_ids => true)"
     )
     async with Follower.of(relay, "b") as follower:
         database.execute("insert into places values ('a', 'b', 'b'), ('last', 'b', 'c')")

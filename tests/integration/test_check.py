@@ -348,14 +348,33 @@ async def test_large_table_without_an_index_on_its_boards(database: Database, da
 
 
 async def test_tables_whose_tasks_can_be_mistaken_for_one_another(database: Database, daemon_dsn: str) -> None:
-    """Messages name a task by its id alone; a schema for each tenant is the usual case."""
-    for number in (1, 2):
-        database.execute(f"create schema tenant_{number}")
-        database.execute(f"create table tenant_{number}.cards (id int primary key, board_id int, lane text)")
-        database.execute(f"select relay.watch('tenant_{number}.cards')")
+    """Messages name a task by its id alone; relay.watch refuses such tables, but a column may change its type."""
+    database.execute("create table one (id uuid primary key default gen_random_uuid(), board_id int, lane text)")
+    database.execute("create table two (id int primary key, board_id int, lane text)")
+    database.execute("select relay.watch('one'), relay.watch('two', order_by => '{lane}')")
     clashes = (await check(daemon_dsn))["clashes"]
-    assert clashes.status == "warning"
-    assert clashes.found.startswith("tenant_1.cards and tenant_2.cards both count their ids")
+    assert (clashes.status, "in different orders" in clashes.found) == ("warning", True)
+    database.execute("alter table one alter id drop default, alter id type int using 1")
+    clashes = (await check(daemon_dsn))["clashes"]
+    assert (clashes.status, "may have the same id on the same board" in clashes.found) == ("failed", True)
+    database.execute("select relay.watch('two', distinct_ids => true, order_by => '{}')")
+    assert (await check(daemon_dsn))["clashes"].status == "ok"
+
+
+async def test_numbers_that_javascript_would_round(database: Database, daemon_dsn: str) -> None:
+    """Ids, boards and lanes; the command that is named has them sent as text."""
+    database.execute("create table huge (id bigint primary key, board_id bigint, lane bigint, other bigint)")
+    database.execute("insert into huge values (1, 2, 3, 1918031335180469264); select relay.watch('huge')")
+    for column in ("id", "board_id", "lane"):
+        database.execute("update huge set id = 1, board_id = 2, lane = 3")
+        database.execute(f"update huge set {column} = 1 - (1::bigint << 53)")
+        assert (await check(daemon_dsn))["rows"].status == "ok"
+        database.execute(f"update huge set {column} = -1 * (1::bigint << 53)")
+        rows = (await check(daemon_dsn))["rows"]
+        assert (rows.status, rows.hint) == ("warning", "run relay sql watch public.huge --as-text")
+        assert rows.found.startswith("1 of 1 sampled rows of public.huge have an id, a board or a lane")
+    database.execute("select relay.watch('huge', as_text => true)")
+    assert (await check(daemon_dsn))["rows"].status == "ok"
 
 
 async def test_limits_that_contradict_each_other(database: Database, daemon_dsn: str) -> None:
@@ -369,7 +388,7 @@ async def test_table_whose_name_another_one_took(database: Database, daemon_dsn:
     database.execute("alter table tasks rename to tasks_old; create table tasks (like tasks_old including all)")
     columns = (await check(daemon_dsn))["columns"]
     assert columns.status == "failed"
-    assert "run relay sql watch public.tasks --id id --board board_id --lane lane" in str(columns.hint)
+    assert "relay sql watch public.tasks --id id --board board_id --lane lane" in str(columns.hint)
     database.execute("select relay.watch('tasks_old')")
     assert (await check(daemon_dsn))["columns"].status == "ok"
 

@@ -682,6 +682,20 @@ async def test_a_board_that_the_publisher_cannot_read_is_an_error_of_its_subscri
         assert (await one.status()).failing == {}
 
 
+async def test_a_board_that_the_database_writes_otherwise_is_refused_at_an_edge(
+    feed: Feed, database: Database
+) -> None:
+    """For good: it is not asked for again."""
+    database.execute("create table other (id int primary key, board_id int, lane text); select relay.watch('other')")
+    async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
+        await until(lambda: near.feed.trouble(10) is None and near.feed.proven)
+        await client.send({"type": "subscribe", "boardId": "007"})
+        kind, data = await client.receive()
+        assert (kind, data["code"], data["boardId"]) == ("error", "invalid_board_id", "007")
+        assert "expected '7'" in data["message"]
+        assert (near.hub.subscriptions, dict((await one.status()).failing)) == (0, {})
+
+
 async def test_edges_share_the_reads_of_boards(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many clients come to however many edges at once, a board is read a few times."""
     reads: list[str] = []

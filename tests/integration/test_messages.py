@@ -365,7 +365,8 @@ async def test_ids_keep_their_json_type(database: Database, relay: Relay, kind: 
     """Text and uuid ids are strings, integers are numbers, in every message."""
     database.execute(f"create table t (key_of_it {kind} primary key, board text, column_of_it text)")
     database.execute(
-        "select relay.watch('t', id_column => 'key_of_it', board_column => 'board', lane_column => 'column_of_it')"
+        "select relay.watch('t', id_column => 'key_of_it', board_column => 'board', lane_column => 'column_of_it', "
+        "distinct_ids => true)"
     )
     async with Client.to(relay.url) as client:
         await client.subscribe("b")

@@ -118,8 +118,8 @@ async def test_table_whose_name_another_one_took_is_a_problem_until_somebody_dec
     while "old" not in client.tasks:
         await client.receive()
 
-    run(database, problem, " watch public.tasks ")
     run(database, problem, "unwatch")
+    run(database, problem, " watch public.tasks ")
     await until(lambda: relay.feed.problem is None)
     database.execute("insert into tasks (id, title) values ('new', 'N')")
     while "new" not in client.tasks:

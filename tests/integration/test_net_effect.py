@@ -169,7 +169,7 @@ def _updated(old: Row, new: Row) -> list[Message]:
 @contextlib.asynccontextmanager
 async def _world(database: Database, relay: Relay, *tables: str) -> AsyncIterator[World]:
     database.execute("create table marks (id text primary key, board_id text, lane text)")
-    database.execute("select relay.watch('marks')")
+    database.execute("select relay.watch('marks', distinct_ids => true)")
     world = World(database, relay, tables)
     try:
         await world.follow()

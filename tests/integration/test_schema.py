@@ -192,7 +192,7 @@ async def test_new_empty_partition_is_followed_at_once(database: Database, relay
 def with_json(database: Database) -> Database:
     """Return a database whose watched table has a column that can hold half a surrogate pair, which is no Unicode."""
     database.execute("create table t (id text primary key, board_id text, lane text default 'todo', j json)")
-    database.execute("select relay.watch('t')")
+    database.execute("select relay.watch('t', distinct_ids => true)")
     return database
 
 

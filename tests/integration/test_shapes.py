@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +13,9 @@ from typing import Any, Final
 import psycopg
 import pytest
 
+from relay.order import OrderKey
 from relay.postgres import install
+from relay.postgres.decode import Watch, board_data
 from tests.acceptance.support import run_relay
 from tests.acceptance.test_docs import SHAPES, commands, examples
 from tests.clusters import run
@@ -235,6 +239,7 @@ async def test_the_guides_clients_get_the_default_board_of_a_table_with_uuid_boa
     """As docs/shapes.md says, whose SQL and commands run as printed."""
     database.execute("select relay.unwatch('tasks'); drop table tasks")
     for block in examples(SHAPES, "sql"):
+        database.execute("select relay.unwatch(target) from relay.watches")  # the examples are of several databases
         database.execute(block)
     for command in commands(SHAPES):
         finished = run_relay(*shlex.split(command)[1:], cwd=tmp_path, DATABASE_URL=database.dsn)
@@ -556,6 +561,181 @@ async def test_ids_of_two_tables_are_kept_apart_by_a_prefix(database: Database, 
         assert set(client.tasks) == {"stories-1", "bugs-1"}
         database.execute("update bugs set title = 'x'")
         assert await client.receive() == updated("bugs-1", title="x")
+
+
+_COUNTED: Final = "id serial primary key, board_id int, lane text"
+_NAMED: Final = "id text primary key, board_id text, lane text"
+_UUIDS: Final = "id uuid primary key, board_id uuid, lane text"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "settings", "remedy"),
+    [
+        (_COUNTED, _COUNTED, "", "id_prefix => 'cards-'"),
+        (_COUNTED, _COUNTED.replace("serial", "bigint"), "", "id_prefix => 'cards-'"),
+        (_COUNTED, _COUNTED, "as_text => true", "id_prefix => 'cards-'"),
+        (_COUNTED, _COUNTED, "id_prefix => 'c-'", None),
+        (_COUNTED, _COUNTED, "distinct_ids => true", None),
+        (_COUNTED, _COUNTED.replace("board_id int", "board_id uuid"), "", None),
+        (_COUNTED, _NAMED, "", None),
+        (_NAMED, _NAMED, "", "id_prefix => 'cards-'"),
+        (_NAMED, _NAMED, "board_as => $$board_id || '!'$$", "id_prefix => 'cards-'"),
+        (_UUIDS, _UUIDS, "", None),
+    ],
+)
+def test_tables_that_may_have_one_id_on_one_board_are_refused_with_what_keeps_them_apart(
+    database: Database, one: str, other: str, settings: str, remedy: str | None
+) -> None:
+    """Numbers and texts may be the same, uuids are not; what the refusal proposes is taken."""
+    database.execute(f"select relay.unwatch('tasks'); create table rows ({one}); create table cards ({other})")
+    database.execute("select relay.watch('rows')")
+    said = f", {settings}" if settings else ""
+    if remedy is None:
+        database.execute(f"select relay.watch('cards'{said})")
+    else:
+        with pytest.raises(
+            psycopg.Error, match=r"tasks of public\.cards and public\.rows may have the same id"
+        ) as caught:
+            database.execute(f"select relay.watch('cards'{said})")
+        assert f": expected {remedy}; or distinct_ids => true," in (caught.value.diag.message_primary or "")
+        database.execute(f"select relay.watch('cards'{said}, {remedy})")
+    database.execute("select relay.watch('cards')")  # what was said once stays
+
+
+def test_schemas_of_tenants_are_kept_apart_by_boards_of_their_own(database: Database) -> None:
+    """A prefix of ids alone would show each tenant the tasks of the others."""
+    for tenant in ("north", "o'south", "west"):
+        database.execute(f'create schema "{tenant}"; create table "{tenant}".cards ({_COUNTED})')
+        database.execute(f"insert into \"{tenant}\".cards (board_id, lane) values (1, 'todo')")
+    database.execute("select relay.watch('north.cards')")
+    for tenant in ("o'south", "west"):
+        watch_it = "select relay.watch(%s::text::regclass{})"
+        table = f'"{tenant}".cards'
+        with pytest.raises(psycopg.Error, match="may have the same id") as caught:
+            database.execute(watch_it.format(""), table)
+        said = caught.value.diag.message_primary or ""
+        database.execute(watch_it.format(", " + said.partition("expected ")[2].partition("; or")[0]), table)
+
+    for board in ("1", "o'south/1", "west/1"):
+        assert len(database.fetch("select * from relay.board(%s)", board)) == 1
+
+
+async def test_two_tasks_of_one_id_are_an_error_of_their_board(database: Database, relay: Relay) -> None:
+    """Where nobody could have known, or somebody was mistaken; health names the tables and what to do."""
+    database.execute(f"create table notes ({_NAMED}); select relay.watch('notes', distinct_ids => true)")
+    database.execute("insert into tasks (id, board_id, title) values ('a', 'x', 'A'), ('b', 'y', 'B')")
+    database.execute("insert into notes values ('a', 'x', 'todo'), ('a2', 'y', 'todo')")
+    async with Client.to(relay.url) as client:
+        await client.subscribe("y")
+        assert set(client.tasks) == {"b", "a2"}
+        await client.send({"type": "subscribe", "boardId": "x"})
+        assert (await client.receive())[1]["code"] == "board_unavailable"
+        found, _, command = relay.feed.status(10).failing["x"].partition(": run ")
+        assert re.fullmatch(r"tasks of public\.\w+ and public\.\w+ on this board have the same id, a", found)
+        *_, table, _, prefix = shlex.split(command)
+        await asyncio.to_thread(install.watch, database.dsn, table, id_prefix=prefix)
+        while set(client.tasks) != {"a", f"{prefix}a"}:
+            await client.receive()
+
+
+def test_tables_that_share_no_board_keep_their_own_orders() -> None:
+    """Only where they may share one is there none in common."""
+    position, title = (OrderKey(key, descending=False, nulls_first=False) for key in ("position", "title"))
+    watches = {
+        number: Watch(
+            *(number, f"t{number}", "id", "board_id", "lane", frozenset()),
+            *(None, (key,), ("id", "board_id", "lane", "position", "title")),
+            board_kind=kind,
+        )
+        for number, (kind, key) in enumerate([("bigint", position), ("uuid", title), ("uuid", title)])
+    }
+    assert b'"orderBy":[{"key":"position"' in board_data("7", [], watches)
+    assert b'"orderBy":[{"key":"title"' in board_data(DEFAULT, [], watches)
+    watches[3] = dataclasses.replace(watches[2], id=3, board_kind="text", order=())
+    assert b'"orderBy"' not in board_data("7", [], watches)
+
+
+_UUID: Final = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
+_NAMES: Final = {
+    _UUID.upper(): _UUID,
+    f"{{{_UUID}}}": _UUID,
+    _UUID.replace("-", ""): _UUID,
+    "007": "7",
+    " 7": "7",
+    "abc": None,
+    "99999999999999999999": None,
+}
+"""Names that boards are asked for by, each with how the database writes it, if otherwise."""
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        "create table uuids (id int primary key, board_id uuid, lane text); select relay.watch('uuids')",
+        """
+        create table uuids (id int primary key, b uuid, lane text);
+        select relay.watch('uuids', board_as => $$case b when '00000000-0000-0000-0000-000000000001' then 'default'
+            else b::text end$$)
+        """,
+        """
+        create table lists (id int primary key, board_id uuid, name text);
+        create table uuids (id int primary key, lane int);
+        select relay.lanes('lists'); select relay.watch('uuids', lanes => 'lists')
+        """,
+    ],
+    ids=["column", "expression", "lanes"],
+)
+async def test_a_board_that_the_database_writes_otherwise_is_refused_with_its_name(
+    database: Database, tables: str
+) -> None:
+    """It would be empty for ever; what is no value of the column's type is a board without tasks."""
+    database.execute(f"select relay.unwatch('tasks'); create table numbers ({_COUNTED}); {tables}")
+    database.execute("select relay.watch('numbers', distinct_ids => true)")
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        for name, written in _NAMES.items():
+            await client.send({"type": "subscribe", "boardId": name})
+            kind, data = await client.receive()
+            if written is None:
+                assert kind == "board.sync"
+            else:
+                assert (kind, data["code"], data["boardId"]) == ("error", "invalid_board_id", name)
+                assert f"expected '{written}'" in data["message"]
+                assert (await client.subscribe(written))[0] == "board.sync"
+        assert relay.feed.status(10).failing == {}
+        assert relay.hub.subscriptions == len({"abc", "99999999999999999999", _UUID, "7"})
+
+
+def test_a_name_that_another_table_has_as_it_is_is_not_refused(database: Database) -> None:
+    """Texts may look like anything."""
+    database.execute(f"create table uuids ({_UUIDS}); select relay.watch('uuids')")
+    assert database.fetch("select * from relay.board(%s)", _UUID.upper()) == [(None, json.dumps(_UUID))]
+    database.execute("insert into tasks (id, board_id, title) values ('a', %s, 'A')", _UUID.upper())
+
+    [(watch, _)] = database.fetch("select * from relay.board(%s)", _UUID.upper())
+    assert watch is not None
+
+
+async def test_blanks_that_a_type_pads_with_are_refused_or_left_out(database: Database, relay: Relay) -> None:
+    """Of the id, the board and the lane alike."""
+    columns = {"id": "char(4) primary key", "board_id": "char(4)", "lane": "char(4)"}
+    for name, kind in columns.items():
+        its = ", ".join(
+            f"{each} {kind if each == name else columns[each].replace('char(4)', 'text')}" for each in columns
+        )
+        database.execute(f"create table padded_{name} ({its})")
+        with pytest.raises(psycopg.Error, match=f"column {name} of public.padded_{name} is padded with blanks"):
+            database.execute(f"select relay.watch('padded_{name}', distinct_ids => true)")
+    database.execute(f"create table padded ({', '.join(map(' '.join, columns.items()))})")
+    database.execute("select relay.watch('padded', as_text => true, distinct_ids => true)")
+    database.execute("insert into padded values ('a', 'b', 'todo')")
+    async with Client.to(relay.url) as client:
+        _, board = await client.subscribe("b")
+        assert board["lanes"]["todo"] == [{"id": "a", "boardId": "b", "lane": "todo"}]
+        database.execute("update padded set lane = 'done', id = 'c'")
+        assert brief([await client.receive(), await client.receive()], "lane") == [
+            deleted("a"),
+            created("c", lane="done"),
+        ]
 
 
 async def test_numbers_that_javascript_cannot_hold_are_text_on_request(database: Database, relay: Relay) -> None:

@@ -161,7 +161,7 @@ async def test_users_code_runs_as_the_role_without_rights_or_as_the_writer(
     """Also where an administrator installed and watched, and even if it is planted afterwards."""
     _as(database, app, _SPY.replace("APP", app) + _TABLES)
     for table in ("moods", "walls", "slugs"):
-        database.execute(f"select relay.watch('{table}')")
+        database.execute(f"select relay.watch('{table}', distinct_ids => true)")
     for plant in _PLANTS.values():
         _as(database, app, plant)
     with database.connect() as writer:
@@ -198,7 +198,7 @@ async def test_restore_without_owners_runs_no_code_as_a_superuser(database: Data
     """All functions are a superuser's then: they refuse, until a daemon gives them to the roles without rights."""
     _as(database, app, _SPY.replace("APP", app) + _TABLES)
     for table in ("moods", "walls", "slugs"):
-        database.execute(f"select relay.watch('{table}')")
+        database.execute(f"select relay.watch('{table}', distinct_ids => true)")
     for plant in _PLANTS.values():
         _as(database, app, plant)
     database.execute(_GIVE_ALL)
@@ -257,7 +257,7 @@ _ATTEMPTS = {
     "truncate the journal": "truncate relay.journal",
     "change the journal": "update relay.journal set xid = xid",
     "prune": "select relay.prune()",
-    "watch": "select relay.watch('public.moods', hidden => '{m}')",
+    "watch": "select relay.watch('public.moods', hidden => '{m}', distinct_ids => true)",
     "replace a function": "create or replace function relay.prune() returns int language sql as 'select 1'",
     "make an object": "create table relay.mine (id int)",
     "read an unwatched table": "select secret from private.unwatched",
@@ -275,12 +275,12 @@ async def test_owner_of_a_watched_table_gains_nothing_by_code(database: Database
         "create table private.unwatched (secret text); insert into private.unwatched values ('hush'); "
         "create table private.watched (id text primary key, board_id text, lane text, secret text); "
         "insert into private.watched values ('s', 'elsewhere', 'todo', 'hush'); "
-        "select relay.watch('private.watched', hidden => '{secret}')"
+        "select relay.watch('private.watched', hidden => '{secret}', distinct_ids => true)"
     )
     _as(database, app, _ATTEMPT)
     for name, statement in _ATTEMPTS.items():
         database.execute("insert into attempts values (%s, %s)", name, statement.replace("APP", app))
-    database.execute("select relay.watch('moods')")
+    database.execute("select relay.watch('moods', distinct_ids => true)")
     _as(database, app, "insert into moods values ('before', 'default', 'todo', 'x')")
     async with Relay(daemon_dsn).running() as relay, Client.to(relay.url) as client:
         await client.subscribe("default")

@@ -159,7 +159,7 @@ def _twins(watched: Database, unwatched: Database, writer: str) -> Twins:
     for database in (watched, unwatched):
         _fill(database, writer)
     for table in _WATCHED:
-        watched.execute(f"select relay.watch('{table}')")
+        watched.execute(f"select relay.watch('{table}', distinct_ids => true)")
     return Twins(watched, unwatched, writer)
 
 

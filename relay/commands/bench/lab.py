@@ -66,7 +66,7 @@ _TRIGGERS: Final = {
         create trigger journal after insert or update or delete on public.plain
             for each row execute function public.journal()
     """,
-    "relay": "select relay.watch('public.relay')",
+    "relay": "select relay.watch('public.relay', distinct_ids => true)",
     "notify": """
         create function public.notify() returns trigger language plpgsql as $$
         begin perform pg_notify('plain', row_to_json(new)::text); return null; end $$;
@@ -76,7 +76,7 @@ _TRIGGERS: Final = {
 _PROBE: Final = f"""
     create table public.probe (id text primary key, board_id text not null, title text not null, lane text not null);
     insert into public.probe values ('{BOARD}', '{BOARD}', 'T', 'todo');
-    select relay.watch('public.probe')
+    select relay.watch('public.probe', distinct_ids => true)
 """  # a constant of ours
 
 

@@ -6,12 +6,13 @@ import secrets
 import shlex
 import time
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, Final, LiteralString
 
 import psycopg
 
 from relay.commands.check.core import Check, Place, Verdict, failed, listed, ok, warning
-from relay.postgres.watches import read_watched
+from relay.postgres.watches import Watched, read_watched
 from relay.text import error_line
 
 SLOW_SECONDS: Final = 1.0
@@ -94,29 +95,28 @@ _UNINDEXED: Final[LiteralString] = """
     order by size.rows desc
 """
 
-# Ids that are numbers begin with 1 in each table, so two tasks of one id come to one board sooner or later.
-_CLASHES: Final[LiteralString] = """
-    with kinds as (
-        select w.id, pg_catalog.format('%I.%I', w.schema_name, w.table_name) as name,
-               pg_catalog.format_type(i.atttypid, null) in ('smallint', 'integer', 'bigint') as counted,
-               case when pg_catalog.format_type(b.atttypid, null) in ('smallint', 'integer', 'bigint') then 'number'
-                    else pg_catalog.format_type(b.atttypid, null) end as boards
-        from relay.watched w
-        join pg_catalog.pg_attribute i on i.attrelid = w.target and i.attname = w.id_column and w.id_prefix is null
-        join pg_catalog.pg_attribute b on b.attrelid = w.target and b.attname = w.board_column
-    )
-    select one.name, other.name from kinds one
-    join kinds other on other.name > one.name and other.counted and other.boards = one.boards
-    where one.counted order by 1, 2
-"""
-
 
 async def _clashes(place: Place) -> Verdict:
-    for one, other in await place.link.rows(_CLASHES):
-        found = f"{one} and {other} both count their ids, and their boards have names of one kind"
-        hint = f"give the ids of one a beginning of their own: relay sql watch {shlex.quote(other)} --id-prefix ..."
-        return warning(found, hint)
-    return ok("no two tables count their ids and share names of boards")
+    return judge_clashes(await read_watched(place.link))
+
+
+def judge_clashes(watched: Sequence[Watched]) -> Verdict:
+    """Whether tables that may have tasks on the same boards have ids of their own there, and one order."""
+    pairs = [pair for pair in combinations(watched, 2) if pair[0].board_kind == pair[1].board_kind]
+    for one, other in pairs:
+        if one.may_clash(other):
+            found = f"tasks of {one.table} and {other.table} may have the same id on the same board"
+            word = other.table.rpartition(".")[2].strip('"')
+            return failed(
+                found, f"run {shlex.join(['relay', 'sql', 'watch', other.table, '--id-prefix', f'{word}-'])}"
+            )
+    for one, other in pairs:
+        if one.watch.order_by != other.watch.order_by:
+            found = f"{one.table} and {other.table} may have tasks on the same boards, in different orders"
+            return warning(
+                f"{found}: clients append what is new", "give both the same order: relay sql watch --order-by"
+            )
+    return ok("no two tables share ids on boards, or boards in different orders")
 
 
 # As relay.triggers_enabled has them, which says no more than that one is wrong.
@@ -195,7 +195,7 @@ async def _replication(place: Place) -> Verdict:
 
 
 _WIDEST: Final[LiteralString] = """
-    select pg_catalog.format('%I.%I', w.schema_name, w.table_name), r.sampled, r.bytes
+    select pg_catalog.format('%I.%I', w.schema_name, w.table_name), r.sampled, r.bytes, r.huge
     from relay.widest() r join relay.watched w on w.id = r.watch
     where r.bytes is not null order by r.bytes desc
 """
@@ -206,10 +206,19 @@ async def _rows(place: Place) -> Verdict:
 
 
 def judge_rows(rows: Sequence[Any]) -> Verdict:
-    """Whether rows fit into a message; they are (table, rows in the sample, bytes of the widest), widest first."""
+    """Whether rows fit into a message, and their ids into the numbers of JavaScript.
+
+    They are (table, rows in the sample, bytes of the widest, rows with an id, a board or a lane beyond 2^53), widest
+    first.
+    """
     if not rows:
         return ok("there are none yet")
-    table, sampled, widest = rows[0]
+    for table, sampled, _, huge in rows:
+        if huge:
+            found = f"{huge} of {sampled} sampled rows of {table} have an id, a board or a lane beyond 2^53"
+            hint = f"run {shlex.join(['relay', 'sql', 'watch', table, '--as-text'])}"
+            return warning(f"{found}: many readers of JSON round such numbers", hint)
+    table, sampled, widest, _ = rows[0]
     found = f"the widest of {sampled} sampled rows of {table} has about {widest:,} bytes"
     if widest < WIDE_BYTES:
         return ok(found)
@@ -234,8 +243,9 @@ CHECKS: Final = (
     Check(
         "clashes",
         _clashes,
-        "no two tables can have two tasks of one id on one board (warning)",
-        "boards that have tasks of one table only, or ids that are no numbers",
+        "no two tables may have tasks of the same id on the same board, unless you say that they do not; "
+        "those that share boards have one order (warning)",
+        "`relay sql watch` with `--id-prefix`, `--distinct-ids` or `--order-by`",
     ),
     Check(
         "triggers",
@@ -258,7 +268,8 @@ CHECKS: Final = (
     Check(
         "rows",
         _rows,
-        "the widest of about a thousand sampled rows of each table is below 1 MiB (warning)",
-        "hide wide columns; writers pay for them too",
+        "the widest of about a thousand sampled rows of each table is below 1 MiB (warning); "
+        "ids, boards and lanes beyond 2^53 are sent as text (warning)",
+        "hide wide columns, writers pay for them too; `--as-text`",
     ),
 )
