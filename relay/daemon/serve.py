@@ -151,7 +151,7 @@ async def running(
 
 
 def open_to_all(host: str) -> tuple[str, str]:
-    """Return a warning that no credential is required, and how to change that unless it concerns this machine alone."""
+    """Warn that no credential is required, and say how to change that unless it concerns this machine alone."""
     if {"127.0.0.1", "::1", "localhost"}.issuperset(host.replace(",", " ").split()):
         return "no credential is configured: every program on this machine may follow every board", ""
     return (
