@@ -279,7 +279,7 @@ def test_everything_that_is_made_is_in_the_dbas_guide(database: Database) -> Non
 async def test_examples_in_python_come_back(
     guide_relay: Daemon, database: Database, relay: Relays, tmp_path: Path
 ) -> None:
-    """The first resumes by itself, two use the client, with asyncio and without, and the last gets the board again."""
+    """The first resumes, two use the client, with asyncio and without, and the last gets the board again."""
     programs = []
     for number, example in enumerate(examples(CLIENTS, "python")):
         (tmp_path / f"example_{number}.py").write_text(example)
@@ -287,9 +287,9 @@ async def test_examples_in_python_come_back(
     resuming, *ours, simple = programs
 
     async def print_this(of_resuming: str, of_ours: str, of_simple: str) -> None:
-        for program, words in ((resuming, of_resuming), *((each, of_ours) for each in ours), (simple, of_simple)):
-            await until(lambda: words in program.output or program.exit_code is not None, words)  # noqa: B023
-            assert words in program.output, program.output
+        for one, words in ((resuming, of_resuming), *((each, of_ours) for each in ours), (simple, of_simple)):
+            await until(lambda: words in one.output or one.exit_code is not None, words)  # noqa: B023  # at once
+            assert words in one.output, one.output
 
     try:
         await print_this("board.sync (None): 0 tasks", "board.sync None: 0 tasks\n", "board.sync: 0 tasks")
