@@ -151,10 +151,10 @@ async def running(
 
 
 def open_to_all(host: str) -> tuple[str, str]:
-    """Say loudly that no credential is asked for; and how to change that, unless only this machine is concerned."""
+    """Warn that no credential is required, and say how to change that unless it concerns this machine alone."""
     if {"127.0.0.1", "::1", "localhost"}.issuperset(host.replace(",", " ").split()):
         return "no credential is configured: every program on this machine may follow every board", ""
     return (
-        f"no credential is configured: whoever reaches {host} may follow every board",
+        f"no credential is configured: anyone who reaches {host} may follow every board",
         "set WS_TOKENS, WS_TOKENS_FILE, WS_JWT_SECRET or WS_JWT_KEYS, or WS_HOST=127.0.0.1",
     )

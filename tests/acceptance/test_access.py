@@ -20,6 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidMessage, InvalidStatus
 from websockets.typing import Origin
 
+from relay.daemon.serve import open_to_all
 from relay.postgres.embedded import free_port
 from tests.acceptance.support import Daemon, Relays, mistake, run_relay, until
 from tests.certificates import certificate
@@ -55,12 +56,12 @@ def signed(key: Any, kid: str, **claims: Any) -> str:
 
 async def test_without_credentials_it_says_loudly_that_it_is_open(database: Database, relay: Relays) -> None:
     """And how to close it, where others can reach it."""
-    for host, expected in (("0.0.0.0", "set WS_TOKENS"), ("127.0.0.1", "every program on this machine")):
-        daemon = await relay(database.dsn, WS_HOST=host)
-        line = await daemon.logged("access.open")
-        assert expected in line["problem"]
-    closed = await relay(database.dsn, WS_TOKENS="one")
-    assert "access.open" not in closed.output
+    daemon = await relay(database.dsn, WS_HOST="127.0.0.1")
+    assert "every program on this machine" in (await daemon.logged("access.open"))["problem"]
+    for hosts in ("0.0.0.0", "::", "127.0.0.1,192.0.2.1"):
+        problem, hint = open_to_all(hosts)
+        assert hosts in problem
+        assert "set WS_TOKENS" in hint
 
 
 async def test_tokens_of_the_environment_and_of_a_file_are_good(
@@ -84,26 +85,23 @@ async def test_tokens_of_the_environment_and_of_a_file_are_good(
     assert await gets_in(daemon, "three")
 
 
-async def test_a_secret_of_a_directory_reaches_every_worker(
+async def test_credentials_and_their_changes_reach_every_worker(
     database: Database, relay: Relays, tmp_path: Path
 ) -> None:
-    (tmp_path / "WS_TOKENS").write_text("one\n")
-    daemon = await relay(database.dsn, CREDENTIALS_DIRECTORY=str(tmp_path), WS_WORKERS="2")
-
-    assert [await gets_in(daemon, token) for token in ("one", "one", "two", "two")] == [True, True, False, False]
-
-
-async def test_changed_tokens_reach_every_worker(database: Database, relay: Relays, tmp_path: Path) -> None:
-    """SIGHUP goes to the daemon, which tells them."""
+    """From a directory of secrets, and from a file at SIGHUP, which goes to the daemon; the log has none of them."""
+    (tmp_path / "WS_TOKENS").write_text("hush-always\n")
     file = tmp_path / "tokens"
-    file.write_text("old\n")
-    daemon = await relay(database.dsn, WS_TOKENS_FILE=str(file), WS_WORKERS="2")
-    file.write_text("new\n")
+    file.write_text("hush-old\n")
+    daemon = await relay(database.dsn, CREDENTIALS_DIRECTORY=str(tmp_path), WS_TOKENS_FILE=str(file), WS_WORKERS="2")
+    assert [await gets_in(daemon, token) for token in ("hush-always", "hush-old", "hush-new")] == [True, True, False]
+    file.write_text("hush-new\n")
     daemon.signal(signal.SIGHUP)
     await until(lambda: daemon.output.count("access.reloaded") == 2, "both workers' word")
     for _ in range(8):
-        assert await gets_in(daemon, "new")
-        assert not await gets_in(daemon, "old")
+        assert await gets_in(daemon, "hush-new")
+        assert not await gets_in(daemon, "hush-old")
+    assert await gets_in(daemon, "hush-always")
+    assert "hush" not in daemon.output
 
 
 async def test_a_file_of_keys_is_read_and_read_again(database: Database, relay: Relays, tmp_path: Path) -> None:
@@ -160,7 +158,7 @@ async def test_no_secret_shows(database: Database, relay: Relays) -> None:
     """Neither in the log nor in the process list nor in the metrics, whatever is done with them."""
     token = jwt.encode({"exp": time.time() + 60, "boards": ["default"], "sub": "hush-sub"}, SECRET, "HS256")
     wrong = jwt.encode({"exp": time.time() - 60, "boards": ["hush-board"]}, SECRET, "HS256")
-    daemon = await relay(database.dsn, WS_TOKENS="hush-token:default", WS_JWT_SECRET=SECRET, WS_WORKERS="2")
+    daemon = await relay(database.dsn, WS_TOKENS="hush-token:default", WS_JWT_SECRET=SECRET)
     for presented in ("hush-token", token, wrong, "hush-wrong", "hush.wrong.too"):
         await gets_in(daemon, presented)
     async with connect(f"{daemon.url}?token={token}", proxy=None) as connection:
@@ -184,10 +182,6 @@ async def test_foreign_pages_are_refused_and_its_own_is_not(database: Database, 
         assert await gets_in(daemon, "one", origin=Origin(origin))
     for origin in ("http://evil.example", "http://localhost", "null", f"http://evil.example:{health}"):
         assert not await gets_in(daemon, "one", origin=Origin(origin))
-    strict = await relay(database.dsn, WS_ORIGINS="https://app.example", WS_REQUIRE_ORIGIN="true", WS_TOKENS="one")
-    assert await gets_in(strict, "one", origin=Origin("https://app.example"))
-    assert not await gets_in(strict, "one", origin=Origin("http://localhost:4000"))
-    assert not await gets_in(strict, "one")
 
 
 async def test_limits_are_those_of_the_settings(database: Database, relay: Relays) -> None:
@@ -203,12 +197,19 @@ async def test_limits_are_those_of_the_settings(database: Database, relay: Relay
         WS_RATE_LIMIT_PER_CLIENT="1",
         WS_MAY_READ="true",
         WS_TOKENS="one:a,b,default",
+        WS_ORIGINS="https://app.example",
+        WS_REQUIRE_ORIGIN="true",
     )
 
-    def client(address: str) -> connect:
+    def client(address: str, origin: str | None = "https://app.example") -> connect:
         headers = {"Authorization": "Bearer one", "X-Forwarded-For": address}
-        return connect(daemon.url, additional_headers=headers, proxy=None, max_queue=None)
+        allowed = Origin(origin) if origin else None
+        return connect(daemon.url, additional_headers=headers, origin=allowed, proxy=None, max_queue=None)
 
+    for number, origin in enumerate(("http://localhost:4000", None)):
+        with pytest.raises(InvalidStatus):
+            async with client(f"192.0.2.{10 + number}", origin):
+                pass
     async with client("192.0.2.1") as connection:
         for board, expected in (("a", "board.sync"), ("b", "error")):
             await connection.send(json.dumps({"type": "subscribe", "boardId": board}))
@@ -280,7 +281,9 @@ async def test_it_serves_over_tls_and_takes_a_new_certificate(
     daemon = await relay(database.dsn, WS_TLS_CERT=str(cert), WS_TLS_KEY=str(key))
     assert await name_of_the_server(daemon, cert) == "first"
     trusted = ssl.create_default_context(cafile=cert)
-    async with connect(daemon.url.replace("ws:", "wss:"), ssl=trusted, proxy=None) as connection:
+    async with connect(
+        daemon.url.replace("ws:", "wss:"), ssl=trusted, proxy=None, max_size=None, max_queue=1
+    ) as connection:
         certificate(tmp_path, "second")
         daemon.signal(signal.SIGHUP)
         await daemon.logged("access.reloaded")
@@ -293,24 +296,12 @@ async def test_it_serves_over_tls_and_takes_a_new_certificate(
         await daemon.logged("access.reload_failed")
         cert.write_bytes(good)  # what clients trust
         assert await name_of_the_server(daemon, cert) == "second"
-        await connection.send(SUBSCRIBE)
-        assert checked(await connection.recv())["type"] == "board.sync"
 
-
-async def test_large_boards_and_slow_readers_go_over_tls_too(
-    database: Database, relay: Relays, tmp_path: Path
-) -> None:
-    """Whole and in order: the backlog is ours there as well."""
-    database.execute(
-        "insert into tasks (id, title, description) "
-        "select 't' || i, 'T', repeat('x', 1000) from generate_series(1, 20000) i"
-    )
-    cert, key = certificate(tmp_path, "large")
-    daemon = await relay(database.dsn, WS_TLS_CERT=str(cert), WS_TLS_KEY=str(key))
-    trusted = ssl.create_default_context(cafile=cert)
-    async with connect(
-        daemon.url.replace("ws:", "wss:"), ssl=trusted, proxy=None, max_size=None, max_queue=1
-    ) as connection:
+        # Large boards go over it whole and in order, also to a slow reader: there too, the backlog is ours.
+        database.execute(
+            "insert into tasks (id, title, description) "
+            "select 't' || i, 'T', repeat('x', 1000) from generate_series(1, 20000) i"
+        )
         await connection.send(SUBSCRIBE)
         async with asyncio.timeout(20):
             board = checked(await connection.recv())

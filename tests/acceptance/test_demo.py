@@ -158,8 +158,10 @@ async def test_truncate_shows_the_board_again(running: Demo) -> None:
     await running.printed(r"0 tasks\n(.*\n)+.*task\.created")
 
 
-async def test_the_printed_command_needs_no_psql_of_the_newcomers(demo: Start, tmp_path: Path) -> None:
-    """Where no psql is on the path, the embedded one is named in full."""
+async def test_the_printed_command_needs_no_psql_of_the_newcomers(
+    demo: Start, temporary: Path, tmp_path: Path
+) -> None:
+    """Where no psql is on the path, the embedded one is named in full. SIGTERM ends it as Ctrl-C does."""
     bare = tmp_path / "bin"
     bare.mkdir()
     for name in ("rm", "sleep"):
@@ -169,15 +171,17 @@ async def test_the_printed_command_needs_no_psql_of_the_newcomers(demo: Start, t
     running = demo(PATH=str(bare))
     command = (await running.printed(r"^  (/.*/psql .*)$"))[1]
     assert _pasted(command) == "UPDATE 1\n"
+    running.signal(signal.SIGTERM)
+    assert await running.ended() == 0
+    assert _is_empty(temporary)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_it_and_nothing_stays(demo: Start, temporary: Path, signum: signal.Signals) -> None:
+async def test_a_signal_ends_it_and_nothing_stays(demo: Start, temporary: Path) -> None:
     """Ctrl-C stops writers, relay and Postgres, and deletes the folder, before the prompt comes back."""
     running = demo()
     await running.printed(r"task\.")
     server = _server_pid(temporary)
-    running.signal(signum)
+    running.signal(signal.SIGINT)
     assert await running.ended() == 0
     assert running.output.endswith("Stopped: Postgres and its folder are gone.\n")
     assert "Traceback" not in running.output

@@ -104,15 +104,6 @@ def run_examples(blocks: list[str], folder: Path, *programs: Path, **settings: s
     return finished.stdout
 
 
-def shortened(arguments: list[str]) -> list[str]:
-    """Return options that make a command short which takes its time, or let it run beside other tests."""
-    if arguments[0] == "check":
-        return ["--ws-port", "0", "--health-port", "0"]
-    if arguments[:2] == ["bench", "writers"]:
-        return ["--writers", "1", "--seconds", "0.1", "--rounds", "1", "--rows", "100"]
-    return ["--subscribers", "5", "--seconds", "0.1"] if arguments[0] == "bench" else []
-
-
 @contextmanager
 def role_of_the_daemon(database: Database) -> Iterator[None]:
     """Let a test make the role that a server has only once, and drop it afterwards."""
@@ -130,9 +121,7 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize(
-    "document", [README, DBA, OPERATOR, TROUBLESHOOTING, PERFORMANCE], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("document", [README, DBA, OPERATOR, TROUBLESHOOTING], ids=lambda path: path.name)
 def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) -> None:
     """Every `relay` command that ends by itself runs as printed, in the order of the document."""
     tables = [block for block in examples(DBA, "sql") if "create table" in block]
@@ -142,8 +131,8 @@ def test_commands_run(document: Path, empty_database: Database, tmp_path: Path) 
     with role_of_the_daemon(empty_database):
         for line in commands(document):
             program, *arguments = shlex.split(line, comments=True)
-            if program == "relay" and arguments[0] not in NEEDS_DAEMON | {"serve", "publish"}:
-                shorter = shortened(arguments)
+            if program == "relay" and arguments[0] not in NEEDS_DAEMON | {"serve", "publish", "bench"}:
+                shorter = ["--ws-port", "0", "--health-port", "0"] if arguments[0] == "check" else []
                 finished = run_relay(*arguments, *shorter, cwd=tmp_path, DATABASE_URL=empty_database.dsn)
                 assert finished.returncode == 0, finished.stderr
                 assert finished.stderr == "" or shorter
@@ -160,18 +149,26 @@ def test_commands_of_the_clients_guide_run(database: Database, tmp_path: Path) -
         assert "class Task(" in finished.stdout or "interface Task " in finished.stdout or json.loads(finished.stdout)
 
 
-@pytest.mark.parametrize(
-    "document", [README, OPERATOR, TROUBLESHOOTING, SCALING, SECURITY], ids=lambda path: path.name
-)
-async def test_daemons_run(document: Path, database: Database, relay: Relays) -> None:
-    """Every `relay serve` starts as printed, and is healthy."""
-    for line in commands(document):
-        program, *arguments = shlex.split(line, comments=True)
-        if program == "relay" and arguments[0] == "serve" and "--from" not in arguments:
-            daemon = await relay(database.dsn, *arguments[1:])
-            assert await daemon.stop() == 0
+def test_benchmarks_of_the_documents_are_those_that_are_tried() -> None:
+    """They run in test_bench.py, with options that make them short."""
+    lines = {line.partition("#")[0].strip() for document in DOCUMENTS for line in commands(document)}
 
-    assert relay.started
+    assert {line for line in lines if line.startswith("relay bench")} == {
+        "relay bench",
+        "relay bench --subscribers 1000",
+        "relay bench writers",
+    }
+
+
+async def test_daemons_run(database: Database, relay: Relays) -> None:
+    """Every `relay serve` starts as printed, and is healthy."""
+    lines = [line for document in DOCUMENTS for line in commands(document) if line.startswith("relay serve")]
+    served = {tuple(shlex.split(line, comments=True)[2:]) for line in lines if "--from" not in line}
+    for options in served:
+        daemon = await relay(database.dsn, *options)
+        assert await daemon.stop() == 0
+
+    assert len(served) > 3
 
 
 @pytest.mark.parametrize("document", [DEPLOYMENT, SCALING], ids=lambda path: path.name)
@@ -281,79 +278,37 @@ def test_everything_that_is_made_is_in_the_dbas_guide(database: Database) -> Non
     assert names <= documented
 
 
-async def watch_example(program: Program, database: Database, relay: Relays, daemon: Daemon) -> None:
-    """See an example client follow the board, also across a restart of the relay."""
-    await until(lambda: "board.sync: 0 tasks" in program.output, "its first board.sync")
-    database.execute("insert into tasks (id, title) values ('a', 'A')")
-    database.execute("update tasks set lane = 'done'")
-    await until(lambda: "task.updated: 1 tasks" in program.output, "the update")
-    await daemon.stop()
-    database.execute("insert into tasks (id, title) values ('b', 'B')")
-    await relay(database.dsn, ws_port=daemon.ws_port)
-    await until(lambda: "board.sync: 2 tasks" in program.output, "a board.sync after it connected again")
-    database.execute("delete from tasks")
-    await until(lambda: "task.deleted: 0 tasks" in program.output, "the last task's end")
-
-
-async def test_python_example_follows_a_board(
+async def test_examples_in_python_come_back(
     guide_relay: Daemon, database: Database, relay: Relays, tmp_path: Path
 ) -> None:
-    """The Python client of the clients' guide holds the board, and comes back by itself."""
-    *_, example = examples(CLIENTS, "python")
-    (tmp_path / "example.py").write_text(example)
-    program = Program([sys.executable, "example.py"], tmp_path, {})
-    try:
-        await watch_example(program, database, relay, guide_relay)
-    finally:
-        program.end()
+    """The first resumes, two use the client, with asyncio and without, and the last gets the board again."""
+    programs = []
+    for number, example in enumerate(examples(CLIENTS, "python")):
+        (tmp_path / f"example_{number}.py").write_text(example)
+        programs.append(Program([sys.executable, f"example_{number}.py"], tmp_path, {}))
+    resuming, *ours, simple = programs
 
+    async def print_this(of_resuming: str, of_ours: str, of_simple: str) -> None:
+        for one, words in ((resuming, of_resuming), *((each, of_ours) for each in ours), (simple, of_simple)):
+            await until(lambda: words in one.output or one.exit_code is not None, words)  # noqa: B023  # at once
+            assert words in one.output, one.output
 
-async def test_resuming_example_gets_what_it_missed(
-    guide_relay: Daemon, database: Database, relay: Relays, tmp_path: Path
-) -> None:
-    """The resuming client of the clients' guide comes back to a new relay and is sent no board again."""
-    example, *_ = examples(CLIENTS, "python")
-    (tmp_path / "example.py").write_text(example)
-    program = Program([sys.executable, "example.py"], tmp_path, {})
     try:
-        await until(lambda: "board.sync (None): 0 tasks" in program.output, "its first board.sync")
+        await print_this("board.sync (None): 0 tasks", "board.sync None: 0 tasks\n", "board.sync: 0 tasks")
         database.execute("insert into tasks (id, title) values ('a', 'A')")
-        await until(lambda: "1 changes: 1 tasks" in program.output, "the change")
+        await print_this("1 changes: 1 tasks", "task.created a: 1 tasks\n", "task.created: 1 tasks")
         await guide_relay.stop()
         database.execute("insert into tasks (id, title) values ('b', 'B'), ('c', 'C')")
         await relay(database.dsn, ws_port=guide_relay.ws_port)
-        await until(lambda: "2 changes: 3 tasks" in program.output, "what it missed")
-        assert program.output.count("board.sync") == 1
-    finally:
-        program.end()
-
-
-async def test_examples_of_the_python_client_come_back(
-    guide_relay: Daemon, database: Database, relay: Relays, tmp_path: Path
-) -> None:
-    """With asyncio and without, they tell each change once, also those of while the relay was away."""
-    _, *ours, _ = examples(CLIENTS, "python")
-    programs = []
-    for i, example in enumerate(ours):
-        (tmp_path / f"example_{i}.py").write_text(example)
-        programs.append(Program([sys.executable, f"example_{i}.py"], tmp_path, {}))
-
-    async def all_print(lines: str) -> None:
-        await until(lambda: all(program.output == lines for program in programs), lines)
-
-    try:
-        await all_print("board.sync None: 0 tasks\n")
-        database.execute("insert into tasks (id, title) values ('a', 'A')")
-        await all_print("board.sync None: 0 tasks\ntask.created a: 1 tasks\n")
-        await guide_relay.stop()
-        database.execute("delete from tasks")
-        await relay(database.dsn, ws_port=guide_relay.ws_port)
-        await all_print("board.sync None: 0 tasks\ntask.created a: 1 tasks\ntask.deleted a: 0 tasks\n")
+        await print_this("2 changes: 3 tasks", "task.created c: 3 tasks\n", "board.sync: 3 tasks")
+        database.execute("delete from tasks where id = 'a'")
+        await print_this("1 changes: 2 tasks", "task.deleted a: 2 tasks\n", "task.deleted: 2 tasks")
     finally:
         for program in programs:
             program.end()
 
-    assert len(programs) == 2
+    assert len(ours) == 2
+    assert [program.output.count("board.sync") for program in programs] == [1, 1, 1, 2]
 
 
 async def test_javascript_example_gets_what_it_missed(

@@ -55,8 +55,8 @@ async def test_what_was_committed_before_the_signal_is_delivered(
     assert daemon.exit_code == 0
 
 
-async def test_clients_are_seen_off_one_after_the_other(database: Database, relay: Relays) -> None:
-    """While they are, nobody new is let in, readiness says so, and who is left is served."""
+async def test_clients_are_disconnected_one_after_the_other(database: Database, relay: Relays) -> None:
+    """Meanwhile no other client is admitted, readiness says so, and those that are left are served."""
     daemon = await relay(database.dsn, WS_DRAIN="600000")
     async with clients_of(daemon, 20) as clients:
         for client in clients:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 from websockets.exceptions import InvalidStatus
 
 from relay.postgres.embedded import HOST
@@ -71,9 +70,12 @@ def problem_of(daemon: Daemon) -> str | None:
 # Serving
 
 
-async def test_subscribers_of_all_workers_get_every_change_once(database: Database, relay: Relays) -> None:
-    """Whichever worker a client is with, it gets each change, once and in order; health and metrics tell of all."""
-    daemon = await relay(database.dsn, "--workers", "2", WS_PORT="0")
+async def test_workers_serve_as_one(database: Database, relay: Relays) -> None:
+    """Each client gets each change, once and in order; health, metrics and the limit of connections are of all.
+
+    Any worker refuses a client that would exceed WS_MAX_CONNECTIONS; a place that one gave back, any may give.
+    """
+    daemon = await relay(database.dsn, "--workers", "2", WS_PORT="0", WS_MAX_CONNECTIONS=str(MANY))
     async with connected(daemon) as clients:
         assert set(await workers_of(daemon, clients)) == {1, 2}
         for client in clients:
@@ -106,12 +108,6 @@ async def test_subscribers_of_all_workers_get_every_change_once(database: Databa
         }
         assert {name: metrics[name] for name in expected} == expected
 
-
-async def test_limit_of_connections_is_that_of_all_workers(database: Database, relay: Relays) -> None:
-    """Any worker refuses a client that would exceed WS_MAX_CONNECTIONS; a place that one gave back, any may give."""
-    daemon = await relay(database.dsn, WS_WORKERS="2", WS_MAX_CONNECTIONS=str(MANY))
-    async with connected(daemon) as clients:
-        assert set(await workers_of(daemon, clients)) == {1, 2}
         for _ in range(MANY):
             assert await refused(daemon)
         assert {line["worker"] for line in daemon.log("websocket.refused")} == {1, 2}
@@ -194,8 +190,10 @@ async def test_worker_that_is_killed_is_started_again(database: Database, relay:
             assert daemon.metrics()["relay_messages_sent_total board.sync"] == 2 * MANY
 
 
-async def test_worker_that_does_not_answer_is_reported(database: Database, relay: Relays) -> None:
-    """Health names a worker that is stuck, and recovers with it."""
+async def test_worker_that_is_stuck_is_reported_and_ends_at_a_second_signal(
+    database: Database, relay: Relays
+) -> None:
+    """Health names it, and recovers with it. It holds up the end of the daemon; a second signal does not wait."""
     daemon = await relay(database.dsn, WS_WORKERS="2")
     pid = pid_of(daemon, 1)
     os.kill(pid, signal.SIGSTOP)
@@ -211,20 +209,24 @@ async def test_worker_that_does_not_answer_is_reported(database: Database, relay
     await daemon.healthy()
     assert daemon.log("worker.died") == []
 
+    os.kill(pid, signal.SIGSTOP)
+    daemon.signal(signal.SIGTERM)
+    await daemon.logged("relay.stopping")
+    assert await daemon.stop() == 1
+    assert not exists(pid)
+    assert len(daemon.log("relay.cut_short")) == 1
+
 
 # Stopping
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-async def test_stopping_tells_the_clients_of_all_workers(
-    database: Database, relay: Relays, signum: signal.Signals
-) -> None:
-    """SIGTERM and SIGINT end the daemon with exit code 0, all connections with 1012, and leave no process."""
+async def test_stopping_tells_the_clients_of_all_workers(database: Database, relay: Relays) -> None:
+    """SIGTERM ends the daemon with exit code 0, all connections with 1012, and leaves no process."""
     daemon = await relay(database.dsn, WS_WORKERS="2")
     pids = [pid_of(daemon, worker) for worker in (1, 2)]
     async with connected(daemon) as clients:
         assert set(await workers_of(daemon, clients)) == {1, 2}
-        assert await daemon.stop(signum) == 0
+        assert await daemon.stop() == 0
         assert {await client.closed() for client in clients} == {1012}
     assert [pid for pid in pids if exists(pid)] == []
     assert daemon.log()[-1]["event"] == "relay.stopped"
@@ -254,46 +256,25 @@ async def test_no_worker_outlives_a_daemon_that_was_killed(database: Database, r
     await until(lambda: not any(map(exists, pids)), "the end of the workers")
 
 
-async def test_second_signal_ends_a_worker_that_is_stuck(database: Database, relay: Relays) -> None:
-    """A worker that does not stop holds up the end of the daemon; who signals again waits no longer."""
-    daemon = await relay(database.dsn, WS_WORKERS="2")
-    pid = pid_of(daemon, 1)
-    os.kill(pid, signal.SIGSTOP)
-    daemon.signal(signal.SIGTERM)
-    await daemon.logged("relay.stopping")
-    assert await daemon.stop() == 1
-    assert not exists(pid)
-    assert len(daemon.log("relay.cut_short")) == 1
-
-
 # Starting
 
 
-async def test_port_of_another_daemon_with_workers_is_one_line(
+async def test_start_beside_another_daemon_is_one_line_and_starts_no_worker(
     database: Database, relay: Relays, tmp_path: Path
 ) -> None:
-    """A port is not shared with another daemon, although its workers share it with each other."""
-    daemon = await relay(database.dsn, WS_WORKERS="2")
-    ports = {"WS_PORT": str(daemon.ws_port), "HEALTH_PORT": "0"}
-    said = mistake(run_relay("serve", cwd=tmp_path, WS_WORKERS="2", DATABASE_URL=database.dsn, **ports))
-    assert str(daemon.ws_port) in said
-    assert "WS_PORT" in said
+    """A port is not shared with another daemon, although its workers share it with each other.
 
-
-async def test_taken_health_port_starts_no_worker(database: Database, relay: Relays, tmp_path: Path) -> None:
-    """What the daemon cannot use ends its start before it has started anything."""
-    daemon = await relay(database.dsn)
-    ports = {"WS_PORT": "0", "HEALTH_PORT": str(daemon.health_port), "WS_HOST": HOST}
-    said = mistake(run_relay("serve", cwd=tmp_path, WS_WORKERS="2", DATABASE_URL=database.dsn, **ports))
-    assert "HEALTH_PORT" in said
-
-
-async def test_working_folder_does_not_hide_the_relay_from_workers(
-    database: Database, relay: Relays, tmp_path: Path
-) -> None:
-    """Workers run the code of the daemon, also where a folder of the same name lies."""
+    Workers run the code of the daemon, also where the working directory has a package of the same name.
+    """
     (tmp_path / "relay").mkdir()
     (tmp_path / "relay" / "__init__.py").write_text("raise SystemExit('the wrong relay')")
     daemon = await relay(database.dsn, WS_WORKERS="2")
     async with Client.to(daemon) as client:
         assert (await client.subscribe())["type"] == "board.sync"
+
+    for taken in ({"WS_PORT": str(daemon.ws_port)}, {"HEALTH_PORT": str(daemon.health_port)}):
+        settings = {"WS_PORT": "0", "HEALTH_PORT": "0", "WS_HOST": HOST, "DATABASE_URL": database.dsn, **taken}
+        said = mistake(run_relay("serve", cwd=tmp_path, WS_WORKERS="2", **settings))
+        ((name, port),) = taken.items()
+        assert name in said
+        assert port in said
