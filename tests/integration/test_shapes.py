@@ -706,7 +706,7 @@ async def test_a_board_that_the_database_writes_otherwise_is_refused_with_its_na
 
 
 def test_a_name_that_another_table_has_as_it_is_is_not_refused(database: Database) -> None:
-    """Texts may look like anything."""
+    """A text may be spelled like a uuid, or like anything else."""
     database.execute(f"create table uuids ({_UUIDS}); select relay.watch('uuids')")
     assert database.fetch("select * from relay.board(%s)", _UUID.upper()) == [(None, json.dumps(_UUID))]
     database.execute("insert into tasks (id, board_id, title) values ('a', %s, 'A')", _UUID.upper())
