@@ -214,10 +214,10 @@ class Hub(Sink, Resuming):
         return True
 
     def abandon_read(self, name: str) -> None:
-        """Note that reading a board failed; it is asked for again."""
+        """Note that the source gave up a board, before it began to read it or while it did; it is asked for again."""
         if board := self._boards.get(name):
             board.abandon_read()
-            self._requests.ask(name, board)
+            self._requests.given_up(name, board)
 
     def fail_read(self, name: str, error: Message) -> None:
         """Note that reading a board failed: say so to those who wait for it, once; it is asked for again."""

@@ -133,7 +133,7 @@ class Sink(Protocol):
         """Note that a read of a board begins; return false if it is not wanted any more."""
 
     def abandon_read(self, name: str) -> None:
-        """Note that reading a board failed. It is asked for again, if it is still wanted."""
+        """Note that a board was given up, before or during its read. It is asked for again, if it is still wanted."""
 
     def fail_read(self, name: str, error: Message) -> None:
         """Do the same as `abandon_read`, and send this error, once, to those that wait for the board."""

@@ -30,6 +30,11 @@ class Requests:
         self._asked.add(name)
         self._source.ask(name)
 
+    def given_up(self, name: str, board: Board[Subscriber]) -> None:
+        """Ask for a board again, for the source has given it up, whether it had begun to read it or not."""
+        self._asked.discard(name)
+        self.ask(name, board)
+
     def begun(self, name: str, boards: Mapping[str, Board[Subscriber]]) -> None:
         """Note that the source begins to read a board; after the last one, ask for those that had to wait."""
         self._asked.discard(name)

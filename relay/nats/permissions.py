@@ -49,8 +49,8 @@ class Permissions:
                 self._questions.put_nowait(asked)
                 raise
             if answers is None:
-                await asyncio.sleep(ASK_AGAIN_SECONDS)
                 self._questions.put_nowait(asked)
+                await asyncio.sleep(ASK_AGAIN_SECONDS)
                 continue
             self.asked_since = None
             if not asked.answer.done():

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import psycopg
 import pytest
@@ -22,10 +23,12 @@ from nats.js import api
 
 from relay import config
 from relay.config import Settings
-from relay.nats import assembly, missed, source, turn
+from relay.hub.ports import Sink
+from relay.nats import assembly, missed, permissions, source, turn
 from relay.nats import stream as relay_stream
 from relay.nats.answers import Answers
 from relay.nats.connection import Refused, StreamError
+from relay.nats.deliveries import Deliveries
 from relay.nats.follower import Follower
 from relay.nats.jetstream import Stream
 from relay.nats.publisher import Publisher
@@ -836,3 +839,40 @@ async def test_whoever_publishes_to_a_stream_of_another_database_breaks_its_cont
             async with feed.published(DATABASE_URL=dsn):
                 assert kinds(await client.receive_batch()) == ["board.sync"]
                 assert (client.reason, client.tasks) == ("epoch_changed", {})
+
+
+async def test_a_board_that_was_wanted_when_the_connection_ended_comes_over_the_next(
+    feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if its changes were not delivered yet, so that its read had not begun."""
+    until_has, ended = Deliveries.until_has, False
+
+    async def has(deliveries: Deliveries, boards: Iterable[str], hub: Sink) -> None:
+        nonlocal ended
+        if not ended:
+            ended = True
+            raise StreamError("the connection to NATS has ended")
+        await until_has(deliveries, boards, hub)
+
+    monkeypatch.setattr(Deliveries, "until_has", has)
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
+        assert (await client.subscribe("default"))[0] == "board.sync"
+    assert ended
+
+
+async def test_a_question_that_waits_to_be_asked_again_when_the_connection_ends_is_asked_over_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client that waits for the answer is let in then."""
+    monkeypatch.setattr(permissions, "ASK_AGAIN_SECONDS", 60.0)
+    asked = permissions.Permissions(Mock(state=Mock(asked_at="place")))
+    silent = Mock(questions=Mock(ask=AsyncMock(return_value=None)))
+    answering = Mock(questions=Mock(ask=AsyncMock(return_value=(b"[true]", b""))))
+    async with asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(asked.may_read([({}, "default")]))
+        connection = tasks.create_task(asked.run(silent))
+        await until(lambda: silent.questions.ask.await_count == 1)
+        connection.cancel()
+        connection = tasks.create_task(asked.run(answering))
+        assert await answer == [True]
+        connection.cancel()

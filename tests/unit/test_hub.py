@@ -600,6 +600,17 @@ def test_a_failed_read_is_asked_for_again() -> None:
     assert ann.sent == [SYNC]
 
 
+def test_a_board_that_is_given_up_before_its_read_begins_is_asked_for_again() -> None:
+    """An edge waits for a board's changes before it reads it, and its connection may end meanwhile."""
+    scene, ann = Scene(), Listener()
+    scene.hub.subscribe(ann, "a")
+    scene.asked.clear()
+    scene.hub.abandon_read("a")
+    assert scene.asked == ["a"]
+    scene.read("a", "10:10:")
+    assert ann.sent == [SYNC]
+
+
 def test_amid_a_batch_a_board_is_not_handed_over_but_read_again() -> None:
     """A session may end there: what it published of the batch is no committed moment, and has no cursor."""
     scene, ann, bob = Scene(), Listener(), Listener()
