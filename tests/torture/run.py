@@ -28,7 +28,6 @@ from tests.torture.world import BOARDS, World, Writers
 
 ROUND_SECONDS: Final = 10.0
 CATCH_UP_SECONDS: Final = 40.0
-STEP_SECONDS: Final = 0.05
 WRITERS: Final = 5
 
 
@@ -59,22 +58,6 @@ class Verdict:
 
 def _list(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
-
-
-class Patience:
-    """Waits in short steps, for so many seconds in all.
-
-    Steps are counted, not time: while the machine stands still, nobody can catch up.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._steps = int(seconds / STEP_SECONDS)
-
-    async def wait(self) -> bool:
-        """Wait a step; false if there are none left."""
-        self._steps -= 1
-        await asyncio.sleep(STEP_SECONDS)
-        return self._steps >= 0
 
 
 async def torture(
@@ -172,9 +155,9 @@ async def _round(
 
 async def _until_equal(world: World, clients: list[Client], verdict: Verdict) -> None:
     boards = {board: await world.board(board) for board in BOARDS}
-    patience = Patience(CATCH_UP_SECONDS)
+    deadline = time.monotonic() + CATCH_UP_SECONDS
     while different := [client for client in clients if client.tasks != boards[client.board]]:
-        if not await patience.wait():
+        if time.monotonic() > deadline:
             for client in different:
                 wrong = {
                     key
@@ -183,6 +166,7 @@ async def _until_equal(world: World, clients: list[Client], verdict: Verdict) ->
                 }
                 verdict.violations.append(f"{client.name} does not come to hold the table: {sorted(wrong)[:6]}")
             return
+        await asyncio.sleep(0.05)
 
 
 def _sum_up(verdict: Verdict, world: World, writers: Writers, clients: list[Client], seconds: float) -> None:
