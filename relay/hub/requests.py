@@ -28,7 +28,7 @@ class Requests:
             self._more_to_ask = True
             return
         self._asked.add(name)
-        self._source.ask(name)
+        self._source.ask(name, board.wanted_by)
 
     def begun(self, name: str, boards: Mapping[str, Board[Subscriber]]) -> None:
         """Note that the source begins to read a board; after the last one, ask for those that had to wait."""

@@ -102,7 +102,9 @@ class Session:
 
     async def shape(self) -> str:
         """Return the shape of the watched tables."""
-        return cast(str, (await self._listener.row("select relay.shape()"))[0])
+        shape = cast(str, (await self._listener.row("select relay.shape()"))[0])
+        self.boards.note_shape(shape)
+        return shape
 
     async def end_pause(self) -> bool:
         """Resume journalling if it was paused and there is room; return whether it goes on."""
