@@ -17,13 +17,13 @@ from typing import Final
 import msgspec
 
 from relay.hub.ports import Sink
-from relay.hub.turns import Turns
 from relay.model import messages
 from relay.model.messages import Message
 from relay.model.snapshot import Snapshot
 from relay.nats.follower import Follower
 from relay.nats.jetstream import Stream
 from relay.nats.stream import BoardHead, BoardRefused, can_name, is_text
+from relay.postgres.turns import Turns
 
 ASK_AGAIN_SECONDS: Final = 0.25
 """Interval after which a board is asked for again that no publisher answered for."""

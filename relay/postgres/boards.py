@@ -24,7 +24,6 @@ from relay.model.snapshot import Snapshot
 from relay.postgres.connection import Connection, in_time, readable
 from relay.postgres.decode import board_data
 from relay.postgres.faults import Scope, WatchOutdated, scope_of
-from relay.postgres.journal import says_nothing
 from relay.postgres.watches import Watches
 
 READ_SECONDS: Final = 30.0
@@ -73,13 +72,24 @@ class _Absent(NamedTuple):
     watches: frozenset[int]
 
 
+Asked = Callable[[Connection, str, Snapshot, str, Collection[int]], Awaitable[bool]]
+"""Asks whether a journal says nothing of some watches on a board since a snapshot, where the tables had a shape."""
+
+
 class Boards:
     """Reads up to `side_by_side` boards at once, each over a connection of its own, opened when it is needed."""
 
-    def __init__(self, watches: Watches, connect: Callable[[], Awaitable[Connection]], side_by_side: int) -> None:
+    def __init__(
+        self,
+        watches: Watches,
+        connect: Callable[[], Awaitable[Connection]],
+        says_nothing: Asked,
+        side_by_side: int,
+    ) -> None:
         self.connections: list[Connection] = []
         self._watches = watches
         self._connect = connect
+        self._says_nothing = says_nothing
         self._side_by_side = side_by_side
         self._opening = 0
         self._free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
@@ -113,7 +123,7 @@ class Boards:
         if absent is None or self._shape is None:
             return await _rows(reader, name, seconds, [])
         found = await _rows(reader, name, seconds, list(absent.watches))
-        if not found.left_out or await says_nothing(reader, self._shape, absent.snapshot, name, found.left_out):
+        if not found.left_out or await self._says_nothing(reader, self._shape, absent.snapshot, name, found.left_out):
             return found
         return await _rows(reader, name, seconds, [])
 

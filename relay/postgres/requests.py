@@ -20,11 +20,11 @@ import structlog
 
 from relay.backoff import Backoff
 from relay.hub.ports import Question, Resuming, Sink
-from relay.hub.turns import Turns
 from relay.model import messages
 from relay.postgres.boards import READ_SECONDS
 from relay.postgres.faults import BoardMisnamed, Scope, scope_of
 from relay.postgres.session import Session
+from relay.postgres.turns import Turns
 from relay.text import error_line
 
 log = structlog.get_logger()
