@@ -31,12 +31,12 @@ grant select on relay.watches, relay.watched, relay.lane_tables to relay_daemon;
 grant execute on function relay.parts(regclass), relay.triggers_enabled(integer, regclass, text), relay.pauses(),
     relay.polled_for(), relay.base_type(oid), relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text),
     relay.outgrown(regclass, jsonb, boolean), relay.said(bytea), relay.statements(name), relay.column_named(regclass, jsonb, boolean),
-    relay.comparable(regclass, name), relay.ordering(regclass, text[]), relay.order_parts(text),
+    relay.comparable(regclass, name), relay.is_shown_as_text(regclass, name), relay.ordering(regclass, text[]), relay.order_parts(text),
     relay.id_kind(relay.watches), relay.board_kind(relay.watches) to relay_daemon;
 grant select on sequence relay.control to relay_daemon;
 
 -- What runs with the rights of the schema's owner, or of relay_reader.
-grant execute on function relay.version(), relay.place(), relay.epoch(), relay.shape(), relay.refresh(), relay.hold_tables(text),
-    relay.board(text, boolean), relay.resolve(integer[], text[]), relay.readable(text), relay.poll_for(integer), relay.prune(interval, bigint), relay.resume(),
+grant execute on function relay.version(), relay.place(), relay.epoch(), relay.shape(), relay.refresh(), relay.hold_tables(text, integer[]),
+    relay.board(text, boolean, integer[]), relay.resolve(integer[], text[]), relay.readable(text), relay.poll_for(integer), relay.prune(interval, bigint), relay.resume(),
     relay.probe(text), relay.vitals(), relay.vacuum_holders(), relay.may_read(jsonb, text), relay.altered(),
-    relay.widest() to relay_daemon;
+    relay.widest(), relay.missing_right(regclass) to relay_daemon;

@@ -8,7 +8,7 @@
 
 do $$
 declare
-    found    record;
+    ours    record;
     watched  text;
     strays   text;
     previous constant text := pg_catalog.current_setting('lock_timeout');
@@ -44,7 +44,7 @@ begin
     end loop;
     perform pg_catalog.set_config('lock_timeout', '3s', true);
 
-    for found in
+    for ours in
         select t.tgname, t.tgrelid::regclass as target
         from pg_catalog.pg_trigger t
         join pg_catalog.pg_proc f on f.oid = t.tgfoid
@@ -52,7 +52,7 @@ begin
         where f.pronamespace = pg_catalog.to_regnamespace('relay') and t.tgparentid = 0
           and c.relnamespace <> pg_catalog.to_regnamespace('relay')
     loop
-        execute pg_catalog.format('drop trigger %I on %s', found.tgname, found.target);
+        execute pg_catalog.format('drop trigger %I on %s', ours.tgname, ours.target);
     end loop;
 
     -- What is in the schema goes with it. What is elsewhere and rests on it, or is another's in it, is not ours to drop.
@@ -90,21 +90,21 @@ begin
     drop schema relay cascade;
     perform pg_catalog.set_config('client_min_messages', messages, true);
     if exists (select from pg_catalog.pg_roles r where r.rolname = 'relay_reader') then
-        for found in
+        for ours in
             select distinct c.oid::regclass as object
             from pg_catalog.pg_class c
             cross join lateral pg_catalog.aclexplode(c.relacl) a
             where a.grantee = (select r.oid from pg_catalog.pg_roles r where r.rolname = 'relay_reader')
         loop
-            execute pg_catalog.format('revoke all on %s from relay_reader', found.object);
+            execute pg_catalog.format('revoke all on %s from relay_reader', ours.object);
         end loop;
-        for found in
+        for ours in
             select distinct n.oid::regnamespace as object
             from pg_catalog.pg_namespace n
             cross join lateral pg_catalog.aclexplode(n.nspacl) a
             where a.grantee = (select r.oid from pg_catalog.pg_roles r where r.rolname = 'relay_reader')
         loop
-            execute pg_catalog.format('revoke all on schema %s from relay_reader', found.object);
+            execute pg_catalog.format('revoke all on schema %s from relay_reader', ours.object);
         end loop;
     end if;
     perform pg_catalog.set_config('lock_timeout', previous, true);

@@ -84,11 +84,16 @@ class Database:
     def fetch(self, query: str, *args: object) -> list[tuple[Any, ...]]:
         return self._connection().execute(query, args or None).fetchall()
 
+    def close(self) -> None:
+        """Close what was opened."""
+        self._opened.close()
+        self._own = None
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opened.close()
+        self.close()
 
     def _connection(self) -> psycopg.Connection:
         if self._own is None:

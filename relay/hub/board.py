@@ -87,6 +87,11 @@ class Board(Generic[S]):
         return bool(self._waiting) and self._tail is None
 
     @property
+    def wanted_by(self) -> S | None:
+        """The subscriber that has waited for a read the longest, if any does."""
+        return next(iter(self._waiting), None)
+
+    @property
     def resuming(self) -> set[Snapshot]:
         """The cursors of subscribers that wait to resume, if any do and no read of the journal is under way."""
         return set() if self._missed_tail is not None else set(self._resuming.values())

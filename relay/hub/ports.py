@@ -88,8 +88,11 @@ class SourceStatus:
 class BoardSource(Protocol):
     """Where a hub has boards read. Both methods return at once."""
 
-    def ask(self, board: str) -> None:
-        """Have a board read for the sink: `begin_read`, then `synced`, `refuse`, `fail_read` or `abandon_read`."""
+    def ask(self, board: str, by: object = None) -> None:
+        """Have a board read for the sink: `begin_read`, then `synced`, `refuse`, `fail_read` or `abandon_read`.
+
+        Whoever wants boards, as `by`, takes turns with all others, however many each of them wants.
+        """
 
     def ask_changes(self, resuming: Resuming) -> None:
         """Have the journal read: `begin_resume`, then `resumed` or `abandon_resume`."""

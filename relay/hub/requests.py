@@ -28,7 +28,7 @@ class Requests:
             self._more_to_ask = True
             return
         self._asked.add(name)
-        self._source.ask(name)
+        self._source.ask(name, board.wanted_by)
 
     def given_up(self, name: str, board: Board[Subscriber]) -> None:
         """Ask for a board again, for the source has given it up, whether it had begun to read it or not."""

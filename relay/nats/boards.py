@@ -23,6 +23,7 @@ from relay.model.snapshot import Snapshot
 from relay.nats.follower import Follower
 from relay.nats.jetstream import Stream
 from relay.nats.stream import BoardHead, BoardRefused, can_name, is_text
+from relay.postgres.turns import Turns
 
 ASK_AGAIN_SECONDS: Final = 0.25
 """Interval after which a board is asked for again that no publisher answered for."""
@@ -44,18 +45,18 @@ class BoardReader:
         self._follower = follower
         self._again_at: dict[str, float] = {}
         # Each board has its place in one of these.
-        self._queues: list[asyncio.Queue[str]] = [asyncio.Queue() for _ in range(ASKED_AT_ONCE)]
+        self._queues = [Turns() for _ in range(ASKED_AT_ONCE)]
 
-    def ask(self, board: str) -> None:
-        """Have a board read; after a pause if the publisher could not read it the last time."""
+    def ask(self, board: str, by: object = None) -> None:
+        """Have a board read for somebody; after a pause if the publisher could not read it the last time."""
         loop = asyncio.get_running_loop()
         if (again_at := self._again_at.pop(board, 0.0)) > loop.time():
-            loop.call_at(again_at, self.ask, board)
+            loop.call_at(again_at, self.ask, board, by)
             return
         self.wanted_since.setdefault(board, time.monotonic())
         if is_text(board):
             self._follower.deliveries.want(board)
-        self._queues[hash(board) % ASKED_AT_ONCE].put_nowait(board)
+        self._queues[hash(board) % ASKED_AT_ONCE].put(board, by)
 
     async def run(self, stream: Stream, hub: Sink) -> None:
         """Read boards. Raises StreamError."""
@@ -63,7 +64,7 @@ class BoardReader:
             for queue in self._queues:
                 tasks.create_task(self._read_queue(stream, hub, queue))
 
-    async def _read_queue(self, stream: Stream, hub: Sink, queue: asyncio.Queue[str]) -> None:
+    async def _read_queue(self, stream: Stream, hub: Sink, queue: Turns) -> None:
         """Read boards one after another."""
         while True:
             name = await queue.get()

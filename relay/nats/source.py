@@ -55,8 +55,8 @@ class NatsSource(Source, Authorizer):
 
     # What the hub and the server ask, as of a feed
 
-    def ask(self, board: str) -> None:
-        self.boards.ask(board)
+    def ask(self, board: str, by: object = None) -> None:
+        self.boards.ask(board, by)
 
     def ask_changes(self, resuming: Resuming) -> None:
         self._missed.ask(resuming)

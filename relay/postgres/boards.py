@@ -5,16 +5,18 @@ Rules:
   from after that: an older one, from before a TRUNCATE or an ALTER TABLE that rewrites rows, would show no row.
 - The server holds what was read, and the transaction ends before it is sent: so no lock and no snapshot waits for a
   relay that reads slowly, is frozen, or is cut off.
-- A lock that cannot be had, and a read that takes too long, are errors of this board.
+- A lock that cannot be had, and a read that takes too long, are errors of this board. A table that had no row on it
+  the last time, and that the journal names no change of since, is not waited for: so its lock is no matter of a board
+  that has all its tasks in others.
 - A row that cannot be shown is left out.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, LiteralString
+from typing import Final, LiteralString, NamedTuple
 
 import psycopg
 
@@ -36,41 +38,107 @@ LARGE_BOARD_TASKS: Final = 1_000
 FETCH_TASKS: Final = 2_000
 """Number of tasks fetched at once."""
 
+REMEMBERED_BOARDS: Final = 10_000
+"""Maximum number of boards of which it is known which tables have no row on them."""
+
+# Sets the time limit of the statement after it, too.
+_HOLD: Final[LiteralString] = """
+    select h.watch, h.held, pg_catalog.set_config('statement_timeout', %s, true) from relay.hold_tables(%s, %s) h
+"""
+
 # One statement, and so one snapshot. The first row has the snapshot and the number of rows that follow. So once it
 # has come, all has been read, within the statement's time limit, which a commit does not have.
 _BOARD: Final[LiteralString] = """
     declare board no scroll cursor with hold for
-    with board as materialized (select b.watch, /**/b.task/**/ as task from relay.board(%s, %s) b)
+    with board as materialized (select b.watch, /**/b.task/**/ as task from relay.board(%s, %s, %s) b)
     select pg_catalog.pg_current_snapshot()::text, count(*)::integer, null from board
     union all
     select null, watch, task from board
 """
 
 
+class _Found(NamedTuple):
+    """The rows of a board, each with its watch, as of a snapshot; some watches may have been left out."""
+
+    snapshot: Snapshot
+    rows: list[tuple[int | None, str]]
+    left_out: frozenset[int] = frozenset()
+
+
+class _Absent(NamedTuple):
+    """The watches that had no row on a board, as of a snapshot."""
+
+    snapshot: Snapshot
+    watches: frozenset[int]
+
+
+Asked = Callable[[Connection, str, Snapshot, str, Collection[int]], Awaitable[bool]]
+"""Asks whether a journal says nothing of some watches on a board since a snapshot, where the tables had a shape."""
+
+
 class Boards:
     """Reads up to `side_by_side` boards at once, each over a connection of its own, opened when it is needed."""
 
-    def __init__(self, watches: Watches, connect: Callable[[], Awaitable[Connection]], side_by_side: int) -> None:
+    def __init__(
+        self,
+        watches: Watches,
+        connect: Callable[[], Awaitable[Connection]],
+        says_nothing: Asked,
+        side_by_side: int,
+    ) -> None:
         self.connections: list[Connection] = []
         self._watches = watches
         self._connect = connect
+        self._says_nothing = says_nothing
         self._side_by_side = side_by_side
         self._opening = 0
         self._free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        self._shape: str | None = None
+        self._absent: dict[str, _Absent] = {}
 
-    async def read(self, name: str) -> tuple[Snapshot, bytes]:
-        """Read a board: the snapshot, and the data of its `board.sync`."""
+    def note_shape(self, shape: str) -> None:
+        """Note the shape of the tables; where it is another, nothing is known any more of which rows they have."""
+        if shape != self._shape:
+            self._shape = shape
+            self._absent.clear()
+
+    async def read(self, name: str, seconds: float) -> tuple[Snapshot, bytes]:
+        """Read a board within so many seconds, locks not counted: the snapshot, and the data of its `board.sync`."""
         async with self._reader() as reader:
-            snapshot, rows = await _rows(reader, name)
-        numbers = {number for number, _ in rows if number is not None}
+            found = await self._found(reader, name, seconds)
+        numbers = {number for number, _ in found.rows if number is not None}
         if not numbers <= self._watches.by_id.keys():
             await self._watches.load()
         watches = self._watches.by_id
         if not numbers <= watches.keys():
             raise WatchOutdated("the watched tables changed while a board was read")
-        if len(rows) > LARGE_BOARD_TASKS:
-            return snapshot, await asyncio.to_thread(board_data, name, rows, watches)
-        return snapshot, board_data(name, rows, watches)
+        self._remember(name, found, numbers)
+        if len(found.rows) > LARGE_BOARD_TASKS:
+            return found.snapshot, await asyncio.to_thread(board_data, name, found.rows, watches)
+        return found.snapshot, board_data(name, found.rows, watches)
+
+    async def _found(self, reader: Connection, name: str, seconds: float) -> _Found:
+        """Read a board, without the tables that cannot be locked if they surely have nothing on it."""
+        absent = self._absent.get(name)
+        if absent is None or self._shape is None:
+            return await _rows(reader, name, seconds, [])
+        found = await _rows(reader, name, seconds, list(absent.watches))
+        if not found.left_out or await self._says_nothing(reader, self._shape, absent.snapshot, name, found.left_out):
+            return found
+        return await _rows(reader, name, seconds, [])
+
+    def _remember(self, name: str, found: _Found, numbers: Collection[int]) -> None:
+        has_lanes = any(number is None and rows not in {"[]", ""} for number, rows in found.rows)
+        absent = frozenset(
+            number
+            for number, watch in self._watches.by_id.items()
+            if number not in numbers and not (watch.lanes and (has_lanes or watch.board_column is not None))
+        )
+        self._absent.pop(name, None)
+        if len(self._watches.by_id) > 1:  # else there is nothing that could be left out
+            self._absent[name] = _Absent(found.snapshot, absent)
+        if len(self._absent) > REMEMBERED_BOARDS:
+            del self._absent[next(iter(self._absent))]
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[Connection]:
@@ -99,26 +167,27 @@ class Boards:
         self._free.put_nowait(reader)
 
 
-async def _rows(reader: Connection, name: str) -> tuple[Snapshot, list[tuple[int | None, str]]]:
+async def _rows(reader: Connection, name: str, seconds: float, absent: Sequence[int]) -> _Found:
     try:
-        return await _read(reader, name, careful=False)
+        return await _read(reader, name, seconds, absent, careful=False)
     except psycopg.errors.UntranslatableCharacter:
         # The database's encoding has no such character, so no board has that name.
-        return Snapshot.parse((await reader.row("select pg_catalog.pg_current_snapshot()::text"))[0]), []
+        return _Found(Snapshot.parse((await reader.row("select pg_catalog.pg_current_snapshot()::text"))[0]), [])
     except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
         raise
     except psycopg.Error as ex:
         if scope_of(ex, reading_board=True) is not Scope.BOARD:
             raise
         # Some row cannot be shown: read again with a check of each row, which is slower.
-        return await _read(reader, name, careful=True)
+        return await _read(reader, name, seconds, absent, careful=True)
 
 
-async def _read(reader: Connection, name: str, *, careful: bool) -> tuple[Snapshot, list[tuple[int | None, str]]]:
+async def _read(reader: Connection, name: str, seconds: float, absent: Sequence[int], *, careful: bool) -> _Found:
     try:
         await reader.rows("begin read only")
-        await reader.rows("select relay.hold_tables(%s)", name)
-        await reader.rows(readable(_BOARD, reader), name, careful)
+        tables = await reader.rows(_HOLD, f"{seconds * 1000:.0f}", name, absent)
+        left_out = [watch for watch, held, _ in tables if not held]
+        await reader.rows(readable(_BOARD, reader), name, careful, left_out)
         snapshot, count, _ = await reader.row("fetch 1 from board")
         await reader.rows("commit")
     except psycopg.Error:
@@ -130,4 +199,4 @@ async def _read(reader: Connection, name: str, *, careful: bool) -> tuple[Snapsh
         rows = await reader.rows(f"fetch {FETCH_TASKS} from board".encode())
         found += [(watch, task) for _, watch, task in rows]
     await reader.rows("close board")
-    return Snapshot.parse(snapshot), found
+    return _Found(Snapshot.parse(snapshot), found, frozenset(left_out))

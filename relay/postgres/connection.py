@@ -155,6 +155,9 @@ SETTINGS: Final[Mapping[str, str]] = {
     "client_encoding": "'UTF8'",
     "standard_conforming_strings": "on",
     "search_path": "''",
+    # What is made of names and numbers is compared, and read.
+    "quote_all_identifiers": "off",
+    "extra_float_digits": "1",
     # A policy that filters rows would leave boards silently empty; this makes it an error.
     "row_security": "off",
     # All that the relay writes is in unlogged tables: there is nothing to wait for.

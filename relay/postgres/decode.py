@@ -243,7 +243,7 @@ def transactions_of(
             continue
         transaction = found.pop(entry.xid, None) or Transaction(entry.xid)
         if entry.op == "S":
-            transaction.sync = sync_of(entry.xid, entry.reason).sync
+            transaction.sync = transaction.sync or sync_of(entry.xid, entry.reason).sync
         elif entry.op == "L":
             transaction.lanes |= {board for board in (entry.old_board, entry.new_board) if board is not None}
         else:
@@ -260,7 +260,7 @@ def sync_of(xid: int, text: str | None) -> Transaction:
 
 
 def board_data(name: str, rows: Iterable[tuple[int | None, str]], watches: Mapping[int, Watch]) -> bytes:
-    """Encode the data of a `board.sync`: rows as they are read, each with its watch; one without is the lanes.
+    """Encode the data of a `board.sync`: rows as they are read, each with its watch; one without is about lanes.
 
     Raises WatchOutdated, IdsClash, and BoardMisnamed.
     """
@@ -268,6 +268,9 @@ def board_data(name: str, rows: Iterable[tuple[int | None, str]], watches: Mappi
     lanes: list[tuple[str, str | None]] | None = None
     table_of: dict[bytes, str] = {}
     for number, image in rows:
+        if number is None and image.startswith("!"):
+            log.error("feed.unreadable_row", problem=image[1:])
+            continue
         if number is None:
             lanes = _lanes(name, image)
             continue

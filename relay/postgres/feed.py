@@ -65,9 +65,9 @@ class Feed(Source, Authorizer):
 
     # What the sink asks
 
-    def ask(self, board: str) -> None:
+    def ask(self, board: str, by: object = None) -> None:
         """Have a board read, for the sink."""
-        self._boards.ask(board)
+        self._boards.ask(board, by)
 
     def ask_changes(self, resuming: Resuming) -> None:
         """Have the journal read for those who resume."""

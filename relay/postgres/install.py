@@ -56,6 +56,9 @@ def run(database_url: str, name: str) -> None:
         connection.execute(
             "set local lock_timeout = '3s'; set local statement_timeout = 0; set local client_min_messages = warning"
         )
+        # Of a schema that is somebody else's, install.sql says more.
+        if name != "install" and (lacking := connection.execute(_NOT_OURS, {"of": ""}).fetchone()):
+            raise InstallError(lacking[0])
         connection.execute(text(name).encode())
 
 
@@ -117,8 +120,7 @@ def _declare(
     values = {name: list(value) if isinstance(value, (tuple, list)) else value for name, value in given.items()}
     with _connection(database_url) as connection, connection.transaction():
         connection.execute("set local statement_timeout = 0")
-        if unseen := connection.execute(_UNSEEN, {"table": table}).fetchone():
-            raise InstallError(unseen[0])
+        _require_rights(connection, table)
         if other := connection.execute(_OTHERWISE, {"table": table}).fetchone():
             command = shlex.join(["relay", "sql", "watch", other[0]])
             raise InstallError(f"there is no table {table}: without quotes, names are in lower case: run {command}")
@@ -140,17 +142,33 @@ _OTHERWISE: Final = b"""
 
 # Without the right to use a schema, Postgres says no more than that.
 _UNSEEN: Final = b"""
-    select pg_catalog.format('%%I.%%I belongs to %%s, and only its owner may put triggers on it: have a role '
+    select pg_catalog.format('%%I.%%I belongs to %%s, and only its owner may change its triggers: have a role '
         'that may run: grant %%3$s to %%I', n.nspname, c.relname, c.relowner::regrole, current_user)
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     where array[n.nspname, c.relname]::text[] = pg_catalog.parse_ident(%(table)s)
       and not pg_catalog.has_schema_privilege(n.oid, 'usage')
 """
+_NOT_OURS: Final = b"""
+    select pg_catalog.format('schema relay belongs to %%s, and %%I may not use it: run this as %%1$s%%3$s',
+        n.nspowner::regrole, current_user, %(of)s::text)
+    from pg_catalog.pg_namespace n
+    where n.nspname = 'relay' and not pg_catalog.has_schema_privilege(n.oid, 'usage')
+"""
+
+
+def _require_rights(connection: psycopg.Connection, table: str) -> None:
+    """Refuse whoever lacks the rights to say how a table is fed, in words that say which."""
+    of_table = ", as a member of the role that owns the table"
+    for query in (_NOT_OURS, _UNSEEN):
+        if lacking := connection.execute(query, {"table": table, "of": of_table}).fetchone():
+            raise InstallError(lacking[0])
 
 
 def unwatch(database_url: str, table: str, patience: timedelta = PATIENCE) -> None:
     """Stop feeding a table. Raises InstallError."""
-    _execute(database_url, b"select relay.unwatch(%s::text::regclass, %s)", (table, patience))
+    with _connection(database_url) as connection:
+        _require_rights(connection, table)
+        connection.execute("select relay.unwatch(%s::text::regclass, %s)", (table, patience))
 
 
 def diff(database_url: str) -> list[str]:
@@ -202,11 +220,6 @@ def _objects(connection: psycopg.Connection, schema: str) -> dict[str, list[str]
     rows = connection.execute(_OBJECTS.encode(), {"schema": schema}).fetchall()
     described = ((name.replace(schema, "relay"), body.replace(schema, "relay")) for name, body in rows)
     return {name: [name, *("  " + line for line in body.splitlines())] for name, body in sorted(described)}
-
-
-def _execute(database_url: str, query: bytes, parameters: Sequence[object] | None = None) -> None:
-    with _connection(database_url) as connection:
-        connection.execute(query, parameters)
 
 
 @contextmanager

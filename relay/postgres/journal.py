@@ -6,7 +6,8 @@ Rules:
 - An entry that another server wrote, and that a restore put there, is younger as a row than as a transaction. It is
   not read.
 - Where a task's board is that of its lane, which is a row of another table, it is resolved when the entries are
-  read, in their snapshot. A lane that changed asks for its boards to be read again. So in whatever order writers
+  read, in their snapshot. That table may be locked: it is waited for a moment only, or all boards are read again. A
+  lane that changed asks for its boards to be read again. So in whatever order writers
   committed, and though none of them locked the other's row, what is sent fits what any read of a board shows.
 - Memory is bounded: a large batch is read in parts, and of a large transaction one row after the other.
 
@@ -136,6 +137,34 @@ _ONE_SNAPSHOT: Final[LiteralString] = "begin isolation level repeatable read, re
 _RESOLVED: Final[LiteralString] = (
     "select r.watch, /**/r.place/**/, /**/r.board/**/ from relay.resolve(%s::integer[], %s::text[]) r"
 )
+_UNPLACED: Final = "lanes_changed: tasks changed whose lanes cannot be read now"
+
+# Whether the journal is whole since a snapshot, and has nothing about some watches on a board, nor anything that asks
+# for it to be read again. It is asked later than what it is asked about, and so says no less.
+_SAYS_NOTHING: Final[LiteralString] = (
+    "select relay.shape(), h.seen::text, h.pauses <> relay.pauses(), exists (select"
+    + _NEW
+    + "and (j.op = 'S' or (j.op = 'L' or j.watch = any (%s)) and %s in (j.old_board, j.new_board))) "
+    + _HORIZON
+)
+
+
+async def says_nothing(link: Connection, shape: str, since: Snapshot, board: str, watches: Collection[int]) -> bool:
+    """Whether these watches surely had no row come to a board since a snapshot, where none was on it.
+
+    `shape` is that of the tables then.
+    """
+    await link.rows("begin read only")
+    try:
+        await link.rows("set local enable_seqscan = off")  # see Session.open
+        rows = await link.rows(_SAYS_NOTHING, str(since.xmax), _running(since), list(watches), board)
+    finally:
+        if not link.closed:
+            await link.rows("rollback")
+    return any(
+        is_now == shape and since.covers(Snapshot.parse(horizon)) and not paused and not changed
+        for is_now, horizon, paused, changed in rows
+    )
 
 
 class Journal:
@@ -239,8 +268,10 @@ class Journal:
             found = [Entry(*columns) for _, *columns in rows]
             await self._watches.load_for(found)
             entries = await self._resolved(found)
+            if any(entry.op == "S" for entry in entries):
+                yield sync_of(int(xid), _UNPLACED)
             for (key, *_), entry in zip(rows, entries, strict=True):
-                its = images_of(entry, self._watches.by_id, self._followed)
+                its = images_of(entry, self._watches.by_id, self._followed) if entry.op == "R" else []
                 images += [image for image in its if image.key == key]
             last = (rows[-1][2], rows[-1][0])
             done = [image for image in images if (image.table.id, image.key) != last]
@@ -257,7 +288,10 @@ class Journal:
         return transactions_of(await self._resolved(entries), self._watches.by_id, self._followed)
 
     async def _resolved(self, entries: Sequence[Entry]) -> Sequence[Entry]:
-        """Give the entries of tasks that are found through lanes the boards that these have in this snapshot."""
+        """Give the entries of tasks that are found through lanes the boards that these have in this snapshot.
+
+        Those whose lanes cannot be read ask for all boards to be read again; of which only theirs cannot be.
+        """
         joined = self._watches.found_through_lanes
         places = {
             (entry.watch, place)
@@ -270,15 +304,17 @@ class Journal:
             return entries
         found = await self._rows(_RESOLVED, *map(list, zip(*places, strict=True)))
         boards: dict[tuple[int, str | None], str] = {(watch, place): board for watch, place, board in found}
-        return [
-            entry._replace(
-                old_board=boards.get((entry.watch, entry.old_board)),
-                new_board=boards.get((entry.watch, entry.new_board)),
-            )
-            if entry.op == "R" and entry.watch in joined
-            else entry
-            for entry in entries
-        ]
+        unplaced = {watch for watch, place, _ in found if place is None}
+
+        def placed(entry: Entry) -> Entry:
+            if entry.op != "R" or entry.watch not in joined:
+                return entry
+            if entry.watch in unplaced:
+                return entry._replace(op="S", reason=_UNPLACED)
+            old, new = (boards.get((entry.watch, place)) for place in (entry.old_board, entry.new_board))
+            return entry._replace(old_board=old, new_board=new)
+
+        return [placed(entry) for entry in entries]
 
     async def _rows(self, query: bytes | LiteralString, *parameters: object) -> list[TupleRow]:
         return await self._link.rows(readable(query, self._link), *parameters)

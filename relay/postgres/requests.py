@@ -15,19 +15,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import psycopg
 import structlog
 
 from relay.backoff import Backoff
 from relay.hub.ports import Question, Resuming, Sink
 from relay.model import messages
+from relay.postgres.boards import READ_SECONDS
 from relay.postgres.faults import BoardMisnamed, Scope, scope_of
 from relay.postgres.session import Session
+from relay.postgres.turns import Turns
 from relay.text import error_line
 
 log = structlog.get_logger()
 
 SIDE_BY_SIDE: Final = 4
-"""Maximum number of boards that are read at once, each over a connection of its own; one of them is a slow one."""
+"""Maximum number of boards that are read at once, each over a connection of its own; one of them is a slow one. The
+others give up a read that takes long, and leave it to that one."""
 
 UNAVAILABLE: Final = "this board cannot be read at present: it comes as soon as it can"
 """The error that subscribers get for a board that cannot be read; the details are for the operator."""
@@ -40,7 +44,7 @@ GATHER_SHARE: Final = 4
 """That pause as a multiple of the time that the read took: so a stampede leaves time for others."""
 
 SLOW_SECONDS: Final = 1.0
-"""Time of a read above which the board waits in the queue of slow boards the next time."""
+"""A board whose read takes longer is read with the slow ones, now and the next time."""
 
 SLOW_BOARDS: Final = 10_000
 """Maximum number of boards known to be slow."""
@@ -57,11 +61,11 @@ class BoardQueue:
     """
 
     def __init__(self) -> None:
-        self._due: Mapping[bool, asyncio.Queue[str]] = {False: asyncio.Queue(), True: asyncio.Queue()}
+        self._due: Mapping[bool, Turns] = {False: Turns(), True: Turns()}
         self._paused_until: dict[str, float] = {}
         # The boards that are being read, and those of them that are to be read again.
         self._reading: set[str] = set()
-        self._again: set[str] = set()
+        self._again: dict[str, object] = {}
         self._slow: dict[str, None] = {}
         self._failed: dict[str, tuple[str, Backoff]] = {}
 
@@ -70,18 +74,21 @@ class BoardQueue:
         """The boards that cannot be read, and why not, in one line."""
         return {board: problem for board, (problem, _) in self._failed.items()}
 
-    def put(self, board: str) -> None:
-        """Have a board read."""
+    def put(self, board: str, by: object = None) -> None:
+        """Have a board read, for somebody who wants it."""
+        if board in self._reading:
+            self._again[board] = by
+            return
         queue = self._due[board in self._failed or board in self._slow]
         if board in self._paused_until:
-            asyncio.get_running_loop().call_at(self._paused_until[board], queue.put_nowait, board)
+            asyncio.get_running_loop().call_at(self._paused_until[board], queue.put, board, by)
         else:
-            queue.put_nowait(board)
+            queue.put(board, by)
 
     async def get(self, *, slow: bool) -> str:
         """Wait for a board that is due, among the slow ones or the others. `done` ends its read."""
         while (board := await self._due[slow].get()) in self._reading:
-            self._again.add(board)
+            self._again[board] = None
         self._reading.add(board)
         return board
 
@@ -89,8 +96,7 @@ class BoardQueue:
         """Note that a board is not being read any more."""
         self._reading.discard(board)
         if board in self._again:
-            self._again.discard(board)
-            self.put(board)
+            self.put(board, self._again.pop(board))
 
     def forget(self, board: str) -> None:
         """Note that nobody wants a board any more."""
@@ -101,10 +107,14 @@ class BoardQueue:
         self._failed.pop(board, None)
         self._slow.pop(board, None)
         if seconds > SLOW_SECONDS:
-            self._slow[board] = None
-            if len(self._slow) > SLOW_BOARDS:
-                del self._slow[next(iter(self._slow))]
+            self.is_slow(board)
         self._pause(board, min(GATHER_SHARE * seconds, GATHER_SECONDS))
+
+    def is_slow(self, board: str) -> None:
+        """Note that to read a board takes long."""
+        self._slow[board] = None
+        if len(self._slow) > SLOW_BOARDS:
+            del self._slow[next(iter(self._slow))]
 
     def has_failed(self, board: str, problem: str) -> bool:
         """Note that a board could not be read, and why; return whether that is new."""
@@ -135,9 +145,9 @@ class BoardReader:
         """The boards that cannot be read, and why not, in one line."""
         return self._queue.failing
 
-    def ask(self, board: str) -> None:
-        """Have a board read."""
-        self._queue.put(board)
+    def ask(self, board: str, by: object = None) -> None:
+        """Have a board read, for somebody who wants it."""
+        self._queue.put(board, by)
 
     async def run(self, session: Session, sink: Sink, between_batches: asyncio.Lock) -> None:
         """Read boards for one session, and hand each over between two batches."""
@@ -150,17 +160,19 @@ class BoardReader:
             name = await self._queue.get(slow=slow)
             try:
                 if sink.begin_read(name):
-                    await self._read(session, sink, name, between_batches)
+                    await self._read(session, sink, name, between_batches, slow=slow)
                 else:
                     self._queue.forget(name)
             finally:
                 self._queue.done(name)
 
-    async def _read(self, session: Session, sink: Sink, name: str, between_batches: asyncio.Lock) -> None:
+    async def _read(
+        self, session: Session, sink: Sink, name: str, between_batches: asyncio.Lock, *, slow: bool
+    ) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            snapshot, data = await session.boards.read(name)
+            snapshot, data = await session.boards.read(name, READ_SECONDS if slow else SLOW_SECONDS)
             self._queue.has_read(name, loop.time() - began)
             async with between_batches:
                 sink.synced(name, snapshot, data)
@@ -168,6 +180,10 @@ class BoardReader:
             self._queue.has_read(name, loop.time() - began)
             sink.refuse(name, messages.error("invalid_board_id", str(ex), name))
         except BaseException as ex:
+            if isinstance(ex, psycopg.errors.QueryCanceled) and not slow:
+                self._queue.is_slow(name)
+                sink.abandon_read(name)
+                return
             if scope_of(ex, reading_board=True) is not Scope.BOARD:
                 sink.abandon_read(name)
                 raise

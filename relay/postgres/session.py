@@ -24,7 +24,7 @@ from relay.model.cursor import Epoch
 from relay.postgres.boards import Boards
 from relay.postgres.connection import Connection, connect, in_time, require_answer
 from relay.postgres.faults import FeedError
-from relay.postgres.journal import Journal
+from relay.postgres.journal import Journal, says_nothing
 from relay.postgres.vitals import Vitals, read_vitals
 from relay.postgres.watches import Watches
 from relay.text import error_line
@@ -86,7 +86,7 @@ class Session:
                 await listener.rows("set enable_seqscan = off")
                 await listener.rows("listen relay")
                 silent = await listener.row("select pg_catalog.current_setting('max_prepared_transactions') <> '0'")
-                boards = partial(Boards, connect=one_more, side_by_side=side_by_side)
+                boards = partial(Boards, connect=one_more, says_nothing=says_nothing, side_by_side=side_by_side)
                 session = cls(conninfo, followed, listener, reader, boards, silent=silent[0])
                 await session.watches.load()
             yield session
@@ -102,7 +102,9 @@ class Session:
 
     async def shape(self) -> str:
         """Return the shape of the watched tables."""
-        return cast(str, (await self._listener.row("select relay.shape()"))[0])
+        shape = cast(str, (await self._listener.row("select relay.shape()"))[0])
+        self.boards.note_shape(shape)
+        return shape
 
     async def end_pause(self) -> bool:
         """Resume journalling if it was paused and there is room; return whether it goes on."""

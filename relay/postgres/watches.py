@@ -104,13 +104,20 @@ class Watched:
         return alike and self.id_kind != "uuid" and not (self.distinct_ids or other.distinct_ids)
 
     @property
+    def repair(self) -> str:
+        """Return the beginning of the command that has its columns named again, or those of its lanes."""
+        of_lanes = self.lanes is not None and (self.problem or "").startswith("has its lanes in")
+        return shlex.join(["relay", "sql", *(["lanes", str(self.lanes)] if of_lanes else ["watch", self.table])])
+
+    @property
     def fault(self) -> str | None:
         """Say in one line what keeps its changes from being shown, and what to run."""
-        again = shlex.join(["relay", "sql", "watch", self.table])
         if self.problem:
-            return f"{self.table} {self.problem}, and is not shown: run {again} with the columns as they are now"
+            return (
+                f"{self.table} {self.problem}, and is not shown: run {self.repair} with the columns as they are now"
+            )
         if not self.triggers_complete:
-            return f"triggers of {self.table} are missing or disabled: run {again}"
+            return f"triggers of {self.table} are missing or disabled: run {self.repair}"
         return ": ".join(self.replacement) if self.replaced else None
 
     @property

@@ -1,47 +1,36 @@
 -- Lanes
 
--- What a change of a lane means: the boards that it left and came to, null if nothing changed that a board shows, or "!" and
--- why that is unknown.
+-- What a board shows of a row of lanes, or is sorted by, as texts behind a null: the board, the id, the name and what orders
+-- it. Null if the row is no lane. It is none either if its own values make the filter fail: then the only text says why.
 create or replace function relay.lane_body(l relay.lane_tables) returns text
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $make$
     select pg_catalog.format($body$
-declare
-    was    text[];
-    stands text[];
 begin
     if current_user <> 'relay_renderer' then
-        return array['!', 'relay.lane_%1$s belongs to ' || current_user || ', expected relay_renderer: run relay sql install'];
+        raise exception 'relay.lane_%1$s belongs to %%, expected relay_renderer: run relay sql install', current_user
+            using errcode = 'invalid_object_definition';
     end if;
-    if op <> 'INSERT' then was := %2$s; end if;
-    if op <> 'DELETE' then stands := %3$s; end if;
-    if was is distinct from stands then
-        perform relay.pause_if_full();
-        return array[was[1], stands[1]];
-    end if;
-    return null;
-exception when others or assert_failure then
-    return array['!', pg_catalog.left(sqlerrm, 200)];
+    return case when %2$s then array[null, %3$s] end;
+-- What the values of this row cause. Anything else, such as a renamed column, is not the row's fault.
+exception when data_exception or program_limit_exceeded then
+    return array[pg_catalog.concat(sqlstate, ' ', pg_catalog.left(sqlerrm, 200))];
 end
-$body$, l.id, made.was, made.stands)
+$body$, l.id, coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'of_row.'), 'true'),
+        pg_catalog.string_agg(coalesce(relay.as_text(l.target, c.name, 'of_row.' || pg_catalog.quote_ident(c.name)), 'null'),
+                              ', ' order by c.n))
     from (
-        select pg_catalog.format('case when %s then array[%s] end', coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'before.'), 'true'),
-                                 pg_catalog.string_agg(coalesce(relay.as_text(l.target, c.name, 'before.' || pg_catalog.quote_ident(c.name)), 'null'), ', ' order by c.n)) as was,
-               pg_catalog.format('case when %s then array[%s] end', coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'after.'), 'true'),
-                                 pg_catalog.string_agg(coalesce(relay.as_text(l.target, c.name, 'after.' || pg_catalog.quote_ident(c.name)), 'null'), ', ' order by c.n)) as stands
-        from (
-            select 1 as n, l.board_column as name
-            union all
-            select 2, l.id_column
-            union all
-            select 3, l.name_column
-            union all
-            select 3 + o.n, p.col from pg_catalog.unnest(l.order_by) with ordinality o (entry, n)
-            cross join lateral relay.order_parts(o.entry) p
-        ) c (n, name)
-    ) made
+        select 1 as n, l.board_column as name
+        union all
+        select 2, l.id_column
+        union all
+        select 3, l.name_column
+        union all
+        select 3 + o.n, p.col from pg_catalog.unnest(l.order_by) with ordinality o (entry, n)
+        cross join lateral relay.order_parts(o.entry) p
+    ) c (n, name)
 $make$;
 
 -- A change of a lane is not journalled itself, for a board's lanes are sent with the board: only which boards are to be read
@@ -53,13 +42,27 @@ create or replace function relay.lanes_body(l relay.lane_tables) returns text
 as $make$
     select pg_catalog.format($body$
 declare
-    moved text[] := case when not relay.paused() then relay.lane_%1$s(tg_op, old, new) end;
+    was     text[];
+    stands  text[];
+    problem text;
 begin
-    if moved is not null then
+    if relay.paused() then
+        return null;
+    end if;
+    begin
+        was := case when tg_op <> 'INSERT' then relay.lane_%1$s(old) end;
+        stands := case when tg_op <> 'DELETE' then relay.lane_%1$s(new) end;
+    exception when others or assert_failure then
+        problem := pg_catalog.left(sqlerrm, 200);
+    end;
+    was := case when was[1] is null then was end;
+    stands := case when stands[1] is null then stands end;
+    if problem is not null or was is distinct from stands then
+        perform relay.pause_if_full();
         insert into relay.journal (watch, op, entry, reason)
-        values (%1$s, case when moved[1] = '!' or %2$s then 'S' else 'L' end::"char",
-                array[null, moved[1], null, null, moved[2], null, null],
-                case when moved[1] = '!' then 'row_unreadable: ' || moved[2] else 'lanes_changed' end);
+        values (%1$s, case when problem is not null or %2$s then 'S' else 'L' end::"char",
+                array[null, was[2], null, null, stands[2], null, null],
+                coalesce('row_unreadable: ' || problem, 'lanes_changed'));
         perform relay.notify();
     end if;
     return null;
@@ -84,16 +87,16 @@ create or replace function relay.make_lane_functions(l relay.lane_tables) return
 as $$
 begin
     execute pg_catalog.format(
-        'create or replace function relay.lane_%s(op text, before record, after record) returns text[] language plpgsql '
+        'create or replace function relay.lane_%s(of_row record) returns text[] language plpgsql '
         'security definer set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' '
         'set extra_float_digits = 1 as %L', l.id, relay.lane_body(l));
     execute pg_catalog.format(
         'create or replace function relay.lanes_%s() returns trigger language plpgsql security definer '
         'set search_path = pg_catalog, pg_temp as %L', l.id, relay.lanes_body(l));
-    perform relay.give(pg_catalog.format('relay.lane_%s(text, record, record)', l.id)::regprocedure, 'relay_renderer');
+    perform relay.give(pg_catalog.format('relay.lane_%s(record)', l.id)::regprocedure, 'relay_renderer');
     perform relay.give(pg_catalog.format('relay.lanes_%s()', l.id)::regprocedure, 'relay_writer');
     perform relay.revoke_others();
-    execute pg_catalog.format('grant execute on function relay.lane_%s(text, record, record) to relay_writer', l.id);
+    execute pg_catalog.format('grant execute on function relay.lane_%s(record) to relay_writer, relay_reader', l.id);
 end
 $$;
 
@@ -116,6 +119,7 @@ create or replace function relay.lanes(
 ) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    set quote_all_identifiers = off
     set lock_timeout = '2s'
 as $$
 declare
@@ -164,6 +168,10 @@ begin
         raise exception 'relay.lanes: column % of % cannot name boards: expected text, uuid, an integer or an enum',
             pg_catalog.quote_ident(wanted.board_column), wanted.target using errcode = 'datatype_mismatch';
     end if;
+    if not relay.is_shown_as_text(wanted.target, wanted.name_column) then
+        raise exception 'relay.lanes: column % of % cannot be the name of lanes: expected text, an enum, or a type of Postgres''s own',
+            pg_catalog.quote_ident(wanted.name_column), wanted.target using errcode = 'datatype_mismatch';
+    end if;
     foreach entry in array wanted.order_by loop
         if not exists (select from relay.order_parts(entry) p
                        join pg_catalog.pg_attribute a on a.attname = p.col
@@ -172,6 +180,7 @@ begin
                 pg_catalog.quote_literal(entry), wanted.target using errcode = 'invalid_parameter_value';
         end if;
     end loop;
+    perform relay.require_owner(wanted.target);
     wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('filter',
         relay.expression(wanted.target, 'relay.lanes: filter', 'boolean', nullif(coalesce(lanes.filter, present.filter), ''))));
     wanted.filter := relay.spelled(wanted.target, wanted.said -> 'filter', true);
@@ -201,7 +210,7 @@ begin
     execute pg_catalog.format('alter table %1$s enable always trigger relay_lanes, enable always trigger relay_lanes_truncate',
                               wanted.target);
     if present.id is not null then
-        execute pg_catalog.format('drop function relay.lanes_%1$s(), relay.lane_%1$s(text, record, record)', present.id);
+        execute pg_catalog.format('drop function relay.lanes_%1$s(), relay.lane_%1$s(record)', present.id);
     end if;
     perform relay.journal_sync(wanted.id, 'watch_changed');
 end
@@ -230,9 +239,10 @@ begin
             (select pg_catalog.quote_literal(max(w.target::text)) from relay.watches w where w.lanes = present.target)
             using errcode = 'dependent_objects_still_exist';
     end if;
+    perform relay.require_owner(present.target);
     perform relay.lock_table(present.target, 'access exclusive', patience);
     execute pg_catalog.format('drop trigger if exists relay_lanes on %1$s; drop trigger if exists relay_lanes_truncate on %1$s; '
-                              'drop function relay.lanes_%2$s(), relay.lane_%2$s(text, record, record)', present.target, present.id);
+                              'drop function relay.lanes_%2$s(), relay.lane_%2$s(record)', present.target, present.id);
 end
 $$;
 
@@ -336,6 +346,19 @@ create or replace view relay.watched as
 
 comment on view relay.watched is 'What is watched. triggers_complete false: run relay.watch again.';
 
+-- Whether a trigger function is there as it should be: of this owner, with this body, and to be called by this role.
+create or replace function relay.is_made(name text, owner text, body text, caller text) returns boolean
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select exists (
+        select from pg_catalog.pg_proc f join pg_catalog.pg_roles r on r.oid = f.proowner
+        where f.pronamespace = 'relay'::regnamespace and f.prosecdef and f.proconfig[1] = 'search_path=pg_catalog, pg_temp'
+          and (f.proname, r.rolname, f.prosrc) = (name, owner, body)
+          and (caller is null or pg_catalog.has_function_privilege(caller, f.oid, 'execute')))
+$$;
+
 -- The watches whose trigger function is not the one that relay.make_journal_function would make now.
 create or replace function relay.altered() returns setof integer
     language sql
@@ -345,22 +368,18 @@ create or replace function relay.altered() returns setof integer
 as $$
     select w.id from relay.watches w
     where w.problem is null and (
-        select count(*) from pg_catalog.pg_proc f join pg_catalog.pg_roles r on r.oid = f.proowner
-        where f.pronamespace = 'relay'::regnamespace and f.prosecdef
-          and f.proconfig[1] = 'search_path=pg_catalog, pg_temp'
-          and (f.proname, r.rolname, f.prosrc) in (
-              ('journal_' || w.id, 'relay_writer', relay.journal_body(w)),
-              ('entry_' || w.id, 'relay_renderer', relay.entry_body(w)),
-              ('place_' || w.id, 'relay_renderer', relay.place_body(w)))) <> case when relay.has_places(w) then 3 else 2 end
+        select count(*)
+        from (values
+            ('journal_' || w.id, 'relay_writer', relay.journal_body(w), null),
+            ('entry_' || w.id, 'relay_renderer', relay.entry_body(w), 'relay_writer'),
+            ('place_' || w.id, 'relay_renderer', relay.place_body(w), 'relay_reader')) made (name, owner, body, caller)
+        where relay.is_made(made.name, made.owner, made.body, made.caller)) <> case when relay.has_places(w) then 3 else 2 end
     union all
     select l.id from relay.lane_tables l
-    where l.problem is null and (
-        select count(*) from pg_catalog.pg_proc f join pg_catalog.pg_roles r on r.oid = f.proowner
-        where f.pronamespace = 'relay'::regnamespace and f.prosecdef
-          and f.proconfig[1] = 'search_path=pg_catalog, pg_temp'
-          and (f.proname, r.rolname, f.prosrc) in (
-              ('lanes_' || l.id, 'relay_writer', relay.lanes_body(l)),
-              ('lane_' || l.id, 'relay_renderer', relay.lane_body(l)))) <> 2
+    where l.problem is null and not (
+        relay.is_made('lanes_' || l.id, 'relay_writer', relay.lanes_body(l), null)
+        and relay.is_made('lane_' || l.id, 'relay_renderer', relay.lane_body(l), 'relay_writer')
+        and relay.is_made('lane_' || l.id, 'relay_renderer', relay.lane_body(l), 'relay_reader'))
 $$;
 
 comment on function relay.altered() is 'Which trigger functions are not as they should be.';
@@ -381,10 +400,10 @@ declare
 begin
     perform relay.give('relay.image(record)'::regprocedure, 'relay_renderer');
     perform relay.give('relay.journal_truncate()'::regprocedure, 'relay_writer');
-    perform relay.give('relay.board(text, boolean)'::regprocedure, 'relay_reader');
+    perform relay.give('relay.board(text, boolean, integer[])'::regprocedure, 'relay_reader');
     perform relay.give('relay.lanes_truncate()'::regprocedure, 'relay_writer');
     perform relay.give('relay.resolve(integer[], text[])'::regprocedure, 'relay_reader');
-    perform relay.give('relay.hold_tables(text)'::regprocedure, 'relay_reader');
+    perform relay.give('relay.hold_tables(text, integer[])'::regprocedure, 'relay_reader');
     perform relay.give('relay.widest()'::regprocedure, 'relay_reader');
     for w in select s.* from relay.watches s where s.id in (select a from relay.altered() a) loop
         perform relay.make_functions(w);

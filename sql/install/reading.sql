@@ -22,39 +22,66 @@ exception when data_exception then
 end
 $$;
 
+-- The type that the board of a watch's rows has: of its own column, or of that of its lanes. Null if an expression says it.
+create or replace function relay.board_type(w relay.watches) returns regtype
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select relay.base_type(a.atttypid)::regtype
+    from (select w.target, w.board_column
+          union all
+          select l.target, l.board_column from relay.lane_tables l where l.target = w.lanes) c (target, board_column)
+    join pg_catalog.pg_attribute a on a.attrelid = c.target and a.attname = c.board_column
+$$;
+
 -- Keeps the tables that a board may have rows in from being truncated or rewritten until the end of the transaction: of
 -- such a table, an older snapshot shows no row. So the statement that reads comes after this one, and takes its
--- snapshot then. The caller sets how long to wait for each.
-create or replace function relay.hold_tables(board text) returns void
+-- snapshot then. The caller sets how long to wait for each. Returns those watches, and whether their tables are held.
+--
+-- It is an error if one is not, but for the watches that the caller knows to have no row on the board.
+create or replace function relay.hold_tables(board text, absent integer[] default '{}')
+    returns table (watch integer, held boolean)
     language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
 declare
-    held regclass;
+    patience constant text := pg_catalog.current_setting('lock_timeout');
+    table_   record;
+    locked   oid[] := '{}';
 begin
-    for held in
-        select t.target
+    for table_ in
+        select t.oid::regclass as name, t.needed
         from (
-            select w.id, w.target
+            select t.oid, pg_catalog.bool_or(w.id <> all (hold_tables.absent)) as needed, min(w.id) as first
             from relay.watches w
-            left join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = w.board_column
-            where w.problem is null and (a.attname is null or relay.written(board, relay.base_type(a.atttypid)) = board)
-            union all
-            select l.id, l.target from relay.lane_tables l where l.problem is null
+            cross join lateral (select w.target::oid union all select w.lanes::oid where w.lanes is not null) t (oid)
+            where w.problem is null and (relay.board_type(w) is null or relay.written(hold_tables.board, relay.board_type(w)) = hold_tables.board)
+            group by t.oid
         ) t
-        order by t.id
+        order by t.first, t.oid
     loop
         begin
-            execute pg_catalog.format('lock table %s in access share mode', held);
+            perform pg_catalog.set_config('lock_timeout', case when table_.needed then patience else '100ms' end, true);
+            execute pg_catalog.format('lock table %s in access share mode', table_.name);
         exception when lock_not_available then
-            raise exception '% is locked by %, for more than %', held, relay.holders(held, 'access share'),
-                pg_catalog.current_setting('lock_timeout') using errcode = 'lock_not_available';
+            if table_.needed then
+                raise exception '% is locked by %, for more than %', table_.name, relay.holders(table_.name, 'access share'),
+                    patience using errcode = 'lock_not_available';
+            end if;
+            locked := locked || table_.name::oid;
         when insufficient_privilege then
-            raise exception '%: %', held, coalesce('boards are read by role relay_reader: ' || relay.missing_right(held), sqlerrm)
+            raise exception '%: %', table_.name, coalesce('boards are read by role relay_reader: ' || relay.missing_right(table_.name), sqlerrm)
                 using errcode = 'insufficient_privilege';
         end;
     end loop;
+    perform pg_catalog.set_config('lock_timeout', patience, true);
+    return query
+        select w.id, w.target <> all (locked) and (w.lanes is null or w.lanes <> all (locked))
+        from relay.watches w
+        where w.problem is null and (relay.board_type(w) is null or relay.written(hold_tables.board, relay.board_type(w)) = hold_tables.board);
 end
 $$;
 
@@ -76,63 +103,98 @@ as $$
     from pg_catalog.pg_class c where c.oid = target
 $$;
 
+-- Whether a row, whose alias is "lane", is a lane, in SQL.
+create or replace function relay.lane_condition(l relay.lane_tables, careful boolean) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when careful and l.filter is not null then pg_catalog.format('(relay.lane_%s(lane.*))[3] is not null', l.id)
+           else coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'lane.'), 'true') end
+$$;
+
 -- How the rows of a watch find their lanes, in SQL: a join with their table, whose alias is "lane", given the lane of a row.
-create or replace function relay.lane_join(w relay.watches, lane text) returns text
+-- With "careful", a lane at which the filter fails is none, and no error.
+create or replace function relay.lane_join(w relay.watches, lane text, careful boolean) returns text
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
     select pg_catalog.format('join only %1$s lane on lane.%2$I::%3$s = %4$s::%3$s and %5$s', l.target, l.id_column, relay.comparable(l.target, l.id_column),
-                             lane, coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'lane.'), 'true'))
+                             lane, relay.lane_condition(l, careful))
     from relay.lane_tables l where l.target = w.lanes
 $$;
 
 -- The board of the places that rows of watches with lanes have, see relay.placing_body: those that have one, in the snapshot
--- of the calling statement.
+-- of the calling transaction. Of a watch whose lanes cannot be read, such as for a lock on their table, or for it was
+-- rewritten since that snapshot, a row without a place.
 create or replace function relay.resolve(watches integer[], places text[])
     returns table (watch integer, place text, board text)
     language plpgsql
-    stable
     security definer
     set row_security = off
+    set lock_timeout = '100ms'
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    w relay.watches;
+    w     relay.watches;
+    query text;
 begin
     if current_user <> 'relay_reader' then
         raise exception 'relay.resolve belongs to %, expected relay_reader: run relay sql install', current_user
             using errcode = 'insufficient_privilege';
     end if;
     for w in select * from relay.watches s where s.problem is null and s.lanes is not null and s.id = any (watches) loop
-        return query execute pg_catalog.format(
+        query := pg_catalog.format(
             'select $1, p.place, %s from (select p.place, p.place::json ->> 0 as board, p.place::json ->> 1 as lane '
-            'from unnest($2, $3) p (watch, place) where p.watch = $1 offset 0) p %s',
+            'from unnest($2, $3) p (watch, place) where p.watch = $1 offset 0) p ',
             (select coalesce(relay.as_text(l.target, l.board_column, 'lane.' || pg_catalog.quote_ident(l.board_column)), 'p.board')
-             from relay.lane_tables l where l.target = w.lanes),
-            relay.lane_join(w, 'p.lane'))
-            using w.id, watches, places;
+             from relay.lane_tables l where l.target = w.lanes));
+        begin
+            execute pg_catalog.format('lock table %s in access share mode', w.lanes);
+            -- The catalog as this snapshot has it, and as it is.
+            if (select c.relfilenode from pg_catalog.pg_class c where c.oid = w.lanes) <> pg_catalog.pg_relation_filenode(w.lanes) then
+                raise lock_not_available;
+            end if;
+            begin
+                return query execute query || relay.lane_join(w, 'p.lane', false) using w.id, watches, places;
+            exception when data_exception or program_limit_exceeded then
+                -- What was returned by then is right, as far as it goes, and is returned once more.
+                return query execute query || relay.lane_join(w, 'p.lane', true) using w.id, watches, places;
+            end;
+        exception when others then
+            watch := w.id;
+            place := null;
+            board := null;
+            return next;
+        end;
     end loop;
 end
 $$;
 
 comment on function relay.resolve(integer[], text[]) is 'The boards of tasks that are found through their lanes.';
 
--- The lanes of a board in their order, as JSON: the id and the name of each. Null where none are declared for it.
-create or replace function relay.lanes_of(board text) returns text
+-- The lanes of a board in their order, as JSON: the id and the name of each. None where none are declared for it, but for
+-- watches that are left out. With "careful", also each row at which the filter fails, as "!" and why.
+create or replace function relay.lanes_of(board text, careful boolean, absent integer[]) returns setof text
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    l     relay.lane_tables;
-    its   json;
-    found text;
+    l        relay.lane_tables;
+    on_board text;
+    its      json;
+    listed   text;
 begin
-    for l in select * from relay.lane_tables t where t.problem is null and t.target in (select w.lanes from relay.watches w) order by t.id loop
+    for l in select * from relay.lane_tables t where t.problem is null
+        and t.target in (select w.lanes from relay.watches w where w.id <> all (absent)) order by t.id
+    loop
         continue when l.board_column is not null
             and relay.written(board, (select relay.base_type(a.atttypid) from pg_catalog.pg_attribute a
                                       where a.attrelid = l.target and a.attname = l.board_column)) is distinct from board;
+        on_board := coalesce(relay.as_text(l.target, l.board_column, 'lane.' || pg_catalog.quote_ident(l.board_column))
+                             || pg_catalog.format(' = %L collate "C"', board), 'true');
         execute pg_catalog.format(
             'select pg_catalog.json_agg(pg_catalog.json_build_array(%s, %s) order by %slane.%I) from only %s lane where %s and %s',
             relay.as_text(l.target, l.id_column, 'lane.' || pg_catalog.quote_ident(l.id_column)),
@@ -140,26 +202,32 @@ begin
             (select pg_catalog.string_agg(pg_catalog.format('lane.%I%s, ', p.col, p.direction), '' order by o.n)
              from pg_catalog.unnest(l.order_by) with ordinality o (entry, n)
              cross join lateral relay.order_parts(o.entry) p),
-            l.id_column, l.target,
-            coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'lane.'), 'true'),
-            coalesce(relay.as_text(l.target, l.board_column, 'lane.' || pg_catalog.quote_ident(l.board_column))
-                     || pg_catalog.format(' = %L collate "C"', board), 'true')) into its;
+            l.id_column, l.target, on_board, relay.lane_condition(l, careful)) into its;
         -- Two JSON arrays become one.
-        found := coalesce(pg_catalog.left(found, -1) || ',' || pg_catalog.substr(its::text, 2), found, its::text);
+        listed := coalesce(pg_catalog.left(listed, -1) || ',' || pg_catalog.substr(its::text, 2), listed, its::text);
+        if careful and l.filter is not null then
+            return query execute pg_catalog.format(
+                'select pg_catalog.concat(''!'', %L, '' cannot be shown: '', (relay.lane_%s(lane.*))[1]) from only %s lane '
+                'where %s and (relay.lane_%2$s(lane.*))[1] is not null', 'a row of ' || l.target, l.id, l.target, on_board);
+        end if;
     end loop;
-    return coalesce(found, case when not exists (select from relay.watches w where w.problem is null and w.lanes is null)
-                                then '[]' end);
+    listed := coalesce(listed, case when not exists (select from relay.watches w where w.problem is null and w.lanes is null)
+                                  then '[]' end);
+    if listed is not null then
+        return next listed;
+    end if;
 end
 $$;
 
 -- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement; and before them,
 -- without a watch, its lanes, where they are declared. Runs as relay_reader: so a role that may read boards need not be
 -- able to read the tables, and their hidden columns. With "careful", a row that cannot be shown is "!" and why, and fails
--- nothing else. A table with a problem is not shown.
+-- nothing else. A table with a problem is not shown, nor are the watches that are "absent", for their tables are not held.
 --
 -- Where there is no task, and the type of a table's boards writes this name otherwise, as it does a uuid in capitals, how it
 -- writes it follows, without a watch: a text in JSON.
-create or replace function relay.board(board text, careful boolean default false) returns table (watch integer, task text)
+create or replace function relay.board(board text, careful boolean default false, absent integer[] default '{}')
+    returns table (watch integer, task text)
     language plpgsql
     stable
     security definer
@@ -190,12 +258,12 @@ begin
         raise exception 'relay.board belongs to %, expected relay_reader: run relay sql install', current_user
             using errcode = 'invalid_object_definition';
     end if;
-    return query select null::integer, l from relay.lanes_of(board) l where l is not null;
+    return query select null::integer, l from relay.lanes_of(board, careful, absent) l;
     for w in
-        select s.*, c.relkind, relay.base_type(a.atttypid)::regtype as board_type,
+        select s.*, c.relkind, relay.board_type(s) as board_type,
                -- An expression that a uuid is part of says, as a rule, the uuid.
                case when s.said -> 'board_as' -> 'uses' @> '[["uuid"]]' then 'uuid'::regtype
-                    else relay.base_type(a.atttypid)::regtype end as written_as,
+                    else relay.board_type(s) end as written_as,
                relay.has_places(s) as has_places,
                coalesce(relay.spelled(s.target, s.said -> 'board_as', s.same, 'row_of_table.'),
                         relay.as_text(s.target, s.board_column, 'row_of_table.' || pg_catalog.quote_ident(s.board_column))) as board_text,
@@ -208,9 +276,7 @@ begin
         from relay.watches s
         join pg_catalog.pg_class c on c.oid = s.target
         left join relay.lane_tables l on l.target = s.lanes
-        left join pg_catalog.pg_attribute a on a.attrelid = coalesce(case when l.board_column is not null then l.target end, s.target)
-            and a.attname = coalesce(l.board_column, s.board_column)
-        where s.problem is null
+        where s.problem is null and s.id <> all (absent)
         order by s.id
     loop
         written := relay.written(board, w.written_as);
@@ -242,11 +308,15 @@ begin
             condition := '';
         end if;
         condition := pg_catalog.concat(condition, w.filter_text || ' and ', w.board_text, ' = $2 collate "C"');
-        -- An expression may fail at any row.
+        -- An expression may fail at any row. Where a column names the board, such a row is reported with it.
         if careful and w.has_places then
             w.place := pg_catalog.format('relay.place_%s(row_of_table.*)', w.id);
             w.lane_text := 'p.at[3]';
-            condition := pg_catalog.format('p.at[4] is null and %s = $2 collate "C"', case when w.lanes_board is null then 'p.at[2]' else w.board_text end);
+            w.labelled := pg_catalog.format('case when p.at[4] is not null then ''!'' || p.at[4] else %s end', w.labelled);
+            condition := pg_catalog.format('%s = $2 collate "C"', case
+                when w.lanes_board is not null then 'p.at[4] is null and ' || w.board_text
+                when w.board_as is not null then 'p.at[2]'
+                else pg_catalog.format('case when p.at[4] is null then p.at[2] else %s end', w.board_text) end);
         end if;
         -- A column that had the row's alias as its name would be taken for the row.
         row_name := 'row_' || pg_catalog.md5(columns);
@@ -257,7 +327,7 @@ begin
                 'where %s order by %s%s',
                 w.labelled, case when w.relkind = 'r' then 'only' else '' end, w.target,
                 case when w.has_places then pg_catalog.format('cross join lateral (select %s as at offset 0) p', w.place) end,
-                (select relay.lane_join(x, w.lane_text) from relay.watches x where x.id = w.id),
+                (select relay.lane_join(x, w.lane_text, careful) from relay.watches x where x.id = w.id),
                 pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
                 columns, row_name, condition, ordered,
                 (select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', k.name), ', ' order by k.n)
@@ -276,7 +346,7 @@ begin
 end
 $$;
 
-comment on function relay.board(text, boolean) is 'The tasks of one board as subscribers see them.';
+comment on function relay.board(text, boolean, integer[]) is 'The tasks of one board as subscribers see them.';
 
 -- A text that the daemon can be sent, which speaks UTF-8: where the database has another encoding, not all of them can.
 create or replace function relay.readable(said text) returns text

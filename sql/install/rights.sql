@@ -22,6 +22,7 @@ grant insert on relay.journal to relay_writer;
 grant select on sequence relay.control to relay_writer;
 grant execute on function relay.journal_sync(integer, text), relay.notify(), relay.polled_for(), relay.pauses(),
     relay.paused() to relay_writer;
+grant execute on function relay.pause_if_full() to relay_writer;
 
 -- What makes JSON of a row calls others that do.
 -- It also asks whether the journal is full, which whoever may call it can only have paused when it is.
@@ -33,8 +34,9 @@ grant select on relay.watches, relay.lane_tables to relay_reader;
 grant execute on function
     relay.parts(regclass), relay.types(regclass), relay.has_user_types(regclass), relay.base_type(oid),
     relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text), relay.outgrown(regclass, jsonb, boolean),
-    relay.said(bytea), relay.statements(name), relay.column_named(regclass, jsonb, boolean), relay.comparable(regclass, name), relay.lane_join(relay.watches, text),
-    relay.lanes_of(text), relay.id_of(relay.watches, text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text),
+    relay.said(bytea), relay.statements(name), relay.column_named(regclass, jsonb, boolean), relay.comparable(regclass, name),
+    relay.is_shown_as_text(regclass, name), relay.lane_join(relay.watches, text, boolean), relay.lane_condition(relay.lane_tables, boolean), relay.lanes_of(text, boolean, integer[]),
+    relay.board_type(relay.watches), relay.id_of(relay.watches, text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text),
     relay.as_text(regclass, name, text), relay.order_parts(text), relay.written(text, regtype), relay.image(record),
     relay.holders(regclass, text), relay.missing_right(regclass)
     to relay_reader;

@@ -7,6 +7,15 @@ declare
     name    text;
     foreign_object text;
 begin
+    select r.rolname into foreign_object
+    from pg_catalog.pg_namespace n join pg_catalog.pg_roles r on r.oid = n.nspowner
+    where n.nspname = 'relay' and r.rolname <> me;
+    if foreign_object is not null then
+        raise exception 'schema relay belongs to %, expected %: if % installed the relay, run this as that role '
+            '(set role %); otherwise have the schema renamed or dropped', foreign_object, me, foreign_object,
+            pg_catalog.quote_ident(foreign_object) using errcode = 'duplicate_schema';
+    end if;
+
     foreach name in array array['relay_writer', 'relay_reader', 'relay_renderer'] loop
         if not exists (select from pg_catalog.pg_roles r where r.rolname = name) then
             if not exists (select from pg_catalog.pg_roles r
@@ -69,14 +78,6 @@ begin
         end if;
     end loop;
 
-    select r.rolname into foreign_object
-    from pg_catalog.pg_namespace n join pg_catalog.pg_roles r on r.oid = n.nspowner
-    where n.nspname = 'relay' and r.rolname <> me;
-    if foreign_object is not null then
-        raise exception 'schema relay belongs to %, expected %: if % installed the relay, run this as that role '
-            '(set role %); otherwise have the schema renamed or dropped', foreign_object, me, foreign_object,
-            pg_catalog.quote_ident(foreign_object) using errcode = 'duplicate_schema';
-    end if;
     select o.kind || ' ' || o.name || ' belongs to ' || r.rolname into foreign_object
     from (
         select 'relation' as kind, 'relay.' || c.relname as name, c.relowner as owner

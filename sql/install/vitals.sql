@@ -147,8 +147,8 @@ begin
                                       width, beyond, part)
                 into watch, sampled, bytes, huge using w.id, places;
             return next;
-        exception when lock_not_available then
-            null;  -- somebody rewrites it just now
+        exception when lock_not_available or insufficient_privilege then
+            null;  -- somebody rewrites it just now; or boards of it cannot be read either
         end;
     end loop;
 end

@@ -1,16 +1,22 @@
 -- The watches
 
--- Every table that carries triggers of a watch: the table itself and its partitions, at any depth.
+-- Every table that carries triggers of a watch: the table itself and its partitions, at any depth. Not by
+-- pg_partition_tree, which waits for the lock on each partition.
 create or replace function relay.parts(target regclass) returns setof regclass
     language sql
     stable
     rows 3
     set search_path = pg_catalog, pg_temp
 as $$
-    -- pg_partition_tree knows nothing of a table that is neither partitioned nor a partition.
-    select target
-    union
-    select t.relid from pg_catalog.pg_partition_tree(target) t
+    with recursive parts (oid) as (
+        select target::oid
+        union all
+        select i.inhrelid
+        from parts p
+        join pg_catalog.pg_inherits i on i.inhparent = p.oid
+        join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition
+    )
+    select p.oid::regclass from parts p
 $$;
 
 -- The type's own name, or of what a domain is made of.
@@ -164,6 +170,19 @@ as $$
           offset 0) d
 $$;
 
+-- Whether no code of users runs where a value of a column becomes text as in relay.as_text: anybody may make a cast of a
+-- composite type.
+create or replace function relay.is_shown_as_text(target regclass, col name) returns boolean
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select t.typcategory in ('S', 'E') or t.typnamespace = 'pg_catalog'::regnamespace
+    from pg_catalog.pg_attribute a
+    join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+    where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
+$$;
+
 -- The tables whose rows are lanes, as it is written in their triggers.
 create or replace view relay.lane_tables as
 select (d.said ->> 'lane_table')::integer as id,
@@ -176,7 +195,9 @@ select (d.said ->> 'lane_table')::integer as id,
        coalesce((select pg_catalog.format('has no column %s any more, its lanes'' %s', d.said -> e.key ->> 1, e.role)
                  from (values ('id', 'id'), ('board', 'board'), ('title', 'name')) e (key, role)
                  where d.said ? e.key and relay.column_named(d.target, d.said -> e.key, d.same) is null limit 1),
-                relay.outgrown(d.target, d.said -> 'filter', d.same) || ', which its filter is made of') as problem,
+                relay.outgrown(d.target, d.said -> 'filter', d.same) || ', which its filter is made of',
+                case when not relay.is_shown_as_text(d.target, relay.column_named(d.target, d.said -> 'title', d.same))
+                     then 'has names of lanes of a type whose text a user''s code makes' end) as problem,
        (select pg_catalog.count(*) from pg_catalog.pg_trigger o
         join pg_catalog.pg_proc g on g.oid = o.tgfoid and g.pronamespace = 'relay'::regnamespace
         where o.tgrelid = d.target and o.tgenabled in ('O', 'A') and o.tgattr::text = '' and o.tgqual is null

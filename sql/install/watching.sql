@@ -144,7 +144,7 @@ declare
     storage  "char";
     child    boolean;
     id_column constant name := case when pg_catalog.cardinality(key_columns) = 1 then key_columns[1] end;
-    found    text;
+    present  text;
     col      name;
     role     text;
     entry    text;
@@ -168,22 +168,22 @@ begin
         select 'lane_column', lane_column
     loop
         continue when col is null;  -- an expression says it
-        select pg_catalog.format_type(a.atttypid, a.atttypmod) into found
+        select pg_catalog.format_type(a.atttypid, a.atttypmod) into present
         from pg_catalog.pg_attribute a
         join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
         where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
           and (t.typcategory = 'S' or t.typname in ('uuid', 'int2', 'int4', 'int8')
                or (role in ('board_column', 'lane_column') and t.typcategory = 'E'));
-        if found is null then
-            select pg_catalog.format_type(a.atttypid, a.atttypmod) into found
+        if present is null then
+            select pg_catalog.format_type(a.atttypid, a.atttypmod) into present
             from pg_catalog.pg_attribute a
             where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped;
-            if found is null then
+            if present is null then
                 raise exception 'relay.watch: % has no column %: name its own with % => ''...''',
                     target, pg_catalog.quote_literal(col), role using errcode = 'undefined_column';
             end if;
             raise exception 'relay.watch: column % of % is of type %: as % it must be text, uuid or integer%',
-                pg_catalog.quote_ident(col), target, found, role,
+                pg_catalog.quote_ident(col), target, present, role,
                 case when role in ('board_column', 'lane_column') then ', or an enum' else '' end using errcode = 'datatype_mismatch';
         end if;
     end loop;
@@ -204,7 +204,7 @@ begin
           -- Rows that share a key until the end of a transaction could not be distinguished.
           and i.indimmediate
     ) then
-        select pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' order by k.n) into found
+        select pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' order by k.n) into present
         from pg_catalog.pg_index i
         cross join lateral pg_catalog.unnest(i.indkey::smallint[]) with ordinality k (attnum, n)
         join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
@@ -212,7 +212,7 @@ begin
         raise exception 'relay.watch: column % of % is not a key by itself (primary key: %): '
             'it needs a primary key or unique index of its own, not deferrable, and not null; '
             'or name another with id_column => ''...'', or all of them with key_columns => ''{...}''',
-            (select pg_catalog.string_agg(pg_catalog.quote_ident(k), ', ') from pg_catalog.unnest(key_columns) k), target, coalesce('(' || found || ')', 'none')
+            (select pg_catalog.string_agg(pg_catalog.quote_ident(k), ', ') from pg_catalog.unnest(key_columns) k), target, coalesce('(' || present || ')', 'none')
             using errcode = 'invalid_table_definition';
     end if;
 
@@ -253,6 +253,21 @@ begin
 end
 $$;
 
+-- Refuses a table of others, and says which grant is missing.
+create or replace function relay.require_owner(target regclass) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    owner constant regrole := (select c.relowner from pg_catalog.pg_class c where c.oid = target);
+begin
+    if not pg_catalog.pg_has_role(owner, 'usage') then
+        raise exception '% belongs to %, and only its owner may change its triggers: have a role that may run: grant % to %',
+            target, owner, owner, pg_catalog.quote_ident(current_user) using errcode = 'insufficient_privilege';
+    end if;
+end
+$$;
+
 -- Lets relay_reader read a table, which only its owner or a superuser can do, as only they can put triggers on it. Where
 -- rows are filtered by policies, a board would be silently incomplete, so the reader must be above them.
 create or replace function relay.grant_reading(target regclass, board_column name) returns void
@@ -266,14 +281,8 @@ declare
         select t.typnamespace from pg_catalog.pg_attribute a
         join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
         where a.attrelid = target and a.attname = board_column);
-    owner   constant oid := (select c.relowner from pg_catalog.pg_class c where c.oid = target);
     place   oid;
 begin
-    if not pg_catalog.pg_has_role(owner, 'usage') then
-        raise exception 'relay.watch: % belongs to %, and only its owner may put triggers on it: have a role that may run: '
-            'grant % to %', target, owner::regrole, owner::regrole, pg_catalog.quote_ident(current_user)
-            using errcode = 'insufficient_privilege';
-    end if;
     foreach place in array schemas loop
         continue when pg_catalog.has_schema_privilege('relay_reader', place, 'usage');
         begin
@@ -373,9 +382,9 @@ create or replace function relay.drop_triggers(target regclass) returns void
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    found record;
+    ours record;
 begin
-    for found in
+    for ours in
         select t.tgname, t.tgrelid::regclass as part
         from pg_catalog.pg_trigger t
         join pg_catalog.pg_proc f on f.oid = t.tgfoid
@@ -385,7 +394,7 @@ begin
           -- A partition's row triggers go with those of its parent.
           and t.tgparentid = 0
     loop
-        execute pg_catalog.format('drop trigger %I on %s', found.tgname, found.part);
+        execute pg_catalog.format('drop trigger %I on %s', ours.tgname, ours.part);
     end loop;
 end
 $$;
@@ -534,6 +543,7 @@ create or replace function relay.watch(
 ) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    set quote_all_identifiers = off
     set lock_timeout = '2s'
 as $$
 declare
@@ -622,6 +632,7 @@ begin
         raise exception 'relay.watch: the lane of % and the id of % are of different types, or of one that cannot be compared: '
             'expected both to be integers, uuids or text', wanted.target, wanted.lanes using errcode = 'datatype_mismatch';
     end if;
+    perform relay.require_owner(wanted.target);
     perform relay.refuse_clash(wanted);
     perform relay.grant_reading(wanted.target, wanted.board_column);
     wanted.same := true;
@@ -715,6 +726,7 @@ begin
     if not found then
         return;
     end if;
+    perform relay.require_owner(current_watch.target);
     perform relay.lock_table(current_watch.target, 'access exclusive', patience);
     perform relay.drop_triggers(current_watch.target);
     perform relay.drop_functions(current_watch.id);

@@ -74,7 +74,7 @@ class _Source:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def ask(self, board: str) -> None:
+    def ask(self, board: str, by: object = None) -> None:  # noqa: ARG002  # the protocol's
         self.asked.append(board)
 
     def ask_changes(self, resuming: Resuming) -> None:

@@ -77,6 +77,57 @@ async def test_board_whose_table_is_locked_fails_alone_and_comes_when_it_can(dat
         assert health(relay) == (None, {})
 
 
+NOTES = """
+    create table notes (id int primary key, board_id text not null, lane text not null, title text);
+    insert into notes values (1, 'noted', 'todo', 'one');
+    select relay.watch('notes');
+"""
+"""Has boards of names, as the table of tasks has."""
+
+
+@pytest.mark.usefixtures("quick_retries")
+async def test_board_without_a_row_of_a_locked_table_is_read_while_its_journal_says_so(database: Database) -> None:
+    """Only boards that may have one fail, also those of which nobody knows: those are read when the lock is gone."""
+    database.execute(NOTES)
+    holder = database.connect()
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as one, Client.to(relay.url) as other:
+        await one.subscribe("default")
+        with holder.transaction():
+            holder.execute("lock table notes in access exclusive mode")
+            await other.send({"type": "subscribe", "boardId": "noted"})
+            assert (await other.receive())[1]["code"] == "board_unavailable"
+            database.execute("insert into tasks (id, title) values ('a', 'A')")
+            assert (await one.receive())[0] == "task.created"
+            async with Client.to(relay.url) as third:
+                await third.subscribe("default")
+                assert set(third.tasks) == {"a"}
+            await one.send({"type": "subscribe", "boardId": "unknown"})
+            assert (await one.receive())[1]["code"] == "board_unavailable"
+            assert health(relay)[1].keys() == {"noted", "unknown"}
+            holder.execute("insert into notes values (2, 'default', 'todo', 'two')")
+        while not one.tasks.keys() >= {2, "a"}:
+            await one.receive()
+        assert (await other.receive())[0] == "board.sync"
+        with holder.transaction():
+            holder.execute("lock table notes in access exclusive mode")
+            async with Client.to(relay.url) as late:
+                await late.send({"type": "subscribe", "boardId": "default"})
+                assert (await late.receive())[1]["code"] == "board_unavailable"
+
+
+def test_lock_on_a_partition_keeps_nobody_from_what_is_said_of_all_tables(database: Database) -> None:
+    """What is watched, and its shape."""
+    database.execute("create table parted (id int primary key, board_id int, lane text) partition by range (id)")
+    database.execute(
+        "create table part partition of parted for values from (0) to (10); select relay.watch('parted')"
+    )
+    holder = database.connect()
+    with holder.transaction():
+        holder.execute("lock table part in access exclusive mode")
+        database.execute("set lock_timeout = '100ms'; select from relay.watched; select relay.shape()")
+        database.execute("select relay.altered(), relay.refresh()")
+
+
 @pytest.mark.usefixtures("quick_retries")
 async def test_lock_queue_is_named(database: Database) -> None:
     """The processes that wait in front, and for whom."""
@@ -130,7 +181,8 @@ async def test_board_that_may_not_be_read_says_which_grant_is_missing(database: 
 @pytest.mark.usefixtures("quick_retries")
 async def test_board_that_takes_too_long_fails_alone(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others are read meanwhile, and it is read again."""
-    monkeypatch.setattr(boards, "READ_SECONDS", 1)
+    monkeypatch.setattr(requests, "SLOW_SECONDS", 0.2)
+    monkeypatch.setattr(requests, "READ_SECONDS", 0.5)
     database.execute(OTHER + SLOW)
     async with Relay(database.dsn).running() as relay, Client.to(relay.url) as slow, Client.to(relay.url) as quick:
         await slow.send({"type": "subscribe", "boardId": "7"})
@@ -161,6 +213,16 @@ async def test_boards_known_to_be_slow_leave_room_for_all_others(
             await slow.send({"type": "subscribe", "boardId": str(number)})
         await until(lambda: bool(database.fetch(SLEEPS)))
         assert (await quick.subscribe("default"))[0] == "board.sync"
+
+
+async def test_new_slow_boards_of_one_client_leave_room_for_the_board_of_another(database: Database) -> None:
+    """However many there are: clients take turns, and what takes long is left to the one that reads slow boards."""
+    database.execute(OTHER + "insert into other select n, n, 'todo' from generate_series(10, 99) n;" + SLOW)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as slow, Client.to(relay.url) as quick:
+        for number in range(10, 100):
+            await slow.send({"type": "subscribe", "boardId": str(number)})
+        await until(lambda: len(database.fetch(SLEEPS)) >= requests.SIDE_BY_SIDE - 1)
+        assert (await quick.subscribe("default"))[0] == "board.sync"  # one after another, it would take too long
 
 
 @pytest.mark.parametrize(
@@ -228,8 +290,8 @@ async def test_a_client_that_comes_while_a_board_is_read_for_others_that_left_la
     plain = boards.Boards.read
     began: list[asyncio.Event] = []
 
-    async def held_up(self: boards.Boards, name: str) -> tuple[Snapshot, bytes]:
-        found = await plain(self, name)
+    async def held_up(self: boards.Boards, name: str, seconds: float) -> tuple[Snapshot, bytes]:
+        found = await plain(self, name, seconds)
         if name == "default":
             began.append(asyncio.Event())
             await began[-1].wait()

@@ -98,7 +98,7 @@ _ALTER = "do $$ begin execute replace(pg_get_functiondef('relay.{}_ID'::regproc)
             "run relay sql install",
         ),
         (
-            "alter function relay.board(text, boolean) security invoker",
+            "alter function relay.board security invoker",
             "install",
             "failed",
             "relay.board",
@@ -217,7 +217,7 @@ async def test_column_that_is_gone(database: Database) -> None:
 @pytest.mark.parametrize(
     ("revoked", "named"),
     [
-        ("execute on function relay.board(text, boolean)", "relay.board()"),
+        ("execute on function relay.board", "relay.board()"),
         ("select on relay.entries", "relay.entries"),
         ("select on relay.control", "relay.control"),
         ("execute on function relay.pauses()", "relay.pauses()"),
@@ -233,6 +233,59 @@ async def test_right_that_was_revoked(database: Database, daemon_dsn: str, revok
     assert grants.hint == "run relay sql roles"
     install.run(database.dsn, "roles")
     assert not_ok(await check(daemon_dsn)) == {}
+
+
+_NO_LIMITS = """
+    create or replace function relay.configured(out keep_age interval, out keep_bytes bigint, out stop_bytes bigint)
+    language sql immutable as 'select null::interval, null::bigint, null::bigint'
+"""
+
+HOSTILE = [
+    {"drop table relay.ticks cascade": ("install", "not there: relay.ticks")},
+    {
+        "revoke insert on relay.journal from relay_writer": (
+            "grants",
+            "role relay_writer has no right on relay.journal",
+        )
+    },
+    {"drop view relay.watched; create view relay.watched as select 1": ("watched", "column w.schema_name does not")},
+    {"drop trigger relay_truncate on tasks": ("triggers", "public.tasks has trigger relay_change, but not")},
+    {
+        _NO_LIMITS: ("journal", "this could not be checked: ValidationError"),
+        "revoke select on tasks from relay_reader": ("reading", "public.tasks: boards are read by role relay_reader"),
+        "drop trigger relay_lanes on lists": ("triggers", "those of public.lists, whose rows are lanes, are missing"),
+        "drop function relay.lane_LANES": ("trigger functions", "that of public.lists, public.tasks was altered"),
+        "revoke execute on function relay.entry_TASKS from relay_writer": (
+            "trigger functions",
+            "that of public.lists",
+        ),
+        "alter table cards drop column lane": ("columns", "public.cards has no column lane any more"),
+    },
+]
+"""What can be wrong with parts of the schema, some of it together: the check that finds it, and how that begins."""
+
+
+async def test_no_state_of_the_schema_ends_the_check(server: Server, database: Database) -> None:
+    """Each is found by one of the checks, and all others are made or skipped."""
+    database.execute("""
+        create table lists (id int primary key, board_id int, name text);
+        create table cards (id uuid primary key, lane int);
+        select relay.lanes('lists'); select relay.watch('cards', lanes => 'lists')
+    """)
+    all_of_them = list(await check(database.dsn))
+    [(tasks,)] = database.fetch("select id::text from relay.watches where target = 'tasks'::regclass")
+    [(lanes,)] = database.fetch("select id::text from relay.lane_tables")
+    name = str(psycopg.conninfo.conninfo_to_dict(database.dsn)["dbname"])
+    database.close()
+    for together in HOSTILE:
+        with temporary_database(server, name) as dsn, Database(dsn) as broken:
+            broken.execute("set client_min_messages = error")
+            for statement in together:
+                broken.execute(statement.replace("TASKS", tasks).replace("LANES", lanes))
+            found = await check(dsn)
+            assert list(found) == all_of_them
+            for which, begins in together.values():
+                assert (found[which].status, found[which].found[: len(begins)]) == ("failed", begins)
 
 
 async def test_journal_that_is_full(database: Database, daemon_dsn: str) -> None:
@@ -377,10 +430,31 @@ async def test_numbers_that_javascript_would_round(database: Database, daemon_ds
     assert (await check(daemon_dsn))["rows"].status == "ok"
 
 
+async def test_tables_whose_boards_are_no_column_lack_an_index_too(database: Database, daemon_dsn: str) -> None:
+    """Tasks whose board is that of their lane are found by the lane, and those of an expression by an index of it."""
+    database.execute("""
+        create table lists (id int primary key, board_id int, name text); select relay.lanes('lists');
+        create table cards (id serial primary key, list_id int);
+        create table said (id uuid primary key default gen_random_uuid(), n int, lane text);
+        update pg_class set reltuples = 10000 where relname = 'cards';
+        update pg_class set reltuples = 20000 where relname = 'said';
+        select relay.watch('cards', lane_column => 'list_id', lanes => 'lists');
+        select relay.watch('said', board_as => '(n % 9)::text')
+    """)
+    found = await check(daemon_dsn)
+    for missing in ("((((n % 9))::text))", "(list_id)"):
+        assert str(found["reading"].hint).endswith(missing)
+        database.execute(str(found["reading"].hint).removeprefix("run ").replace("concurrently ", ""))
+        found = await check(daemon_dsn)
+    assert found["reading"].status == "ok"
+
+
 async def test_limits_that_contradict_each_other(database: Database, daemon_dsn: str) -> None:
     database.execute("update relay.settings set keep_bytes = stop_bytes")
     journal = (await check(daemon_dsn))["journal"]
     assert (journal.status, "stop_bytes is not above keep_bytes" in journal.found) == ("warning", True)
+    limits = (await check(daemon_dsn, WS_SEND_BUFFER="2000000", WS_BACKLOG_TOTAL="1500000"))["limits"]
+    assert limits.found == "WS_SEND_BUFFER=2000000 is never reached, for WS_BACKLOG_TOTAL is 1500000"
 
 
 async def test_table_whose_name_another_one_took(database: Database, daemon_dsn: str) -> None:

@@ -704,9 +704,9 @@ async def test_edges_share_the_reads_of_boards(feed: Feed, monkeypatch: pytest.M
     reads: list[str] = []
     board = Boards.read
 
-    async def counted(self: Boards, name: str) -> Any:
+    async def counted(self: Boards, name: str, seconds: float) -> Any:
         reads.append(name)
-        return await board(self, name)
+        return await board(self, name, seconds)
 
     async def follow(relay: Relay) -> None:
         async with Client.to(relay.url) as client:
@@ -727,10 +727,10 @@ async def test_a_board_that_is_read_for_long_holds_up_no_other(
     reads: list[str] = []
     go_on = asyncio.Event()
 
-    async def take_long(self: Boards, name: str) -> Any:
+    async def take_long(self: Boards, name: str, seconds: float) -> Any:
         reads.append(name)
         first = reads == ["slow"]
-        found = await board(self, name)
+        found = await board(self, name, seconds)
         if first:
             await go_on.wait()
         return found

@@ -160,7 +160,7 @@ def url(endpoint: Endpoint) -> str:
 class Nobody:
     """A source that reads nothing."""
 
-    def ask(self, board: str) -> None:
+    def ask(self, board: str, by: object = None) -> None:  # the protocol's
         """Do nothing."""
 
     def ask_changes(self, resuming: Resuming) -> None:

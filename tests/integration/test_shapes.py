@@ -12,9 +12,10 @@ from typing import Any, Final
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from relay.order import OrderKey
-from relay.postgres import install
+from relay.postgres import boards, install, requests
 from relay.postgres.decode import Watch, board_data
 from tests.acceptance.support import run_relay
 from tests.acceptance.test_docs import SHAPES, commands, examples
@@ -448,6 +449,77 @@ async def test_lanes_whose_triggers_are_gone_are_a_problem_and_so_is_a_column_th
         await until(lambda: relay.feed.problem is None)
         lists.execute("alter table lists drop column name")
         await until(lambda: "has no column name any more, its lanes' name" in (relay.feed.problem or ""))
+
+
+async def test_a_row_at_which_the_filter_of_lanes_fails_is_no_lane_and_holds_up_nothing(
+    lists: Database, relay: Relay
+) -> None:
+    """Neither a board nor what is journalled; it is reported, and a lane as soon as the filter can be evaluated."""
+    lists.execute("select relay.lanes('lists', filter => '1 / (position - 7) < 9')")
+    lists.execute("insert into cards values (1, 10, 'a'); update lists set position = 7 where id = 12")
+    async with Client.to(relay.url) as client, Client.to(relay.url) as other:
+        await other.subscribe("2")
+        with capture_logs() as logs:
+            _, board = await client.subscribe("1")
+        assert lanes_in(board) == {"11": [], "10": [1]}
+        problems = [line["problem"] for line in logs if line["event"] == "feed.unreadable_row"]
+        assert problems == ["a row of public.lists cannot be shown: 22012 division by zero"]
+        lists.execute("insert into cards values (2, 12, 'b'), (3, 10, 'c')")
+        assert brief([await client.receive()]) == [created(3)]
+        lists.execute("update cards set list_id = 12 where id = 1")
+        assert brief([await client.receive()]) == [deleted(1)]
+        lists.execute("update lists set name = 'x' where id = 12; update cards set list_id = 20 where id = 3")
+        assert brief([await client.receive()]) == [deleted(3)]
+        assert brief([await other.receive()]) == [created(3)]
+        lists.execute("update lists set position = 3 where id = 12")
+        assert lanes_in((await client.receive())[1]) == {"11": [], "10": [], "12": [1, 2]}
+        assert relay.feed.status(10).counts.reconnects == 0
+
+
+@pytest.mark.parametrize(
+    ("breaks", "repairs"),
+    [
+        ("begin; lock table lists in access exclusive mode", "rollback"),
+        ("begin; alter table lists alter column note type varchar(9)", "commit"),
+        ("revoke select on lists from relay_reader", "grant select on lists to relay_reader"),
+        ("alter table lists enable row level security", "alter table lists disable row level security"),
+    ],
+)
+async def test_lanes_that_cannot_be_read_are_a_fault_of_their_boards_alone(
+    lists: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch, breaks: str, repairs: str
+) -> None:
+    """All other boards get their changes, and theirs are sent when they can be."""
+    monkeypatch.setattr(boards, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(requests, "LONGEST_RETRY_SECONDS", 0.1)
+    lists.execute("insert into cards values (1, 10, 'a')")
+    lists.execute("create table notes (id int primary key, board_id text, lane text); select relay.watch('notes')")
+    breaker = lists.connect()
+    async with Client.to(relay.url) as client, Client.to(relay.url) as other:
+        await client.subscribe("1")
+        await other.subscribe("other")
+        breaker.execute(breaks.encode())
+        lists.execute("update cards set title = 'b'; insert into notes values (2, 'other', 'todo')")
+        assert (await client.receive())[1]["code"] == "board_unavailable"
+        while 2 not in other.tasks:
+            await other.receive()
+        assert relay.feed.problem is None
+        assert relay.feed.status(10).failing.keys() == {"1"}
+        breaker.execute(repairs.encode())
+        while client.tasks[1]["title"] != "b":
+            await client.receive()
+        assert relay.feed.status(10).counts.reconnects == 0
+
+
+def test_names_of_lanes_run_no_code_of_users(lists: Database) -> None:
+    """A type whose text somebody's function makes is refused, and is a problem when it comes later."""
+    lists.execute("create type pair as (a int, b int)")
+    lists.execute("create function said(pair) returns text language sql as $$ select 'x' $$")
+    lists.execute("create cast (pair as text) with function said(pair); alter table lists add both_of pair")
+    with pytest.raises(psycopg.errors.DatatypeMismatch, match="cannot be the name of lanes"):
+        lists.execute("select relay.lanes('lists', name_column => 'both_of')")
+    lists.execute("alter table lists alter column name type pair using null")
+    [(problem,)] = lists.fetch("select problem from relay.lane_tables")
+    assert "a user's code makes" in problem
 
 
 def test_lanes_end_without_a_trace(lists: Database) -> None:

@@ -341,6 +341,7 @@ def test_roles_have_no_right_but_their_work(database: Database) -> None:
     assert {(role, name.split("(")[0].rstrip("0123456789")) for role, name in calls} == {
         ("relay_renderer", "relay.pause_if_full"),
         ("relay_writer", "relay.entry_"),
+        ("relay_writer", "relay.pause_if_full"),
         ("relay_reader", "relay.image"),
     }
 

@@ -221,7 +221,7 @@ class Play:
 
     # What the hub asks for
 
-    def ask(self, board: str) -> None:
+    def ask(self, board: str, by: object = None) -> None:  # noqa: ARG002  # the protocol's
         self.wanted.append(board)
 
     def ask_changes(self, resuming: Resuming) -> None:
@@ -494,7 +494,7 @@ class Scene:
         self.hub = Hub(self, lambda message: b"<" + message + b">")
         self.hub.begin(EPOCH, Snapshot.parse("10:10:"), None)
 
-    def ask(self, board: str) -> None:
+    def ask(self, board: str, by: object = None) -> None:  # noqa: ARG002  # the protocol's
         self.asked.append(board)
 
     def ask_changes(self, resuming: Resuming) -> None:

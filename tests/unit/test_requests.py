@@ -54,3 +54,13 @@ async def test_a_board_that_took_long_waits_with_those_that_do_until_it_is_quick
     queue.done("a")
     queue.put("a")
     assert await queue.get(slow=False) == "a"
+
+
+async def test_all_that_want_boards_take_turns() -> None:
+    """Whoever comes after another that wants many waits for one of them."""
+    queue = BoardQueue()
+    for board in "abc":
+        queue.put(board, "one")
+    queue.put("x", "two")
+    queue.put("y", "two")
+    assert [await queue.get(slow=False) for _ in range(5)] == ["a", "x", "b", "y", "c"]

@@ -4,7 +4,8 @@ It connects as the daemon does, with its two connections, its settings and its r
 daemon serves clients from NATS, it examines that, and knows nothing of the database.
 
 Rules:
-- Each check asks, and a verdict that is pure judges what came. There is always one finding for each check.
+- Each check asks, and a verdict that is pure judges what came. There is always one finding for each check, whatever
+  state the thing is in: also an error that nobody foresaw is one.
 - What depends on something that is broken is skipped: the first failure that is shown is the first to act on.
 - What the daemon's role may not see by itself, narrow functions of sql/install.sql tell: relay.altered, relay.vitals,
   relay.vacuum_holders and relay.widest.
@@ -16,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -127,7 +129,30 @@ async def _judged(check: Check, place: Place) -> Verdict:
             "see that the server, and a pooler if there is one, has connections and time to spare",
         )
     except (psycopg.Error, FeedError) as ex:
-        return failed(error_line(ex), "see to what Postgres says here, and check again")
+        found, hint = advised(error_line(ex))
+        return failed(found, hint or _hint(ex))
+    except Exception as ex:  # noqa: BLE001  # whatever state a thing is in, the other checks go on
+        found = f"this could not be checked: {type(ex).__name__}: {error_line(ex)}"
+        return failed(found, "run relay sql install, and report it if it is found again")
+
+
+def _hint(ex: Exception) -> str:
+    """Say what to do about an error of a query that asks only for what the relay makes, or may read."""
+    if isinstance(ex, _NOT_THERE):
+        return "run relay sql install, then relay sql roles"
+    if isinstance(ex, psycopg.errors.InsufficientPrivilege):
+        return "run relay sql roles, and connect as relay_daemon"
+    return "see to what Postgres says here, and check again"
+
+
+_NOT_THERE: Final = (
+    FeedError,  # no row where there is always one
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.UndefinedObject,
+)
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
@@ -135,6 +160,13 @@ def listed(names: Iterable[str], most: int = 3) -> str:
     given = list(names)
     more = f" and {len(given) - most} more" if len(given) > most else ""
     return ", ".join(given[:most]) + more
+
+
+def advised(line: str) -> tuple[str, str | None]:
+    """Split a line into what was found and what it says to run, if that is how it ends."""
+    if advice := re.search(r": ((?:run|have) .*)", line):
+        return line[: advice.start()], advice[1]
+    return line, None
 
 
 def halves(problem: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ async def _access(place: Place) -> Verdict:
     try:
         await Reloader(settings).open()
     except AccessError as ex:
-        return failed(str(ex), "hint the setting that is named, or its file")
+        return failed(str(ex), "correct the setting that is named, or its file")
     if settings.is_open:
         found, hint = open_to_all(settings.WS_HOST)
         return warning(found, hint) if hint else ok(found)

@@ -49,10 +49,9 @@ async def _connection(place: Place) -> Verdict:
 
 
 async def _connect(place: Place, conninfo: str) -> None:
-    links = [
-        await place.lifetime.enter_async_context(await Connection.connect(conninfo, autocommit=True))
-        for _ in range(_CONNECTIONS)
-    ]
+    links = [await Connection.connect(conninfo, autocommit=True) for _ in range(_CONNECTIONS)]
+    for link in links:
+        place.lifetime.push_async_callback(link.close)  # to leave its context would commit, which a dead one cannot
     place.links = links
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, LiteralString, NamedTuple
 
 from relay.commands.check.core import Check, Place, Verdict, failed, listed, ok
@@ -23,81 +23,115 @@ def functions_of(script: str) -> dict[str, _Function]:
     return {name: _Function("security definer" in head, body) for name, head, _, body in (f.groups() for f in found)}
 
 
+def relations_of(script: str) -> list[str]:
+    """Read the names of the tables, views, sequences and indexes that a script defines."""
+    made = re.findall(
+        r"create (?:unlogged table|sequence|or replace view) (?:if not exists )?relay\.(\w+)|create index (\w+)",
+        script,
+    )
+    return [relation or index for relation, index in made]
+
+
 async def _install(place: Place) -> Verdict:
     rows = await place.link.rows(
         "select p.proname, p.prosecdef, p.prosrc from pg_catalog.pg_proc p "
         "join pg_catalog.pg_namespace n on n.oid = p.pronamespace where n.nspname = 'relay'"
     )
-    return judge_install({name: _Function(definer, body) for name, definer, body in rows})
+    relations = await place.link.rows(
+        "select c.relname from pg_catalog.pg_class c "
+        "join pg_catalog.pg_namespace n on n.oid = c.relnamespace where n.nspname = 'relay'"
+    )
+    there = {name: _Function(definer, body) for name, definer, body in rows}
+    return judge_install(there, {name for (name,) in relations})
 
 
-def judge_install(there: Mapping[str, _Function]) -> Verdict:
-    """Whether all functions are there and as this version makes them; relay.may_read may be anything."""
-    wanted = functions_of(install.text("install"))
+def judge_install(there: Mapping[str, _Function], relations: Collection[str]) -> Verdict:
+    """Whether all is there, and all functions are as this version makes them; relay.may_read may be anything."""
+    script = install.text("install")
+    wanted = functions_of(script)
     hint = "run relay sql install (relay sql diff shows what it changes)"
     if not there:
         return failed("schema relay is not installed in this database, or empty", "run relay sql install")
-    if missing := [name for name in (*wanted, "may_read") if name not in there]:
+    missing = [name for name in relations_of(script) if name not in relations]
+    if missing := missing + [name for name in (*wanted, "may_read") if name not in there]:
         return failed(f"not there: {listed(f'relay.{name}' for name in missing)}", hint)
     if other := [name for name, function in wanted.items() if there[name] != function]:
         return failed(f"not as this version makes them: {listed(f'relay.{name}' for name in other)}", hint)
     return ok(f"all {len(wanted)} functions are as this version makes them")
 
 
-class Rights(NamedTuple):
-    """What sql/roles.sql grants in schema relay, by name."""
+class Grant(NamedTuple):
+    """A right in schema relay: on the schema, on a relation or on a function, each by its name."""
 
-    relations: list[str]
-    functions: list[str]
+    role: str
+    right: str
+    kind: str
+    name: str
 
-
-def rights_of(script: str) -> Rights:
-    """Read what a script grants."""
-    grants = re.findall(r"^grant (select|execute) on (.*?) to relay_daemon;", script, re.MULTILINE | re.DOTALL)
-    return Rights(
-        [name for right, objects in grants if right == "select" for name in re.findall(r"relay\.(\w+)", objects)],
-        [name for right, objects in grants if right == "execute" for name in re.findall(r"relay\.(\w+)\(", objects)],
-    )
+    def __str__(self) -> str:
+        return {"schema": "schema relay", "function": f"relay.{self.name}()"}.get(self.kind, f"relay.{self.name}")
 
 
-_GRANTED: Final[LiteralString] = """
-    select 'schema relay' from pg_catalog.pg_namespace n
-    where n.nspname = 'relay' and pg_catalog.has_schema_privilege(n.oid, 'usage')
-    union all
-    select 'relay.' || c.relname from pg_catalog.pg_class c
-    join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'relay'
-    where c.relname = any (%s::text[]) and pg_catalog.has_table_privilege(c.oid, 'select')
-    union all
-    select 'relay.' || p.proname || '()' from pg_catalog.pg_proc p
-    join pg_catalog.pg_namespace n on n.oid = p.pronamespace and n.nspname = 'relay'
-    where p.proname = any (%s::text[]) and pg_catalog.has_function_privilege(p.oid, 'execute')
+def grants_of(script: str) -> list[Grant]:
+    """Read what a script grants, to whom."""
+    found = []
+    for right, objects, roles in re.findall(
+        r"^grant (select|insert|execute|usage) on (.*?) to ([\w, ]+);", script, re.MULTILINE | re.DOTALL
+    ):
+        kind = {"usage": "schema", "execute": "function"}.get(right, "relation")
+        names = re.findall(r"relay\.(\w+)\(" if kind == "function" else r"relay\.(\w+)", objects) or ["relay"]
+        found += [Grant(role, right, kind, name) for role in roles.split(", ") for name in names]
+    return found
+
+
+_LACKING: Final[LiteralString] = """
+    select g.role, g.held, g.kind, g.name
+    from unnest(%s::text[], %s::text[], %s::text[], %s::text[]) with ordinality g (role, held, kind, name, n)
+    left join pg_catalog.pg_roles r on r.rolname = g.role
+    where coalesce(case g.kind
+        when 'schema' then (
+            select pg_catalog.has_schema_privilege(r.oid, n.oid, g.held)
+            from pg_catalog.pg_namespace n where n.nspname = g.name)
+        when 'relation' then (
+            select case c.relkind when 'S' then pg_catalog.has_sequence_privilege(r.oid, c.oid, g.held)
+                   else pg_catalog.has_table_privilege(r.oid, c.oid, g.held) end
+            from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+            where n.nspname = 'relay' and c.relname = g.name)
+        else (
+            select pg_catalog.bool_and(pg_catalog.has_function_privilege(r.oid, p.oid, g.held))
+            from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+            where n.nspname = 'relay' and p.proname = g.name) end, false) is false
+    order by g.n
 """
 
 
 async def _grants(place: Place) -> Verdict:
-    rights = rights_of(install.text("roles"))
-    granted = {name for (name,) in await place.link.rows(_GRANTED, *rights)}
-    wanted = ["schema relay", *(f"relay.{n}" for n in rights.relations), *(f"relay.{n}()" for n in rights.functions)]
     user = place.link.info.user
-    if lacking := [name for name in wanted if name not in granted]:
-        hint = "run relay sql roles" + (", and connect as relay_daemon" if user != "relay_daemon" else "")
-        return failed(f"role {user} has no right on {listed(lacking)}", hint)
-    return ok(f"role {user} has all {len(wanted)} rights that it needs")
+    own = [grant._replace(role=user) for grant in grants_of(install.text("roles"))]
+    wanted = own + grants_of(install.text("install"))
+    lacking = [Grant(*row) for row in await place.link.rows(_LACKING, *map(list, zip(*wanted, strict=True)))]
+    if not lacking:
+        return ok(f"role {user} has all {len(own)} rights that it needs, and so have the relay's own roles")
+    role = lacking[0].role
+    found = f"role {role} has no right on {listed(str(grant) for grant in lacking if grant.role == role)}"
+    if role != user:
+        return failed(found, "run relay sql install")
+    return failed(found, "run relay sql roles" + (", and connect as relay_daemon" if user != "relay_daemon" else ""))
 
 
 CHECKS: Final = (
     Check(
         "install",
         _install,
-        "each function is as this version makes it; `relay.may_read` is yours",
+        "everything is there, and each function as this version makes it; `relay.may_read` is yours",
         "`relay sql install`",
         gate=True,
     ),
     Check(
         "grants",
         _grants,
-        "all rights of `sql/roles.sql`",
-        "`relay sql roles`, and connect as `relay_daemon`",
+        "all rights of `sql/roles.sql`, and those of the roles as which trigger functions run and boards are read",
+        "`relay sql roles`, and connect as `relay_daemon`; `relay sql install`",
         gate=True,
     ),
 )

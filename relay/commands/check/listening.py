@@ -93,6 +93,27 @@ def judge_rates(clients: int, a_minute: int) -> Verdict:
     return ok(f"{clients} clients come back within {math.ceil(minutes)} minutes, at {a_minute} a minute")
 
 
+async def _limits(place: Place) -> Verdict:
+    return judge_limits(place.settings)
+
+
+def judge_limits(settings: Settings) -> Verdict:
+    """Whether each limit can be reached before another one that leaves nothing of it."""
+    for least, most in _WITHIN:
+        smaller, larger = getattr(settings, least), getattr(settings, most)
+        if smaller > larger > 0:
+            found = f"{least}={smaller} is never reached, for {most} is {larger}"
+            return warning(found, f"lower {least}, or raise {most}")
+    return ok("each can be reached")
+
+
+_WITHIN: Final = (
+    ("WS_MAX_CONNECTIONS_PER_ADDRESS", "WS_MAX_CONNECTIONS"),
+    ("WS_RATE_LIMIT_PER_CLIENT", "WS_RATE_LIMIT_TOTAL"),
+    ("WS_SEND_BUFFER", "WS_BACKLOG_TOTAL"),
+)
+"""Limits of one thing, each with that of all, or of more."""
+
 CHECKS: Final = (
     Check(
         "ports",
@@ -111,5 +132,11 @@ CHECKS: Final = (
         _rates,
         "how long `WS_MAX_CONNECTIONS` clients take to return at `WS_RATE_LIMIT_TOTAL` (warning: over two minutes)",
         "`WS_RATE_LIMIT_TOTAL`",
+    ),
+    Check(
+        "limits",
+        _limits,
+        "no limit of one client is above that of all (warning)",
+        "lower the one, or raise the other",
     ),
 )

@@ -11,7 +11,7 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 
-from relay.commands.check.core import Check, Place, Verdict, failed, listed, ok, warning
+from relay.commands.check.core import Check, Place, Verdict, advised, failed, listed, ok, warning
 from relay.postgres.watches import Watched, read_watched
 from relay.text import error_line
 
@@ -36,7 +36,7 @@ async def _watched(place: Place) -> Verdict:
 async def _columns(place: Place) -> Verdict:
     for each in await read_watched(place.link):
         if each.problem:
-            hint = f"run relay sql watch {shlex.quote(each.table)} and name the columns as they are now"
+            hint = f"run {each.repair} and name the columns as they are now"
             return failed(f"{each.table} {each.problem}: its rows are not shown", hint)
         if each.replaced:
             return failed(*each.replacement)
@@ -46,6 +46,9 @@ async def _columns(place: Place) -> Verdict:
 async def _reading(place: Place) -> Verdict:
     """Read what the daemon reads, as the role that it is: the journal, and a board that nobody has."""
     link = place.link
+    for table, missing in await link.rows(_UNREADABLE):
+        found, hint = advised(f"{table}: boards are read by role relay_reader: {missing}")
+        return failed(found, str(hint))
     began = time.perf_counter()
     await link.rows("begin read only")
     try:
@@ -58,10 +61,8 @@ async def _reading(place: Place) -> Verdict:
     except psycopg.errors.LockNotAvailable as ex:
         return warning(error_line(ex), "end the process that is named, or wait until it is over")
     except psycopg.Error as ex:
-        found, hint = error_line(ex), "correct what Postgres reports"
-        if (at := found.find(": have ")) > 0:
-            found, hint = found[:at], found[at + 2 :]
-        return failed(found, hint)
+        found, hint = advised(error_line(ex))
+        return failed(found, hint or "correct what Postgres reports")
     finally:
         if not link.closed:
             await link.rows("rollback")
@@ -81,17 +82,31 @@ def judge_reading(seconds: float, unindexed: Sequence[Any]) -> Verdict:
     return ok("journal and boards can be read")
 
 
+_UNREADABLE: Final[LiteralString] = """
+    select t.target::text, m.missing
+    from (select w.target::regclass from relay.watched w union select w.lanes from relay.watched w) t
+    cross join lateral relay.missing_right(t.target) m (missing)
+    where m.missing is not null order by 1
+"""
+
+# A board's rows are found by the column that names it, by that of their lane, or by an expression.
 _UNINDEXED: Final[LiteralString] = """
-    select pg_catalog.format('%I.%I', w.schema_name, w.table_name), pg_catalog.quote_ident(w.board_column), size.rows
+    select pg_catalog.format('%I.%I', w.schema_name, w.table_name),
+           case when way.col is null then '(' || coalesce(w.board_as, w.lane_as) || ')'
+                else pg_catalog.quote_ident(way.col) end,
+           size.rows
     from relay.watched w
+    cross join lateral (
+        select case when w.board_as is null then coalesce(w.board_column, w.lane_column) end) way (col)
     cross join lateral (
         select pg_catalog.sum(c.reltuples)::bigint as rows
         from relay.parts(w.target) p join pg_catalog.pg_class c on c.oid = p where c.relkind = 'r' and c.reltuples > 0
     ) size
     where size.rows >= 10000 and not exists (
         select from pg_catalog.pg_index i
-        join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
-        where i.indrelid = w.target and i.indisvalid and i.indpred is null and a.attname = w.board_column)
+        left join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+        where i.indrelid = w.target and i.indisvalid and i.indpred is null
+          and case when way.col is null then i.indkey[0] = 0 else a.attname = way.col end)
     order by size.rows desc
 """
 
@@ -133,11 +148,36 @@ _TRIGGERS: Final[LiteralString] = """
            and f.proname in ('journal_' || w.id, 'journal_truncate')) is not true
     order by w.id, part.name::text, wanted.name
 """
+_TRIGGERS_OF_LANES: Final[LiteralString] = """
+    select pg_catalog.format('%I.%I', n.nspname, c.relname)
+    from relay.lane_tables l
+    join pg_catalog.pg_class c on c.oid = l.target
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where not l.triggers_complete order by 1
+"""
+
+
+# One of the two triggers says that a table is watched, and how.
+_STRAYS: Final[LiteralString] = """
+    select pg_catalog.format('%I.%I', n.nspname, c.relname)
+    from pg_catalog.pg_trigger t
+    join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.proname ~ '^journal_[0-9]+$'
+    join pg_catalog.pg_namespace r on r.oid = f.pronamespace and r.nspname = 'relay'
+    join pg_catalog.pg_class c on c.oid = t.tgrelid
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where t.tgparentid = 0 and t.tgrelid not in (select w.target from relay.watched w) order by 1
+"""
 
 
 async def _triggers(place: Place) -> Verdict:
+    for (table,) in await place.link.rows(_STRAYS):
+        found = f"{table} has trigger relay_change, but not relay_truncate: nobody knows how it was watched"
+        return failed(found, f"run relay sql watch {shlex.quote(table)} with all its options")
     wrong = await place.link.rows(_TRIGGERS)
     if not wrong:
+        for (lanes,) in await place.link.rows(_TRIGGERS_OF_LANES):
+            found = f"those of {lanes}, whose rows are lanes, are missing, disabled or not as relay.lanes makes them"
+            return failed(found, f"run relay sql lanes {shlex.quote(lanes)}")
         return ok("all are in place and enabled, on partitions too")
     how = {None: "missing", "D": "disabled", "A": "not as relay.watch makes it"}
     table = wrong[0][0]
@@ -151,8 +191,11 @@ async def _triggers(place: Place) -> Verdict:
 
 
 _ALTERED: Final[LiteralString] = """
-    select pg_catalog.format('%I.%I', w.schema_name, w.table_name) from relay.watched w
-    where w.id in (select relay.altered()) order by w.id
+    select pg_catalog.format('%I.%I', n.nspname, c.relname)
+    from (select w.id, w.target from relay.watched w union all select l.id, l.target from relay.lane_tables l) t
+    join pg_catalog.pg_class c on c.oid = t.target
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where t.id in (select relay.altered()) order by 1
 """
 
 
