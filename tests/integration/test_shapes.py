@@ -13,7 +13,9 @@ from typing import Any, Final
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
+from relay.commands.cli import cli
 from relay.order import OrderKey
 from relay.postgres import install
 from relay.postgres.decode import Watch, board_data
@@ -669,6 +671,26 @@ def test_schemas_of_tenants_are_kept_apart_by_boards_of_their_own(database: Data
 
     for board in ("1", "o'south/1", "west/1"):
         assert len(database.fetch("select * from relay.board(%s)", board)) == 1
+
+
+def test_the_command_line_refuses_in_its_own_options(database: Database) -> None:
+    """What it proposes can be pasted behind the command."""
+    for schema in ("one", "two", "three"):
+        database.execute(f"create schema {schema}; create table {schema}.cards ({_COUNTED})")
+
+    def refused(*words: str) -> str:
+        arguments = ["sql", "watch", *words]
+        done = CliRunner().invoke(cli, arguments, env={"DATABASE_URL": database.dsn}, catch_exceptions=False)
+        return done.output if done.exit_code else ""
+
+    assert refused("one.cards") == ""
+    assert refused("two.cards", "--board-as", "'two/' || board_id::text") == ""
+    said = refused("three.cards", "--board-as", "'three/' || board_id::text")
+    assert " expected --board-as " in said
+    assert said.rstrip().endswith("; or --distinct-ids, if you know that no two are the same")
+    assert refused("three.cards", *shlex.split(said.partition(" expected ")[2].partition("; or")[0])) == ""
+    assert "name its own with --board ..." in refused("one.cards", "--board", "nothing")
+    assert "found both --id and --key: expected" in refused("one.cards", "--id", "id", "--key", "id")
 
 
 async def test_two_tasks_of_one_id_are_an_error_of_their_board(database: Database, relay: Relay) -> None:
