@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -63,6 +66,37 @@ def _patience_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+@contextmanager
+def _errors_in_options() -> Iterator[None]:
+    """Have errors name this command's options where they name the parameters of the function that it calls."""
+    try:
+        yield
+    except install.InstallError as ex:
+        options = {each.name: each for each in click.get_current_context().command.params if each.name is not None}
+        raise install.InstallError(in_options(str(ex), options)) from ex
+
+
+_GIVEN: Final = re.compile(r"\b(\w+) => (?:'((?:[^']|'')*)'|(true|false))(, (?=\w+ => ))?")
+
+
+def in_options(text: str, options: Mapping[str, click.Parameter]) -> str:
+    """Write `parameter => value` as a shell takes it, and bare names of parameters, where they are no plain words."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value, flag, more = found.groups()
+        if (its := options.get(name)) is None:
+            return found[0]
+        if flag is not None:
+            return (its.opts if flag == "true" else its.secondary_opts)[0] + (" " if more else "")
+        word = value.replace("''", "'")
+        word = word.strip("{}") if its.multiple else word
+        return f"{its.opts[0]} {word if word == '...' else shlex.quote(word)}{' ' if more else ''}"
+
+    text = _GIVEN.sub(option, text)
+    bare = [name for name in options if "_" in name]
+    return re.sub(rf"\b({'|'.join(bare)})\b", lambda found: options[found[0]].opts[0], text) if bare else text
+
+
 @sql.command("watch")
 @click.argument("table")
 @click.option("--id", "id_column", help="column that is the key by itself  [default: id]")
@@ -101,7 +135,7 @@ def sql_watch(table: str, patience: float, **options: Any) -> None:
 
     Where TABLE is watched already, what is not given stays as it is.
     """
-    with one_line_errors(install.InstallError):
+    with one_line_errors(install.InstallError), _errors_in_options():
         settings = {name: options.pop(name) for name in install.WATCH_SETTINGS}
         install.watch(read(options, ["DATABASE_URL"]).DATABASE_URL, table, timedelta(seconds=patience), **settings)
     click.echo(f"relay sql watch: {table} is watched")
@@ -121,7 +155,7 @@ def sql_lanes(table: str, patience: float, **options: Any) -> None:
 
     Where it is declared already, what is not given stays as it is.
     """
-    with one_line_errors(install.InstallError):
+    with one_line_errors(install.InstallError), _errors_in_options():
         settings = {name: options.pop(name) for name in install.LANES_SETTINGS}
         install.lanes(read(options, ["DATABASE_URL"]).DATABASE_URL, table, timedelta(seconds=patience), **settings)
     click.echo(f"relay sql lanes: the rows of {table} are lanes")

@@ -7,13 +7,16 @@ import dataclasses
 import json
 import re
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from structlog.testing import capture_logs
 
+from relay.commands.cli import cli
 from relay.order import OrderKey
 from relay.postgres import boards, install, requests
 from relay.postgres.decode import Watch, board_data
@@ -530,6 +533,56 @@ def test_lanes_end_without_a_trace(lists: Database) -> None:
     assert lists.fetch("select proname from pg_proc where proname ~ '^(lanes?|place)_[0-9]'") == []
 
 
+RELATED: Final = SHAPES.read_text().partition("## Data of other tables on a card")[2]
+
+
+@pytest.mark.parametrize(
+    "second", ["insert into item_labels values (1, 2)", "update labels set name = 'c' where id = 1"]
+)
+def test_two_who_change_what_one_card_shows_see_each_other(database: Database, second: str) -> None:
+    """With the triggers that docs/shapes.md prints: the second waits for the first, or its column would be wrong."""
+    database.execute(examples(RELATED, "sql")[0])
+    database.execute(
+        "insert into labels (name) values ('a'), ('b'); insert into items (board_id, title) values (1, 'x')"
+    )
+    first = database.connect()
+    first.execute("begin; insert into item_labels values (1, 1)")
+    with ThreadPoolExecutor(1) as pool, Database(database.dsn) as other:
+        done = pool.submit(other.execute, second)
+        waits = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        while not done.done() and not database.fetch(waits):
+            pass
+        first.execute("commit")
+        done.result()
+
+    expected = ["a", "b"] if "insert" in second else ["c"]
+    assert database.fetch("select label_names from items") == [(expected,)]
+
+
+async def test_a_change_of_another_table_is_an_update_of_the_card(database: Database, relay: Relay) -> None:
+    """In the batch of its transaction, and nothing is sent where the column stays as it is."""
+    database.execute(examples(RELATED, "sql")[0])
+    database.execute("insert into labels (name) values ('a'), ('b')")
+    async with Client.to(relay.url) as client:
+        await client.resume("1", None)
+        database.execute(
+            "insert into items (board_id, title) values (1, 'one'), (1, 'two'); "
+            "insert into item_labels values (1, 1); insert into comments (item_id, body) values (1, 'x')"
+        )
+        assert brief(await client.receive_batch(), "labelNames", "commentCount") == [
+            created(1, labelNames=["a"], commentCount=1),
+            created(2, labelNames=[], commentCount=0),
+        ]
+        database.execute("insert into item_labels values (2, 2), (2, 1); delete from item_labels where label_id = 2")
+        assert brief(await client.receive_batch()) == [updated(2, labelNames=["a"])]
+        database.execute("update labels set name = 'c' where id = 2; update labels set name = 'd' where id = 1")
+        assert brief(await client.receive_batch()) == [updated(1, labelNames=["d"]), updated(2, labelNames=["d"])]
+        database.execute("update item_labels set label_id = 2 where item_id = 1")
+        assert brief(await client.receive_batch()) == [updated(1, labelNames=["c"])]
+        database.execute("update comments set item_id = 2")
+        assert brief(await client.receive_batch()) == [updated(1, commentCount=0), updated(2, commentCount=1)]
+
+
 _APPLICATIONS: Final[list[tuple[str, str, dict[str, list[Any]], dict[str, str]]]] = [
     (
         """
@@ -690,6 +743,26 @@ def test_schemas_of_tenants_are_kept_apart_by_boards_of_their_own(database: Data
 
     for board in ("1", "o'south/1", "west/1"):
         assert len(database.fetch("select * from relay.board(%s)", board)) == 1
+
+
+def test_the_command_line_refuses_in_its_own_options(database: Database) -> None:
+    """What it proposes can be pasted behind the command."""
+    for schema in ("one", "two", "three"):
+        database.execute(f"create schema {schema}; create table {schema}.cards ({_COUNTED})")
+
+    def refused(*words: str) -> str:
+        arguments = ["sql", "watch", *words]
+        done = CliRunner().invoke(cli, arguments, env={"DATABASE_URL": database.dsn}, catch_exceptions=False)
+        return done.output if done.exit_code else ""
+
+    assert refused("one.cards") == ""
+    assert refused("two.cards", "--board-as", "'two/' || board_id::text") == ""
+    said = refused("three.cards", "--board-as", "'three/' || board_id::text")
+    assert " expected --board-as " in said
+    assert said.rstrip().endswith("; or --distinct-ids, if you know that no two are the same")
+    assert refused("three.cards", *shlex.split(said.partition(" expected ")[2].partition("; or")[0])) == ""
+    assert "name its own with --board ..." in refused("one.cards", "--board", "nothing")
+    assert "found both --id and --key: expected" in refused("one.cards", "--id", "id", "--key", "id")
 
 
 async def test_two_tasks_of_one_id_are_an_error_of_their_board(database: Database, relay: Relay) -> None:
