@@ -20,6 +20,8 @@ Rules:
 - An image that cannot be shown counts as absent, here and in boards.
 - Two images before or two after are what no history can produce: triggers were off for a while. Then, and only
   then, the board is to be read again.
+- The sums rest on images of one shape. A row that came and left while a label of its was renamed does not cancel out,
+  and looks like an update. Where a row seems to have come first, `is_doubtful` says so: shapes are to be compared.
 - Work is linear in the entries, and nothing is encoded for a board that nobody follows.
 """
 
@@ -73,6 +75,26 @@ class Transaction:
     sync: Reason | None = None
     lanes: set[str] = field(default_factory=set)
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether a row seems to have come before the one left whose place it takes.
+
+        So it is where triggers write the table again; and where a row came and left, and does not cancel out, for its
+        images are of different shapes.
+        """
+        came: set[tuple[str, int, str]] = set()
+        left: set[tuple[str, int, str]] = set()
+        for image in self.images:
+            place = image.board, image.table.id, image.key
+            if image.sign > 0:
+                came.add(place)
+            elif place in came:
+                left.add(place)
+        return any(_came_first(self._at(place)) for place in left)
+
+    def _at(self, place: tuple[str, int, str]) -> list[Image]:
+        return [image for image in self.images if (image.board, image.table.id, image.key) == place]
+
     def messages(self, boards: Container[str | None]) -> dict[str, Meaning]:
         """Give each of `boards` that it touches the messages for its subscribers, by row in order of appearance.
 
@@ -119,6 +141,10 @@ def _before_and_after(images: list[Image]) -> tuple[Image | None, Image | None] 
     if len(before) > 1 or len(after) > 1:
         return None
     return (before[0] if before else None), (after[0] if after else None)
+
+
+def _came_first(images: list[Image]) -> bool:
+    return [image.sign for image in cancelled(images)] == [1, -1]
 
 
 def _messages(before: Image | None, after: Image | None) -> Iterator[Message]:

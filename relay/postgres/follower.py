@@ -146,9 +146,11 @@ class Follower:
         await self._flow.until_open()
 
     async def _as_watched(self, transactions: list[Transaction]) -> list[Transaction]:
-        """Where a transaction changed what is watched, sync all boards once, with cursors of the new shape."""
+        """Where the shape changed that transactions rely on, sync all boards once, with cursors of the new shape."""
         if any(one.sync == "watch_changed" for one in transactions) and await self._check_shape("watch_changed"):
             return [one for one in transactions if one.sync != "watch_changed"]
+        if any(one.is_doubtful for one in transactions):
+            await self._check_shape("schema_changed")
         return transactions
 
     async def _read_over_pause(self) -> bool:

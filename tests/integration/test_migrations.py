@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from relay.commands.cli import cli
-from relay.postgres import housekeeping
+from relay.postgres import follower, housekeeping
 from tests.acceptance.test_docs import MIGRATIONS, examples
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -210,6 +210,23 @@ async def test_ddl_that_changes_what_clients_hold_is_a_sync(
     async with asyncio.timeout(2):
         assert [kind for kind, _ in await moody.receive_batch()] == ["board.sync"]
     assert moody.reason == "schema_changed"
+
+
+async def test_row_that_comes_and_leaves_while_a_label_is_renamed_is_no_update(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its two images differ, by a label that no row of this transaction has changed."""
+    database.execute("create type mood as enum ('good'); alter table tasks add mood mood default 'good'")
+    monkeypatch.setattr(follower, "SHAPE_SECONDS", 600.0)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.resume("default", None)
+        with database.connect() as writer:
+            writer.execute("begin; insert into tasks (id, title) values ('a', 'A')")
+            database.execute("alter type mood rename value 'good' to 'fine'")
+            writer.execute("delete from tasks; commit")
+
+        assert [kind for kind, _ in await client.receive_batch()] == ["board.sync"]
+        assert (client.reason, client.tasks) == ("schema_changed", {})
 
 
 @pytest.mark.parametrize("statement", SILENT.values(), ids=SILENT)
