@@ -51,8 +51,8 @@ UNAVAILABLE: Final = (
     *("lock_table", "deny_reading", "alter", "rewrite", "truncate"),
     *("freeze", "strand", "cut", "suspend_relay"),
 )
-"""The faults that may be behind a board that cannot be read: its table was taken, or somebody waited to take it, perhaps
-for a relay that stood still amid a read of its own."""
+"""The faults that may be behind a board that cannot be read: its table was taken, or somebody waited to take it,
+perhaps for a relay that stood still amid a read of its own."""
 
 _OWN: Final = ("", "fell_behind", "subscribed_again")
 """What the client brought upon itself, by coming without a cursor, not reading, or asking twice."""
