@@ -12,7 +12,7 @@
 --   the installing role  owns the schema and the functions that housekeeping needs.
 --   relay_writer         owns the trigger functions. It may insert into the journal, and nothing else.
 --   relay_reader         owns the functions that read boards. It may read the watched tables, and nothing else.
---   relay_renderer       owns the functions that make JSON of a row, for that can run code of whoever owns a type in it:
+--   relay_renderer       owns the functions that make JSON of a row, for that can run code of the owner of a type in it:
 --                        a cast, a domain's check. It may do nothing at all. No other role renders a user's type.
 --
 -- Functions run with the search path "pg_catalog, pg_temp", not the empty one: under that, a temporary schema comes

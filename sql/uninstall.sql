@@ -23,7 +23,7 @@ begin
             using errcode = 'invalid_schema_name';
     end if;
 
-    -- All at once, or none: whoever waits for one while it holds another makes everybody wait.
+    -- All at once, or none: a session that waits for one lock while it holds another makes everybody wait.
     select pg_catalog.string_agg(distinct t.tgrelid::regclass::text, ', ') into watched
     from pg_catalog.pg_trigger t
     join pg_catalog.pg_proc f on f.oid = t.tgfoid

@@ -21,7 +21,7 @@ create unlogged table if not exists relay.journal (
     reason    text
 ) with (
     -- VACUUM gives room back for new entries, but never shortens the file: that takes a lock which, on a standby,
-    -- cancels whoever reads there, such as pg_dump.
+    -- cancels queries there, such as pg_dump's.
     vacuum_truncate = off, toast.vacuum_truncate = off,
     autovacuum_vacuum_threshold = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_delay = 0,
     toast.autovacuum_vacuum_threshold = 20, toast.autovacuum_vacuum_scale_factor = 0,

@@ -135,7 +135,7 @@ begin
 end
 $$;
 
--- Ends a pause, if there is room: journalling goes on, and whoever read before it must read its boards again. Returns
+-- Ends a pause, if there is room: journalling goes on, and relays must read their boards again. Returns
 -- whether journalling goes on. What the journal holds is deleted first, for nobody can go on from it; room is there
 -- when that was vacuumed, which waits for the longest transaction of the database.
 --
@@ -230,7 +230,7 @@ $$;
 
 comment on function relay.resume() is 'Ends a pause of the journal; the daemon calls it.';
 
--- Promises that the caller polls the journal for so many milliseconds, two seconds at most: the triggers do not notify
+-- Promises that the caller polls the journal for the given milliseconds, two seconds at most: the triggers do not notify
 -- meanwhile, for transactions that notify commit one at a time in the whole cluster. When this begins it notifies once
 -- itself, so that all other relays poll too.
 create or replace function relay.poll_for(ms integer) returns void

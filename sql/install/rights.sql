@@ -25,7 +25,7 @@ grant execute on function relay.journal_sync(integer, text), relay.notify(), rel
 grant execute on function relay.pause_if_full() to relay_writer;
 
 -- What makes JSON of a row calls others that do.
--- It also asks whether the journal is full, which whoever may call it can only have paused when it is.
+-- It also asks whether the journal is full: its callers can have journalling paused only when it is.
 grant execute on function relay.entry(text, text, record, text, text, record), relay.image(record), relay.pause_if_full()
     to relay_renderer;
 

@@ -288,7 +288,7 @@ begin
         begin
             execute pg_catalog.format('grant usage on schema %s to relay_reader', place::regnamespace);
         exception when insufficient_privilege then
-            null;  -- and whoever may use it but not grant that gets a warning only
+            null;  -- and a role that may use it but not grant that gets a warning only
         end;
         if not pg_catalog.has_schema_privilege('relay_reader', place, 'usage') then
             raise exception 'relay.watch: boards are read by role relay_reader, and % may not let it use a schema of %: '
@@ -733,7 +733,7 @@ begin
     begin
         execute pg_catalog.format('revoke select on %s from relay_reader', current_watch.target);
     exception when insufficient_privilege then
-        null;  -- whoever granted it may take it back
+        null;  -- the role that granted it may revoke it
     end;
     perform relay.remove_orphans();
     perform relay.journal_sync(null, 'watch_changed: unwatch');

@@ -28,7 +28,7 @@ exception when others then
 end
 $$;
 
--- Notifies whoever listens, but not while relays poll, nor when the server's notification queue fills up (a full one fails commits), nor where two-phase commit is enabled (a
+-- Notifies the relays that listen, but not while relays poll, nor when the server's notification queue fills up (a full one fails commits), nor where two-phase commit is enabled (a
 -- transaction that has notified cannot be prepared).
 create or replace function relay.notify() returns void
     language plpgsql
@@ -215,7 +215,7 @@ begin%2$s
     -- "after" is null in a delete, "before" in an insert, and so is all that is taken from them.
     begin%3$s
         return case
-            -- After a restore without owners, this would run users' code with the rights of whoever restored.
+            -- After a restore without owners, this would run users' code with the rights of the role that restored.
             when current_user <> 'relay_renderer' then %4$s
             -- Rows that are not too wide, and of those not one for each 32 kB: the WAL position differs between
             -- statements, the key between the rows of one. Images must not depend on the settings of the writer.
@@ -538,7 +538,7 @@ begin
 end
 $$;
 
--- Takes every right here from everybody, but from those whom the relay gives some: whoever installs may have default
+-- Revokes every right here from every role but the relay's own: the role that installs may have default
 -- privileges, which give others rights on what is made.
 create or replace function relay.revoke_others() returns void
     language plpgsql
