@@ -4,8 +4,8 @@ It connects as the daemon does, with its two connections, its settings and its r
 daemon serves clients from NATS, it examines that, and knows nothing of the database.
 
 Rules:
-- Each check queries, and a pure function judges the answer. There is always one finding for each check, also where the
-  query fails with an error that nobody foresaw.
+- Each check queries, and a pure function judges the answer. There is always one finding for each check, also where
+  the query fails with an error that nobody foresaw.
 - A check that depends on something broken is skipped: the first failure that is shown is the first to act on.
 - What the daemon's role may not see by itself, it reads through narrow functions of sql/install.sql: relay.altered,
   relay.vitals, relay.vacuum_holders and relay.widest.
