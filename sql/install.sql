@@ -4,24 +4,24 @@
 --
 --     select relay.watch('public.tasks');
 --
--- Safe to run twice: what is there stays, functions are replaced. There is no transaction control in here, so that
--- a migration tool or "psql -1" can carry it; run it in one transaction. A file for each chapter is in install/; psql
+-- Safe to run twice: tables and data stay, functions are replaced. It has no transaction control, so that a migration
+-- tool or "psql -1" can run it; run it in one transaction. A file for each chapter is in install/; psql
 -- includes them, and "relay sql print install" prints all as one text.
 --
--- Who does what:
+-- Roles:
 --   the installing role  owns the schema and the functions that housekeeping needs.
 --   relay_writer         owns the trigger functions. It may insert into the journal, and nothing else.
 --   relay_reader         owns the functions that read boards. It may read the watched tables, and nothing else.
---   relay_renderer       owns the functions that make JSON of a row, for that can run code of whoever owns a type in it:
---                        a cast, a domain's check. It may do nothing at all. No other role renders a user's type.
+--   relay_renderer       owns the functions that make JSON of a row, for that can run code of the owner of a type in it:
+--                        a cast, a domain's check. It has no right at all. No other role renders a user's type.
 --
 -- Functions run with the search path "pg_catalog, pg_temp", not the empty one: under that, a temporary schema comes
 -- first where types are resolved, so that the caller of a SECURITY DEFINER function could slip a type of its own
--- into it. All names but those of types and operators are qualified all the same.
+-- into it. All names but those of types and operators are qualified nevertheless.
 --
--- All tables are unlogged. What they hold is worthless after a crash, a failover or a restore, since continuity ends
--- there; so no change costs WAL, and backups, publications and standbys have nothing of it. What must outlive a crash
--- lives in the catalog: a watch in the arguments of its triggers, the settings in a function.
+-- All tables are unlogged. Their content is worthless after a crash, a failover or a restore, since continuity ends
+-- there. So no change costs WAL, and backups, publications and standbys hold none of it. What must survive a crash is
+-- in the catalog: a watch in the arguments of its triggers, the settings in a function.
 --
 -- Words: a *change* is what happened to one row, a *board* is the group of rows that share the value of the board
 -- column, a *watch* says which columns of a table are the id, the board and the lane.

@@ -1,4 +1,4 @@
--- A login role for the daemon, with the least rights it can do with.
+-- A login role for the daemon, with the least rights that it needs.
 --
 -- Run it after install.sql, once more after each upgrade. Safe to run twice: a role that is there already keeps its
 -- password and everything else. It has no password at first, so it can log in only where pg_hba.conf asks for
@@ -23,7 +23,7 @@ $$;
 
 grant usage on schema relay to relay_daemon;
 
--- What follows the journal: its entries, its lower end, whether it was full.
+-- To follow the journal: its entries, its lower end, whether it was full.
 grant select on relay.entries, relay.horizon to relay_daemon;
 
 -- What is watched, and the functions that these views call.
@@ -35,7 +35,7 @@ grant execute on function relay.parts(regclass), relay.triggers_enabled(integer,
     relay.id_kind(relay.watches), relay.board_kind(relay.watches) to relay_daemon;
 grant select on sequence relay.control to relay_daemon;
 
--- What runs with the rights of the schema's owner, or of relay_reader.
+-- Functions that run with the rights of the schema's owner, or of relay_reader.
 grant execute on function relay.version(), relay.place(), relay.epoch(), relay.shape(), relay.refresh(), relay.hold_tables(text, integer[]),
     relay.board(text, boolean, integer[]), relay.resolve(integer[], text[]), relay.readable(text), relay.poll_for(integer), relay.prune(interval, bigint), relay.resume(),
     relay.probe(text), relay.vitals(), relay.vacuum_holders(), relay.may_read(jsonb, text), relay.altered(),

@@ -1,10 +1,10 @@
--- Removes the relay from the database: its triggers, then the schema "relay" and all that is in it.
+-- Removes the relay from the database: its triggers, then the schema "relay" and all its objects.
 --
 -- Touches no user data. Safe to run twice; run it in one transaction. Takes ACCESS EXCLUSIVE on each watched table for a
 -- moment, in attempts of a tenth of a second, so that nobody waits behind it for longer, and gives up after half a
 -- minute; nothing has changed then, run it again at a quieter time.
--- If something of yours depends on the schema, it says so and changes nothing. It removes what any edition made. The
--- roles relay_writer, relay_reader, relay_renderer and relay_daemon stay, for other databases may use them; they lose what they had here.
+-- If an object of yours depends on the schema, it says so and changes nothing. It removes what any version made. The
+-- roles relay_writer, relay_reader, relay_renderer and relay_daemon stay, for other databases may use them; they lose their rights here.
 
 do $$
 declare
@@ -23,7 +23,7 @@ begin
             using errcode = 'invalid_schema_name';
     end if;
 
-    -- All at once, or none: whoever waits for one while it holds another makes everybody wait.
+    -- All at once, or none: a session that waits for one lock while it holds another makes everybody wait.
     select pg_catalog.string_agg(distinct t.tgrelid::regclass::text, ', ') into watched
     from pg_catalog.pg_trigger t
     join pg_catalog.pg_proc f on f.oid = t.tgfoid
@@ -55,7 +55,8 @@ begin
         execute pg_catalog.format('drop trigger %I on %s', ours.tgname, ours.target);
     end loop;
 
-    -- What is in the schema goes with it. What is elsewhere and rests on it, or is another's in it, is not ours to drop.
+    -- Objects of the relay in the schema are dropped with it. An object elsewhere that depends on it, or one of others in
+    -- it, is not the relay's to drop.
     select pg_catalog.string_agg(distinct pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), ', ') into strays
     from pg_catalog.pg_depend d
     left join pg_catalog.pg_rewrite w on d.classid = 'pg_catalog.pg_rewrite'::regclass and w.oid = d.objid

@@ -76,14 +76,14 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send this on the connection."""
+    """Send a message on the connection."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Hangup:
-    """End the connection, or the attempt, and say nothing more of it."""
+    """End the connection, or the attempt, and report nothing more of it."""
 
     politely: bool
     """Whether there is somebody to say good-bye to."""
@@ -91,7 +91,7 @@ class Hangup:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """Tell of changes, all of which the board shows."""
+    """Report changes, all of which the board shows."""
 
     board: Following
     changes: list[Change]
@@ -99,14 +99,14 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Entered:
-    """Tell of a board's new state."""
+    """Report a board's new state."""
 
     board: Following
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Tell of an error; of a board, or of the connection."""
+    """Report an error, of a board or of the connection."""
 
     board: Following | None
     error: RelayError
@@ -114,7 +114,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Authenticated:
-    """Tell who presented the longest waiting token that it was taken, or why not."""
+    """Report that the token which has waited longest was accepted, or why not."""
 
     error: RelayError | None = None
 
@@ -159,7 +159,7 @@ class Following:
         return self.state in {"live", "catching up"}
 
     def ask(self) -> str:
-        """Return what asks for it."""
+        """Return the message that subscribes to it."""
         self._parts = []
         return json.dumps({"type": "subscribe", "boardId": self.name, "cursor": self.cursor})
 
@@ -202,7 +202,7 @@ class Following:
         return self.replica.apply([message])
 
     def misfit(self, now: float) -> int:
-        """Forget how far it has come; return how many misfits there were in a row, with this one."""
+        """Forget how far it has come; return the number of misfits in a row, this one included."""
         self._misfits = 1 if now - self._last_misfit > CALM_SECONDS else self._misfits + 1
         self._last_misfit = now
         self._parts, self.cursor = [], None
@@ -245,7 +245,7 @@ class Session:
         self._closed = False
 
     def take_effects(self) -> list[Effect]:
-        """Return what is to be done, in order; to be asked after each other call."""
+        """Return the effects in order; to be called after every other method."""
         effects, self._effects = self._effects, []
         return effects
 
@@ -302,7 +302,7 @@ class Session:
                 self._send_wait(board, xid)
 
     def authenticate(self, token: str) -> bool:
-        """Present a fresh token; tell whether there is a connection to do so, on which an answer is to come."""
+        """Present a fresh token; return whether there is a connection, on which an answer is to come."""
         if self._link == "open":
             self._authenticating += 1
             self._send({"type": "authenticate", "token": token})
@@ -324,14 +324,14 @@ class Session:
     # What happened
 
     def opened(self, now: float) -> None:
-        """Take note that the attempt has led to a connection."""
+        """Note that the attempt has led to a connection."""
         self._link, self.state, self._heard = "open", "live", True
         self._timers["ping"] = now + self._ping_seconds
         for board in self.boards.values():
             self._ask(board)
 
     def heard(self) -> None:
-        """Take note that something came, be it a part of a message."""
+        """Note that data came, be it a part of a message."""
         self._heard = True
 
     def received(self, text: str | bytes, now: float) -> None:
@@ -358,7 +358,7 @@ class Session:
     def ended(
         self, code: int, reason: str, now: float, *, at_least: float = 0.0, hopeless: str | None = None
     ) -> None:
-        """Take note that the connection, or the attempt, has ended.
+        """Note that the connection, or the attempt, has ended.
 
         `at_least` is the pause that the relay asked for, `hopeless` says why waiting does not help.
         """
@@ -424,7 +424,7 @@ class Session:
             self._effects.append(Changed(board, changes))
 
     def _ask_again(self, board: Following, found: str, now: float) -> None:
-        """At once the first time, then after pauses; but a relay whose answers never fit is not asked without end."""
+        """Ask again, at once the first time, then after pauses, and a limited number of times."""
         misfits = board.misfit(now)
         if misfits == 1:
             self._ask(board)
@@ -552,5 +552,5 @@ class Session:
 
 
 def longest_pause(failures: int) -> float:
-    """Return the longest pause after so many failures in a row, in seconds."""
+    """Return the maximum pause after this number of failures in a row, in seconds."""
     return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 20))

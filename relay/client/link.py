@@ -2,8 +2,8 @@
 
 Rules:
 - An end that waiting cannot help is distinguished from one that it can: see `hopeless`.
-- A proxy that the environment names is used, and named in what is said of it.
-- Boards may be large: no message is too long, and nothing of the network is taken for silence while one arrives.
+- A proxy that the environment names is used, and named in errors.
+- Boards may be large: no message is too long, and a message that is still arriving is no silence.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _PASSING_STATUSES: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO
 
 
 class _Connection(ClientConnection):
-    """A connection that tells when anything comes, be it a part of a message."""
+    """A connection that calls `heard` when data comes, be it a part of a message."""
 
     heard: Callable[[], None] | None = None
 
@@ -98,13 +98,13 @@ async def _connect(url: str, token: str | None, proxy: str | None) -> _Connectio
 
 
 def _proxy_of(url: str) -> str | None:
-    """Return the proxy that the environment names for an address; none leads back to this machine."""
+    """Return the proxy that the environment names for an address; none for addresses of this machine."""
     local = urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}
     return None if local else get_proxy(parse_uri(url))
 
 
 def check(url: str) -> None:
-    """Raise ValueError for what is no address of a WebSocket endpoint."""
+    """Raise ValueError if this is not the address of a WebSocket endpoint."""
     try:
         parse_uri(url)
         _ = urlsplit(url).port
@@ -115,7 +115,7 @@ def check(url: str) -> None:
 
 
 def check_token(token: object) -> str | None:
-    """Return a token. Raises ValueError or TypeError for what cannot be one; the message does not tell it."""
+    """Return a token. Raises ValueError or TypeError for what cannot be one, without showing it."""
     if token is None:
         return None
     if not isinstance(token, str):
@@ -135,7 +135,7 @@ def without_secrets(url: str) -> str:
 
 
 def hopeless(ex: Exception, *, credential: str = "a good token", address: str = "the address") -> str | None:
-    """Say what waiting cannot help, and what may; None for anything else. Close codes are for the core.
+    """Describe a failure that waiting cannot help; None for any other. Close codes are for the core.
 
     `credential` and `address` are what the user can give and check.
     """
@@ -163,7 +163,7 @@ def _may_pass(status: int) -> bool:
 
 
 def is_refused(ex: Exception) -> bool:
-    """Tell whether another token might have been let in."""
+    """Return whether another token might have been accepted."""
     return isinstance(ex, InvalidStatus) and ex.response.status_code in {
         HTTPStatus.UNAUTHORIZED,
         HTTPStatus.FORBIDDEN,
@@ -179,7 +179,7 @@ def retry_after(ex: Exception) -> float:
 
 
 def reason(ex: Exception) -> str:
-    """Say in a few words why a connection ended, or was not made, and by which proxy."""
+    """Return in a few words why a connection ended or failed, and through which proxy."""
     return ", ".join([_reason(ex), *getattr(ex, "__notes__", ())])
 
 

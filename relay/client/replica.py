@@ -1,4 +1,4 @@
-"""What the Python client holds: the tasks of one board, and what of their changes a program has not read. Pure.
+"""What the Python client holds: the tasks of one board, and the changes that a program has not read yet. Pure.
 
 Rules:
 - Messages are applied all or none, so a board is at any time what the table was at some moment.
@@ -52,7 +52,7 @@ class Change:
 
 
 def parse(text: str | bytes) -> dict[str, Any] | None:
-    """Read a message; None for what is none: no JSON, no object, no type."""
+    """Read a message; return None for anything else: no JSON, no object, no type."""
     try:
         try:
             message = json.loads(text)
@@ -78,7 +78,7 @@ def lane_name(lane: object) -> str:
 
 
 class Misfit(Exception):
-    """What cannot be, if we hold what the relay thinks we hold; its text says what was found."""
+    """A message that cannot be applied to what is held; its text says what was found."""
 
     def __init__(self, found: str = "a message of another shape than expected") -> None:
         super().__init__(found)
@@ -110,7 +110,7 @@ class Replica:
         return {lane: self._shown[lane] for lane in self._lanes}
 
     def replace(self, data: object) -> None:
-        """Hold another board, given the data of a `board.sync`."""
+        """Replace the board, given the data of a `board.sync`."""
         tasks: dict[TaskId, Task] = {}
         lanes: dict[str, dict[TaskId, Task]] = {}
         for lane, listed in _object(_object(data).get("lanes")).items():

@@ -1,9 +1,9 @@
-"""The Python client over asyncio: does what the `Session` of `core.py` decides, and tells the program.
+"""The Python client over asyncio: carries out what the `Session` of `core.py` decides.
 
 Rules:
-- Whatever is said to the session, its effects are carried out in the same step (`Relay._act`).
-- One task makes a connection and reads it, one writes; what one that was given up still has to say is not heard.
-- A `Board` is one subscription. Nobody can end, or read, that of somebody else.
+- After each call of the session, its effects are carried out in the same step (`Relay._act`).
+- One task makes a connection and reads it, one writes. Messages of a connection that was given up are ignored.
+- A `Board` is one subscription. No other part of a program can end it, or read its changes.
 - A connection belongs to the process that made it: in a fork of it, every call is an error.
 """
 
@@ -36,11 +36,11 @@ _BROKEN: Final = 1006
 
 
 def connect(url: str, *, token: Token = None, proxy: bool = True) -> Relay:
-    """Connect to a relay, and again whenever the connection is lost: `async with connect(…) as relay`.
+    """Connect to a relay, and reconnect whenever the connection is lost: `async with connect(…) as relay`.
 
     `token` is a token, or a function (it may be async) that is called before each attempt to connect.
-    `proxy` tells whether to use the proxy that the environment names (`https_proxy` and the like), if it names one.
-    Raises ValueError for what is no address, or no token.
+    `proxy` says whether to use the proxy that the environment names (`https_proxy` and the like), if it names one.
+    Raises ValueError for an invalid address or token.
     """
     return Relay(url, token, proxy=proxy)
 
@@ -50,7 +50,7 @@ class Board:
 
     The first is a `board.sync`: the board as it is then. A later loop goes on where the last one left. A program that
     lets too many changes wait is given one `board.sync` instead of them, whose `reason` is `fell_behind`.
-    It ends when the board is left, and raises RelayError when the relay turns us away, or refuses the board.
+    It ends when the board is left, and raises RelayError when the relay refuses the connection or the board.
     """
 
     def __init__(self, relay: Relay, following: Following) -> None:
@@ -75,7 +75,7 @@ class Board:
 
     @property
     def tasks(self) -> Mapping[TaskId, Task]:
-        """The tasks by id. Yours to read; a change makes a new dict for its task."""
+        """The tasks by id, to be read only; a change makes a new dict for its task."""
         return self._left[0] if self._left else self._following.replica.tasks
 
     @property
@@ -150,7 +150,7 @@ class Board:
             await self._woken.wait()
 
     def _raise_error(self) -> None:
-        """Tell an error once, for the relay may yet allow the board; but as often as asked that all is over."""
+        """Raise an error of the board once, for the relay may yet allow it; raise the end of everything each time."""
         if error := self._error:
             self._error = self._relay._session.stopped  # noqa: SLF001  # the two are one
             raise error
@@ -216,7 +216,7 @@ class Relay:
         """Follow a board; return once it is there, however long that takes: `asyncio.timeout` limits it.
 
         Each call is a subscription of its own; the relay sends the board once for all of them.
-        Raises RelayError if the relay turns us away or refuses the board, or if this process is a fork.
+        Raises RelayError if the relay refuses the connection or the board, or if this process is a fork.
         """
         self.check_process()
         following = self._session.subscribe(board_id)
@@ -287,11 +287,11 @@ class Relay:
         self._act()
 
     def _keep(self, token: str) -> None:
-        """Present this from now on; a function is asked each time."""
+        """Present this token from now on; a function is called each time."""
         if not callable(self._token):
             self._token = token
 
-    # What the session decides
+    # Effects of the session
 
     def _act(self) -> None:
         while effects := self._session.take_effects():
@@ -347,7 +347,7 @@ class Relay:
             self._keep(token)
         _settle(answer, error)
 
-    # What the connection tells
+    # Called by the connection
 
     async def _fresh_token(self) -> object:
         token = self._token() if callable(self._token) else self._token

@@ -5,7 +5,7 @@
         for change in board: …
 
 Rules:
-- All of the client runs in one event loop, in a thread of its own; each call here asks it and waits.
+- The client runs in an event loop in a thread of its own; each call here passes a request to it and waits.
 - What a board shows is a copy, for it may change at any time.
 """
 
@@ -24,11 +24,11 @@ _T = TypeVar("_T")
 
 
 def connect(url: str, *, token: shell.Token = None, proxy: bool = True) -> Relay:
-    """Connect to a relay, and again whenever the connection is lost: `with connect(…) as relay`.
+    """Connect to a relay, and reconnect whenever the connection is lost: `with connect(…) as relay`.
 
     `token` is a token, or a function that is called before each attempt to connect, in the client's thread.
-    `proxy` tells whether to use the proxy that the environment names, if it names one.
-    Raises ValueError for what is no address, or no token.
+    `proxy` says whether to use the proxy that the environment names, if it names one.
+    Raises ValueError for an invalid address or token.
     """
     return Relay(shell.connect(url, token=token, proxy=proxy))
 
@@ -81,7 +81,7 @@ class Board:
         return self.next()
 
     def next(self, timeout: float | None = None) -> Change:
-        """Return the next change. Raises TimeoutError if none comes in so many seconds, StopIteration at the end."""
+        """Return the next change. Raises TimeoutError if `timeout` seconds pass, StopIteration at the end."""
         if self._relay.is_open and (change := self._relay._wait(self._next(), timeout)):  # noqa: SLF001
             return change
         raise StopIteration
@@ -120,8 +120,8 @@ class Relay:
     def subscribe(self, board_id: str, timeout: float | None = None) -> Board:
         """Follow a board; return once it is there. Each call is a subscription of its own.
 
-        Raises RelayError if the relay turns us away or refuses the board, or if this process is a fork; TimeoutError
-        if it does not come in so many seconds.
+        Raises RelayError if the relay refuses the connection or the board, or if this process is a fork; TimeoutError
+        if the board does not come within `timeout` seconds.
         """
         return Board(self, self._wait(self._relay.subscribe(board_id), timeout))
 
@@ -166,7 +166,7 @@ class Relay:
 
 
 async def _within(timeout: float | None, what: Coroutine[Any, Any, _T]) -> _T:  # noqa: ASYNC109  # that of a call
-    """Wait for so many seconds, in the loop itself: a change that comes at the last moment is not lost."""
+    """Limit the time of an awaitable, in the loop itself: a change that comes at the last moment is not lost."""
     try:
         async with asyncio.timeout(timeout):
             return await what

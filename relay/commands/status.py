@@ -1,11 +1,11 @@
 """`relay status`: one screen of a running relay, from what it answers at `/status`.
 
-`Sample` is an answer and when it came; `rates` is what happened a second between two of them; `rows` shows them. Only
+`Sample` is an answer and its time; `rates` are the rates a second between two of them; `rows` shows them. Only
 `ask` and `watch` do I/O.
 
 Rules:
 - A counter that went back began again with its relay, so there is no rate.
-- What a relay sent is shown with its control characters escaped, for it may repeat what strangers wrote.
+- Control characters in answers are escaped, for an answer may repeat text of strangers.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rates:
-    """What happened a second between two samples; None, or no type, where that is not known."""
+    """Rates a second between two samples; None, or no type, where they are not known."""
 
     messages: Mapping[str, float] = field(default_factory=dict)
     """By type."""
@@ -104,7 +104,7 @@ def latency(now: Sample, before: Sample | None) -> Histogram:
 def quantile(histogram: Histogram, share: float) -> float | None:
     """Estimate a quantile as Prometheus does: evenly within a bucket, in seconds.
 
-    What is beyond the last bound is taken for that bound; of nothing there is no quantile.
+    A value beyond the last bound counts as that bound; without values there is no quantile.
     """
     rank = share * sum(histogram.counts)
     if not rank:
@@ -118,7 +118,7 @@ def quantile(histogram: Histogram, share: float) -> float | None:
 
 
 def as_json(now: Sample, before: Sample | None) -> str:
-    """Give what the relay answered, with quantiles and rates, as one JSON object in one line."""
+    """Return the answer, with quantiles and rates, as a JSON object in one line."""
     found = latency(now, before)
     figures: dict[str, Any] = now.status.model_dump(mode="json", by_alias=True)
     figures["commitToSocketP50"], figures["commitToSocketP99"] = quantile(found, 0.5), quantile(found, 0.99)
@@ -232,7 +232,7 @@ def _a_second(rate: float | None, show: Callable[[float], str]) -> str:
 
 
 def _size(value: float) -> str:
-    """Give bytes as Postgres's pg_size_pretty does, with the units of 1024."""
+    """Format bytes as Postgres's pg_size_pretty does, with units of 1024."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(value) < 1000:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
@@ -248,7 +248,7 @@ def _short(seconds: float | None) -> str:
 
 
 def _span(seconds: float | None) -> str:
-    """Give a time that may be days, by its two largest units."""
+    """Format a duration by its two largest units."""
     if seconds is None:
         return _DASH
     rest, parts = int(seconds), []
@@ -263,7 +263,7 @@ def _span(seconds: float | None) -> str:
 
 
 def check_url(url: str) -> None:
-    """Raise AddressError for what is no address of a relay's health."""
+    """Raise AddressError if this is not the address of a relay's health."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
@@ -274,7 +274,7 @@ def check_url(url: str) -> None:
 
 
 async def ask(url: str) -> Sample:
-    """Ask a relay how it is. Raises NoAnswer."""
+    """Ask a relay for its status. Raises NoAnswer."""
     where = url.rstrip("/")
     try:
         async with (
@@ -294,7 +294,7 @@ async def ask(url: str) -> Sample:
 
 
 async def watch(url: str, every: float | None, show: Callable[[Sample | NoAnswer, Sample | None], None]) -> int:
-    """Show a relay once, or every so many seconds for ever, with the sample before; return the exit code.
+    """Show a relay once, or every `every` seconds for ever, compared with the sample before; return the exit code.
 
     Raises AddressError.
     """

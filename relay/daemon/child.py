@@ -1,11 +1,11 @@
 """A worker as a process of its own, one of several: `python -m relay.daemon.child`, as process.py starts it.
 
 Rules:
-- It shares with the others the port, which each of them listens on while the kernel deals out connections, and the
-  count of connections (shared.py). Of Postgres it has its own feed: none waits for another.
-- Its orders come over its control socket, a line each: answer with your `Status`, read your credentials again,
-  disconnect your clients and end. The end of the socket means the last, too: it comes when the process that asks was
-  killed. Signals are for that process alone: they are blocked here.
+- Workers share the port, on which each listens while the kernel distributes connections, and the count of connections
+  (shared.py). Each has its own feed, so none waits for another.
+- Orders come over the control socket, one a line: answer with the `Status`, read credentials again, or disconnect the
+  clients and end. The end of the socket means the last, too, for it comes when the parent process was killed. Signals
+  are for the parent alone: they are blocked here.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ DRAIN: Final = b"drain\n"
 
 
 def main() -> None:
-    """Be one of several.
+    """Run one worker of several.
 
-    Which one, its control socket, the files of places and rates, and sockets that all of them listen on, if they do.
+    The arguments are its number, its control socket, the files of places and rates, and the sockets on which all
+    workers listen, if they do.
     """
     number, control, places, rates_file, *listening = map(int, sys.argv[1:])
     settings = config.load({name: os.environ[name] for name in Settings.model_fields if name in os.environ})
@@ -77,13 +78,13 @@ async def _drain(worker: Worker, stops: asyncio.Event) -> None:
 async def _answer(
     worker: Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stops: asyncio.Event
 ) -> None:
-    """Do what is asked over the control socket, until its end, which stops the worker if nothing did."""
+    """Carry out orders of the control socket, until its end, which stops the worker if no order did."""
     # A process that was killed with an answer unread has reset the connection.
     with contextlib.suppress(ConnectionError):
         reloading: set[asyncio.Task[None]] = set()
         async for order in reader:
             if order == RELOAD:
-                # Beside the answers: an address of keys may take its time.
+                # In the background, for an address of keys may take long.
                 task = asyncio.create_task(worker.reload())
                 reloading.add(task)
                 task.add_done_callback(reloading.discard)

@@ -1,4 +1,4 @@
-"""Why the daemon cannot start, in one line."""
+"""Errors of the start, in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 class StartError(Exception):
-    """Why the daemon cannot start: what was found, what was expected and what to do, in one line."""
+    """The daemon cannot start. The text says what was found, what was expected and what to do, in one line."""
 
 
 @contextlib.contextmanager

@@ -1,11 +1,11 @@
 """The workers: several processes that serve subscribers on one port, seen from the one that starts them.
 
-Each is a relay by itself (child.py, process.py). This process has no subscribers and no Postgres: it holds the port,
-asks the workers how they are, and starts those again that die.
+Each is a relay by itself (child.py, process.py). This process has no subscribers and no connection to Postgres: it
+holds the port, asks the workers for their status, and restarts those that die.
 
 Rules:
-- The port is bound here, without listening, before a worker is started: so it is known, and stays ours while one is
-  away. Another program that has it is noticed, although the workers share it.
+- The port is bound here, without listening, before a worker is started: so it is known, and stays bound while a
+  worker is away. Another program that has it is noticed, although the workers share it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Pool:
     async def _bind(self) -> None:
         host = self._settings.WS_HOST
         with listening_on("WS_PORT", host, self.port):
-            # One that does not share finds out whether another program has the port, even if that one shares it.
+            # A socket that does not share finds out whether another program has the port, even if that one shares it.
             probe = await bind(host, self.port)
             self.port = port_of(probe) or self.port
             for sock in probe:
@@ -86,7 +86,7 @@ class Pool:
                 self._lifetime.callback(sock.close)
 
     async def start(self) -> asyncio.Task[None]:
-        """Start the workers, and once they listen keep them running, which is the task's. Raises StartError."""
+        """Start the workers; once they listen, return the task that keeps them running. Raises StartError."""
         try:
             for process in self._processes:
                 await process.start()
@@ -98,7 +98,7 @@ class Pool:
         return self._keeping
 
     async def status(self) -> Status:
-        """Ask all workers how they are, and report the whole."""
+        """Ask all workers for their status, and return the sum."""
         answers = await asyncio.gather(*(process.status() for process in self._processes))
         present = [answer for answer in answers if answer]
         known = [process.known for process in self._processes if process.known]
@@ -140,7 +140,7 @@ class Pool:
         await asyncio.gather(*(process.stop(seconds) for process in self._processes))
 
     def abort(self) -> None:
-        """End the workers as they are."""
+        """Kill the workers."""
         for process in self._processes:
             process.kill()
 
@@ -156,7 +156,7 @@ class Pool:
 
 
 def _problem(processes: Sequence[Process]) -> str | None:
-    """Say what is the matter with the workers: once, if it is the same for all, else with whom."""
+    """Return the problem of the workers: once if it is the same for all, else with the number of each."""
     feeds = {process.known.problem if process.known else None for process in processes}
     if len(feeds) == 1 and not any(process.problem for process in processes):
         return feeds.pop()

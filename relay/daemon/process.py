@@ -1,8 +1,8 @@
 """One worker's process, seen from the one that starts it, and after its death the next in its place.
 
 Rules:
-- A worker ends when its control socket does. So none outlives the process that started it, whatever becomes of that.
-- What a dead worker has sent, as far as it has reported, stays in the sums.
+- A worker ends when its control socket does. So none outlives the process that started it.
+- The counts that a dead worker has reported stay in the sums.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ ANSWER_SECONDS: Final = 1.0
 class Process:
     """One worker, and after its death the next in its place.
 
-    `known` is what it reported last, None while there is none that listens. `problem` says what is wrong with the
-    process, `known.problem` what is wrong with its feed.
+    `known` is what it reported last, None while none listens. `problem` says what is wrong with the process,
+    `known.problem` what is wrong with its feed.
     """
 
     def __init__(self, number: int, settings: Settings, places: SharedPlaces, files: Sequence[int]) -> None:
@@ -57,11 +57,11 @@ class Process:
 
     @property
     def counts(self) -> Counts:
-        """What was sent from this place since the daemon's start."""
+        """What this worker and those before it have counted since the daemon's start."""
         return self._before + self.known.counts if self.known else self._before
 
     async def start(self) -> None:
-        """Start it, and ask it how it is, which it answers once it listens."""
+        """Start it, and ask for its status, which it answers once it listens."""
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as undo, theirs:
             undo.callback(ours.close)
@@ -84,7 +84,7 @@ class Process:
             raise StartError(f"worker {self.number} does not listen after {START_SECONDS:.0f} seconds") from None
 
     async def status(self) -> Status | None:
-        """Ask it how it is; None if it is not there or does not answer in time."""
+        """Return its status; None if it is not there or does not answer in time."""
         if self._writer is None or self.known is None:
             return None
         try:
@@ -95,7 +95,7 @@ class Process:
             return None
 
     async def keep(self) -> None:
-        """Start it again whenever it has died, until cancelled."""
+        """Restart it whenever it has died, until cancelled."""
         clock = asyncio.get_running_loop()
         backoff = Backoff()
         while True:
@@ -109,12 +109,12 @@ class Process:
                 log.error("worker.failed", worker=self.number, problem=self.problem)  # noqa: TRY400  # one line
 
     def reload(self) -> None:
-        """Tell it to read credentials and certificates again."""
+        """Order it to read credentials and certificates again."""
         if self._writer:
             self._writer.write(RELOAD)
 
     async def stop(self, seconds: float) -> None:
-        """Tell it to stop, and wait until it is gone, which may take so long."""
+        """Order it to stop, and wait up to `seconds` until it is gone."""
         if self._writer is None or self._process is None:
             return
         if self._process.returncode is None:
@@ -129,7 +129,7 @@ class Process:
         self._writer.close()
 
     def kill(self) -> None:
-        """End it as it is."""
+        """Kill it."""
         if self._process and self._process.returncode is None:
             self._process.kill()
 
@@ -147,14 +147,14 @@ class Process:
             )
 
     def _ask(self, writer: asyncio.StreamWriter) -> asyncio.Future[Status | None]:
-        """Ask it how it is, unless it has not answered yet; those that ask meanwhile share the answer."""
+        """Ask for its status. Callers that ask before it has answered share the answer."""
         if self._answer is None or self._answer.done():
             self._answer = asyncio.get_running_loop().create_future()
             writer.write(STATUS)
         return self._answer
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        """Take its answers, until it has no more."""
+        """Read its answers, until there are no more."""
         with contextlib.suppress(ConnectionError):
             async for line in reader:
                 if self.known is None and self._process:
@@ -171,11 +171,11 @@ class Process:
             self._answer.set_result(answer)
 
     async def _end(self) -> None:
-        """Wait for its death, and see to what it leaves."""
+        """Wait for its death, and clean up."""
         if self._process is None or self._answers is None:
             return
         how = _how_it_ended(await self._process.wait())
-        # All that it has said comes before the end of it.
+        # All of its answers come before the end of the socket.
         await self._answers
         self._process = None
         self._places.give_back_all(self.number - 1)
@@ -185,10 +185,10 @@ class Process:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Start a process that is spared the signals that stop us, as Ctrl-C does all of a terminal.
+    """Start processes within that do not get the signals that stop this one, as Ctrl-C in a terminal sends to all.
 
-    The process inherits the mask; it exists when `create_subprocess_exec` waits for the first time, so that others
-    that are started at the same time do no harm.
+    A process inherits the mask. It exists when `create_subprocess_exec` waits for the first time, so processes that
+    are started at the same time do not interfere.
     """
     signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)

@@ -1,4 +1,4 @@
-"""The daemons: put the parts together, start them, and stop them at a signal. One serves clients, one publishes."""
+"""The daemons, of which one serves clients and one publishes: they assemble, start and stop the parts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Signals:
 async def serve(settings: Settings) -> bool:
     """Run until SIGINT or SIGTERM; read credentials again at SIGHUP. Raises StartError.
 
-    False if a second such signal came before all clients were disconnected.
+    Returns false if a second such signal came before all clients were disconnected.
     """
     signals, systemd = Signals(), Systemd()
     async with running(settings) as (serving, relay):
@@ -96,7 +96,7 @@ async def publish(settings: Settings) -> None:
 
 
 async def _either(*awaited: Awaitable[object]) -> None:
-    """Wait for one of them; those made here end with it."""
+    """Wait for one of several tasks; those that were made here end with it."""
     tasks = {asyncio.ensure_future(each) for each in awaited}
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks - set(awaited):
@@ -117,9 +117,9 @@ async def _reload(relay: Worker | Pool, asked: asyncio.Event, systemd: Systemd) 
 async def running(
     settings: Settings, writer: str | None = None, routes: Iterable[web.RouteDef] = ()
 ) -> AsyncIterator[tuple[asyncio.Task[None], Worker | Pool]]:
-    """Serve clients from this process or from several, with a monitor; the task ends only by a fault of ours.
+    """Serve clients from this process or from several, with a monitor; the task ends only by a fault of the relay.
 
-    `routes` are answered beside those of the monitor; `writer` is the one of them with which the page writes tasks.
+    `routes` are served beside those of the monitor; `writer` is the one of them with which the page writes tasks.
     """
     several = settings.WS_ENABLED and settings.WS_WORKERS > 1
     passed = from_systemd()

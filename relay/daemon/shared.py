@@ -1,4 +1,4 @@
-"""What several workers share: counts in memory that each of them maps, of an open file."""
+"""What several workers share: counts in memory that each of them maps from an open file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from relay.websocket.limits import Places
 
 
 class SharedPlaces(Places):
-    """The places of all workers: how many each has taken stands in memory that they share, an open file's.
+    """The places of all workers. The number that each has taken is in shared memory.
 
-    Each writes its own number only, and reads the others' while none can take one: so the limit is exact.
+    Each writes its own number only, and reads the others' while none can take a place: so the limit is exact.
     """
 
     def __init__(self, limit: int, file: int, workers: int, own: int = 0) -> None:
@@ -23,7 +23,7 @@ class SharedPlaces(Places):
 
     @property
     def taken(self) -> int:
-        """How many are taken, by all."""
+        """Number of places that are taken, by all."""
         return sum(self._taken_by)
 
     def take(self) -> bool:
@@ -44,7 +44,7 @@ class SharedPlaces(Places):
 
 
 class SharedRates(Rates):
-    """The rates of all workers, in memory that they share, an open file's."""
+    """The rates of all workers, in shared memory."""
 
     def __init__(self, per_client: int, total: int, file: int) -> None:
         super().__init__(per_client, total, memoryview(mmap.mmap(file, Rates.BYTES)))

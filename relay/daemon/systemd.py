@@ -1,6 +1,6 @@
-"""systemd, if it started the daemon: hears when that is ready, and that it is alive, as sd_notify(3) says.
+"""Notifies systemd, if it started the daemon, of readiness and liveness, as sd_notify(3) says.
 
-A few datagrams to a socket that the environment names; without it, nothing happens.
+These are a few datagrams to a socket that the environment names; without it, nothing is sent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _USEC: Final = 1_000_000
 
 
 class Systemd:
-    """Takes what the daemon has to say."""
+    """The socket for notifications."""
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
@@ -24,7 +24,7 @@ class Systemd:
         self._alive_within = int(usec) / _USEC if usec.isdecimal() else 0.0
 
     def notify(self, *lines: str) -> None:
-        """Say how the daemon is. That it does not listen is its own affair."""
+        """Send the state of the daemon. An error is ignored."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
@@ -32,7 +32,7 @@ class Systemd:
             sock.sendto("\n".join(lines).encode(), address)
 
     async def keep(self) -> None:
-        """Say that the event loop turns, as often as systemd wants to hear it."""
+        """Notify the watchdog that the event loop runs, as often as systemd expects it."""
         if not self._alive_within:
             return
         while True:

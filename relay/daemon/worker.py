@@ -34,7 +34,7 @@ STOPPING: Final = "the relay is stopping"
 
 
 class Worker:
-    """Serves subscribers from this process, on sockets that are bound, or that it binds."""
+    """Serves subscribers from this process, on sockets that are given or that it binds."""
 
     def __init__(
         self,
@@ -68,11 +68,11 @@ class Worker:
 
     @property
     def port(self) -> int:
-        """Where clients connect, or would."""
+        """The port for clients."""
         return (self._endpoint and self._endpoint.port) or self._settings.WS_PORT
 
     async def open(self) -> None:
-        """Take the port. Raises StartError."""
+        """Bind the port. Raises StartError."""
         if self._endpoint:
             try:
                 await self._credentials.open()
@@ -83,8 +83,8 @@ class Worker:
                 self._endpoint.open_on(sockets, tls=self._credentials.tls)
 
     async def start(self) -> asyncio.Task[None]:
-        """Serve; the task ends only by a fault of ours."""
-        # What is there now stays: not examining it each time spares everybody pauses of 50 ms under load.
+        """Serve; the task ends only by a fault of the relay."""
+        # What exists now stays: without examining it each time, the collector causes no pauses of 50 ms under load.
         gc.collect()
         gc.freeze()
         return asyncio.create_task(self._serve() if self._endpoint else _nothing(), name="feed")
@@ -101,13 +101,13 @@ class Worker:
             self._hub.refresh()
 
     async def reload(self) -> None:
-        """Read credentials and certificates again; close connections whose credential is not good any more."""
+        """Read credentials and certificates again; close connections whose credential is no longer valid."""
         if self._endpoint:
             await self._credentials.reload()
             self._endpoint.check_grants()
 
     async def drain(self) -> None:
-        """Let nobody in any more, pass on what was committed until now, and disconnect the clients, over WS_DRAIN."""
+        """Admit no more clients, pass on what was committed until now, and disconnect the clients within WS_DRAIN."""
         self._stopping = True
         if self._endpoint is None:
             return
@@ -117,12 +117,12 @@ class Worker:
         await self._endpoint.drain(self._settings.WS_DRAIN / 1000)
 
     def abort(self) -> None:
-        """Cut the clients off."""
+        """Abort the clients' connections."""
         if self._endpoint:
             self._endpoint.abort()
 
     async def status(self) -> Status:
-        """Report how it is."""
+        """Return its status."""
         if self._endpoint is None:
             return Status(running=False, port=self.port, problem=self._stops, unready=self._stops)
         endpoint, source = self._endpoint, self._source.status(self._settings.HEALTH_BUDGET / 1000)
@@ -159,11 +159,11 @@ class Worker:
 
 
 class DecidingSource(Source, Authorizer, Protocol):
-    """A source that also says who may read its boards."""
+    """A source that also decides who may read its boards."""
 
 
 def _source(settings: Settings) -> DecidingSource:
-    """Choose where changes come from. Raises StartError if what it takes is not installed."""
+    """Choose the source of changes. Raises StartError if a package that it needs is not installed."""
     if not settings.SERVE_FROM:
         return Feed(settings.DATABASE_URL)
     with nats_installed("SERVE_FROM"):
@@ -201,7 +201,7 @@ async def _nothing() -> None:
 
 
 async def client_sockets(settings: Settings, *, reuse_port: bool = False) -> list[socket.socket]:
-    """Bind what clients connect to. Raises StartError."""
+    """Bind the sockets that clients connect to. Raises StartError."""
     if not settings.WS_SOCKET:
         with listening_on("WS_PORT", settings.WS_HOST, settings.WS_PORT):
             return await bind(settings.WS_HOST, settings.WS_PORT, reuse_port=reuse_port)

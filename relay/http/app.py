@@ -1,7 +1,7 @@
-"""What an operator sees of the daemon, over HTTP: health, readiness and liveness, and metrics for Prometheus.
+"""The HTTP side for operators: health, readiness and liveness, and metrics for Prometheus.
 
-It knows the relay by its `Status` alone, so one process and several are the same. Browsers find the JavaScript
-client here too, of the same version as the relay; what else the port answers, the board page above all, is given.
+It knows the relay by its `Status` alone, so one process and several are the same. It also serves the JavaScript
+client, of the same version as the relay, and the routes that it is given, such as the board page.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Monitor:
     async def _heard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Give the connection of a request all the time it wants: it has said what it is there for."""
+        """Stop the timer of a connection that has made a request."""
         for arrival in self._listener.arrivals:
             if arrival.protocol is request.protocol:
                 arrival.heard()
@@ -131,7 +131,7 @@ class Monitor:
         return web.Response(body=metrics.page(await self._complete()), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _complete(self) -> Status:
-        """Return the status with what this port and this process have to tell."""
+        """Add the figures of this port and this process to the status."""
         status = await self._status()
         refused = dict.fromkeys((CROWDED_OUT, NO_FILE, TOO_SLOW), 0) | self._refusals.counts
         return status.model_copy(
@@ -149,9 +149,9 @@ async def _live(_request: web.Request) -> web.Response:
 
 
 def _file(name: str, content_type: str) -> web.RouteDef:
-    """Serve a file, that browsers ask for again each time and fetch when it has changed.
+    """Serve a file, for which browsers ask each time, and which they fetch when it has changed.
 
-    Pages of any origin may load it, for there is no secret in it: a client that connects is asked for one.
+    Pages of any origin may load it, for it has no secret: a client that connects must present one.
     """
     body = (_STATIC / name).read_bytes()
     etag = hashlib.sha256(body).hexdigest()

@@ -1,9 +1,9 @@
-"""The board page: its files and what its script is given. Served by the monitor; see static/index.html.
+"""The board page: its files, and the data for its script. Served by the monitor; see static/index.html.
 
 Rules:
-- The page may load and reach nothing but this relay, and the browser sees to that: its Content-Security-Policy is as
-  narrow as it is. Its WebSocket is on another port, which the policy names with the host that the browser asked for.
-- The page knows no more than any client: what it shows it was sent over WebSocket, with the reader's own token.
+- The page may load and reach nothing but this relay: its Content-Security-Policy makes the browser enforce that. Its
+  WebSocket is on another port, which the policy names with the host that the browser asked for.
+- The page gets no more than any client: what it shows was sent over WebSocket, with the reader's own token.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Page:
         self._files = {path: (_STATIC / name).read_bytes() for path, (name, _) in FILES.items()}
 
     def routes(self) -> list[web.RouteDef]:
-        """Say what is answered."""
+        """Return its routes."""
         return [web.get(path, self._file) for path in FILES] + [web.get("/page.json", self._about)]
 
     async def _file(self, request: web.Request) -> web.Response:

@@ -1,12 +1,12 @@
 """What NATS delivers to an edge: one consumer after another, each for the boards that were followed when it was made.
 
 To read other boards, an edge makes a second consumer that begins after the last entry it has taken. Meanwhile the
-first one goes on. Between two batches the edge goes over to the second one, and passes over what it has taken before.
+first one goes on. Between two batches the edge switches to the second one, and skips what it has taken before.
 So all entries before the switch are read with the old selection, all after it with the new one, and none is missed or
 comes twice.
 
-The other ways would not do: to change a consumer's subjects in place leaves open from which entry on that holds, and
-to end one before the next is made would hold up all boards for it.
+Two alternatives do not work: a change of a consumer's subjects in place leaves open from which entry on it holds, and
+ending a consumer before the next is made would delay all boards.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Deliveries:
             self._switched.notify_all()
 
     def want(self, board: str) -> bool:
-        """Have a board's parts delivered soon; return whether they already are."""
+        """Request the delivery of a board's parts; return whether they are already delivered."""
         if self._selection.want(board):
             self._wanted.set()
         return self._selection.has(board)

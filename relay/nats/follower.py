@@ -74,7 +74,7 @@ class Follower:
 
     @property
     def lag(self) -> float:
-        """Everything committed so many seconds ago has been passed on, except what is on its way here."""
+        """Age of the last state, in seconds: all that was committed before it has been passed on."""
         return time.monotonic() - self.last_heard + (self.state.lag if self.state else 0.0)
 
     def forget(self) -> None:

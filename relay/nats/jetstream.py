@@ -10,7 +10,7 @@ Rules:
 - An entry is appended only if the stream ends where its publisher believes that it does: JetStream compares the
   sequence. So of two publishers one is refused, and what was sent twice is stored once. JetStream's de-duplication by
   message id is not used: it would also drop what a publisher must repeat after an interruption.
-- What does not fit into a message is refused here, before it is sent: NATS would end the connection for it.
+- An entry that does not fit into a message is refused before it is sent: NATS would close the connection.
 - Entries come in the order of their sequences. Whether one is missing is for the reader's assembly to find out.
 """
 
@@ -92,7 +92,7 @@ class Stream:
         return Bounds(info.state.first_seq, info.state.last_seq)
 
     async def make(self, seconds: float, size: int, replicas: int) -> None:
-        """Make the stream, if there is none, to keep entries for so many seconds and up to so many bytes of them."""
+        """Make the stream, if there is none, with limits of the age and the total size of its entries."""
         with contextlib.suppress(NoStreamError):
             await self.bounds()
             return

@@ -98,7 +98,7 @@ class MissedReader:
 async def _missed(
     stream: Stream, first: Mark, last: int, position: Snapshot, boards: set[str]
 ) -> Sequence[Committed] | None:
-    """Read what happened on these boards between two entries; None if it is too much, or no longer there."""
+    """Read the changes of these boards between two entries; return None if there are too many, or they are gone."""
     assembly: Assembly | None = None
     missed: list[Committed] = []
     try:

@@ -124,7 +124,7 @@ class Publisher:
             await self._turn.leave()
 
     async def status(self) -> Status:
-        """Return how it is."""
+        """Return its state."""
         turn = self._turn
         problem = self._trouble(turn)
         proven = self._standing_by or (turn and turn.feed.proven)

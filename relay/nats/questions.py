@@ -1,8 +1,8 @@
 """Questions of edges to the active publisher, and its answers. They are not in the stream.
 
-A publisher that is asked says at once that it is at work, and again while it is. So a publisher that is gone is
-noticed within SILENT_SECONDS, however long a board may take. A long answer comes in parts; the first message of it,
-the head, says how many.
+A publisher acknowledges a question at once, and again while it works on it. So one that is gone is noticed within
+SILENT_SECONDS, however long a board may take. A long answer comes in parts; its first message, the head, says how
+many.
 """
 
 from __future__ import annotations

@@ -74,10 +74,10 @@ class NatsSource(Source, Authorizer):
                 return True
         return False
 
-    # How it is
+    # Its state
 
     def trouble(self, budget: float) -> str | None:
-        """Return in one line why changes do not come through, where a publisher has so many seconds to write."""
+        """Return in one line why changes do not come through, where a publisher has `budget` seconds to write."""
         now = time.monotonic()
         if problem := self.problem or self._backoff.recurring(now):
             return problem
@@ -105,7 +105,7 @@ class NatsSource(Source, Authorizer):
 
     @property
     def lag(self) -> float:
-        """Everything committed so many seconds ago has been passed on, except what is on its way here."""
+        """Age of the last state, in seconds: all that was committed before it has been passed on."""
         return self.follower.lag
 
     def status(self, budget: float) -> SourceStatus:

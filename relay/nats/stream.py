@@ -194,7 +194,7 @@ def _pieces(effect: Effect, limit: int) -> Iterator[Effect]:
 
 
 def commits(publisher: str, step: int, parts: Mapping[str | None, int], end: End, room: int) -> Iterator[Encoded]:
-    """End a batch that has so many parts for each board, with entries of at most `room` bytes."""
+    """End a batch with these numbers of parts for each board, in entries of at most `room` bytes."""
     last = Commit(publisher, step, common=parts.get(None, 0), end=end)
     limit = room - len(encode(last)) - len(b',"parts":{}')
     counts = [(board, count) for board, count in parts.items() if board is not None]

@@ -1,4 +1,4 @@
-"""What a publisher does while it is the active one: it appends what the feed finds, and answers edges.
+"""A turn of the active publisher: it appends what the feed finds, and answers edges.
 
 A turn takes the place of the hub. The feed's position is where the stream ends; nothing else is kept. A new turn
 reads that end, and has its feed go on from there.
@@ -119,7 +119,7 @@ class Turn(Sink):
 
     @property
     def counts(self) -> Counts:
-        """What has happened since it became active."""
+        """What has happened since this publisher became active."""
         return self.feed.counts + Counts(entries=self.writer.entries)
 
     @property

@@ -1,7 +1,7 @@
--- Where snapshots are good
+-- Epochs: where snapshots are valid
 
 -- The journal's lower end. Changes of transactions that "seen" sees may be gone: a reader whose snapshot does not
--- cover it has lost continuity and must read its boards again. So it must while "pauses" is not what the control says.
+-- cover it has lost continuity and must read its boards again. The same holds while "pauses" differs from the control.
 -- "place" is the cluster, the database and the installation that the transaction ids are of. Rows of another place
 -- came with a dump; that is also why no table here has a key: a dump's rows must never collide with ours.
 create unlogged table if not exists relay.horizon (
@@ -25,7 +25,7 @@ create unlogged table if not exists relay.ticks (
     bytes   bigint      not null
 );
 
--- A snapshot taken in one run of the server is good in the next, if the next goes on where it ended. Postgres empties
+-- A snapshot taken in one run of the server is valid in the next, if the next goes on where it ended. Postgres empties
 -- an unlogged table in crash recovery, in a restore and when a standby is promoted, just when transaction ids that
 -- were seen before may be given out again. One row per run, so that a copy of the server's files that is put back
 -- does not know the runs that came after it was made.
@@ -52,8 +52,8 @@ as $$
         'relay.epochs'::regclass::oid)
 $$;
 
--- The runs of the server whose snapshots are good, the present one first; it is noted now if it is not yet. Begins
--- afresh where a dump was restored or the server has crashed: what the journal then holds is of another place or past.
+-- The runs of the server whose snapshots are valid, the present one first; it is noted now if it is new. Begins
+-- again where a dump was restored or the server has crashed: what the journal then holds is of another place or past.
 create or replace function relay.epoch() returns table (run text, key bytea)
     language plpgsql
     security definer

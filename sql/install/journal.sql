@@ -1,7 +1,7 @@
 -- The journal
 
--- One row for each change of a watched row: the image that left, the image that came, or both. In which order a
--- transaction made its entries means nothing; only what is left when they are added up does.
+-- One row for each change of a watched row: the image that left, the image that came, or both. The order in
+-- which a transaction made its entries has no meaning; only their sum has.
 create unlogged table if not exists relay.journal (
     -- The transaction that made the change. "What is new since snapshot S" is: xid >= xmax(S) or xid = any(xip(S)).
     xid       xid8   not null default pg_catalog.pg_current_xact_id(),
@@ -21,7 +21,7 @@ create unlogged table if not exists relay.journal (
     reason    text
 ) with (
     -- VACUUM gives room back for new entries, but never shortens the file: that takes a lock which, on a standby,
-    -- cancels whoever reads there, such as pg_dump.
+    -- cancels queries there, such as pg_dump's.
     vacuum_truncate = off, toast.vacuum_truncate = off,
     autovacuum_vacuum_threshold = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_delay = 0,
     toast.autovacuum_vacuum_threshold = 20, toast.autovacuum_vacuum_scale_factor = 0,
@@ -32,7 +32,7 @@ create unlogged table if not exists relay.journal (
 
 comment on table relay.journal is 'What transactions did to the watched tables; pruned by relay.prune.';
 
--- The same as its readers want it. An entry that has no row at all could not be made: the boards must be read again.
+-- The same for readers. An entry without any row could not be made: the boards must be read again.
 -- A wide entry is fetched and unpacked once, not for each part: that is what the subquery is for.
 create or replace view relay.entries as
 select j.ctid, j.xmin, j.xid, j.lsn, j.watch,
@@ -73,7 +73,7 @@ end
 $$;
 do $$
 begin
-    -- Replacing it would wait for everybody who has written, and have everybody else wait.
+    -- Replacing it would wait for every session that has written, and make all others wait.
     if not exists (select from pg_catalog.pg_trigger t
                    where t.tgrelid = 'relay.journal'::regclass and t.tgname = 'refuse_truncate') then
         create trigger refuse_truncate before truncate on relay.journal
@@ -107,7 +107,7 @@ create or replace function relay.paused() returns boolean
     set search_path = pg_catalog, pg_temp
 as $$ select coalesce(pg_catalog.pg_sequence_last_value('relay.control'::regclass), 0) < 0 $$;
 
--- Says what is to be true from now on; who calls it holds the lock on the control.
+-- Sets the control; the caller holds the lock on it.
 create or replace function relay.set_control(paused boolean, pauses bigint, polled_for integer) returns void
     language sql
     set search_path = pg_catalog, pg_temp
@@ -120,7 +120,7 @@ as $$
 $$;
 
 -- For how many more milliseconds the relays poll. The trigger functions hold a copy of this. A moment further ahead than
--- a relay may say is from before the clock was set back.
+-- a relay may promise is from before the clock was set back.
 create or replace function relay.polled_for() returns integer
     language sql
     set search_path = pg_catalog, pg_temp

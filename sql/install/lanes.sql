@@ -127,7 +127,7 @@ declare
     wanted  relay.lane_tables;
     entry   text;
 begin
-    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
+    perform relay.one_at_a_time();
     select * into present from relay.lane_tables l where l.target = lanes.target;
     wanted.target := lanes.target;
     wanted.same := true;
@@ -172,14 +172,7 @@ begin
         raise exception 'relay.lanes: column % of % cannot be the name of lanes: expected text, an enum, or a type of Postgres''s own',
             pg_catalog.quote_ident(wanted.name_column), wanted.target using errcode = 'datatype_mismatch';
     end if;
-    foreach entry in array wanted.order_by loop
-        if not exists (select from relay.order_parts(entry) p
-                       join pg_catalog.pg_attribute a on a.attname = p.col
-                       where a.attrelid = wanted.target and a.attnum > 0 and not a.attisdropped) then
-            raise exception 'relay.lanes: order_by has %: expected a column of %, then optionally asc or desc, nulls first or last',
-                pg_catalog.quote_literal(entry), wanted.target using errcode = 'invalid_parameter_value';
-        end if;
-    end loop;
+    perform relay.check_order('relay.lanes', wanted.target, wanted.order_by);
     perform relay.require_owner(wanted.target);
     wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('filter',
         relay.expression(wanted.target, 'relay.lanes: filter', 'boolean', nullif(coalesce(lanes.filter, present.filter), ''))));
@@ -193,7 +186,7 @@ begin
     end if;
 
     perform relay.lock_table(wanted.target, 'share row exclusive', patience);
-    wanted.id := ('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 8))::bit(32)::integer & 2147483647;
+    wanted.id := relay.new_id();
     wanted.said := wanted.said || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
         'lane_table', wanted.id, 'oid', wanted.target::oid::bigint,
         'id', relay.column_of(wanted.target, wanted.id_column),
@@ -228,7 +221,7 @@ as $$
 declare
     present relay.lane_tables;
 begin
-    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
+    perform relay.one_at_a_time();
     select * into present from relay.lane_tables l where l.target = drop_lanes.target;
     if not found then
         return;

@@ -1,7 +1,7 @@
 -- Pruning
 
--- What is decided here rests on the snapshot of each statement; one from the beginning of the transaction would
--- be too old.
+-- The decisions here need the snapshot of each statement; one from the beginning of the transaction would be too
+-- old.
 create or replace function relay.require_read_committed(caller text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -34,7 +34,7 @@ as $$
     where found.entries > 0
 $$;
 
--- Deletes entries below "floor", a number of them at the most, so that no call takes long; returns how many. They are
+-- Deletes a bounded number of entries below "floor", so that no call takes long; returns how many. They are
 -- found from where the last call ended: what is deleted stays in the index until it is vacuumed, and that waits for the
 -- longest transaction of the database.
 create or replace function relay.sweep(here text, floor xid8, most integer) returns integer
@@ -58,9 +58,9 @@ begin
 end
 $$;
 
--- Lets the oldest changes go, by age and by size (see relay.settings); returns how many went. Call it again until it
+-- Deletes the oldest changes, by age and by size (see relay.settings); returns how many. Call it again until it
 -- returns 0, each time in a transaction of its own. It only deletes: so it waits for nobody, nobody waits for it, and
--- a reader sees what its snapshot shows. Two at once: the second does nothing.
+-- a reader sees what its snapshot shows. Of two at once, the second does nothing.
 create or replace function relay.prune(keep interval default null, most bigint default null) returns bigint
     language plpgsql
     security definer
@@ -104,7 +104,7 @@ $$;
 
 comment on function relay.prune(interval, bigint) is 'Lets old changes go; the daemon calls it every few seconds.';
 
--- What holds the journal's entries: the table, and the one with its wide values.
+-- The files of the journal's entries: the table, and its TOAST table.
 create or replace function relay.journal_parts() returns setof regclass
     language sql
     stable
@@ -135,16 +135,16 @@ begin
 end
 $$;
 
--- Ends a pause, if there is room: journalling goes on, and whoever read before it must read its boards again. Returns
+-- Ends a pause, if there is room: journalling goes on, and relays must read their boards again. Returns
 -- whether journalling goes on. What the journal holds is deleted first, for nobody can go on from it; room is there
 -- when that was vacuumed, which waits for the longest transaction of the database.
 --
--- That all of a full file is free takes proof, or journalling would pause at once again: a VACUUM, of the table and of
+-- That all of a full file is free must be proved, or journalling would pause at once again: a VACUUM, of the table and of
 -- its TOAST table, that began when everything was deleted, and left nothing. It began then if it ended later, and none
 -- ran at that moment. What the statistics say of the rows does not do, for it comes late, and what VACUUM says of the
 -- living rows is an estimate.
 --
--- What the pause left out cannot fall into a crack: a transaction that skipped an entry had its id by then, so in
+-- What was not journalled during the pause cannot be missed: a transaction that skipped an entry had its id by then, so in
 -- the snapshot taken after journalling went on, it is either over (then the horizon, which is that snapshot, sees it)
 -- or still running. For each of the latter an entry is made in its name, which no reader takes before it is over.
 create or replace function relay.resume() returns boolean
@@ -165,14 +165,14 @@ declare
 begin
     perform relay.require_read_committed('relay.resume');
     perform from relay.horizon h where h.place = here for update;
-    -- Only who holds this changes the control.
+    -- The control is changed under this lock only.
     perform pg_catalog.pg_advisory_xact_lock('relay.control'::regclass::oid::bigint);
     count := relay.pauses();
     if count = (select h.pauses from relay.horizon h where h.place = here) then
         return true;
     end if;
     if relay.paused() then
-        -- Others may have written to it what cannot be seen yet, or be vacuuming it.
+        -- Others may have written entries that are not visible yet, or be vacuuming it.
         busy := exists (
             select from pg_catalog.pg_locks l
             where l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
@@ -230,7 +230,7 @@ $$;
 
 comment on function relay.resume() is 'Ends a pause of the journal; the daemon calls it.';
 
--- Promises that the caller polls the journal for so many milliseconds, two seconds at most: the triggers do not notify
+-- Promises that the caller polls the journal for the given milliseconds, two seconds at most: the triggers do not notify
 -- meanwhile, for transactions that notify commit one at a time in the whole cluster. When this begins it notifies once
 -- itself, so that all other relays poll too.
 create or replace function relay.poll_for(ms integer) returns void

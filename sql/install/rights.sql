@@ -17,19 +17,19 @@ $$;
 
 grant usage on schema relay to relay_writer, relay_reader, relay_renderer;
 
--- What the trigger functions need: to insert, to read the control, and their helpers.
+-- The needs of the trigger functions: to insert, to read the control, and their helpers.
 grant insert on relay.journal to relay_writer;
 grant select on sequence relay.control to relay_writer;
 grant execute on function relay.journal_sync(integer, text), relay.notify(), relay.polled_for(), relay.pauses(),
     relay.paused() to relay_writer;
 grant execute on function relay.pause_if_full() to relay_writer;
 
--- What makes JSON of a row calls others that do.
--- It also asks whether the journal is full, which whoever may call it can only have paused when it is.
+-- A function that makes JSON of a row calls others that do.
+-- It also asks whether the journal is full: its callers can have journalling paused only when it is.
 grant execute on function relay.entry(text, text, record, text, text, record), relay.image(record), relay.pause_if_full()
     to relay_renderer;
 
--- What the functions that read boards need.
+-- The needs of the functions that read boards.
 grant select on relay.watches, relay.lane_tables to relay_reader;
 grant execute on function
     relay.parts(regclass), relay.types(regclass), relay.has_user_types(regclass), relay.base_type(oid),
@@ -41,7 +41,7 @@ grant execute on function
     relay.holders(regclass, text), relay.missing_right(regclass)
     to relay_reader;
 
--- Watches that are there, as after a restore, get trigger functions that fit them.
+-- Existing watches, as after a restore, get trigger functions that fit them.
 do $$
 begin
     perform relay.refresh();

@@ -1,6 +1,6 @@
 -- Roles and schema
 
--- Refuses what somebody else made under our names: it would run with our rights.
+-- Refuses objects that others made under the relay's names: they would run with its rights.
 do $$
 declare
     me      constant text := current_user;
@@ -92,7 +92,7 @@ begin
         select 'operator', o.oid::regoperator::text, o.oprowner
         from pg_catalog.pg_operator o where o.oprnamespace = pg_catalog.to_regnamespace('relay')
         union all
-        -- One that stands on a table of ours, but calls a function that is not.
+        -- A trigger on a table of the relay's that calls a function which is not.
         select 'the function of trigger ' || t.tgname || ' on', t.tgrelid::regclass::text, p.proowner
         from pg_catalog.pg_trigger t
         join pg_catalog.pg_class c on c.oid = t.tgrelid and c.relnamespace = pg_catalog.to_regnamespace('relay')

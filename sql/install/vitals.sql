@@ -112,7 +112,7 @@ begin
             using errcode = 'invalid_object_definition';
     end if;
     for w in select * from relay.watches s where s.problem is null order by s.id loop
-        -- A partition may be read only by whoever may read it, not by whoever may read the table it belongs to.
+        -- A partition may be read by the roles that may read it, not by those that may read the table it belongs to.
         select c.oid into part
         from relay.parts(w.target) p
         join pg_catalog.pg_class c on c.oid = p

@@ -131,6 +131,45 @@ as $$
        or t.typname in ('bool', 'uuid', 'int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'date', 'time', 'timestamp', 'timestamptz')
 $$;
 
+-- Lets one session at a time change what is watched, until the end of its transaction: two sessions that watch the same
+-- table must not each make their own, and one that waits for the table must not remove what another has just made.
+create or replace function relay.one_at_a_time() returns void
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint)
+$$;
+
+-- The id of a new watch or table of lanes. A change names the watch it was made under, and an id is never used again, nor
+-- likely to be another server's, so that no change is ever read with the settings of another. Not from random(), whose
+-- sequence is the session's.
+create or replace function relay.new_id() returns integer
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select ('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 8))::bit(32)::integer & 2147483647
+$$;
+
+-- Refuses an order by what is no column of a table, in the name of the function that was called.
+create or replace function relay.check_order(caller text, target regclass, order_by text[]) returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    entry text;
+begin
+    foreach entry in array order_by loop
+        if not exists (select from relay.order_parts(entry) p
+                       join pg_catalog.pg_attribute a on a.attname = p.col
+                       where a.attrelid = target and a.attnum > 0 and not a.attisdropped) then
+            raise exception '%: order_by has %: expected a column of %, then optionally asc or desc, nulls first or last',
+                caller, pg_catalog.quote_literal(entry), target using errcode = 'invalid_parameter_value';
+        end if;
+    end loop;
+end
+$$;
+
 -- Refuses, in one sentence, a table that cannot be fed exactly.
 create or replace function relay.check_watch(
     target regclass, key_columns name[], board_column name, lane_column name, hidden name[], order_by text[]
@@ -237,13 +276,8 @@ begin
                 pg_catalog.quote_ident(col), target using errcode = 'invalid_parameter_value';
         end if;
     end loop;
+    perform relay.check_order('relay.watch', target, order_by);
     foreach entry in array order_by loop
-        if not exists (select from relay.order_parts(entry) p
-                       join pg_catalog.pg_attribute a on a.attname = p.col
-                       where a.attrelid = target and a.attnum > 0 and not a.attisdropped) then
-            raise exception 'relay.watch: order_by has %: expected a column of %, then optionally asc or desc, nulls first or last',
-                pg_catalog.quote_literal(entry), target using errcode = 'invalid_parameter_value';
-        end if;
         if not exists (select from relay.ordering(target, array[entry]) o where o.key ->> 'column' <> all (hidden)) then
             raise exception 'relay.watch: order_by has %, by which clients cannot sort: expected a column that is not hidden, and is '
                 'a number, a text, a boolean, a uuid, an enum, a date or a time', pg_catalog.quote_literal(entry)
@@ -288,7 +322,7 @@ begin
         begin
             execute pg_catalog.format('grant usage on schema %s to relay_reader', place::regnamespace);
         exception when insufficient_privilege then
-            null;  -- and whoever may use it but not grant that gets a warning only
+            null;  -- and a role that may use it but not grant that gets a warning only
         end;
         if not pg_catalog.has_schema_privilege('relay_reader', place, 'usage') then
             raise exception 'relay.watch: boards are read by role relay_reader, and % may not let it use a schema of %: '
@@ -551,8 +585,7 @@ declare
     wanted        relay.watches;
     col           name;
 begin
-    -- One at a time: two sessions that watch the same table must not each make their own.
-    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
+    perform relay.one_at_a_time();
     select * into current_watch from relay.watches w where w.target = watch.target;
     if watch.hidden is not null and watch.shown is not null then
         raise exception 'relay.watch: found both hidden and shown: expected the columns to hide, or the only ones to show'
@@ -672,9 +705,7 @@ begin
     end if;
 
     perform relay.lock_table(wanted.target, 'share row exclusive', patience);
-    -- A change names the watch it was made under, and an id is never used again, nor likely to be another server's, so
-    -- that no change is ever read with the settings of another. Not from random(), whose sequence is the session's.
-    wanted.id := ('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 8))::bit(32)::integer & 2147483647;
+    wanted.id := relay.new_id();
     wanted.said := wanted.said || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
         'watch', wanted.id,
         'oid', wanted.target::oid::bigint,
@@ -720,8 +751,7 @@ as $$
 declare
     current_watch relay.watches;
 begin
-    -- One at a time, as in relay.watch: one that waits for the table must not take away what another has just made.
-    perform pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint);
+    perform relay.one_at_a_time();
     select * into current_watch from relay.watches w where w.target = unwatch.target;
     if not found then
         return;
@@ -733,7 +763,7 @@ begin
     begin
         execute pg_catalog.format('revoke select on %s from relay_reader', current_watch.target);
     exception when insufficient_privilege then
-        null;  -- whoever granted it may take it back
+        null;  -- the role that granted it may revoke it
     end;
     perform relay.remove_orphans();
     perform relay.journal_sync(null, 'watch_changed: unwatch');

@@ -1,9 +1,9 @@
--- Writing: runs inside the writer's transaction, so it must never fail it
+-- Writing: this runs inside the writer's transaction, so it must never fail
 
 -- Pauses journalling when the file is full. A writer calls it about once in 32 kB of rows, since asking for the size
 -- costs more than an entry; so by the time of the pause the file is larger by some 64 kB, ten times as much once in
--- 20,000 pauses, and by the row that was being written. The lock keeps apart who changes the control, and is held for
--- this moment only. Returns true, always.
+-- 20,000 pauses, and by the row that was being written. The lock serializes changes of the control, and is held for this
+-- moment only. Always returns true.
 create or replace function relay.pause_if_full() returns boolean
     language plpgsql
     security definer
@@ -28,8 +28,8 @@ exception when others then
 end
 $$;
 
--- Notifies whoever listens, but not while relays poll, nor when the server's notification queue fills up (a full one fails commits), nor where two-phase commit is enabled (a
--- transaction that has notified cannot be prepared).
+-- Notifies the relays that listen, but not while relays poll, nor when the server's notification queue fills up (a full
+-- one fails commits), nor where two-phase commit is enabled (a transaction that has notified cannot be prepared).
 create or replace function relay.notify() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -43,8 +43,8 @@ begin
 end
 $$;
 
--- Tells the daemon to read its boards again, and why: a word of docs/clients.md, then perhaps more for people. Needs
--- no more than the right to insert into the journal.
+-- Has the daemon read its boards again, with the reason: a word of docs/clients.md, then perhaps more for people. Needs
+-- only the right to insert into the journal.
 create or replace function relay.journal_sync(watch integer, reason text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -96,9 +96,10 @@ exception when others or assert_failure then
 end
 $$;
 
--- The careful way to an entry, which the trigger functions take for wide rows, now and then for others, under other
--- settings than those in which images are made, and where the quick way failed: each image by itself, so that one which
--- cannot be made leaves out no more than that. Now and then, by size, it asks whether the journal is full.
+-- The careful way to make an entry. The trigger functions take it for wide rows, from time to time for others, under
+-- other settings than those in which images are made, and where the quick way failed. It makes each image by itself, so
+-- that one which cannot be made leaves out only itself. From time to time, by size, it checks whether the journal is
+-- full.
 create or replace function relay.entry(
     old_key text, old_board text, old_row record, new_key text, new_board text, new_row record
 ) returns text[]
@@ -157,12 +158,12 @@ create or replace function relay.has_user_types(target regclass) returns boolean
     set search_path = pg_catalog, pg_temp
 as $$ select exists (select from relay.types(target) t where t::oid >= 16384) $$;
 
--- What the function does that makes the entries of one watch. Generated, for a column can be named in PL/pgSQL only as it
+-- The body of the function that makes the entries of one watch. Generated, for a column can be named in PL/pgSQL only as it
 -- is written: reading the id and the board out of the JSON image would cost more, and fails on JSON that holds \u0000.
 -- The only columns it names are those and the hidden ones. If a later schema change renames or retypes one of them, the
 -- block around them catches it: the writer goes on, the daemon learns of it, and has this made again (relay.refresh).
 --
--- Every writer pays for what stands here. PL/pgSQL prepares each expression in each transaction, which takes a
+-- Every writer pays for this code. PL/pgSQL prepares each expression in each transaction, which takes a
 -- microsecond or two, and as much again for five to ten functions and operators in it; an INSERT prepares its own for
 -- each row. So all of the quick way is one expression here and one in journal_body, and an INSERT as plain as can be.
 create or replace function relay.entry_body(w relay.watches) returns text
@@ -184,7 +185,7 @@ begin
     said := pg_catalog.format('array[null, null, null, null, null, null, ''row_unreadable: relay.entry_%s must belong to '
                               'relay_renderer: run relay sql install'']', w.id);
     if w.shown is not null then
-        -- Columns of which nothing was said are gone before anything reads them, also those that come later.
+        -- Columns that are not listed are removed before anything reads them, also those that come later.
         select pg_catalog.format('(select %1$I from (select %2$s) %1$I where op <> ''INSERT'')', s.alias, s.gone),
                pg_catalog.format('(select %1$I from (select %2$s) %1$I where op <> ''DELETE'')', s.alias, s.came)
         into old_row, new_row
@@ -194,7 +195,7 @@ begin
                      pg_catalog.string_agg(pg_catalog.format('after.%I', c), ', ' order by n) as came
               from pg_catalog.unnest(w.shown) with ordinality u (c, n)) s;
     elsif w.hidden <> '{}' then
-        -- The value of a hidden column is gone before anything reads it, and under no other name is it found.
+        -- The value of a hidden column is removed before anything reads it, and is found under no other name.
         hide := E'\n        if op <> ''INSERT'' then';
         foreach col in array w.hidden loop
             hide := hide || pg_catalog.format(' before.%I := null;', col);
@@ -215,7 +216,7 @@ begin%2$s
     -- "after" is null in a delete, "before" in an insert, and so is all that is taken from them.
     begin%3$s
         return case
-            -- After a restore without owners, this would run users' code with the rights of whoever restored.
+            -- After a restore without owners, this would run users' code with the rights of the role that restored.
             when current_user <> 'relay_renderer' then %4$s
             -- Rows that are not too wide, and of those not one for each 32 kB: the WAL position differs between
             -- statements, the key between the rows of one. Images must not depend on the settings of the writer.
@@ -326,7 +327,7 @@ end
 $body$, w.id, relay.place_of(w, 'of_row.'))
 $make$;
 
--- What relay.entry_body makes where rows have places. The places are taken before hidden values are gone.
+-- What relay.entry_body makes where rows have places. The places are computed before hidden values are removed.
 create or replace function relay.placing_body(w relay.watches) returns text
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -383,7 +384,7 @@ begin
     if was = stands and before operator(pg_catalog.*=) after then
         return null;
     end if;
-    -- What is no task has no image.
+    -- A row that is no task has no image.
     before := case when was is not null then before end;
     after := case when stands is not null then after end;
     begin
@@ -409,13 +410,13 @@ exception when others or assert_failure then
     return array[null, null, null, null, null, null, pg_catalog.concat('row_unreadable: ', pg_catalog.left(sqlerrm, 200))];
 end
 $body$, w.id,
-        -- What an expression is made of is not among the table's types.
+        -- The types in an expression are not among the table's types.
         (select pg_catalog.string_agg(pg_catalog.format('pg_catalog.current_setting(%L) %s', s.name, s.condition), ' and ')
          from relay.settings_of(null) s),
         relay.place_of(w, 'before.'), relay.place_of(w, 'after.'), hide,
         case when relay.has_user_types(w.target) then 'false' else 'true' end,
         relay.labelled(w, 'was', 'entry[3]'), relay.labelled(w, 'stands', 'entry[6]'),
-        -- On which board a lane is, its readers find out.
+        -- Readers resolve the board of a lane.
         case when w.said ? 'lanes' then $lanes$
     entry[2] := case when was is not null then pg_catalog.json_build_array(was[2], was[3])::text end;
     entry[5] := case when stands is not null then pg_catalog.json_build_array(stands[2], stands[3])::text end;$lanes$ else '' end,
@@ -447,13 +448,13 @@ as $$
            or not (t.typname in ('bool', 'int2', 'int4', 'int8', 'numeric', 'text', 'varchar', 'bpchar', 'name', 'char', 'uuid', 'json',
                                  'jsonb', 'date', 'time', 'timestamp', 'timestamptz', 'interval', 'float4', 'float8', 'bytea',
                                  'money')
-                   -- What an array is made of is among the types.
+                   -- The element type of an array is among the types.
                    or t.typcategory = 'A'))
 $$;
 
--- What the row trigger's function of one watch does: it has the entry made with no right at all, and inserts it, outside
--- the block that catches errors, for a block that writes would be a subtransaction with an id of its own. Where much is
--- written, an update that changes nothing makes an entry too, which cancels out: to find that out costs all others more.
+-- The body of the row trigger's function of one watch: it has the entry made without any right, and inserts it outside
+-- the block that catches errors, for a block that writes would be a subtransaction with an id of its own. At high write
+-- rates, an update that changes nothing makes an entry too, which cancels out: detecting it would cost all others more.
 --
 -- "return old" returns a variable and evaluates nothing; what a trigger after the fact returns does not matter.
 create or replace function relay.journal_body(w relay.watches) returns text
@@ -462,7 +463,7 @@ create or replace function relay.journal_body(w relay.watches) returns text
 as $make$
     select pg_catalog.format($body$
 begin
-    -- While relays poll, which they do where much is written, this is all that is asked. See relay.polled_for.
+    -- While relays poll, as they do at high write rates, this is the only check. See relay.polled_for.
     if pg_catalog.abs(pg_catalog.pg_sequence_last_value('relay.control'::regclass)
            - pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1048576000) < 1048576000
     then
@@ -538,7 +539,7 @@ begin
 end
 $$;
 
--- Takes every right here from everybody, but from those whom the relay gives some: whoever installs may have default
+-- Revokes every right here from every role but the relay's own: the role that installs may have default
 -- privileges, which give others rights on what is made.
 create or replace function relay.revoke_others() returns void
     language plpgsql

@@ -180,42 +180,6 @@ async def test_slow_dump_costs_subscribers_no_change(
         assert daemon.health()[0] == 200
 
 
-async def test_dump_that_outlasts_the_journal_costs_syncs_until_it_ends(relay: Relays) -> None:
-    """Beyond `stop_bytes` subscribers are sent boards, while the journal grows no more; then changes again."""
-    stop_bytes = 4_000_000
-    autovacuum = {"autovacuum": "on", "autovacuum_naptime": "1s"}
-    with running(lambda: Cluster(settings=autovacuum)) as cluster, fed(cluster) as database:
-        keep(database, stop_bytes)
-        fill(database)
-        daemon = await relay(database.dsn)
-        async with subscriber(daemon) as client:
-            with locks_of_a_dump(database.dsn):
-                await until_no_change_comes_as_a_change(client, database)
-                assert client.reason == "journalling_paused"
-                assert shown(client) == stored(database)
-                assert relays_bytes(database) <= stop_bytes + 1_000_000
-
-            await until_changes_come_as_changes(client, database)
-            write(database, 16)
-            assert await news(client, database) == {"task.updated": ROWS}
-            assert shown(client) == stored(database)
-
-
-async def until_no_change_comes_as_a_change(client: Client, database: Database) -> None:
-    """Write far more than `stop_bytes`, again and again, until all of it arrives in boards alone."""
-    found = Counter({"task.updated": 1})
-    while "task.updated" in found:
-        for n in range(16):
-            write(database, n)
-        found = await news(client, database)
-
-
-async def until_changes_come_as_changes(client: Client, database: Database) -> None:
-    async with asyncio.timeout(20):
-        while "board.sync" in await news(client, database):
-            pass
-
-
 @pytest.mark.parametrize("statements", [1, 12_000])
 def test_journal_stays_within_its_bound_however_it_is_written(statements: int, primary: Cluster) -> None:
     """Three times `stop_bytes` in one transaction, with no relay: of one statement, or of a statement a row."""

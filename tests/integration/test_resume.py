@@ -260,7 +260,7 @@ async def test_many_that_come_back_at_once_cost_the_database_a_handful_of_querie
     assert 0 < reads < 10
 
 
-@pytest.mark.parametrize(("seed", "part", "visits", "writers"), [(3, journal.PART_CHANGES, 12, 4), (4, 10, 5, 1)])
+@pytest.mark.parametrize(("seed", "part", "visits", "writers"), [(3, journal.PART_CHANGES, 6, 4), (4, 10, 5, 1)])
 async def test_a_client_that_comes_and_goes_beside_busy_writers_ends_with_the_table(
     database: Database, relay: Relay, seed: int, part: int, visits: int, writers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -430,7 +430,7 @@ WHAT_HAPPENS = {
 }
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.tuples(

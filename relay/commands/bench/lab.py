@@ -116,13 +116,13 @@ class Lab:
             yield cls(watcher, others, enter(ThreadPoolExecutor(writers)), meter)
 
     def machine(self) -> dict[str, str]:
-        """Say on what was measured."""
+        """Describe the machine on which this was measured."""
         return bench.machine(self._watcher)
 
     # What is written
 
     def single(self, table: str, count: int, seconds: float) -> Cost:
-        """Let so many writers update rows, each in its own transaction."""
+        """Let `count` writers update rows, each row in its own transaction."""
         self._make_ready(table)
 
         def write() -> int:
@@ -168,12 +168,12 @@ class Lab:
         return self.meter.measured(write), transactions[0][0]
 
     def entry_bytes(self, transaction: int) -> int:
-        """Return the size of a transaction's entries; the journal's file says less, for it may have room for them."""
+        """Return the size of a transaction's entries. The journal's file may have had room for them."""
         query = "select coalesce(sum(pg_column_size(j)), 0) from relay.journal j where j.xmin = %s::text::xid"
         return self.meter.number(query, transaction)
 
     def prune(self) -> Cost:
-        """Let all that was committed go from the journal, as the relay does in time. Raises BenchError."""
+        """Prune all that was committed from the journal, as the relay does in time. Raises BenchError."""
         # What the relay has deleted by itself in the meantime is no part of this.
         self._writers[0].execute("vacuum relay.journal")
         self.meter.settle()
@@ -197,7 +197,7 @@ class Lab:
 
     @contextmanager
     def _writing(self, table: str, count: int, seconds: float) -> Iterator[list[Future[int]]]:
-        """Let so many writers commit, for so long or until the end of the block."""
+        """Let `count` writers commit in the background, for `seconds` or until the end of the block."""
 
         def write(writer: psycopg.Connection) -> int:
             row = writer.execute(f"call public.write_{table}(%s, 0)".encode(), [seconds]).fetchone()

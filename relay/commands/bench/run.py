@@ -91,7 +91,7 @@ class Result:
 
 
 def run(database_url: str, subscribers: int, seconds: float, tell: Callable[[str], None]) -> Result:
-    """Measure, each phase for about so many seconds, and report which it is.
+    """Measure, each phase for about `seconds`, and report its name.
 
     Raises BenchError, InstallError, and KeyboardInterrupt at a signal.
     """
@@ -228,7 +228,7 @@ class Subscribers:
         self._process.communicate()
 
     def wait(self, deliveries: int) -> None:
-        """Wait for so many since the last report. Raises BenchError."""
+        """Wait for this number of deliveries since the last report. Raises BenchError."""
         if not self._ask(f"wait {deliveries} {PATIENCE_SECONDS}")["reached"]:
             report = self.report()
             raise BenchError(
@@ -263,11 +263,11 @@ class Subscribers:
 
 
 def _allow_files(count: int) -> None:
-    """Let this process, and those that it starts, open so many files. Raises BenchError."""
+    """Allow this process and its children to open `count` files. Raises BenchError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < count:
         raise BenchError(
-            f"a process may open {hard:,} files here, and so many subscribers need {count:,}:"
+            f"a process may open {hard:,} files here, and this number of subscribers needs {count:,}:"
             " expected fewer --subscribers, or a higher limit (ulimit -n)"
         )
     if soft != resource.RLIM_INFINITY and soft < count:
@@ -303,7 +303,7 @@ def _on_server(database_url: str, statement: str, name: str) -> None:
 
 @contextlib.contextmanager
 def running_relay(dsn: str, subscribers: int, **settings: str) -> Iterator[tuple[int, int]]:
-    """Run the daemon with its defaults, but for ports, limits and these settings; yield its process id and port.
+    """Run the daemon with its defaults except for ports, limits and these settings; yield its process id and port.
 
     Raises BenchError if it does not serve.
     """
@@ -344,13 +344,13 @@ def _listening(log: IO[str]) -> int:
 
 
 def _forget(log: IO[str]) -> None:
-    """Read what the daemon logs, lest it wait for us."""
+    """Read the daemon's log, lest it wait for a reader."""
     for _ in log:
         pass
 
 
 def machine(connection: psycopg.Connection) -> dict[str, str]:
-    """Say on what was measured; where commits wait for a disk, that is most of their time."""
+    """Describe the machine on which this was measured; where commits wait for a disk, that is most of their time."""
     names = ("server_version", "fsync", "synchronous_commit")
     rows = [connection.execute("select current_setting(%s)", [name]).fetchone() for name in names]
     return {

@@ -27,7 +27,7 @@ from relay.postgres import install
 def run(
     database_url: str, writers: Sequence[int], seconds: float, rounds: int, rows: int, tell: Callable[[str], None]
 ) -> Tax:
-    """Measure, with runs of so many seconds, and report what.
+    """Measure, with runs of `seconds`, and report each step.
 
     Raises BenchError, InstallError, and KeyboardInterrupt at a signal.
     """

@@ -4,12 +4,12 @@ It connects as the daemon does, with its two connections, its settings and its r
 daemon serves clients from NATS, it examines that, and knows nothing of the database.
 
 Rules:
-- Each check asks, and a verdict that is pure judges what came. There is always one finding for each check, whatever
-  state the thing is in: also an error that nobody foresaw is one.
-- What depends on something that is broken is skipped: the first failure that is shown is the first to act on.
-- What the daemon's role may not see by itself, narrow functions of sql/install.sql tell: relay.altered, relay.vitals,
-  relay.vacuum_holders and relay.widest.
-- Nobody is held up: no lock is waited for, no table is read whole, each answer has its timeout. Before a transaction
+- Each check queries, and a pure function judges the answer. There is always one finding for each check, also where
+  the query fails with an error that nobody foresaw.
+- A check that depends on something broken is skipped: the first failure that is shown is the first to act on.
+- What the daemon's role may not see by itself, it reads through narrow functions of sql/install.sql: relay.altered,
+  relay.vitals, relay.vacuum_holders and relay.widest.
+- Nothing is delayed: no lock is waited for, no table is read whole, each answer has a timeout. Before a transaction
   pooler is ruled out, no setting is made and nothing listened to: both would stay in a connection that others use.
 - No secret is shown: not the connection string, not a credential.
 """
@@ -40,7 +40,7 @@ Level = Literal["ok", "warning", "failed", "skipped"]
 
 
 class Verdict(NamedTuple):
-    """How a thing is, what was found, and what to do about it, each in one line."""
+    """A judgement, what was found, and what to do about it, each in one line."""
 
     status: Level
     found: str
@@ -73,7 +73,7 @@ def failed(found: str, hint: str) -> Verdict:
 
 @dataclass
 class Place:
-    """What the checks examine: the settings, and the two connections, or the stream, once they are there."""
+    """What the checks examine: the settings, and the two connections, or the stream, once they are open."""
 
     settings: Settings
     lifetime: AsyncExitStack
@@ -103,7 +103,7 @@ class Check(NamedTuple):
 
 
 async def run(settings: Settings, here: Iterable[Check], there: Iterable[Check]) -> AsyncIterator[Finding]:
-    """Examine what is here, and then what is there, where one thing rests on another."""
+    """Run the checks of this machine, and then those of the database or the stream, which depend on each other."""
     async with AsyncExitStack() as lifetime:
         place = Place(settings, lifetime)
         for check in here:
@@ -170,6 +170,6 @@ def advised(line: str) -> tuple[str, str | None]:
 
 
 def halves(problem: str) -> tuple[str, str]:
-    """Split a line of ours into what was found and what to do."""
+    """Split a line of the relay's into what was found and what to do."""
     found, _, hint = problem.rpartition(": ")
     return found, hint

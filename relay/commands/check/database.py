@@ -1,4 +1,4 @@
-"""Examines the database server: the way to it, what it is, and whether it has room."""
+"""Examines the database server: the connection to it, its version and settings, and its capacity."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def _connect(place: Place, conninfo: str) -> None:
 
 
 def judge_tls(where: str, address: str, *, tls: bool) -> Verdict:
-    """Whether strangers may read what is on its way."""
+    """Whether strangers could read the connection."""
     if tls:
         return ok(f"{where}, with TLS")
     if address and ipaddress.ip_address(address).is_global:
@@ -190,7 +190,7 @@ def judge_clock(readings: Iterable[tuple[float, float, float]]) -> Verdict:
 
 
 class Room(NamedTuple):
-    """How many connections may be open and are: of the server, of the role and of the database, -1 is no limit."""
+    """Maximum and present number of connections of the server, the role and the database; -1 is no limit."""
 
     most: int
     open: int

@@ -45,7 +45,7 @@ async def _taken(setting: str, host: str, port: int) -> str | None:
 
 
 async def _running(settings: Settings) -> Verdict | None:
-    """Say how the relay is that has these ports, if one has."""
+    """Return the status of the relay that has these ports, if one has."""
     first = settings.WS_HOST.replace(",", " ").split()[0]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)  # noqa: S104  # compared
     address = f"http://[{host}]" if ":" in host else f"http://{host}"
@@ -68,7 +68,7 @@ async def _files(place: Place) -> Verdict:
 
 
 def judge_files(clients: int, limit: int) -> Verdict:
-    """Whether a process may have so many clients."""
+    """Whether a process may open enough files for its clients."""
     if limit == resource.RLIM_INFINITY:
         return ok("a process may open any number of files")
     needed = clients + SPARE_FILES
@@ -83,7 +83,7 @@ async def _rates(place: Place) -> Verdict:
 
 
 def judge_rates(clients: int, a_minute: int) -> Verdict:
-    """Whether so many clients come back soon after a restart."""
+    """Whether all clients can come back soon after a restart."""
     if not a_minute:
         return ok("connections are not limited by the minute")
     minutes = clients / a_minute

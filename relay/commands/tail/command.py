@@ -57,7 +57,7 @@ from relay.text import harmless
     metavar="FILE",
     help="go on where the last run with this file ended",
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="end after so many messages")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="end after N messages")
 def tail(
     board: str,
     url: str,

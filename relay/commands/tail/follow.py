@@ -5,8 +5,8 @@ connection that breaks costs nothing but a pause: each change is shown once. Con
 are the client library's; the messages are read here, as the JSON that came (messages.py).
 
 Rules:
-- A delivery is shown whole before its cursor counts: what was not shown comes again.
-- What waiting may repair is waited for, for ever; what it cannot is a TailError.
+- A delivery is shown whole before its cursor is kept: one that was not shown comes again.
+- A failure that may pass is retried for ever; any other is a TailError.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _random: Final = random.Random()  # noqa: S311  # chance, not a secret
 
 
 class States:
-    """How the connection is, reported once for each change, and not for attempts that fail as the last one did."""
+    """The state of the connection, reported when it changes, and not for attempts that fail like the last one."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
@@ -68,9 +68,9 @@ class Target:
 async def follow(
     target: Target, cursor: str | None, tell: Callable[[str, str], None]
 ) -> AsyncGenerator[Delivery, None]:
-    """Yield what comes after the cursor, for ever; the next is asked for when the one before is done with.
+    """Yield what comes after the cursor, for ever; each delivery is requested when the one before is done with.
 
-    Raises TailError for what waiting cannot repair.
+    Raises TailError for a failure that waiting cannot repair.
     """
     attempt = 0
     while True:
@@ -132,7 +132,7 @@ def _subscribe(board: str, cursor: str | None) -> str:
 
 
 def hopeless(ex: Exception) -> str | None:
-    """Say what waiting cannot repair, and what may; None for anything else."""
+    """Describe a failure that waiting cannot repair; None for any other."""
     if isinstance(ex, ConnectionClosed) and ex.rcvd and ex.rcvd.code in HOPELESS_CODES:
         return harmless(f"the relay closed the connection: {ex.rcvd.reason or 'no reason'} ({ex.rcvd.code})")
     why = link.hopeless(ex, credential="a good token in RELAY_TOKEN or --token-file", address="--url")
@@ -149,7 +149,7 @@ def _reason(ex: Exception) -> str:
 
 
 def check_url(url: str) -> None:
-    """Raise TailError for what is no address of a WebSocket endpoint."""
+    """Raise TailError if this is not the address of a WebSocket endpoint."""
     try:
         link.check(url)
     except ValueError as ex:
