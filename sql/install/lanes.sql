@@ -205,6 +205,8 @@ begin
     if present.id is not null then
         execute pg_catalog.format('drop function relay.lanes_%1$s(), relay.lane_%1$s(record)', present.id);
     end if;
+    -- Their boards are of another kind now, perhaps, and no longer apart from those of other tables.
+    perform relay.refuse_clash(w) from relay.watches w where w.lanes = wanted.target;
     perform relay.journal_sync(wanted.id, 'watch_changed');
 end
 $$;

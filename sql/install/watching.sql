@@ -531,7 +531,7 @@ begin
     join pg_catalog.pg_namespace n on n.oid = t.relnamespace
     join pg_catalog.pg_class o on o.oid = other
     where t.oid = wanted.target;
-    raise exception 'relay.watch: tasks of % and % may have the same id on the same board, for their ids (%) and boards (%) are '
+    raise exception 'tasks of % and % may have the same id on the same board, for their ids (%) and boards (%) are '
         'of the same kind: expected %; or distinct_ids => true, if you know that no two are the same', wanted.target, other, ids, boards, remedy
         using errcode = 'invalid_parameter_value';
 end

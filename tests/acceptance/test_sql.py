@@ -128,7 +128,7 @@ def test_watching_without_the_install_is_one_line(command: str, empty_database: 
         (["watch", "public.pairs"], "column id of public.pairs is not a key by itself (primary key: (id, board_id))"),
         (["watch", "public.tasks", "--lane", "column"], "public.tasks has no column 'column'"),
         (["watch", "public.tasks", "--hide", "secret"], "public.tasks has no column 'secret' to hide"),
-        (["watch", "public.tasks", "--order-by", "whim"], "order_by has 'whim'"),
+        (["watch", "public.tasks", "--order-by", "whim"], "--order-by has 'whim'"),
     ],
 )
 def test_watchers_mistake_is_one_line(

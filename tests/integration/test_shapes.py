@@ -525,6 +525,15 @@ def test_names_of_lanes_run_no_code_of_users(lists: Database) -> None:
     assert "a user's code makes" in problem
 
 
+def test_lanes_whose_boards_become_those_of_another_table_are_refused(lists: Database) -> None:
+    """As a watch is; nothing has changed then."""
+    lists.execute("alter table lists add team uuid; select relay.lanes('lists', board_column => 'team')")
+    lists.execute("create table notes (id int primary key, board_id int, lane text); select relay.watch('notes')")
+    with pytest.raises(psycopg.Error, match=r"public\.cards and public\.notes may have the same id"):
+        lists.execute("select relay.lanes('lists', board_column => 'board_id')")
+    assert lists.fetch("select board_column::text, triggers_complete from relay.lane_tables") == [("team", True)]
+
+
 def test_lanes_end_without_a_trace(lists: Database) -> None:
     """As a watch does."""
     lists.execute("select relay.unwatch('cards'); select relay.drop_lanes('lists')")
@@ -536,27 +545,26 @@ def test_lanes_end_without_a_trace(lists: Database) -> None:
 RELATED: Final = SHAPES.read_text().partition("## Data of other tables on a card")[2]
 
 
-@pytest.mark.parametrize(
-    "second", ["insert into item_labels values (1, 2)", "update labels set name = 'c' where id = 1"]
-)
-def test_two_who_change_what_one_card_shows_see_each_other(database: Database, second: str) -> None:
+def test_two_who_change_what_one_card_shows_see_each_other(database: Database) -> None:
     """With the triggers that docs/shapes.md prints: the second waits for the first, or its column would be wrong."""
     database.execute(examples(RELATED, "sql")[0])
-    database.execute(
-        "insert into labels (name) values ('a'), ('b'); insert into items (board_id, title) values (1, 'x')"
-    )
+    database.execute("insert into labels (name) values ('a'), ('b')")
+    database.execute("insert into items (board_id, title) values (1, 'one')")
+    waits = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
     first = database.connect()
-    first.execute("begin; insert into item_labels values (1, 1)")
     with ThreadPoolExecutor(1) as pool, Database(database.dsn) as other:
-        done = pool.submit(other.execute, second)
-        waits = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
-        while not done.done() and not database.fetch(waits):
-            pass
-        first.execute("commit")
-        done.result()
-
-    expected = ["a", "b"] if "insert" in second else ["c"]
-    assert database.fetch("select label_names from items") == [(expected,)]
+        for second, expected in (
+            ("insert into item_labels values (1, 2)", ["a", "b"]),
+            ("update labels set name = 'c' where id = 1", ["c"]),
+        ):
+            database.execute("delete from item_labels")
+            first.execute("begin; insert into item_labels values (1, 1)")
+            done = pool.submit(other.execute, second)
+            while not done.done() and not database.fetch(waits):
+                pass
+            first.execute("commit")
+            done.result()
+            assert database.fetch("select label_names from items") == [(expected,)]
 
 
 async def test_a_change_of_another_table_is_an_update_of_the_card(database: Database, relay: Relay) -> None:
@@ -693,38 +701,33 @@ _NAMED: Final = "id text primary key, board_id text, lane text"
 _UUIDS: Final = "id uuid primary key, board_id uuid, lane text"
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "settings", "remedy"),
-    [
-        (_COUNTED, _COUNTED, "", "id_prefix => 'cards-'"),
-        (_COUNTED, _COUNTED.replace("serial", "bigint"), "", "id_prefix => 'cards-'"),
-        (_COUNTED, _COUNTED, "as_text => true", "id_prefix => 'cards-'"),
-        (_COUNTED, _COUNTED, "id_prefix => 'c-'", None),
-        (_COUNTED, _COUNTED, "distinct_ids => true", None),
-        (_COUNTED, _COUNTED.replace("board_id int", "board_id uuid"), "", None),
-        (_COUNTED, _NAMED, "", None),
-        (_NAMED, _NAMED, "", "id_prefix => 'cards-'"),
-        (_NAMED, _NAMED, "board_as => $$board_id || '!'$$", "id_prefix => 'cards-'"),
-        (_UUIDS, _UUIDS, "", None),
-    ],
-)
-def test_tables_that_may_have_one_id_on_one_board_are_refused_with_what_keeps_them_apart(
-    database: Database, one: str, other: str, settings: str, remedy: str | None
-) -> None:
+_PAIRS: Final = [
+    (_COUNTED, _COUNTED, "", "id_prefix => 'cards-'"),
+    (_COUNTED, _COUNTED.replace("serial", "bigint"), "", "id_prefix => 'cards-'"),
+    (_COUNTED, _COUNTED, ", as_text => true", "id_prefix => 'cards-'"),
+    (_COUNTED, _COUNTED, ", id_prefix => 'c-'", None),
+    (_COUNTED, _COUNTED, ", distinct_ids => true", None),
+    (_COUNTED, _COUNTED.replace("board_id int", "board_id uuid"), "", None),
+    (_COUNTED, _NAMED, "", None),
+    (_NAMED, _NAMED, "", "id_prefix => 'cards-'"),
+    (_NAMED, _NAMED, ", board_as => $$board_id || '!'$$", "id_prefix => 'cards-'"),
+    (_UUIDS, _UUIDS, "", None),
+]
+"""Columns of two tables, what is said of the second, and what keeps it apart from the first, if that is needed."""
+
+
+def test_tables_that_may_have_one_id_on_one_board_are_refused_with_what_keeps_them_apart(database: Database) -> None:
     """Numbers and texts may be the same, uuids are not; what the refusal proposes is taken."""
-    database.execute(f"select relay.unwatch('tasks'); create table rows ({one}); create table cards ({other})")
-    database.execute("select relay.watch('rows')")
-    said = f", {settings}" if settings else ""
-    if remedy is None:
-        database.execute(f"select relay.watch('cards'{said})")
-    else:
-        with pytest.raises(
-            psycopg.Error, match=r"tasks of public\.cards and public\.rows may have the same id"
-        ) as caught:
-            database.execute(f"select relay.watch('cards'{said})")
-        assert f": expected {remedy}; or distinct_ids => true," in (caught.value.diag.message_primary or "")
-        database.execute(f"select relay.watch('cards'{said}, {remedy})")
-    database.execute("select relay.watch('cards')")  # what was said once stays
+    database.execute("select relay.unwatch('tasks')")
+    for one, other, said, remedy in _PAIRS:
+        database.execute(f"create table rows ({one}); create table cards ({other}); select relay.watch('rows')")
+        if remedy is not None:
+            with pytest.raises(psycopg.Error, match="may have the same id") as caught:
+                database.execute(f"select relay.watch('cards'{said})")
+            assert f": expected {remedy}; or distinct_ids => true," in (caught.value.diag.message_primary or "")
+        database.execute(f"select relay.watch('cards'{said}{f', {remedy}' if remedy else ''})")
+        database.execute("select relay.watch('cards')")  # what was said once stays
+        database.execute("drop table rows, cards")
 
 
 def test_schemas_of_tenants_are_kept_apart_by_boards_of_their_own(database: Database) -> None:
@@ -813,41 +816,46 @@ _NAMES: Final = {
 """Names that boards are asked for by, each with how the database writes it, if otherwise."""
 
 
-@pytest.mark.parametrize(
-    "tables",
-    [
-        "create table uuids (id int primary key, board_id uuid, lane text); select relay.watch('uuids')",
-        """
+_OF_UUIDS: Final = {
+    "column": "create table uuids (id int primary key, board_id uuid, lane text); select relay.watch('uuids')",
+    "expression": """
         create table uuids (id int primary key, b uuid, lane text);
         select relay.watch('uuids', board_as => $$case b when '00000000-0000-0000-0000-000000000001' then 'default'
             else b::text end$$)
-        """,
-        """
+    """,
+    "lanes": """
         create table lists (id int primary key, board_id uuid, name text);
         create table uuids (id int primary key, lane int);
         select relay.lanes('lists'); select relay.watch('uuids', lanes => 'lists')
-        """,
-    ],
-    ids=["column", "expression", "lanes"],
-)
-async def test_a_board_that_the_database_writes_otherwise_is_refused_with_its_name(
-    database: Database, tables: str
-) -> None:
-    """It would be empty for ever; what is no value of the column's type is a board without tasks."""
-    database.execute(f"select relay.unwatch('tasks'); create table numbers ({_COUNTED}); {tables}")
-    database.execute("select relay.watch('numbers', distinct_ids => true)")
-    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+    """,
+}
+
+
+def test_how_the_database_writes_a_name_is_known_wherever_boards_come_from(database: Database) -> None:
+    """What is no value of the column's type is a board without tasks."""
+    database.execute(f"create table numbers ({_COUNTED}); select relay.watch('numbers', distinct_ids => true)")
+    for source, tables in _OF_UUIDS.items():
+        database.execute(tables)
         for name, written in _NAMES.items():
-            await client.send({"type": "subscribe", "boardId": name})
-            kind, data = await client.receive()
-            if written is None:
-                assert kind == "board.sync"
-            else:
-                assert (kind, data["code"], data["boardId"]) == ("error", "invalid_board_id", name)
-                assert f"expected '{written}'" in data["message"]
-                assert (await client.subscribe(written))[0] == "board.sync"
-        assert relay.feed.status(10).failing == {}
-        assert relay.hub.subscriptions == len({"abc", "99999999999999999999", _UUID, "7"})
+            found = [json.loads(task) for _, task in database.fetch("select * from relay.board(%s)", name)]
+            assert (source, name, found) == (source, name, [] if written is None else [written])
+        database.execute("drop table uuids")
+
+
+async def test_a_board_that_the_database_writes_otherwise_is_refused_with_its_name(
+    database: Database, relay: Relay
+) -> None:
+    """It would be empty for ever."""
+    database.execute(
+        f"select relay.unwatch('tasks'); create table numbers ({_COUNTED}); select relay.watch('numbers')"
+    )
+    async with Client.to(relay.url) as client:
+        await client.send({"type": "subscribe", "boardId": "007"})
+        kind, data = await client.receive()
+        assert (kind, data["code"], data["boardId"]) == ("error", "invalid_board_id", "007")
+        assert "expected '7'" in data["message"]
+        assert (relay.hub.subscriptions, dict(relay.feed.status(10).failing)) == (0, {})
+        assert (await client.subscribe("7"))[0] == "board.sync"
 
 
 def test_a_name_that_another_table_has_as_it_is_is_not_refused(database: Database) -> None:

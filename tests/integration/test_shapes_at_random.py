@@ -119,6 +119,11 @@ def shows(board: relay.client.Board, expected: list[tuple[str, list[int]]]) -> b
     return [(lane, [task["id"] for task in tasks]) for lane, tasks in board.lanes.items()] == expected
 
 
+def holds(board: relay.client.Board, expected: tuple[Any, ...]) -> bool:
+    """Tell whether a board is what a fresh client got."""
+    return held(board) == expected
+
+
 async def fresh(url: str, name: str) -> tuple[Any, ...]:
     """Return what a client gets that comes now."""
     async with relay.client.connect(url) as connection:
@@ -149,7 +154,7 @@ async def test_a_follower_holds_what_a_fresh_client_gets_and_that_is_the_table(d
                     expected = database.fetch(EXPECTED, name)
                     await until(partial(shows, board, [(lane, cards or []) for lane, _, cards in expected]))
                     assert board.lane_names == {lane: title for lane, title, _ in expected}
-                    assert held(board) == await fresh(running.url, name)
+                    await until(partial(holds, board, await fresh(running.url, name)))
 
 
 RELATED_TABLES: Final = SHAPES.read_text().partition("## Data of other tables on a card")[2]
@@ -193,9 +198,8 @@ async def test_columns_that_triggers_keep_from_other_tables_are_exact(database: 
         board = await connection.subscribe("1")
         with writing(database.dsn, 1, statement=related):
             await asyncio.sleep(SECONDS / 2)
+            await until(lambda: database.fetch(SHOWED) == [(True, True)])
         assert await running.feed.catch_up()
 
         assert database.fetch(SHOWN) == []
-        assert database.fetch(SHOWED) == [(True, True)]
-        expected = await fresh(running.url, "1")
-        await until(lambda: held(board) == expected)
+        await until(partial(holds, board, await fresh(running.url, "1")))
