@@ -26,11 +26,11 @@ def fault(text: str) -> str | None:
     try:
         found = conninfo_to_dict(text)
     except psycopg.ProgrammingError:
-        return _quoted(text) or _scheme(text) or _parameter(text) or ""
+        return _quoted(text) or _scheme(text) or _spaced(text) or _parameter(text) or ""
     ports = str(found.get("port") or "")
     if re.search("[@#/]", _hosts(found.get("host"))) or not re.fullmatch("[0-9,]*", ports):
         return _ESCAPE
-    return None
+    return _spaced(text)
 
 
 def _hosts(value: object) -> str:
@@ -41,6 +41,12 @@ def _hosts(value: object) -> str:
 def _quoted(text: str) -> str | None:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         return "it is in quotes: expected none (docker --env-file keeps those of a file)"
+    return None
+
+
+def _spaced(text: str) -> str | None:
+    if text.lstrip().startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)) and re.search(r"\s", text):
+        return "it has a space or a line break: expected none around it, and in the user and the password %20"
     return None
 
 

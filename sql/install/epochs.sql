@@ -52,6 +52,27 @@ as $$
         'relay.epochs'::regclass::oid)
 $$;
 
+-- Whether a dump has brought rows of another place, and with them perhaps entries that pass for ours, for ids of
+-- transactions mean nothing elsewhere: then all that is in the journal counts as gone.
+create or replace function relay.forget_others(here text) returns boolean
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not exists (select from relay.horizon h where h.place <> here)
+        and not exists (select from relay.epochs e where e.place <> here)
+        and not exists (select from relay.ticks t where t.place <> here)
+    then
+        return false;
+    end if;
+    delete from relay.horizon h where h.place <> here;
+    delete from relay.epochs e where e.place <> here;
+    delete from relay.ticks t where t.place <> here;
+    update relay.horizon h set seen = pg_catalog.pg_current_snapshot(), swept = '0' where h.place = here;
+    return true;
+end
+$$;
+
 -- The runs of the server whose snapshots are valid, the present one first; it is noted now if it is new. Begins
 -- again where a dump was restored or the server has crashed: what the journal then holds is of another place or past.
 create or replace function relay.epoch() returns table (run text, key bytea)
@@ -81,6 +102,7 @@ begin
         where not exists (select from relay.epochs e
                           where e.place = here and e.started = pg_catalog.pg_postmaster_start_time());
     end if;
+    perform relay.forget_others(here);
     return query select e.run, e.key from relay.epochs e where e.place = here order by e.started desc;
 end
 $$;

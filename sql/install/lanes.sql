@@ -7,7 +7,7 @@ create or replace function relay.lane_body(l relay.lane_tables) returns text
     stable
     set search_path = pg_catalog, pg_temp
 as $make$
-    select pg_catalog.format($body$
+    select pg_catalog.format($body$-- %4$s
 begin
     if current_user <> 'relay_renderer' then
         raise exception 'relay.lane_%1$s belongs to %%, expected relay_renderer: run relay sql install', current_user
@@ -20,7 +20,8 @@ exception when data_exception or program_limit_exceeded then
 end
 $body$, l.id, coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'of_row.'), 'true'),
         pg_catalog.string_agg(coalesce(relay.as_text(l.target, c.name, 'of_row.' || pg_catalog.quote_ident(c.name)), 'null'),
-                              ', ' order by c.n))
+                              ', ' order by c.n),
+        relay.types_stamp(l.target))
     from (
         select 1 as n, l.board_column as name
         union all
@@ -30,6 +31,7 @@ $body$, l.id, coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'of_r
         union all
         select 3 + o.n, p.col from pg_catalog.unnest(l.order_by) with ordinality o (entry, n)
         cross join lateral relay.order_parts(o.entry) p
+        join pg_catalog.pg_attribute a on a.attrelid = l.target and a.attname = p.col and a.attnum > 0 and not a.attisdropped
     ) c (n, name)
 $make$;
 
@@ -181,6 +183,8 @@ begin
     if present.problem is null and present.triggers_complete
         and row(present.id_column, present.board_column, present.name_column, present.order_by, present.filter)
             is not distinct from row(wanted.id_column, wanted.board_column, wanted.name_column, wanted.order_by, wanted.filter)
+        and not exists (select from pg_catalog.pg_trigger t where t.tgrelid = wanted.target and t.tgname in ('relay_lanes', 'relay_lanes_truncate')
+                        and t.tgenabled <> 'A')
     then
         return;
     end if;
@@ -254,9 +258,9 @@ $$;
 comment on function relay.resync() is 'Sends every subscriber its whole board again.';
 
 -- Twelve characters that change when anything does that a client's copy depends on: what is watched and how, columns
--- and partitions, and of every type that a row is made of, its labels, attributes, base and casts to json. And when a
--- dump is restored over it all, or a trigger was switched off, even if it is on again: what was written meanwhile, nobody
--- knows.
+-- and partitions, and of every type that a row is made of, its labels, attributes, base and casts to json; of tables of
+-- lanes too. And when a dump is restored over it all, or a trigger was switched off, even if it is on again: what was
+-- written meanwhile, nobody knows.
 create or replace function relay.shape() returns text
     language sql
     stable
@@ -269,8 +273,11 @@ as $$
     from relay.watches w
     left join relay.lane_tables l on l.target = w.lanes
     cross join lateral (
+        select array(select p::oid from relay.parts(w.target) p union select w.lanes::oid where w.lanes is not null) as oids
+    ) tables
+    cross join lateral (
         select pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.oid, t.tgenabled, t.xmin), ',' order by t.oid) as said
-        from relay.parts(w.target) p
+        from pg_catalog.unnest(tables.oids) p
         join pg_catalog.pg_trigger t on t.tgrelid = p
         join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.pronamespace = 'relay'::regnamespace
     ) triggers
@@ -278,7 +285,7 @@ as $$
         select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod,
                    a.attisdropped, a.xmin, case when a.attgenerated <> '' then d.xmin end), ','
                order by a.attrelid, a.attnum) as said
-        from relay.parts(w.target) p
+        from pg_catalog.unnest(tables.oids) p
         join pg_catalog.pg_attribute a on a.attrelid = p and a.attnum > 0
         left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
     ) cols
@@ -293,7 +300,7 @@ as $$
                     from pg_catalog.pg_cast c left join pg_catalog.pg_proc f on f.oid = c.castfunc
                     where c.castsource = t.oid and c.casttarget in ('json'::regtype, 'text'::regtype))), ','
                order by t.oid) as said
-        from relay.types(w.target) m
+        from (select m from relay.types(w.target) m union select m from relay.types(w.lanes) m) made_of (m)
         join pg_catalog.pg_type t on t.oid = m
         where t.oid >= 16384
     ) types

@@ -71,6 +71,7 @@ declare
     floor xid8;
 begin
     perform relay.require_read_committed('relay.prune');
+    perform relay.forget_others(here);
     perform relay.tick(here)
     where not exists (select from relay.ticks t
                       where t.place = here and t.at > pg_catalog.clock_timestamp() - interval '1 second' and keep is null);

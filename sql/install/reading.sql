@@ -201,7 +201,8 @@ begin
             relay.as_text(l.target, l.name_column, 'lane.' || pg_catalog.quote_ident(l.name_column)),
             (select pg_catalog.string_agg(pg_catalog.format('lane.%I%s, ', p.col, p.direction), '' order by o.n)
              from pg_catalog.unnest(l.order_by) with ordinality o (entry, n)
-             cross join lateral relay.order_parts(o.entry) p),
+             cross join lateral relay.order_parts(o.entry) p
+             join pg_catalog.pg_attribute a on a.attrelid = l.target and a.attname = p.col and a.attnum > 0 and not a.attisdropped),
             l.id_column, l.target, on_board, relay.lane_condition(l, careful)) into its;
         -- Two JSON arrays become one.
         listed := coalesce(pg_catalog.left(listed, -1) || ',' || pg_catalog.substr(its::text, 2), listed, its::text);

@@ -158,6 +158,18 @@ create or replace function relay.has_user_types(target regclass) returns boolean
     set search_path = pg_catalog, pg_temp
 as $$ select exists (select from relay.types(target) t where t::oid >= 16384) $$;
 
+-- Stands for the types of a table's columns. It is in each function that is made for a table: PL/pgSQL plans an expression
+-- of a row once per session, and fails when a column has another type since; where the types have changed, the function
+-- is another, and so is made again, and planned again.
+create or replace function relay.types_stamp(target regclass) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.atttypid, a.atttypmod), ',' order by a.attnum))
+    from pg_catalog.pg_attribute a where a.attrelid = target and a.attnum > 0 and not a.attisdropped
+$$;
+
 -- The body of the function that makes the entries of one watch. Generated, for a column can be named in PL/pgSQL only as it
 -- is written: reading the id and the board out of the JSON image would cost more, and fails on JSON that holds \u0000.
 -- The only columns it names are those and the hidden ones. If a later schema change renames or retypes one of them, the
@@ -211,7 +223,7 @@ begin
     came := pg_catalog.format('after.%I::text, %s', w.id_column,
                              relay.as_text(w.target, w.board_column, pg_catalog.format('after.%I', w.board_column)));
 
-    return pg_catalog.format($body$
+    return '-- ' || relay.types_stamp(w.target) || pg_catalog.format($body$
 begin%2$s
     -- "after" is null in a delete, "before" in an insert, and so is all that is taken from them.
     begin%3$s
@@ -313,7 +325,7 @@ create or replace function relay.place_body(w relay.watches) returns text
     stable
     set search_path = pg_catalog, pg_temp
 as $make$
-    select pg_catalog.format($body$
+    select '-- ' || relay.types_stamp(w.target) || pg_catalog.format($body$
 begin
     if current_user <> 'relay_renderer' then
         return array[null, null, null, pg_catalog.concat('relay.place_%1$s belongs to ', current_user,
@@ -351,7 +363,7 @@ begin
                      pg_catalog.string_agg(pg_catalog.format('after.%I', c), ', ' order by n) as came
               from pg_catalog.unnest(w.shown) with ordinality u (c, n)) s;
     end if;
-    return pg_catalog.format($body$
+    return '-- ' || relay.types_stamp(w.target) || pg_catalog.format($body$
 declare
     was     text[];
     stands  text[];

@@ -254,6 +254,42 @@ async def test_exchange_of_the_guide_is_one_sync(database: Database, relay: Rela
         assert relay.feed.problem is None
 
 
+RETYPED = {
+    "tasks": (
+        (
+            "create table t (id int primary key, board_id int default 7, lane text default 'x', n int default 0);"
+            "insert into t values (1); select relay.watch('t')"
+        ),
+        "alter table t alter column board_id type ",
+    ),
+    "lanes": (
+        (
+            "create table t (id int primary key, board_id int default 7, name text, n int default 0);"
+            "insert into t values (1); select relay.lanes('t', order_by => '{n}')"
+        ),
+        "alter table t alter column name type ",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RETYPED)
+def test_writer_that_lives_on_is_journalled_as_ever_however_often_a_column_is_retyped(
+    database: Database, kind: str
+) -> None:
+    """Its session has planned how to read the column as it was."""
+    make, retype = RETYPED[kind]
+    database.execute(make)
+    writer = database.connect()
+    for new_type in ("varchar(20)", "text", "varchar(30)", "text"):
+        for _ in range(7):
+            writer.execute("update t set n = n + 1")
+        database.execute(retype + new_type)
+        database.execute("select relay.refresh()")  # as the daemon does within a second
+    writer.execute("update t set n = n + 1")
+    unread = "select reason from relay.entries where reason ~ 'row_unreadable'"
+    assert database.fetch(unread) == []
+
+
 # Columns that are shown
 
 

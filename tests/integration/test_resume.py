@@ -320,3 +320,30 @@ async def test_board_read_beside_a_rewrite_of_the_table_shows_its_rows(database:
         await client.receive()
 
         assert set(client.tasks) == {"a"}
+
+
+async def test_entries_that_a_dump_brought_are_sent_to_nobody(database: Database, relay: Relay) -> None:
+    """Not even those that pass for ours, where the watches are copies and transactions have the same numbers."""
+    async with Client.to(relay.url) as client:
+        await client.resume("default", None)
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        await client.receive_batch()
+        cursor, tasks = client.cursor, client.tasks
+    [(xid,)] = database.fetch("select pg_current_xact_id()::text")
+    ghost = '{"id": "ghost", "board_id": "default", "lane": "todo"}'
+    database.execute(
+        "insert into relay.journal (xid, watch, entry) select %s::text::xid8, id, "
+        "array[null, null, null, 'ghost', 'default', %s, null] from relay.watches",
+        xid,
+        ghost,
+    )
+    database.execute("insert into relay.ticks values ('elsewhere', now(), pg_current_snapshot(), 1, 1)")
+    database.execute("select relay.prune()")  # as the daemon does every few seconds
+    async with Client.to(relay.url) as client:
+        [(kind, _)] = await client.resume("default", cursor, tasks)
+        assert (kind, client.reason, set(client.tasks)) == ("board.sync", "journal_pruned", {"a"})
+        await until(lambda: relay.feed.problem is None)
+        database.execute("insert into tasks (id, title) values ('b', 'B')")
+        while "b" not in client.tasks:
+            await client.receive_batch()
+        assert client.tasks.keys() == {"a", "b"}

@@ -513,6 +513,29 @@ async def test_lanes_that_cannot_be_read_are_a_fault_of_their_boards_alone(
         assert relay.feed.status(10).counts.reconnects == 0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "alter table lists disable trigger all; update lists set name = 'good'; alter table lists enable trigger all",
+        "alter type mood rename value 'fine' to 'good'",
+    ],
+    ids=["triggers off and on", "label"],
+)
+async def test_what_changes_lanes_without_a_trigger_is_a_sync(lists: Database, relay: Relay, change: str) -> None:
+    """As it is where it changes tasks."""
+    lists.execute("create type mood as enum ('fine', 'good_') ; alter table lists alter column name type text")
+    if "mood" in change:
+        lists.execute(
+            "update lists set name = 'fine'; alter table lists alter column name type mood using name::mood"
+        )
+    async with Client.to(relay.url) as client:
+        await client.subscribe("1")
+        lists.execute(change)
+        names: set[str] = set()
+        while names != {"good"}:
+            names = set((await client.receive())[1]["laneNames"].values())
+
+
 def test_names_of_lanes_run_no_code_of_users(lists: Database) -> None:
     """A type whose text somebody's function makes is refused, and is a problem when it comes later."""
     lists.execute("create type pair as (a int, b int)")
@@ -532,6 +555,14 @@ def test_lanes_whose_boards_become_those_of_another_table_are_refused(lists: Dat
     with pytest.raises(psycopg.Error, match=r"public\.cards and public\.notes may have the same id"):
         lists.execute("select relay.lanes('lists', board_column => 'board_id')")
     assert lists.fetch("select board_column::text, triggers_complete from relay.lane_tables") == [("team", True)]
+
+
+def test_triggers_of_lanes_fire_always_again_when_they_are_declared_again(lists: Database) -> None:
+    """As after a load with triggers disabled, which leaves them on for ordinary sessions only."""
+    lists.execute("alter table lists disable trigger all; alter table lists enable trigger all")
+    lists.execute("select relay.lanes('lists')")
+    enabled = "select distinct tgenabled::text from pg_trigger where tgname ~ '^relay_lanes'"
+    assert lists.fetch(enabled) == [("A",)]
 
 
 def test_lanes_end_without_a_trace(lists: Database) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from relay import config
 
+SPACED = "it has a space or a line break: expected none around it, and in the user and the password %20"
 ESCAPED = "in the user and the password, write # as %23, / as %2F, : as %3A, ? as %3F, @ as %40"
 
 
@@ -171,6 +172,8 @@ def test_a_bad_value_gives_one_line_with_the_setting_the_value_and_what_is_allow
         ("postgresql://me:hunter2@x@db/tasks", ESCAPED),
         ("postgresql://me:hunter2/x@db/tasks", ESCAPED),
         ("postgresql://me:hunter2%@db/tasks", "a % has to be escaped: write it as %25"),
+        ("postgresql://me:hunter2 x@db/tasks", SPACED),
+        ("postgresql://me:hunter2@db/tasks\n", SPACED),
     ],
 )
 def test_a_bad_database_url_says_why_and_is_never_repeated(url: str, why: str) -> None:

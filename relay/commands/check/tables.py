@@ -149,11 +149,14 @@ _TRIGGERS: Final[LiteralString] = """
     order by w.id, part.name::text, wanted.name
 """
 _TRIGGERS_OF_LANES: Final[LiteralString] = """
-    select pg_catalog.format('%I.%I', n.nspname, c.relname)
+    select pg_catalog.format('%I.%I', n.nspname, c.relname), l.triggers_complete
     from relay.lane_tables l
     join pg_catalog.pg_class c on c.oid = l.target
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    where not l.triggers_complete order by 1
+    where not l.triggers_complete or exists (
+        select from pg_catalog.pg_trigger t
+        where t.tgrelid = l.target and t.tgname in ('relay_lanes', 'relay_lanes_truncate') and t.tgenabled <> 'A')
+    order by 2, 1
 """
 
 
@@ -175,9 +178,11 @@ async def _triggers(place: Place) -> Verdict:
         return failed(found, f"run relay sql watch {shlex.quote(table)} with all its options")
     wrong = await place.link.rows(_TRIGGERS)
     if not wrong:
-        for (lanes,) in await place.link.rows(_TRIGGERS_OF_LANES):
-            found = f"those of {lanes}, whose rows are lanes, are missing, disabled or not as relay.lanes makes them"
-            return failed(found, f"run relay sql lanes {shlex.quote(lanes)}")
+        for lanes, complete in await place.link.rows(_TRIGGERS_OF_LANES):
+            found, hint = f"those of {lanes}, whose rows are lanes, are", f"run relay sql lanes {shlex.quote(lanes)}"
+            if complete:
+                return warning(f"{found} not enabled always: what replication applies there is not journalled", hint)
+            return failed(f"{found} missing, disabled or not as relay.lanes makes them", hint)
         return ok("all are in place and enabled, on partitions too")
     how = {None: "missing", "D": "disabled", "A": "not as relay.watch makes it"}
     table = wrong[0][0]
