@@ -124,6 +124,14 @@ class Gate:
 
         The cheapest checks come first, so that a flood costs little.
         """
+        self.let_ask(visitor, now)
+        return self.access.grant(visitor.credential)
+
+    def let_ask(self, visitor: Visitor, now: float) -> None:
+        """Let a visitor ask who has no credential yet: if its origin may connect, and it does not come too often.
+
+        Raises Refused.
+        """
         if self._rates and (wait := self._rates.take(self.source(visitor).address, now)):
             raise TooMany(wait)
         if not visitor.origins and self._require_origin:
@@ -131,4 +139,3 @@ class Gate:
         for origin in visitor.origins:
             if not self._origins.allow(origin, self._host(visitor)):
                 raise ForeignOrigin(origin)
-        return self.access.grant(visitor.credential)

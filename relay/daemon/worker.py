@@ -20,7 +20,6 @@ from relay.hub.hub import Hub
 from relay.hub.ports import Authorizer, Source
 from relay.model.status import Counts, Status
 from relay.postgres.feed import Feed
-from relay.websocket.frames import deflated_frame, frame
 from relay.websocket.limits import Limits, Places
 from relay.websocket.server import Endpoint
 from relay.websocket.sockets import bind, bind_path
@@ -51,7 +50,7 @@ class Worker:
         self._credentials = Reloader(
             settings, rates or Rates(settings.WS_RATE_LIMIT_PER_CLIENT, settings.WS_RATE_LIMIT_TOTAL)
         )
-        self._hub = Hub(self._source, frame, deflated_frame)
+        self._hub = Hub(self._source)
         self._endpoint: Endpoint | None = None
         if settings.WS_ENABLED:
             self._endpoint = Endpoint(

@@ -1,19 +1,20 @@
 """Delivery: makes the bytes of what a board's subscribers are sent, once, and sends them.
 
-A delivery is one buffer for all plain subscribers in it and one for all resumable ones; two of each if some inflate.
+A delivery is one buffer for all plain subscribers in it and one for all resumable ones; of each, one for every way in
+which messages are framed.
 It is sent whole to every subscriber that is ready when it begins, and goes to all of them a buffer at a time: so none
 waits until another has all of a large one.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final
 
 from relay.hub.board import Delivery
-from relay.hub.ports import Subscriber
+from relay.hub.ports import Frame, Subscriber
 from relay.model import messages
 from relay.model.cursor import Epoch
 from relay.model.messages import Message
@@ -21,51 +22,46 @@ from relay.model.messages import Message
 BUFFER_BYTES: Final = 64 * 1024
 """Approximate size of what is sent to one subscriber before the next one has its turn."""
 
-Frame = Callable[[bytes], bytes]
-"""Turns a message into the bytes that go on the wire."""
-
 
 class Sender:
-    """Sends to subscribers. `deflated` makes frames for those that inflate, `frame` for all others.
+    """Sends to subscribers.
 
     For metrics: `sent` counts messages by type, each as often as it was sent, `sent_bytes` their bytes on the wire.
     """
 
-    def __init__(self, frame: Frame, deflated: Frame) -> None:
+    def __init__(self) -> None:
         self.sent: Counter[str] = Counter()
         self.sent_bytes = 0
-        self._frame = frame
-        self._deflated = deflated
 
     def send(self, subscribers: AbstractSet[Subscriber], found: Sequence[Message]) -> list[Subscriber]:
         """Send messages to the subscribers that are ready; return the others."""
-        plain: list[Subscriber] = []
-        inflating: list[Subscriber] = []
-        behind: list[Subscriber] = []
-        for subscriber in subscribers:
-            if subscriber.ready:
-                (inflating if subscriber.inflates else plain).append(subscriber)
-            else:
-                behind.append(subscriber)
-        self._write(plain, map(self._frame, (message.json for message in found)))
-        self._write(inflating, map(self._deflated, (message.json for message in found)))
+        behind = [subscriber for subscriber in subscribers if not subscriber.ready]
+        for frame, alike in _by_frame(subscriber for subscriber in subscribers if subscriber.ready):
+            self._write(alike, map(frame, found))
         return behind
 
     def answer(self, subscribers: Sequence[Subscriber], message: Message) -> None:
         """Send one message to subscribers whether they are ready or not: it is short."""
-        self._write(subscribers, [self._frame(message.json)])
+        for frame, alike in _by_frame(subscribers):
+            self._write(alike, [frame(message)])
 
     def count(self, kinds: Counter[str], receivers: int) -> None:
         """Count messages that were sent to `receivers` subscribers."""
         self.sent.update({kind: count * receivers for kind, count in kinds.items()})
 
     def _write(self, subscribers: Sequence[Subscriber], frames: Iterable[bytes]) -> None:
-        if not subscribers:
-            return
         for buffer in _buffers(frames):
             self.sent_bytes += len(buffer) * len(subscribers)
             for subscriber in subscribers:
                 subscriber.send(buffer)
+
+
+def _by_frame(subscribers: Iterable[Subscriber]) -> Iterable[tuple[Frame, list[Subscriber]]]:
+    """Group subscribers by how messages are framed for them."""
+    groups: defaultdict[Frame, list[Subscriber]] = defaultdict(list)
+    for subscriber in subscribers:
+        groups[subscriber.frame].append(subscriber)
+    return groups.items()
 
 
 def for_plain(delivery: Delivery[Subscriber], data: bytes) -> list[Message]:

@@ -25,7 +25,7 @@ from itertools import chain
 import structlog
 
 from relay.hub.board import Board, Delivery, Step, bounds
-from relay.hub.delivery import Frame, Sender
+from relay.hub.delivery import Sender
 from relay.hub.following import Following
 from relay.hub.ports import BoardSource, Committed, Resume, Resuming, Sink, Subscriber
 from relay.hub.recipients import Recipients
@@ -40,15 +40,15 @@ log = structlog.get_logger()
 
 
 class Hub(Sink, Resuming):
-    """Boards and their subscribers. `deflated` makes frames for those that inflate, `frame` for all others.
+    """Boards and their subscribers.
 
     For metrics: `sent` and `sent_bytes` as of a `Sender`, `fell_behind` as of the `Recipients`.
     """
 
-    def __init__(self, source: BoardSource, frame: Frame, deflated: Frame | None = None) -> None:
+    def __init__(self, source: BoardSource) -> None:
         self._source = source
         self._requests = Requests(source)
-        self._sender = Sender(frame, deflated or frame)
+        self._sender = Sender()
         self._recipients = Recipients(self._sender)
         self._following = Following()
         self._waits = Waits()

@@ -4,7 +4,7 @@ A change travels in one direction, through three parties:
 
     Source ──────────────────▶ Sink ───────────────────▶ Subscriber
     reads what was committed    decides what that means     passes bytes on
-    (Postgres, NATS)            (the hub, a publisher)      (a WebSocket connection)
+    (Postgres, NATS)            (the hub, a publisher)      (a client's connection)
 
 - A **source** follows one database: `postgres.feed.Feed` reads the journal itself, `nats.source.NatsSource` reads
   what a publisher wrote to a stream. `run` passes everything to a sink, in order. A sink asks the source for the two
@@ -28,7 +28,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -164,6 +164,10 @@ class Resuming(Protocol):
         """
 
 
+Frame = Callable[[Message], bytes]
+"""Makes a message what goes on the wire."""
+
+
 class Subscriber(Protocol):
     """A client's connection, as far as the hub is concerned. Compared by identity."""
 
@@ -172,11 +176,12 @@ class Subscriber(Protocol):
     ready: bool
     """Whether it can take more now."""
 
-    inflates: bool
-    """Whether it understands deflated frames."""
+    @property
+    def frame(self) -> Frame:
+        """Return what makes a message what it is sent. Subscribers with the same one share the bytes, made once."""
 
     def send(self, frames: bytes) -> None:
-        """Pass frames on. Must not block and must not call the hub."""
+        """Pass on what `frame` has made of messages. Must not block and must not call the hub."""
 
 
 class Authorizer(Protocol):

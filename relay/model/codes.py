@@ -161,7 +161,8 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
     "unknown key": _CREDENTIAL,
     "wrong token: …": _CREDENTIAL,
     "no WebSocket upgrade": Refusal(
-        HTTPStatus.UPGRADE_REQUIRED, "plain HTTP, or a proxy that does not pass on `Upgrade` and `Connection`"
+        HTTPStatus.UPGRADE_REQUIRED,
+        "plain HTTP that is not for [events](events.md), or a proxy that does not pass on `Upgrade` and `Connection`",
     ),
     "not HTTP/1.1": Refusal(
         HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,

@@ -439,10 +439,11 @@ class Error(BaseModel):
 
 
 class Message(NamedTuple):
-    """What the server sends, encoded."""
+    """What the server sends, encoded; with the cursor that it carries, if it does."""
 
     type: str
     json: bytes
+    cursor: str | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -574,7 +575,7 @@ def board_sync(data: bytes) -> Message:
 def resumable_sync(board: str, cursor: str, reason: Reason | None, data: bytes) -> Message:
     """Show a whole board to a client that can resume from here, and why, if it did not ask for it."""
     top = {_TYPE: _SYNC, _BOARD_KEY: board, _CURSOR_KEY: cursor} | ({_REASON_KEY: reason} if reason else {})
-    return Message(_SYNC, _with_data(top, data))
+    return Message(_SYNC, _with_data(top, data), cursor)
 
 
 def batch(board: str, cursor: str | None, messages: Sequence[Message]) -> list[Message]:
@@ -590,7 +591,7 @@ def batch(board: str, cursor: str | None, messages: Sequence[Message]) -> list[M
     top = {_TYPE: _BATCH, _BOARD_KEY: board}
     tops = [top] * (len(parts) - 1) + [top | ({_CURSOR_KEY: cursor} if cursor else {})]
     return [
-        Message(_BATCH, _with_data(its_top, b"[" + b",".join(part) + b"]"))
+        Message(_BATCH, _with_data(its_top, b"[" + b",".join(part) + b"]"), its_top.get(_CURSOR_KEY))
         for its_top, part in zip(tops, parts, strict=True)
     ]
 

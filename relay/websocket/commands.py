@@ -23,7 +23,6 @@ from relay.model import messages
 from relay.model.messages import BadMessage, CloseCode, Message
 from relay.websocket.credential import Credential
 from relay.websocket.decisions import Asking, Decisions
-from relay.websocket.frames import frame
 from relay.websocket.limits import Limits
 from relay.websocket.outbox import Outbox
 from relay.websocket.refusals import Refusals
@@ -297,8 +296,11 @@ class Client(Asking):
 
     def _say(self, bad: BadMessage) -> None:
         log.info("websocket.error", clientId=self.name, code=bad.code, message=str(bad))
-        self._answer(messages.error(bad.code, str(bad), bad.board, bad.xid))
+        self._send_error(bad)
         self._bad_messages += 1
 
+    def _send_error(self, bad: BadMessage) -> None:
+        self._answer(messages.error(bad.code, str(bad), bad.board, bad.xid))
+
     def _answer(self, message: Message) -> None:
-        self._outbox.write(frame(message.json))
+        self._outbox.write(self._outbox.frame(message))

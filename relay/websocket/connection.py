@@ -4,53 +4,44 @@ The protocol itself is `websockets.server.ServerProtocol`, which does no I/O; he
 `asyncio.BufferedProtocol`: this costs less per connection than a task and streams, and gives access to the transport.
 So one buffer of frames, made once for a board, is written to all of its subscribers.
 
-Messages of a client go to its `Client` (commands); messages to it come from its `Outbox`.
+Messages of a client go to its `Client` (commands); messages to it come from its `Outbox`. A request for events is
+handed on to an `EventStream` (stream.py).
 
 Rules:
 - Output of the protocol is written in the step that produces it. So between steps it holds nothing back, and frames
   made elsewhere may be written in between.
-- A connection is open while the protocol's state is OPEN. Nothing is sent to one that is not.
-- A connection that does not end in time is aborted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import structlog
-from websockets.extensions.base import ServerExtensionFactory
 from websockets.frames import DATA_OPCODES, Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from relay.auth.gate import TooMany, Visitor
+from relay.auth.gate import ForeignOrigin, TooMany, Visitor
 from relay.auth.tokens import Grant, Refused, UnknownKey
-from relay.hub.ports import Subscriber
 from relay.model import messages
-from relay.model.messages import CloseCode
-from relay.websocket import frames, handshake
-from relay.websocket.clients import Clients
-from relay.websocket.commands import Client, Close, Failed
-from relay.websocket.handshake import SUBPROTOCOL, Entrance, Handshake
+from relay.model.messages import BadMessage, CloseCode
+from relay.websocket import events, frames, handshake
+from relay.websocket.commands import Client, Failed
+from relay.websocket.handshake import SUBPROTOCOL, Handshake
 from relay.websocket.inbox import Inbox
-from relay.websocket.limits import Limits, Memory
 from relay.websocket.listener import Arrival
 from relay.websocket.outbox import PIECE_BYTES, Outbox
+from relay.websocket.peer import Peer, Shared
+from relay.websocket.stream import EventStream
 
 log = structlog.get_logger()
 
-CLOSE_SECONDS: Final = 3.0
-"""Timeout of a closing handshake, from when the client last took some of what waits for it."""
-
-LAST_SECONDS: Final = 8.0
-"""Timeout for all that waits for a client whose connection is to end."""
 
 _RECEIVED: Final = memoryview(bytearray(PIECE_BYTES))
 """Buffer for what a client sent, until it is taken, which is at once: one for all connections. Otherwise asyncio
@@ -62,51 +53,21 @@ _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
 
 
-Serve = Callable[[str, Outbox, Close, Visitor, Grant], Client]
-"""Makes what stands behind a connection that is let in."""
-
-
-@dataclass(slots=True)
-class Shared:
-    """What the connections of an endpoint share. `spend` runs a coroutine in the background."""
-
-    clients: Clients[Connection]
-    entrance: Entrance
-    serve: Serve
-    caught_up: Callable[[Subscriber], None]
-    spend: Callable[[Coroutine[Any, Any, None]], None]
-    unfinished: Memory
-    backlogs: Memory
-    limits: Limits = field(default_factory=Limits)
-    extensions: Sequence[ServerExtensionFactory] = ()
-
-
-class Connection(asyncio.BufferedProtocol):
-    """One client's connection. `client` handles its messages, once it is admitted."""
+class Connection(Peer, asyncio.BufferedProtocol):
+    """A connection on which WebSocket is spoken, once the handshake is over."""
 
     __slots__ = (
         "_alive",
         "_arrival",
-        "_ending",
         "_handshake",
         "_inbox",
         "_protocol",
-        "_shared",
-        "_transport",
-        "address",
-        "client",
-        "closed",
-        "outbox",
     )
 
     def __init__(self, shared: Shared, arrival: Arrival | None = None) -> None:
-        self.address = arrival.address if arrival else ""
-        self.client: Client | None = None
-        self.closed = False
-        self.outbox = Outbox(shared.limits, shared.backlogs, shared.caught_up)
-        self._shared = shared
+        outbox = Outbox(shared.limits, shared.backlogs, shared.caught_up)
+        super().__init__(shared, arrival.address if arrival else "", outbox)
         self._arrival = arrival
-        self._transport: asyncio.Transport
         self._protocol = ServerProtocol(
             extensions=shared.extensions,
             max_size=messages.MAX_MESSAGE_BYTES,
@@ -115,7 +76,6 @@ class Connection(asyncio.BufferedProtocol):
         )
         self._handshake: Handshake | None = Handshake()
         self._inbox = Inbox(shared.unfinished)
-        self._ending: Ending | None = None
         self._alive = True
 
     # Called by the endpoint
@@ -130,35 +90,15 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._transport.abort()
 
-    def abort(self) -> None:
-        """Abort the connection."""
-        self._transport.abort()
-
-    def beat(self) -> None:
-        """Drop a client that has been silent since the last beat, give up one that does not read, ping any other."""
-        if self._protocol.state is not State.OPEN or self.client is None:
-            return
-        if self.client.is_idle(asyncio.get_running_loop().time()):
-            self._drop("follows no board")
-            self.close(CloseCode.IDLE, "no board was followed for long")
-        elif self.outbox.is_stuck():
-            self._give_up()
-        elif self._alive or self.outbox.blocked:
+    def _keep_alive(self) -> None:
+        """Drop the client if it is silent since the last beat, else ping it."""
+        if self._alive or self.outbox.blocked:
             self._alive = False
             self._protocol.send_ping(b"")
             self._flush()
         else:
             self._drop("no answer to a ping")
             self._transport.abort()
-
-    def _give_up(self) -> None:
-        """Close a connection that is not read, with a code for the client should it read after all."""
-        self._drop("reads nothing", waiting=self.outbox.waiting)
-        self.outbox.abandon()
-        self.close(CloseCode.TRY_AGAIN_LATER, "the client did not read what it was sent")
-
-    def _drop(self, reason: str, **details: object) -> None:
-        log.info("websocket.dropped", clientId=self.client and self.client.name, reason=reason, **details)
 
     # Called by asyncio
 
@@ -195,27 +135,11 @@ class Connection(asyncio.BufferedProtocol):
         # And the transport closes, when it has written what is left: the client has had its close frame.
         self._end_soon()
 
-    def pause_writing(self) -> None:
-        self.outbox.pause()
-
-    def resume_writing(self) -> None:
-        if self._ending:
-            self._ending.moved()
-        self.outbox.resume()
-
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
-        self.closed = True
-        self.outbox.discard()
         self._inbox.discard()
-        if self._ending:
-            self._ending.cancel()
         if self._arrival:
             self._arrival.settle()
-        code = self._protocol.close_code if self.client else None
-        self._shared.clients.leave(self, code)
-        if self.client:
-            self.client.end()
-            log.info("websocket.close", clientId=self.client.name, code=code, connections=len(self._shared.clients))
+        self._lost(self._protocol.close_code if self.client else None)
 
     # The handshake
 
@@ -250,7 +174,12 @@ class Connection(asyncio.BufferedProtocol):
         visitor = entrance.visitor(request, self.address)
         self.address = visitor.address
         try:
-            grant = entrance.gate.admit(visitor, asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            if events.is_preflight(request):
+                entrance.gate.let_ask(visitor, now)
+                self._answer(events.preflight(visitor))
+                return
+            grant = entrance.gate.admit(visitor, now)
         except UnknownKey as ex:
             if entrance.new_keys is None or self._handshake is None:
                 self._turn_away(request, visitor, ex)
@@ -282,7 +211,10 @@ class Connection(asyncio.BufferedProtocol):
             self.data_received(early)
 
     def _welcome(self, request: Request, visitor: Visitor, grant: Grant) -> None:
-        """Admit a client, if its handshake is valid and there is a place."""
+        """Admit a client, if its handshake or its request for events is valid and there is a place."""
+        if events.wants(request) and request.method == "GET":
+            self._stream(request, visitor, grant)
+            return
         clients, response = self._shared.clients, self._protocol.accept(request)
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             self._answer(response)
@@ -293,13 +225,36 @@ class Connection(asyncio.BufferedProtocol):
             self._handshake = None
             if self._arrival:
                 self._arrival.settle()
-            self.outbox.open(inflates=frames.inflates(self._protocol))
-            self.client = self._shared.serve(name, self.outbox, self.close, visitor, grant)
+            self.outbox.open(frames.deflated if frames.inflates(self._protocol) else frames.plain)
+            self.client = Client(self._shared.services, name, self.outbox, self.close, visitor, grant)
             log.info("websocket.connection", clientId=name, connections=len(clients))
+
+    def _stream(self, request: Request, visitor: Visitor, grant: Grant) -> None:
+        """Have the connection go on as a stream of events, and nothing heard of what comes behind the request."""
+        stream = EventStream(self._shared, self._transport, self.outbox, visitor)
+        try:
+            wanted = events.subscription(request)
+        except BadMessage as bad:
+            self._answer_page(self._protocol.reject(HTTPStatus.BAD_REQUEST, f"{bad}\n"), visitor)
+            return
+        if (name := self._shared.clients.enter(stream)) is None:
+            self._answer_page(handshake.full(self._protocol), visitor)
+            return
+        if self._handshake:
+            self._handshake.early = b""
+        if self._arrival:
+            self._arrival.settle()
+        self._shared.clients.leave(self, None)
+        self.closed = True
+        log.info("websocket.connection", clientId=name, connections=len(self._shared.clients), events=True)
+        stream.serve(name, grant, wanted)
 
     def _turn_away(self, request: Request, visitor: Visitor, why: Refused) -> None:
         """Refuse a client: by a close code, if it knows ours."""
         self._shared.entrance.count(why, self.address)
+        if events.wants(request) and not isinstance(why, ForeignOrigin):
+            self._answer_page(handshake.refusal(self._protocol, why), visitor)
+            return
         if isinstance(why, TooMany) or SUBPROTOCOL not in visitor.subprotocols:
             self._answer(handshake.refusal(self._protocol, why))
             return
@@ -307,6 +262,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._protocol.state is State.OPEN:
             self._handshake = None
             self.close(CloseCode.REFUSED, handshake.REFUSED)
+
+    def _answer_page(self, response: Response, visitor: Visitor) -> None:
+        """Answer such that the page which asked can read it."""
+        events.allow(response.headers, visitor)
+        self._answer(response)
 
     def _answer(self, response: Response) -> None:
         self._protocol.send_response(response)
@@ -359,33 +319,6 @@ class Connection(asyncio.BufferedProtocol):
             self.outbox.write(data)
         if not parts[-1]:
             self.outbox.end()
-
-    def _end_soon(self) -> None:
-        """Abort the connection if it does not end in time, whatever the client goes on sending."""
-        if not self._ending:
-            self._ending = Ending(self._transport.abort)
-
-
-class Ending:
-    """The end of a connection: aborts it when it takes too long. The client has a few seconds for each step."""
-
-    __slots__ = ("_abort", "_last_moment", "_timer")
-
-    def __init__(self, abort: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        self._abort = abort
-        self._last_moment = loop.time() + LAST_SECONDS
-        self._timer = loop.call_later(CLOSE_SECONDS, abort)
-
-    def moved(self) -> None:
-        """Restart the timer: the client took some of what waits for it."""
-        self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(min(CLOSE_SECONDS, self._last_moment - loop.time()), self._abort)
-
-    def cancel(self) -> None:
-        """Stop the timer: the connection has ended."""
-        self._timer.cancel()
 
 
 def _our_subprotocol(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -14,6 +14,8 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPe
 from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
 
+from relay.model.messages import Message
+
 DEFLATE_BYTES: Final = range(256, 1024 * 1024)
 """Range of sizes of messages that are compressed. Smaller ones gain nothing, larger ones would hold up all others."""
 
@@ -43,6 +45,16 @@ def deflated_frame(message: bytes) -> bytes:
         compress_settings={"level": DEFLATE_LEVEL},
     )
     return Frame(Opcode.TEXT, message).serialize(mask=False, extensions=[extension])
+
+
+def plain(message: Message) -> bytes:
+    """Frame a message."""
+    return frame(message.json)
+
+
+def deflated(message: Message) -> bytes:
+    """Frame a message for clients that inflate."""
+    return deflated_frame(message.json)
 
 
 def inflates(protocol: ServerProtocol) -> bool:

@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from relay.hub.ports import Subscriber
+from relay.hub.ports import Frame, Subscriber
+from relay.websocket.frames import plain
 from relay.websocket.limits import Limits, Memory
 
 PIECE_BYTES: Final = 64 * 1024
@@ -44,14 +45,14 @@ class Outbox(Subscriber):
         "_transport",
         "_unsent",
         "_waiting",
-        "inflates",
+        "frame",
         "is_open",
         "ready",
     )
 
     def __init__(self, limits: Limits, all_backlogs: Memory, caught_up: Callable[[Subscriber], None]) -> None:
         self.ready = False
-        self.inflates = False
+        self.frame: Frame = plain
         self._transport: asyncio.Transport
         self._limits = limits
         self._all_backlogs = all_backlogs
@@ -89,10 +90,10 @@ class Outbox(Subscriber):
         """Whether the kernel takes nothing more for now."""
         return self._blocked
 
-    def open(self, *, inflates: bool) -> None:
-        """Accept messages from now on."""
+    def open(self, frame: Frame) -> None:
+        """Accept messages from now on, framed by this function."""
         self.is_open = self.ready = True
-        self.inflates = inflates
+        self.frame = frame
 
     def shut(self) -> None:
         """Accept no more messages. What waits is still written."""

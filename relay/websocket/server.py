@@ -22,20 +22,20 @@ from typing import Any, Final
 
 import structlog
 
-from relay.auth.gate import FLOOD, Gate, Visitor
-from relay.auth.tokens import Grant
+from relay.auth.gate import FLOOD, Gate
 from relay.hub.hub import Hub
 from relay.hub.ports import Authorizer
 from relay.model.messages import CloseCode
 from relay.websocket.clients import STOPPING, TURNS, Clients
-from relay.websocket.commands import Client, Close, Services
-from relay.websocket.connection import Connection, Shared
+from relay.websocket.commands import Services
+from relay.websocket.connection import Connection
 from relay.websocket.decisions import Decisions
 from relay.websocket.frames import COMPRESSION
 from relay.websocket.handshake import TOO_MANY, Entrance
 from relay.websocket.limits import Addresses, Limits, Memory, Places
 from relay.websocket.listener import ARRIVALS, Arrival, Listener
-from relay.websocket.outbox import PIECE_BYTES, Outbox
+from relay.websocket.outbox import PIECE_BYTES
+from relay.websocket.peer import Peer, Shared
 from relay.websocket.refusals import Refusals
 from relay.websocket.sockets import bind
 
@@ -79,17 +79,18 @@ class Endpoint:
         self.gate = gate or Gate()
         self.refusals = Refusals("websocket.refused")
         self.decisions = Decisions(authorizer) if authorizer else None
-        self.clients: Clients[Connection] = Clients(
+        self.clients: Clients[Peer] = Clients(
             places or Places(max_connections), Addresses(self.limits.connections_of_address), self.refusals
         )
         self.shared = Shared(
             clients=self.clients,
             entrance=Entrance(self.gate, self.refusals, Refusals("websocket.unread_header"), new_keys),
-            serve=self._serve,
+            services=Services(hub, self.gate, self.limits, self.refusals, self.decisions),
             caught_up=hub.caught_up,
             spend=self._spend,
             unfinished=Memory(UNFINISHED_BYTES),
             backlogs=Memory(self.limits.all_buffers),
+            heartbeat=heartbeat,
             limits=self.limits,
             extensions=COMPRESSION if compression else (),
         )
@@ -101,7 +102,6 @@ class Endpoint:
             flooded=lambda address: self.gate.flooded(address, time.monotonic()),
             turn_back=self._turn_back,
         )
-        self._services = Services(hub, self.gate, self.limits, self.refusals, self.decisions)
         self._heartbeat = heartbeat
         self._tasks: set[asyncio.Task[None]] = set()
         self._plain = True
@@ -212,9 +212,6 @@ class Endpoint:
 
     def _connection(self, arrival: Arrival) -> Connection:
         return Connection(self.shared, arrival)
-
-    def _serve(self, name: str, outbox: Outbox, close: Close, visitor: Visitor, grant: Grant) -> Client:
-        return Client(self._services, name, outbox, close, visitor, grant)
 
     def _spend(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the background, until it is done or the endpoint is closed."""

@@ -45,6 +45,7 @@ PERFORMANCE = ROOT / "docs" / "performance.md"
 SECURITY = ROOT / "docs" / "security.md"
 CONSISTENCY = ROOT / "docs" / "consistency.md"
 OWN_WRITES = ROOT / "docs" / "own-writes.md"
+EVENTS = ROOT / "docs" / "events.md"
 SCALING = ROOT / "docs" / "scaling.md"
 BACKUPS = ROOT / "docs" / "backups.md"
 MIGRATIONS = ROOT / "docs" / "migrations.md"
@@ -66,6 +67,7 @@ DOCUMENTS = (
     KUBERNETES,
     CONSISTENCY,
     OWN_WRITES,
+    EVENTS,
     PERFORMANCE,
     SCALING,
     SECURITY,

@@ -12,13 +12,15 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
+import aiohttp
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from relay.postgres.embedded import HOST
-from tests.acceptance.support import Program, Relays, until
+from tests.acceptance.support import SECONDS, Daemon, Message, Program, Relays, until
 from tests.acceptance.test_drain import HAPROXY, Follower, free_ports, start, write
+from tests.contract import checked
 from tests.servers import Database, do_without
 
 NGINX = HAPROXY.with_name("nginx.conf")
@@ -147,3 +149,50 @@ async def test_a_relay_counts_the_clients_of_a_proxy_one_by_one(
         await come("127.0.0.3")
         with pytest.raises(InvalidStatus, match="429"):
             await come("127.0.0.2", **{"X-Forwarded-For": "192.0.2.1"})
+
+
+async def event(response: aiohttp.ClientResponse) -> tuple[str | None, Message]:
+    """Return the id and the message of the next event."""
+    cursor = None
+    async for line in response.content:
+        name, _, value = line.decode().strip().partition(": ")
+        if name == "id":
+            cursor = value
+        elif name == "data":
+            return cursor, checked(value)
+    raise EOFError
+
+
+@PROXIES
+async def test_events_come_at_once_and_go_on_at_the_other_relay(
+    proxy: Proxy, database: Database, relay: Relays, tmp_path: Path
+) -> None:
+    """No change is made before the last one has come, so nothing is held back; a relay that is killed costs none."""
+    ports = free_ports()
+    daemons = [await start(relay, database, ports, name) for name in ("A", "B")]
+    cursor: str | None = None
+    timeout = aiohttp.ClientTimeout(sock_read=SECONDS)
+    async with running(proxy, tmp_path, ports) as url, aiohttp.ClientSession(timeout=timeout) as session:
+        for first in (0, 10):
+            database.execute("insert into tasks (id, title) values (%s, 'T')", str(first))
+            headers = {"Last-Event-ID": cursor} if cursor else {}
+            address = url.replace("ws:", "http:") + "/boards/default/events"
+            async with session.get(address, headers=headers) as response:
+                assert (response.status, response.content_type) == (200, "text/event-stream")
+                cursor, message = await event(response)
+                assert message["type"] == ("batch" if headers else "board.sync")
+                if headers:
+                    assert [change["data"]["id"] for change in message["data"]] == [str(first)]
+                for number in range(first + 1, first + 5):
+                    database.execute("insert into tasks (id, title) values (%s, 'T')", str(number))
+                    cursor, message = await event(response)
+                    assert [change["data"]["id"] for change in message["data"]] == [str(number)]
+                [its] = [daemon for daemon in daemons if daemon.exit_code is None and connected(daemon)]
+                its.signal(signal.SIGKILL)
+                with pytest.raises((EOFError, aiohttp.ClientError)):
+                    await event(response)
+            await until(lambda: its.exit_code is not None, "the end of the relay")  # noqa: B023  # awaited at once
+
+
+def connected(daemon: Daemon) -> bool:
+    return bool(daemon.log("websocket.connection"))

@@ -67,7 +67,7 @@ class Echo(Connection):
         except UnicodeDecodeError:
             self._protocol.fail(CloseCode.INVALID_TEXT, "text that is not UTF-8")
             return
-        if self.outbox.inflates and opcode is Opcode.TEXT and len(message) in frames.DEFLATE_BYTES:
+        if self.outbox.frame is frames.deflated and opcode is Opcode.TEXT and len(message) in frames.DEFLATE_BYTES:
             self.outbox.write(frames.deflated_frame(message))
         else:
             self.outbox.write(Frame(opcode, message).serialize(mask=False, extensions=self._protocol.extensions))
@@ -80,7 +80,7 @@ async def echoing(*, compression: bool) -> AsyncIterator[str]:
     Its heartbeat is longer than any case: a ping within the last ones ends them, which is the runner's. Its limits of
     sizes are those of the cases.
     """
-    hub = Hub(mock.create_autospec(BoardSource), frames.frame)
+    hub = Hub(mock.create_autospec(BoardSource))
     endpoint = server.Endpoint(hub, heartbeat=3600.0, max_connections=100, compression=compression)
     endpoint.shared.unfinished = Memory(CONCURRENCY * LARGEST_BYTES)
     with (

@@ -36,9 +36,9 @@ from relay.model.transaction import Transaction, cancelled
 from relay.postgres.decode import Entry, Watch
 from relay.postgres.faults import WatchOutdated
 from relay.websocket.connection import Connection
-from relay.websocket.frames import deflated_frame, frame
 from relay.websocket.limits import Limits
 from relay.websocket.server import Endpoint
+from relay.websocket.stream import EventStream
 
 SECRET: Final = "a secret that is long enough, by far"
 EPOCH: Final = Epoch("0123456789ab", {"0123456789ab": b"key"}, "abcdef012345")
@@ -85,8 +85,12 @@ class _Transport:
     """A socket that takes everything, or from some point on nothing until it is opened again."""
 
     def __init__(self, protocol: Connection, room: int) -> None:
-        self._protocol, self._room, self._held = protocol, room, 0
+        self.protocol: Connection | EventStream = protocol
+        self._room, self._held = room, 0
         self._closing = False
+
+    def set_protocol(self, protocol: EventStream) -> None:
+        self.protocol = protocol
 
     def get_extra_info(self, name: str) -> Any:
         return {"socket": self}.get(name)
@@ -103,12 +107,12 @@ class _Transport:
         self._room -= len(data)
         if self._room < 0 and not self._held:
             self._held = -self._room
-            self._protocol.pause_writing()
+            self.protocol.pause_writing()
 
     def take_all(self) -> None:
         self._room, held, self._held = 1 << 40, self._held, 0
         if held:
-            self._protocol.resume_writing()
+            self.protocol.resume_writing()
 
     def get_write_buffer_size(self) -> int:
         return self._held
@@ -142,7 +146,7 @@ _runner: Final = asyncio.Runner()
 async def _connection(data: bytes) -> None:
     mode, chunk, data = data[0], data[1] + 1, data[2:]
     source = _Source()
-    hub = Hub(source, frame, deflated_frame)
+    hub = Hub(source)
     hub.begin(EPOCH, Snapshot.parse("10:20:11,15"), None)
     limits = Limits(send_buffer=65_536, all_buffers=1 << 20, messages_a_second=10, boards=3, idle_seconds=1e-9)
     endpoint = Endpoint(hub, heartbeat=30, max_connections=1, gate=GATE, limits=limits, compression=bool(mode & 1))
@@ -154,14 +158,14 @@ async def _connection(data: bytes) -> None:
         data = _HANDSHAKE + (_sent(*data.decode(errors="replace").split("\n")) if mode & 8 else data)
     for start in range(0, len(data), 1 << 20 if mode & 16 else chunk):
         if not transport.is_closing():
-            client.data_received(data[start : start + (1 << 20 if mode & 16 else chunk)])
+            transport.protocol.data_received(data[start : start + (1 << 20 if mode & 16 else chunk)])
     for board in source.asked:
         if hub.begin_read(board):
             hub.synced(board, Snapshot.parse("10:20:11,15"), BOARD)
-    client.beat()
+    transport.protocol.beat()
     transport.take_all()
-    client.beat()
-    client.connection_lost(None)
+    transport.protocol.beat()
+    transport.protocol.connection_lost(None)
     assert endpoint.connections == 0, "a connection that is gone is counted"
     assert endpoint.buffered == 0, "a backlog of nobody is counted"
     assert endpoint.shared.unfinished.used == 0, "an unfinished message of nobody is counted"
@@ -244,6 +248,16 @@ SEEDS: Final[Mapping[str, Sequence[bytes]]] = {
                 _sent("x" * 300)
                 + Frame(Opcode.PING, b"x").serialize(mask=True)
                 + Frame(Opcode.CLOSE, b"").serialize(mask=True),
+            )
+        ),
+        *(
+            bytes([mode, 255]) + request.encode() + b"Host: relay\r\nOrigin: http://localhost:4000\r\n\r\n"
+            for mode in (0, 2)
+            for request in (
+                "GET /boards/a/events?token=all HTTP/1.1\r\n",
+                f"GET /boards/a/events?token=all HTTP/1.1\r\nLast-Event-ID: {_CURSOR}\r\n",
+                "GET /boards/%ff/events?token=all HTTP/1.1\r\n",
+                "OPTIONS /boards/a/events HTTP/1.1\r\n",
             )
         ),
     ],

@@ -14,7 +14,6 @@ from relay.hub.ports import Authorizer
 from relay.nats.source import NatsSource
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.feed import Feed
-from relay.websocket.frames import deflated_frame, frame
 from relay.websocket.limits import Limits
 from relay.websocket.server import Endpoint
 from tests.integration.client import Client
@@ -38,7 +37,7 @@ class Relay:
         new_keys: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.feed = Feed(source) if isinstance(source, str) else source
-        self.hub = Hub(self.feed, frame, deflated_frame)
+        self.hub = Hub(self.feed)
         self.endpoint = Endpoint(
             self.hub,
             heartbeat=heartbeat,

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -29,11 +30,11 @@ from websockets.frames import Frame, Opcode
 from relay.hub.hub import Hub
 from relay.hub.ports import Resuming
 from relay.model import messages as protocol
-from relay.websocket import connection as connection_module
-from relay.websocket import server
-from relay.websocket.connection import Connection, Shared
+from relay.websocket import ending, server
+from relay.websocket.connection import Connection
 from relay.websocket.frames import frame
 from relay.websocket.listener import TLS_BUFFER_BYTES, Arrival
+from relay.websocket.peer import Shared
 from relay.websocket.server import Endpoint
 from tests.certificates import certificate
 from tests.contract import checked
@@ -172,7 +173,7 @@ async def listening(
     *, heartbeat: float = 30.0, max_connections: int = 1000, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Endpoint]:
     """Run an endpoint on a hub that nobody feeds."""
-    endpoint = Endpoint(Hub(Nobody(), frame), heartbeat=heartbeat, max_connections=max_connections)
+    endpoint = Endpoint(Hub(Nobody()), heartbeat=heartbeat, max_connections=max_connections)
     await endpoint.open("127.0.0.1", 0, tls=tls)
     try:
         yield endpoint
@@ -737,6 +738,10 @@ async def test_over_tls_a_connection_is_the_same_and_takes_little_memory(
         async with connect(f"wss://127.0.0.1:{endpoint.port}", ssl=theirs) as connection:
             await connection.send(PING)
             assert await connection.recv() == PONG.decode()
+        events = f"https://127.0.0.1:{endpoint.port}/boards/default/events"
+        async with aiohttp.ClientSession() as session, session.get(events, ssl=theirs) as response:
+            assert response.status == 200
+            assert (await response.content.readline()).startswith(b"retry: ")
         buffer = transport(accepted[0])._ssl_protocol._ssl_buffer  # type: ignore[attr-defined]  # noqa: SLF001
 
     assert len(buffer) <= TLS_BUFFER_BYTES
@@ -933,7 +938,7 @@ async def test_client_that_asks_without_reading_costs_a_bounded_buffer(
 
 async def test_client_that_ends_without_reading_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that sends its end of stream and never reads what is buffered for it is cut off in time, too."""
-    monkeypatch.setattr(connection_module, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(ending, "CLOSE_SECONDS", 0.3)
     async with listening(heartbeat=0.3) as endpoint, Peer.to(endpoint) as peer:
         async for _ in ask_without_reading(peer, 3):
             pass
@@ -1019,7 +1024,7 @@ async def test_stopping_says_1012_to_all_and_waits_for_nobody(
     accepted: list[Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that answers the closing handshake ends properly; one that does not is cut off."""
-    monkeypatch.setattr(connection_module, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(ending, "CLOSE_SECONDS", 0.3)
     async with listening() as endpoint, connect(url(endpoint)) as one, connect(url(endpoint)) as two:
         async with Peer.to(endpoint) as silent:
             address = url(endpoint)
@@ -1039,7 +1044,7 @@ async def test_stopping_says_1012_to_all_and_waits_for_nobody(
 
 async def test_stopping_does_not_wait_for_a_client_that_keeps_talking(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that answers the closing with anything but a closing is cut off in time, too."""
-    monkeypatch.setattr(connection_module, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(ending, "CLOSE_SECONDS", 0.3)
     async with listening() as endpoint, Peer.to(endpoint) as peer:
 
         async def talk() -> None:
@@ -1059,7 +1064,7 @@ async def test_stopping_waits_for_a_client_that_still_reads(
     accepted: list[Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that takes longer than the closing may, but goes on reading, is sent all that waits, and the close."""
-    monkeypatch.setattr(connection_module, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(ending, "CLOSE_SECONDS", 0.3)
     message = frame(b"x" * MEBIBYTE)
     async with listening() as endpoint, Peer.to(endpoint) as peer:
         for _ in range(4):
@@ -1070,7 +1075,7 @@ async def test_stopping_waits_for_a_client_that_still_reads(
             left -= len(await peer.read_exactly(min(left, MEBIBYTE // 4)))
             await asyncio.sleep(0.05)  # as slow as it is
 
-        assert asyncio.get_running_loop().time() - began > 2 * connection_module.CLOSE_SECONDS
+        assert asyncio.get_running_loop().time() - began > 2 * ending.CLOSE_SECONDS
         assert await peer.close_code() == 1012
         await closing
 

@@ -29,7 +29,7 @@ from relay.hub.ports import Resuming
 from relay.model import messages as protocol
 from relay.model.status import Status
 from relay.websocket import listener, server
-from relay.websocket.frames import frame
+from relay.websocket.connection import Connection
 from relay.websocket.limits import Limits
 from relay.websocket.listener import ARRIVALS, Arrival, Files, _open_files
 from relay.websocket.server import Endpoint
@@ -73,7 +73,7 @@ class Judge:
 @contextlib.asynccontextmanager
 async def listening(sockets: list[socket.socket] | None = None, **options: Any) -> AsyncIterator[Endpoint]:
     """Run an endpoint on a hub that nobody feeds."""
-    endpoint = Endpoint(Hub(Nobody(), frame), heartbeat=30.0, **{"max_connections": 256} | options)
+    endpoint = Endpoint(Hub(Nobody()), heartbeat=30.0, **{"max_connections": 256} | options)
     endpoint.open_on(sockets or await bind("127.0.0.1", 0))
     try:
         yield endpoint
@@ -347,6 +347,7 @@ async def test_a_client_that_is_cut_off_for_unfinished_messages_is_not_acted_upo
         writer.write(HANDSHAKE)
         await reader.readuntil(b"\r\n\r\n")
         (connection,) = endpoint.clients
+        assert isinstance(connection, Connection)
         more = Frame(Opcode.CONT, b" ", fin=False).serialize(mask=True) * 2000
         connection.data_received(Frame(Opcode.TEXT, b" " * 129_000, fin=False).serialize(mask=True))
         connection.data_received(more + Frame(Opcode.CONT, b" ").serialize(mask=True) + subscribe)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from relay.hub import hub
 from relay.hub.hub import Hub
-from relay.hub.ports import Resume, Resuming
+from relay.hub.ports import Frame, Resume, Resuming
 from relay.hub.waits import Waits
 from relay.model import messages as protocol
 from relay.model.cursor import Epoch
@@ -34,8 +34,12 @@ def _silence() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def frame(message: bytes) -> bytes:
-    return message + b"\n"
+def frame(message: protocol.Message) -> bytes:
+    return message.json + b"\n"
+
+
+def bracketed(message: protocol.Message) -> bytes:
+    return b"<" + message.json + b">"
 
 
 EPOCH = Epoch(run="0" * 12, keys={"0" * 12: b"secret"}, shape="1" * 12)
@@ -124,7 +128,7 @@ class Client:
     world: World
     resumable: bool = False
     ready: bool = True
-    inflates: bool = False
+    frame: Frame = field(default=frame)
     room: int | None = None
     """So many deliveries make it not ready, if any number does."""
     boards: dict[str, Held] = field(default_factory=dict)
@@ -208,7 +212,7 @@ class Play:
         self.world = World()
         self.wanted: deque[str] = deque()
         self.changes_wanted = False
-        self.hub = Hub(self, frame)
+        self.hub = Hub(self)
         self.clients = [Client(self.world), Client(self.world, resumable=True)]
         self.position = self.world.postgres.snapshot()
         self.published: set[int] = set()
@@ -476,7 +480,7 @@ class Listener:
     """A subscriber that keeps what it is sent."""
 
     ready: bool = True
-    inflates: bool = False
+    frame: Frame = field(default=bracketed)
     sent: list[bytes] = field(default_factory=list)
 
     def send(self, frames: bytes) -> None:
@@ -491,7 +495,7 @@ class Scene:
     asked_for_changes: int = 0
 
     def __post_init__(self) -> None:
-        self.hub = Hub(self, lambda message: b"<" + message + b">")
+        self.hub = Hub(self)
         self.hub.begin(EPOCH, Snapshot.parse("10:10:"), None)
 
     def ask(self, board: str, by: object = None) -> None:  # noqa: ARG002  # the protocol's
@@ -892,7 +896,7 @@ def test_a_subscriber_that_resumes_on_any_of_many_boards_is_served_by_one_read_f
 
 def test_a_subscriber_that_comes_before_the_feed_knows_the_epoch_resumes_when_it_does() -> None:
     scene = Scene()
-    scene.hub = Hub(scene, lambda message: b"<" + message + b">")
+    scene.hub = Hub(scene)
     ann = Listener()
     scene.hub.subscribe(ann, "a", resumable=True, cursor=cursor_at("9:9:"))
     assert scene.hub.begin_resume() is None

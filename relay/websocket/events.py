@@ -1,0 +1,132 @@
+"""Server-sent events: a board over plain HTTP, for networks and tools that WebSocket does not reach. Pure.
+
+`GET /boards/{id}/events` is answered with the messages that a resumable client gets over WebSocket, each as an event,
+whose id is the cursor. A client that comes back with `Last-Event-ID` is sent what it missed.
+
+Rules:
+- The answer ends with its connection: it has no length and no chunks, so that the same bytes serve every client.
+- Only the page that asked may read an answer, and only if its origin may connect.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import unquote
+
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+from relay.auth.gate import Visitor
+from relay.model import messages
+from relay.model.messages import BadMessage, Message
+
+RETRY_MILLISECONDS: Final = range(500, 3500)
+"""How long a client waits before it comes back: each another time, lest all come at once when a relay stops."""
+
+KEEP_ALIVE: Final = b":\n\n"
+"""A comment, which clients pass over, and which keeps proxies from closing a silent connection."""
+
+PREFLIGHT_SECONDS: Final = 7200
+"""How long a browser may remember what a page may ask; Chromium keeps it no longer."""
+
+_PATH: Final = re.compile(r"/boards/([^/]+)/events")
+"""Where events are, perhaps below a proxy's prefix."""
+
+_LINE_BREAKS: Final = bytes.maketrans(b"\r\n", b"  ")
+
+
+def event(message: Message) -> bytes:
+    """Make a message an event; its id is the cursor, if it carries one."""
+    # JSON has raw line breaks between its tokens alone, where a space means the same.
+    data = b"data: " + message.json.translate(_LINE_BREAKS) + b"\n\n"
+    return data if message.cursor is None else b"id: " + message.cursor.encode() + b"\n" + data
+
+
+def comment(text: str) -> bytes:
+    """Make a comment, for people who watch."""
+    return f": {text}\n\n".encode()
+
+
+def wants(request: Request) -> bool:
+    """Tell whether a request is for events; one for a WebSocket may have any path."""
+    return "Upgrade" not in request.headers and _board(request) is not None
+
+
+def is_preflight(request: Request) -> bool:
+    """Tell whether a browser asks if a page of another origin may ask for events, with a token in a header."""
+    return request.method == "OPTIONS" and wants(request)
+
+
+def subscription(request: Request) -> messages.Subscribe:
+    """Return what a request for events asks for. Raises BadMessage."""
+    try:
+        board = unquote(_board(request) or "", errors="strict")
+    except UnicodeDecodeError:
+        raise BadMessage("invalid_board_id", "the board in the address is not UTF-8") from None
+    cursor = request.headers.get_all("Last-Event-ID")[-1:]
+    wanted = messages.parse(
+        json.dumps({"type": "subscribe", "boardId": board, "cursor": cursor[0] if cursor else None})
+    )
+    assert isinstance(wanted, messages.Subscribe)
+    return wanted
+
+
+def _board(request: Request) -> str | None:
+    found = _PATH.search(path := request.path.partition("?")[0])
+    return found[1] if found and found.end() == len(path) else None
+
+
+# What HTTP says --------------------------------------------------------------------------------------------
+
+_HEADERS: Final[Mapping[str, str]] = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-store, no-transform",  # a proxy that compressed would hold events back
+    "X-Accel-Buffering": "no",  # nginx's own switch
+    "Connection": "close",
+}
+
+
+def beginning(visitor: Visitor) -> bytes:
+    """Return what comes before the first event."""
+    headers = Headers(_HEADERS)
+    allow(headers, visitor)
+    retry = random.choice(RETRY_MILLISECONDS)  # noqa: S311  # no secret
+    return Response(HTTPStatus.OK, HTTPStatus.OK.phrase, headers, b"retry: %d\n\n" % retry).serialize()
+
+
+def refusal(visitor: Visitor, status: HTTPStatus, text: str) -> bytes:
+    """Return an answer without events, and why."""
+    body = f"{text}\n".encode()
+    headers = Headers(
+        {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), "Connection": "close"}
+    )
+    allow(headers, visitor)
+    return Response(status, status.phrase, headers, body).serialize()
+
+
+def preflight(visitor: Visitor) -> Response:
+    """Let a page of an origin that may connect ask for events."""
+    headers = Headers(
+        {
+            "Date": formatdate(usegmt=True),
+            "Access-Control-Allow-Methods": "GET",
+            "Access-Control-Allow-Headers": "Authorization, Last-Event-ID",
+            "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),
+            "Connection": "close",
+        }
+    )
+    allow(headers, visitor)
+    return Response(HTTPStatus.NO_CONTENT, HTTPStatus.NO_CONTENT.phrase, headers)
+
+
+def allow(headers: Headers, visitor: Visitor) -> None:
+    """Let the page read the answer that has asked, of an origin that the gate has let in."""
+    if visitor.origins:
+        headers["Access-Control-Allow-Origin"] = visitor.origins[0]
+        headers["Vary"] = "Origin"

@@ -1,0 +1,128 @@
+"""A stream of events: the connection of a client that reads one board over plain HTTP, see events.py.
+
+It takes over from the connection whose request asked for it, and shares all else with it: the gate, the places, the
+outbox and its limits, and what decides about boards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final
+
+from relay.auth.gate import Visitor
+from relay.auth.tokens import Grant
+from relay.model import messages
+from relay.model.messages import BadMessage, CloseCode
+from relay.websocket import events
+from relay.websocket.commands import NOT_ALLOWED, Client
+from relay.websocket.outbox import Outbox
+from relay.websocket.peer import Peer, Shared
+
+SILENT_BEATS: Final = 3
+"""Number of heartbeats after which the kernel ends a connection whose client acknowledges nothing. One that is there
+and does not read is given up before."""
+
+_MILLISECONDS: Final = 1000
+
+
+class EventStream(Peer, asyncio.Protocol):
+    """One client that reads the events of a board."""
+
+    __slots__ = ("_begun", "_code", "_visitor")
+
+    def __init__(self, shared: Shared, transport: asyncio.Transport, outbox: Outbox, visitor: Visitor) -> None:
+        super().__init__(shared, visitor.address, outbox)
+        self._transport = transport
+        self._visitor = visitor
+        self._begun = False
+        self._code: int | None = None
+
+    def serve(self, name: str, grant: Grant, wanted: messages.Subscribe) -> None:
+        """Take over, and send what was asked for, or why not."""
+        self._transport.set_protocol(self)
+        self._limit_silence(SILENT_BEATS * self._shared.heartbeat)
+        self.outbox.open(events.event)
+        reader = Reader(self._shared.services, name, self.outbox, self.close, self._visitor, grant)
+        reader.begin, reader.refuse = self._begin, self._refuse
+        self.client = reader
+        reader.read(wanted)
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """End the stream, and say why in a comment. Before the answer has begun, say nothing."""
+        if not self._begun or not self.outbox.is_open:
+            self._transport.abort()
+            return
+        self._code = int(code)
+        self._end(events.comment(f"{code:d} {reason}"))
+
+    def _begin(self) -> None:
+        """Begin the answer."""
+        if not self._begun:
+            self._begun = True
+            self.outbox.write(events.beginning(self._visitor))
+
+    def _refuse(self, bad: BadMessage) -> None:
+        """Answer that the board cannot be followed."""
+        status = HTTPStatus.FORBIDDEN if bad.code == "not_allowed" else HTTPStatus.BAD_REQUEST
+        self._end(events.refusal(self._visitor, status, str(bad)))
+
+    def _end(self, last: bytes) -> None:
+        self.outbox.shut()
+        self.outbox.write(last)
+        self.outbox.end()
+        self._end_soon()
+
+    def _keep_alive(self) -> None:
+        if self._begun:
+            self.outbox.write(events.KEEP_ALIVE)
+
+    # What asyncio says
+
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002  # asyncio's signature
+        """Take nothing: whoever reads events has nothing more to say."""
+        self._drop("sent something after its request")
+        self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost(self._code or (_BROKEN if exc else _CLOSED))
+
+    def _limit_silence(self, seconds: float) -> None:
+        """Have the kernel end the connection if nothing is acknowledged for so long: there are no pings to answer."""
+        sock = self._transport.get_extra_info("socket")
+        if hasattr(socket, "TCP_USER_TIMEOUT") and sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * _MILLISECONDS))
+
+
+_CLOSED: Final = 1000
+_BROKEN: Final = 1006
+"""As WebSocket would call how a client ends a stream."""
+
+
+class Reader(Client):
+    """A client that follows one board, and says nothing."""
+
+    __slots__ = ("begin", "refuse")
+
+    begin: Callable[[], None]
+    refuse: Callable[[BadMessage], None]
+
+    def read(self, wanted: messages.Subscribe) -> None:
+        """Follow a board, if its credential allows that."""
+        try:
+            self._subscribe(wanted)
+        except BadMessage as bad:
+            self._say(bad)
+
+    def _follow(self, message: messages.Subscribe) -> None:
+        self.begin()
+        super()._follow(message)
+
+    def _send_error(self, bad: BadMessage) -> None:
+        self.refuse(bad)
+
+    def _revoke(self, board: str) -> None:
+        super()._revoke(board)
+        self._close(CloseCode.REFUSED, NOT_ALLOWED)
