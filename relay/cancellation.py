@@ -1,8 +1,8 @@
 """Keeps cancellations that libraries lose. Usable by all rooms.
 
 Up to Python 3.11, `asyncio.wait_for` loses a cancellation that meets the end of what it waits for. psycopg and
-nats-py wait with it. A task that is cancelled at such a moment would go on forever, and the task group that cancelled
-it would wait forever.
+nats-py wait with it. Up to Python 3.12, `asyncio.TaskGroup` loses one that meets the fault of a task of its own. A
+task that is cancelled at such a moment would go on forever, and the task group that cancelled it would wait forever.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import structlog
 
 from relay import logs
 from relay.backoff import Backoff
+from relay.cancellation import kept_cancellation
 from relay.config.settings import Settings
 from relay.model.status import Counts, Status, StreamStatus
 from relay.nats.connection import StreamError
@@ -58,7 +59,8 @@ class Publisher:
             pause = 0.0
             self._backoff.begin(time.monotonic())
             try:
-                await self._connect()
+                with kept_cancellation():
+                    await self._connect()
             except* Left:
                 left = True
             except* (StreamError, FeedError) as group:

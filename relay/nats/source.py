@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 
 from relay.backoff import Backoff
+from relay.cancellation import kept_cancellation
 from relay.config.settings import Settings
 from relay.hub.ports import Authorizer, Question, Resuming, Sink, Source, SourceStatus
 from relay.model.status import Counts, StreamStatus
@@ -131,7 +132,8 @@ class NatsSource(Source, Authorizer):
             pause = 0.0
             self._backoff.begin(time.monotonic())
             try:
-                await self._connect(hub)
+                with kept_cancellation():
+                    await self._connect(hub)
             except* (StreamError, StreamBroken) as group:
                 first = first_of(group)
                 if isinstance(first, StreamBroken):

@@ -20,6 +20,7 @@ import psycopg
 import structlog
 
 from relay.backoff import Backoff
+from relay.cancellation import kept_cancellation
 from relay.hub.ports import Authorizer, Question, Resuming, Sink, Source, SourceStatus
 from relay.model.cursor import Epoch
 from relay.model.snapshot import Snapshot
@@ -154,16 +155,20 @@ class Feed(Source, Authorizer):
         while True:
             backoff.begin(time.monotonic())
             try:
-                async with Session.open(self._conninfo, sink, self._boards.side_by_side) as self._session:
-                    self._sessions += 1
-                    await self._run(self._session, sink)
+                with kept_cancellation():
+                    await self._run(sink)
             except* Exception as group:  # noqa: BLE001  # also what nobody foresaw is a session's
                 self._report(_problem_of(group))
             finally:
                 self._session = None
             await asyncio.sleep(backoff.fail(time.monotonic(), self.problem or ""))
 
-    async def _run(self, session: Session, sink: Sink) -> None:
+    async def _run(self, sink: Sink) -> None:
+        async with Session.open(self._conninfo, sink, self._boards.side_by_side) as self._session:
+            self._sessions += 1
+            await self._follow(self._session, sink)
+
+    async def _follow(self, session: Session, sink: Sink) -> None:
         follower = Follower(session, sink, self._position, self._flow, self._progress, self._report)
         between_batches = self._flow.between_batches
         async with in_time():

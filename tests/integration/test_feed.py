@@ -16,6 +16,7 @@ from relay.model.transaction import Transaction
 from relay.postgres import follower, housekeeping, journal, schedule
 from relay.postgres.decode import Entry, Watch
 from relay.postgres.embedded import EmbeddedPostgres
+from relay.postgres.faults import FeedError
 from relay.postgres.install import text
 from relay.postgres.journal import Journal
 from relay.postgres.session import Session
@@ -113,6 +114,32 @@ async def test_shape_is_compared_only_where_something_was_committed(
         database.execute("alter table tasks add extra text")
 
         assert (await client.receive())[0] == "board.sync"
+
+
+async def test_feed_that_is_cancelled_as_its_session_ends_goes_on_no_more(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publisher that loses the lead with its session must not go on to answer edges."""
+    fails, ending, ends = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def fail(_: Session) -> None:
+        await fails.wait()
+        raise FeedError("the session has ended")
+
+    async def take_time_to_end(_: Session) -> None:
+        try:
+            await fails.wait()
+            await asyncio.sleep(60)
+        finally:
+            ending.set()
+            await ends.wait()
+
+    monkeypatch.setattr(housekeeping, "prune", fail)
+    monkeypatch.setattr(housekeeping, "check_links", take_time_to_end)
+    async with Relay(database.dsn).running():
+        fails.set()
+        await ending.wait()
+        asyncio.get_running_loop().call_later(0.1, ends.set)
 
 
 async def test_relay_prunes_the_journal(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,3 +43,33 @@ async def test_a_cancellation_from_before_does_not_end_the_block() -> None:
     task.cancel()
 
     assert await task == "cleaned up"
+
+
+async def test_a_cancellation_that_meets_the_fault_of_a_task_is_kept() -> None:
+    """A task group that already ends for a fault of its own would report that alone."""
+    ending, end = asyncio.Event(), asyncio.Event()
+
+    async def fail() -> None:
+        raise ValueError
+
+    async def take_time_to_end() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            ending.set()
+            await end.wait()
+
+    async def run() -> None:
+        with kept_cancellation():
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(take_time_to_end())
+                tasks.create_task(fail())
+
+    task = asyncio.create_task(run())
+    await ending.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    end.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
