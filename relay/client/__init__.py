@@ -9,7 +9,8 @@ For programs without asyncio there is `relay.client.sync`. Nothing of the daemon
 """
 
 from relay.client import sync
-from relay.client.core import RelayError, State
+from relay.client.effects import RelayError
+from relay.client.following import State
 from relay.client.replica import Change, Task, TaskId
 from relay.client.shell import Board, Relay, Token, connect
 

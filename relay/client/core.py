@@ -1,9 +1,9 @@
 """What the Python client knows and decides, without a socket and without a clock. Pure.
 
 The shell (`shell.py`) tells a `Session` what happened and when: a connection opened, a message came, it ended, time
-went on. The session answers with *effects*, in `take_effects()`: what to send, when to connect, what to report to the
-program. From the inside out: a `Replica` (`replica.py`) holds the tasks of one board; a `Following` knows what of it
-is still to come; the `Session` keeps boards over one connection after another.
+went on. The session answers with *effects* (`effects.py`), in `take_effects()`: what to send, when to connect, what
+to report to the program. From the inside out: a `Replica` holds the tasks of one board; a `Following` knows what of
+it is still to come; the `Session` keeps boards over one connection after another.
 
 Rules (those of tests/conformance, which the JavaScript client keeps too):
 - A batch is applied whole or not at all, so at any time a board equals the table at some moment.
@@ -16,13 +16,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from relay.client.replica import Change, Misfit, Replica, parse
-
-State = Literal["connecting", "catching up", "live", "offline"]
-"""`offline` whenever there is no connection after the first attempt, and of a board that was refused or left."""
+from relay.client.effects import (
+    Attempt,
+    Authenticated,
+    Changed,
+    Effect,
+    Entered,
+    Failed,
+    Hangup,
+    Included,
+    RelayError,
+    Send,
+)
+from relay.client.following import Following, State
+from relay.client.replica import Misfit, parse
 
 FIRST_PAUSE_SECONDS: Final = 0.5
 """Maximum pause after a first failure. It doubles with each failure in a row; a random share of it is waited."""
@@ -36,9 +45,6 @@ RESTART_PAUSE_SECONDS: Final = 2.0
 PING_SECONDS: Final = 30.0
 """Interval between pings; a connection on which nothing came since the last one is closed."""
 
-CALM_SECONDS: Final = 60.0
-"""Time without a misfit after which the next one counts as the first again."""
-
 MOST_MISFITS: Final = 5
 """Maximum number of misfits in a row; then the board is an error."""
 
@@ -47,178 +53,6 @@ _RESTARTING: Final = 1012
 _EXPIRED: Final = 4001
 HOPELESS_CODES: Final = frozenset({1002, 1007, 1008, 1009, 4003})
 """Close codes after which coming back changes nothing; see docs/clients.md."""
-
-
-class RelayError(Exception):
-    """What went wrong, in one line. `code` is for programs.
-
-    The codes are those of docs/clients.md, and `closed` (the relay ended or refused the connection, in a way that
-    waiting does not help), `unsubscribed` (the board was left before it came), `unusable_board` (what the relay sends
-    of it contradicts itself), `forked` (the connection belongs to the process that this one was forked from).
-    """
-
-    def __init__(
-        self, code: str, message: str, *, board_id: str | None = None, close_code: int | None = None
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.board_id = board_id
-        self.close_code = close_code
-
-
-# Effects ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """Connect; then say `opened` or `ended`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a message on the connection."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Hangup:
-    """End the connection, or the attempt, and report nothing more of it."""
-
-    politely: bool
-    """Whether there is somebody to say good-bye to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """Report changes, all of which the board shows."""
-
-    board: Following
-    changes: list[Change]
-
-
-@dataclass(frozen=True, slots=True)
-class Entered:
-    """Report a board's new state."""
-
-    board: Following
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Report an error, of a board or of the connection."""
-
-    board: Following | None
-    error: RelayError
-
-
-@dataclass(frozen=True, slots=True)
-class Authenticated:
-    """Report that the token which has waited longest was accepted, or why not."""
-
-    error: RelayError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Included:
-    """Tell that a board includes a transaction, or why that is not known."""
-
-    board: Following
-    xid: str
-    error: RelayError | None = None
-
-
-Effect = Attempt | Send | Hangup | Changed | Entered | Failed | Authenticated | Included
-
-
-# A board ---------------------------------------------------------------------------------------------------
-
-
-class Following:
-    """One board that is followed: what is held, and how far it has come. Its methods are for the session."""
-
-    def __init__(self, name: str, state: State) -> None:
-        self.name = name
-        self.subscriptions = 0
-        """For how many the board is followed; the last one to end takes it along."""
-        self.state: State = state
-        self.replica = Replica()
-        self.cursor: str | None = None
-        self.present = False
-        """Whether there has been a board."""
-        self.waits: dict[str, None] = {}
-        """The transactions that are waited for, in the order in which they were asked about."""
-        self._parts: list[object] = []
-        self._batches = 0
-        self._misfits = 0
-        self._last_misfit = float("-inf")
-
-    @property
-    def followed(self) -> bool:
-        """Whether messages of it may come."""
-        return self.state in {"live", "catching up"}
-
-    def ask(self) -> str:
-        """Return the message that subscribes to it."""
-        self._parts = []
-        return json.dumps({"type": "subscribe", "boardId": self.name, "cursor": self.cursor})
-
-    def receive(self, message: dict[str, Any]) -> list[Change] | None:
-        """Take a message; return what changed, None while the board is not there or whole. Raises Misfit."""
-        match message["type"]:
-            case "board.sync":
-                return self._take_board(message)
-            case "batch":
-                return self._take_part(message)
-            case _:
-                return self._take_plain(message)
-
-    def _take_board(self, message: dict[str, Any]) -> list[Change]:
-        self.replica.replace(message.get("data"))
-        self._parts = []
-        self.cursor = _cursor(message)
-        self.present = True
-        reason = message.get("reason")
-        return [Change("board.sync", reason=reason if isinstance(reason, str) else None)]
-
-    def _take_part(self, message: dict[str, Any]) -> list[Change] | None:
-        if self.cursor is None:
-            return None  # a board.sync is to come first
-        data, cursor = message.get("data"), _cursor(message)
-        if not isinstance(data, list):
-            raise Misfit
-        self._parts += data
-        if cursor is None:
-            return None
-        changes = self.replica.apply(self._parts, self._batches + 1)
-        self._parts, self.cursor = [], cursor
-        self._batches += 1
-        return changes
-
-    def _take_plain(self, message: dict[str, Any]) -> list[Change] | None:
-        """From a server without cursors."""
-        if self.cursor is not None or self.state != "live":
-            return None
-        return self.replica.apply([message])
-
-    def misfit(self, now: float) -> int:
-        """Forget how far it has come; return the number of misfits in a row, this one included."""
-        self._misfits = 1 if now - self._last_misfit > CALM_SECONDS else self._misfits + 1
-        self._last_misfit = now
-        self._parts, self.cursor = [], None
-        return self._misfits
-
-    def forget_misfits(self) -> None:
-        """Count the next one as the first."""
-        self._misfits = 0
-
-
-def _cursor(message: dict[str, Any]) -> str | None:
-    cursor = message.get("cursor")
-    return cursor if isinstance(cursor, str) else None
-
-
-# The session -----------------------------------------------------------------------------------------------
 
 _Timer = Literal["attempt", "ping", "waits"] | Following
 _PING: Final = '{"type":"ping"}'

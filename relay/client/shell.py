@@ -23,8 +23,10 @@ from typing import Final, Self
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from relay.client import core, link
-from relay.client.core import Following, RelayError, Session, State
+from relay.client import core, effects, link
+from relay.client.core import Session
+from relay.client.effects import RelayError
+from relay.client.following import Following, State
 from relay.client.replica import Backlog, Change, Task, TaskId
 
 log: Final = logging.getLogger("relay.client")
@@ -306,40 +308,40 @@ class Relay:
         self._session.tick(self._loop.time())
         self._act()
 
-    def _carry_out(self, effect: core.Effect) -> None:
+    def _carry_out(self, effect: effects.Effect) -> None:
         match effect:
-            case core.Attempt():
+            case effects.Attempt():
                 self._link = _Link(self)
                 self._links.add(self._link.task)
                 self._link.task.add_done_callback(self._links.discard)
-            case core.Send(text):
+            case effects.Send(text):
                 assert self._link
                 self._link.outgoing.put_nowait(text)
-            case core.Hangup(politely):
+            case effects.Hangup(politely):
                 assert self._link
                 self._link.hang_up(politely=politely)
                 self._link = None
-            case core.Authenticated(error):
+            case effects.Authenticated(error):
                 token, answer = self._authenticating.popleft()
                 self._answer(token, answer, error)
-            case core.Failed(None, error):
+            case effects.Failed(None, error):
                 log.warning("%s", error)
-            case core.Entered(following):
+            case effects.Entered(following):
                 log.debug("board %r is %s", following.name, following.state)
             case _:
                 self._tell(effect)
 
-    def _tell(self, effect: core.Changed | core.Failed | core.Included) -> None:
+    def _tell(self, effect: effects.Changed | effects.Failed | effects.Included) -> None:
         """Tell all subscriptions to a board."""
-        if isinstance(effect, core.Failed):
+        if isinstance(effect, effects.Failed):
             log.warning("%s", effect.error)
         for board in self._boards.get(effect.board, ()) if effect.board else ():
             match effect:
-                case core.Changed():
+                case effects.Changed():
                     board._changed(effect.changes)  # noqa: SLF001  # the two are one
-                case core.Failed():
+                case effects.Failed():
                     board._failed(effect.error)  # noqa: SLF001
-                case core.Included():
+                case effects.Included():
                     board._included(effect.xid, effect.error)  # noqa: SLF001
 
     def _answer(self, token: str, answer: asyncio.Future[None], error: RelayError | None) -> None:

@@ -16,8 +16,9 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
-from relay.client import core, shell
-from relay.client.core import State
+from relay.client import shell
+from relay.client.effects import RelayError
+from relay.client.following import State
 from relay.client.replica import Change, Task, TaskId
 
 _T = TypeVar("_T")
@@ -154,7 +155,7 @@ class Relay:
     def _wait(self, what: Coroutine[Any, Any, _T], timeout: float | None) -> _T:
         if self._loop is None:
             what.close()
-            raise core.RelayError("closed", "this relay is not open: use it in `with relay.client.sync.connect(…)`")
+            raise RelayError("closed", "this relay is not open: use it in `with relay.client.sync.connect(…)`")
         if self._relay.forked:
             what.close()
             self._relay.check_process()

@@ -20,7 +20,7 @@ Rules:
 - An image that cannot be shown counts as absent, here and in boards.
 - Two images before or two after are what no history can produce: triggers were off for a while. Then, and only
   then, the board is to be read again.
-- The sums rest on images of one shape. A row that came and left while a label of its was renamed does not cancel out,
+- The sums need images of one shape. A row that came and left while one of its labels was renamed does not cancel out,
   and resembles an update. Where a row seems to have come first, `is_doubtful` says so: shapes are to be compared.
 - Work is linear in the entries, and nothing is encoded for a board that nobody follows.
 """

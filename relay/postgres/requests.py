@@ -151,49 +151,62 @@ class BoardReader:
 
     async def run(self, session: Session, sink: Sink, between_batches: asyncio.Lock) -> None:
         """Read boards for one session, and hand each over between two batches."""
+        reads = BoardReads(self._queue, session, sink, between_batches)
         async with asyncio.TaskGroup() as tasks:
             for number in range(self.side_by_side):
-                tasks.create_task(self._read_queue(session, sink, between_batches, slow=number == 0))
+                tasks.create_task(reads.run(slow=number == 0))
 
-    async def _read_queue(self, session: Session, sink: Sink, between_batches: asyncio.Lock, *, slow: bool) -> None:
+
+@dataclass(frozen=True, slots=True)
+class BoardReads:
+    """The reads of boards in one session."""
+
+    queue: BoardQueue
+    session: Session
+    sink: Sink
+    between_batches: asyncio.Lock
+
+    async def run(self, *, slow: bool) -> None:
+        """Read boards one after another, slow ones or the others."""
         while True:
-            name = await self._queue.get(slow=slow)
+            name = await self.queue.get(slow=slow)
             try:
-                if sink.begin_read(name):
-                    await self._read(session, sink, name, between_batches, slow=slow)
+                if self.sink.begin_read(name):
+                    await self._read(name, slow=slow)
                 else:
-                    self._queue.forget(name)
+                    self.queue.forget(name)
             finally:
-                self._queue.done(name)
+                self.queue.done(name)
 
-    async def _read(
-        self, session: Session, sink: Sink, name: str, between_batches: asyncio.Lock, *, slow: bool
-    ) -> None:
+    async def _read(self, name: str, *, slow: bool) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            snapshot, data = await session.boards.read(name, READ_SECONDS if slow else SLOW_SECONDS)
-            self._queue.has_read(name, loop.time() - began)
-            async with between_batches:
-                sink.synced(name, snapshot, data)
+            snapshot, data = await self.session.boards.read(name, READ_SECONDS if slow else SLOW_SECONDS)
+            self.queue.has_read(name, loop.time() - began)
+            async with self.between_batches:
+                self.sink.synced(name, snapshot, data)
         except BoardMisnamed as ex:
-            self._queue.has_read(name, loop.time() - began)
-            sink.refuse(name, messages.error("invalid_board_id", str(ex), name))
+            self.queue.has_read(name, loop.time() - began)
+            self.sink.refuse(name, messages.error("invalid_board_id", str(ex), name))
         except BaseException as ex:
-            if isinstance(ex, psycopg.errors.QueryCanceled) and not slow:
-                self._queue.is_slow(name)
-                sink.abandon_read(name)
-                return
-            if scope_of(ex, reading_board=True) is not Scope.BOARD:
-                sink.abandon_read(name)
+            if not self._goes_on_after(ex, name, slow=slow):
                 raise
-            self._report(name, error_line(ex))
-            sink.fail_read(name, messages.error("board_unavailable", UNAVAILABLE, name))
 
-    def _report(self, name: str, problem: str) -> None:
-        """Log why a board cannot be read, once."""
-        if self._queue.has_failed(name, problem):
+    def _goes_on_after(self, ex: BaseException, name: str, *, slow: bool) -> bool:
+        """Have a board read again that could not be read; return false if the fault is not the board's."""
+        if isinstance(ex, psycopg.errors.QueryCanceled) and not slow:
+            self.queue.is_slow(name)
+            self.sink.abandon_read(name)
+            return True
+        if scope_of(ex, reading_board=True) is not Scope.BOARD:
+            self.sink.abandon_read(name)
+            return False
+        problem = error_line(ex)
+        if self.queue.has_failed(name, problem):
             log.error("feed.board_failed", board=name[:100], problem=problem)
+        self.sink.fail_read(name, messages.error("board_unavailable", UNAVAILABLE, name))
+        return True
 
 
 class MissedReader:

@@ -217,6 +217,6 @@ async def test_scripts_without_asyncio(database: Database, relay: Relays, tmp_pa
         ["task.deleted", "b"],
         ["board.sync", ["a"]],
     ]
-    parts = ("", ".core", ".link", ".replica", ".shell", ".sync")
+    parts = ("", ".core", ".effects", ".following", ".link", ".replica", ".shell", ".sync")
     modules = ["relay", *(f"relay.client{part}" for part in parts), "relay.order"]
     assert lines[-2:] == ["nothing came within 0.01 seconds", ["offline", modules]]

@@ -152,7 +152,10 @@ async def test_a_link_that_fell_silent_is_given_up(database: Database, relay: Re
 async def test_the_next_run_goes_on_from_the_cursor_file(
     database: Database, relay: Relays, tail: Start, tmp_path: Path
 ) -> None:
-    """What came between is printed once, by the next run; a run that is cut short within a batch repeats it."""
+    """What came between is printed once, by the next run; a run that is cut short within a batch repeats it.
+
+    If the file has no good cursor, the board comes, also with --no-sync, and standard error says why.
+    """
     daemon = await relay(database.dsn)
     options = ("--json", "--cursor-file", "cursor")
     assert await tail(daemon, *options, "--count", "1").ended() == 0
@@ -172,15 +175,11 @@ async def test_the_next_run_goes_on_from_the_cursor_file(
     assert "board.sync" not in second.output + cut_short.output + again.output
     assert names_with("cursor", tmp_path) == ["cursor"]
 
-
-async def test_a_refused_cursor_is_reported(database: Database, relay: Relays, tail: Start, tmp_path: Path) -> None:
-    """The board comes, also with --no-sync, and standard error says why; then the file has a good cursor."""
     (tmp_path / "cursor").write_text("nonsense\n")
-    running = tail(await relay(database.dsn), "--no-sync", "--cursor-file", "cursor", "--count", "1")
-    assert await running.ended() == 0
-
-    assert "board.sync    0 tasks" in running.output
-    assert "catching up: cannot go on from the cursor (cursor_invalid), here is the board" in running.states
+    refused = tail(daemon, "--no-sync", "--cursor-file", "cursor", "--count", "1")
+    assert await refused.ended() == 0
+    assert "board.sync    5 tasks" in refused.output
+    assert "catching up: cannot go on from the cursor (cursor_invalid), here is the board" in refused.states
     assert (tmp_path / "cursor").read_text() != "nonsense\n"
 
 

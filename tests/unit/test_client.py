@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.client import core, link
-from relay.client.core import Following, Session
+from relay.client import effects, link
+from relay.client.core import Session
+from relay.client.following import Following
 from relay.client.replica import Backlog, Change, Task, parse
 
 CASES = json.loads((Path(__file__).parents[1] / "conformance" / "cases.json").read_text())
@@ -34,7 +35,7 @@ class World:
         self.closed = False
         self.sent: list[Json] = []
         self.changes: dict[Following, list[list[Change]]] = {}
-        self.errors: dict[Following, list[core.RelayError]] = {}
+        self.errors: dict[Following, list[effects.RelayError]] = {}
         self.included: dict[Following, list[Json]] = {}
         self.tokens = tokens
         self.token: str | None = None
@@ -43,26 +44,26 @@ class World:
         """Carry out what the session decides, as the shell does."""
         for effect in self.session.take_effects():
             match effect:
-                case core.Attempt():
+                case effects.Attempt():
                     assert self.link == "none"
                     self.link = "attempt"
                     self.token = self.tokens.pop(0) if self.tokens else None
-                case core.Send(text):
+                case effects.Send(text):
                     assert self.link == "open"
                     self.sent.append(json.loads(text))
-                case core.Hangup():
+                case effects.Hangup():
                     assert self.link != "none"
                     self.closed = self.link == "open"
                     self.link = "none"
-                case core.Changed(board, changes):
+                case effects.Changed(board, changes):
                     alone = [[change] for change in changes if change.batch is None]
                     self.changes.setdefault(board, []).extend(alone or [changes])
-                case core.Failed(board, error) if board:
+                case effects.Failed(board, error) if board:
                     self.errors.setdefault(board, []).append(error)
-                case core.Included(board, xid, error):
+                case effects.Included(board, xid, error):
                     self.include(board, xid, error)
 
-    def include(self, board: Following, xid: str, error: core.RelayError | None) -> None:
+    def include(self, board: Following, xid: str, error: effects.RelayError | None) -> None:
         self.included.setdefault(board, []).append({"xid": xid, "code": error.code if error else None})
 
     def open(self) -> None:
@@ -137,7 +138,7 @@ class Run:
                 board = self.boards[step.get("board", "default")]
                 try:
                     session.includes(board, step["xid"])
-                except core.RelayError as error:
+                except effects.RelayError as error:
                     self.world.include(board, step["xid"], error)
             case _:
                 pytest.fail(f"unknown call {name}")
