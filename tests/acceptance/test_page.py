@@ -688,4 +688,5 @@ async def test_lanes_have_their_names_and_their_order_and_cards_any_text(
         await expect(titles).to_have_text(["Second", "First"])
         database.execute("update lists set name = 'Later', position = 0 where id = 10")
         await expect(headings).to_have_text(["Later", "Doing"])
+        await expect((await window(address(daemon, "01"))).page.locator("#notice")).to_contain_text("expected '1'")
         await daemon.stop()

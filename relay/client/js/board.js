@@ -978,7 +978,7 @@ function fail(error) {
     replaceToken(error.message.startsWith("the relay refused") ? TURNED_AWAY : "The one you gave is not good any more.");
   } else if (error.code === "closed" && error.closeCode === undefined && about.token) {
     replaceToken(error.message);
-  } else if (error.code === "unusable_board") {
+  } else if (["unusable_board", "invalid_board_id"].includes(error.code)) {
     notice(error.message);
   } else if (error.code === "not_allowed") {
     $("state-text").textContent = "No access";
