@@ -9,6 +9,9 @@ import os
 import re
 from typing import Final
 
+ERROR_LETTERS: Final = 1000
+"""Maximum length of an error's line: what a user's function raises may be of any length."""
+
 _HARMFUL: Final = re.compile(
     "["
     "\0-\x1f\x7f-\x9f"  # the controls, C0 and C1
@@ -35,6 +38,10 @@ def error_line(ex: BaseException) -> str:
     Of an error that Postgres reports, its primary message; of a system call that failed, the system's words for its
     number, after the file's name if there is one; of any other its text, or its type if it has none.
     """
+    return _said(ex)[:ERROR_LETTERS]
+
+
+def _said(ex: BaseException) -> str:
     if primary := getattr(getattr(ex, "diag", None), "message_primary", None):
         return one_line(primary)
     cause = getattr(ex, "os_error", ex)  # aiohttp wraps it

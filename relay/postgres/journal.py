@@ -68,9 +68,12 @@ class Batch:
 # is over. Of the transactions that were running, only those are searched for that no longer are: so the entries of
 # one that stays open are not read again and again. The snapshot is a row of its own, the first, and of the
 # same statement: there even when nothing is new, and not sent along with each entry.
-_HEAD: Final[LiteralString] = """
-    select pg_catalog.pg_current_snapshot()::text, h.seen::text, h.pauses <> relay.pauses(), relay.polled_for()
+# A row of another place came with a dump, and so perhaps did entries: then nothing counts as kept; see relay.epoch.
+_KEPT: Final[LiteralString] = """
+    case when exists (select from relay.horizon f where f.place <> h.place)
+         then pg_catalog.pg_current_snapshot() else h.seen end::text, h.pauses <> relay.pauses()
 """
+_HEAD: Final[LiteralString] = "select pg_catalog.pg_current_snapshot()::text," + _KEPT + ", relay.polled_for() "
 _HORIZON: Final[LiteralString] = "from relay.horizon h where h.place = relay.place()"
 _ENTRY: Final[LiteralString] = """
            j.xid::text::bigint, j.watch, j.op::text, /**/j.key/**/, /**/j.old_key/**/, /**/j.old_board/**/,
@@ -142,7 +145,9 @@ _UNPLACED: Final = "lanes_changed: tasks changed whose lanes cannot be read now"
 # Whether the journal is whole since a snapshot, and has nothing about some watches on a board, nor anything that asks
 # for it to be read again. It is asked later than what it is asked about, and so says no less.
 _SAYS_NOTHING: Final[LiteralString] = (
-    "select relay.shape(), h.seen::text, h.pauses <> relay.pauses(), exists (select"
+    "select relay.shape(),"
+    + _KEPT
+    + ", exists (select"
     + _NEW
     + "and (j.op = 'S' or (j.op = 'L' or j.watch = any (%s)) and %s in (j.old_board, j.new_board))) "
     + _HORIZON

@@ -322,7 +322,15 @@ async def test_board_read_beside_a_rewrite_of_the_table_shows_its_rows(database:
         assert set(client.tasks) == {"a"}
 
 
-async def test_entries_that_a_dump_brought_are_sent_to_nobody(database: Database, relay: Relay) -> None:
+@pytest.mark.parametrize(
+    "others",
+    [
+        "insert into relay.horizon select 'elsewhere', seen, swept, pauses, ceiling from relay.horizon",
+        "insert into relay.ticks values ('elsewhere', now(), pg_current_snapshot(), 1, 1); select relay.prune()",
+    ],
+    ids=["before them", "after them"],
+)
+async def test_entries_that_a_dump_brought_are_sent_to_nobody(database: Database, relay: Relay, others: str) -> None:
     """Not even those that pass for ours, where the watches are copies and transactions have the same numbers."""
     async with Client.to(relay.url) as client:
         await client.resume("default", None)
@@ -337,8 +345,7 @@ async def test_entries_that_a_dump_brought_are_sent_to_nobody(database: Database
         xid,
         ghost,
     )
-    database.execute("insert into relay.ticks values ('elsewhere', now(), pg_current_snapshot(), 1, 1)")
-    database.execute("select relay.prune()")  # as the daemon does every few seconds
+    database.execute(others)
     async with Client.to(relay.url) as client:
         [(kind, _)] = await client.resume("default", cursor, tasks)
         assert (kind, client.reason, set(client.tasks)) == ("board.sync", "journal_pruned", {"a"})

@@ -7,7 +7,7 @@ import os
 import psycopg
 import pytest
 
-from relay.text import error_line
+from relay.text import ERROR_LETTERS, error_line
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,7 @@ from relay.text import error_line
         (psycopg.OperationalError("connection failed:\n  no route"), "connection failed: no route"),
         (ValueError("two\nlines"), "two lines"),
         (EOFError(), "EOFError"),
+        (ValueError("x" * 5000), "x" * ERROR_LETTERS),
     ],
 )
 def test_an_exception_is_one_line_in_the_words_of_the_system(ex: Exception, line: str) -> None:
