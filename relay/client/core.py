@@ -15,7 +15,7 @@ Rules (those of tests/conformance, which the JavaScript client keeps too):
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -45,6 +45,9 @@ MOST_MISFITS: Final = 5
 _BROKEN: Final = 1006
 _RESTARTING: Final = 1012
 _EXPIRED: Final = 4001
+Selection = Mapping[str, Sequence[str]]
+"""The `lanes` and `columns` of a board that are followed, in order; all of those that are not said."""
+
 HOPELESS_CODES: Final = frozenset({1002, 1007, 1008, 1009, 4003})
 """Close codes after which coming back changes nothing; see docs/clients.md."""
 
@@ -54,7 +57,8 @@ class RelayError(Exception):
 
     The codes are those of docs/clients.md, and `closed` (the relay ended or refused the connection, in a way that
     waiting does not help), `unsubscribed` (the board was left before it came), `unusable_board` (what the relay sends
-    of it contradicts itself), `forked` (the connection belongs to the process that this one was forked from).
+    of it contradicts itself), `other_selection` (the board is followed with other lanes or columns already), `forked`
+    (the connection belongs to the process that this one was forked from).
     """
 
     def __init__(
@@ -137,8 +141,9 @@ Effect = Attempt | Send | Hangup | Changed | Entered | Failed | Authenticated | 
 class Following:
     """One board that is followed: what is held, and how far it has come. Its methods are for the session."""
 
-    def __init__(self, name: str, state: State) -> None:
+    def __init__(self, name: str, state: State, selection: Selection) -> None:
         self.name = name
+        self.selection = selection
         self.subscriptions = 0
         """For how many the board is followed; the last one to end takes it along."""
         self.state: State = state
@@ -161,7 +166,7 @@ class Following:
     def ask(self) -> str:
         """Return the message that subscribes to it."""
         self._parts = []
-        return json.dumps({"type": "subscribe", "boardId": self.name, "cursor": self.cursor})
+        return json.dumps({"type": "subscribe", "boardId": self.name, "cursor": self.cursor, **self.selection})
 
     def receive(self, message: dict[str, Any]) -> list[Change] | None:
         """Take a message; return what changed, None while the board is not there or whole. Raises Misfit."""
@@ -218,6 +223,15 @@ def _cursor(message: dict[str, Any]) -> str | None:
     return cursor if isinstance(cursor, str) else None
 
 
+def selection(lanes: Collection[str] | None, columns: Collection[str] | None) -> Selection:
+    """Select lanes and columns. Raises TypeError for what is no collection of strings."""
+    chosen = {name: its for name, its in (("lanes", lanes), ("columns", columns)) if its is not None}
+    for name, its in chosen.items():
+        if isinstance(its, str) or not all(isinstance(each, str) for each in its):
+            raise TypeError(f"{name} is {its!r:.100}: expected a collection of strings")
+    return {name: sorted(set(its)) for name, its in chosen.items()}
+
+
 # The session -----------------------------------------------------------------------------------------------
 
 _Timer = Literal["attempt", "ping", "waits"] | Following
@@ -260,13 +274,19 @@ class Session:
         """Begin to connect."""
         self._attempt()
 
-    def subscribe(self, name: str) -> Following:
-        """Follow a board, for one subscription more: the same object, if it is followed already."""
+    def subscribe(self, name: str, selection: Selection | None = None) -> Following:
+        """Follow a board, for one subscription more: the same object, if it is followed already.
+
+        Raises RelayError if it is followed already with other lanes or columns: the relay sends one of both.
+        """
         if self._closed:
             raise RelayError("closed", "this relay was closed: connect again", board_id=name)
         if name not in self.boards:
-            self.boards[name] = Following(name, "connecting" if self.state == "live" else self.state)
+            self.boards[name] = Following(name, "connecting" if self.state == "live" else self.state, selection or {})
         board = self.boards[name]
+        if board.selection != (selection or {}):
+            problem = f"the board {name} is followed with other lanes or columns: connect again to follow both"
+            raise RelayError("other_selection", problem, board_id=name)
         board.subscriptions += 1
         if self._link == "open":
             if not board.followed:

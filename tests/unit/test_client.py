@@ -126,7 +126,8 @@ class Run:
         session = self.world.session
         match name:
             case "subscribe":
-                self.boards[step["board"]] = session.subscribe(step["board"])
+                selection = core.selection(step.get("lanes"), step.get("columns"))
+                self.boards[step["board"]] = session.subscribe(step["board"], selection)
             case "unsubscribe":
                 session.unsubscribe(self.boards[step["board"]])
             case "authenticate":
@@ -445,3 +446,15 @@ def test_an_address_that_is_none_is_refused_without_its_secrets() -> None:
     """One line, without user and query."""
     with pytest.raises(ValueError, match=r"^'http://relay' is no address of a relay: expected one like ws://"):
         link.check("http://me:secret@relay?token=secret")
+
+
+def test_subscriptions_to_one_board_select_the_same_and_what_are_no_names_is_refused() -> None:
+    session = Session(lambda: 1.0)
+    session.subscribe("default", core.selection(["todo", "done"], None))
+    session.subscribe("default", core.selection({"done", "todo"}, None))
+    with pytest.raises(core.RelayError, match="followed with other lanes or columns") as caught:
+        session.subscribe("default")
+    assert caught.value.code == "other_selection"
+    for lanes in ("todo", [7]):
+        with pytest.raises(TypeError, match="expected a collection of strings"):
+            core.selection(lanes, None)  # type: ignore[arg-type]
