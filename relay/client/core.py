@@ -30,7 +30,7 @@ from relay.client.effects import (
     RelayError,
     Send,
 )
-from relay.client.following import Following, State
+from relay.client.following import Following, Selection, State
 from relay.client.replica import Misfit, parse
 
 FIRST_PAUSE_SECONDS: Final = 0.5
@@ -94,13 +94,19 @@ class Session:
         """Begin to connect."""
         self._attempt()
 
-    def subscribe(self, name: str) -> Following:
-        """Follow a board, for one subscription more: the same object, if it is followed already."""
+    def subscribe(self, name: str, selection: Selection | None = None) -> Following:
+        """Follow a board, for one subscription more: the same object, if it is followed already.
+
+        Raises RelayError if it is followed already with other lanes or columns: the relay sends one of both.
+        """
         if self._closed:
             raise RelayError("closed", "this relay was closed: connect again", board_id=name)
         if name not in self.boards:
-            self.boards[name] = Following(name, "connecting" if self.state == "live" else self.state)
+            self.boards[name] = Following(name, "connecting" if self.state == "live" else self.state, selection or {})
         board = self.boards[name]
+        if board.selection != (selection or {}):
+            problem = f"the board {name} is followed with other lanes or columns: connect again to follow both"
+            raise RelayError("other_selection", problem, board_id=name)
         board.subscriptions += 1
         if self._link == "open":
             if not board.followed:

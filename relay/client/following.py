@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from relay.client.replica import Change, Misfit, Replica
@@ -13,12 +14,25 @@ State = Literal["connecting", "catching up", "live", "offline"]
 CALM_SECONDS: Final = 60.0
 """Time without a misfit after which the next one counts as the first again."""
 
+Selection = Mapping[str, Sequence[str]]
+"""The `lanes` and `columns` of a board that are followed, in order; all of those that are not said."""
+
+
+def selection(lanes: Collection[str] | None, columns: Collection[str] | None) -> Selection:
+    """Select lanes and columns. Raises TypeError for what is no collection of strings."""
+    chosen = {name: its for name, its in (("lanes", lanes), ("columns", columns)) if its is not None}
+    for name, its in chosen.items():
+        if isinstance(its, str) or not all(isinstance(each, str) for each in its):
+            raise TypeError(f"{name} is {its!r:.100}: expected a collection of strings")
+    return {name: sorted(set(its)) for name, its in chosen.items()}
+
 
 class Following:
     """One board that is followed: what is held, and how far it has come. Its methods are for the session."""
 
-    def __init__(self, name: str, state: State) -> None:
+    def __init__(self, name: str, state: State, selection: Selection) -> None:
         self.name = name
+        self.selection = selection
         self.subscriptions = 0
         """For how many the board is followed; the last one to end takes it along."""
         self.state: State = state
@@ -41,7 +55,7 @@ class Following:
     def ask(self) -> str:
         """Return the message that subscribes to it."""
         self._parts = []
-        return json.dumps({"type": "subscribe", "boardId": self.name, "cursor": self.cursor})
+        return json.dumps({"type": "subscribe", "boardId": self.name, "cursor": self.cursor, **self.selection})
 
     def receive(self, message: dict[str, Any]) -> list[Change] | None:
         """Take a message; return what changed, None while the board is not there or whole. Raises Misfit."""

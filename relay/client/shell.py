@@ -16,17 +16,17 @@ import logging
 import os
 import random
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Final, Self
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from relay.client import core, effects, link
+from relay.client import effects, link
 from relay.client.core import Session
 from relay.client.effects import RelayError
-from relay.client.following import Following, State
+from relay.client.following import Following, State, selection
 from relay.client.replica import Backlog, Change, Task, TaskId
 
 log: Final = logging.getLogger("relay.client")
@@ -214,14 +214,18 @@ class Relay:
     def state(self) -> State:
         return "offline" if self.forked else self._session.state
 
-    async def subscribe(self, board_id: str) -> Board:
+    async def subscribe(
+        self, board_id: str, *, lanes: Collection[str] | None = None, columns: Collection[str] | None = None
+    ) -> Board:
         """Follow a board; return once it is there, however long that takes: `asyncio.timeout` limits it.
 
-        Each call is a subscription of its own; the relay sends the board once for all of them.
+        With `lanes`, only tasks in these lanes are sent; with `columns`, of each task only these, and the id, the
+        board and the lane. Each call is a subscription of its own; the relay sends the board once for all of them, so
+        they all select the same.
         Raises RelayError if the relay refuses the connection or the board, or if this process is a fork.
         """
         self.check_process()
-        following = self._session.subscribe(board_id)
+        following = self._session.subscribe(board_id, selection(lanes, columns))
         board = Board(self, following)
         self._boards.setdefault(following, []).append(board)
         self._act()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
 from relay.client import shell
@@ -118,13 +118,22 @@ class Relay:
         """Whether it is within its `with` block."""
         return self._loop is not None
 
-    def subscribe(self, board_id: str, timeout: float | None = None) -> Board:
+    def subscribe(
+        self,
+        board_id: str,
+        timeout: float | None = None,
+        *,
+        lanes: Collection[str] | None = None,
+        columns: Collection[str] | None = None,
+    ) -> Board:
         """Follow a board; return once it is there. Each call is a subscription of its own.
+
+        `lanes` and `columns` select what is sent; see `relay.client.Relay.subscribe`.
 
         Raises RelayError if the relay refuses the connection or the board, or if this process is a fork; TimeoutError
         if the board does not come within `timeout` seconds.
         """
-        return Board(self, self._wait(self._relay.subscribe(board_id), timeout))
+        return Board(self, self._wait(self._relay.subscribe(board_id, lanes=lanes, columns=columns), timeout))
 
     def authenticate(self, token: str) -> None:
         """Present a fresh token; see `relay.client.Relay.authenticate`."""

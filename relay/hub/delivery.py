@@ -18,6 +18,7 @@ from relay.hub.ports import Frame, Subscriber
 from relay.model import messages
 from relay.model.cursor import Epoch
 from relay.model.messages import Message
+from relay.model.selection import board_of
 
 BUFFER_BYTES: Final = 64 * 1024
 """Approximate size of what is sent to one subscriber before the next one has its turn."""
@@ -77,9 +78,9 @@ def for_resumable(name: str, delivery: Delivery[Subscriber], data: bytes, epoch:
     sent: list[Message] = []
     if delivery.synced:
         since = epoch.seal(name, delivery.synced) if found or at is None else at
-        sent.append(messages.resumable_sync(name, since, delivery.reason, data))
+        sent.append(messages.resumable_sync(board_of(name), since, delivery.reason, data))
     if found or not delivery.synced:
-        sent += messages.batch(name, at, found)
+        sent += messages.batch(board_of(name), at, found)
     return sent
 
 

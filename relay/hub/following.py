@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from relay.hub.ports import Subscriber
+from relay.model.selection import board_of
 
 REMEMBERED: Final = 100
 """Maximum number of boards that are remembered which a subscriber has left."""
@@ -35,14 +36,24 @@ class Following:
         """Return the subscribers of a board."""
         return [subscriber for subscriber, followed in self._of.items() if board in followed.now]
 
-    def add(self, subscriber: Subscriber, board: str) -> bool:
-        """Follow a board; return true if it may have been followed before."""
-        return self._of.setdefault(subscriber, Followed()).add(board)
-
-    def leave(self, subscriber: Subscriber, board: str) -> bool:
-        """Stop following a board; return false if it was not followed."""
+    def selections(self, subscriber: Subscriber) -> list[str]:
+        """Name what a subscriber follows: a board, or a selection of one."""
         followed = self._of.get(subscriber)
-        return followed is not None and followed.leave(board)
+        return list(followed.now.values()) if followed else []
+
+    def selection(self, subscriber: Subscriber, board: str) -> str | None:
+        """Name what a subscriber follows of a board; None if it does not follow it."""
+        followed = self._of.get(subscriber)
+        return followed.now.get(board) if followed else None
+
+    def add(self, subscriber: Subscriber, name: str) -> bool:
+        """Follow a board or a selection of it; return true if the board may have been followed before."""
+        return self._of.setdefault(subscriber, Followed()).add(name)
+
+    def leave(self, subscriber: Subscriber, board: str) -> str | None:
+        """Stop following a board; return what was followed of it, None if nothing."""
+        followed = self._of.get(subscriber)
+        return followed.leave(board) if followed else None
 
     def forget(self, subscriber: Subscriber) -> None:
         """Forget a subscriber that is gone."""
@@ -55,23 +66,24 @@ class Followed:
     __slots__ = ("_forgot", "left", "now")
 
     def __init__(self) -> None:
-        self.now: dict[str, None] = {}
+        # What is followed of each board.
+        self.now: dict[str, str] = {}
         self.left: set[str] = set()
         self._forgot = False
 
-    def add(self, board: str) -> bool:
-        """Follow a board; return true if it may have been followed before."""
+    def add(self, name: str) -> bool:
+        """Follow a board or a selection of it; return true if the board may have been followed before."""
+        board = board_of(name)
         again = self._forgot or board in self.left or board in self.now
-        self.now[board] = None
+        self.now[board] = name
         return again
 
-    def leave(self, board: str) -> bool:
-        """Stop following a board; return false if it was not followed."""
-        if board not in self.now:
-            return False
-        del self.now[board]
+    def leave(self, board: str) -> str | None:
+        """Stop following a board; return what was followed of it, None if nothing."""
+        if (name := self.now.pop(board, None)) is None:
+            return None
         if len(self.left) < REMEMBERED:
             self.left.add(board)
         else:
             self._forgot |= board not in self.left
-        return True
+        return name

@@ -18,9 +18,11 @@ Rules:
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from typing import Final
 
 import structlog
 
@@ -33,10 +35,14 @@ from relay.hub.requests import Requests
 from relay.hub.waits import Wait, Waits
 from relay.model import messages
 from relay.model.cursor import CursorRefused, Epoch, Reason
-from relay.model.messages import Message
+from relay.model.messages import Meaning, Message
+from relay.model.selection import board_of, is_selection, selection_of
 from relay.model.snapshot import Snapshot
 
 log = structlog.get_logger()
+
+MAX_SELECTIONS: Final = 1000
+"""Maximum number of different selections that are followed at once: each is work for each change of its board."""
 
 
 class Hub(Sink, Resuming):
@@ -52,7 +58,11 @@ class Hub(Sink, Resuming):
         self._recipients = Recipients(self._sender)
         self._following = Following()
         self._waits = Waits()
+        # What is followed, be it a board or a selection of one; and of each board, what that is.
         self._boards: dict[str, Board[Subscriber]] = {}
+        self._selections: defaultdict[str, set[str]] = defaultdict(set)
+        # Number of selections among them that are not a whole board.
+        self._narrow = 0
         # The boards for which the journal is read.
         self._resuming: frozenset[str] = frozenset()
         # Whether more of the present batch follows, and the boards that parts of it were published to.
@@ -62,8 +72,8 @@ class Hub(Sink, Resuming):
         self._position: Snapshot | None = None
 
     def __contains__(self, board: object) -> bool:
-        """Whether anybody follows a board."""
-        return board in self._boards
+        """Whether anybody follows a board, or a selection of it."""
+        return board in self._selections
 
     @property
     def fell_behind(self) -> int:
@@ -87,13 +97,17 @@ class Hub(Sink, Resuming):
     ) -> None:
         """Send a subscriber the board, or what it missed since the cursor, and then its changes.
 
-        A subscriber that subscribes again gets the whole board, whatever its cursor, for what was sent in between
-        would come twice. It also gets the whole board if the cursor is refused.
+        The name may be that of a selection, which takes the place of another one of the same board. A subscriber that
+        subscribes again gets the whole board, whatever its cursor, for what was sent in between would come twice. It
+        also gets the whole board if the cursor is refused.
         """
-        self._stop(subscriber, name)
+        name = sys.intern(name)  # that of a selection may be long, and is kept once
+        self._stop(subscriber, board_of(name))
         again = self._following.add(subscriber, name)
         if (board := self._boards.get(name)) is None:
             board = self._boards[name] = Board()
+            self._selections[board_of(name)].add(name)
+            self._narrow += is_selection(name)
         if resumable:
             self._recipients.resume(name, subscriber)
         if cursor is None or again:
@@ -111,7 +125,7 @@ class Hub(Sink, Resuming):
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget a subscriber that is gone."""
-        for name in self.following(subscriber):
+        for name in self._following.selections(subscriber):
             self._leave(subscriber, name)
         self._following.forget(subscriber)
         self._waits.leave(subscriber)
@@ -131,7 +145,7 @@ class Hub(Sink, Resuming):
 
     def caught_up(self, subscriber: Subscriber) -> None:
         """Bring a subscriber up to date that was not ready and is again."""
-        for name in self.following(subscriber):
+        for name in self._following.selections(subscriber):
             board = self._boards[name]
             if board.is_behind(subscriber):
                 board.join(subscriber, "fell_behind")
@@ -156,7 +170,7 @@ class Hub(Sink, Resuming):
                 self._resume(epoch, subscriber, name, cursor)
         if lost and not first:
             for subscriber in self._following:
-                for name in self.following(subscriber):
+                for name in self._following.selections(subscriber):
                     self._boards[name].join(subscriber, lost)
         for name, board in self._boards.items():
             self._requests.ask(name, board)
@@ -170,7 +184,7 @@ class Hub(Sink, Resuming):
         """
         self._position = position or self._position
         self._amid_batch = position is None
-        steps = _steps(transactions, self._boards)
+        steps = self._steps(transactions, self._selections)
         for name, its_steps in steps.items():
             board = self._boards[name]
             self._deliver(name, board, board.publish(its_steps, position))
@@ -207,23 +221,22 @@ class Hub(Sink, Resuming):
     def begin_read(self, name: str) -> bool:
         """Note that the feed begins to read a board; return false if nobody wants it any more."""
         self._requests.begun(name, self._boards)
-        board = self._boards.get(name)
-        if board is None or not board.needs_read:
-            return False
-        board.begin_read()
-        return True
+        wanted = [board for _, board in self._of(name) if board.needs_read]
+        for board in wanted:
+            board.begin_read()
+        return bool(wanted)
 
     def abandon_read(self, name: str) -> None:
         """Note that the source gave up a board, before it began to read it or while it did; it is asked for again."""
-        if board := self._boards.get(name):
+        for each, board in self._of(name):
             board.abandon_read()
-            self._requests.given_up(name, board)
+            self._requests.given_up(each, board)
 
     def fail_read(self, name: str, error: Message) -> None:
         """Note that reading a board failed: say so to those who wait for it, once; it is asked for again."""
-        if board := self._boards.get(name):
+        for each, board in self._of(name):
             self._sender.answer(board.fail_read(), error)
-            self._requests.ask(name, board)
+            self._requests.ask(each, board)
 
     def refuse(self, name: str, error: Message) -> None:
         """Note that a board cannot be had: say so to its subscribers, which follow it no longer."""
@@ -234,15 +247,14 @@ class Hub(Sink, Resuming):
 
     def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None:
         """Hand over a board that was read: the snapshot it was read in, and its `protocol.board_data`."""
-        board = self._boards.get(name)
-        if board is None:
-            return
         if self._amid_batch:
             self.abandon_read(name)
             return
         assert self._position is not None, "the feed has a position before it reads a board"
-        self._deliver(name, board, board.synced(snapshot, self._position), data)
-        self._requests.ask(name, board)
+        for each, board in self._of(name):
+            if deliveries := list(board.synced(snapshot, self._position)):
+                self._deliver(each, board, deliveries, selection_of(each).data(data) if is_selection(each) else data)
+            self._requests.ask(each, board)
         self._answer_waits(name)
 
     # What the source says of subscribers that resume
@@ -256,7 +268,7 @@ class Hub(Sink, Resuming):
         for name in self._resuming:
             self._boards[name].begin_resume()
         oldest, newest = bounds(chain.from_iterable(cursors.values()))
-        return Resume(oldest, newest, self._resuming)
+        return Resume(oldest, newest, frozenset(map(board_of, self._resuming)))
 
     def abandon_resume(self) -> None:
         """Note that the read failed; it is asked for again."""
@@ -273,7 +285,10 @@ class Hub(Sink, Resuming):
             return
         assert self._position is not None, "the feed has a position before it reads the journal"
         boards = dict(self._end_resume())
-        steps = _steps(transactions or (), boards)
+        selections: defaultdict[str, set[str]] = defaultdict(set)
+        for name in boards:
+            selections[board_of(name)].add(name)
+        steps = self._steps(transactions or (), selections)
         for name, board in boards.items():
             for cursor in board.cursors:
                 if not now.covers(cursor):
@@ -284,7 +299,11 @@ class Hub(Sink, Resuming):
                     board.refuse(cursor, "too_much_missed")
             self._deliver(name, board, board.resumed(now, steps.get(name, ()), self._position))
             self._requests.ask(name, board)
-            self._answer_waits(name)
+            self._answer_waits(board_of(name))
+
+    def has_room_for(self, name: str) -> bool:
+        """Tell whether one may follow this: a board, or one of so many selections that are followed at once."""
+        return name in self._boards or not is_selection(name) or self._narrow < MAX_SELECTIONS
 
     @property
     def subscriptions(self) -> int:
@@ -303,7 +322,7 @@ class Hub(Sink, Resuming):
             board.resume(subscriber, epoch.open(name, cursor))
             self._source.ask_changes(self)
         except CursorRefused as refused:
-            log.info("websocket.cursor_refused", board=name[:100], reason=refused.reason)
+            log.info("websocket.cursor_refused", board=board_of(name)[:100], reason=refused.reason)
             board.join(subscriber, refused.reason)
             self._requests.ask(name, board)
 
@@ -322,9 +341,12 @@ class Hub(Sink, Resuming):
 
     def _answer_waits(self, name: str) -> None:
         """Answer those who hold a board and waited for transactions that it includes."""
-        if board := self._boards.get(name):
-            for xid, subscribers in self._waits.answer(name, board.holds).items():
-                self._sender.answer(subscribers, messages.included(name, xid))
+        for xid, subscribers in self._waits.answer(name, lambda one: self._holds(one, name)).items():
+            self._sender.answer(subscribers, messages.included(name, xid))
+
+    def _holds(self, subscriber: Subscriber, name: str) -> bool:
+        followed = self._following.selection(subscriber, name)
+        return followed is not None and self._boards[followed].holds(subscriber)
 
     def _refuse_waits(self, waits: Iterable[Wait], why: str) -> None:
         for subscriber, name, xid in waits:
@@ -332,8 +354,8 @@ class Hub(Sink, Resuming):
             self._sender.answer([subscriber], messages.error("not_included", text, name, str(xid)))
 
     def _stop(self, subscriber: Subscriber, name: str) -> None:
-        if self._following.leave(subscriber, name):
-            self._leave(subscriber, name)
+        if (followed := self._following.leave(subscriber, name)) is not None:
+            self._leave(subscriber, followed)
 
     def _leave(self, subscriber: Subscriber, name: str) -> None:
         self._recipients.leave(name, subscriber)
@@ -342,22 +364,41 @@ class Hub(Sink, Resuming):
         if not board:
             del self._boards[name]
             self._recipients.forget(name)
+            self._narrow -= is_selection(name)
+            its = self._selections[board_of(name)]
+            its.discard(name)
+            if not its:
+                del self._selections[board_of(name)]
+
+    def _of(self, name: str) -> list[tuple[str, Board[Subscriber]]]:
+        """Return what is followed of a board."""
+        return [(each, self._boards[each]) for each in self._selections.get(name, ())]
 
     def _deliver(
         self, name: str, board: Board[Subscriber], deliveries: Iterable[Delivery[Subscriber]], data: bytes = b""
     ) -> None:
         self._recipients.deliver(name, board, deliveries, self._epoch, data)
 
+    @staticmethod
+    def _steps(transactions: Iterable[Committed], selections: Mapping[str, Iterable[str]]) -> dict[str, list[Step]]:
+        """Tell what the transactions mean to what is followed of each board. Bytes are made once for each."""
+        steps: defaultdict[str, list[Step]] = defaultdict(list)
+        for transaction in transactions:
+            if transaction.sync is not None:
+                for name in chain.from_iterable(selections.values()):
+                    steps[name].append(Step(transaction.xid, (), transaction.sync))
+                continue
+            for board, found in transaction.messages(selections).items():
+                for name in selections[board]:
+                    if step := _step(transaction.xid, name, found):
+                        steps[name].append(step)
+        return steps
 
-def _steps(transactions: Iterable[Committed], boards: dict[str, Board[Subscriber]]) -> dict[str, list[Step]]:
-    """Tell what the transactions mean to each of the boards."""
-    steps: defaultdict[str, list[Step]] = defaultdict(list)
-    for transaction in transactions:
-        if transaction.sync is not None:
-            for name in boards:
-                steps[name].append(Step(transaction.xid, (), transaction.sync))
-            continue
-        for name, found in transaction.messages(boards).items():
-            sync = found if isinstance(found, str) else None
-            steps[name].append(Step(transaction.xid, () if isinstance(found, str) else found, sync))
-    return steps
+
+def _step(xid: int, name: str, found: Meaning) -> Step | None:
+    """Tell what a transaction that means this to a board means to a selection of it; None if nothing."""
+    if is_selection(name) and not isinstance(found, str):
+        found = selection_of(name).messages(found)
+    if isinstance(found, str):
+        return Step(xid, (), found)
+    return Step(xid, found) if found else None

@@ -17,6 +17,7 @@ from relay.hub.board import Board, Delivery
 from relay.hub.delivery import Sender
 from relay.hub.ports import Subscriber
 from relay.model.cursor import Epoch
+from relay.model.selection import board_of
 
 log = structlog.get_logger()
 
@@ -77,7 +78,13 @@ class Recipients:
             found |= kinds
         if recipients:
             for kind, count in found.items():
-                log.debug("websocket.broadcast", type=kind, recipients=recipients, board=name[:100], messages=count)
+                log.debug(
+                    "websocket.broadcast",
+                    type=kind,
+                    recipients=recipients,
+                    board=board_of(name)[:100],
+                    messages=count,
+                )
 
     def _send(self, name: str, one: Delivery[Subscriber], epoch: Epoch | None, data: bytes) -> Sequence[Subscriber]:
         """Send a delivery; return the subscribers that were not ready."""

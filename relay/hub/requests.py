@@ -7,6 +7,7 @@ from typing import Final
 
 from relay.hub.board import Board
 from relay.hub.ports import BoardSource, Subscriber
+from relay.model.selection import board_of
 
 MAX_REQUESTS: Final = 10_000
 """Maximum number of boards that wait to be read, of those that are followed and of those that no longer are."""
@@ -21,7 +22,8 @@ class Requests:
         self._more_to_ask = False
 
     def ask(self, name: str, board: Board[Subscriber]) -> None:
-        """Ask for a board if it needs to be read; later, if too many wait."""
+        """Ask for a board if it, or this selection of it, needs to be read; later, if too many wait."""
+        name = board_of(name)
         if not board.needs_read or name in self._asked:
             return
         if len(self._asked) >= MAX_REQUESTS:
@@ -32,7 +34,7 @@ class Requests:
 
     def given_up(self, name: str, board: Board[Subscriber]) -> None:
         """Ask for a board again, for the source has given it up, whether it had begun to read it or not."""
-        self._asked.discard(name)
+        self._asked.discard(board_of(name))
         self.ask(name, board)
 
     def begun(self, name: str, boards: Mapping[str, Board[Subscriber]]) -> None:

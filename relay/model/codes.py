@@ -21,6 +21,10 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
         "such as a uuid in capitals: the message says how, and you do not follow it"
     ),
     "invalid_xid": "an `xid` that is missing, or no string of digits as `pg_current_xact_id()` gives it",
+    "invalid_selection": (
+        "`lanes` or `columns` that are no list of strings, over 100 each, over 2,048 characters together, or without "
+        "a `cursor`"
+    ),
     "board_unavailable": (
         "a board that cannot be read at present: `boardId` says which. "
         "You stay subscribed, and its `board.sync` comes as soon as it can"
@@ -38,6 +42,10 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
     ),
     "too_many_boards": "one board more than `WS_MAX_BOARDS`: `boardId` says which",
     "too_many_waits": "`includes` while 100 others wait on this connection: `boardId` and `xid` say of what",
+    "too_many_selections": (
+        "`lanes` and `columns` that no other client has, while the relay has 1,000 selections already: "
+        "`boardId` says of which board"
+    ),
     "too_many_messages": "more messages a second than `WS_MESSAGE_RATE`, or four seconds' worth at once",
 }
 """What each error means."""

@@ -35,6 +35,12 @@ MAX_MESSAGE_BYTES: Final = 1024 * 1024
 MAX_BOARD_CHARACTERS: Final = 512
 """Maximum length of a board's name: it is kept as long as the connection follows the board."""
 
+MAX_SELECTION_CHARACTERS: Final = 2048
+"""The longest that the lanes and columns of a subscription may be together: they are remembered as long."""
+
+MAX_SELECTED: Final = 100
+"""So many lanes may be selected, and so many columns."""
+
 MAX_TOKEN_CHARACTERS: Final = 8192
 """Maximum length of a token, which is that of one in a header."""
 
@@ -88,6 +94,16 @@ class Subscribe(BaseModel):
     board_id: StrictStr = _BOARD_ID
     cursor: JsonValue = Field(
         default=None, description="The last one that you were sent of this board, null at first."
+    )
+    lanes: list[StrictStr] | None = Field(
+        default=None,
+        description="Of which lanes to send tasks, by their keys in `board.sync`; all if absent. A task that leaves "
+        "them is `task.deleted`, one that enters them `task.created`. It takes a `cursor`.",
+    )
+    columns: list[StrictStr] | None = Field(
+        default=None,
+        description="Which columns to send, by their keys in tasks; all if absent. `id`, `boardId` and `lane` always "
+        "are sent. It takes a `cursor`.",
     )
 
     @property
@@ -149,6 +165,7 @@ ErrorCode = Literal[
     "unknown_type",
     "invalid_board_id",
     "invalid_xid",
+    "invalid_selection",
     "board_unavailable",
     "binary_message",
     "not_allowed",
@@ -157,6 +174,7 @@ ErrorCode = Literal[
     "not_included",
     "too_many_boards",
     "too_many_waits",
+    "too_many_selections",
     "too_many_messages",
 ]
 
@@ -182,9 +200,27 @@ def parse(text: str) -> ClientMessage:
         raise _bad_message(ex) from None
     if isinstance(message, Subscribe | Unsubscribe | Includes):
         _check_board(message.board_id)
+    if isinstance(message, Subscribe):
+        _check_selection(message)
     if isinstance(message, Includes) and not (_XID.fullmatch(message.xid) and int(message.xid) < 2**64):
         raise BadMessage("invalid_xid", f"xid {message.xid!r:.100} is no transaction id: {_XID_EXPECTED}")
     return message
+
+
+def _check_selection(message: Subscribe) -> None:
+    lanes, columns = message.lanes or [], message.columns or []
+    if (message.lanes is not None or message.columns is not None) and not message.resumable:
+        raise BadMessage(
+            "invalid_selection", "lanes and columns need a cursor beside them, null at first", message.board_id
+        )
+    size = sum(map(len, lanes + columns))
+    if size > MAX_SELECTION_CHARACTERS or max(len(lanes), len(columns)) > MAX_SELECTED:
+        raise BadMessage(
+            "invalid_selection",
+            f"found {len(lanes)} lanes and {len(columns)} columns of {size} characters together: "
+            f"expected {MAX_SELECTED} each and {MAX_SELECTION_CHARACTERS} at most",
+            message.board_id,
+        )
 
 
 def _check_board(board: str) -> None:
@@ -217,15 +253,19 @@ def _bad_message(ex: ValidationError) -> BadMessage:
         found = "is missing" if kind == "missing" else f"is of type {_json_type(error['input'])}"
         code, expected = _TEXTS[field]
         return BadMessage(code, f"{field} {found}: {expected}")
-    if field == "token":
-        if kind == "string_too_long":
-            return BadMessage(
-                "invalid_message", f"token is too long: expected {MAX_TOKEN_CHARACTERS} characters at most"
-            )
-        return BadMessage("invalid_message", "token is missing or no string: expected the token as a string")
-    return BadMessage(
-        "invalid_message", 'expected an object with a type, like {"type":"subscribe","boardId":"default"}'
-    )
+    return BadMessage(*_unfit(kind, error["loc"][1:2]))
+
+
+def _unfit(kind: str, key: tuple[int | str, ...]) -> tuple[ErrorCode, str]:
+    """Say what is wrong with a key that there need not be, or with the message as a whole."""
+    match key:
+        case ("lanes" | "columns" as name,):
+            return "invalid_selection", f"{name} is no list of strings: expected one, or null"
+        case ("token",) if kind == "string_too_long":
+            return "invalid_message", f"token is too long: expected {MAX_TOKEN_CHARACTERS} characters at most"
+        case ("token",):
+            return "invalid_message", "token is missing or no string: expected the token as a string"
+    return "invalid_message", 'expected an object with a type, like {"type":"subscribe","boardId":"default"}'
 
 
 def _json_type(value: object) -> str:
@@ -283,16 +323,12 @@ class Order(BaseModel):
 class Board(BaseModel):
     """A whole board."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "anyOf": [{"required": ["laneNames"]}, {"properties": {"lanes": {"required": list(LANES)}}}]
-        }
-    )
     lanes: dict[str, list[Task]] = Field(
         description=(
             f"The tasks by lane, in their order. {', '.join(LANES)} come first and always, then any other "
             'lane that the board has. Tasks whose lane is null are under "null". Where there are `laneNames`, these '
-            "are exactly the board's lanes, in their order, the empty ones included."
+            "are exactly the board's lanes, in their order, the empty ones included. If you have selected lanes, "
+            "they are those."
         ),
     )
     lane_names: dict[str, str | None] = _sometimes(
@@ -309,11 +345,21 @@ class Board(BaseModel):
     )
 
 
+class WholeBoard(Board):
+    """A board with all lanes."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"required": ["laneNames"]}, {"properties": {"lanes": {"required": list(LANES)}}}]
+        }
+    )
+
+
 class BoardSync(BaseModel):
     """The whole board. It can come at any time, and replaces all that you hold of it."""
 
     type: Literal["board.sync"]
-    data: Board
+    data: WholeBoard
 
 
 class ResumableBoardSync(BaseModel):
@@ -438,12 +484,21 @@ class Error(BaseModel):
 # How it is encoded ------------------------------------------------------------------------------------------
 
 
+Lanes = tuple[msgspec.Raw, msgspec.Raw]
+"""The lane that a task was in, and the one that it is in; the same object if it is one lane."""
+
+
 class Message(NamedTuple):
-    """What the server sends, encoded; with the cursor that it carries, if it does."""
+    """What the server sends, encoded; with the cursor that it carries, if it does.
+
+    For selections of a board: the lanes of a task that was there before, and of one that changed its lane, all of it.
+    """
 
     type: str
     json: bytes
     cursor: str | None = None
+    lanes: Lanes | None = None
+    task: Row | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -469,13 +524,13 @@ class _Form:
         assert issubclass(data, BaseModel)
         self._keys = _keys(data)
 
-    def whole(self, data: object) -> Message:
-        """Encode a message with these data."""
-        return Message(self._kind, _encode({"type": self._kind, "data": data}))
+    def whole(self, data: object, lanes: Lanes | None = None, task: Row | None = None) -> Message:
+        """Encode a message with these data; the rest it carries beside."""
+        return Message(self._kind, _encode({"type": self._kind, "data": data}), None, lanes, task)
 
-    def of(self, *values: object) -> Message:
+    def of(self, *values: object, lanes: Lanes | None = None, task: Row | None = None) -> Message:
         """Encode a message with the values of its data; those at the end that are left out are absent."""
-        return self.whole(dict(zip(self._keys, values, strict=False)))
+        return self.whole(dict(zip(self._keys, values, strict=False)), lanes, task)
 
 
 _CREATED, _UPDATED = _Form(TaskCreated), _Form(TaskUpdated)
@@ -507,19 +562,21 @@ def task_created(task: Row) -> Message:
     return _CREATED.whole(task)
 
 
-def task_updated(task_id: msgspec.Raw, changes: Row) -> Message:
+def task_updated(task_id: msgspec.Raw, changes: Row, lanes: Lanes | None = None) -> Message:
     """Announce the columns that changed, and only those."""
-    return _UPDATED.of(task_id, changes)
+    return _UPDATED.of(task_id, changes, lanes=lanes)
 
 
-def task_moved(task_id: msgspec.Raw, from_lane: msgspec.Raw, to_lane: msgspec.Raw) -> Message:
+def task_moved(
+    task_id: msgspec.Raw, from_lane: msgspec.Raw, to_lane: msgspec.Raw, task: Row | None = None
+) -> Message:
     """Announce a change of lane."""
-    return _MOVED.of(task_id, from_lane, to_lane)
+    return _MOVED.of(task_id, from_lane, to_lane, lanes=(from_lane, to_lane), task=task)
 
 
-def task_deleted(task_id: msgspec.Raw) -> Message:
+def task_deleted(task_id: msgspec.Raw, lane: msgspec.Raw | None = None) -> Message:
     """Announce a row that left the board."""
-    return _DELETED.of(task_id)
+    return _DELETED.of(task_id, lanes=None if lane is None else (lane, lane))
 
 
 def board_data(

@@ -151,7 +151,8 @@ def _messages(before: Image | None, after: Image | None) -> Iterator[Message]:
     if before and after:
         yield from _update_messages(before.task, after.task)
     elif before:
-        yield messages.task_deleted(before.task["id"])
+        task = before.task
+        yield messages.task_deleted(task["id"], task["lane"])
     elif after:
         yield messages.task_created(after.task)
 
@@ -160,6 +161,7 @@ def _update_messages(old: Row, new: Row) -> Iterator[Message]:
     changes = {key: value for key, value in new.items() if value != old.get(key)}
     moved = "lane" in changes
     if moved:
-        yield messages.task_moved(new["id"], old["lane"], new["lane"])
+        yield messages.task_moved(new["id"], old["lane"], new["lane"], new)
     if len(changes) > moved:
-        yield messages.task_updated(new["id"], changes)
+        lane = new["lane"]
+        yield messages.task_updated(new["id"], changes, (old["lane"] if moved else lane, lane))

@@ -15,22 +15,13 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-
 from relay.model.cursor import Epoch, Reason
-from relay.model.messages import Meaning, Message
+from relay.model.messages import Meaning
 from relay.model.snapshot import Snapshot
-from relay.nats.stream import Commit, Effect, End, Entry, Part, State, StreamBroken
+from relay.nats.stream import Commit, Effect, End, Entry, Part, State, StreamBroken, message_of
 
 GATHER_BYTES: Final = 4 * 1024 * 1024
 """Maximum size of what is gathered of one batch. A larger batch is passed on in parts."""
-
-
-class _Typed(msgspec.Struct):
-    type: str
-
-
-_type_of: Final = msgspec.json.Decoder(_Typed).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +38,7 @@ class Committed:
         if self.board is None or self.board not in boards:
             return {}
         messages = self.effect.messages
-        return {self.board: self.effect.reason if messages is None else [_message(raw) for raw in messages]}
-
-
-def _message(raw: msgspec.Raw) -> Message:
-    return Message(_type_of(raw).type, bytes(raw))
+        return {self.board: self.effect.reason if messages is None else [*map(message_of, messages)]}
 
 
 @dataclass(frozen=True, slots=True)

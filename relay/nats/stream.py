@@ -30,9 +30,13 @@ from urllib.parse import quote
 import msgspec
 
 from relay.model.cursor import Epoch, Reason
+from relay.model.messages import Lanes, Message, Row
 
 ENTRY_BYTES: Final = 256 * 1024
 """Approximate size of the messages in one entry, in bytes."""
+
+BESIDE_BYTES: Final = 32 * 1024
+"""Maximum size of what a message carries beside; where there is more, selections of its board are read again."""
 
 MAX_BOARDS: Final = 1000
 """Maximum number of boards that a reader names; a reader of more gets the whole stream."""
@@ -160,6 +164,40 @@ def decode_state(data: bytes) -> State:
     if not isinstance(entry, State):
         raise StreamBroken(f"an entry is a {type(entry).__name__.lower()}: expected a state")
     return entry
+
+
+class _Extended(msgspec.Struct):
+    """A message as it stands in the stream, with what it carries beside for selections of its board."""
+
+    type: str
+    lanes: Lanes | None = None
+    task: dict[str, msgspec.Raw] | None = None
+
+
+_decode_extended: Final = msgspec.json.Decoder(_Extended).decode
+
+
+def extended(message: Message) -> msgspec.Raw:
+    """Return a message as it stands in the stream; without its task, if that is large."""
+    beside = _beside(message.lanes, message.task)
+    if len(beside) > BESIDE_BYTES:
+        beside = _beside(message.lanes, None)
+    return msgspec.Raw(message.json[:-1] + beside + b"}")
+
+
+def message_of(raw: msgspec.Raw) -> Message:
+    """Return a message of the stream as clients are sent it."""
+    found = _decode_extended(raw)
+    lanes = found.lanes
+    if lanes is not None and lanes[0] == lanes[1]:
+        lanes = (lanes[1], lanes[1])
+    size = len(_beside(found.lanes, found.task))
+    return Message(found.type, bytes(raw)[: -1 - size] + b"}", lanes=lanes, task=found.task)
+
+
+def _beside(lanes: Lanes | None, task: Row | None) -> bytes:
+    its_lanes = b"" if lanes is None else b',"lanes":' + encode(lanes)
+    return its_lanes + (b"" if task is None else b',"task":' + encode(task))
 
 
 def is_text(board: str) -> bool:

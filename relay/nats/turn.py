@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-import msgspec
 import structlog
 
 from relay.config.settings import Settings
@@ -36,6 +35,7 @@ from relay.nats.stream import (
     commits,
     decode,
     decode_state,
+    extended,
     fitted,
 )
 from relay.nats.writer import Writer
@@ -234,7 +234,7 @@ class Turn(Sink):
 def _effect(xid: int, meaning: Meaning) -> Effect:
     if isinstance(meaning, str):
         return Effect(xid, reason=meaning)
-    return Effect(xid, [msgspec.Raw(message.json) for message in meaning])
+    return Effect(xid, [*map(extended, meaning)])
 
 
 async def _assembled(stream: Stream, sequence: int, data: bytes, last: int) -> Assembly:

@@ -21,6 +21,7 @@ from relay.auth.tokens import Grant, Refused
 from relay.hub.hub import Hub
 from relay.model import messages
 from relay.model.messages import BadMessage, CloseCode, Message
+from relay.model.selection import selected
 from relay.websocket.credential import Credential
 from relay.websocket.decisions import Asking, Decisions
 from relay.websocket.limits import Limits
@@ -173,10 +174,14 @@ class Client(Asking):
 
     def _follow(self, message: messages.Subscribe) -> None:
         board, cursor = message.board_id, message.cursor
+        name = selected(message.lanes, message.columns).of(board)
+        if not self._services.hub.has_room_for(name):
+            self._say(BadMessage("too_many_selections", "too many selections are followed: expected no more", board))
+            return
         log.info("websocket.subscribe", clientId=self.name, board=board[:LOGGED_CHARACTERS])
         # A cursor that is not text is treated as an invalid one.
         text = cursor if cursor is None or isinstance(cursor, str) else ""
-        self._services.hub.subscribe(self._outbox, board, resumable=message.resumable, cursor=text)
+        self._services.hub.subscribe(self._outbox, name, resumable=message.resumable, cursor=text)
 
     def _unsubscribe(self, board: str) -> None:
         log.info("websocket.unsubscribe", clientId=self.name, board=board[:LOGGED_CHARACTERS])

@@ -220,3 +220,25 @@ async def test_scripts_without_asyncio(database: Database, relay: Relays, tmp_pa
     parts = ("", ".core", ".effects", ".following", ".link", ".replica", ".shell", ".sync")
     modules = ["relay", *(f"relay.client{part}" for part in parts), "relay.order"]
     assert lines[-2:] == ["nothing came within 0.01 seconds", ["offline", modules]]
+
+
+async def test_a_part_of_a_board_is_followed_through_a_kill(database: Database, relay: Relays) -> None:
+    """Tasks that enter the lanes are created and those that leave are deleted, with the columns that are selected."""
+    daemon = await relay(database.dsn)
+    async with Relay(f"ws://{HOST}:{daemon.ws_port}", ping_seconds=0.5) as connection:
+        board = await connection.subscribe("default", lanes=["todo"], columns=["title"])
+        assert (await anext(board)).type == "board.sync"
+        database.execute("insert into tasks (id, title, lane) values ('a', 'A', 'done'), ('b', 'B', 'todo')")
+        await until(lambda: "b" in board.tasks, "the first task")
+        await daemon.stop(signal.SIGKILL)
+        database.execute("update tasks set lane = case id when 'a' then 'todo' else 'done' end, description = 'D'")
+        await relay(database.dsn, ws_port=daemon.ws_port)
+        await until(lambda: "a" in board.tasks, "what was missed")
+        database.execute("update tasks set description = 'E'; update tasks set title = title || '!'")
+        await until(lambda: board.tasks["a"]["title"] == "A!", "the last change")
+        assert board.lanes == {"todo": [{"id": "a", "boardId": "default", "lane": "todo", "title": "A!"}]}
+
+    changes = [(change.type, change.id, change.changes) async for change in board]
+    assert changes[0] == ("task.created", "b", None)
+    assert {change[:2] for change in changes[1:3]} == {("task.created", "a"), ("task.deleted", "b")}
+    assert changes[3:] == [("task.updated", "a", {"title": "A!"})]

@@ -79,14 +79,15 @@ const WebSocket = globalThis.WebSocket ?? (await import(ws)).default;
 const own = fetch;
 globalThis.fetch = (path, options) => own(`HTTP${path}`, options);
 const relay = connect("URL", { WebSocket });
-const board = relay.subscribe("default");
+const board = relay.subscribe("default", { columns: ["title"] });
 await board.ready;
+const columns = Object.keys(board.tasks.get("a")).sort();
 const titles = [];
 const render = () => titles.push(shown(board).get("a").title);
 board.on("change", render);
 for (let number = 1; number <= 20; number += 1) await change(board, "a", { title: String(number) }, render);
 const failed = await change(board, "a", { title: "" }, render).catch((error) => error.message);
-console.log(JSON.stringify({ titles, failed }));
+console.log(JSON.stringify({ columns, titles, failed }));
 relay.close();
 """
 
@@ -126,6 +127,7 @@ async def test_an_optimistic_page_never_shows_an_old_state_again(
         await runner.cleanup()
     found = json.loads(program.output)
 
+    assert found["columns"] == ["boardId", "id", "lane", "title"]
     assert found["failed"] == "a title is required"
     assert found["titles"][-2:] == ["", "20"]
     shown = list(map(int, found["titles"][:-2]))

@@ -19,8 +19,8 @@ class Run {
     for (const board of boards) this.subscribe(board);
   }
 
-  subscribe(id) {
-    const board = this.relay.subscribe(id);
+  subscribe(id, options) {
+    const board = this.relay.subscribe(id, options);
     if (this.followed.has(id)) {
       this.more.push(board);
       return;
@@ -64,8 +64,8 @@ class Run {
     await settled();
   }
 
-  call(name, { board, token, xid }) {
-    if (name === "subscribe") this.subscribe(board);
+  call(name, { board, token, xid, lanes, columns }) {
+    if (name === "subscribe") this.subscribe(board, { lanes, columns });
     else if (name === "unsubscribe") this.unsubscribe(board);
     else if (name === "authenticate") this.relay.authenticate(token).catch(() => {});
     else if (name === "close") this.relay.close();

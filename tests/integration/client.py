@@ -58,6 +58,16 @@ class Client:
         await self.send({"type": "subscribe", "boardId": board, "cursor": cursor})
         return await self.receive_batch()
 
+    async def receive_any(self) -> Any:
+        """Return the next message whatever it is; a batch that is whole is applied."""
+        async with asyncio.timeout(_SECONDS):
+            message = checked(await self._connection.recv())
+        if message["type"] == "batch":
+            for each in message["data"]:
+                self._apply(each["type"], each["data"])
+            self.cursor = message["cursor"]
+        return message
+
     async def receive_batch(self) -> list[Message]:
         """Return the next batch, in all its parts, or the board alone, applied."""
         found: list[Message] = []

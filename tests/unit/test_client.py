@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from relay.client import effects, link
 from relay.client.core import Session
-from relay.client.following import Following
+from relay.client.following import Following, selection
 from relay.client.replica import Backlog, Change, Task, parse
 
 CASES = json.loads((Path(__file__).parents[1] / "conformance" / "cases.json").read_text())
@@ -127,7 +127,8 @@ class Run:
         session = self.world.session
         match name:
             case "subscribe":
-                self.boards[step["board"]] = session.subscribe(step["board"])
+                selection = selection(step.get("lanes"), step.get("columns"))
+                self.boards[step["board"]] = session.subscribe(step["board"], selection)
             case "unsubscribe":
                 session.unsubscribe(self.boards[step["board"]])
             case "authenticate":
@@ -446,3 +447,15 @@ def test_an_address_that_is_none_is_refused_without_its_secrets() -> None:
     """One line, without user and query."""
     with pytest.raises(ValueError, match=r"^'http://relay' is no address of a relay: expected one like ws://"):
         link.check("http://me:secret@relay?token=secret")
+
+
+def test_subscriptions_to_one_board_select_the_same_and_what_are_no_names_is_refused() -> None:
+    session = Session(lambda: 1.0)
+    session.subscribe("default", selection(["todo", "done"], None))
+    session.subscribe("default", selection({"done", "todo"}, None))
+    with pytest.raises(effects.RelayError, match="followed with other lanes or columns") as caught:
+        session.subscribe("default")
+    assert caught.value.code == "other_selection"
+    for lanes in ("todo", [7]):
+        with pytest.raises(TypeError, match="expected a collection of strings"):
+            selection(lanes, None)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from relay.hub.ports import Frame, Resume, Resuming
 from relay.hub.waits import Waits
 from relay.model import messages as protocol
 from relay.model.cursor import Epoch
+from relay.model.selection import selected
 from relay.model.snapshot import Snapshot
 from relay.model.transaction import Image, Transaction
 from tests.unit import tasks
@@ -1007,6 +1008,66 @@ def test_quiet_boards_get_a_fresh_cursor_and_busy_ones_do_not() -> None:
     scene.hub.refresh()
     assert batches(quiet) == [{"type": "batch", "boardId": "a", "cursor": cursor_at("11:11:"), "data": []}]
     assert (busy.sent, plain.sent) == ([], [])
+
+
+# Selections
+
+
+def test_bytes_are_made_once_for_each_selection_and_the_board_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    task_created = protocol.task_created
+
+    def counted(task: protocol.Row) -> protocol.Message:
+        made.append(task)
+        return task_created(task)
+
+    scene = Scene()
+    todo, done = selected(["todo"], []).of("a"), selected(["done"], None).of("a")
+    crowd = [Listener() for _ in range(30)]
+    for number, one in enumerate(crowd):
+        scene.hub.subscribe(one, ["a", todo, done][number % 3])
+    assert scene.asked == ["a"]
+    scene.asked.clear()
+    assert scene.hub.begin_read("a")
+    scene.hub.synced(
+        "a", Snapshot.parse("10:10:"), b'{"lanes":{"todo":[{"id":1,"title":"T","lane":"todo"}],"done":[]}}'
+    )
+    monkeypatch.setattr(protocol, "task_created", counted)
+    scene.hub.publish([wrote(11, "a")], Snapshot.parse("12:12:"))
+    assert len(made) == 2
+    whole, todos, dones = ([json.loads(sent[1:-1])["data"] for sent in crowd[number].sent] for number in range(3))
+    assert [whole[0], todos[0], dones[0]] == [
+        {"lanes": {"todo": [{"id": 1, "title": "T", "lane": "todo"}], "done": []}},
+        {"lanes": {"todo": [{"id": 1, "lane": "todo"}]}},
+        {"lanes": {"done": []}},
+    ]
+    assert [each["id"] for each in (*whole[1:], *todos[1:])] == [11, 11]
+    assert dones[1:] == []
+    for number, one in enumerate(crowd):
+        assert one.sent == crowd[number % 3].sent
+        scene.hub.leave(one)
+    assert "a" not in scene.hub
+    assert scene.hub.subscriptions == 0
+
+
+def test_a_selection_takes_the_place_of_another_and_is_answered_as_the_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "MAX_SELECTIONS", 1)
+    scene, ann = Scene(), Listener()
+    names = [selected([lane], None).of("a") for lane in ("todo", "done")]
+    for name in (names[0], "a", names[1]):
+        assert scene.hub.has_room_for(name)
+        scene.hub.subscribe(ann, name)
+        assert scene.hub.following(ann) == ["a"]
+    assert not scene.hub.has_room_for(names[0])
+    assert scene.hub.has_room_for("b")
+    scene.hub.includes(ann, "a", 9)
+    scene.asked.clear()
+    assert scene.hub.begin_read("a")
+    scene.hub.synced("a", Snapshot.parse("10:10:"), b'{"lanes":{}}')
+    assert [json.loads(sent[1:-1])["type"] for sent in ann.sent] == ["board.sync", "included"]
+    scene.hub.unsubscribe(ann, "a")
+    assert scene.hub.has_room_for(names[0])
+    assert "a" not in scene.hub
 
 
 # Waiting for transactions

@@ -379,8 +379,9 @@ class Following {
   #misfits = 0;
   #lastMisfit = -Infinity;
 
-  constructor(relay, id, state) {
+  constructor(relay, id, state, selection) {
     this.id = id;
+    this.selection = selection;
     this.#relay = relay;
     this.state = state;
   }
@@ -394,7 +395,7 @@ class Following {
     this.#parts = [];
     for (const board of this.boards) board._asked();
     this.enter("catching up");
-    this.#relay._send({ type: "subscribe", boardId: this.id, cursor: this.#cursor });
+    this.#relay._send({ type: "subscribe", boardId: this.id, cursor: this.#cursor, ...this.selection });
     this.askWaits();
   }
 
@@ -633,6 +634,17 @@ function untilAborted(promise, boardId, signal) {
   });
 }
 
+/** Returns what is selected of a board, each name once and in order. Throws TypeError for what are no names. */
+function selected(wanted) {
+  const chosen = Object.entries(wanted).filter(([, names]) => names !== undefined && names !== null);
+  for (const [key, names] of chosen) {
+    if (!Array.isArray(names) || names.some((name) => typeof name !== "string")) {
+      throw new TypeError(`${key} is no array of strings: expected one`);
+    }
+  }
+  return Object.fromEntries(chosen.map(([key, names]) => [key, [...new Set(names)].sort(compareTexts)]));
+}
+
 /** Returns a transaction's id as text. Throws TypeError for what is none. */
 function transactionId(xid) {
   const text = String(xid);
@@ -813,17 +825,22 @@ class Relay extends Emitter {
     return this.#state;
   }
 
-  subscribe(boardId, { signal } = {}) {
+  subscribe(boardId, { signal, lanes, columns } = {}) {
     if (typeof boardId !== "string") throw new TypeError(`boardId is of type ${typeof boardId}: expected a string`);
     if (this.#closed) throw new RelayError("closed", "this relay was closed: connect again");
     if (!this.#WebSocket) {
       throw new TypeError("no WebSocket was found: pass one, connect(url, { WebSocket }), say that of package ws");
     }
     if (signal?.aborted) throw givenUp(boardId, signal);
+    const selection = selected({ lanes, columns });
     let following = this.#boards.get(boardId);
     if (!following) {
-      following = new Following(this, boardId, this.#state === "live" ? "connecting" : this.#state);
+      following = new Following(this, boardId, this.#state === "live" ? "connecting" : this.#state, selection);
       this.#boards.set(boardId, following);
+    }
+    if (JSON.stringify(following.selection) !== JSON.stringify(selection)) {
+      const message = `the board ${boardId} is followed with other lanes or columns: connect again to follow both`;
+      throw new RelayError("other_selection", message, { boardId });
     }
     const board = new Board(this, following, signal);
     if (this.#link?.isOpen) {

@@ -523,3 +523,10 @@ test("whoever waits for a transaction is answered alike, and a wait ends with it
   await assert.rejects(closed, { code: "closed" });
   await assert.rejects(board.includes("737"), { code: "unsubscribed" });
 });
+
+test("subscriptions to one board select the same, and what are no names is refused", async () => {
+  const { relay } = await live();
+  assert.throws(() => relay.subscribe("default", { lanes: ["todo"] }), { code: "other_selection", boardId: "default" });
+  relay.subscribe("default", { lanes: undefined, columns: null });
+  for (const lanes of ["todo", [7], {}]) assert.throws(() => relay.subscribe("other", { lanes }), TypeError);
+});

@@ -1,0 +1,174 @@
+"""Selections: some lanes of a board, some columns of its tasks. Pure.
+
+A subscriber of a selection is sent what a subscriber of a board would be sent that has nothing else: a task that
+leaves the selected lanes is deleted, and one that enters them is created.
+
+Rules:
+- The key, the board and the lane of a task are in every selection.
+- A selection of a board has a name, which no board can have: behind the board's comes U+0000. So whatever is known of
+  boards by name holds for selections too, such as cursors, which are good for one selection alone.
+- The messages of a selection are made of those of the board, and of what these carry beside: the lane that a task is
+  or was in, and of a task that changed its lane, all of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+
+from relay.model import messages
+from relay.model.messages import Meaning, Message, Row
+
+_ALWAYS: Final = frozenset({"id", "boardId", "lane"})
+_SEPARATOR: Final = "\0"
+_KNOWN: Final = 1024
+
+_decode_board: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_lanes: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_tasks: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode: Final = msgspec.json.Encoder().encode
+_NO_TASKS: Final = msgspec.Raw(b"[]")
+
+
+class _Content(msgspec.Struct):
+    data: dict[str, msgspec.Raw]
+
+
+_decode_message: Final = msgspec.json.Decoder(_Content).decode
+
+
+class _Unknown(Exception):
+    """A task enters the selection, and it was too large to come along."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which lanes, by the names under which a `board.sync` lists them, and which columns; None is all."""
+
+    lanes: frozenset[str] | None
+    columns: frozenset[str] | None
+
+    def of(self, board: str) -> str:
+        """Name the selection of a board."""
+        if self == ALL:
+            return board
+        return board + _SEPARATOR + json.dumps([_sorted(self.lanes), _sorted(self.columns)], ensure_ascii=False)
+
+    def data(self, data: bytes) -> bytes:
+        """Select of a whole board: the data of its `board.sync`."""
+        board: dict[str, Any] = dict(_decode_board(data))
+        lanes = _decode_lanes(board["lanes"])
+        board["lanes"] = {lane: self._tasks(tasks) for lane, tasks in lanes.items() if self._has(lane)}
+        if self.lanes is not None and "laneNames" in board:
+            names = _decode_lanes(board["laneNames"])
+            board["laneNames"] = {lane: name for lane, name in names.items() if self._has(lane)}
+            board["laneOrder"] = [lane for lane in names if self._has(lane)]
+        elif self.lanes is not None:
+            board["lanes"] = board["lanes"] | dict.fromkeys(sorted(self.lanes - lanes.keys()), _NO_TASKS)
+        if "orderBy" in board and not self._orders(board["orderBy"]):
+            del board["orderBy"]
+        return _encode(board)
+
+    def messages(self, found: Sequence[Message]) -> Meaning:
+        """Select of what changed on the board; return a reason if that does not say it."""
+        try:
+            return [message for one in found for message in self._of_one(one)]
+        except _Unknown:
+            return "row_unreadable"
+
+    def _of_one(self, message: Message) -> Iterator[Message]:
+        match message.type:
+            case "task.created":
+                yield from self._created(_decode_message(message.json).data)
+            case "task.moved":
+                yield from self._moved(message)
+            case "task.updated" if all(self._had(message)):
+                yield from self._updated(message)
+            case "task.deleted" if all(self._had(message)):
+                yield message
+
+    def _created(self, task: Row) -> Iterator[Message]:
+        if self._has(messages.lane_name(task["lane"])):
+            yield messages.task_created(self._row(task))
+
+    def _moved(self, message: Message) -> Iterator[Message]:
+        was_in, is_in = self._had(message)
+        if was_in and is_in:
+            yield message
+        elif was_in:
+            yield messages.task_deleted(_decode_message(message.json).data["id"])
+        elif is_in:
+            if message.task is None:
+                raise _Unknown
+            yield from self._created(message.task)
+
+    def _updated(self, message: Message) -> Iterator[Message]:
+        data = _decode_message(message.json).data
+        changes = _decode_row(data["changes"])
+        selected = self._row(changes)
+        # That the lane changed is said by the message before; here it comes beside something else.
+        if selected.keys() - {"lane"}:
+            yield message if len(selected) == len(changes) else messages.task_updated(data["id"], selected)
+
+    def _tasks(self, tasks: msgspec.Raw) -> Any:
+        return tasks if self.columns is None else [self._row(task) for task in _decode_tasks(tasks)]
+
+    def _row(self, row: Row) -> Row:
+        if self.columns is None:
+            return row
+        return {key: value for key, value in row.items() if key in self.columns or key in _ALWAYS}
+
+    def _has(self, lane: str) -> bool:
+        return self.lanes is None or lane in self.lanes
+
+    def _had(self, message: Message) -> tuple[bool, bool]:
+        """Tell whether the task was in one of the lanes before, and whether it is after."""
+        if self.lanes is None:
+            return True, True
+        assert message.lanes is not None, "a message of a task that is there carries its lanes"
+        before, after = message.lanes
+        is_in = self._has(messages.lane_name(after))
+        return is_in if before is after else self._has(messages.lane_name(before)), is_in
+
+    def _orders(self, order: msgspec.Raw) -> bool:
+        """Tell whether a client of the selection has all columns that tasks are ordered by."""
+        keys = {by["key"] for by in msgspec.json.decode(order)}
+        return self.columns is None or keys <= self.columns | _ALWAYS
+
+
+ALL: Final = Selection(None, None)
+
+
+def selected(lanes: Iterable[str] | None, columns: Iterable[str] | None) -> Selection:
+    """Select lanes and columns."""
+    return Selection(*(None if each is None else frozenset(each) for each in (lanes, columns)))
+
+
+def board_of(name: str) -> str:
+    """Return the board of a selection, or the board that is named."""
+    return name.partition(_SEPARATOR)[0]
+
+
+@lru_cache(maxsize=_KNOWN)
+def selection_of(name: str) -> Selection:
+    """Return the selection that is named; of a board, all."""
+    _, named, text = name.partition(_SEPARATOR)
+    if not named:
+        return ALL
+    lanes, columns = json.loads(text)
+    return selected(lanes, columns)
+
+
+def is_selection(name: str) -> bool:
+    """Tell whether a name is that of a selection, and not of a whole board."""
+    return _SEPARATOR in name
+
+
+def _sorted(names: frozenset[str] | None) -> list[str] | None:
+    return None if names is None else sorted(names)
