@@ -23,7 +23,7 @@ from typing import Final, Self
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from relay.client import effects, link
+from relay.client import core, effects, link
 from relay.client.core import Session
 from relay.client.effects import RelayError
 from relay.client.following import Following, State, selection

@@ -127,8 +127,8 @@ class Run:
         session = self.world.session
         match name:
             case "subscribe":
-                selection = selection(step.get("lanes"), step.get("columns"))
-                self.boards[step["board"]] = session.subscribe(step["board"], selection)
+                selected = selection(step.get("lanes"), step.get("columns"))
+                self.boards[step["board"]] = session.subscribe(step["board"], selected)
             case "unsubscribe":
                 session.unsubscribe(self.boards[step["board"]])
             case "authenticate":
