@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -25,3 +28,13 @@ def kept_cancellation() -> Iterator[None]:
     finally:
         if task and task.cancelling() > before:
             raise asyncio.CancelledError
+
+
+async def in_own_task(work: Coroutine[object, object, T]) -> T:
+    """Await work that opens a task group, and end the current task if it was cancelled meanwhile.
+
+    A task of its own does the work, for a task group marks the task that it is in as cancelled when it ends for a
+    fault, and up to Python 3.12 leaves it so.
+    """
+    with kept_cancellation():
+        return await asyncio.create_task(work)

@@ -22,7 +22,7 @@ import structlog
 
 from relay import logs
 from relay.backoff import Backoff
-from relay.cancellation import kept_cancellation
+from relay.cancellation import in_own_task
 from relay.config.settings import Settings
 from relay.model.status import Counts, Status, StreamStatus
 from relay.nats.connection import StreamError
@@ -59,8 +59,7 @@ class Publisher:
             pause = 0.0
             self._backoff.begin(time.monotonic())
             try:
-                with kept_cancellation():
-                    await self._connect()
+                await in_own_task(self._connect())
             except* Left:
                 left = True
             except* (StreamError, FeedError) as group:

@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from relay.backoff import Backoff
-from relay.cancellation import kept_cancellation
+from relay.cancellation import in_own_task
 from relay.config.settings import Settings
 from relay.hub.ports import Authorizer, Question, Resuming, Sink, Source, SourceStatus
 from relay.model.status import Counts, StreamStatus
@@ -132,8 +132,7 @@ class NatsSource(Source, Authorizer):
             pause = 0.0
             self._backoff.begin(time.monotonic())
             try:
-                with kept_cancellation():
-                    await self._connect(hub)
+                await in_own_task(self._connect(hub))
             except* (StreamError, StreamBroken) as group:
                 first = first_of(group)
                 if isinstance(first, StreamBroken):

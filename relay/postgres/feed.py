@@ -20,7 +20,7 @@ import psycopg
 import structlog
 
 from relay.backoff import Backoff
-from relay.cancellation import kept_cancellation
+from relay.cancellation import in_own_task
 from relay.hub.ports import Authorizer, Question, Resuming, Sink, Source, SourceStatus
 from relay.model.cursor import Epoch
 from relay.model.snapshot import Snapshot
@@ -155,8 +155,7 @@ class Feed(Source, Authorizer):
         while True:
             backoff.begin(time.monotonic())
             try:
-                with kept_cancellation():
-                    await self._run(sink)
+                await in_own_task(self._run(sink))
             except* Exception as group:  # noqa: BLE001  # also what nobody foresaw is a session's
                 self._report(_problem_of(group))
             finally:

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from relay.cancellation import kept_cancellation
+from relay.cancellation import in_own_task, kept_cancellation
 
 
 async def test_a_cancellation_that_meets_the_end_of_a_wait_is_kept() -> None:
@@ -60,12 +60,11 @@ async def test_a_cancellation_that_meets_the_fault_of_a_task_is_kept() -> None:
             await end.wait()
 
     async def run() -> None:
-        with kept_cancellation():
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(take_time_to_end())
-                tasks.create_task(fail())
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(take_time_to_end())
+            tasks.create_task(fail())
 
-    task = asyncio.create_task(run())
+    task = asyncio.create_task(in_own_task(run()))
     await ending.wait()
     task.cancel()
     await asyncio.sleep(0)
@@ -73,3 +72,18 @@ async def test_a_cancellation_that_meets_the_fault_of_a_task_is_kept() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_fault_of_a_task_alone_is_no_cancellation() -> None:
+    """The next group of the same task is run."""
+
+    async def fail() -> None:
+        raise ValueError
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail())
+
+    for _ in range(2):
+        with pytest.raises(ExceptionGroup):
+            await in_own_task(run())
