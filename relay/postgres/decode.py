@@ -31,6 +31,7 @@ from relay.model.messages import Row
 from relay.model.transaction import Image, Transaction
 from relay.order import OrderKey
 from relay.postgres.faults import BoardMisnamed, IdsClash, UnreadableRow, WatchOutdated
+from relay.text import one_line
 
 log = structlog.get_logger()
 
@@ -87,7 +88,7 @@ class Watch:
     def columns(self, image: str) -> dict[str, msgspec.Raw]:
         """Parse a row's JSON, under the columns' own names. Raises UnreadableRow."""
         if image.startswith("!"):
-            raise UnreadableRow(f"a row of {self.table} cannot be shown: {image[1:]}")
+            raise UnreadableRow(f"a row of {self.table} cannot be shown: {one_line(image[1:])}")
         if image.count("[") + image.count("{") > MAX_TASK_DEPTH and _depth(image) > MAX_TASK_DEPTH:
             raise UnreadableRow(f"a row of {self.table} has JSON nested deeper than {MAX_TASK_DEPTH}")
         try:
@@ -197,7 +198,7 @@ class Entry(NamedTuple):
 
     def images(self, watch: Watch, boards: Container[str | None]) -> tuple[list[Image], list[str]]:
         """Return the images that it moves on or off one of the boards, and why others cannot be shown."""
-        problems = [f"a row of {watch.table} cannot be shown: {self.reason}"] if self.reason else []
+        problems = [f"a row of {watch.table} cannot be shown: {one_line(self.reason)}"] if self.reason else []
         found = []
         if self.old_board is not None and self.old_board in boards:
             old = self._columns(watch, self.old_row, problems)
@@ -254,7 +255,7 @@ def transactions_of(
 
 def sync_of(xid: int, text: str | None) -> Transaction:
     """Return a transaction after which boards are read again: the reason begins with a word that clients know."""
-    log.info("feed.sync", reason=text)
+    log.info("feed.sync", reason=one_line(text or ""))
     word = (text or "").partition(":")[0]
     return Transaction(xid, sync=cast(Reason, word) if word in get_args(Reason) else "resync")
 
@@ -269,7 +270,7 @@ def board_data(name: str, rows: Iterable[tuple[int | None, str]], watches: Mappi
     table_of: dict[bytes, str] = {}
     for number, image in rows:
         if number is None and image.startswith("!"):
-            log.error("feed.unreadable_row", problem=image[1:])
+            log.error("feed.unreadable_row", problem=one_line(image[1:]))
             continue
         if number is None:
             lanes = _lanes(name, image)

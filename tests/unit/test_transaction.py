@@ -275,6 +275,11 @@ def test_a_row_that_is_no_json_object_cannot_be_shown(image: str) -> None:
         task(WATCH, image)
 
 
+def test_why_a_row_cannot_be_shown_is_one_line_whatever_code_of_users_raises() -> None:
+    with pytest.raises(UnreadableRow, match=r"cannot be shown: P0001 two lines$"):
+        task(WATCH, "!P0001 two\nlines")
+
+
 # What a transaction did in all
 
 
