@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any, get_args
 
+import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from relay.auth.gate import Gate
 from relay.auth.tokens import Access, static_tokens
+from relay.hub import hub
 from relay.model import messages as protocol
+from relay.websocket import commands
 from relay.websocket.limits import Limits
 from tests.contract import KINDS, checked
 from tests.integration.conftest import Relay
@@ -21,13 +24,20 @@ MISTAKES: list[tuple[Any, protocol.ErrorCode]] = [
     ('{"type":"foo"}', "unknown_type"),
     ('{"type":"subscribe"}', "invalid_board_id"),
     (b"{}", "binary_message"),
+    ('{"type":"subscribe","boardId":"default","lanes":[1]}', "invalid_selection"),
+    ('{"type":"includes","boardId":"default","xid":1}', "invalid_xid"),
+    ('{"type":"includes","boardId":"default","xid":"1"}', "not_subscribed"),
     ('{"type":"subscribe","boardId":"other"}', "not_allowed"),
     ('{"type":"authenticate","token":"bad"}', "not_authenticated"),
 ]
 
 
-async def test_every_kind_of_message_and_every_error_comes_from_a_relay(database: Database) -> None:
+async def test_every_kind_of_message_and_every_error_comes_from_a_relay(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One client is sent each of them; all are of the schema."""
+    monkeypatch.setattr(hub, "MAX_SELECTIONS", 0)
+    monkeypatch.setattr(commands, "MAX_WAITS", 1)
     gate = Gate(Access(static_tokens(["all", "some:default"], "test")))
     relay = Relay(database.dsn, gate=gate, limits=Limits(boards=1, messages_a_second=10))
     async with relay.running(), connect(f"{relay.url}?token=some", proxy=None) as connection:
@@ -38,6 +48,13 @@ async def test_every_kind_of_message_and_every_error_comes_from_a_relay(database
         await client.said('{"type":"authenticate","token":"all"}')
         await client.said('{"type":"subscribe","boardId":"default"}')
         await client.said('{"type":"subscribe","boardId":"other"}')
+        await client.said('{"type":"subscribe","boardId":"default","cursor":null,"lanes":["todo"]}')
+        await client.said('{"type":"includes","boardId":"default","xid":"1"}')
+        await connection.send('{"type":"includes","boardId":"default","xid":"9223372036854775807"}')
+        await client.said('{"type":"includes","boardId":"default","xid":"9223372036854775806"}')
+        for _ in range(2):
+            relay.hub.expire_waits()
+        assert (await client.receive())["data"]["code"] == "not_included"
         database.execute("insert into tasks (id, title) values ('a', 'A')")
         database.execute("update tasks set lane = 'done', title = 'B'")
         database.execute("delete from tasks")
