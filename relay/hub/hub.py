@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Final
 
 import structlog
 
-from relay.hub.board import Board, Delivery, Step, bounds
+from relay.hub.board import Board, Delivery, bounds
+from relay.hub.boards import Boards
+from relay.hub.boards import steps as steps_of
 from relay.hub.delivery import Sender
 from relay.hub.following import Following
 from relay.hub.ports import BoardSource, Committed, Resume, Resuming, Sink, Subscriber
@@ -35,14 +36,11 @@ from relay.hub.requests import Requests
 from relay.hub.waits import Wait, Waits
 from relay.model import messages
 from relay.model.cursor import CursorRefused, Epoch, Reason
-from relay.model.messages import Meaning, Message
+from relay.model.messages import Message
 from relay.model.selection import board_of, is_selection, selection_of
 from relay.model.snapshot import Snapshot
 
 log = structlog.get_logger()
-
-MAX_SELECTIONS: Final = 1000
-"""Maximum number of different selections that are followed at once: each is work for each change of its board."""
 
 
 class Hub(Sink, Resuming):
@@ -58,11 +56,7 @@ class Hub(Sink, Resuming):
         self._recipients = Recipients(self._sender)
         self._following = Following()
         self._waits = Waits()
-        # What is followed, be it a board or a selection of one; and of each board, what that is.
-        self._boards: dict[str, Board[Subscriber]] = {}
-        self._selections: defaultdict[str, set[str]] = defaultdict(set)
-        # Number of selections among them that are not a whole board.
-        self._narrow = 0
+        self._boards = Boards()
         # The boards for which the journal is read.
         self._resuming: frozenset[str] = frozenset()
         # Whether more of the present batch follows, and the boards that parts of it were published to.
@@ -73,7 +67,7 @@ class Hub(Sink, Resuming):
 
     def __contains__(self, board: object) -> bool:
         """Whether anybody follows a board, or a selection of it."""
-        return board in self._selections
+        return board in self._boards.selections
 
     @property
     def fell_behind(self) -> int:
@@ -104,10 +98,7 @@ class Hub(Sink, Resuming):
         name = sys.intern(name)  # that of a selection may be long, and is kept once
         self._stop(subscriber, board_of(name))
         again = self._following.add(subscriber, name)
-        if (board := self._boards.get(name)) is None:
-            board = self._boards[name] = Board()
-            self._selections[board_of(name)].add(name)
-            self._narrow += is_selection(name)
+        board = self._boards.add(name)
         if resumable:
             self._recipients.resume(name, subscriber)
         if cursor is None or again:
@@ -184,7 +175,7 @@ class Hub(Sink, Resuming):
         """
         self._position = position or self._position
         self._amid_batch = position is None
-        steps = self._steps(transactions, self._selections)
+        steps = steps_of(transactions, self._boards.selections)
         for name, its_steps in steps.items():
             board = self._boards[name]
             self._deliver(name, board, board.publish(its_steps, position))
@@ -221,20 +212,20 @@ class Hub(Sink, Resuming):
     def begin_read(self, name: str) -> bool:
         """Note that the feed begins to read a board; return false if nobody wants it any more."""
         self._requests.begun(name, self._boards)
-        wanted = [board for _, board in self._of(name) if board.needs_read]
+        wanted = [board for _, board in self._boards.of(name) if board.needs_read]
         for board in wanted:
             board.begin_read()
         return bool(wanted)
 
     def abandon_read(self, name: str) -> None:
         """Note that the source gave up a board, before it began to read it or while it did; it is asked for again."""
-        for each, board in self._of(name):
+        for each, board in self._boards.of(name):
             board.abandon_read()
             self._requests.given_up(each, board)
 
     def fail_read(self, name: str, error: Message) -> None:
         """Note that reading a board failed: say so to those who wait for it, once; it is asked for again."""
-        for each, board in self._of(name):
+        for each, board in self._boards.of(name):
             self._sender.answer(board.fail_read(), error)
             self._requests.ask(each, board)
 
@@ -251,7 +242,7 @@ class Hub(Sink, Resuming):
             self.abandon_read(name)
             return
         assert self._position is not None, "the feed has a position before it reads a board"
-        for each, board in self._of(name):
+        for each, board in self._boards.of(name):
             if deliveries := list(board.synced(snapshot, self._position)):
                 self._deliver(each, board, deliveries, selection_of(each).data(data) if is_selection(each) else data)
             self._requests.ask(each, board)
@@ -288,7 +279,7 @@ class Hub(Sink, Resuming):
         selections: defaultdict[str, set[str]] = defaultdict(set)
         for name in boards:
             selections[board_of(name)].add(name)
-        steps = self._steps(transactions or (), selections)
+        steps = steps_of(transactions or (), selections)
         for name, board in boards.items():
             for cursor in board.cursors:
                 if not now.covers(cursor):
@@ -302,8 +293,8 @@ class Hub(Sink, Resuming):
             self._answer_waits(board_of(name))
 
     def has_room_for(self, name: str) -> bool:
-        """Tell whether one may follow this: a board, or one of so many selections that are followed at once."""
-        return name in self._boards or not is_selection(name) or self._narrow < MAX_SELECTIONS
+        """Return whether one may follow this: a board, or one of the selections, whose number is bounded."""
+        return self._boards.has_room_for(name)
 
     @property
     def subscriptions(self) -> int:
@@ -362,43 +353,10 @@ class Hub(Sink, Resuming):
         board = self._boards[name]
         board.leave(subscriber)
         if not board:
-            del self._boards[name]
+            self._boards.remove(name)
             self._recipients.forget(name)
-            self._narrow -= is_selection(name)
-            its = self._selections[board_of(name)]
-            its.discard(name)
-            if not its:
-                del self._selections[board_of(name)]
-
-    def _of(self, name: str) -> list[tuple[str, Board[Subscriber]]]:
-        """Return what is followed of a board."""
-        return [(each, self._boards[each]) for each in self._selections.get(name, ())]
 
     def _deliver(
         self, name: str, board: Board[Subscriber], deliveries: Iterable[Delivery[Subscriber]], data: bytes = b""
     ) -> None:
         self._recipients.deliver(name, board, deliveries, self._epoch, data)
-
-    @staticmethod
-    def _steps(transactions: Iterable[Committed], selections: Mapping[str, Iterable[str]]) -> dict[str, list[Step]]:
-        """Tell what the transactions mean to what is followed of each board. Bytes are made once for each."""
-        steps: defaultdict[str, list[Step]] = defaultdict(list)
-        for transaction in transactions:
-            if transaction.sync is not None:
-                for name in chain.from_iterable(selections.values()):
-                    steps[name].append(Step(transaction.xid, (), transaction.sync))
-                continue
-            for board, found in transaction.messages(selections).items():
-                for name in selections[board]:
-                    if step := _step(transaction.xid, name, found):
-                        steps[name].append(step)
-        return steps
-
-
-def _step(xid: int, name: str, found: Meaning) -> Step | None:
-    """Tell what a transaction that means this to a board means to a selection of it; None if nothing."""
-    if is_selection(name) and not isinstance(found, str):
-        found = selection_of(name).messages(found)
-    if isinstance(found, str):
-        return Step(xid, (), found)
-    return Step(xid, found) if found else None

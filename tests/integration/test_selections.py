@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from relay.hub import hub
+from relay.hub import boards
 from tests.integration.client import Client, Tasks
 from tests.integration.conftest import Relay
 from tests.integration.test_edges import Feed, feed  # noqa: F401  # a fixture
@@ -98,7 +98,7 @@ async def test_a_selection_is_followed_and_resumed_exactly(
 
 async def test_selections_have_limits(database: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many different ones; those of other clients, and whole boards, cost nothing more."""
-    monkeypatch.setattr(hub, "MAX_SELECTIONS", 1)
+    monkeypatch.setattr(boards, "MAX_SELECTIONS", 1)
     async with Client.to(relay.url) as one, Client.to(relay.url) as two:
         await follow(one, None, lanes=["todo"])
         for code, selection in (

@@ -14,7 +14,7 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.hub import hub
+from relay.hub import boards, recipients
 from relay.hub.hub import Hub
 from relay.hub.ports import Frame, Resume, Resuming
 from relay.hub.waits import Waits
@@ -821,7 +821,7 @@ def test_what_is_broadcast_is_logged_with_its_type_and_how_many_received_it(monk
     slow.ready = False
     # A logger of its own, for the module's may be bound already to where another test sent it.
     structlog.reset_defaults()
-    monkeypatch.setattr(hub, "log", structlog.get_logger())
+    monkeypatch.setattr(recipients, "log", structlog.get_logger())
     with structlog.testing.capture_logs() as logged:
         scene.hub.publish([wrote(10, "a"), wrote(11, "a")], Snapshot.parse("12:12:"))
     assert logged == [
@@ -1051,7 +1051,7 @@ def test_bytes_are_made_once_for_each_selection_and_the_board_is_read_once(monke
 
 
 def test_a_selection_takes_the_place_of_another_and_is_answered_as_the_board(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "MAX_SELECTIONS", 1)
+    monkeypatch.setattr(boards, "MAX_SELECTIONS", 1)
     scene, ann = Scene(), Listener()
     names = [selected([lane], None).of("a") for lane in ("todo", "done")]
     for name in (names[0], "a", names[1]):

@@ -1,0 +1,84 @@
+"""Boards and selections that are followed, each under its name, and what a transaction means to each. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Final
+
+from relay.hub.board import Board, Step
+from relay.hub.ports import Committed, Subscriber
+from relay.model.messages import Meaning
+from relay.model.selection import board_of, is_selection, selection_of
+
+MAX_SELECTIONS: Final = 1000
+"""Maximum number of different selections that are followed at once: each is work for each change of its board."""
+
+
+class Boards(Mapping[str, Board[Subscriber]]):
+    """Boards and selections by name. `selections` has for each board the names of what is followed of it."""
+
+    def __init__(self) -> None:
+        self.selections: defaultdict[str, set[str]] = defaultdict(set)
+        self._of: dict[str, Board[Subscriber]] = {}
+        # Number of selections that are not a whole board.
+        self._narrow = 0
+
+    def __getitem__(self, name: str) -> Board[Subscriber]:
+        return self._of[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def add(self, name: str) -> Board[Subscriber]:
+        """Return what has this name, new if nobody follows it."""
+        if name not in self._of:
+            self._of[name] = Board()
+            self.selections[board_of(name)].add(name)
+            self._narrow += is_selection(name)
+        return self._of[name]
+
+    def remove(self, name: str) -> None:
+        """Forget what nobody follows any more."""
+        del self._of[name]
+        self._narrow -= is_selection(name)
+        its = self.selections[board_of(name)]
+        its.discard(name)
+        if not its:
+            del self.selections[board_of(name)]
+
+    def of(self, board: str) -> list[tuple[str, Board[Subscriber]]]:
+        """Return what is followed of a board."""
+        return [(name, self._of[name]) for name in self.selections.get(board, ())]
+
+    def has_room_for(self, name: str) -> bool:
+        """Return whether one may follow this: a board, or one of the selections, whose number is bounded."""
+        return name in self._of or not is_selection(name) or self._narrow < MAX_SELECTIONS
+
+
+def steps(transactions: Iterable[Committed], selections: Mapping[str, Iterable[str]]) -> dict[str, list[Step]]:
+    """Return what transactions mean to what is followed of each board. Bytes are made once for each."""
+    found: defaultdict[str, list[Step]] = defaultdict(list)
+    for transaction in transactions:
+        if transaction.sync is not None:
+            for name in chain.from_iterable(selections.values()):
+                found[name].append(Step(transaction.xid, (), transaction.sync))
+            continue
+        for board, meaning in transaction.messages(selections).items():
+            for name in selections[board]:
+                if step := _step(transaction.xid, name, meaning):
+                    found[name].append(step)
+    return found
+
+
+def _step(xid: int, name: str, meaning: Meaning) -> Step | None:
+    """Return what a transaction that means this to a board means to a selection of it; None if nothing."""
+    if is_selection(name) and not isinstance(meaning, str):
+        meaning = selection_of(name).messages(meaning)
+    if isinstance(meaning, str):
+        return Step(xid, (), meaning)
+    return Step(xid, meaning) if meaning else None
