@@ -26,7 +26,7 @@ def test_asyncapi_document_is_one() -> None:
 
     found = json.loads(parsed.stdout)
     assert [problem for problem in found["problems"] if problem["code"] != NOT_THE_LATEST] == []
-    assert set(found["operations"]) == {"subscribe", "unsubscribe", "ping", "authenticate", "push"}
+    assert set(found["operations"]) == {"subscribe", "unsubscribe", "ping", "authenticate", "includes", "push"}
     definitions = contract.json_schema()["$defs"]
     sides = [*definitions["ClientMessage"]["oneOf"], *definitions["ServerMessage"]["anyOf"]]
     assert set(found["messages"]) == {each["$ref"].rpartition("/")[2] for each in sides}
