@@ -350,7 +350,12 @@ class World:
         rows = await self.execute("select pid from pg_stat_activity where application_name = 'relay'")
         if rows:
             await self._note_runs()
-            os.kill(self._chance.choice(rows)[0], signal.SIGKILL)
+            async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as witness:
+                os.kill(self._chance.choice(rows)[0], signal.SIGKILL)
+                with contextlib.suppress(psycopg.OperationalError):
+                    while True:  # until Postgres has noticed, and ends all sessions
+                        await witness.execute("select 1")
+                        await asyncio.sleep(0.01)
             await self._until_up()
 
     async def terminate_sessions(self) -> None:
