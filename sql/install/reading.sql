@@ -2,7 +2,8 @@
 
 -- How a type writes the value that a board's name, as text, is of it: of an integer, '007' is written '7', and 'abc' is no
 -- value. Of a domain, what it is made of is asked, so that its checks are not run; and an enum is asked for its labels,
--- for its owner can make casts from text and to text.
+-- for its owner can make casts from text and to text. A type that users' code can be a part of, such as a composite type
+-- of domains, has no value: the column's owner may have given it that type since it was watched.
 create or replace function relay.written(board text, typ regtype) returns text
     language plpgsql
     stable
@@ -14,6 +15,10 @@ declare
 begin
     if exists (select from pg_catalog.pg_type t where t.oid = typ and t.typtype = 'e') then
         return (select e.enumlabel from pg_catalog.pg_enum e where e.enumtypid = typ and e.enumlabel = board);
+    end if;
+    if not exists (select from pg_catalog.pg_type t
+                   where t.oid = typ and (t.typnamespace = 'pg_catalog'::regnamespace or t.typcategory = 'S')) then
+        return null;
     end if;
     execute pg_catalog.format('select $1::%s::text', pg_catalog.format_type(typ, -1)) into written using board;
     return written;
