@@ -40,6 +40,17 @@ as $$
     join pg_catalog.pg_attribute a on a.attrelid = c.target and a.attname = c.board_column
 $$;
 
+-- The type that says how the names of a watch's boards are written, if one does.
+create or replace function relay.written_as(w relay.watches) returns regtype
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    -- An expression that a uuid is part of says, as a rule, the uuid.
+    select coalesce(relay.board_type(w), (select 'uuid'::regtype from pg_catalog.jsonb_array_elements(w.said -> 'board_as' -> 'uses') u
+                                          where u ->> 2 = 'uuid' limit 1))
+$$;
+
 -- Keeps the tables that a board may have rows in from being truncated or rewritten until the end of the transaction: of
 -- such a table, an older snapshot shows no row. So the statement that reads comes after this one, and takes its
 -- snapshot then. The caller sets how long to wait for each. Returns those watches, and whether their tables are held.
@@ -230,8 +241,8 @@ $$;
 -- able to read the tables, and their hidden columns. With "careful", a row that cannot be shown is "!" and why, and fails
 -- nothing else. A table with a problem is not shown, nor are the watches that are "absent", for their tables are not held.
 --
--- Where there is no task, and the type of a table's boards writes this name otherwise, as it does a uuid in capitals, how it
--- writes it follows, without a watch: a text in JSON.
+-- Where there is no task, and the type of a table's boards writes this name otherwise, as it does a uuid in capitals, and no
+-- other table may have a board of this name, how it is written follows, without a watch: a text in JSON.
 create or replace function relay.board(board text, careful boolean default false, absent integer[] default '{}')
     returns table (watch integer, task text)
     language plpgsql
@@ -267,9 +278,7 @@ begin
     return query select null::integer, l from relay.lanes_of(board, careful, absent) l;
     for w in
         select s.*, c.relkind, relay.board_type(s) as board_type,
-               -- An expression that a uuid is part of says, as a rule, the uuid.
-               case when s.said -> 'board_as' -> 'uses' @> '[["uuid"]]' then 'uuid'::regtype
-                    else relay.board_type(s) end as written_as,
+               relay.written_as(s) as written_as,
                relay.has_places(s) as has_places,
                coalesce(relay.spelled(s.target, s.said -> 'board_as', s.same, 'row_of_table.'),
                         relay.as_text(s.target, s.board_column, 'row_of_table.' || pg_catalog.quote_ident(s.board_column))) as board_text,
@@ -346,7 +355,9 @@ begin
                 using errcode = sqlstate;
         end;
     end loop;
-    if otherwise is not null and not has_tasks then
+    if otherwise is not null and not has_tasks and not exists (
+        select from relay.watches s
+        where coalesce(relay.written(board, relay.written_as(s)) = board, relay.written_as(s) is null)) then
         return query select null::integer, pg_catalog.to_json(otherwise)::text;
     end if;
 end
