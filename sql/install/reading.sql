@@ -2,7 +2,8 @@
 
 -- How a type writes the value that a board's name, as text, is of it: of an integer, '007' is written '7', and 'abc' is no
 -- value. Of a domain, what it is made of is asked, so that its checks are not run; and an enum is asked for its labels,
--- for its owner can make casts from text and to text.
+-- for its owner can make casts from text and to text. A type that users' code can be a part of, such as a composite type
+-- of domains, has no value: the column's owner may have given it that type since it was watched.
 create or replace function relay.written(board text, typ regtype) returns text
     language plpgsql
     stable
@@ -14,6 +15,10 @@ declare
 begin
     if exists (select from pg_catalog.pg_type t where t.oid = typ and t.typtype = 'e') then
         return (select e.enumlabel from pg_catalog.pg_enum e where e.enumtypid = typ and e.enumlabel = board);
+    end if;
+    if not exists (select from pg_catalog.pg_type t
+                   where t.oid = typ and (t.typnamespace = 'pg_catalog'::regnamespace or t.typcategory = 'S')) then
+        return null;
     end if;
     execute pg_catalog.format('select $1::%s::text', pg_catalog.format_type(typ, -1)) into written using board;
     return written;
@@ -33,6 +38,17 @@ as $$
           union all
           select l.target, l.board_column from relay.lane_tables l where l.target = w.lanes) c (target, board_column)
     join pg_catalog.pg_attribute a on a.attrelid = c.target and a.attname = c.board_column
+$$;
+
+-- The type that says how the names of a watch's boards are written, if one does.
+create or replace function relay.written_as(w relay.watches) returns regtype
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    -- An expression that a uuid is part of says, as a rule, the uuid.
+    select coalesce(relay.board_type(w), (select 'uuid'::regtype from pg_catalog.jsonb_array_elements(w.said -> 'board_as' -> 'uses') u
+                                          where u ->> 2 = 'uuid' limit 1))
 $$;
 
 -- Keeps the tables that a board may have rows in from being truncated or rewritten until the end of the transaction: of
@@ -225,8 +241,8 @@ $$;
 -- able to read the tables, and their hidden columns. With "careful", a row that cannot be shown is "!" and why, and fails
 -- nothing else. A table with a problem is not shown, nor are the watches that are "absent", for their tables are not held.
 --
--- Where there is no task, and the type of a table's boards writes this name otherwise, as it does a uuid in capitals, how it
--- writes it follows, without a watch: a text in JSON.
+-- Where there is no task, and the type of a table's boards writes this name otherwise, as it does a uuid in capitals, and no
+-- other table may have a board of this name, how it is written follows, without a watch: a text in JSON.
 create or replace function relay.board(board text, careful boolean default false, absent integer[] default '{}')
     returns table (watch integer, task text)
     language plpgsql
@@ -262,9 +278,7 @@ begin
     return query select null::integer, l from relay.lanes_of(board, careful, absent) l;
     for w in
         select s.*, c.relkind, relay.board_type(s) as board_type,
-               -- An expression that a uuid is part of says, as a rule, the uuid.
-               case when s.said -> 'board_as' -> 'uses' @> '[["uuid"]]' then 'uuid'::regtype
-                    else relay.board_type(s) end as written_as,
+               relay.written_as(s) as written_as,
                relay.has_places(s) as has_places,
                coalesce(relay.spelled(s.target, s.said -> 'board_as', s.same, 'row_of_table.'),
                         relay.as_text(s.target, s.board_column, 'row_of_table.' || pg_catalog.quote_ident(s.board_column))) as board_text,
@@ -341,7 +355,9 @@ begin
                 using errcode = sqlstate;
         end;
     end loop;
-    if otherwise is not null and not has_tasks then
+    if otherwise is not null and not has_tasks and not exists (
+        select from relay.watches s
+        where coalesce(relay.written(board, relay.written_as(s)) = board, relay.written_as(s) is null)) then
         return query select null::integer, pg_catalog.to_json(otherwise)::text;
     end if;
 end

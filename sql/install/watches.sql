@@ -196,8 +196,9 @@ select (d.said ->> 'lane_table')::integer as id,
                  from (values ('id', 'id'), ('board', 'board'), ('title', 'name')) e (key, role)
                  where d.said ? e.key and relay.column_named(d.target, d.said -> e.key, d.same) is null limit 1),
                 relay.outgrown(d.target, d.said -> 'filter', d.same) || ', which its filter is made of',
-                case when not relay.is_shown_as_text(d.target, relay.column_named(d.target, d.said -> 'title', d.same))
-                     then 'has names of lanes of a type whose text a user''s code makes' end) as problem,
+                (select pg_catalog.format('has %s of lanes of a type whose text a user''s code makes', e.role)
+                 from (values ('id', 'ids'), ('board', 'boards'), ('title', 'names')) e (key, role)
+                 where not relay.is_shown_as_text(d.target, relay.column_named(d.target, d.said -> e.key, d.same)) limit 1)) as problem,
        (select pg_catalog.count(*) from pg_catalog.pg_trigger o
         join pg_catalog.pg_proc g on g.oid = o.tgfoid and g.pronamespace = 'relay'::regnamespace
         where o.tgrelid = d.target and o.tgenabled in ('O', 'A') and o.tgattr::text = '' and o.tgqual is null
@@ -240,6 +241,7 @@ select (d.said ->> 'watch')::integer as id,
            when d.said ? 'lane' and col.lane_column is null
            then 'has no column ' || (d.said -> 'lane' ->> 1) || ' any more, its lane'
            when outgrown.why is not null then outgrown.why
+           when retyped.why is not null then retyped.why
            when d.said ? 'lanes' and lanes.target is null
            then pg_catalog.format('has its lanes in %s, which relay.lanes has not declared', d.said -> 'lanes' ->> 1)
            when lanes.problem is not null then pg_catalog.format('has its lanes in %s, which %s', lanes.target, lanes.problem)
@@ -296,6 +298,20 @@ cross join lateral (
     cross join lateral relay.outgrown(d.target, d.said -> e.key, d.same) why
     where why is not null
 ) outgrown
+-- The owner of a table may give a column another type than the one that was checked; what reads boards makes text of these,
+-- and anybody may make a cast of a composite type, or of an enum.
+left join lateral (
+    select pg_catalog.format('has %s as %s now, whose text a user''s code may make: expected text, uuid or integer', a.attname,
+                             pg_catalog.format_type(a.atttypid, null)) as why
+    from pg_catalog.pg_attribute a
+    where a.attrelid = d.target and a.attnum > 0 and not a.attisdropped and a.atttypid >= 16384
+      and a.attname = any (key.columns || array[col.board_column, col.lane_column])
+      and not exists (select from pg_catalog.pg_type t
+                      where t.oid = relay.base_type(a.atttypid)
+                        and (t.typnamespace = 'pg_catalog'::regnamespace or t.typcategory = 'S'
+                             or t.typcategory = 'E' and a.attname <> all (key.columns)))
+    limit 1
+) retyped on true
 left join relay.lane_tables lanes on d.said ? 'lanes'
     and case when d.same then lanes.target = (d.said -> 'lanes' ->> 0)::oid
              else lanes.target = pg_catalog.to_regclass(d.said -> 'lanes' ->> 1) end;

@@ -689,6 +689,7 @@ async def test_a_board_that_the_database_writes_otherwise_is_refused_at_an_edge(
     feed: Feed, database: Database
 ) -> None:
     """For good: it is not asked for again."""
+    database.execute("select relay.unwatch('tasks')")
     database.execute("create table other (id int primary key, board_id int, lane text); select relay.watch('other')")
     async with feed.published() as one, feed.edge() as near, Client.to(near.url) as client:
         await until(lambda: near.feed.trouble(10) is None and near.feed.proven)

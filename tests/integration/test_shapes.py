@@ -864,6 +864,7 @@ _OF_UUIDS: Final = {
 
 def test_how_the_database_writes_a_name_is_known_wherever_boards_come_from(database: Database) -> None:
     """What is no value of the column's type is a board without tasks."""
+    database.execute("select relay.unwatch('tasks')")
     database.execute(f"create table numbers ({_COUNTED}); select relay.watch('numbers', distinct_ids => true)")
     for source, tables in _OF_UUIDS.items():
         database.execute(tables)
@@ -889,14 +890,19 @@ async def test_a_board_that_the_database_writes_otherwise_is_refused_with_its_na
         assert (await client.subscribe("7"))[0] == "board.sync"
 
 
-def test_a_name_that_another_table_has_as_it_is_is_not_refused(database: Database) -> None:
-    """A text may be spelled like a uuid, or like anything else."""
+async def test_a_name_that_another_table_may_have_as_it_is_is_not_refused(database: Database, relay: Relay) -> None:
+    """A text may be spelled like a uuid, or like anything else, and its board may be empty for a while."""
     database.execute(f"create table uuids ({_UUIDS}); select relay.watch('uuids')")
-    assert database.fetch("select * from relay.board(%s)", _UUID.upper()) == [(None, json.dumps(_UUID))]
-    database.execute("insert into tasks (id, board_id, title) values ('a', %s, 'A')", _UUID.upper())
+    async with Client.to(relay.url) as client:
+        assert (await client.subscribe(_UUID.upper()))[0] == "board.sync"
+        database.execute("insert into tasks (id, board_id, title) values ('a', %s, 'A')", _UUID.upper())
+        assert (await client.receive())[0] == "task.created"
 
-    [(watch, _)] = database.fetch("select * from relay.board(%s)", _UUID.upper())
-    assert watch is not None
+
+def test_a_column_called_uuid_is_not_taken_for_one(database: Database) -> None:
+    database.execute("select relay.unwatch('tasks'); create table teams (id int primary key, uuid text, lane text)")
+    database.execute("select relay.watch('teams', board_as => $$coalesce(uuid, 'nobody')$$)")
+    assert database.fetch("select * from relay.board(%s)", _UUID.upper()) == []
 
 
 async def test_blanks_that_a_type_pads_with_are_refused_or_left_out(database: Database, relay: Relay) -> None:

@@ -291,6 +291,56 @@ async def test_owner_of_a_watched_table_gains_nothing_by_code(database: Database
     assert [task["m"] for task in client.tasks.values()] == [{}, {}]
 
 
+_RETYPES = {
+    "a board of a domain": (
+        "create domain odd as text check (attempt() is not null); create type pair as (o odd)",
+        "alter table kept alter board_id type pair using row('x')::pair",
+        "(x)",
+    ),
+    "a board that is an array": (
+        "create domain odd as text check (attempt() is not null)",
+        "alter table kept alter board_id type odd[] using '{x}'::odd[]",
+        "{x}",
+    ),
+    "an id with a cast": (
+        (
+            "create type pair as (o text); create function pair_text(pair) returns text language sql as "
+            "$$ select public.attempt()::text $$; "
+            "create cast (pair as text) with function pair_text(pair) as implicit"
+        ),
+        "alter table kept alter id type pair using row(id)::pair",
+        "default",
+    ),
+}
+
+
+@pytest.mark.parametrize("retype", _RETYPES)
+def test_owner_gains_nothing_by_another_type_of_a_column_that_was_checked(
+    database: Database, app: str, retype: str
+) -> None:
+    """Its table is not shown, and says why."""
+    types, alters, board = _RETYPES[retype]
+    _as(
+        database,
+        app,
+        "create table seen (name text); grant insert on seen to public; create function attempt() returns int "
+        "language plpgsql as $$ begin insert into public.seen values (current_user); return 1; "
+        "exception when insufficient_privilege or read_only_sql_transaction then return 1; end $$; "
+        "create table kept (id text primary key, board_id text not null, lane text not null); "
+        f"insert into kept values ('a', 'default', 'todo'); {types}",
+    )
+    database.execute("select relay.watch('kept', id_prefix => 'kept-')")
+    _as(database, app, alters)
+    _as(database, app, "truncate seen")
+
+    database.execute("select * from relay.hold_tables(%s)", board)
+    assert database.fetch("select * from relay.board(%s)", board) == []
+    assert database.fetch("select * from relay.board(%s, true)", board) == []
+    assert database.fetch("select name from seen") == []
+    [[problem]] = database.fetch("select problem from relay.watches where target = 'kept'::regclass")
+    assert "whose text a user's code may make" in problem
+
+
 def test_roles_have_no_right_but_their_work(database: Database) -> None:
     """One may insert into the journal, one read what is watched, one nothing; nobody may become any of them."""
     database.execute("create table private (id text)")
