@@ -220,7 +220,7 @@ class Hub(Sink, Resuming):
 
     def begin_read(self, name: str) -> bool:
         """Note that the feed begins to read a board; return false if nobody wants it any more."""
-        self._requests.begun(name, self._boards)
+        self._requests.over(name, self._boards)
         wanted = [board for _, board in self._of(name) if board.needs_read]
         for board in wanted:
             board.begin_read()
@@ -228,9 +228,12 @@ class Hub(Sink, Resuming):
 
     def abandon_read(self, name: str) -> None:
         """Note that the source gave up a board, before it began to read it or while it did; it is asked for again."""
-        for each, board in self._of(name):
+        for _, board in self._of(name):
             board.abandon_read()
-            self._requests.given_up(each, board)
+        # Also if nobody follows it now: whoever does later has it asked for.
+        self._requests.over(name, self._boards)
+        for each, board in self._of(name):
+            self._requests.ask(each, board)
 
     def fail_read(self, name: str, error: Message) -> None:
         """Note that reading a board failed: say so to those who wait for it, once; it is asked for again."""
