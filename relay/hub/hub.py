@@ -44,6 +44,10 @@ log = structlog.get_logger()
 MAX_SELECTIONS: Final = 1000
 """Maximum number of different selections that are followed at once: each is work for each change of its board."""
 
+MAX_WAITS: Final = 10_000
+"""Maximum number of transactions that all subscribers wait for: each takes memory, and all may expire at
+once."""
+
 
 class Hub(Sink, Resuming):
     """Boards and their subscribers.
@@ -138,6 +142,11 @@ class Hub(Sink, Resuming):
     def waits(self, subscriber: Subscriber) -> int:
         """Return for how many transactions a subscriber waits."""
         return self._waits.count(subscriber)
+
+    @property
+    def has_room_for_waits(self) -> bool:
+        """Whether one more transaction may be waited for."""
+        return len(self._waits) < MAX_WAITS
 
     def expire_waits(self) -> None:
         """Refuse those who have waited for a transaction since this was last called, at least."""
