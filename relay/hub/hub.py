@@ -22,6 +22,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
+from typing import Final
 
 import structlog
 
@@ -41,6 +42,9 @@ from relay.model.selection import board_of, is_selection, selection_of
 from relay.model.snapshot import Snapshot
 
 log = structlog.get_logger()
+
+MAX_WAITS: Final = 10_000
+"""Maximum number of transactions that all subscribers wait for: each takes memory, and all may expire at once."""
 
 
 class Hub(Sink, Resuming):
@@ -130,6 +134,11 @@ class Hub(Sink, Resuming):
         """Return for how many transactions a subscriber waits."""
         return self._waits.count(subscriber)
 
+    @property
+    def has_room_for_waits(self) -> bool:
+        """Whether one more transaction may be waited for."""
+        return len(self._waits) < MAX_WAITS
+
     def expire_waits(self) -> None:
         """Refuse those who have waited for a transaction since this was last called, at least."""
         self._refuse_waits(self._waits.expire(), "it was not over in time, or its number is of another server")
@@ -211,7 +220,7 @@ class Hub(Sink, Resuming):
 
     def begin_read(self, name: str) -> bool:
         """Note that the feed begins to read a board; return false if nobody wants it any more."""
-        self._requests.begun(name, self._boards)
+        self._requests.over(name, self._boards)
         wanted = [board for _, board in self._boards.of(name) if board.needs_read]
         for board in wanted:
             board.begin_read()
@@ -219,9 +228,12 @@ class Hub(Sink, Resuming):
 
     def abandon_read(self, name: str) -> None:
         """Note that the source gave up a board, before it began to read it or while it did; it is asked for again."""
-        for each, board in self._boards.of(name):
+        for _, board in self._boards.of(name):
             board.abandon_read()
-            self._requests.given_up(each, board)
+        # Also if nobody follows it now: whoever does later has it asked for.
+        self._requests.over(name, self._boards)
+        for each, board in self._boards.of(name):
+            self._requests.ask(each, board)
 
     def fail_read(self, name: str, error: Message) -> None:
         """Note that reading a board failed: say so to those who wait for it, once; it is asked for again."""

@@ -32,13 +32,11 @@ class Requests:
         self._asked.add(name)
         self._source.ask(name, board.wanted_by)
 
-    def given_up(self, name: str, board: Board[Subscriber]) -> None:
-        """Ask for a board again, for the source has given it up, whether it had begun to read it or not."""
-        self._asked.discard(board_of(name))
-        self.ask(name, board)
+    def over(self, name: str, boards: Mapping[str, Board[Subscriber]]) -> None:
+        """Note that a board is asked for no longer, for the source begins to read it, or has given it up.
 
-    def begun(self, name: str, boards: Mapping[str, Board[Subscriber]]) -> None:
-        """Note that the source begins to read a board; after the last one, ask for those that had to wait."""
+        After the last one, ask for those that had to wait.
+        """
         self._asked.discard(name)
         if self._more_to_ask and not self._asked:
             self._more_to_ask = False

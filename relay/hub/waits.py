@@ -40,8 +40,13 @@ class Waits:
         # The transactions of pending waits, in the order of their ids.
         self._xids: list[int] = []
         self._due: defaultdict[str, set[Wait]] = defaultdict(set)
+        self._number = 0
         # Those that were there when `expire` was last called.
         self._old: set[Wait] = set()
+
+    def __len__(self) -> int:
+        """Number of waits."""
+        return self._number
 
     def count(self, subscriber: Subscriber) -> int:
         """Return for how many transactions a subscriber waits."""
@@ -53,6 +58,7 @@ class Waits:
         if wait in self._of[subscriber]:
             return
         self._of[subscriber].add(wait)
+        self._number += 1
         if xid not in self._pending:
             insort(self._xids, xid)
         self._pending[xid].add(wait)
@@ -101,6 +107,7 @@ class Waits:
         return set[Wait]().union(*self._of.values())
 
     def _end(self, wait: Wait) -> None:
+        self._number -= 1
         _discard(self._of, wait.subscriber, wait)
         _discard(self._due, wait.board, wait)
         self._old.discard(wait)

@@ -41,7 +41,9 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
         "`boardId` and `xid` say which"
     ),
     "too_many_boards": "one board more than `WS_MAX_BOARDS`: `boardId` says which",
-    "too_many_waits": "`includes` while 100 others wait on this connection: `boardId` and `xid` say of what",
+    "too_many_waits": (
+        "`includes` while 100 others wait on this connection, or 10,000 on all: `boardId` and `xid` say of what"
+    ),
     "too_many_selections": (
         "`lanes` and `columns` that no other client has, while the relay has 1,000 selections already: "
         "`boardId` says of which board"

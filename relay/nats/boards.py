@@ -50,7 +50,7 @@ class BoardReader:
     def ask(self, board: str, by: object = None) -> None:
         """Have a board read for somebody; after a pause if the publisher could not read it the last time."""
         loop = asyncio.get_running_loop()
-        if (again_at := self._again_at.pop(board, 0.0)) > loop.time():
+        if (again_at := self._again_at.get(board, 0.0)) > loop.time():
             loop.call_at(again_at, self.ask, board, by)
             return
         self.wanted_since.setdefault(board, time.monotonic())
@@ -96,9 +96,11 @@ class BoardReader:
             return False
         head, body = _decode_head(answer[0]), answer[1]
         if isinstance(head, BoardRefused):
-            self._again_at[name] = asyncio.get_running_loop().time() + FAILED_SECONDS
-            refuse = hub.refuse if head.final else hub.fail_read
-            refuse(name, Message("error", body))
+            if head.final:
+                hub.refuse(name, Message("error", body))
+            else:
+                self._pause(name)
+                hub.fail_read(name, Message("error", body))
             self.wanted_since.pop(name, None)
             return True
         if head.run != self._follower.state.run:
@@ -107,6 +109,12 @@ class BoardReader:
             hub.synced(name, Snapshot.parse(head.snapshot), body)
         self.wanted_since.pop(name, None)
         return True
+
+    def _pause(self, name: str) -> None:
+        """Have a board asked for only after a pause."""
+        loop = asyncio.get_running_loop()
+        self._again_at[name] = again_at = loop.time() + FAILED_SECONDS
+        loop.call_at(again_at, self._again_at.pop, name, None)
 
     def _abandon(self, hub: Sink, name: str) -> None:
         """Have a board asked for again, if anybody still wants it."""

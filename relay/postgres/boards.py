@@ -104,6 +104,7 @@ class Boards:
 
     async def read(self, name: str, seconds: float) -> tuple[Snapshot, bytes]:
         """Read a board within so many seconds, locks not counted: the snapshot, and the data of its `board.sync`."""
+        shape = self._shape
         async with self._reader() as reader:
             found = await self._found(reader, name, seconds)
         numbers = {number for number, _ in found.rows if number is not None}
@@ -112,7 +113,8 @@ class Boards:
         watches = self._watches.by_id
         if not numbers <= watches.keys():
             raise WatchOutdated("the watched tables changed while a board was read")
-        self._remember(name, found, numbers)
+        if shape == self._shape:  # else a rewrite may have brought rows since, of which the journal says nothing
+            self._remember(name, found, numbers)
         if len(found.rows) > LARGE_BOARD_TASKS:
             return found.snapshot, await asyncio.to_thread(board_data, name, found.rows, watches)
         return found.snapshot, board_data(name, found.rows, watches)

@@ -207,6 +207,10 @@ class Journal:
         if not in_one_snapshot:
             await self._rows(_ONE_SNAPSHOT)
         whole = _batch(await self._rows(_HEAD + _HORIZON))
+        if whole.paused:  # what follows writes, to end the pause, and sends all boards
+            await self._rows("commit")
+            yield whole
+            return
         outline = await self._rows(_OUTLINE, *new, BATCH_TRANSACTIONS + 1)
         whole = replace(whole, committed=len(outline))
         if len(outline) > BATCH_TRANSACTIONS:

@@ -205,6 +205,8 @@ class BoardReads:
         problem = error_line(ex)
         if self.queue.has_failed(name, problem):
             log.error("feed.board_failed", board=name[:100], problem=problem)
+        # Also if nobody wants it now: then it is found out and forgotten that it fails.
+        self.queue.put(name)
         self.sink.fail_read(name, messages.error("board_unavailable", UNAVAILABLE, name))
         return True
 

@@ -198,6 +198,8 @@ class Client(Asking):
             raise BadMessage(
                 "too_many_waits", f"{MAX_WAITS} transactions are waited for: expected no more", board, xid
             )
+        if not self._services.hub.has_room_for_waits:
+            raise BadMessage("too_many_waits", "too many transactions are waited for: expected no more", board, xid)
         self._services.hub.includes(self._outbox, board, int(xid))
 
     def _authenticate(self, token: str) -> None:

@@ -116,6 +116,10 @@ class Reader(Client):
         except BadMessage as bad:
             self._say(bad)
 
+    def is_idle(self, now: float) -> bool:  # noqa: ARG002  # whatever the time
+        """Tell whether it follows its board no longer, for that cannot be had: nothing else can come."""
+        return not self._boards()
+
     def _follow(self, message: messages.Subscribe) -> None:
         self.begin()
         super()._follow(message)

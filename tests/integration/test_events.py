@@ -292,6 +292,21 @@ async def test_a_stream_ends_with_its_token_and_with_the_relay(database: Databas
         assert relay.endpoint.closed == {"4001": 1, "1012": 1}
 
 
+async def test_a_stream_ends_whose_board_cannot_be_had(database: Database, relay: Relay) -> None:
+    """It says why, and takes no place for ever."""
+    database.execute(
+        "select relay.unwatch('tasks'); create table numbers (id int primary key, board_id int, lane text); "
+        "select relay.watch('numbers')"
+    )
+    async with Reader.to(relay.endpoint, "/boards/007/events") as reader:
+        event = await reader.next()
+        assert event.message["data"]["code"] == "invalid_board_id"
+        for connection in relay.endpoint.clients:
+            connection.beat()
+        assert "4008" in (await reader.reader.read()).decode()
+    await until(lambda: relay.endpoint.connections == 0)
+
+
 async def test_a_silent_stream_is_kept_alive_and_one_that_talks_is_ended(database: Database) -> None:
     async with Relay(database.dsn, heartbeat=0.1).running() as relay, Reader.to(relay.endpoint) as reader:
         await reader.next()

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from relay.hub import hub
 from relay.websocket import commands, server
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -86,14 +87,19 @@ async def test_a_transaction_is_included_at_an_edge(
 async def test_waiting_has_limits(
     session: psycopg.Connection, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On one connection, for so many transactions, of boards that are followed."""
+    """On one connection and on all, for so many transactions, of boards that are followed."""
     monkeypatch.setattr(commands, "MAX_WAITS", 1)
+    monkeypatch.setattr(hub, "MAX_WAITS", 1)
     running = current(session)
     await ask(client, running, "other")
     assert await answer(client) == (running, "not_subscribed")
     await ask(client, running)
     await ask(client, "9" * 19)
     assert await answer(client) == ("9" * 19, "too_many_waits")
+    async with Client.to(relay.url) as other:
+        await other.subscribe("default")
+        await ask(other, running)
+        assert await answer(other) == (running, "too_many_waits")
     relay.hub.expire_waits()
     relay.hub.expire_waits()
     assert await answer(client) == (running, "not_included")

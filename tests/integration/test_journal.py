@@ -508,6 +508,18 @@ async def test_pause_is_ended_by_a_relay_and_causes_a_sync(database: Database) -
         await until(lambda: relay.feed.problem is None)
 
 
+async def test_a_pause_can_be_ended_where_a_large_batch_is_read(database: Database) -> None:
+    """Parts of a batch are read in a transaction that may not write."""
+    async with Session.open(database.dsn, {"default"}) as session:
+        position, _, _ = await session.journal.head()
+        database.execute(MANY)
+        pause(database)
+        async for batch in session.journal.since(position):
+            assert batch.paused
+            assert await session.end_pause()
+    assert not is_paused(database)
+
+
 async def test_while_a_pause_cannot_end_boards_are_sent_again_and_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -155,3 +156,12 @@ def test_names_of_selections_are_those_of_no_boards() -> None:
         True,
     )
     assert (board_of("a"), selection_of("a"), is_selection("a"), ALL.of("a")) == ("a", ALL, False, "a")
+
+
+@pytest.mark.parametrize("name", ["title", 'a "b"', "back\\slash", "line\nbreak", "", "é"])
+def test_columns_are_selected_whatever_they_are_called(name: str) -> None:
+    """Of a whole board, and digit by digit as they are."""
+    task = {"id": raw(1), "boardId": raw("b"), "lane": raw("todo"), name: msgspec.Raw(b"1.50"), "other": raw(2)}
+    whole = messages.board_data([task])
+    [found] = json.loads(selected(None, [name]).data(whole), parse_float=str)["lanes"]["todo"]
+    assert found == {"id": 1, "boardId": "b", "lane": "todo", name: "1.50"}

@@ -616,6 +616,30 @@ def test_a_board_that_is_given_up_before_its_read_begins_is_asked_for_again() ->
     assert ann.sent == [SYNC]
 
 
+def test_a_board_that_was_given_up_when_all_had_left_is_asked_for_when_it_is_followed_again() -> None:
+    """Before its read began, or during it."""
+    scene, ann, bob = Scene(), Listener(), Listener()
+    scene.hub.subscribe(ann, "a")
+    scene.hub.leave(ann)
+    scene.asked.clear()
+    scene.hub.abandon_read("a")
+    scene.hub.subscribe(bob, "a")
+    assert scene.asked == ["a"]
+    scene.read("a", "10:10:")
+    assert bob.sent == [SYNC]
+
+
+def test_boards_that_had_to_wait_are_asked_for_when_the_last_one_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.hub.requests.MAX_REQUESTS", 1)
+    scene, ann, bob = Scene(), Listener(), Listener()
+    scene.hub.subscribe(ann, "a")
+    scene.hub.subscribe(bob, "b")
+    assert scene.asked == ["a"]
+    scene.hub.leave(ann)
+    scene.hub.abandon_read("a")
+    assert scene.asked == ["a", "b"]
+
+
 def test_amid_a_batch_a_board_is_not_handed_over_but_read_again() -> None:
     """A session may end there: what it published of the batch is no committed moment, and has no cursor."""
     scene, ann, bob = Scene(), Listener(), Listener()

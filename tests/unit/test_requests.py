@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import pytest
 
+from relay.hub.ports import Sink
+from relay.model.snapshot import Snapshot
+from relay.postgres import boards as board_module
 from relay.postgres import requests
-from relay.postgres.requests import BoardQueue
+from relay.postgres.boards import Boards
+from relay.postgres.faults import IdsClash
+from relay.postgres.requests import BoardQueue, BoardReads
+from relay.postgres.session import Session
+from relay.postgres.watches import Watches
+from tests.unit import tasks as tasks_unit
 
 
 async def test_a_board_is_not_read_twice_at_once() -> None:
@@ -64,3 +73,69 @@ async def test_all_that_want_boards_take_turns() -> None:
     queue.put("x", "two")
     queue.put("y", "two")
     assert [await queue.get(slow=False) for _ in range(5)] == ["a", "x", "b", "y", "c"]
+
+
+class _Failing:
+    """A session in which no board can be read, and a sink that wants a board once."""
+
+    def __init__(self) -> None:
+        self.boards = self
+        self.wanted = True
+        self.given_up = asyncio.Event()
+
+    async def read(self, name: str, seconds: float) -> Any:  # noqa: ARG002
+        raise IdsClash("two have one id")
+
+    def begin_read(self, name: str) -> bool:  # noqa: ARG002
+        if not self.wanted:
+            self.given_up.set()
+        return self.wanted
+
+    def fail_read(self, name: str, error: object) -> None:  # noqa: ARG002
+        self.wanted = False
+
+
+async def test_a_board_that_failed_and_that_all_have_left_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no problem any more, and takes no memory."""
+    monkeypatch.setattr(requests, "LONGEST_RETRY_SECONDS", 0.05)
+    failing = _Failing()
+    queue = BoardQueue()
+    reads = BoardReads(queue, cast(Session, failing), cast(Sink, failing), asyncio.Lock())
+    tasks = [asyncio.create_task(reads.run(slow=slow)) for slow in (False, True)]
+    queue.put("a")
+    await failing.given_up.wait()
+    await asyncio.sleep(0)
+    assert queue.failing == {}
+    for task in tasks:
+        task.cancel()
+
+
+async def test_which_tables_have_no_row_on_a_board_is_not_known_if_their_shape_changed_during_the_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A rewrite of a table is in no journal."""
+
+    class Two:
+        by_id = {1: tasks_unit.WATCH, 2: tasks_unit.WATCH}  # noqa: RUF012
+
+    async def connect() -> Any:
+        return _Silent()
+
+    async def read(*_: object) -> Any:
+        boards.note_shape(shapes.pop())
+        return board_module._Found(Snapshot.parse("10:10:"), [])  # noqa: SLF001
+
+    boards = Boards(cast(Watches, Two()), connect, cast(Any, None), 1)
+    shapes = ["old", "old", "new"]
+    boards.note_shape("old")
+    monkeypatch.setattr(board_module, "_rows", read)
+    await boards.read("a", 1.0)
+    assert boards._absent == {}  # noqa: SLF001
+    boards.note_shape("old")
+    await boards.read("a", 1.0)
+    assert boards._absent.keys() == {"a"}  # noqa: SLF001
+
+
+class _Silent:
+    async def rows(self, *_: object) -> list[Any]:
+        return []
