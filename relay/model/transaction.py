@@ -66,14 +66,16 @@ class Transaction:
     """The images that one transaction moved, in any order.
 
     With `sync`, the transaction did what only reading the boards again can show, such as TRUNCATE: the reason. It
-    changed the lanes of the boards in `lanes`: those are sent with a board. A large transaction may come as several,
-    each with all images of the rows that it is about.
+    changed the lanes of the boards in `lanes`: those are sent with a board. With `outdated`, its images may be of a
+    shape that the tables had before: the boards that it touches are read again. A large transaction may come as
+    several, each with all images of the rows that it is about.
     """
 
     xid: int
     images: list[Image] = field(default_factory=list)
     sync: Reason | None = None
     lanes: set[str] = field(default_factory=set)
+    outdated: bool = False
 
     @property
     def is_doubtful(self) -> bool:
@@ -109,7 +111,9 @@ class Transaction:
             its = found.setdefault(board, [])
             if isinstance(its, str):
                 continue
-            if (pair := _before_and_after(images)) is None:
+            if self.outdated:
+                found[board] = "schema_changed"
+            elif (pair := _before_and_after(images)) is None:
                 found[board] = "changes_missing"
             else:
                 its += _messages(*pair)

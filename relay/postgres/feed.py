@@ -59,7 +59,7 @@ class Feed(Source, Authorizer):
         self._progress = Progress()
         self._flow = Flow()
         self._boards = BoardReader(side_by_side)
-        self._missed = MissedReader()
+        self._missed = MissedReader(self._position)
         self._permissions = Permissions()
         self._session: Session | None = None
         self._sessions = 0

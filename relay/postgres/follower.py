@@ -148,9 +148,10 @@ class Follower:
     async def _as_watched(self, transactions: list[Transaction]) -> list[Transaction]:
         """Where the shape changed that transactions rely on, sync all boards once, with cursors of the new shape."""
         if any(one.sync == "watch_changed" for one in transactions) and await self._check_shape("watch_changed"):
-            return [one for one in transactions if one.sync != "watch_changed"]
-        if any(one.is_doubtful for one in transactions):
+            transactions = [one for one in transactions if one.sync != "watch_changed"]
+        elif any(one.is_doubtful for one in transactions):
             await self._check_shape("schema_changed")
+        self._position.mark_outdated(transactions)
         return transactions
 
     async def _read_over_pause(self) -> bool:
@@ -171,7 +172,8 @@ class Follower:
             return False
         await self._session.refresh()
         await self._session.watches.load()
-        self._position.reshape(shape)
+        now, _, _ = await self._session.journal.head()
+        self._position.reshape(shape, now)
         await self._sync(reason)
         return True
 

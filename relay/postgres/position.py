@@ -10,10 +10,12 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 from relay.model.cursor import Epoch, Reason
 from relay.model.snapshot import Snapshot
+from relay.model.transaction import Transaction
 
 
 class Position:
@@ -25,6 +27,8 @@ class Position:
         self._snapshot = snapshot
         # Whether clients have a part of the batch that follows.
         self._cut_short = False
+        # Transactions below this id may have begun before the watched tables got their present shape.
+        self._reshaped_at = 0
 
     @property
     def epoch(self) -> Epoch:
@@ -43,6 +47,7 @@ class Position:
         reason = self._broken(epoch, now, horizon, paused=paused)
         self._epoch = epoch
         if reason:
+            self._reshaped_at = now.xmax if reason == "schema_changed" else 0
             self.restart(now, reason)
         elif self._snapshot is None:
             self._snapshot = now
@@ -62,9 +67,18 @@ class Position:
         self.pass_all(now)
         self.breaks[reason] += 1
 
-    def reshape(self, shape: str) -> None:
-        """Note that the watched tables have another shape."""
+    def reshape(self, shape: str, now: Snapshot) -> None:
+        """Note that the watched tables have another shape, since some moment before `now`."""
         self._epoch = replace(self.epoch, shape=shape)
+        self._reshaped_at = now.xmax
+
+    def mark_outdated(self, transactions: Iterable[Transaction]) -> None:
+        """Mark the transactions that may have made images before the shape changed.
+
+        A label of an enum, for one, can be renamed while a transaction is open that has written rows with it.
+        """
+        for one in transactions:
+            one.outdated = one.xid < self._reshaped_at
 
     def _broken(self, epoch: Epoch, now: Snapshot, horizon: Snapshot, *, paused: bool) -> Reason | None:
         """Say why the feed cannot go on from its position, if it has one and cannot."""

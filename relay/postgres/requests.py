@@ -23,6 +23,7 @@ from relay.hub.ports import Question, Resuming, Sink
 from relay.model import messages
 from relay.postgres.boards import READ_SECONDS
 from relay.postgres.faults import BoardMisnamed, Scope, scope_of
+from relay.postgres.position import Position
 from relay.postgres.session import Session
 from relay.postgres.turns import Turns
 from relay.text import error_line
@@ -214,7 +215,8 @@ class BoardReads:
 class MissedReader:
     """Reads what clients missed that come back."""
 
-    def __init__(self) -> None:
+    def __init__(self, position: Position) -> None:
+        self._position = position
         self._resuming: Resuming | None = None
         self._asked = asyncio.Event()
 
@@ -233,6 +235,7 @@ class MissedReader:
             try:
                 batch = await session.journal_of_missed.missed(resume.oldest, resume.boards)
                 async with between_batches:
+                    self._position.mark_outdated(batch.transactions or ())
                     self._resuming.resumed(batch.now, None if batch.paused else batch.transactions, batch.horizon)
             except BaseException:
                 self._resuming.abandon_resume()

@@ -698,6 +698,7 @@ async def test_a_board_that_the_database_writes_otherwise_is_refused_at_an_edge(
         assert (kind, data["code"], data["boardId"]) == ("error", "invalid_board_id", "007")
         assert "expected '7'" in data["message"]
         assert (near.hub.subscriptions, dict((await one.status()).failing)) == (0, {})
+        assert isinstance(near.feed, NatsSource)
         assert near.feed.boards._again_at == {}  # noqa: SLF001  # anybody can invent such names
 
 

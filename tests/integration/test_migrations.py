@@ -229,6 +229,21 @@ async def test_row_that_comes_and_leaves_while_a_label_is_renamed_is_no_update(
         assert (client.reason, client.tasks) == ("schema_changed", {})
 
 
+async def test_row_that_was_written_before_a_label_was_renamed_and_committed_after_it_has_the_new_one(
+    database: Database, moody: Client
+) -> None:
+    """Its image in the journal has the old one."""
+    with database.connect() as writer:
+        writer.execute("begin; insert into tasks (id, title) values ('a', 'A')")
+        database.execute("alter type mood rename value 'good' to 'fine'")
+        assert [kind for kind, _ in await moody.receive_batch()] == ["board.sync"]
+        writer.execute("commit")
+
+    while "a" not in moody.tasks:
+        await moody.receive_batch()
+    assert (moody.tasks["a"]["mood"], moody.reason) == ("fine", "schema_changed")
+
+
 @pytest.mark.parametrize("statement", SILENT.values(), ids=SILENT)
 async def test_ddl_that_changes_nothing_for_clients_is_silent(
     database: Database, moody: Client, statement: str
