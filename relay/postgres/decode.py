@@ -93,6 +93,7 @@ class Watch:
             raise UnreadableRow(f"a row of {self.table} has JSON nested deeper than {MAX_TASK_DEPTH}")
         try:
             columns = _decode_row(image)
+            _decode_row(columns.get(_SAID, b"{}"))
         except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as ex:
             raise UnreadableRow(f"a row of {self.table} cannot be shown: {ex}: {image!a:.200}") from None
         if len(image) > MAX_TASK_BYTES:
