@@ -10,7 +10,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from relay.auth.gate import Gate
 from relay.auth.tokens import Access, static_tokens
-from relay.hub import hub
+from relay.hub import boards
 from relay.model import messages as protocol
 from relay.websocket import commands
 from relay.websocket.limits import Limits
@@ -36,7 +36,7 @@ async def test_every_kind_of_message_and_every_error_comes_from_a_relay(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One client is sent each of them; all are of the schema."""
-    monkeypatch.setattr(hub, "MAX_SELECTIONS", 0)
+    monkeypatch.setattr(boards, "MAX_SELECTIONS", 0)
     monkeypatch.setattr(commands, "MAX_WAITS", 1)
     gate = Gate(Access(static_tokens(["all", "some:default"], "test")))
     relay = Relay(database.dsn, gate=gate, limits=Limits(boards=1, messages_a_second=10))
