@@ -6,6 +6,7 @@ import pytest
 
 from relay.model.cursor import Epoch, Reason
 from relay.model.snapshot import Snapshot
+from relay.model.transaction import Transaction
 from relay.postgres.position import Position
 
 EPOCH = Epoch(run="1", keys={"1": b""}, shape="first")
@@ -35,6 +36,24 @@ def test_a_session_goes_on_from_the_position_or_says_why_it_cannot(
     assert position.snapshot == (now if reason else SEEN)
     assert position.epoch == epoch
     assert position.breaks == ({reason: 1} if reason else {})
+
+
+def test_transactions_that_may_be_older_than_the_shape_are_outdated() -> None:
+    """Whether the change was seen within a session or between two; on another run of the server, ids say nothing."""
+    position = Position(EPOCH, SEEN)
+    assert outdated(position) == []
+    position.reshape("other", AFTER)
+    assert outdated(position) == [25, 29]
+    position.begin(Epoch(run="3", keys={"3": b""}, shape="other"), AFTER, BEFORE, paused=False)
+    assert outdated(position) == []
+    position.begin(Epoch(run="3", keys={"3": b""}, shape="third"), AFTER, BEFORE, paused=False)
+    assert outdated(position) == [25, 29]
+
+
+def outdated(position: Position) -> list[int]:
+    transactions = [Transaction(xid) for xid in (25, 29, 30)]
+    position.mark_outdated(transactions)
+    return [one.xid for one in transactions if one.outdated]
 
 
 def test_a_batch_that_was_passed_on_in_part_breaks_continuity_once() -> None:
