@@ -86,12 +86,12 @@ class Follower:
         """Go on from the position, if what follows it is still there; else from now, and say why."""
         session = self._session
         await session.refresh()
-        epoch = await session.epoch()
+        epoch, shaped = await session.epoch()
         now, horizon, paused = await session.journal.head()
         if paused:
             await session.end_pause()
             now, horizon, _ = await session.journal.head()
-        if lost := self._position.begin(epoch, now, horizon, paused=paused):
+        if lost := self._position.begin(epoch, now, horizon, shaped=shaped, paused=paused):
             log.warning("feed.continuity_lost", reason=lost)
         await session.read_vitals()
         await self._begin_sink(lost)
@@ -167,13 +167,12 @@ class Follower:
 
     async def _check_shape(self, reason: Reason) -> bool:
         """Send all clients their boards again when a watched table is no longer what it was; return whether so."""
-        shape = await self._session.shape()
+        shape, shaped = await self._session.shape()
         if shape == self._position.epoch.shape:
             return False
         await self._session.refresh()
         await self._session.watches.load()
-        now, _, _ = await self._session.journal.head()
-        self._position.reshape(shape, now)
+        self._position.reshape(shape, shaped)
         await self._sync(reason)
         return True
 

@@ -27,8 +27,8 @@ class Position:
         self._snapshot = snapshot
         # Whether clients have a part of the batch that follows.
         self._cut_short = False
-        # Transactions below this id may have begun before the watched tables got their present shape.
-        self._reshaped_at = 0
+        # Transactions below this id may have made images before the watched tables got their present shape.
+        self._shaped = 0
 
     @property
     def epoch(self) -> Epoch:
@@ -42,12 +42,15 @@ class Position:
         assert self._snapshot is not None, "a session begins with a position"
         return self._snapshot
 
-    def begin(self, epoch: Epoch, now: Snapshot, horizon: Snapshot, *, paused: bool) -> Reason | None:
-        """Begin a session: go on from the position if what follows it is still there, else from now; return why."""
+    def begin(self, epoch: Epoch, now: Snapshot, horizon: Snapshot, *, shaped: int, paused: bool) -> Reason | None:
+        """Begin a session: go on from the position if what follows it is still there, else from now; return why.
+
+        Transactions below the id `shaped` may be older than the shape.
+        """
         reason = self._broken(epoch, now, horizon, paused=paused)
         self._epoch = epoch
+        self._shaped = shaped
         if reason:
-            self._reshaped_at = now.xmax if reason == "schema_changed" else 0
             self.restart(now, reason)
         elif self._snapshot is None:
             self._snapshot = now
@@ -67,10 +70,10 @@ class Position:
         self.pass_all(now)
         self.breaks[reason] += 1
 
-    def reshape(self, shape: str, now: Snapshot) -> None:
-        """Note that the watched tables have another shape, since some moment before `now`."""
+    def reshape(self, shape: str, shaped: int) -> None:
+        """Note that the watched tables have another shape; transactions below the id `shaped` may be older."""
         self._epoch = replace(self.epoch, shape=shape)
-        self._reshaped_at = now.xmax
+        self._shaped = shaped
 
     def mark_outdated(self, transactions: Iterable[Transaction]) -> None:
         """Mark the transactions that may have made images before the shape changed.
@@ -78,7 +81,7 @@ class Position:
         A label of an enum, for one, can be renamed while a transaction is open that has written rows with it.
         """
         for one in transactions:
-            one.outdated = one.xid < self._reshaped_at
+            one.outdated = one.xid < self._shaped
 
     def _broken(self, epoch: Epoch, now: Snapshot, horizon: Snapshot, *, paused: bool) -> Reason | None:
         """Say why the feed cannot go on from its position, if it has one and cannot."""

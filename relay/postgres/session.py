@@ -15,7 +15,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, Final, LiteralString, Self, cast
+from typing import Any, Final, LiteralString, Self
 
 import psycopg
 import structlog
@@ -91,20 +91,24 @@ class Session:
                 await session.watches.load()
             yield session
 
-    async def epoch(self) -> Epoch:
-        """Return which cursors are valid. Raises FeedError if the two connections reached different servers."""
+    async def epoch(self) -> tuple[Epoch, int]:
+        """Return which cursors are valid, and below which id transactions may be older than the tables' shape.
+
+        Raises FeedError if the two connections reached different servers.
+        """
         first = await self._listener.rows("select run, key from relay.epoch()")
         async with self._reader.in_turn:
             second = await self._reader.rows("select run, key from relay.epoch()")
         if first[0] != second[0]:
             raise FeedError("the two connections reached different servers: expected one primary")
-        return Epoch(run=first[0][0], keys=dict(first), shape=await self.shape())
+        shape, shaped = await self.shape()
+        return Epoch(run=first[0][0], keys=dict(first), shape=shape), shaped
 
-    async def shape(self) -> str:
-        """Return the shape of the watched tables."""
-        shape = cast(str, (await self._listener.row("select relay.shape()"))[0])
+    async def shape(self) -> tuple[str, int]:
+        """Return the shape of the watched tables, and below which id transactions may be older than it."""
+        shape, shaped = await self._listener.row("select shape, shaped::text::bigint from relay.note_shape()")
         self.boards.note_shape(shape)
-        return shape
+        return shape, shaped
 
     async def end_pause(self) -> bool:
         """Resume journalling if it was paused and there is room; return whether it goes on."""

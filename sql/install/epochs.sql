@@ -13,7 +13,10 @@ create unlogged table if not exists relay.horizon (
     -- The size of the file above which journalling pauses, if it is above stop_bytes: all of that was free once.
     ceiling bigint      not null,
     -- While journalling is paused: since when nothing is left in the journal but what a VACUUM can remove.
-    emptied timestamptz
+    emptied timestamptz,
+    -- The shape of the watched tables, and the id below which transactions may have made images of another one.
+    shape   text,
+    shaped  xid8
 );
 
 -- What was committed by when, and how many entries, of how many bytes in all, that added since the tick before.

@@ -306,6 +306,26 @@ as $$
     ) types
 $$;
 
+-- The shape as it is now, and the id below which transactions may have made images while it was another: a label of an
+-- enum, for one, can be renamed while a transaction is open that has written rows with it. It is kept here, so that a
+-- relay that starts in between knows of it.
+create or replace function relay.note_shape() returns table (shape text, shaped xid8)
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    here constant text := relay.place();
+    present constant text := relay.shape();
+begin
+    update relay.horizon h set shape = present, shaped = pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
+    where h.place = here and h.shape is distinct from present;
+    return query select present, h.shaped from relay.horizon h where h.place = here;
+end
+$$;
+
+comment on function relay.note_shape() is 'The shape of the watched tables, and below which id transactions may be older than it.';
+
 create or replace view relay.watched as
     select w.id,
            n.nspname as schema_name,

@@ -105,7 +105,7 @@ begin
     end if;
     if exists (
         select from (values ('journal', 'r', 'xid lsn watch op entry reason'),
-                            ('horizon', 'r', 'place seen swept pauses ceiling emptied'),
+                            ('horizon', 'r', 'place seen swept pauses ceiling emptied shape shaped'),
                             ('ticks', 'r', 'place at seen entries bytes'),
                             ('epochs', 'r', 'run key place started'),
                             ('entries', 'v', null), ('settings', 'v', null), ('watches', 'v', null), ('watched', 'v', null)) e (name, kind, columns)

@@ -133,7 +133,7 @@ class Login:
         await self._expect(f'subscription to "{subject}"')
 
     async def flush(self) -> None:
-        """Return once the server has all that was sent: one flush may overtake what the client was given just before."""
+        """Return once the server has all that was sent: one flush may overtake what was given just before."""
         await self.client.flush()
         await self.client.flush()
 

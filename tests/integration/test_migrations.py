@@ -244,6 +244,29 @@ async def test_row_that_was_written_before_a_label_was_renamed_and_committed_aft
     assert (moody.tasks["a"]["mood"], moody.reason) == ("fine", "schema_changed")
 
 
+@pytest.mark.parametrize("comes_back", [False, True], ids=["follows", "comes back"])
+async def test_relay_that_starts_after_a_label_was_renamed_knows_which_rows_are_older(
+    database: Database, comes_back: bool
+) -> None:
+    """Whether its client follows when they are committed, or comes back later with a cursor."""
+    database.execute("create type mood as enum ('good'); alter table tasks add mood mood default 'good'")
+    with database.connect() as writer:
+        async with Relay(database.dsn).running() as relay, Client.to(relay.url) as before:
+            await before.resume("default", None)
+            writer.execute("begin; insert into tasks (id, title) values ('a', 'A')")
+            database.execute("alter type mood rename value 'good' to 'fine'")
+            await before.receive_batch()
+        async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+            if comes_back:
+                writer.execute("commit")
+            await client.resume("default", before.cursor if comes_back else None)
+            if not comes_back:
+                writer.execute("commit")
+            while "a" not in client.tasks:
+                await client.receive_batch()
+    assert (client.tasks["a"]["mood"], client.reason) == ("fine", "schema_changed")
+
+
 @pytest.mark.parametrize("statement", SILENT.values(), ids=SILENT)
 async def test_ddl_that_changes_nothing_for_clients_is_silent(
     database: Database, moody: Client, statement: str

@@ -32,22 +32,21 @@ def test_a_session_goes_on_from_the_position_or_says_why_it_cannot(
 ) -> None:
     position = Position(EPOCH, SEEN)
 
-    assert position.begin(epoch, now, horizon, paused=paused) == reason
+    assert position.begin(epoch, now, horizon, shaped=0, paused=paused) == reason
     assert position.snapshot == (now if reason else SEEN)
     assert position.epoch == epoch
     assert position.breaks == ({reason: 1} if reason else {})
 
 
 def test_transactions_that_may_be_older_than_the_shape_are_outdated() -> None:
-    """Whether the change was seen within a session or between two; on another run of the server, ids say nothing."""
-    position = Position(EPOCH, SEEN)
-    assert outdated(position) == []
-    position.reshape("other", AFTER)
+    """Whether the change was seen within a session, between two, or by another relay."""
+    position = Position()
+    position.begin(EPOCH, SEEN, BEFORE, shaped=28, paused=False)
+    assert outdated(position) == [25]
+    position.reshape("other", 30)
     assert outdated(position) == [25, 29]
-    position.begin(Epoch(run="3", keys={"3": b""}, shape="other"), AFTER, BEFORE, paused=False)
+    position.begin(Epoch(run="3", keys={"3": b""}, shape="third"), AFTER, BEFORE, shaped=3, paused=False)
     assert outdated(position) == []
-    position.begin(Epoch(run="3", keys={"3": b""}, shape="third"), AFTER, BEFORE, paused=False)
-    assert outdated(position) == [25, 29]
 
 
 def outdated(position: Position) -> list[int]:
@@ -60,12 +59,12 @@ def test_a_batch_that_was_passed_on_in_part_breaks_continuity_once() -> None:
     position = Position(EPOCH, SEEN)
     position.pass_part()
 
-    assert position.begin(EPOCH, AFTER, BEFORE, paused=False) == "batch_cut_short"
-    assert position.begin(EPOCH, AFTER, BEFORE, paused=False) is None
+    assert position.begin(EPOCH, AFTER, BEFORE, shaped=0, paused=False) == "batch_cut_short"
+    assert position.begin(EPOCH, AFTER, BEFORE, shaped=0, paused=False) is None
 
 
 def test_the_first_session_begins_with_what_is_visible_now() -> None:
     position = Position()
 
-    assert position.begin(EPOCH, AFTER, BEFORE, paused=True) is None
+    assert position.begin(EPOCH, AFTER, BEFORE, shaped=0, paused=True) is None
     assert position.snapshot == AFTER
