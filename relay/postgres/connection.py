@@ -181,7 +181,7 @@ SETTINGS: Final[Mapping[str, str]] = {
 }
 """Settings of a session, whatever a role or a database presets."""
 
-SETTINGS_17: Final[Mapping[str, str]] = {"transaction_timeout": "0"}
+SETTINGS_17: Final[Mapping[str, str]] = {"transaction_timeout": "0", "restrict_nonsystem_relation_kind": "''"}
 """Settings that Postgres has since version 17."""
 
 

@@ -50,9 +50,10 @@ CAUSES: Final[Mapping[str, tuple[str, ...]]] = {
 UNAVAILABLE: Final = (
     *("lock_table", "deny_reading", "alter", "rewrite", "truncate"),
     *("freeze", "strand", "cut", "suspend_relay"),
+    *("freeze_publisher", "strand_publisher", "suspend_publishers"),
 )
 """The faults that may be behind a board that cannot be read: its table was taken, or somebody waited to take it,
-perhaps for a relay that stood still amid a read of its own."""
+perhaps for a relay or a publisher that stood still amid a read of its own."""
 
 _OWN: Final = ("", "fell_behind", "subscribed_again")
 """What the client brought upon itself, by coming without a cursor, not reading, or asking twice."""
