@@ -2,7 +2,7 @@
 
 Rules:
 - Several boards are read at once, but never one of them twice: an answer to a client that has left must not be taken
-  for the answer to one that came since.
+  for the answer to one that came since. One that takes long holds up no other, whatever their number.
 - A board is asked for only once its changes are delivered to this edge, so nothing is missing between the two.
 - Questions go to the publisher that wrote the last state. If it is silent, they go to the one that wrote the last
   state by then. A board that cannot be asked for is refused to its clients, and holds up no other.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -23,7 +24,7 @@ from relay.model.snapshot import Snapshot
 from relay.nats.follower import Follower
 from relay.nats.jetstream import Stream
 from relay.nats.stream import BoardHead, BoardRefused, can_name, is_text
-from relay.postgres.turns import Turns
+from relay.postgres.requests import BoardQueue
 
 ASK_AGAIN_SECONDS: Final = 0.25
 """Interval after which a board is asked for again that no publisher answered for."""
@@ -32,7 +33,10 @@ FAILED_SECONDS: Final = 1.0
 """Interval after which a board is asked for again that the publisher could not read."""
 
 ASKED_AT_ONCE: Final = 8
-"""Maximum number of boards that are asked for at once."""
+"""Maximum number of boards that are asked for at once, not counting those that take long."""
+
+LONG_SECONDS: Final = 1.0
+"""A board that takes longer makes room for another."""
 
 _decode_head: Final = msgspec.json.Decoder(BoardHead | BoardRefused).decode
 
@@ -44,8 +48,7 @@ class BoardReader:
         self.wanted_since: dict[str, float] = {}
         self._follower = follower
         self._again_at: dict[str, float] = {}
-        # Each board has its place in one of these.
-        self._queues = [Turns() for _ in range(ASKED_AT_ONCE)]
+        self._queue = BoardQueue()
 
     def ask(self, board: str, by: object = None) -> None:
         """Have a board read for somebody; after a pause if the publisher could not read it the last time."""
@@ -56,23 +59,27 @@ class BoardReader:
         self.wanted_since.setdefault(board, time.monotonic())
         if is_text(board):
             self._follower.deliveries.want(board)
-        self._queues[hash(board) % ASKED_AT_ONCE].put(board, by)
+        self._queue.put(board, by)
 
     async def run(self, stream: Stream, hub: Sink) -> None:
         """Read boards. Raises StreamError."""
         async with asyncio.TaskGroup() as tasks:
-            for queue in self._queues:
-                tasks.create_task(self._read_queue(stream, hub, queue))
 
-    async def _read_queue(self, stream: Stream, hub: Sink, queue: Turns) -> None:
-        """Read boards one after another."""
-        while True:
-            name = await queue.get()
-            try:
-                await self._read(stream, hub, name)
-            except BaseException:
-                self._abandon(hub, name)
-                raise
+            async def read_queue() -> None:
+                while True:
+                    name = await self._queue.get()
+                    read = tasks.create_task(self._read(stream, hub, name))
+                    read.add_done_callback(partial(self._end_read, hub, name))
+                    await asyncio.wait([read], timeout=LONG_SECONDS)
+
+            for _ in range(ASKED_AT_ONCE):
+                tasks.create_task(read_queue())
+
+    def _end_read(self, hub: Sink, name: str, read: asyncio.Task[None]) -> None:
+        """Have a board asked for again whose read failed, or was cancelled before it began."""
+        if read.cancelled() or read.exception():
+            self._abandon(hub, name)
+        self._queue.done(name)
 
     async def _read(self, stream: Stream, hub: Sink, name: str) -> None:
         """Hand over a board, or have it asked for again."""

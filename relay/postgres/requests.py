@@ -86,7 +86,7 @@ class BoardQueue:
         else:
             queue.put(board, by)
 
-    async def get(self, *, slow: bool) -> str:
+    async def get(self, *, slow: bool = False) -> str:
         """Wait for a board that is due, among the slow ones or the others. `done` ends its read."""
         while (board := await self._due[slow].get()) in self._reading:
             self._again[board] = None

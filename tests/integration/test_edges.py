@@ -24,7 +24,7 @@ from nats.js import api
 from relay import config
 from relay.config import Settings
 from relay.hub.ports import Sink
-from relay.nats import assembly, missed, permissions, source, turn
+from relay.nats import assembly, boards, missed, permissions, source, turn
 from relay.nats import stream as relay_stream
 from relay.nats.answers import Answers
 from relay.nats.connection import Refused, StreamError
@@ -762,6 +762,29 @@ async def test_a_board_that_is_read_for_long_holds_up_no_other(
         assert kinds([await late.receive()]) == ["board.sync"]
         assert late.tasks.keys() == {"a"}
         assert reads.count("slow") == 2
+
+
+async def test_boards_that_are_read_for_long_hold_up_no_other_at_an_edge(
+    feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are."""
+    ask = Questions.ask
+    waiting = 0
+
+    async def take_long(self: Questions, place: str, what: str, question: bytes) -> tuple[bytes, bytes] | None:
+        nonlocal waiting
+        if question.startswith(b"slow"):
+            waiting += 1
+            await asyncio.Event().wait()
+        return await ask(self, place, what, question)
+
+    monkeypatch.setattr(Questions, "ask", take_long)
+    monkeypatch.setattr(boards, "LONG_SECONDS", 0.05)
+    async with feed.published(), feed.edge() as near, Client.to(near.url) as slow, Client.to(near.url) as quick:
+        for number in range(3 * boards.ASKED_AT_ONCE):
+            await slow.send({"type": "subscribe", "boardId": f"slow{number}"})
+        await until(lambda: waiting == 3 * boards.ASKED_AT_ONCE)
+        assert (await quick.subscribe("quick"))[0] == "board.sync"
 
 
 async def test_a_late_answer_to_a_client_that_has_left_is_not_for_one_that_came_since(

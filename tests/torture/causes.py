@@ -35,7 +35,8 @@ _NATS: Final = (
 CAUSES: Final[Mapping[str, tuple[str, ...]]] = {
     # After a restart, a relay that is not connected yet does not know the run of a cursor from another.
     "epoch_changed": ("crash", "kill_backend", "restart"),
-    "schema_changed": ("alter", "rename_label", "switch_triggers"),
+    # After a crash, nobody knows since when the tables have their shape: open transactions may be older.
+    "schema_changed": ("alter", "rename_label", "switch_triggers", "crash", "kill_backend"),
     # A transaction that wrote a row before and after one of these, so that its images do not fit each other.
     "changes_missing": ("alter", "rename_label", "switch_triggers"),
     "journal_pruned": ("prune", "cut", *_ON_THE_WAY, *_NATS),
