@@ -55,7 +55,7 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
 REASONS: Final[Mapping[Reason, str]] = {
     "cursor_invalid": "what you sent is no cursor of this board",
     "epoch_changed": "the database is another, or was installed again, restored, failed over, or crashed",
-    "schema_changed": "the table's columns, types, labels of an enum, partitions or triggers changed",
+    "schema_changed": "columns, types, labels, partitions or triggers changed, perhaps while no relay was connected",
     "journal_pruned": "you were away for longer than the journal is kept",
     "too_much_missed": "the board is shorter than what was missed, by you or by the relay",
     "journalling_paused": "changes were no longer recorded, because no relay had read the journal for long",
