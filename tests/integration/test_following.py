@@ -14,8 +14,10 @@ import pytest
 
 from relay.nats import deliveries, selection
 from relay.nats.consumer import Consumer, Delivered
+from relay.nats.deliveries import Deliveries
 from relay.nats.follower import Follower
 from relay.nats.jetstream import Stream
+from relay.nats.questions import Answer, Questions
 from relay.nats.stream import Encoded, Part, decode
 from tests.integration.client import Client, Tasks, until
 from tests.integration.conftest import Relay
@@ -71,6 +73,35 @@ async def test_an_edge_has_only_those_boards_delivered_that_its_clients_follow(
             database.execute("update tasks set title = title || '0'")
             assert kinds([await one.receive(), await other.receive()]) == ["task.updated"] * 2
         assert set(delivered) == expected
+
+
+async def test_a_board_is_asked_for_only_once_its_changes_are_delivered(
+    feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is committed between the two would be missed; other boards need not wait."""
+    select, ask = Deliveries._select, Questions.ask  # noqa: SLF001
+    delivered, asked = asyncio.Event(), list[bytes]()
+
+    async def wait(self: Deliveries, stream: Stream, last: int) -> None:
+        await delivered.wait()
+        await select(self, stream, last)
+
+    async def note(self: Questions, place: str, what: str, question: bytes) -> Answer | None:
+        asked.append(question)
+        return await ask(self, place, what, question)
+
+    async with feed.published(), feed.edge() as near, contextlib.AsyncExitStack() as stack:
+        one, other, late = [await stack.enter_async_context(Client.to(near.url)) for _ in range(3)]
+        await one.subscribe(BOARDS[0])
+        monkeypatch.setattr(Deliveries, "_select", wait)
+        monkeypatch.setattr(Questions, "ask", note)
+        await late.send({"type": "subscribe", "boardId": BOARDS[1]})
+        await until(lambda: BOARDS[1] in near.hub)
+        await other.subscribe(BOARDS[0])
+        assert asked == [BOARDS[0].encode()]
+        delivered.set()
+        assert (await late.receive())[0] == "board.sync"
+        assert asked == [BOARDS[0].encode(), BOARDS[1].encode()]
 
 
 def one_by_one(

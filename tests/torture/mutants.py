@@ -19,7 +19,7 @@ from relay.hub import board
 from relay.model import transaction as net
 from relay.model.messages import Meaning
 from relay.model.snapshot import Snapshot
-from relay.nats import assembly, marks, selection, stream
+from relay.nats import assembly, marks, stream
 from relay.postgres import decode, journal
 from tests.acceptance.support import RELAY
 
@@ -166,19 +166,6 @@ def mark_too_late() -> None:
     marks.Marks.before = next_mark  # type: ignore[method-assign]
 
 
-def selected_too_early() -> None:
-    """Takes boards for delivered that are only named: what happens before the switch is missed."""
-
-    def named(self: selection.Selection, board: str) -> bool:
-        return self.next is None or board in self.next
-
-    def unchecked(*_: Any) -> None:
-        pass
-
-    selection.Selection.has = named  # type: ignore[method-assign]
-    assembly.Assembly._require_parts = unchecked  # type: ignore[method-assign, assignment]  # noqa: SLF001
-
-
 def in_parts() -> None:
     """Is no mutant: reads and passes on batches in parts of a few changes, the real one in those of thousands."""
     journal.PART_CHANGES = 3  # type: ignore[misc]
@@ -201,7 +188,6 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         sequence_unexpected,
         interrupted_counts,
         mark_too_late,
-        selected_too_early,
     )
 }
 
