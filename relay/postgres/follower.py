@@ -167,12 +167,11 @@ class Follower:
 
     async def _check_shape(self, reason: Reason) -> bool:
         """Send all clients their boards again when a watched table is no longer what it was; return whether so."""
-        shape, shaped = await self._session.shape()
-        if shape == self._position.epoch.shape:
+        if await self._session.shape() == self._position.epoch.shape:
             return False
         await self._session.refresh()
         await self._session.watches.load()
-        self._position.reshape(shape, shaped)
+        self._position.reshape(*await self._session.note_shape())
         await self._sync(reason)
         return True
 

@@ -101,12 +101,17 @@ class Session:
             second = await self._reader.rows("select run, key from relay.epoch()")
         if first[0] != second[0]:
             raise FeedError("the two connections reached different servers: expected one primary")
-        shape, shaped = await self.shape()
+        shape, shaped = await self.note_shape()
         return Epoch(run=first[0][0], keys=dict(first), shape=shape), shaped
 
-    async def shape(self) -> tuple[str, int]:
-        """Return the shape of the watched tables, and below which id transactions may be older than it."""
-        shape, shaped = await self._listener.row("select shape, shaped::text::bigint from relay.note_shape()")
+    async def shape(self) -> str:
+        """Return the shape of the watched tables, also amid a batch in parts."""
+        return str((await self._listener.row("select relay.shape()"))[0])
+
+    async def note_shape(self) -> tuple[str, int]:
+        """Note which shape the watched tables have; return it, and below which id transactions may be older."""
+        async with self._reader.in_turn:
+            shape, shaped = await self._reader.row("select shape, shaped::text::bigint from relay.note_shape()")
         self.boards.note_shape(shape)
         return shape, shaped
 

@@ -96,7 +96,7 @@ async def test_shape_is_compared_only_where_something_was_committed(
     shape, wait = Session.shape, schedule.PollSchedule.wait
     reads = 0
 
-    async def compared(session: Session) -> tuple[str, int]:
+    async def compared(session: Session) -> str:
         nonlocal reads
         reads = 0
         return await shape(session)
