@@ -308,7 +308,7 @@ $$;
 
 -- The shape as it is now, and the id below which transactions may have made images while it was another: a label of an
 -- enum, for one, can be renamed while a transaction is open that has written rows with it. It is kept here, so that a
--- relay that starts in between knows of it.
+-- relay that starts in between knows of it. Waits for nobody who prunes: then the id is only higher than it need be.
 create or replace function relay.note_shape() returns table (shape text, shaped xid8)
     language plpgsql
     security definer
@@ -317,10 +317,13 @@ as $$
 declare
     here constant text := relay.place();
     present constant text := relay.shape();
+    upper constant xid8 := pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot());
 begin
-    update relay.horizon h set shape = present, shaped = pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
-    where h.place = here and h.shape is distinct from present;
-    return query select present, h.shaped from relay.horizon h where h.place = here;
+    perform from relay.horizon h where h.place = here and h.shape is distinct from present for update skip locked;
+    if found then
+        update relay.horizon h set shape = present, shaped = upper where h.place = here;
+    end if;
+    return query select present, case when h.shape = present then h.shaped else upper end from relay.horizon h where h.place = here;
 end
 $$;
 
