@@ -76,6 +76,14 @@ create table parts (id int primary key, board_id text default 'b', lane text def
 create table parts_low partition of parts for values from (0) to (100);
 create table parts_high partition of parts for values from (100) to (200);
 
+-- What it counts would change the plans for one of the twins.
+alter table boards set (autovacuum_enabled = off);
+alter table cards set (autovacuum_enabled = off);
+alter table notes set (autovacuum_enabled = off);
+alter table heard set (autovacuum_enabled = off);
+alter table parts_low set (autovacuum_enabled = off);
+alter table parts_high set (autovacuum_enabled = off);
+
 create sequence other;
 
 create function bump(card int) returns int language plpgsql as
