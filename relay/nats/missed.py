@@ -3,16 +3,14 @@
 Rules:
 - A cursor is good while the stream holds everything after it. Clients that resume at the same time share one read,
   from the last state that the oldest of their cursors covers.
-- A cursor may be ahead of this edge, for a client may come from a relay or an edge that is faster. It waits until the
-  stream has everything that was committed before the client came. If the cursor is still ahead then, it is of another
-  database.
+- A cursor may be ahead of this edge, for a client may come from a relay or an edge that is faster, or the publisher
+  may be new and have much to read. Its seal says that it is of this database, so it is waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -29,12 +27,6 @@ from relay.postgres.journal import RESUME_CHANGES
 
 GATHER_SECONDS: Final = 0.05
 """Interval between reads, in which more clients gather."""
-
-LAG_SECONDS: Final = 1.0
-"""Interval at which the lag is read while a cursor is waited for."""
-
-ON_THE_WAY_SECONDS: Final = 5.0
-"""Maximum time that entries are taken to need from the publisher to here."""
 
 AHEAD_SECONDS: Final = 30.0
 """Maximum time that a cursor is waited for: other clients that resume wait with it."""
@@ -86,13 +78,10 @@ class MissedReader:
             resuming.resumed(position, transactions, first.position)
 
     async def _until_at(self, cursor: Snapshot) -> None:
-        """Wait for a cursor that is ahead, as long as it may be one of this database."""
-        began = time.monotonic()
-        while time.monotonic() - began < min(self._follower.lag + ON_THE_WAY_SECONDS, AHEAD_SECONDS):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAG_SECONDS):
-                    await self._follower.until_at(cursor)
-                    return
+        """Wait for a cursor that is ahead."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AHEAD_SECONDS):
+                await self._follower.until_at(cursor)
 
 
 async def _missed(

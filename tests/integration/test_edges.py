@@ -24,7 +24,7 @@ from nats.js import api
 from relay import config
 from relay.config import Settings
 from relay.hub.ports import Sink
-from relay.nats import assembly, boards, missed, permissions, source, turn
+from relay.nats import assembly, boards, permissions, source, turn
 from relay.nats import stream as relay_stream
 from relay.nats.answers import Answers
 from relay.nats.connection import Refused, StreamError
@@ -190,7 +190,6 @@ async def test_a_cursor_that_is_ahead_of_an_edge_waits_for_it(
     async with feed.published(), feed.edge() as near, Relay(database.dsn).running() as far:
         cursor, tasks = await start(near)
         monkeypatch.setattr(Follower, "_pass_on", hold_back)
-        monkeypatch.setattr(missed, "ON_THE_WAY_SECONDS", 60.0)
         database.execute("insert into tasks (id, title) values ('a', 'A')")
         async with Client.to(far.url) as client:
             await client.resume("default", cursor, tasks)
