@@ -500,14 +500,15 @@ async def test_lanes_that_cannot_be_read_are_a_fault_of_their_boards_alone(
     async with Client.to(relay.url) as client, Client.to(relay.url) as other:
         await client.subscribe("1")
         await other.subscribe("other")
-        breaker.execute(breaks.encode())
+        # In a thread, for it may wait for a read of the relay.
+        await asyncio.to_thread(breaker.execute, breaks.encode())
         lists.execute("update cards set title = 'b'; insert into notes values (2, 'other', 'todo')")
         assert (await client.receive())[1]["code"] == "board_unavailable"
         while 2 not in other.tasks:
             await other.receive()
         assert relay.feed.problem is None
         assert relay.feed.status(10).failing.keys() == {"1"}
-        breaker.execute(repairs.encode())
+        await asyncio.to_thread(breaker.execute, repairs.encode())
         while client.tasks[1]["title"] != "b":
             await client.receive()
         assert relay.feed.status(10).counts.reconnects == 0
