@@ -343,7 +343,7 @@ def publishing(dsn: str, nats: NatsServer) -> Iterator[int]:
         yield process.pid
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()  # the thread reads to the end
 
 
 @contextlib.contextmanager
