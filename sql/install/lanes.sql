@@ -291,7 +291,7 @@ as $$
     ) cols
     cross join lateral (
         select pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.oid,
-                   (select pg_catalog.string_agg(e.oid || ' ' || e.enumlabel, ',' order by e.enumsortorder)
+                   (select pg_catalog.string_agg(e.oid || ' ' || e.xmin || ' ' || e.enumlabel, ',' order by e.enumsortorder)
                     from pg_catalog.pg_enum e where e.enumtypid = t.oid),
                    (select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid), ',' order by a.attnum)
                     from pg_catalog.pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and t.typrelid <> 0),

@@ -244,6 +244,20 @@ async def test_row_that_was_written_before_a_label_was_renamed_and_committed_aft
     assert (moody.tasks["a"]["mood"], moody.reason) == ("fine", "schema_changed")
 
 
+async def test_row_that_was_written_between_two_renames_of_a_label_has_the_present_one(
+    database: Database, moody: Client
+) -> None:
+    """Although the label is what it was when the shape was last compared."""
+    with database.connect() as writer:
+        database.execute("alter type mood rename value 'good' to 'fine'")
+        writer.execute("begin; insert into tasks (id, title, mood) values ('a', 'A', 'fine')")
+        database.execute("alter type mood rename value 'fine' to 'good'")
+        writer.execute("commit")
+
+    while moody.tasks.get("a", {}).get("mood") != "good":
+        await moody.receive_batch()
+
+
 @pytest.mark.parametrize("comes_back", [False, True], ids=["follows", "comes back"])
 async def test_relay_that_starts_after_a_label_was_renamed_knows_which_rows_are_older(
     database: Database, comes_back: bool
