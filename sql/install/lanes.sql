@@ -293,7 +293,7 @@ as $$
         select pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.oid,
                    (select pg_catalog.string_agg(e.oid || ' ' || e.xmin || ' ' || e.enumlabel, ',' order by e.enumsortorder)
                     from pg_catalog.pg_enum e where e.enumtypid = t.oid),
-                   (select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid), ',' order by a.attnum)
+                   (select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid, a.xmin), ',' order by a.attnum)
                     from pg_catalog.pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and t.typrelid <> 0),
                    t.typbasetype, t.typtypmod,
                    (select pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.castfunc, f.xmin), ',' order by c.oid)
