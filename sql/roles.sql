@@ -32,6 +32,7 @@ grant execute on function relay.parts(regclass), relay.triggers_enabled(integer,
     relay.polled_for(), relay.base_type(oid), relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text),
     relay.outgrown(regclass, jsonb, boolean), relay.said(bytea), relay.statements(name), relay.column_named(regclass, jsonb, boolean),
     relay.comparable(regclass, name), relay.is_shown_as_text(regclass, name), relay.ordering(regclass, text[]), relay.order_parts(text),
+    relay.order_named(regclass, jsonb, boolean), relay.is_usual_order(jsonb), relay.lost_order(regclass, text[]),
     relay.id_kind(relay.watches), relay.board_kind(relay.watches) to relay_daemon;
 grant select on sequence relay.control to relay_daemon;
 

@@ -143,6 +143,7 @@ class Worker:
             database=source.database,
             stream=source.stream,
             failing=source.failing,
+            incomplete=source.incomplete,
             counts=source.counts + _counts(self._hub, endpoint),
         )
 

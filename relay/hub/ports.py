@@ -83,6 +83,8 @@ class SourceStatus:
     stream: StreamStatus | None = None
     failing: Mapping[str, str] = field(default_factory=dict)
     """The boards that cannot be read, and why not, in one line."""
+    incomplete: Mapping[str, str] = field(default_factory=dict)
+    """The tables that are shown, but not as they should be, and why, in one line."""
 
 
 class BoardSource(Protocol):

@@ -312,6 +312,8 @@ class Status(_Model):
     """Why no client should be sent here, in one line."""
     failing: Annotated[Mapping[str, str], Field(json_schema_extra={"merge": "join"})] = {}
     """The boards that cannot be read, and why not, in one line."""
+    incomplete: Annotated[Mapping[str, str], Field(json_schema_extra={"merge": "join"})] = {}
+    """The tables that are shown, but not as they should be, and why, in one line."""
     database: Database | None = None
     """None while the feed is not connected, or is not one of a database."""
     stream: StreamStatus | None = None
@@ -337,12 +339,13 @@ class Status(_Model):
     def warnings(self) -> list[str]:
         """Conditions that do no harm yet, one line each."""
         crowded = [CROWDED] * self.crowded + [CROWDED_HEALTH] * self.health_crowded
-        return [*crowded, *_failing(self.failing), *(_warnings(self.database) if self.database else ())]
+        database = _warnings(self.database) if self.database else ()
+        return [*crowded, *_failing(self.failing), *self.incomplete.values(), *database]
 
     @property
     def health(self) -> Literal["healthy", "degraded", "unhealthy"]:
-        """Whether clients are served as they should be: all, all but those of some boards, or not."""
-        return "unhealthy" if self.problem else "degraded" if self.failing else "healthy"
+        """Whether clients are served as they should be: all, all but those of some boards or tables, or not."""
+        return "unhealthy" if self.problem else "degraded" if self.failing or self.incomplete else "healthy"
 
 
 def _failing(boards: Mapping[str, str]) -> Iterable[str]:

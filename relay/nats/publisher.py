@@ -138,6 +138,7 @@ class Publisher:
             lag_seconds=turn.feed.lag if turn else 0.0,
             database=turn.feed.database if turn else None,
             failing=turn.feed.failing if turn else {},
+            incomplete=turn.feed.incomplete if turn else {},
             stream=StreamStatus(
                 connected=self._problem is None, active=turn is not None, entry=turn.writer.last if turn else None
             ),

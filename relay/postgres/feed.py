@@ -103,6 +103,7 @@ class Feed(Source, Authorizer):
             counts=self.counts,
             database=self.database,
             failing=self.failing,
+            incomplete=self.incomplete,
         )
 
     def trouble(self, budget: float) -> str | None:
@@ -134,6 +135,11 @@ class Feed(Source, Authorizer):
     def failing(self) -> Mapping[str, str]:
         """The boards that cannot be read, and why not."""
         return self._boards.failing
+
+    @property
+    def incomplete(self) -> Mapping[str, str]:
+        """The tables that are shown, but not as they should be, and why."""
+        return self._session.watches.shortcomings if self._session else {}
 
     @property
     def database(self) -> Database | None:

@@ -14,10 +14,15 @@ from relay.postgres.decode import Entry, Watch
 _WATCHED: Final[LiteralString] = """
     select id, pg_catalog.format('%I.%I', schema_name, table_name) as table, id_column, board_column, lane_column,
            hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced, filter, board_as,
-           lane_as, lanes, key_columns, id_prefix, as_text, columns, ordering, distinct_ids, id_kind, board_kind
+           lane_as, lanes, key_columns, id_prefix, as_text, columns, ordering, distinct_ids, id_kind, board_kind,
+           lost_order
     from relay.watched order by id
 """
-_LANES: Final[LiteralString] = "select target::text from relay.lane_tables where not triggers_complete"
+_SILENT_LANES: Final[LiteralString] = "select target::text from relay.lane_tables where not triggers_complete"
+_DISORDERED_LANES: Final[LiteralString] = """
+    select * from (select target::text, order_by, relay.lost_order(target, order_by) as lost from relay.lane_tables) l
+    where lost <> '{}'
+"""
 
 
 def _order_key(column: str, descending: bool, nulls_first: bool, values: list[str] | None) -> OrderKey:
@@ -64,6 +69,7 @@ class Watched:
     distinct_ids: bool
     id_kind: str
     board_kind: str
+    lost_order: Sequence[str]
 
     @property
     def watch(self) -> Watch:
@@ -91,7 +97,7 @@ class Watched:
         }
         options: dict[str, Sequence[str]] = {name: [value] for name, value in said.items() if value is not None}
         options |= {"--hide": self.hidden} if self.shown is None else {"--show": self.shown}
-        options |= {"--order-by": self.order_by}
+        options |= {"--order-by": _rest(self.order_by, self.lost_order)}
         options |= {} if self.id_column else {"--key": self.key_columns}
         words = ["relay", "sql", "watch", table]
         words += [word for name, values in options.items() for value in values for word in (name, value)]
@@ -121,6 +127,11 @@ class Watched:
         return ": ".join(self.replacement) if self.replaced else None
 
     @property
+    def shortcoming(self) -> str | None:
+        """Say in one line what is not as it should be where its changes are shown, and what to run."""
+        return _disorder(self.table, self.lost_order, self.command(self.table)) if self.lost_order else None
+
+    @property
     def replacement(self) -> tuple[str, str]:
         """Say that another table took its name, and what to run."""
         again, unwatch = (shlex.join(["relay", "sql", word, self.table]) for word in ("watch", "unwatch"))
@@ -128,6 +139,20 @@ class Watched:
             f"{self.table} is shown, which was watched as {self.watched_as}, and another table has that name",
             f"to show the other, run {unwatch} and {self.command(self.watched_as)}; to go on, run {again}",
         )
+
+
+def _rest(order_by: Sequence[str], lost: Collection[str]) -> Sequence[str]:
+    """Return what is left of an order; an empty text says that nothing is."""
+    return [entry for entry in order_by if entry not in lost] or [""]
+
+
+def _disorder(table: str, lost: Sequence[str], command: str) -> str:
+    return f"{table} cannot be ordered by {lost[0]!r} any more: run {command}, or name another column to order it by"
+
+
+def _disorder_of_lanes(table: str, order_by: Sequence[str], lost: Sequence[str]) -> str:
+    options = [word for entry in _rest(order_by, lost) for word in ("--order-by", entry)]
+    return _disorder(table, lost, shlex.join(["relay", "sql", "lanes", table, *options]))
 
 
 async def read_watched(connection: Connection) -> list[Watched]:
@@ -144,6 +169,7 @@ class Watches:
         self._known: dict[int, Watched] = {}
         self._dropped: dict[str, Watched] = {}
         self._silent: list[str] = []
+        self._disordered: dict[str, str] = {}
 
     @property
     def problem(self) -> str | None:
@@ -160,15 +186,23 @@ class Watches:
             return "nothing is watched: run relay sql watch with the name of the tasks table"
         return faults[0] if faults else None
 
+    @property
+    def shortcomings(self) -> Mapping[str, str]:
+        """Say in one line each what is not as it should be in tables that are shown."""
+        found = {each.table: said for each in self._known.values() if (said := each.shortcoming)}
+        return found | self._disordered
+
     async def load(self) -> None:
         """Read what is watched, and whether its triggers are in place."""
         async with self._reader.in_turn:
-            self._silent = [name for (name,) in await self._reader.rows(_LANES)]
+            self._silent = [name for (name,) in await self._reader.rows(_SILENT_LANES)]
+            disordered = await self._reader.rows(_DISORDERED_LANES)
             found = await read_watched(self._reader)
             gone = [*self._dropped.values(), *self._missing_from({each.id for each in found})]
             dropped = await self._replaced(gone) if gone else set()
         self._dropped = {each.table: each for each in gone if each.table in dropped - {one.table for one in found}}
         self._known = {each.id: each for each in found}
+        self._disordered = {table: _disorder_of_lanes(table, *order) for table, *order in disordered}
         self.by_id = {each.id: each.watch for each in found if each.problem is None}
 
     @property

@@ -29,9 +29,7 @@ $body$, l.id, coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'of_r
         union all
         select 3, l.name_column
         union all
-        select 3 + o.n, p.col from pg_catalog.unnest(l.order_by) with ordinality o (entry, n)
-        cross join lateral relay.order_parts(o.entry) p
-        join pg_catalog.pg_attribute a on a.attrelid = l.target and a.attname = p.col and a.attnum > 0 and not a.attisdropped
+        select 3 + o.n, o.key ->> 'column' from relay.ordering(l.target, l.order_by) o
     ) c (n, name)
 $make$;
 
@@ -138,7 +136,7 @@ begin
         select a.attname from pg_catalog.pg_attribute a
         where a.attrelid = lanes.target and a.attname = 'board_id' and not a.attisdropped) else present.board_column end), '');
     wanted.name_column := coalesce(lanes.name_column, present.name_column, 'name');
-    wanted.order_by := coalesce(lanes.order_by, present.order_by, '{}');
+    wanted.order_by := pg_catalog.array_remove(coalesce(lanes.order_by, present.order_by, '{}'), '');
     if not exists (select from pg_catalog.pg_class c where c.oid = wanted.target and c.relkind = 'r'
                    and c.relpersistence <> 't' and not c.relispartition) then
         raise exception 'relay.lanes: % is not an ordinary table: expected one whose rows are lanes', wanted.target
@@ -174,7 +172,8 @@ begin
         raise exception 'relay.lanes: column % of % cannot be the name of lanes: expected text, an enum, or a type of Postgres''s own',
             pg_catalog.quote_ident(wanted.name_column), wanted.target using errcode = 'datatype_mismatch';
     end if;
-    perform relay.check_order('relay.lanes', wanted.target, wanted.order_by);
+    perform relay.check_order('relay.lanes', wanted.target, wanted.order_by, '{}');
+    wanted.order_by := relay.order_named(wanted.target, relay.order_of(wanted.target, wanted.order_by), true);
     perform relay.require_owner(wanted.target);
     wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('filter',
         relay.expression(wanted.target, 'relay.lanes: filter', 'boolean', nullif(coalesce(lanes.filter, present.filter), ''))));
@@ -196,7 +195,7 @@ begin
         'id', relay.column_of(wanted.target, wanted.id_column),
         'board', relay.column_of(wanted.target, wanted.board_column),
         'title', relay.column_of(wanted.target, wanted.name_column),
-        'order_by', pg_catalog.to_jsonb(wanted.order_by)));
+        'order_by', relay.order_of(wanted.target, wanted.order_by)));
     perform relay.make_lane_functions(wanted);
     execute pg_catalog.format(
         'create or replace trigger relay_lanes after insert or update or delete on %s for each row '
@@ -360,11 +359,12 @@ create or replace view relay.watched as
                  order by a.attnum) as columns,
            -- What clients should sort by: nothing where the order is none that a DBA has declared, so that a board.sync
            -- is as the guide has it.
-           case when w.order_by <> array['created_at']
+           case when not relay.is_usual_order(w.said -> 'order_by')
                 then array(select o.key from relay.ordering(w.target, w.order_by) o order by o.n) end as ordering,
            w.distinct_ids,
            relay.id_kind(w) as id_kind,
-           relay.board_kind(w) as board_kind
+           relay.board_kind(w) as board_kind,
+           relay.lost_order(w.target, w.order_by) as lost_order
     from relay.watches w
     join pg_catalog.pg_class c on c.oid = w.target
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace;

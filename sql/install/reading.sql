@@ -215,10 +215,7 @@ begin
             'select pg_catalog.json_agg(pg_catalog.json_build_array(%s, %s) order by %slane.%I) from only %s lane where %s and %s',
             relay.as_text(l.target, l.id_column, 'lane.' || pg_catalog.quote_ident(l.id_column)),
             relay.as_text(l.target, l.name_column, 'lane.' || pg_catalog.quote_ident(l.name_column)),
-            (select pg_catalog.string_agg(pg_catalog.format('lane.%I%s, ', p.col, p.direction), '' order by o.n)
-             from pg_catalog.unnest(l.order_by) with ordinality o (entry, n)
-             cross join lateral relay.order_parts(o.entry) p
-             join pg_catalog.pg_attribute a on a.attrelid = l.target and a.attname = p.col and a.attnum > 0 and not a.attisdropped),
+            relay.order_clause(l.target, l.order_by, 'lane'),
             l.id_column, l.target, on_board, relay.lane_condition(l, careful)) into its;
         -- Two JSON arrays become one.
         listed := coalesce(pg_catalog.left(listed, -1) || ',' || pg_catalog.substr(its::text, 2), listed, its::text);
@@ -264,7 +261,6 @@ as $$
 declare
     w         record;
     columns   text;
-    ordered   text;
     condition text;
     written   text;
     otherwise text;
@@ -301,11 +297,6 @@ begin
         select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', a.attname), ', ' order by a.attnum) into columns
         from pg_catalog.pg_attribute a
         where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden);
-
-        select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I%s, ', p.col, p.direction), '' order by o.n) into ordered
-        from pg_catalog.unnest(w.order_by) with ordinality o (entry, n)
-        cross join lateral relay.order_parts(o.entry) p
-        join pg_catalog.pg_attribute a on a.attrelid = w.target and a.attname = p.col and not a.attisdropped;
 
         -- The first condition finds the rows by an index; the second is exact where the first is not, as with
         -- case-insensitive text. The board is a literal, for that is cast by no function of users; the column is cast
@@ -344,7 +335,7 @@ begin
                 case when w.has_places then pg_catalog.format('cross join lateral (select %s as at offset 0) p', w.place) end,
                 (select relay.lane_join(x, w.lane_text, careful) from relay.watches x where x.id = w.id),
                 pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
-                columns, row_name, condition, ordered,
+                columns, row_name, condition, relay.order_clause(w.target, w.order_by, 'row_of_table'),
                 (select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', k.name), ', ' order by k.n)
                  from pg_catalog.unnest(w.key_columns) with ordinality k (name, n)))
                 using w.id, board;

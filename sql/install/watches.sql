@@ -140,6 +140,56 @@ as $$
       and case when same then a.attnum = (said ->> 0)::integer else a.attname = said ->> 1 end
 $$;
 
+-- One "column [asc|desc] [nulls first|last]" of order_by in its parts, or no row if it is not of that form. The column
+-- is named as it is, in quotes or not.
+create or replace function relay.order_parts(entry text, out col text, out direction text)
+    returns setof record
+    language sql
+    immutable
+    set search_path = pg_catalog, pg_temp
+    set standard_conforming_strings = on
+as $$
+    select case when m[1] ~ '^".+"$' then pg_catalog.replace(pg_catalog.substr(m[1], 2, pg_catalog.length(m[1]) - 2), '""', '"')
+                else m[1] end,
+           coalesce(m[2], '') || coalesce(m[3], '')
+    from pg_catalog.regexp_match(
+        entry, E'^\\s*(.+?)(\\s+(?:asc|desc))?(\\s+nulls\\s+(?:first|last))?\\s*$', 'i') m
+    where m is not null
+$$;
+
+-- An order as a trigger's argument has it: the number and the name of each column, and its direction.
+create or replace function relay.order_of(target regclass, order_by text[]) returns jsonb
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(a.attnum, a.attname,
+                        pg_catalog.lower(pg_catalog.regexp_replace(p.direction, E'\\s+', ' ', 'g'))) order by o.n), '[]')
+    from pg_catalog.unnest(order_by) with ordinality o (entry, n)
+    cross join lateral relay.order_parts(o.entry) p
+    join pg_catalog.pg_attribute a on a.attrelid = target and a.attname = p.col and a.attnum > 0 and not a.attisdropped
+$$;
+
+-- Whether an order is the one that a watch has where none was given.
+create or replace function relay.is_usual_order(said jsonb) returns boolean
+    language sql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$ select pg_catalog.jsonb_path_query_array(said, '$[*][1 to 2]') = '["created_at", ""]' $$;
+
+-- An order as order_by says it, with its columns as they are called now. One that is gone has its last name, unless
+-- nobody has asked for it.
+create or replace function relay.order_named(target regclass, said jsonb, same boolean) returns text[]
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(pg_catalog.array_agg(pg_catalog.quote_ident(coalesce(c.name, e.said ->> 1)) || (e.said ->> 2) order by e.n)
+                        filter (where c.name is not null or not relay.is_usual_order(order_named.said)), '{}')
+    from pg_catalog.jsonb_array_elements(said) with ordinality e (said, n)
+    cross join lateral (select relay.column_named(target, e.said, same) as name) c
+$$;
+
 -- What the values of a column are compared as, where rows are found by those of another table; null if they cannot be.
 create or replace function relay.comparable(target regclass, col name) returns text
     language sql
@@ -190,7 +240,7 @@ select (d.said ->> 'lane_table')::integer as id,
        relay.column_named(d.target, d.said -> 'id', d.same) as id_column,
        relay.column_named(d.target, d.said -> 'board', d.same) as board_column,
        relay.column_named(d.target, d.said -> 'title', d.same) as name_column,
-       array(select o from pg_catalog.jsonb_array_elements_text(d.said -> 'order_by') with ordinality e (o, n) order by n) as order_by,
+       relay.order_named(d.target, d.said -> 'order_by', d.same) as order_by,
        relay.spelled(d.target, d.said -> 'filter', d.same) as filter,
        coalesce((select pg_catalog.format('has no column %s any more, its lanes'' %s', d.said -> e.key ->> 1, e.role)
                  from (values ('id', 'id'), ('board', 'board'), ('title', 'name')) e (key, role)
@@ -231,8 +281,7 @@ select (d.said ->> 'watch')::integer as id,
                         select from pg_catalog.jsonb_array_elements(d.said -> 'shown') h
                         where case when d.same then (h ->> 0)::integer = a.attnum else h ->> 1 = a.attname end)))
              order by a.attnum) as hidden,
-       array(select o from pg_catalog.jsonb_array_elements_text(d.said -> 'order_by') with ordinality e (o, n)
-             order by n) as order_by,
+       relay.order_named(d.target, d.said -> 'order_by', d.same) as order_by,
        case
            when pg_catalog.array_position(key.columns, null) is not null
            then 'has no column ' || (key.said -> (pg_catalog.array_position(key.columns, null) - 1) ->> 1) || ' any more, its id'

@@ -1,22 +1,5 @@
 -- Watching
 
--- One "column [asc|desc] [nulls first|last]" of order_by in its parts, or no row if it is not of that form. The column
--- is named as it is, in quotes or not.
-create or replace function relay.order_parts(entry text, out col text, out direction text)
-    returns setof record
-    language sql
-    immutable
-    set search_path = pg_catalog, pg_temp
-    set standard_conforming_strings = on
-as $$
-    select case when m[1] ~ '^".+"$' then pg_catalog.replace(pg_catalog.substr(m[1], 2, pg_catalog.length(m[1]) - 2), '""', '"')
-                else m[1] end,
-           coalesce(m[2], '') || coalesce(m[3], '')
-    from pg_catalog.regexp_match(
-        entry, E'^\\s*(.+?)(\\s+(?:asc|desc))?(\\s+nulls\\s+(?:first|last))?\\s*$', 'i') m
-    where m is not null
-$$;
-
 -- An expression of a row as a watch keeps it: its *form*, in which the columns that it *uses* stand as a *mark* and
 -- their place in the list of them. So it survives that columns are renamed. Refuses, in one sentence, all but an immutable
 -- expression made of what Postgres has: then no code of users runs, in whatever role it is evaluated.
@@ -131,6 +114,28 @@ as $$
        or t.typname in ('bool', 'uuid', 'int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'date', 'time', 'timestamp', 'timestamptz')
 $$;
 
+-- Of an order, what tasks cannot be sorted by: a column that is gone, or whose type has become another kind.
+create or replace function relay.lost_order(target regclass, order_by text[]) returns text[]
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select array(select o.entry from pg_catalog.unnest(order_by) with ordinality o (entry, n)
+                 where not exists (select from relay.ordering(target, array[o.entry])) order by o.n)
+$$;
+
+-- An order in SQL, to be followed by the id. What is lost of it is left out, for clients cannot sort by it either.
+create or replace function relay.order_clause(target regclass, order_by text[], alias text) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.string_agg(pg_catalog.format('%I.%I %s nulls %s, ', alias, o.key ->> 'column',
+               case when (o.key -> 'descending')::boolean then 'desc' else 'asc' end,
+               case when (o.key -> 'nulls_first')::boolean then 'first' else 'last' end), '' order by o.n)
+    from relay.ordering(target, order_by) o
+$$;
+
 -- Lets one session at a time change what is watched, until the end of its transaction: two sessions that watch the same
 -- table must not each make their own, and one that waits for the table must not remove what another has just made.
 create or replace function relay.one_at_a_time() returns void
@@ -150,8 +155,8 @@ as $$
     select ('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 8))::bit(32)::integer & 2147483647
 $$;
 
--- Refuses an order by what is no column of a table, in the name of the function that was called.
-create or replace function relay.check_order(caller text, target regclass, order_by text[]) returns void
+-- Refuses an order by what is no column of a table, or none to sort by, in the name of the function that was called.
+create or replace function relay.check_order(caller text, target regclass, order_by text[], hidden name[]) returns void
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
@@ -165,6 +170,11 @@ begin
                        where a.attrelid = target and a.attnum > 0 and not a.attisdropped) then
             raise exception '%: order_by has %: expected a column of %, then optionally asc or desc, nulls first or last',
                 caller, pg_catalog.quote_literal(entry), target using errcode = 'invalid_parameter_value';
+        end if;
+        if not exists (select from relay.ordering(target, array[entry]) o where o.key ->> 'column' <> all (hidden)) then
+            raise exception '%: order_by has %, by which clients cannot sort: expected a column that is not hidden, and is '
+                'a number, a text, a boolean, a uuid, an enum, a date or a time', caller, pg_catalog.quote_literal(entry)
+                using errcode = 'invalid_parameter_value';
         end if;
     end loop;
 end
@@ -186,7 +196,6 @@ declare
     present  text;
     col      name;
     role     text;
-    entry    text;
 begin
     select c.relkind, c.relpersistence, c.relispartition into kind, storage, child
     from pg_catalog.pg_class c where c.oid = target;
@@ -276,14 +285,7 @@ begin
                 pg_catalog.quote_ident(col), target using errcode = 'invalid_parameter_value';
         end if;
     end loop;
-    perform relay.check_order('relay.watch', target, order_by);
-    foreach entry in array order_by loop
-        if not exists (select from relay.ordering(target, array[entry]) o where o.key ->> 'column' <> all (hidden)) then
-            raise exception 'relay.watch: order_by has %, by which clients cannot sort: expected a column that is not hidden, and is '
-                'a number, a text, a boolean, a uuid, an enum, a date or a time', pg_catalog.quote_literal(entry)
-                using errcode = 'invalid_parameter_value';
-        end if;
-    end loop;
+    perform relay.check_order('relay.watch', target, order_by, hidden);
 end
 $$;
 
@@ -553,7 +555,8 @@ create or replace function relay.watch(
     board_column name     default null,
     lane_column  name     default null,
     hidden       name[]   default null,
-    -- "column [asc|desc] [nulls first|last]", ...; the id decides among equals. At first by created_at, if there is one.
+    -- "column [asc|desc] [nulls first|last]", ...; the id decides among equals. At first by created_at, if there is one; by
+    -- '{}' or '{""}' the id alone.
     order_by     text[]   default null,
     patience     interval default '30 seconds',
     -- The only columns to show, beside the id, the board and the lane; in place of "hidden".
@@ -638,11 +641,12 @@ begin
         select h from pg_catalog.unnest(current_watch.hidden) h
         join pg_catalog.pg_attribute a on a.attrelid = watch.target and a.attname = h and a.attgenerated <> 'v'))
         else '{}' end;
-    wanted.order_by := coalesce(watch.order_by, current_watch.order_by, (
+    wanted.order_by := pg_catalog.array_remove(coalesce(watch.order_by, current_watch.order_by, (
         select array['created_at'] from pg_catalog.pg_attribute a
-        where a.attrelid = watch.target and a.attname = 'created_at' and not a.attisdropped), '{}');
+        where a.attrelid = watch.target and a.attname = 'created_at' and not a.attisdropped), '{}'), '');
     perform relay.check_watch(wanted.target, wanted.key_columns, wanted.board_column, wanted.lane_column,
                               wanted.hidden, wanted.order_by);
+    wanted.order_by := relay.order_named(wanted.target, relay.order_of(wanted.target, wanted.order_by), true);
     select a.attname into col
     from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid) and t.typname = 'bpchar'
     where a.attrelid = wanted.target and not a.attisdropped
@@ -725,7 +729,7 @@ begin
                    from pg_catalog.unnest(wanted.hidden) h
                    join pg_catalog.pg_attribute a on a.attrelid = wanted.target and a.attname = h
                    where a.attgenerated <> 'v' and wanted.shown is null),
-        'order_by', pg_catalog.to_jsonb(wanted.order_by),
+        'order_by', relay.order_of(wanted.target, wanted.order_by),
         'shown', case when wanted.shown is not null then (
             select pg_catalog.jsonb_agg(relay.column_of(wanted.target, s)) from pg_catalog.unnest(wanted.shown) s) end));
     perform relay.make_functions(wanted);
