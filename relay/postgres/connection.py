@@ -142,8 +142,7 @@ async def set_up(connection: Connection) -> None:
     """Make the settings of a session. Raises FeedError for a database whose text has no encoding."""
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
         raise FeedError(NO_ENCODING)
-    settings = {**SETTINGS, **(SETTINGS_17 if connection.info.server_version >= 170000 else {})}
-    await connection.execute("; ".join(f"set {name} = {value}" for name, value in settings.items()).encode())
+    await connection.execute("; ".join(f"set {name} = {value}" for name, value in SETTINGS.items()).encode() + YOUNG)
     with contextlib.suppress(psycopg.errors.InvalidParameterValue):  # servers on Windows do not have it
         await connection.execute("set client_connection_check_interval = '2s'")
 
@@ -181,8 +180,15 @@ SETTINGS: Final[Mapping[str, str]] = {
 }
 """Settings of a session, whatever a role or a database presets."""
 
-SETTINGS_17: Final[Mapping[str, str]] = {"transaction_timeout": "0", "restrict_nonsystem_relation_kind": "''"}
-"""Settings that Postgres has since version 17."""
+YOUNG_SETTINGS: Final[Mapping[str, str]] = {"transaction_timeout": "0", "restrict_nonsystem_relation_kind": ""}
+"""Settings that Postgres has since version 17, and one of them also since some minor versions of those before."""
+
+YOUNG: Final = "".join(
+    f"; select pg_catalog.set_config('{name}', '{value}', false) "
+    f"where pg_catalog.current_setting('{name}', true) is not null"
+    for name, value in YOUNG_SETTINGS.items()
+).encode()
+"""Makes those that the server has."""
 
 
 @asynccontextmanager

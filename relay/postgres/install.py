@@ -21,7 +21,7 @@ from typing import Final
 
 import psycopg
 
-from relay.postgres.connection import complete
+from relay.postgres.connection import YOUNG, complete
 from relay.text import error_line
 
 FILES: Final = ("tasks", "install", "roles", "uninstall")
@@ -226,6 +226,7 @@ def _objects(connection: psycopg.Connection, schema: str) -> dict[str, list[str]
 def _connection(database_url: str) -> Iterator[psycopg.Connection]:
     try:
         with psycopg.connect(complete(database_url), autocommit=True) as connection:
+            connection.execute(YOUNG.removeprefix(b"; "))
             yield connection
     except psycopg.errors.LockNotAvailable as ex:
         said = error_line(ex)

@@ -7,6 +7,12 @@ declare
     name    text;
     foreign_object text;
 begin
+    if pg_catalog.current_setting('restrict_nonsystem_relation_kind', true) ~ 'view' then
+        raise exception 'views cannot be read here, for restrict_nonsystem_relation_kind is ''%'': run this first, in the same '
+            'session: set restrict_nonsystem_relation_kind = ''''', pg_catalog.current_setting('restrict_nonsystem_relation_kind')
+            using errcode = 'object_not_in_prerequisite_state';
+    end if;
+
     select r.rolname into foreign_object
     from pg_catalog.pg_namespace n join pg_catalog.pg_roles r on r.oid = n.nspowner
     where n.nspname = 'relay' and r.rolname <> me;

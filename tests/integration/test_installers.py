@@ -240,3 +240,19 @@ def test_role_of_our_name_that_has_more_than_it_needs_is_refused(fresh: Database
     [name] = set(re.findall(r"relay_\w+", _ROLES[kind]))
 
     assert name in _refused(fresh, fresh.dsn)
+
+
+def test_database_that_keeps_views_from_being_read_is_installed_in_all_the_same(fresh: Database) -> None:
+    """By `relay sql`; whoever runs the file otherwise learns what to run first."""
+    ((own,),) = fresh.fetch("select current_database()")
+    fresh.execute(f'alter database "{own}" set restrict_nonsystem_relation_kind = view')
+    with psycopg.connect(fresh.dsn, autocommit=True) as psql:
+        with pytest.raises(psycopg.Error, match="run this first, in the same session: set ") as refused:
+            psql.execute(install.text("install").encode())
+        psql.execute(str(refused.value).partition("same session: ")[2].partition("\n")[0].encode())
+        psql.execute(install.text("install").encode())
+    for name in ("uninstall", "tasks", "install", "roles"):
+        install.run(fresh.dsn, name)
+    _watch(fresh.dsn, "tasks")
+    assert install.diff(fresh.dsn) == []
+    install.unwatch(fresh.dsn, "tasks")
