@@ -150,7 +150,8 @@ begin
         end if;
     end loop;
     if relay.comparable(wanted.target, wanted.id_column) is null then
-        raise exception 'relay.lanes: column % of % cannot be the id of lanes: expected an integer, a uuid or text',
+        raise exception 'relay.lanes: column % of % cannot be the id of lanes: expected an integer, a uuid, or text '
+            'of a collation that is deterministic',
             pg_catalog.quote_ident(wanted.id_column), wanted.target using errcode = 'datatype_mismatch';
     end if;
     if not exists (

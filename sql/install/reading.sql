@@ -51,6 +51,22 @@ as $$
                                           where u ->> 2 = 'uuid' limit 1))
 $$;
 
+-- The operator by which a type's own indexes find what is equal: that of citext is not in pg_catalog.
+create or replace function relay.equals(typ regtype) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((
+        select pg_catalog.format('operator(%I.%s)', n.nspname, o.oprname)
+        from pg_catalog.pg_opclass c
+        join pg_catalog.pg_am m on m.oid = c.opcmethod and m.amname = 'btree'
+        join pg_catalog.pg_amop p on p.amopfamily = c.opcfamily and p.amoplefttype = typ and p.amoprighttype = typ and p.amopstrategy = 3
+        join pg_catalog.pg_operator o on o.oid = p.amopopr
+        join pg_catalog.pg_namespace n on n.oid = o.oprnamespace
+        where c.opcintype = typ and c.opcdefault), '=')
+$$;
+
 -- Keeps the tables that a board may have rows in from being truncated or rewritten until the end of the transaction: of
 -- such a table, an older snapshot shows no row. So the statement that reads comes after this one, and takes its
 -- snapshot then. The caller sets how long to wait for each. Returns those watches, and whether their tables are held.
@@ -136,9 +152,14 @@ create or replace function relay.lane_join(w relay.watches, lane text, careful b
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select pg_catalog.format('join only %1$s lane on lane.%2$I::%3$s = %4$s::%3$s and %5$s', l.target, l.id_column, relay.comparable(l.target, l.id_column),
-                             lane, relay.lane_condition(l, careful))
-    from relay.lane_tables l where l.target = w.lanes
+    -- Columns of different collations cannot be compared but by naming one: that of the index.
+    select pg_catalog.format('join only %1$s lane on lane.%2$I::%3$s = %4$s::%3$s%5$s and %6$s', l.target, l.id_column, comparable,
+                             lane, case comparable when 'text' then pg_catalog.format(' collate %s', a.attcollation::regcollation) end,
+                             relay.lane_condition(l, careful))
+    from relay.lane_tables l
+    join pg_catalog.pg_attribute a on a.attrelid = l.target and a.attname = l.id_column
+    cross join relay.comparable(l.target, l.id_column) comparable
+    where l.target = w.lanes
 $$;
 
 -- The board of the places that rows of watches with lanes have, see relay.placing_body: those that have one, in the snapshot
@@ -307,8 +328,8 @@ begin
             w.board_text := relay.as_text(w.lanes_target, w.lanes_board, 'lane.' || pg_catalog.quote_ident(w.lanes_board));
         end if;
         condition := case when w.board_column is null then pg_catalog.format('%s = %L and ', w.board_text, board)
-            else pg_catalog.format('%1$s.%2$I::%4$s = %3$L::%4$s and ', case when w.lanes_board is null then 'row_of_table' else 'lane' end,
-                                   w.board_column, board, pg_catalog.format_type(w.board_type, -1)) end;
+            else pg_catalog.format('%1$s.%2$I::%4$s %5$s %3$L::%4$s and ', case when w.lanes_board is null then 'row_of_table' else 'lane' end,
+                                   w.board_column, board, pg_catalog.format_type(w.board_type, -1), relay.equals(w.board_type)) end;
         if exists (select from pg_catalog.pg_cast c join pg_catalog.pg_type t on t.oid = c.castsource
                    where t.oid = w.board_type and t.typtype = 'e' and c.castcontext = 'i') then
             condition := '';

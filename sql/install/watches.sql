@@ -190,7 +190,9 @@ as $$
     cross join lateral (select relay.column_named(target, e.said, same) as name) c
 $$;
 
--- What the values of a column are compared as, where rows are found by those of another table; null if they cannot be.
+-- What the values of a column are compared as, where rows are found by those of another table; null if they cannot be. So
+-- are texts that may be equal without being the same, as citext or a collation that is not deterministic has it: a client
+-- knows a lane by its very id.
 create or replace function relay.comparable(target regclass, col name) returns text
     language sql
     stable
@@ -201,6 +203,7 @@ as $$
     from pg_catalog.pg_attribute a
     join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid) and t.typnamespace = 'pg_catalog'::regnamespace
     where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
+      and not exists (select from pg_catalog.pg_collation c where c.oid = a.attcollation and not c.collisdeterministic)
 $$;
 
 -- What is written in the triggers on TRUNCATE that call a function of this name, and whether they are on the table still

@@ -667,7 +667,7 @@ begin
         is distinct from (case when wanted.lane_as is null then relay.comparable(wanted.target, wanted.lane_column) else 'text' end)
     then
         raise exception 'relay.watch: the lane of % and the id of % are of different types, or of one that cannot be compared: '
-            'expected both to be integers, uuids or text', wanted.target, wanted.lanes using errcode = 'datatype_mismatch';
+            'expected both to be integers, uuids, or text of collations that are deterministic', wanted.target, wanted.lanes using errcode = 'datatype_mismatch';
     end if;
     perform relay.require_owner(wanted.target);
     perform relay.refuse_clash(wanted);

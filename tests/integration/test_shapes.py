@@ -439,6 +439,28 @@ def test_lanes_that_cannot_be_are_refused(lists: Database) -> None:
         assert reason.replace("lists cannot", "public.lists cannot") in (caught.value.diag.message_primary or "")
 
 
+def test_lanes_are_found_by_their_very_ids_whatever_the_collations(database: Database) -> None:
+    """Of two columns whose collations differ, or none where different texts may be equal."""
+    database.execute('create table l (id text collate "C" primary key, board_id text, name text)')
+    database.execute('create table c (id int primary key, list_id text collate "POSIX")')
+    database.execute("insert into l values ('a', 'x', 'A'); insert into c values (1, 'a'), (2, 'b')")
+    database.execute("select relay.lanes('l'), relay.watch('c', lane_column => 'list_id', lanes => 'l')")
+    assert database.fetch("select task::json ->> 'id' from relay.board('x') where watch is not null") == [("1",)]
+
+    # As those of ICU, which not every server has.
+    database.execute('create collation loose from "C"')
+    database.execute("update pg_collation set collisdeterministic = false where collname = 'loose'")
+    database.execute("alter table c alter list_id type text collate loose")
+    assert database.fetch("select problem from relay.watched where board_kind = 'text' and problem is not null") == [
+        ("has lanes of another type than those in l",)
+    ]
+    with pytest.raises(psycopg.Error, match="text of collations that are deterministic"):
+        database.execute("select relay.watch('c')")
+    database.execute("create table m (id text collate loose primary key, name text)")
+    with pytest.raises(psycopg.Error, match="text of a collation that is deterministic"):
+        database.execute("select relay.lanes('m')")
+
+
 async def test_lanes_whose_triggers_are_gone_are_a_problem_and_so_is_a_column_that_is(
     lists: Database, relay: Relay
 ) -> None:

@@ -400,6 +400,28 @@ def test_board_is_read_by_index(database: Database) -> None:
     assert scans == (0, 1)
 
 
+@pytest.mark.parametrize("kind", ["varchar(20)", "name", "citext", "slug", "bigint", "stage"])
+def test_board_is_read_by_index_whatever_its_type(database: Database, kind: str) -> None:
+    """Those of citext are found by citext's own operator, wherever the extension is."""
+    extension = database.fetch("select 1 from pg_available_extensions where name = 'citext'")
+    if not extension and kind in {"citext", "slug"}:
+        pytest.skip("this server has no citext")
+    if extension:
+        database.execute("create schema ext; create extension citext schema ext; create domain slug as ext.citext")
+    database.execute("create type stage as enum ('7', '8'); set search_path = public, ext")
+    database.execute(f"create table t (id int primary key, board_id {kind}, lane text); create index on t (board_id)")
+    database.execute(
+        f"insert into t select n, (case n when 1 then '7' else '8' end)::{kind}, 'x' from generate_series(1, 2000) n"
+    )
+    database.execute("select relay.watch('t'); analyze t")
+    with database.connect() as reader:
+        reader.execute("begin")
+        reader.execute("select count(*) from relay.board('7')")
+        [scans] = reader.execute("select seq_scan, idx_scan from pg_stat_xact_all_tables where relname = 't'")
+
+    assert scans == (0, 1)
+
+
 def test_virtual_generated_columns_are_not_shown(own_server: EmbeddedPostgres) -> None:
     """Triggers do not see what is computed on reading, so no message shows it. (They came with Postgres 18.)"""
     install(own_server.dsn)
