@@ -97,7 +97,7 @@ class Session:
     def subscribe(self, name: str, selection: Selection | None = None) -> Following:
         """Follow a board, for one subscription more: the same object, if it is followed already.
 
-        Raises RelayError if it is followed already with other lanes or columns: the relay sends one of both.
+        Raises RelayError if it is followed already with another selection: the relay sends one of both.
         """
         if self._closed:
             raise RelayError("closed", "this relay was closed: connect again", board_id=name)
@@ -105,7 +105,7 @@ class Session:
             self.boards[name] = Following(name, "connecting" if self.state == "live" else self.state, selection or {})
         board = self.boards[name]
         if board.selection != (selection or {}):
-            problem = f"the board {name} is followed with other lanes or columns: connect again to follow both"
+            problem = f"the board {name} is followed with another selection: connect again to follow both"
             raise RelayError("other_selection", problem, board_id=name)
         board.subscriptions += 1
         if self._link == "open":

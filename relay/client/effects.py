@@ -13,7 +13,7 @@ class RelayError(Exception):
 
     The codes are those of docs/clients.md, and `closed` (the relay ended or refused the connection, in a way that
     waiting does not help), `unsubscribed` (the board was left before it came), `unusable_board` (what the relay sends
-    of it contradicts itself), `other_selection` (the board is followed with other lanes or columns already), `forked`
+    of it contradicts itself), `other_selection` (the board is followed with another selection already), `forked`
     (the connection belongs to the process that this one was forked from).
     """
 

@@ -15,16 +15,26 @@ CALM_SECONDS: Final = 60.0
 """Time without a misfit after which the next one counts as the first again."""
 
 Selection = Mapping[str, Sequence[str]]
-"""The `lanes` and `columns` of a board that are followed, in order; all of those that are not said."""
+"""The `lanes`, `columns` and `tasks` of a board that are followed, in order; all of those that are not said."""
 
 
-def selection(lanes: Collection[str] | None, columns: Collection[str] | None) -> Selection:
-    """Select lanes and columns. Raises TypeError for what is no collection of strings."""
-    chosen = {name: its for name, its in (("lanes", lanes), ("columns", columns)) if its is not None}
-    for name, its in chosen.items():
-        if isinstance(its, str) or not all(isinstance(each, str) for each in its):
-            raise TypeError(f"{name} is {its!r:.100}: expected a collection of strings")
-    return {name: sorted(set(its)) for name, its in chosen.items()}
+def selection(
+    lanes: Collection[str] | None, columns: Collection[str] | None, tasks: Collection[str | int] | None
+) -> Selection:
+    """Select lanes, columns, and tasks by their ids. Raises TypeError for what is no collection of these."""
+    wanted = {
+        "lanes": (lanes, str, "strings"),
+        "columns": (columns, str, "strings"),
+        "tasks": (tasks, str | int, "ids"),
+    }
+    chosen: dict[str, Sequence[str]] = {}
+    for name, (its, kind, kinds) in wanted.items():
+        if its is None:
+            continue
+        if isinstance(its, str) or not all(isinstance(each, kind) for each in its):
+            raise TypeError(f"{name} is {its!r:.100}: expected a collection of {kinds}")
+        chosen[name] = sorted(set(map(str, its)))
+    return chosen
 
 
 class Following:

@@ -215,17 +215,22 @@ class Relay:
         return "offline" if self.forked else self._session.state
 
     async def subscribe(
-        self, board_id: str, *, lanes: Collection[str] | None = None, columns: Collection[str] | None = None
+        self,
+        board_id: str,
+        *,
+        lanes: Collection[str] | None = None,
+        columns: Collection[str] | None = None,
+        tasks: Collection[str | int] | None = None,
     ) -> Board:
         """Follow a board; return once it is there, however long that takes: `asyncio.timeout` limits it.
 
         With `lanes`, only tasks in these lanes are sent; with `columns`, of each task only these, and the id, the
-        board and the lane. Each call is a subscription of its own; the relay sends the board once for all of them, so
-        they all select the same.
+        board and the lane; with `tasks`, only those with these ids. Each call is a subscription of its own; the relay
+        sends the board once for all of them, so they all select the same.
         Raises RelayError if the relay refuses the connection or the board, or if this process is a fork.
         """
         self.check_process()
-        following = self._session.subscribe(board_id, selection(lanes, columns))
+        following = self._session.subscribe(board_id, selection(lanes, columns, tasks))
         board = Board(self, following)
         self._boards.setdefault(following, []).append(board)
         self._act()

@@ -125,15 +125,18 @@ class Relay:
         *,
         lanes: Collection[str] | None = None,
         columns: Collection[str] | None = None,
+        tasks: Collection[str | int] | None = None,
     ) -> Board:
         """Follow a board; return once it is there. Each call is a subscription of its own.
 
-        `lanes` and `columns` select what is sent; see `relay.client.Relay.subscribe`.
+        `lanes`, `columns` and `tasks` select what is sent; see `relay.client.Relay.subscribe`.
 
         Raises RelayError if the relay refuses the connection or the board, or if this process is a fork; TimeoutError
         if the board does not come within `timeout` seconds.
         """
-        return Board(self, self._wait(self._relay.subscribe(board_id, lanes=lanes, columns=columns), timeout))
+        return Board(
+            self, self._wait(self._relay.subscribe(board_id, lanes=lanes, columns=columns, tasks=tasks), timeout)
+        )
 
     def authenticate(self, token: str) -> None:
         """Present a fresh token; see `relay.client.Relay.authenticate`."""

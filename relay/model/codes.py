@@ -22,8 +22,8 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
     ),
     "invalid_xid": "an `xid` that is missing, or no string of digits as `pg_current_xact_id()` gives it",
     "invalid_selection": (
-        "`lanes` or `columns` that are no list of strings, over 100 each, over 2,048 characters together, or without "
-        "a `cursor`"
+        "`lanes` or `columns` that are no list of strings, `tasks` that are no list of ids, over 100 of one, over "
+        "2,048 characters together, or without a `cursor`"
     ),
     "board_unavailable": (
         "a board that cannot be read at present: `boardId` says which. "
@@ -45,7 +45,7 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
         "`includes` while 100 others wait on this connection, or 10,000 on all: `boardId` and `xid` say of what"
     ),
     "too_many_selections": (
-        "`lanes` and `columns` that no other client has, while the relay has 1,000 selections already: "
+        "a selection that no other client has, while the relay has 1,000 selections already: "
         "`boardId` says of which board"
     ),
     "too_many_messages": "more messages a second than `WS_MESSAGE_RATE`, or four seconds' worth at once",

@@ -24,7 +24,7 @@ from enum import IntEnum
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictStr, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from relay.model.cursor import Reason
 from relay.order import OrderKey, arranged
@@ -36,10 +36,10 @@ MAX_BOARD_CHARACTERS: Final = 512
 """Maximum length of a board's name: it is kept as long as the connection follows the board."""
 
 MAX_SELECTION_CHARACTERS: Final = 2048
-"""The longest that the lanes and columns of a subscription may be together: they are remembered as long."""
+"""The longest that the lanes, columns and ids of a subscription may be together: they are remembered as long."""
 
 MAX_SELECTED: Final = 100
-"""So many lanes may be selected, and so many columns."""
+"""So many lanes may be selected, so many columns, and so many tasks."""
 
 MAX_TOKEN_CHARACTERS: Final = 8192
 """Maximum length of a token, which is that of one in a header."""
@@ -104,6 +104,11 @@ class Subscribe(BaseModel):
         default=None,
         description="Which columns to send, by their keys in tasks; all if absent. `id`, `boardId` and `lane` always "
         "are sent. It takes a `cursor`.",
+    )
+    tasks: list[StrictStr | StrictInt] | None = Field(
+        default=None,
+        description="Which tasks to send, by their ids; all if absent. An id that is a number can be a string of its "
+        "digits. It takes a `cursor`.",
     )
 
     @property
@@ -208,17 +213,17 @@ def parse(text: str) -> ClientMessage:
 
 
 def _check_selection(message: Subscribe) -> None:
-    lanes, columns = message.lanes or [], message.columns or []
-    if (message.lanes is not None or message.columns is not None) and not message.resumable:
+    chosen = [each for each in (message.lanes, message.columns, message.tasks) if each is not None]
+    if chosen and not message.resumable:
         raise BadMessage(
-            "invalid_selection", "lanes and columns need a cursor beside them, null at first", message.board_id
+            "invalid_selection", "lanes, columns and tasks need a cursor beside them, null at first", message.board_id
         )
-    size = sum(map(len, lanes + columns))
-    if size > MAX_SELECTION_CHARACTERS or max(len(lanes), len(columns)) > MAX_SELECTED:
+    size, most = sum(len(str(one)) for each in chosen for one in each), max(map(len, chosen), default=0)
+    if size > MAX_SELECTION_CHARACTERS or most > MAX_SELECTED:
         raise BadMessage(
             "invalid_selection",
-            f"found {len(lanes)} lanes and {len(columns)} columns of {size} characters together: "
-            f"expected {MAX_SELECTED} each and {MAX_SELECTION_CHARACTERS} at most",
+            f"found up to {most} lanes, columns or tasks, of {size} characters together: "
+            f"expected {MAX_SELECTED} of each and {MAX_SELECTION_CHARACTERS} characters at most",
             message.board_id,
         )
 
@@ -261,6 +266,8 @@ def _unfit(kind: str, key: tuple[int | str, ...]) -> tuple[ErrorCode, str]:
     match key:
         case ("lanes" | "columns" as name,):
             return "invalid_selection", f"{name} is no list of strings: expected one, or null"
+        case ("tasks",):
+            return "invalid_selection", "tasks is no list of ids: expected strings or integers in one, or null"
         case ("token",) if kind == "string_too_long":
             return "invalid_message", f"token is too long: expected {MAX_TOKEN_CHARACTERS} characters at most"
         case ("token",):
@@ -502,6 +509,7 @@ class Message(NamedTuple):
 
 
 _encode = msgspec.json.Encoder().encode
+_decode_text = msgspec.json.Decoder(str).decode
 
 
 def _kind(model: type[BaseModel]) -> str:
@@ -594,7 +602,7 @@ def board_data(
     names = None if declared is None else dict(declared)
     lanes: dict[str, list[Row]] = {lane: [] for lane in (LANES if names is None else names)}
     for task in tasks:
-        lanes.setdefault(lane_name(task["lane"]), []).append(task)
+        lanes.setdefault(text_of(task["lane"]), []).append(task)
     beside: dict[str, object] = {} if names is None else {"laneNames": names, "laneOrder": list(names)}
     if order is not None:
         beside["orderBy"] = [_order_key(by) for by in order]
@@ -658,7 +666,10 @@ def _with_data(top: Mapping[str, str], data: bytes) -> bytes:
     return _encode(top)[:-1] + b',"data":' + data + b"}"
 
 
-def lane_name(lane: msgspec.Raw) -> str:
-    """Give the key under which `board.sync` lists a lane: a string as it is, and `null` or a number as JSON."""
-    value = msgspec.json.decode(lane)
-    return value if isinstance(value, str) else bytes(lane).decode()
+def text_of(value: msgspec.Raw) -> str:
+    """Give what names a lane or a task as text: a string as it is, and `null` or a number as JSON.
+
+    It is the key under which `board.sync` lists a lane.
+    """
+    text = bytes(value)
+    return _decode_text(text) if text.startswith(b'"') else text.decode()

@@ -1,4 +1,4 @@
-"""Selections: some lanes of a board, some columns of its tasks. Pure.
+"""Selections: some lanes of a board, some columns of its tasks, some of the tasks alone. Pure.
 
 A subscriber of a selection is sent what a subscriber of a board would be sent that has nothing else: a task that
 leaves the selected lanes is deleted, and one that enters them is created.
@@ -32,6 +32,7 @@ _decode_board: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_lanes: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_tasks: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 _decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_split: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode: Final = msgspec.json.Encoder().encode
 _NO_TASKS: Final = msgspec.Raw(b"[]")
 
@@ -43,28 +44,45 @@ class _Content(msgspec.Struct):
 _decode_message: Final = msgspec.json.Decoder(_Content).decode
 
 
+class _Key(msgspec.Struct):
+    id: msgspec.Raw
+
+
+class _Keyed(msgspec.Struct):
+    data: _Key
+
+
+_decode_key: Final = msgspec.json.Decoder(_Key).decode
+_decode_keyed: Final = msgspec.json.Decoder(_Keyed).decode
+
+
 class _Unknown(Exception):
     """A task enters the selection, and it was too large to come along."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which lanes, by the names under which a `board.sync` lists them, and which columns; None is all."""
+    """Which lanes, by the names under which a `board.sync` lists them, which columns, and which tasks, by their ids.
 
-    lanes: frozenset[str] | None
-    columns: frozenset[str] | None
+    None is all. An id that is a number is meant by its digits.
+    """
+
+    lanes: frozenset[str] | None = None
+    columns: frozenset[str] | None = None
+    tasks: frozenset[str] | None = None
 
     def of(self, board: str) -> str:
         """Name the selection of a board."""
         if self == ALL:
             return board
-        return board + _SEPARATOR + json.dumps([_sorted(self.lanes), _sorted(self.columns)], ensure_ascii=False)
+        chosen = [_sorted(each) for each in (self.lanes, self.columns, self.tasks)]
+        return board + _SEPARATOR + json.dumps(chosen, ensure_ascii=False)
 
     def data(self, data: bytes) -> bytes:
         """Select of a whole board: the data of its `board.sync`."""
         board: dict[str, Any] = dict(_decode_board(data))
         lanes = _decode_lanes(board["lanes"])
-        board["lanes"] = {lane: self._tasks(tasks) for lane, tasks in lanes.items() if self._has(lane)}
+        board["lanes"] = {lane: self._listed(tasks) for lane, tasks in lanes.items() if self._has(lane)}
         if self.lanes is not None and "laneNames" in board:
             names = _decode_lanes(board["laneNames"])
             board["laneNames"] = {lane: name for lane, name in names.items() if self._has(lane)}
@@ -83,6 +101,8 @@ class Selection:
             return "row_unreadable"
 
     def _of_one(self, message: Message) -> Iterator[Message]:
+        if self.tasks is not None and not self._names(_decode_keyed(message.json).data):
+            return
         match message.type:
             case "task.created":
                 yield from self._created(_decode_message(message.json).data)
@@ -94,7 +114,7 @@ class Selection:
                 yield message
 
     def _created(self, task: Row) -> Iterator[Message]:
-        if self._has(messages.lane_name(task["lane"])):
+        if self._has(messages.text_of(task["lane"])):
             yield messages.task_created(self._row(task))
 
     def _moved(self, message: Message) -> Iterator[Message]:
@@ -116,8 +136,13 @@ class Selection:
         if selected.keys() - {"lane"}:
             yield message if len(selected) == len(changes) else messages.task_updated(data["id"], selected)
 
-    def _tasks(self, tasks: msgspec.Raw) -> Any:
+    def _listed(self, tasks: msgspec.Raw) -> Any:
+        if self.tasks is not None:
+            tasks = msgspec.Raw(_encode([task for task in _split(tasks) if self._names(_decode_key(task))]))
         return tasks if self.columns is None else _reader(self.columns | _ALWAYS)(tasks)
+
+    def _names(self, task: _Key) -> bool:
+        return self.tasks is None or messages.text_of(task.id) in self.tasks
 
     def _row(self, row: Row) -> Row:
         if self.columns is None:
@@ -133,8 +158,8 @@ class Selection:
             return True, True
         assert message.lanes is not None, "a message of a task that is there carries its lanes"
         before, after = message.lanes
-        is_in = self._has(messages.lane_name(after))
-        return is_in if before is after else self._has(messages.lane_name(before)), is_in
+        is_in = self._has(messages.text_of(after))
+        return is_in if before is after else self._has(messages.text_of(before)), is_in
 
     def _orders(self, order: msgspec.Raw) -> bool:
         """Tell whether a client of the selection has all columns that tasks are ordered by."""
@@ -158,12 +183,16 @@ def _only(columns: frozenset[str], row: Row) -> Row:
     return {key: value for key, value in row.items() if key in columns}
 
 
-ALL: Final = Selection(None, None)
+ALL: Final = Selection()
 
 
-def selected(lanes: Iterable[str] | None, columns: Iterable[str] | None) -> Selection:
-    """Select lanes and columns."""
-    return Selection(*(None if each is None else frozenset(each) for each in (lanes, columns)))
+def selected(
+    lanes: Iterable[str] | None = None,
+    columns: Iterable[str] | None = None,
+    tasks: Iterable[str | int] | None = None,
+) -> Selection:
+    """Select lanes, columns and tasks."""
+    return Selection(*(None if each is None else frozenset(map(str, each)) for each in (lanes, columns, tasks)))
 
 
 def board_of(name: str) -> str:
@@ -177,8 +206,7 @@ def selection_of(name: str) -> Selection:
     _, named, text = name.partition(_SEPARATOR)
     if not named:
         return ALL
-    lanes, columns = json.loads(text)
-    return selected(lanes, columns)
+    return selected(*json.loads(text))
 
 
 def is_selection(name: str) -> bool:

@@ -174,7 +174,7 @@ class Client(Asking):
 
     def _follow(self, message: messages.Subscribe) -> None:
         board, cursor = message.board_id, message.cursor
-        name = selected(message.lanes, message.columns).of(board)
+        name = selected(message.lanes, message.columns, message.tasks).of(board)
         if not self._services.hub.has_room_for(name):
             self._say(BadMessage("too_many_selections", "too many selections are followed: expected no more", board))
             return

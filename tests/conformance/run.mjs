@@ -64,8 +64,8 @@ class Run {
     await settled();
   }
 
-  call(name, { board, token, xid, lanes, columns }) {
-    if (name === "subscribe") this.subscribe(board, { lanes, columns });
+  call(name, { board, token, xid, ...selection }) {
+    if (name === "subscribe") this.subscribe(board, selection);
     else if (name === "unsubscribe") this.unsubscribe(board);
     else if (name === "authenticate") this.relay.authenticate(token).catch(() => {});
     else if (name === "close") this.relay.close();

@@ -29,15 +29,16 @@ WRITES = (
     "update tasks set id = 'u{n}' where id = 't{n}' and not exists (select from tasks where id = 'u{n}')",
 )
 LANES = ("todo", "done", "review")
-SELECTED: dict[str, Any] = {"lanes": ["done", "review"], "columns": ["title"]}
+LANES_AND_COLUMNS: dict[str, Any] = {"lanes": ["done", "review"], "columns": ["title"]}
+ONE_TASK: dict[str, Any] = {"tasks": ["t1"]}
 
 
-def selected(database: Database) -> Tasks:
+def selected(database: Database, lanes: Any = LANES, columns: Any = None, tasks: Any = None) -> Tasks:
     """Return what is to be held."""
     return {
-        key: {name: task[name] for name in ("id", "boardId", "lane", "title")}
+        key: {name: task[name] for name in task if columns is None or name in {"id", "boardId", "lane", *columns}}
         for key, task in table(database).items()
-        if task["lane"] in SELECTED["lanes"] and task["boardId"] == "default"
+        if task["lane"] in lanes and (tasks is None or key in tasks) and task["boardId"] == "default"
     }
 
 
@@ -55,11 +56,14 @@ async def caught_up(client: Client, xid: str) -> None:
             return
 
 
-@pytest.mark.parametrize("place", ["database", "edge"])
+@pytest.mark.parametrize(
+    ("place", "selection"), [("database", LANES_AND_COLUMNS), ("edge", LANES_AND_COLUMNS), ("database", ONE_TASK)]
+)
 async def test_a_selection_is_followed_and_resumed_exactly(
     database: Database,
     request: pytest.FixtureRequest,
     place: str,
+    selection: dict[str, Any],
 ) -> None:
     """Whatever random transactions do to tasks in it and beside it, each message fits what the client holds."""
     chance = random.Random(place)
@@ -76,7 +80,7 @@ async def test_a_selection_is_followed_and_resumed_exactly(
             for visit in range(4):
                 client = await stack.enter_async_context(Client.to(relay.url))
                 client.tasks = held
-                found = await follow(client, cursor, **SELECTED)
+                found = await follow(client, cursor, **selection)
                 assert [kind for kind, _ in found].count("board.sync") == (visit == 0)
                 for _ in range(8):
                     for _ in range(chance.randint(1, 4)):
@@ -86,7 +90,7 @@ async def test_a_selection_is_followed_and_resumed_exactly(
                     session.commit()
                 assert row
                 await caught_up(client, row[0])
-                assert client.tasks == selected(database)
+                assert client.tasks == selected(database, **selection)
                 held, cursor = client.tasks, client.cursor
                 session.execute(WRITES[0].format(n=visit, lane="done"))
                 session.commit()
@@ -106,6 +110,8 @@ async def test_selections_have_limits(database: Database, relay: Relay, monkeypa
             ("invalid_selection", {"lanes": ["todo"]}),
             ("invalid_selection", {"cursor": None, "lanes": ["x" * 2049]}),
             ("invalid_selection", {"cursor": None, "columns": [""] * 101}),
+            ("invalid_selection", {"cursor": None, "tasks": ["x" * 2048, 7]}),
+            ("invalid_selection", {"tasks": [7]}),
         ):
             await two.send({"type": "subscribe", "boardId": "default", **selection})
             kind, data = await two.receive()

@@ -345,6 +345,7 @@ async def test_unknown_keys_are_left_alone(database: Database, relay: Relay) -> 
         pytest.param('{"type":"subscribe","boardId":"a","lanes":"todo"}', "invalid_selection", id="lanes a string"),
         pytest.param('{"type":"subscribe","boardId":"a","lanes":[1]}', "invalid_selection", id="lanes numbers"),
         pytest.param('{"type":"subscribe","boardId":"a","columns":{}}', "invalid_selection", id="columns an object"),
+        pytest.param('{"type":"subscribe","boardId":"a","tasks":[1.5]}', "invalid_selection", id="tasks fractions"),
         pytest.param('{"type":"includes","xid":"735"}', "invalid_board_id", id="wait on no board"),
         pytest.param('{"type":"includes","boardId":"a"}', "invalid_xid", id="no xid"),
         pytest.param('{"type":"includes","boardId":"a","xid":735}', "invalid_xid", id="xid number"),

@@ -22,6 +22,7 @@ LANES = ["todo", "done", None, 7]
 COLUMNS = ["title", "size", "lane", "position"]
 
 Task = dict[str, Any]
+Tasks = dict[int | str, Task]
 
 
 class Table:
@@ -45,11 +46,11 @@ def row(task: Task) -> dict[str, msgspec.Raw]:
     return {key: raw(value) for key, value in task.items()}
 
 
-def data(tasks: dict[int, Task]) -> bytes:
+def data(tasks: Tasks) -> bytes:
     return messages.board_data([row(task) for task in tasks.values()])
 
 
-def changes(before: dict[int, Task], after: dict[int, Task]) -> list[Message]:
+def changes(before: Tasks, after: Tasks) -> list[Message]:
     """Return the messages of the transaction that made one board the other."""
     images = [Image(TABLE, str(key), "default", row(task), -1) for key, task in before.items()]
     images += [Image(TABLE, str(key), "default", row(task), +1) for key, task in after.items()]
@@ -58,9 +59,9 @@ def changes(before: dict[int, Task], after: dict[int, Task]) -> list[Message]:
     return found
 
 
-def narrowed(tasks: dict[int, Task], selection: Selection) -> dict[int, Task]:
+def narrowed(tasks: Tasks, selection: Selection) -> Tasks:
     """Return what is to be held of a board."""
-    lanes, columns = selection.lanes, selection.columns
+    lanes, columns, chosen = selection.lanes, selection.columns, selection.tasks
     return {
         key: {
             name: value
@@ -68,7 +69,7 @@ def narrowed(tasks: dict[int, Task], selection: Selection) -> dict[int, Task]:
             if columns is None or name in {*columns, "id", "boardId", "lane"}
         }
         for key, task in tasks.items()
-        if lanes is None or lane_name(task["lane"]) in lanes
+        if (lanes is None or lane_name(task["lane"]) in lanes) and (chosen is None or str(task["id"]) in chosen)
     }
 
 
@@ -77,7 +78,7 @@ def applied(replica: Replica, found: list[Message]) -> None:
 
 
 BOARDS = st.dictionaries(
-    st.integers(1, 4),
+    st.sampled_from([1, 2, "3", 'a"b']),
     st.fixed_dictionaries(
         {
             "lane": st.sampled_from(LANES),
@@ -93,13 +94,14 @@ SELECTIONS = st.builds(
     selected,
     st.none() | st.sets(st.sampled_from([*map(lane_name, LANES), "nowhere"])),
     st.none() | st.sets(st.sampled_from(COLUMNS)),
+    st.none() | st.sets(st.sampled_from([1, 2, "3", 'a"b', "nothing"])),
 )
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(BOARDS, min_size=1, max_size=5), SELECTIONS)
 def test_a_selection_is_followed_as_a_board_would_be_that_has_nothing_else(
-    boards: list[dict[int, Task]], selection: Selection
+    boards: list[Tasks], selection: Selection
 ) -> None:
     """Each message fits what a client holds, or it would not apply it; also when it has come through the stream."""
     near, far = Replica(), Replica()
@@ -139,20 +141,21 @@ def test_a_selection_lists_its_lanes_and_says_no_order_that_its_columns_do_not_h
 
 def test_what_is_too_large_to_come_along_has_the_selection_read_again() -> None:
     """Where the task stays in the selection, or leaves it, nothing is missing."""
-    before = {1: {"id": 1, "boardId": "default", "lane": "todo", "title": "x" * BESIDE_BYTES}}
+    before: Tasks = {1: {"id": 1, "boardId": "default", "lane": "todo", "title": "x" * BESIDE_BYTES}}
     moved = [message_of(extended(one)) for one in changes(before, {1: before[1] | {"lane": "done"}})]
-    assert selected(["done"], None).messages(moved) == "row_unreadable"
+    assert selected(["done"], None, [1]).messages(moved) == "row_unreadable"
+    assert selected(["done"], None, [2]).messages(moved) == []
     assert [one.type for one in selected(["todo"], None).messages(moved)] == ["task.deleted"]  # type: ignore[union-attr]
     assert selected(None, ["title"]).messages(moved) == moved
     assert max(len(extended(one)) for one in moved) < BESIDE_BYTES
 
 
 def test_names_of_selections_are_those_of_no_boards() -> None:
-    name = selected(["todo", "done"], []).of("default")
-    assert name == selected(["done", "todo", "done"], ()).of("default")
+    name = selected(["todo", "done"], [], [7]).of("default")
+    assert name == selected(["done", "todo", "done"], (), ["7"]).of("default")
     assert (board_of(name), selection_of(name), is_selection(name)) == (
         "default",
-        selected(["done", "todo"], []),
+        selected(["done", "todo"], [], [7]),
         True,
     )
     assert (board_of("a"), selection_of("a"), is_selection("a"), ALL.of("a")) == ("a", ALL, False, "a")

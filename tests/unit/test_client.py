@@ -127,7 +127,7 @@ class Run:
         session = self.world.session
         match name:
             case "subscribe":
-                selected = selection(step.get("lanes"), step.get("columns"))
+                selected = selection(step.get("lanes"), step.get("columns"), step.get("tasks"))
                 self.boards[step["board"]] = session.subscribe(step["board"], selected)
             case "unsubscribe":
                 session.unsubscribe(self.boards[step["board"]])
@@ -451,11 +451,13 @@ def test_an_address_that_is_none_is_refused_without_its_secrets() -> None:
 
 def test_subscriptions_to_one_board_select_the_same_and_what_are_no_names_is_refused() -> None:
     session = Session(lambda: 1.0)
-    session.subscribe("default", selection(["todo", "done"], None))
-    session.subscribe("default", selection({"done", "todo"}, None))
-    with pytest.raises(effects.RelayError, match="followed with other lanes or columns") as caught:
+    session.subscribe("default", selection(["todo", "done"], None, ["7"]))
+    session.subscribe("default", selection({"done", "todo"}, None, [7]))
+    with pytest.raises(effects.RelayError, match="followed with another selection") as caught:
         session.subscribe("default")
     assert caught.value.code == "other_selection"
     for lanes in ("todo", [7]):
         with pytest.raises(TypeError, match="expected a collection of strings"):
-            selection(lanes, None)  # type: ignore[arg-type]
+            selection(lanes, None, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected a collection of ids"):
+        selection(None, None, [1.5])  # type: ignore[list-item]

@@ -77,7 +77,7 @@ export interface TaskDeleted<T extends AnyTask = Task> extends OfATask {
  * the address cannot be used; or close() was called;
  * `"unreachable"`: an attempt to connect failed (reported once until one succeeds; the client goes on trying);
  * `"unsubscribed"`: the board was left before it came;
- * `"other_selection"`: the board is followed with other lanes or columns already;
+ * `"other_selection"`: the board is followed with another selection already;
  * `"unusable_board"`: what the relay sends of the board contradicts itself.
  */
 export class RelayError extends Error {
@@ -143,11 +143,17 @@ export interface Relay {
   close(): void;
 }
 
-export interface SubscribeOptions {
+/** A part of a board. What is absent selects all. */
+export interface Selection {
   /** Only tasks in these lanes, by their keys in `lanes`. One that leaves them is deleted, one that enters is created. */
   lanes?: readonly string[] | undefined;
   /** Of each task only these columns, beside `id`, `boardId` and `lane`. */
   columns?: readonly string[] | undefined;
+  /** Only tasks with these ids. */
+  tasks?: readonly TaskId[] | undefined;
+}
+
+export interface SubscribeOptions extends Selection {
   /**
    * Limits the wait for the board, say `AbortSignal.timeout(5000)`: if it is aborted before the board has come, the
    * subscription ends and `ready` rejects with the signal's reason. Later it has no effect.

@@ -37,6 +37,7 @@ const RESTARTING = 1012;
 const BROKEN = 1006;
 const SUBPROTOCOL = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/;
 const ADDRESS = /^((?:ws|http)s?:\/\/)(?:[^/?#]*@)?([^/?#@]+)([^?#]*)/i;
+const SELECTABLE = { lanes: ["string"], columns: ["string"], tasks: ["string", "number", "bigint"] };
 const TRANSACTION = /^[1-9]\d{0,19}$/;
 const STATUS = /\bresponse\b\D*([1-5]\d\d)\b/i; // in the messages of the package ws, and of React Native
 const NO_STATUS = /^$|non-101/; // those of browsers, and of Node's own
@@ -636,13 +637,15 @@ function untilAborted(promise, boardId, signal) {
 
 /** Returns what is selected of a board, each name once and in order. Throws TypeError for what are no names. */
 function selected(wanted) {
-  const chosen = Object.entries(wanted).filter(([, names]) => names !== undefined && names !== null);
-  for (const [key, names] of chosen) {
-    if (!Array.isArray(names) || names.some((name) => typeof name !== "string")) {
-      throw new TypeError(`${key} is no array of strings: expected one`);
-    }
+  const chosen = Object.entries(SELECTABLE).filter(([key]) => wanted[key] !== undefined && wanted[key] !== null);
+  return Object.fromEntries(chosen.map(([key, types]) => [key, texts(key, wanted[key], types)]));
+}
+
+function texts(key, names, types) {
+  if (Array.isArray(names) && names.every((name) => types.includes(typeof name))) {
+    return [...new Set(names.map(String))].sort(compareTexts);
   }
-  return Object.fromEntries(chosen.map(([key, names]) => [key, [...new Set(names)].sort(compareTexts)]));
+  throw new TypeError(`${key} is no array of ${types.join("s or ")}s: expected one`);
 }
 
 /** Returns a transaction's id as text. Throws TypeError for what is none. */
@@ -825,21 +828,21 @@ class Relay extends Emitter {
     return this.#state;
   }
 
-  subscribe(boardId, { signal, lanes, columns } = {}) {
+  subscribe(boardId, { signal, ...wanted } = {}) {
     if (typeof boardId !== "string") throw new TypeError(`boardId is of type ${typeof boardId}: expected a string`);
     if (this.#closed) throw new RelayError("closed", "this relay was closed: connect again");
     if (!this.#WebSocket) {
       throw new TypeError("no WebSocket was found: pass one, connect(url, { WebSocket }), say that of package ws");
     }
     if (signal?.aborted) throw givenUp(boardId, signal);
-    const selection = selected({ lanes, columns });
+    const selection = selected(wanted);
     let following = this.#boards.get(boardId);
     if (!following) {
       following = new Following(this, boardId, this.#state === "live" ? "connecting" : this.#state, selection);
       this.#boards.set(boardId, following);
     }
     if (JSON.stringify(following.selection) !== JSON.stringify(selection)) {
-      const message = `the board ${boardId} is followed with other lanes or columns: connect again to follow both`;
+      const message = `the board ${boardId} is followed with another selection: connect again to follow both`;
       throw new RelayError("other_selection", message, { boardId });
     }
     const board = new Board(this, following, signal);

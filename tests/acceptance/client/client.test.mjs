@@ -529,4 +529,5 @@ test("subscriptions to one board select the same, and what are no names is refus
   assert.throws(() => relay.subscribe("default", { lanes: ["todo"] }), { code: "other_selection", boardId: "default" });
   relay.subscribe("default", { lanes: undefined, columns: null });
   for (const lanes of ["todo", [7], {}]) assert.throws(() => relay.subscribe("other", { lanes }), TypeError);
+  assert.throws(() => relay.subscribe("other", { tasks: [{}] }), { message: /^tasks is no array of strings or numbers or/ });
 });

@@ -26,7 +26,7 @@ interface Extended extends Task {
 const relay = connect("wss://relay.example.com", { token: async () => "token", WebSocket });
 const plain: Board = relay.subscribe("default");
 const board = relay.subscribe<Card>("default", { signal: AbortSignal.timeout(5000) });
-relay.subscribe<Card>("e", { lanes: ["todo"], columns: ["title"] });
+relay.subscribe<Card>("e", { lanes: ["todo"], columns: ["title"], tasks: ["a", 7, 7n] });
 const others = [relay.subscribe<Row>("a"), relay.subscribe<Inferred>("b"), relay.subscribe<Model>("c")] as const;
 const extended: string | undefined = relay.subscribe<Extended>("d").tasks.get("a")?.id;
 const created: Date[] = [...others[0].tasks.values()].map((row) => new Date(row.createdAt));
