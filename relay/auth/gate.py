@@ -70,7 +70,7 @@ class Visitor:
             if offered.startswith(BEARER):
                 return unquote(offered.removeprefix(BEARER))
         with contextlib.suppress(ValueError):
-            named = dict(parse_qsl(self.target.partition("?")[2], max_num_fields=100))
+            named = dict(parse_qsl(self.target.partition("?")[2], max_num_fields=MAX_PARAMETERS))
             if "token" in named:
                 return named["token"]
         for value in self.authorization:
@@ -79,6 +79,9 @@ class Visitor:
                 return token.strip()
         return None
 
+
+MAX_PARAMETERS: Final = 1000
+"""Maximum number of parameters in which a token is searched: a subscription over HTTP has a few hundred at most."""
 
 BEARER: Final = "bearer."
 """Prefix of a subprotocol that is a credential."""

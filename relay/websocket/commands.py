@@ -173,13 +173,17 @@ class Client(Asking):
             self._follow(message)
 
     def _follow(self, message: messages.Subscribe) -> None:
-        board, cursor = message.board_id, message.cursor
+        board = message.board_id
         name = selected(message.lanes, message.columns, message.tasks).of(board)
-        if not self._services.hub.has_room_for(name):
+        if self._services.hub.has_room_for(name):
+            self._join(message, name)
+        else:
             self._say(BadMessage("too_many_selections", "too many selections are followed: expected no more", board))
-            return
-        log.info("websocket.subscribe", clientId=self.name, board=board[:LOGGED_CHARACTERS])
+
+    def _join(self, message: messages.Subscribe, name: str) -> None:
+        log.info("websocket.subscribe", clientId=self.name, board=message.board_id[:LOGGED_CHARACTERS])
         # A cursor that is not text is treated as an invalid one.
+        cursor = message.cursor
         text = cursor if cursor is None or isinstance(cursor, str) else ""
         self._services.hub.subscribe(self._outbox, name, resumable=message.resumable, cursor=text)
 

@@ -1,7 +1,8 @@
 """Server-sent events: a board over plain HTTP, for networks and tools that WebSocket does not reach. Pure.
 
 `GET /boards/{id}/events` is answered with the messages that a resumable client gets over WebSocket, each as an event,
-whose id is the cursor. A client that comes back with `Last-Event-ID` is sent what it missed.
+whose id is the cursor. A client that comes back with `Last-Event-ID` is sent what it missed. What it selects of the
+board is in the query: `?lane=todo&lane=done&column=title&task=7`.
 
 Rules:
 - The answer ends with its connection: it has no length and no chunks, so that the same bytes serve every client.
@@ -13,11 +14,12 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
@@ -25,6 +27,7 @@ from websockets.http11 import Request, Response
 from relay.auth.gate import Visitor
 from relay.model import messages
 from relay.model.messages import BadMessage, Message
+from relay.websocket.handshake import RETRY_SECONDS
 
 RETRY_MILLISECONDS: Final = range(500, 3500)
 """How long a client waits before it comes back: each another time, lest all come at once when a relay stops."""
@@ -37,6 +40,9 @@ PREFLIGHT_SECONDS: Final = 7200
 
 _PATH: Final = re.compile(r"/boards/([^/]+)/events")
 """Where events are, perhaps below a proxy's prefix."""
+
+_SELECTS: Final = {"lane": "lanes", "column": "columns", "task": "tasks"}
+"""What a parameter is one of; other parameters are the token's, or a proxy's."""
 
 _LINE_BREAKS: Final = bytes.maketrans(b"\r\n", b"  ")
 
@@ -71,10 +77,25 @@ def subscription(request: Request) -> messages.Subscribe:
         raise BadMessage("invalid_board_id", "the board in the address is not UTF-8") from None
     cursor = request.headers.get_all("Last-Event-ID")[-1:]
     wanted = messages.parse(
-        json.dumps({"type": "subscribe", "boardId": board, "cursor": cursor[0] if cursor else None})
+        json.dumps(
+            {"type": "subscribe", "boardId": board, "cursor": cursor[0] if cursor else None, **_selection(request)}
+        )
     )
     assert isinstance(wanted, messages.Subscribe)
     return wanted
+
+
+def _selection(request: Request) -> dict[str, list[str]]:
+    query = request.path.partition("?")[2]
+    try:
+        parameters = parse_qsl(query, keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise BadMessage("invalid_selection", "a parameter in the address is not UTF-8") from None
+    selected: defaultdict[str, list[str]] = defaultdict(list)
+    for name, value in parameters:
+        if name in _SELECTS:
+            selected[_SELECTS[name]].append(value)
+    return selected
 
 
 def _board(request: Request) -> str | None:
@@ -106,6 +127,8 @@ def refusal(visitor: Visitor, status: HTTPStatus, text: str) -> bytes:
     headers = Headers(
         {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), "Connection": "close"}
     )
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = RETRY_SECONDS
     allow(headers, visitor)
     return Response(status, status.phrase, headers, body).serialize()
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 
 from relay.auth.gate import Visitor
 from relay.auth.tokens import Grant
 from relay.model import messages
-from relay.model.messages import BadMessage, CloseCode
+from relay.model.messages import BadMessage, CloseCode, ErrorCode
 from relay.websocket import events
 from relay.websocket.commands import NOT_ALLOWED, Client
 from relay.websocket.outbox import Outbox
@@ -26,6 +26,12 @@ SILENT_BEATS: Final = 3
 and does not read is given up before."""
 
 _MILLISECONDS: Final = 1000
+
+_STATUS: Final[Mapping[ErrorCode, HTTPStatus]] = {
+    "not_allowed": HTTPStatus.FORBIDDEN,
+    "too_many_selections": HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""What HTTP calls an error that is no fault of the request."""
 
 
 class EventStream(Peer, asyncio.Protocol):
@@ -66,8 +72,7 @@ class EventStream(Peer, asyncio.Protocol):
 
     def _refuse(self, bad: BadMessage) -> None:
         """Answer that the board cannot be followed."""
-        status = HTTPStatus.FORBIDDEN if bad.code == "not_allowed" else HTTPStatus.BAD_REQUEST
-        self._end(events.refusal(self._visitor, status, str(bad)))
+        self._end(events.refusal(self._visitor, _STATUS.get(bad.code, HTTPStatus.BAD_REQUEST), str(bad)))
 
     def _end(self, last: bytes) -> None:
         self.outbox.shut()
@@ -120,9 +125,9 @@ class Reader(Client):
         """Tell whether it follows its board no longer, for that cannot be had: nothing else can come."""
         return not self._boards()
 
-    def _follow(self, message: messages.Subscribe) -> None:
+    def _join(self, message: messages.Subscribe, name: str) -> None:
         self.begin()
-        super()._follow(message)
+        super()._join(message, name)
 
     def _send_error(self, bad: BadMessage) -> None:
         self.refuse(bad)

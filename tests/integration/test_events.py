@@ -16,6 +16,7 @@ from relay.auth.gate import Gate
 from relay.auth.rates import Rates
 from relay.auth.tokens import Access, static_tokens
 from relay.config.origins import Origins
+from relay.hub import boards
 from relay.hub.hub import Hub
 from relay.model import messages
 from relay.websocket import ending, stream
@@ -176,6 +177,48 @@ async def test_a_board_is_read_as_events_and_resumed_exactly(
     await until(lambda: relay.hub.subscriptions == 0)
 
 
+async def test_a_part_of_a_board_is_read_as_events_and_resumed_exactly(database: Database, relay: Relay) -> None:
+    """As over WebSocket, with the same cursors: a cursor is good for the same part alone."""
+    database.execute(
+        "insert into tasks (id, title, lane) select n, n, 'zu später' from unnest('{a,b,7,8}'::text[]) n"
+    )
+    path = "/boards/default/events?token=t&lane=done&lane=zu+sp%C3%A4ter&column=title&task=%61&task=7"
+    selection = {"lanes": ["done", "zu später"], "columns": ["title"], "tasks": ["a", 7]}
+    async with Reader.to(relay.endpoint, path) as reader, Client.to(relay.url) as client:
+        await reader.next()
+        await client.send({"type": "subscribe", "boardId": "default", "cursor": None, **selection})
+        await client.receive_batch()
+        assert reader.tasks.keys() == {"a", "7"}
+        assert reader.tasks["7"] == {"id": "7", "boardId": "default", "lane": "zu später", "title": "7"}
+        database.execute("update tasks set lane = 'todo', title = 'T' where id in ('b', '7')")
+        assert changes(await reader.next()) == ["task.deleted"]
+        await client.receive_batch()
+        assert (reader.tasks, reader.cursor) == (client.tasks, client.cursor)
+    database.execute("update tasks set description = 'D'; update tasks set lane = 'done' where id = '7'")
+    cursor = {"Last-Event-ID": str(reader.cursor)}
+    async with Reader.to(relay.endpoint, path, **cursor) as back:
+        back.tasks = reader.tasks
+        assert changes(await back.next()) == ["task.created"]
+        assert {task["id"]: task["title"] for task in back.tasks.values()} == {"a": "a", "7": "T"}
+    for other in ("/boards/default/events", path + "&lane=todo"):
+        async with Reader.to(relay.endpoint, other, **cursor) as back:
+            assert (await back.next()).message["reason"] == "cursor_invalid"
+
+
+async def test_events_of_a_part_for_which_there_is_no_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the answer has begun, so that a client can tell by its status."""
+    monkeypatch.setattr(boards, "MAX_SELECTIONS", 0)
+    endpoint = Endpoint(Hub(Nobody()), heartbeat=30.0, max_connections=10)
+    await endpoint.open("127.0.0.1", 0)
+    try:
+        async with Reader.to(endpoint, "/boards/default/events?lane=todo") as reader:
+            assert (reader.status, reader.headers["retry-after"]) == (503, "5")
+            assert await reader.reader.read() == b"too many selections are followed: expected no more\n"
+        await until(lambda: endpoint.connections == 0)
+    finally:
+        await endpoint.close()
+
+
 @pytest.mark.parametrize("board", ["a b/c?d", "ü", "%", "x" * messages.MAX_BOARD_CHARACTERS])
 async def test_any_board_can_be_named_below_any_prefix(board: str) -> None:
     endpoint = Endpoint(Hub(Nobody()), heartbeat=30.0, max_connections=10)
@@ -197,6 +240,9 @@ TURNED_AWAY: list[tuple[int, str, str, Mapping[str, str]]] = [
     (400, "GET", "/boards/%00/events?token=all", {}),
     (400, "GET", "/boards/%ff/events?token=all", {}),
     (400, "GET", f"/boards/{'x' * 513}/events?token=all", {}),
+    (400, "GET", "/boards/default/events?token=all&lane=%ff", {}),
+    (400, "GET", f"/boards/default/events?token=all&task={'7' * 2049}", {}),
+    (400, "GET", f"/boards/default/events?{'column=&' * 101}token=all", {}),
     (405, "POST", "/boards/default/events?token=all", {}),
     (405, "HEAD", "/boards/default/events?token=all", {}),
     (405, "OPTIONS", "/?token=all", {"Origin": PAGE}),
@@ -206,6 +252,7 @@ TURNED_AWAY: list[tuple[int, str, str, Mapping[str, str]]] = [
     (401, "OPTIONS", "/boards/default/events", {"Origin": "https://evil.example.com"}),
     (204, "OPTIONS", "/boards/default/events", {"Origin": PAGE}),
     (200, "GET", "/boards/default/events?token=some", {}),
+    (200, "GET", f"/boards/default/events?{'lane=&column=&task=&' * 100}unknown=x&token=all", {}),
     (200, "GET", "/boards/default/events", {"Authorization": "Bearer all"}),
     (200, "GET", "/boards/default/events?token=all", {"Origin": PAGE}),
 ]
