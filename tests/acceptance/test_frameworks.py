@@ -74,7 +74,7 @@ def test_hooks_follow_boards_as_in_react_native(program: Program) -> None:
     """Without window, document or DOM, each render shows whole batches, and only what is shown renders."""
     report = program.run("--test", "--test-reporter=tap", program.bundle(HERE / "react.test.mjs", "node"))
 
-    assert re.findall(r"^# (?:pass|fail) (\d+)$", report, re.MULTILINE) == ["5", "0"]
+    assert re.findall(r"^# (?:pass|fail) (\d+)$", report, re.MULTILINE) == ["8", "0"]
 
 
 @pytest.fixture
@@ -105,19 +105,20 @@ async def sent(page: Page) -> AsyncIterator[list[str]]:
 async def test_react_takes_over_what_the_server_rendered(
     database: Database, relay: Relays, page: Page, program: Program
 ) -> None:
-    """Under StrictMode the page follows the board by one subscription, and ends it when it is unmounted."""
+    """Under StrictMode the page follows the board, then a part of it, each by one subscription that ends with it."""
     port = free_port()
     daemon = await relay(database.dsn, HEALTH_PORT=str(port), WS_ORIGINS=f"http://localhost:{port}")
-    [connection], [todo, title] = examples(FRAMEWORKS, "javascript"), examples(FRAMEWORKS, "jsx")
+    [connection], [todo, title, lane] = examples(FRAMEWORKS, "javascript"), examples(FRAMEWORKS, "jsx")
     program.write(relay_js=connection.replace("ws://localhost:4002", daemon.url), todo_jsx=todo, title_jsx=title)
-    program.write(app_jsx=APP, server_jsx=SERVER, browser_jsx=BROWSER)
+    program.write(lane_jsx=lane, app_jsx=APP, server_jsx=SERVER, browser_jsx=BROWSER)
     html = program.run(program.bundle("server.jsx", "node"))
-    assert html == '<ul aria-busy="true"></ul><h1>…</h1>\n'
+    assert html == '<ul aria-busy="true"></ul><h1>…</h1>\n<ol></ol>\n'
     script = program.bundle("browser.jsx", "browser").read_text()
 
     async with sent(page) as types:
         await page.goto(f"http://localhost:{port}/live")
-        await page.set_content(f'<div id="root">{html.strip()}</div>')
+        whole, part = html.splitlines()
+        await page.set_content(f'<div id="root">{whole}</div><div id="part">{part}</div>')
         await page.evaluate(script)
         await expect(page.locator("ul")).to_have_attribute("aria-busy", "false")
         database.execute("insert into tasks (id, title, lane) values ('a', 'First', 'todo'), ('b', 'Second', 'todo')")
@@ -134,10 +135,22 @@ async def test_react_takes_over_what_the_server_rendered(
 
         await page.evaluate("root.unmount()")
         await until(lambda: types == ["subscribe", "unsubscribe"], "the end of the subscription")
+        types.clear()
+        await page.evaluate("hydratePart()")
+        await expect(page.locator("li")).to_have_text(["Renamed"])
+        database.execute("update tasks set title = lane")
+        await expect(page.locator("li")).to_have_text(["todo"])
+        await page.evaluate("choose('done')")
+        await expect(page.locator("li")).to_have_text(["done"])
+        await page.evaluate("choose('done')")
+        database.execute("update tasks set title = 'Last'")
+        await expect(page.locator("li")).to_have_text(["Last"])
+        assert types == ["subscribe", "unsubscribe", "subscribe"]
 
 
 APP: Final = """
-import { Profiler, StrictMode } from "react";
+import { Profiler, StrictMode, useState } from "react";
+import { Lane } from "./lane.jsx";
 import { Title } from "./title.jsx";
 import { Todo } from "./todo.jsx";
 
@@ -149,21 +162,30 @@ export const app = (
     <Profiler id="title" onRender={count}><Title id="a" /></Profiler>
   </StrictMode>
 );
+
+function Chosen() {
+  const [chosen, choose] = useState({ name: "todo" });
+  globalThis.choose = (name) => choose({ name });
+  return <Lane name={chosen.name} />;
+}
+export const part = <StrictMode><Chosen /></StrictMode>;
 """
 
 SERVER: Final = """
 import { renderToString } from "react-dom/server";
-import { app } from "./app.jsx";
+import { app, part } from "./app.jsx";
 
 console.log(renderToString(app));
+console.log(renderToString(part));
 """
 
 BROWSER: Final = """
 import { hydrateRoot } from "react-dom/client";
-import { app, renders } from "./app.jsx";
+import { app, part, renders } from "./app.jsx";
 
 globalThis.renders = renders;
 globalThis.root = hydrateRoot(document.querySelector("#root"), app);
+globalThis.hydratePart = () => void hydrateRoot(document.querySelector("#part"), part);
 """
 
 

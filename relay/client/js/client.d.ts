@@ -144,7 +144,7 @@ export interface Relay {
 }
 
 /** A part of a board. What is absent selects all. */
-export interface Selection {
+export interface BoardSelection {
   /** Only tasks in these lanes, by their keys in `lanes`. One that leaves them is deleted, one that enters is created. */
   lanes?: readonly string[] | undefined;
   /** Of each task only these columns, beside `id`, `boardId` and `lane`. */
@@ -153,7 +153,7 @@ export interface Selection {
   tasks?: readonly TaskId[] | undefined;
 }
 
-export interface SubscribeOptions extends Selection {
+export interface SubscribeOptions extends BoardSelection {
   /**
    * Limits the wait for the board, say `AbortSignal.timeout(5000)`: if it is aborted before the board has come, the
    * subscription ends and `ready` rejects with the signal's reason. Later it has no effect.

@@ -635,8 +635,8 @@ function untilAborted(promise, boardId, signal) {
   });
 }
 
-/** Returns what is selected of a board, each name once and in order. Throws TypeError for what are no names. */
-function selected(wanted) {
+/** Returns what is selected of a board, each name once and in order. Throws TypeError for what are no names. For react.js. */
+export function selected(wanted) {
   const chosen = Object.entries(SELECTABLE).filter(([key]) => wanted[key] !== undefined && wanted[key] !== null);
   return Object.fromEntries(chosen.map(([key, types]) => [key, texts(key, wanted[key], types)]));
 }

@@ -1,69 +1,77 @@
 "use client";
 
 /**
- * Boards in React: hooks that follow a board for as long as a component shows it.
+ * Boards in React: hooks that follow a board, or a part of it, for as long as a component shows it.
  *
  *     const relay = connect("ws://localhost:4002");
  *
  *     function Todo() {
- *       const { lanes, state } = useBoard(relay, "default");
+ *       const { lanes, state } = useBoard(relay, "default", { lanes: ["todo"] });
  *       …
  *     }
  *
  * Rules:
- * - All components that show a board share one subscription. It begins with the first and ends with the last.
+ * - All components that show the same of a board share one subscription. It begins with the first and ends with the last.
+ * - What is selected is compared by what it says, so an object made for each render changes nothing.
+ * - A connection follows one part of a board. Of two parts, the one that came first is followed, until it is not shown.
  * - A batch is rendered whole: React reads the board when it renders, and the board holds whole batches only.
  * - A component renders again only when what it shows has changed.
- * - Nothing is connected while a web server renders. The page begins empty there, and in the browser.
+ * - Nothing is connected or kept while a web server renders. The page begins empty there, and in the browser.
  */
 
-import { useSyncExternalStore } from "react";
+import { useCallback, useSyncExternalStore } from "react";
+import { RelayError, selected } from "./client.js";
 
 const EMPTY = Object.freeze({ lanes: Object.freeze({}), state: "connecting", error: undefined });
 
-/** The board: its lanes, its state, and the error that it has, if any. */
-export function useBoard(relay, boardId) {
-  const shared = sharedBoard(relay, boardId);
-  return useSyncExternalStore(shared.subscribe, shared.view, () => EMPTY);
+/** The board, or the selected part of it: its lanes, its state, and the error that it has, if any. */
+export function useBoard(relay, boardId, selection) {
+  return useShared(relay, boardId, selection, (shared) => shared?.view() ?? EMPTY, EMPTY);
 }
 
-/** One task of a board, undefined while there is none with that id. */
-export function useTask(relay, boardId, taskId) {
-  const shared = sharedBoard(relay, boardId);
+/** One task of what useBoard would show, undefined while there is none with that id. */
+export function useTask(relay, boardId, taskId, selection) {
+  return useShared(relay, boardId, selection, (shared) => shared?.task(taskId), undefined);
+}
+
+function useShared(relay, boardId, selection, shown, empty) {
+  const wanted = selected(selection ?? {});
+  const key = JSON.stringify([boardId, wanted]);
+  const subscribe = useCallback(
+    (listener) => (found(relay, key) ?? new SharedBoard(relay, boardId, wanted, key)).subscribe(listener),
+    [relay, key],
+  );
   return useSyncExternalStore(
-    shared.subscribe,
-    () => shared.task(taskId),
-    () => undefined,
+    subscribe,
+    () => shown(found(relay, key)),
+    () => empty,
   );
 }
 
-const sharedBoards = new WeakMap(); // relay -> boardId -> SharedBoard
+const sharedBoards = new WeakMap(); // relay -> key -> SharedBoard, those that are shown
 
-function sharedBoard(relay, boardId) {
-  const boards = sharedBoards.get(relay) ?? new Map();
-  sharedBoards.set(relay, boards);
-  if (!boards.has(boardId)) boards.set(boardId, new SharedBoard(relay, boardId, () => boards.delete(boardId)));
-  return boards.get(boardId);
-}
+const found = (relay, key) => sharedBoards.get(relay)?.get(key);
 
-/** A board for all components that show it. */
+/** A board, or a part of it, for all components that show it. */
 class SharedBoard {
   #relay;
   #boardId;
-  #forget;
+  #selection;
+  #key;
   #board = null;
   #listeners = new Set();
   #view = EMPTY;
   #error;
 
-  constructor(relay, boardId, forget) {
+  constructor(relay, boardId, selection, key) {
     this.#relay = relay;
     this.#boardId = boardId;
-    this.#forget = forget;
+    this.#selection = selection;
+    this.#key = key;
   }
 
   subscribe = (listener) => {
-    if (!this.#board) this.#begin();
+    if (this.#listeners.size === 0 && !this.#board) this.#begin();
     this.#listeners.add(listener);
     return () => {
       this.#listeners.delete(listener);
@@ -73,8 +81,7 @@ class SharedBoard {
 
   /** The same object for as long as nothing in it has changed. */
   view = () => {
-    if (!this.#board) return this.#view;
-    const { lanes, state } = this.#board;
+    const { lanes, state } = this.#board ?? (this.#error ? { lanes: EMPTY.lanes, state: "offline" } : EMPTY);
     const { lanes: shownLanes, state: shownState, error: shownError } = this.#view;
     if (lanes !== shownLanes || state !== shownState || this.#error !== shownError) {
       this.#view = Object.freeze({ lanes, state, error: this.#error });
@@ -87,7 +94,21 @@ class SharedBoard {
   }
 
   #begin() {
-    this.#board = this.#relay.subscribe(this.#boardId);
+    for (const other of this.#others()) other.#endIfUnused(); // another part, which the component has just left
+    this.#error = undefined;
+    try {
+      this.#follow();
+    } catch (error) {
+      if (!(error instanceof RelayError)) throw error;
+      this.#error = error;
+      this.#relay._emit("error", error);
+    }
+    if (!sharedBoards.has(this.#relay)) sharedBoards.set(this.#relay, new Map());
+    sharedBoards.get(this.#relay).set(this.#key, this);
+  }
+
+  #follow() {
+    this.#board = this.#relay.subscribe(this.#boardId, this.#selection);
     this.#board.on("change", this.#changed);
     this.#board.on("state", (state) => {
       if (state === "live") this.#error = undefined;
@@ -104,9 +125,22 @@ class SharedBoard {
   };
 
   #endIfUnused = () => {
-    if (this.#listeners.size || !this.#board) return;
-    this.#forget();
-    this.#board.unsubscribe();
+    if (this.#listeners.size || found(this.#relay, this.#key) !== this) return;
+    sharedBoards.get(this.#relay).delete(this.#key);
+    this.#board?.unsubscribe();
     this.#board = null;
+    for (const other of this.#others()) other.#beginIfNot();
   };
+
+  #beginIfNot() {
+    if (this.#board || !this.#listeners.size) return;
+    this.#begin();
+    this.#changed();
+  }
+
+  /** Other parts of the same board. */
+  #others() {
+    const all = [...(sharedBoards.get(this.#relay)?.values() ?? [])];
+    return all.filter((other) => other !== this && other.#boardId === this.#boardId);
+  }
 }

@@ -37,6 +37,37 @@ async function shown(component, wrap = (element) => element) {
   return { world, root, renders, receive };
 }
 
+/** Renders components of which each shows a part of the board, under StrictMode; returns what they show and how to change that. */
+async function parts(...first) {
+  let change;
+  function Part({ lane }) {
+    const selection = { lanes: [lane, lane], columns: undefined }; // made for each render
+    const { lanes, state, error } = useBoard(relay, "default", selection);
+    const task = useTask(relay, "default", "a", { lanes: [lane] });
+    return `${Object.keys(lanes)} ${state} ${error?.code ?? ""} ${task?.title ?? ""}`;
+  }
+  function All() {
+    const [lanes, setLanes] = useState(first);
+    change = setLanes;
+    return lanes.map((lane, key) => lane && createElement(Part, { lane, key }));
+  }
+  const world = new World();
+  const relay = connect("ws://relay.test", world);
+  const errors = [];
+  relay.on("error", ({ code }) => errors.push(code));
+  let root;
+  const asked = () => world.sent.splice(0).map(({ type, lanes }) => [type, lanes?.join()]);
+  const show = (...lanes) => act(async () => change(lanes));
+  const receive = (lane, ...tasks) =>
+    act(async () => world.socket.receive(message("board.sync", { data: { lanes: { [lane]: tasks } } })));
+  await act(async () => {
+    root = create(createElement(StrictMode, null, createElement(All)));
+    await settled();
+  });
+  await act(async () => world.socket?.open());
+  return { asked, show, receive, errors, relay, shown: () => [root.toJSON()].flat() };
+}
+
 const titles = ({ lanes }) => lanes.todo?.map(({ id, title }) => `${id} ${title ?? ""}`);
 
 test("a board is empty, comes, changes, and is the same object while nothing changes", async () => {
@@ -112,4 +143,41 @@ test("components share a subscription, StrictMode makes no second one, and the l
   await change(1);
   assert.deepEqual(world.sent.map(({ type }) => type), ["subscribe", "unsubscribe", "subscribe"]);
   assert.deepEqual([...new Set(renders)], [null]); // nothing of what it was before
+});
+
+test("a part is followed by one subscription, however often it is rendered, and another takes its place", async () => {
+  const { asked, show, receive, shown, errors } = await parts("todo", "todo");
+  assert.deepEqual(asked(), [["subscribe", "todo"]]);
+  await receive("todo", { id: "a", title: "A", lane: "todo" });
+  assert.deepEqual(shown(), ["todo live  A", "todo live  A"]);
+  await show("todo", "todo", "todo");
+  assert.deepEqual(asked(), []);
+  await show("done", "done", "done");
+  assert.deepEqual(asked(), [["unsubscribe", undefined], ["subscribe", "done"]]);
+  await receive("done");
+  assert.deepEqual([shown()[0], errors], ["done live  ", []]);
+});
+
+test("of two parts of a board, one is followed, and the other as soon as that is not shown", async () => {
+  const { asked, show, receive, shown, errors } = await parts("todo");
+  await receive("todo");
+  await show("todo", "done");
+  assert.deepEqual(shown(), ["todo live  ", " offline other_selection "]);
+  assert.deepEqual(errors, ["other_selection", "other_selection"]); // StrictMode subscribes twice
+  await show("todo", "done", "done");
+  assert.equal(errors.length, 2);
+  asked();
+  await show(null, "done");
+  assert.deepEqual(asked(), [["unsubscribe", undefined], ["subscribe", "done"]]);
+  await receive("done");
+  assert.deepEqual(shown(), ["done live  "]);
+  await show();
+  assert.deepEqual(asked(), [["unsubscribe", undefined]]);
+});
+
+test("of a connection that was closed, a component says so", async () => {
+  const { show, shown, relay } = await parts();
+  relay.close();
+  await show("todo");
+  assert.deepEqual(shown(), [" offline closed "]);
 });

@@ -1,6 +1,6 @@
 // What a program in TypeScript can say of the client, and what the compiler must find wrong. Never run.
 
-import { connect, RelayError, type AnyTask, type Board, type Change, type Task, type TaskId } from "pg-change-relay-client";
+import { connect, RelayError, type AnyTask, type Board, type BoardSelection, type Change, type Task, type TaskId } from "pg-change-relay-client";
 import { useBoard, useTask, type BoardView } from "pg-change-relay-client/react";
 import { WebSocket as PackageWs } from "ws";
 
@@ -68,9 +68,12 @@ console.log(titles, ids, extended, created, count(board), count(plain), board.ta
 const view: BoardView<Card> = useBoard<Card>(relay, "default");
 const cards: readonly Card[] | undefined = view.lanes["todo"];
 const card: Card | undefined = useTask<Card>(relay, "default", "a");
-const unknownTitle: unknown = useTask(relay, "default", 7n)?.["title"];
+const unknownTitle: unknown = useTask(relay, "default", 7n, { tasks: [7n] })?.["title"];
+const part: BoardView<Card> = useBoard<Card>(relay, "default", { lanes: ["todo"], columns: undefined } satisfies BoardSelection);
 console.log(view.state === "live", view.error?.code, cards, card?.title, unknownTitle);
 
+// @ts-expect-error  a lane is no number
+useBoard(relay, "default", { lanes: [7] });
 // @ts-expect-error a hook needs a relay
 useBoard("ws://localhost:4002", "default");
 // @ts-expect-error what is shown is the board's to change
