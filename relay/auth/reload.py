@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import aiohttp
 import structlog
 
 from relay.auth.gate import Gate
@@ -182,6 +181,8 @@ def _text(path: str, setting: str) -> str:
 
 
 async def _fetched(address: str, setting: str) -> bytes:
+    import aiohttp  # noqa: PLC0415  # a fifth of a worker's start, and few have an address of keys
+
     timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)
     try:
         async with (
