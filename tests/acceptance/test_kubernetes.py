@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import importlib
 import shlex
 import shutil
 import subprocess
@@ -12,7 +13,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
-import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
@@ -53,23 +53,31 @@ def by_kind(manifests: list[Manifest]) -> dict[str, Manifest]:
     return kinds
 
 
+@pytest.fixture(scope="module")
+def kubernetes() -> Any:
+    """Return the package with the schemas, which takes a second to import: nobody else waits for it."""
+    return importlib.import_module("kubernetes_validate")
+
+
 def pod(rendered: dict[str, Manifest]) -> Manifest:
     spec: Manifest = rendered["Deployment"]["spec"]["template"]["spec"]
     return spec
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_manifests_fit_the_schemas_of_kubernetes(rendered: dict[str, Manifest], version: str) -> None:
+def test_manifests_fit_the_schemas_of_kubernetes(
+    kubernetes: Any, rendered: dict[str, Manifest], version: str
+) -> None:
     assert len(rendered) == len(list(BASE.glob("*.yaml")))  # the map in place of the kustomization
     for manifest in rendered.values():
-        kubernetes_validate.validate(manifest, version, strict=True)
+        kubernetes.validate(manifest, version, strict=True)
 
 
-def test_a_misspelt_field_does_not_fit(rendered: dict[str, Manifest]) -> None:
+def test_a_misspelt_field_does_not_fit(kubernetes: Any, rendered: dict[str, Manifest]) -> None:
     budget = rendered["PodDisruptionBudget"]
     misspelt = {**budget, "spec": {**budget["spec"], "maxUnavailabel": 1}}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(misspelt, VERSIONS[-1], strict=True)
+    with pytest.raises(kubernetes.ValidationError):
+        kubernetes.validate(misspelt, VERSIONS[-1], strict=True)
 
 
 def test_service_budget_and_policy_select_the_pods(rendered: dict[str, Manifest]) -> None:
@@ -142,7 +150,7 @@ def test_commands_of_the_page_do_what_they_say(rendered: dict[str, Manifest], tm
     assert apply == ["apply", "--kustomize", *review[1:]]
 
 
-def test_the_overlay_of_the_page_builds(tmp_path: Path) -> None:
+def test_the_overlay_of_the_page_builds(kubernetes: Any, tmp_path: Path) -> None:
     shutil.copytree(BASE, tmp_path / "pg-change-relay" / "deploy" / "kubernetes")
     (tmp_path / "overlay").mkdir()
     [overlay] = examples(KUBERNETES, "yaml")
@@ -150,7 +158,7 @@ def test_the_overlay_of_the_page_builds(tmp_path: Path) -> None:
     rendered = by_kind(kubectl("kustomize", "overlay", folder=tmp_path))
 
     for manifest in rendered.values():
-        kubernetes_validate.validate(manifest, VERSIONS[-1], strict=True)
+        kubernetes.validate(manifest, VERSIONS[-1], strict=True)
         assert manifest["metadata"]["namespace"] == "realtime"
     [container] = pod(rendered)["containers"]
     assert container["image"].startswith("registry.example.com/pg-change-relay:")

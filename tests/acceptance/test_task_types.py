@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import CliRunner
-from jsonschema import Draft202012Validator
+from jsonschema_rs import Draft202012Validator, meta
 
 from relay.commands.cli import cli
 from relay.commands.schema import columns, languages
@@ -102,7 +102,7 @@ async def test_types_are_those_of_the_tasks(database: Database, tmp_path: Path) 
         return finished.stdout
 
     schema = json.loads(printed("json-schema"))
-    Draft202012Validator.check_schema(schema)
+    meta.validate(schema)
     assert list(schema["properties"]) == schema["required"] == list(board[0]) == list(board[1])
     assert "secret" not in schema["properties"]
     for task in board:

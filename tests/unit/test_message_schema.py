@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from jsonschema import Draft202012Validator
-from jsonschema_rs import ValidationError
+from jsonschema_rs import Draft202012Validator, ValidationError
 
 from relay.commands.cli import cli
 from relay.model import messages as protocol
@@ -41,6 +40,8 @@ def test_what_is_checked_in_is_what_is_printed(arguments: list[str], name: str) 
 
 def test_schema_is_one_and_its_examples_fit() -> None:
     """It is of JSON Schema 2020-12, by the reference validator, and each message has examples of its kind."""
+    from jsonschema import Draft202012Validator  # noqa: PLC0415  # takes a second, which others need not wait
+
     schema = contract.json_schema()
     Draft202012Validator.check_schema(schema)
     sides = [DEFINITIONS["ClientMessage"]["oneOf"], DEFINITIONS["ServerMessage"]["anyOf"]]
