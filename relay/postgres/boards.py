@@ -24,6 +24,7 @@ from relay.model.snapshot import Snapshot
 from relay.postgres.connection import Connection, in_time, readable
 from relay.postgres.decode import board_data
 from relay.postgres.faults import Scope, WatchOutdated, scope_of
+from relay.postgres.unshown import LeftOut, Unshown
 from relay.postgres.watches import Watches
 
 READ_SECONDS: Final = 30.0
@@ -85,7 +86,9 @@ class Boards:
         connect: Callable[[], Awaitable[Connection]],
         says_nothing: Asked,
         side_by_side: int,
+        unshown: Unshown,
     ) -> None:
+        self._unshown = unshown
         self.connections: list[Connection] = []
         self._watches = watches
         self._connect = connect
@@ -115,9 +118,13 @@ class Boards:
             raise WatchOutdated("the watched tables changed while a board was read")
         if shape == self._shape:  # else a rewrite may have brought rows since, of which the journal says nothing
             self._remember(name, found, numbers)
+        left_out: list[LeftOut] = []
         if len(found.rows) > LARGE_BOARD_TASKS:
-            return found.snapshot, await asyncio.to_thread(board_data, name, found.rows, watches)
-        return found.snapshot, board_data(name, found.rows, watches)
+            data = await asyncio.to_thread(board_data, name, found.rows, watches, left_out)
+        else:
+            data = board_data(name, found.rows, watches, left_out)
+        self._unshown.has_read(name, left_out)
+        return found.snapshot, data
 
     async def _found(self, reader: Connection, name: str, seconds: float) -> _Found:
         """Read a board, without the tables that cannot be locked if they surely have nothing on it."""

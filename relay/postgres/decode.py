@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Container, Iterable, Mapping
@@ -31,6 +32,7 @@ from relay.model.messages import Row
 from relay.model.transaction import Image, Transaction
 from relay.order import OrderKey
 from relay.postgres.faults import BoardMisnamed, IdsClash, UnreadableRow, WatchOutdated
+from relay.postgres.unshown import LeftOut, Unshown
 from relay.text import one_line
 
 log = structlog.get_logger()
@@ -45,6 +47,8 @@ _SAID: Final = ""
 """Key under which an image has the values of expressions on its row."""
 
 _decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_unreadable: Final = msgspec.json.Decoder(tuple[str, str]).decode
+_decode_unreadable_lane: Final = msgspec.json.Decoder(tuple[str, str, str]).decode
 _lanes_or_name: Final[msgspec.json.Decoder[list[tuple[str, str | None]] | str]] = msgspec.json.Decoder(
     list[tuple[str, str | None]] | str
 )
@@ -88,19 +92,32 @@ class Watch:
     def columns(self, image: str) -> dict[str, msgspec.Raw]:
         """Parse a row's JSON, under the columns' own names. Raises UnreadableRow."""
         if image.startswith("!"):
-            raise UnreadableRow(f"a row of {self.table} cannot be shown: {one_line(image[1:])}")
+            key, problem = _of_unreadable(image)
+            raise UnreadableRow(f"a row of {self.table} cannot be shown: {one_line(problem)}", key)
         if image.count("[") + image.count("{") > MAX_TASK_DEPTH and _depth(image) > MAX_TASK_DEPTH:
-            raise UnreadableRow(f"a row of {self.table} has JSON nested deeper than {MAX_TASK_DEPTH}")
+            problem = f"a row of {self.table} has JSON nested deeper than {MAX_TASK_DEPTH}"
+            raise UnreadableRow(problem, self._id_in(image))
         try:
             columns = _decode_row(image)
             _decode_row(columns.get(_SAID, b"{}"))
         except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as ex:
-            raise UnreadableRow(f"a row of {self.table} cannot be shown: {ex}: {image!a:.200}") from None
+            problem = f"a row of {self.table} cannot be shown: {ex}: {image!a:.200}"
+            raise UnreadableRow(problem, self._id_in(image)) from None
         if len(image) > MAX_TASK_BYTES:
             size = sum(len(bytes(value)) for name, value in columns.items() if self.shows(name))
             if size > MAX_TASK_BYTES:
-                raise UnreadableRow(f"a row of {self.table} has {size} bytes: expected {MAX_TASK_BYTES} at most")
+                problem = f"a row of {self.table} has {size} bytes: expected {MAX_TASK_BYTES} at most"
+                raise UnreadableRow(problem, self._id_in(image))
         return columns
+
+    def _id_in(self, image: str) -> str | None:
+        """Return the id in an image that cannot be shown, if Python's own reader, which takes more, finds it."""
+        try:
+            columns = json.loads(image)
+            said = columns.get(_SAID, {}).get("id", columns.get(self.id_column))
+        except (ValueError, AttributeError, RecursionError):  # what is no object has no attribute either
+            return None
+        return None if said is None else str(said)
 
     def task(self, columns: Row, board: str) -> Row:
         """Turn a row into a task of a board as clients see it.
@@ -162,6 +179,15 @@ def _keys(watch: Watch, columns: tuple[str, ...]) -> Mapping[str, str]:
     return keys
 
 
+def _of_unreadable(image: str) -> tuple[str | None, str]:
+    """Return the id of a row of which a board has no image, and why; its id may be unreadable itself."""
+    try:
+        key, problem = _decode_unreadable(image[1:])
+    except msgspec.MsgspecError:
+        return None, image[1:]
+    return key, problem
+
+
 _STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 _NO_BRACKETS: Final = re.compile(r"[^][{}]+")
 
@@ -219,18 +245,28 @@ class Entry(NamedTuple):
             return None
 
 
-def images_of(entry: Entry, watches: Mapping[int, Watch], followed: Container[str | None]) -> list[Image]:
+def images_of(
+    entry: Entry, watches: Mapping[int, Watch], followed: Container[str | None], unshown: Unshown | None = None
+) -> list[Image]:
     """Return the images that an entry moves on or off the followed boards, and report those that cannot be shown."""
     if (watch := watches.get(entry.watch)) is None:
         return []  # made under a watch that is no more; the transaction that ended it asks for a sync
     images, problems = entry.images(watch, followed)
     for problem in problems:
         log.error("feed.unreadable_row", problem=problem)
+    if unshown is not None and problems and entry.old_board is None and entry.new_board is None:
+        unshown.unrecorded(watch.table)
+    elif unshown is not None and (problems or unshown.has_rows):
+        places = (entry.old_board, entry.old_key or entry.key), (entry.new_board, entry.key)
+        unshown.note(watch.table, *places, images)
     return images
 
 
 def transactions_of(
-    entries: Iterable[Entry], watches: Mapping[int, Watch], followed: Container[str | None]
+    entries: Iterable[Entry],
+    watches: Mapping[int, Watch],
+    followed: Container[str | None],
+    unshown: Unshown | None = None,
 ) -> list[Transaction]:
     """Gather entries into transactions, in the order of their last entry.
 
@@ -249,7 +285,7 @@ def transactions_of(
         elif entry.op == "L":
             transaction.lanes |= {board for board in (entry.old_board, entry.new_board) if board is not None}
         else:
-            transaction.images += images_of(entry, watches, followed)
+            transaction.images += images_of(entry, watches, followed, unshown)
         found[entry.xid] = transaction
     return list(found.values())
 
@@ -261,17 +297,23 @@ def sync_of(xid: int, text: str | None) -> Transaction:
     return Transaction(xid, sync=cast(Reason, word) if word in get_args(Reason) else "resync")
 
 
-def board_data(name: str, rows: Iterable[tuple[int | None, str]], watches: Mapping[int, Watch]) -> bytes:
+def board_data(
+    name: str,
+    rows: Iterable[tuple[int | None, str]],
+    watches: Mapping[int, Watch],
+    left_out: list[LeftOut] | None = None,
+) -> bytes:
     """Encode the data of a `board.sync`: rows as they are read, each with its watch; one without is about lanes.
 
-    Raises WatchOutdated, IdsClash, and BoardMisnamed.
+    `left_out` gets the rows that cannot be shown. Raises WatchOutdated, IdsClash, and BoardMisnamed.
     """
     tasks = []
+    left_out = [] if left_out is None else left_out
     lanes: list[tuple[str, str | None]] | None = None
     table_of: dict[bytes, str] = {}
     for number, image in rows:
         if number is None and image.startswith("!"):
-            log.error("feed.unreadable_row", problem=one_line(image[1:]))
+            left_out.append(_unreadable_lane(image))
             continue
         if number is None:
             lanes = _lanes(name, image)
@@ -281,6 +323,7 @@ def board_data(name: str, rows: Iterable[tuple[int | None, str]], watches: Mappi
             task = watch.task(watch.columns(image), name)
         except UnreadableRow as ex:
             log.error("feed.unreadable_row", problem=str(ex))  # noqa: TRY400  # the line says it all
+            left_out.append((watch.table, ex.key))
             continue
         tasks.append(task)
         if len(watches) > 1:
@@ -288,6 +331,16 @@ def board_data(name: str, rows: Iterable[tuple[int | None, str]], watches: Mappi
     orders = {watch.order_by for watch in watches.values() if watch.may_have(name)}
     # Tables that are ordered differently have no order in common. Without one, clients put new tasks at the end.
     return messages.board_data(tasks, lanes, orders.pop() or None if len(orders) == 1 else None)
+
+
+def _unreadable_lane(image: str) -> LeftOut:
+    """Report a row of lanes that cannot be shown; return its table and its id."""
+    try:
+        table, key, problem = _decode_unreadable_lane(image[1:])
+    except msgspec.MsgspecError as ex:  # its characters do not exist in UTF-8
+        table, key, problem = "lanes", "?", str(ex)
+    log.error("feed.unreadable_row", problem=f"a row of {table} cannot be shown: {one_line(problem)}")
+    return table, key
 
 
 def _lanes(name: str, image: str) -> list[tuple[str, str | None]]:

@@ -21,7 +21,14 @@ class FeedError(Exception):
 
 
 class UnreadableRow(Exception):
-    """A row that cannot be shown: too large, too deep, not Unicode text, or a type's own code failed."""
+    """A row that cannot be shown: too large, too deep, not Unicode text, or a type's own code failed.
+
+    `key` is its id, if that can be read.
+    """
+
+    def __init__(self, problem: str, key: str | None = None) -> None:
+        super().__init__(problem)
+        self.key = key
 
 
 class WatchOutdated(Exception):

@@ -33,6 +33,7 @@ from relay.postgres.position import Position
 from relay.postgres.progress import Progress
 from relay.postgres.requests import SIDE_BY_SIDE, BoardReader, MissedReader, Permissions
 from relay.postgres.session import Session
+from relay.postgres.unshown import Unshown
 from relay.text import error_line
 
 log = structlog.get_logger()
@@ -61,6 +62,7 @@ class Feed(Source, Authorizer):
         self._boards = BoardReader(side_by_side)
         self._missed = MissedReader(self._position)
         self._permissions = Permissions()
+        self._unshown = Unshown()
         self._session: Session | None = None
         self._sessions = 0
 
@@ -139,7 +141,10 @@ class Feed(Source, Authorizer):
     @property
     def incomplete(self) -> Mapping[str, str]:
         """The tables that are shown, but not as they should be, and why."""
-        return self._session.watches.shortcomings if self._session else {}
+        found = dict(self._session.watches.shortcomings if self._session else {})
+        for table, problem in self._unshown.problems.items():
+            found[table] = f"{found[table]}; {problem}" if table in found else problem
+        return found
 
     @property
     def database(self) -> Database | None:
@@ -158,6 +163,7 @@ class Feed(Source, Authorizer):
     async def run(self, sink: Sink) -> None:
         """Feed the sink until cancelled."""
         backoff = Backoff()
+        self._unshown.begin(sink)
         while True:
             backoff.begin(time.monotonic())
             try:
@@ -169,7 +175,7 @@ class Feed(Source, Authorizer):
             await asyncio.sleep(backoff.fail(time.monotonic(), self.problem or ""))
 
     async def _run(self, sink: Sink) -> None:
-        async with Session.open(self._conninfo, sink, self._boards.side_by_side) as self._session:
+        async with Session.open(self._conninfo, sink, self._boards.side_by_side, self._unshown) as self._session:
             self._sessions += 1
             await self._follow(self._session, sink)
 

@@ -31,6 +31,7 @@ from relay.model.transaction import Image, Transaction, cancelled
 from relay.postgres.connection import Connection, readable
 from relay.postgres.decode import Entry, images_of, sync_of, transactions_of
 from relay.postgres.faults import FeedError
+from relay.postgres.unshown import Unshown
 from relay.postgres.watches import Watches
 
 RESUME_CHANGES: Final = 20_000
@@ -175,10 +176,13 @@ async def says_nothing(link: Connection, shape: str, since: Snapshot, board: str
 class Journal:
     """The journal, read over one connection. Of live changes, only those of boards in `followed` are decoded.
 
-    A board that is followed later is read later, and shows them.
+    A board that is followed later is read later, and shows them. `unshown` notes what of them cannot be shown.
     """
 
-    def __init__(self, link: Connection, watches: Watches, followed: Container[str | None]) -> None:
+    def __init__(
+        self, link: Connection, watches: Watches, followed: Container[str | None], unshown: Unshown | None = None
+    ) -> None:
+        self._unshown = unshown
         self._link = link
         self._watches = watches
         self._followed = followed
@@ -252,6 +256,7 @@ class Journal:
                 yield await self._whole(small)
                 small, room = [], PART_CHANGES
             if reason is not None:
+                self._note_unrecorded(None, reason)
                 yield [sync_of(int(xid), reason)]
             elif count > PART_CHANGES:
                 async for part in self._by_key(xid):
@@ -280,7 +285,7 @@ class Journal:
             if any(entry.op == "S" for entry in entries):
                 yield sync_of(int(xid), _UNPLACED)
             for (key, *_), entry in zip(rows, entries, strict=True):
-                its = images_of(entry, self._watches.by_id, self._followed) if entry.op == "R" else []
+                its = self._images(entry) if entry.op == "R" else []
                 images += [image for image in its if image.key == key]
             last = (rows[-1][2], rows[-1][0])
             done = [image for image in images if (image.table.id, image.key) != last]
@@ -294,7 +299,18 @@ class Journal:
     async def _transactions(self, entries: Sequence[Entry]) -> list[Transaction]:
         self._probes += [entry.reason or "" for entry in entries if entry.op == "P"]
         await self._watches.load_for(entries)
-        return transactions_of(await self._resolved(entries), self._watches.by_id, self._followed)
+        for entry in entries:
+            if entry.op == "S":
+                self._note_unrecorded(entry.watch, entry.reason)
+        return transactions_of(await self._resolved(entries), self._watches.by_id, self._followed, self._unshown)
+
+    def _images(self, entry: Entry) -> list[Image]:
+        return images_of(entry, self._watches.by_id, self._followed, self._unshown)
+
+    def _note_unrecorded(self, number: int | None, reason: str | None) -> None:
+        if self._unshown is not None and (reason or "").startswith("row_unreadable"):
+            watch = self._watches.by_id.get(number) if number is not None else None
+            self._unshown.unrecorded(watch.table if watch else "a watched table")
 
     async def _resolved(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Give the entries of tasks that are found through lanes the boards that these have in this snapshot.

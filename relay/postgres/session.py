@@ -25,6 +25,7 @@ from relay.postgres.boards import Boards
 from relay.postgres.connection import Connection, connect, in_time, require_answer
 from relay.postgres.faults import FeedError
 from relay.postgres.journal import Journal, says_nothing
+from relay.postgres.unshown import Unshown
 from relay.postgres.vitals import Vitals, read_vitals
 from relay.postgres.watches import Watches
 from relay.text import error_line
@@ -56,11 +57,12 @@ class Session:
         boards: Callable[[Watches], Boards],
         *,
         silent: bool,
+        unshown: Unshown,
     ) -> None:
         self.silent = silent
         self.vitals: Vitals | None = None
         self.watches = Watches(reader)
-        self.journal = Journal(listener, self.watches, followed)
+        self.journal = Journal(listener, self.watches, followed, unshown)
         self.boards = boards(self.watches)
         self.journal_of_missed = Journal(reader, self.watches, followed)
         self._conninfo = conninfo
@@ -69,11 +71,14 @@ class Session:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, conninfo: str, followed: Container[str | None], side_by_side: int = 1) -> AsyncIterator[Self]:
+    async def open(
+        cls, conninfo: str, followed: Container[str | None], side_by_side: int = 1, unshown: Unshown | None = None
+    ) -> AsyncIterator[Self]:
         """Connect, listen, and check the install. Raises FeedError or psycopg.Error.
 
-        Up to `side_by_side` boards can be read at once.
+        Up to `side_by_side` boards can be read at once. What cannot be shown is noted in `unshown`.
         """
+        unshown = Unshown() if unshown is None else unshown
         async with await connect(conninfo) as listener, await connect(conninfo) as reader, AsyncExitStack() as more:
 
             async def one_more() -> Connection:
@@ -86,8 +91,10 @@ class Session:
                 await listener.rows("set enable_seqscan = off")
                 await listener.rows("listen relay")
                 silent = await listener.row("select pg_catalog.current_setting('max_prepared_transactions') <> '0'")
-                boards = partial(Boards, connect=one_more, says_nothing=says_nothing, side_by_side=side_by_side)
-                session = cls(conninfo, followed, listener, reader, boards, silent=silent[0])
+                boards = partial(
+                    Boards, connect=one_more, says_nothing=says_nothing, side_by_side=side_by_side, unshown=unshown
+                )
+                session = cls(conninfo, followed, listener, reader, boards, silent=silent[0], unshown=unshown)
                 await session.watches.load()
             yield session
 

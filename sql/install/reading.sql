@@ -212,7 +212,8 @@ $$;
 comment on function relay.resolve(integer[], text[]) is 'The boards of tasks that are found through their lanes.';
 
 -- The lanes of a board in their order, as JSON: the id and the name of each. None where none are declared for it, but for
--- watches that are left out. With "careful", also each row at which the filter fails, as "!" and why.
+-- watches that are left out. With "careful", also each row at which the filter fails, as "!" and, as
+-- JSON, its table, its id and why.
 create or replace function relay.lanes_of(board text, careful boolean, absent integer[]) returns setof text
     language plpgsql
     stable
@@ -242,8 +243,9 @@ begin
         listed := coalesce(pg_catalog.left(listed, -1) || ',' || pg_catalog.substr(its::text, 2), listed, its::text);
         if careful and l.filter is not null then
             return query execute pg_catalog.format(
-                'select pg_catalog.concat(''!'', %L, '' cannot be shown: '', (relay.lane_%s(lane.*))[1]) from only %s lane '
-                'where %s and (relay.lane_%2$s(lane.*))[1] is not null', 'a row of ' || l.target, l.id, l.target, on_board);
+                'select ''!'' || pg_catalog.json_build_array(%L, %s, (relay.lane_%s(lane.*))[1]) from only %s lane '
+                'where %s and (relay.lane_%3$s(lane.*))[1] is not null', l.target,
+                relay.as_text(l.target, l.id_column, 'lane.' || pg_catalog.quote_ident(l.id_column)), l.id, l.target, on_board);
         end if;
     end loop;
     listed := coalesce(listed, case when not exists (select from relay.watches w where w.problem is null and w.lanes is null)
@@ -256,8 +258,8 @@ $$;
 
 -- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement; and before them,
 -- without a watch, its lanes, where they are declared. Runs as relay_reader: so a role that may read boards need not be
--- able to read the tables, and their hidden columns. With "careful", a row that cannot be shown is "!" and why, and fails
--- nothing else. A table with a problem is not shown, nor are the watches that are "absent", for their tables are not held.
+-- able to read the tables, and their hidden columns. With "careful", a row that cannot be shown is "!" and, as JSON, its
+-- id and why, and fails nothing else. A table with a problem is not shown, nor are the watches that are "absent", for their tables are not held.
 --
 -- Where there is no task, and the type of a table's boards writes this name otherwise, as it does a uuid in capitals, and no
 -- other table may have a board of this name, how it is written follows, without a watch: a text in JSON.
@@ -304,7 +306,8 @@ begin
                relay.spelled(s.target, s.said -> 'filter', s.same, 'row_of_table.') as filter_text,
                case when relay.has_places(s) then relay.place_of(s, 'row_of_table.') end as place,
                l.target as lanes_target, l.board_column as lanes_board,
-               relay.labelled(s, 'p.at', 'i.image') as labelled
+               relay.labelled(s, 'p.at', 'i.image') as labelled,
+               relay.id_of(s, 'row_of_table.') as key
         from relay.watches s
         join pg_catalog.pg_class c on c.oid = s.target
         left join relay.lane_tables l on l.target = s.lanes
@@ -339,11 +342,16 @@ begin
         if careful and w.has_places then
             w.place := pg_catalog.format('relay.place_%s(row_of_table.*)', w.id);
             w.lane_text := 'p.at[3]';
-            w.labelled := pg_catalog.format('case when p.at[4] is not null then ''!'' || p.at[4] else %s end', w.labelled);
             condition := pg_catalog.format('%s = $2 collate "C"', case
                 when w.lanes_board is not null then 'p.at[4] is null and ' || w.board_text
                 when w.board_as is not null then 'p.at[2]'
                 else pg_catalog.format('case when p.at[4] is null then p.at[2] else %s end', w.board_text) end);
+        end if;
+        if careful then
+            w.labelled := pg_catalog.format(
+                'case when %1$s is null and pg_catalog.left(i.image, 1) <> ''!'' then %2$s '
+                'else ''!'' || pg_catalog.json_build_array(%3$s, coalesce(%1$s, pg_catalog.substr(i.image, 2))) end',
+                case when w.has_places then 'p.at[4]' else 'null' end, w.labelled, w.key);
         end if;
         -- A column that had the row's alias as its name would be taken for the row.
         row_name := 'row_' || pg_catalog.md5(columns);

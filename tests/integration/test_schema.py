@@ -5,6 +5,8 @@ Replica role, JSON that is no text, and writes straight to a partition are in te
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import structlog
 
@@ -231,6 +233,58 @@ async def test_row_that_becomes_unreadable_leaves_and_comes_back(with_json: Data
 
     assert brief(found) == [("task.deleted", "a"), ("task.created", "a"), ("task.deleted", "a")]
     assert others == []
+
+
+async def test_rows_that_cannot_be_shown_are_named_by_health_while_a_board_lacks_them(
+    with_json: Database, relay: Relay
+) -> None:
+    """Whether a change or a read of the board found them; with an id, if that can be read. The relay stays ready."""
+    half, deep = r"""'"\ud800"'""", "'" + "[" * 3000 + "]" * 3000 + "'"
+    one, other, both = (f"{rows} of public.t cannot be shown" for rows in ("1 row", "1 row", "2 rows"))
+    steps = [
+        (f"insert into t values ('a', 'b', 'todo', {half})", f"{one}, such as that with id 'a'"),
+        (f"insert into t values ('a2', 'c', 'todo', {half})", f"{one}, such as that with id 'a'"),  # nobody is there
+        (f"update t set j = {deep} where id = 'a'", f"{one}, such as that with id 'a'"),
+        ("update t set id = 'a3' where id = 'a'", f"{one}, such as that with id 'a3'"),
+        (f"insert into t values ('x', 'b', 'todo', {deep})", both),
+        ("delete from t where id = 'a3'", f"{other}, such as that with id 'x'"),
+        ("select relay.resync()", f"{other}: the log says why"),
+        ("update t set j = '1' where id = 'x'", None),
+        (
+            f"update t set j = {half} where id = 'a2'; update t set board_id = 'b'",
+            f"{one}, such as that with id 'a2'",
+        ),
+        ("select relay.resync()", f"{one}, such as that with id 'a2'"),
+        ("update t set board_id = 'c' where id = 'a2'", None),
+        (f"insert into t values ('y', 'b', 'todo', {half})", f"{one}, such as that with id 'y'"),
+    ]
+
+    def says(expected: str | None) -> bool:
+        said = relay.feed.status(10).incomplete.get("public.t")
+        return said is None if expected is None else expected in (said or "")
+
+    async with Client.to(relay.url) as client:
+        await client.subscribe("b")
+        for statement, expected in steps:
+            await asyncio.to_thread(with_json.execute, statement)
+            await client.until_last(with_json, "b")
+            await until(lambda: says(expected))  # noqa: B023  # it is awaited here
+            assert relay.feed.status(10).problem is None
+    await until(lambda: says(None))
+
+
+async def test_changes_that_cannot_be_recorded_are_named_by_health(database: Database, relay: Relay) -> None:
+    """Although each of them has all boards be read again, so that nobody lacks anything."""
+    ((function,),) = database.fetch("select 'relay.entry_' || id || '(text, record, record)' from relay.watched")
+    async with Client.to(relay.url) as client:
+        await client.subscribe("default")
+        database.execute(f"alter function {function} owner to current_user")
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        while "a" not in client.tasks:
+            assert (await client.receive())[0] == "board.sync"
+        said = relay.feed.status(10).incomplete["public.tasks"]
+        assert said.startswith("1 change of public.tasks could not be recorded of late: the log says why")
+        database.execute("select relay.refresh()")
 
 
 async def test_json_that_is_nested_too_deeply_hides_its_row_alone(with_json: Database, relay: Relay) -> None:

@@ -489,6 +489,9 @@ async def test_a_row_at_which_the_filter_of_lanes_fails_is_no_lane_and_holds_up_
         assert lanes_in(board) == {"11": [], "10": [1]}
         problems = [line["problem"] for line in logs if line["event"] == "feed.unreadable_row"]
         assert problems == ["a row of public.lists cannot be shown: 22012 division by zero"]
+        assert "1 row of public.lists cannot be shown, such as that with id '12'" in str(
+            relay.feed.status(10).incomplete
+        )
         lists.execute("insert into cards values (2, 12, 'b'), (3, 10, 'c')")
         assert brief([await client.receive()]) == [created(3)]
         lists.execute("update cards set list_id = 12 where id = 1")
@@ -499,6 +502,7 @@ async def test_a_row_at_which_the_filter_of_lanes_fails_is_no_lane_and_holds_up_
         lists.execute("update lists set position = 3 where id = 12")
         assert lanes_in((await client.receive())[1]) == {"11": [], "10": [], "12": [1, 2]}
         assert relay.feed.status(10).counts.reconnects == 0
+        assert relay.feed.status(10).incomplete == {}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from relay.postgres.boards import Boards
 from relay.postgres.faults import IdsClash
 from relay.postgres.requests import BoardQueue, BoardReads
 from relay.postgres.session import Session
+from relay.postgres.unshown import Unshown
 from relay.postgres.watches import Watches
 from tests.unit import tasks as tasks_unit
 
@@ -125,7 +126,7 @@ async def test_which_tables_have_no_row_on_a_board_is_not_known_if_their_shape_c
         boards.note_shape(shapes.pop())
         return board_module._Found(Snapshot.parse("10:10:"), [])  # noqa: SLF001
 
-    boards = Boards(cast(Watches, Two()), connect, cast(Any, None), 1)
+    boards = Boards(cast(Watches, Two()), connect, cast(Any, None), 1, Unshown())
     shapes = ["old", "old", "new"]
     boards.note_shape("old")
     monkeypatch.setattr(board_module, "_rows", read)
