@@ -9,6 +9,7 @@ from typing import Final
 
 from relay.hub.board import Board, Step
 from relay.hub.ports import Committed, Subscriber
+from relay.hub.shares import Shares
 from relay.model.messages import Meaning
 from relay.model.selection import board_of, is_selection, selection_of
 
@@ -17,13 +18,17 @@ MAX_SELECTIONS: Final = 1000
 
 
 class Boards(Mapping[str, Board[Subscriber]]):
-    """Boards and selections by name. `selections` has for each board the names of what is followed of it."""
+    """Boards and selections by name.
+
+    `selections` has for each board the names of what is followed of it, `shares` who follows which selections.
+    """
 
     def __init__(self) -> None:
         self.selections: defaultdict[str, set[str]] = defaultdict(set)
         self._of: dict[str, Board[Subscriber]] = {}
-        # Number of selections that are not a whole board.
+        # Number of selections that are not a whole board, and their subscribers.
         self._narrow = 0
+        self.shares: Shares[str] = Shares()
 
     def __getitem__(self, name: str) -> Board[Subscriber]:
         return self._of[name]
@@ -34,16 +39,25 @@ class Boards(Mapping[str, Board[Subscriber]]):
     def __len__(self) -> int:
         return len(self._of)
 
-    def add(self, name: str) -> Board[Subscriber]:
-        """Return what has this name, new if nobody follows it."""
+    def add(self, name: str, by: Subscriber) -> Board[Subscriber]:
+        """Return what has this name, new if nobody follows it, for a subscriber that is to follow it."""
         if name not in self._of:
             self._of[name] = Board()
             self.selections[board_of(name)].add(name)
             self._narrow += is_selection(name)
+        if is_selection(name):
+            self.shares.add(by, name)
         return self._of[name]
 
-    def remove(self, name: str) -> None:
-        """Forget what nobody follows any more."""
+    def leave(self, name: str, by: Subscriber) -> None:
+        """Have a subscriber leave what it follows, and forget that if nobody follows it any more."""
+        self._of[name].leave(by)
+        if is_selection(name):
+            self.shares.remove(by, name)
+        if not self._of[name]:
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
         del self._of[name]
         self._narrow -= is_selection(name)
         its = self.selections[board_of(name)]
@@ -56,7 +70,7 @@ class Boards(Mapping[str, Board[Subscriber]]):
         return [(name, self._of[name]) for name in self.selections.get(board, ())]
 
     def has_room_for(self, name: str) -> bool:
-        """Return whether one may follow this: a board, or one of the selections, whose number is bounded."""
+        """Return whether one may follow this: a board, or one of the selections, whose number is limited."""
         return name in self._of or not is_selection(name) or self._narrow < MAX_SELECTIONS
 
 

@@ -37,11 +37,14 @@ from relay.hub.requests import Requests
 from relay.hub.waits import Wait, Waits
 from relay.model import messages
 from relay.model.cursor import CursorRefused, Epoch, Reason
-from relay.model.messages import Message
+from relay.model.messages import ErrorCode, Message
 from relay.model.selection import board_of, is_selection, selection_of
 from relay.model.snapshot import Snapshot
 
 log = structlog.get_logger()
+
+CROWDED_OUT: Final = "others needed the room that this selection had: select what others do, or the whole board"
+"""The error for a selection that is followed no longer."""
 
 MAX_WAITS: Final = 10_000
 """Maximum number of transactions that all subscribers wait for: each takes memory, and all may expire at once."""
@@ -102,7 +105,7 @@ class Hub(Sink, Resuming):
         name = sys.intern(name)  # that of a selection may be long, and is kept once
         self._stop(subscriber, board_of(name))
         again = self._following.add(subscriber, name)
-        board = self._boards.add(name)
+        board = self._boards.add(name, subscriber)
         if resumable:
             self._recipients.resume(name, subscriber)
         if cursor is None or again:
@@ -134,10 +137,14 @@ class Hub(Sink, Resuming):
         """Return for how many transactions a subscriber waits."""
         return self._waits.count(subscriber)
 
-    @property
-    def has_room_for_waits(self) -> bool:
-        """Whether one more transaction may be waited for."""
-        return len(self._waits) < MAX_WAITS
+    def make_room_for_wait(self, subscriber: Subscriber) -> bool:
+        """Return whether a subscriber may wait for one more transaction, perhaps in place of another's wait."""
+        if len(self._waits) < MAX_WAITS:
+            return True
+        if (other := self._waits.crowd_out(subscriber)) is None:
+            return False
+        self._refuse_waits([other], "others had to wait", "too_many_waits")
+        return True
 
     def expire_waits(self) -> None:
         """Refuse those who have waited for a transaction since this was last called, at least."""
@@ -304,9 +311,21 @@ class Hub(Sink, Resuming):
             self._requests.ask(name, board)
             self._answer_waits(board_of(name))
 
-    def has_room_for(self, name: str) -> bool:
-        """Return whether one may follow this: a board, or one of the selections, whose number is bounded."""
-        return self._boards.has_room_for(name)
+    def make_room_for(self, subscriber: Subscriber, name: str) -> bool:
+        """Return whether a subscriber may follow this: a board, or a selection, perhaps in place of others'.
+
+        The number of selections is limited; see shares.py.
+        """
+        if self._boards.has_room_for(name):
+            return True
+        if (other := self._boards.shares.to_crowd_out(subscriber)) is None:
+            return False
+        board, subscribers = board_of(other), self._boards.shares.holders(other)
+        log.info("websocket.crowded_out", board=board[:100], subscribers=len(subscribers))
+        for one in subscribers:
+            self.unsubscribe(one, board)
+        self._sender.answer(subscribers, messages.error("too_many_selections", CROWDED_OUT, board))
+        return True
 
     @property
     def subscriptions(self) -> int:
@@ -351,10 +370,10 @@ class Hub(Sink, Resuming):
         followed = self._following.selection(subscriber, name)
         return followed is not None and self._boards[followed].holds(subscriber)
 
-    def _refuse_waits(self, waits: Iterable[Wait], why: str) -> None:
+    def _refuse_waits(self, waits: Iterable[Wait], why: str, code: ErrorCode = "not_included") -> None:
         for subscriber, name, xid in waits:
             text = f"transaction {xid} is not known to be included: {why}"
-            self._sender.answer([subscriber], messages.error("not_included", text, name, str(xid)))
+            self._sender.answer([subscriber], messages.error(code, text, name, str(xid)))
 
     def _stop(self, subscriber: Subscriber, name: str) -> None:
         if (followed := self._following.leave(subscriber, name)) is not None:
@@ -362,10 +381,8 @@ class Hub(Sink, Resuming):
 
     def _leave(self, subscriber: Subscriber, name: str) -> None:
         self._recipients.leave(name, subscriber)
-        board = self._boards[name]
-        board.leave(subscriber)
-        if not board:
-            self._boards.remove(name)
+        self._boards.leave(name, subscriber)
+        if name not in self._boards:
             self._recipients.forget(name)
 
     def _deliver(

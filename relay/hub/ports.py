@@ -178,6 +178,9 @@ class Subscriber(Protocol):
     ready: bool
     """Whether it can take more now."""
 
+    address: str
+    """Where it is. Those of one address have a share of what is limited for all."""
+
     @property
     def frame(self) -> Frame:
         """Return what makes a message what it is sent. Subscribers with the same one share the bytes, made once."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 from relay.hub.ports import Subscriber
+from relay.hub.shares import Shares
 from relay.model.snapshot import Snapshot
 
 K = TypeVar("K")
@@ -41,6 +42,7 @@ class Waits:
         self._xids: list[int] = []
         self._due: defaultdict[str, set[Wait]] = defaultdict(set)
         self._number = 0
+        self._shares: Shares[Wait] = Shares()
         # Those that were there when `expire` was last called.
         self._old: set[Wait] = set()
 
@@ -59,6 +61,7 @@ class Waits:
             return
         self._of[subscriber].add(wait)
         self._number += 1
+        self._shares.add(subscriber, wait)
         if xid not in self._pending:
             insort(self._xids, xid)
         self._pending[xid].add(wait)
@@ -96,6 +99,12 @@ class Waits:
         self._old = self._all()
         return expired
 
+    def crowd_out(self, by: Subscriber) -> Wait | None:
+        """End and return a wait for which this subscriber's may come; None if it has its share. See shares.py."""
+        if (wait := self._shares.to_crowd_out(by)) is not None:
+            self._end(wait)
+        return wait
+
     def end(self) -> set[Wait]:
         """End and return all."""
         ended = self._all()
@@ -108,6 +117,7 @@ class Waits:
 
     def _end(self, wait: Wait) -> None:
         self._number -= 1
+        self._shares.remove(wait.subscriber, wait)
         _discard(self._of, wait.subscriber, wait)
         _discard(self._due, wait.board, wait)
         self._old.discard(wait)

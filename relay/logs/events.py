@@ -42,6 +42,10 @@ EVENTS: Final[Mapping[str, Event]] = {
         ("clientId", "reason"),
     ),
     "websocket.revoked": Event("a client may not follow a board any more", ("clientId", "board")),
+    "websocket.crowded_out": Event(
+        "as many selections are followed as may be, and the fullest address lost one to another client",
+        ("board", "subscribers"),
+    ),
     "websocket.cursor_refused": Event(
         "a client cannot go on from its cursor, and is sent its board", ("board", "reason")
     ),

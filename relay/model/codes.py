@@ -42,11 +42,13 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
     ),
     "too_many_boards": "one board more than `WS_MAX_BOARDS`: `boardId` says which",
     "too_many_waits": (
-        "`includes` while 100 others wait on this connection, or 10,000 on all: `boardId` and `xid` say of what"
+        "`includes` while 100 others wait on this connection, or 10,000 on all and your address has its share: "
+        "`boardId` and `xid` say of what. A wait can also give way to that of another address"
     ),
     "too_many_selections": (
-        "a selection that no other client has, while the relay has 1,000 selections already: "
-        "`boardId` says of which board"
+        "a selection that no other client has, while the relay has 1,000 and your address has its share: `boardId` "
+        "says of which board. It can also come later, when another address needs its share: you do not follow the "
+        "board any more"
     ),
     "too_many_messages": "more messages a second than `WS_MESSAGE_RATE`, or four seconds' worth at once",
 }

@@ -33,6 +33,9 @@ log = structlog.get_logger()
 NOT_ALLOWED: Final = "this board may not be followed"
 """The error for a board that may not be followed, whether it exists or not."""
 
+TOO_MANY_SELECTIONS: Final = "there is no room for one more selection: select what others do, or the whole board"
+"""The error for a selection too many, of the relay, or of an address."""
+
 MAX_BAD_TOKENS: Final = 5
 """Maximum number of bad tokens on one connection: here nobody may guess faster than in handshakes."""
 
@@ -175,10 +178,10 @@ class Client(Asking):
     def _follow(self, message: messages.Subscribe) -> None:
         board = message.board_id
         name = selected(message.lanes, message.columns, message.tasks).of(board)
-        if self._services.hub.has_room_for(name):
+        if self._services.hub.make_room_for(self._outbox, name):
             self._join(message, name)
         else:
-            self._say(BadMessage("too_many_selections", "too many selections are followed: expected no more", board))
+            self._say(BadMessage("too_many_selections", TOO_MANY_SELECTIONS, board))
 
     def _join(self, message: messages.Subscribe, name: str) -> None:
         log.info("websocket.subscribe", clientId=self.name, board=message.board_id[:LOGGED_CHARACTERS])
@@ -202,7 +205,7 @@ class Client(Asking):
             raise BadMessage(
                 "too_many_waits", f"{MAX_WAITS} transactions are waited for: expected no more", board, xid
             )
-        if not self._services.hub.has_room_for_waits:
+        if not self._services.hub.make_room_for_wait(self._outbox):
             raise BadMessage("too_many_waits", "too many transactions are waited for: expected no more", board, xid)
         self._services.hub.includes(self._outbox, board, int(xid))
 

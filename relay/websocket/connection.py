@@ -225,7 +225,7 @@ class Connection(Peer, asyncio.BufferedProtocol):
             self._handshake = None
             if self._arrival:
                 self._arrival.settle()
-            self.outbox.open(frames.deflated if frames.inflates(self._protocol) else frames.plain)
+            self.outbox.open(frames.deflated if frames.inflates(self._protocol) else frames.plain, self.address)
             self.client = Client(self._shared.services, name, self.outbox, self.close, visitor, grant)
             log.info("websocket.connection", clientId=name, connections=len(clients))
 

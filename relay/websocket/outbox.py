@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from relay.auth.addresses import rate_key
 from relay.hub.ports import Frame, Subscriber
 from relay.websocket.frames import plain
 from relay.websocket.limits import Limits, Memory
@@ -45,6 +46,7 @@ class Outbox(Subscriber):
         "_transport",
         "_unsent",
         "_waiting",
+        "address",
         "frame",
         "is_open",
         "ready",
@@ -53,6 +55,7 @@ class Outbox(Subscriber):
     def __init__(self, limits: Limits, all_backlogs: Memory, caught_up: Callable[[Subscriber], None]) -> None:
         self.ready = False
         self.frame: Frame = plain
+        self.address = ""
         self._transport: asyncio.Transport
         self._limits = limits
         self._all_backlogs = all_backlogs
@@ -90,10 +93,11 @@ class Outbox(Subscriber):
         """Whether the kernel takes nothing more for now."""
         return self._blocked
 
-    def open(self, frame: Frame) -> None:
-        """Accept messages from now on, framed by this function."""
+    def open(self, frame: Frame, address: str) -> None:
+        """Accept messages from now on, framed by this function, for a client at this address."""
         self.is_open = self.ready = True
         self.frame = frame
+        self.address = rate_key(address)
 
     def shut(self) -> None:
         """Accept no more messages. What waits is still written."""

@@ -50,7 +50,7 @@ class EventStream(Peer, asyncio.Protocol):
         """Take over, and send what was asked for, or why not."""
         self._transport.set_protocol(self)
         self._limit_silence(SILENT_BEATS * self._shared.heartbeat)
-        self.outbox.open(events.event)
+        self.outbox.open(events.event, self.address)
         reader = Reader(self._shared.services, name, self.outbox, self.close, self._visitor, grant)
         reader.begin, reader.refuse = self._begin, self._refuse
         self.client = reader

@@ -40,9 +40,9 @@ class Client:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def to(cls, url: str) -> AsyncIterator[Client]:
-        """Connect, for as long as the context lasts."""
-        async with connect(url, max_size=None, max_queue=None) as connection:
+    async def to(cls, url: str, address: str = "127.0.0.1") -> AsyncIterator[Client]:
+        """Connect from an address, for as long as the context lasts."""
+        async with connect(url, max_size=None, max_queue=None, local_addr=(address, 0)) as connection:
             yield cls(connection)
 
     async def subscribe(self, board: str) -> Message:

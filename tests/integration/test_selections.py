@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from relay.hub import boards
-from tests.integration.client import Client, Tasks
+from tests.integration.client import Client, Tasks, until
 from tests.integration.conftest import Relay
 from tests.integration.test_edges import Feed, feed  # noqa: F401  # a fixture
 from tests.integration.test_server import table
@@ -126,3 +126,24 @@ async def test_selections_have_limits(database: Database, relay: Relay, monkeypa
         await two.send({"type": "unsubscribe", "boardId": "default"})
         await follow(one, None, lanes=["done"])
         assert relay.hub.subscriptions == 1
+
+
+async def test_a_client_of_another_address_gets_its_share_of_selections(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients of one address have taken all. One of them hears that it follows its selection no longer."""
+    monkeypatch.setattr(boards, "MAX_SELECTIONS", 2)
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(Client.to(relay.url, address))
+            for address in ("127.0.0.1", "127.0.0.1", "127.0.0.1", "127.0.0.2")
+        ]
+        found: list[str] = []
+        for number, client in enumerate(clients):
+            await client.send({"type": "subscribe", "boardId": "default", "cursor": None, "tasks": [number]})
+            message = await client.receive_any()
+            found.append(message["data"].get("code", message["type"]))
+        assert found == ["board.sync", "board.sync", "too_many_selections", "board.sync"]
+        kind, data = await clients[1].receive()
+        assert (kind, data["code"], data["boardId"]) == ("error", "too_many_selections", "default")
+        await until(lambda: relay.hub.subscriptions == 2)

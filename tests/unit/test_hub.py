@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,9 +15,10 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.hub import boards, recipients
+from relay.hub import boards, hub, recipients
 from relay.hub.hub import Hub
 from relay.hub.ports import Frame, Resume, Resuming
+from relay.hub.shares import Shares
 from relay.hub.waits import Waits
 from relay.model import messages as protocol
 from relay.model.cursor import Epoch
@@ -130,6 +132,7 @@ class Client:
     resumable: bool = False
     ready: bool = True
     frame: Frame = field(default=frame)
+    address: str = ""
     room: int | None = None
     """So many deliveries make it not ready, if any number does."""
     boards: dict[str, Held] = field(default_factory=dict)
@@ -482,6 +485,7 @@ class Listener:
 
     ready: bool = True
     frame: Frame = field(default=bracketed)
+    address: str = ""
     sent: list[bytes] = field(default_factory=list)
 
     def send(self, frames: bytes) -> None:
@@ -1079,19 +1083,99 @@ def test_a_selection_takes_the_place_of_another_and_is_answered_as_the_board(mon
     scene, ann = Scene(), Listener()
     names = [selected([lane], None).of("a") for lane in ("todo", "done")]
     for name in (names[0], "a", names[1]):
-        assert scene.hub.has_room_for(name)
+        assert scene.hub.make_room_for(ann, name)
         scene.hub.subscribe(ann, name)
         assert scene.hub.following(ann) == ["a"]
-    assert not scene.hub.has_room_for(names[0])
-    assert scene.hub.has_room_for("b")
+    assert not scene.hub.make_room_for(ann, names[0])
+    assert scene.hub.make_room_for(ann, "b")
     scene.hub.includes(ann, "a", 9)
     scene.asked.clear()
     assert scene.hub.begin_read("a")
     scene.hub.synced("a", Snapshot.parse("10:10:"), b'{"lanes":{}}')
     assert [json.loads(sent[1:-1])["type"] for sent in ann.sent] == ["board.sync", "included"]
     scene.hub.unsubscribe(ann, "a")
-    assert scene.hub.has_room_for(names[0])
+    assert scene.hub.make_room_for(ann, names[0])
     assert "a" not in scene.hub
+
+
+@dataclass
+class Crowd:
+    """Clients that take as many selections, or waits, as they get, each another one."""
+
+    hub: Hub
+    what: str
+    clients: list[Listener] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(100))
+
+    def come(self, address: str) -> Listener:
+        """Have one more client come, and take all that it gets."""
+        one = Listener(address=address)
+        self.clients.append(one)
+        self.hub.subscribe(one, "a")
+        while self._takes(one):
+            pass
+        return one
+
+    def _takes(self, one: Listener) -> bool:
+        number = next(self.numbers)
+        if self.what == "waits":
+            if has_room := self.hub.make_room_for_wait(one):
+                self.hub.includes(one, "a", number)
+        else:
+            name = selected(tasks=[number]).of(str(number))
+            if has_room := self.hub.make_room_for(one, name):
+                self.hub.subscribe(one, name)
+        return has_room
+
+    def has(self, one: Listener) -> int:
+        return self.hub.waits(one) if self.what == "waits" else len(self.hub.following(one)) - 1
+
+
+@pytest.mark.parametrize("what", ["selections", "waits"])
+def test_who_comes_gets_a_fair_share_of_what_there_is_a_limited_number_of(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Addresses alike, and the clients of an address alike; whatever is lost is said, and all is given back."""
+    monkeypatch.setattr(boards, "MAX_SELECTIONS", 100)
+    monkeypatch.setattr(hub, "MAX_WAITS", 100)
+    scene = Scene()
+    crowd = Crowd(scene.hub, what)
+    first = crowd.come("a")
+    assert crowd.has(first) == 100
+    for address in "aabbbcd":
+        crowd.come(address)
+    of_address: Counter[str] = Counter()
+    for one in crowd.clients:
+        of_address[one.address] += crowd.has(one)
+        errors = [json.loads(sent[1:-1])["data"] for sent in one.sent]
+        assert {error["code"] for error in errors} <= {f"too_many_{what}"}
+        assert len({error.get("xid", error["boardId"]) for error in errors}) == len(errors)
+    assert [of_address[address] for address in "abcd"] == [25, 25, 25, 25]
+    assert all(8 <= crowd.has(one) <= 9 for one in crowd.clients if one.address in "ab")
+    assert len(first.sent) == 100 - crowd.has(first)
+    for one in crowd.clients:
+        scene.hub.leave(one)
+    assert crowd.has(crowd.come("a")) == 100
+
+
+def test_what_many_share_is_crowded_out_last_and_takes_the_place_of_nothing() -> None:
+    shares: Shares[str] = Shares()
+    crowd = [Listener(address="a") for _ in range(3)]
+    for one in crowd:
+        shares.add(one, "todo")
+    for thing in ("x", "y", "z"):
+        shares.add(crowd[0], thing)
+    shares.add(crowd[1], "z")
+    other = Listener(address="b")
+    for expected in ("y", "x", "z", None):
+        assert shares.to_crowd_out(other) == expected
+        for holder in shares.holders(expected or ""):
+            shares.remove(holder, expected or "")
+    shares.add(other, "todo")
+    assert shares.holders("todo") == [*shares.holders("todo")[:3], other]
+    for holder in shares.holders("todo"):
+        shares.remove(holder, "todo")
+    assert not shares
 
 
 # Waiting for transactions
