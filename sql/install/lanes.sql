@@ -420,9 +420,10 @@ create or replace function relay.refresh() returns integer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    w    relay.watches;
-    l    relay.lane_tables;
-    made integer := 0;
+    w       relay.watches;
+    l       relay.lane_tables;
+    altered integer[];
+    made    integer := 0;
 begin
     perform relay.give('relay.image(record)'::regprocedure, 'relay_renderer');
     perform relay.give('relay.journal_truncate()'::regprocedure, 'relay_writer');
@@ -431,11 +432,16 @@ begin
     perform relay.give('relay.resolve(integer[], text[])'::regprocedure, 'relay_reader');
     perform relay.give('relay.hold_tables(text, integer[])'::regprocedure, 'relay_reader');
     perform relay.give('relay.widest()'::regprocedure, 'relay_reader');
-    for w in select s.* from relay.watches s where s.id in (select a from relay.altered() a) loop
+    altered := array(select a from relay.altered() a);
+    -- The loops would be planned even so, which takes longer than all else here.
+    if altered = '{}' then
+        return made;
+    end if;
+    for w in select s.* from relay.watches s where s.id = any (altered) loop
         perform relay.make_functions(w);
         made := made + 1;
     end loop;
-    for l in select t.* from relay.lane_tables t where t.id in (select a from relay.altered() a) loop
+    for l in select t.* from relay.lane_tables t where t.id = any (altered) loop
         perform relay.make_lane_functions(l);
         made := made + 1;
     end loop;

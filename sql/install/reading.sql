@@ -81,6 +81,10 @@ as $$
 #variable_conflict use_column
 declare
     patience constant text := pg_catalog.current_setting('lock_timeout');
+    -- Read once: planning this takes longer than all else here.
+    watches  constant relay.watches[] := array(
+        select w from relay.watches w
+        where w.problem is null and (relay.board_type(w) is null or relay.written(hold_tables.board, relay.board_type(w)) = hold_tables.board));
     table_   record;
     locked   oid[] := '{}';
 begin
@@ -88,9 +92,8 @@ begin
         select t.oid::regclass as name, t.needed
         from (
             select t.oid, pg_catalog.bool_or(w.id <> all (hold_tables.absent)) as needed, min(w.id) as first
-            from relay.watches w
+            from pg_catalog.unnest(watches) w
             cross join lateral (select w.target::oid union all select w.lanes::oid where w.lanes is not null) t (oid)
-            where w.problem is null and (relay.board_type(w) is null or relay.written(hold_tables.board, relay.board_type(w)) = hold_tables.board)
             group by t.oid
         ) t
         order by t.first, t.oid
@@ -112,8 +115,7 @@ begin
     perform pg_catalog.set_config('lock_timeout', patience, true);
     return query
         select w.id, w.target <> all (locked) and (w.lanes is null or w.lanes <> all (locked))
-        from relay.watches w
-        where w.problem is null and (relay.board_type(w) is null or relay.written(hold_tables.board, relay.board_type(w)) = hold_tables.board);
+        from pg_catalog.unnest(watches) w;
 end
 $$;
 
@@ -301,11 +303,12 @@ begin
                relay.has_places(s) as has_places,
                coalesce(relay.spelled(s.target, s.said -> 'board_as', s.same, 'row_of_table.'),
                         relay.as_text(s.target, s.board_column, 'row_of_table.' || pg_catalog.quote_ident(s.board_column))) as board_text,
-               coalesce(relay.spelled(s.target, s.said -> 'lane_as', s.same, 'row_of_table.'),
-                        'row_of_table.' || pg_catalog.quote_ident(s.lane_column)) as lane_text,
                relay.spelled(s.target, s.said -> 'filter', s.same, 'row_of_table.') as filter_text,
                case when relay.has_places(s) then relay.place_of(s, 'row_of_table.') end as place,
                l.target as lanes_target, l.board_column as lanes_board,
+               relay.lane_join(s, case when careful then 'p.at[3]' else coalesce(
+                   relay.spelled(s.target, s.said -> 'lane_as', s.same, 'row_of_table.'),
+                   'row_of_table.' || pg_catalog.quote_ident(s.lane_column)) end, careful) as lane_join,
                relay.labelled(s, 'p.at', 'i.image') as labelled,
                relay.id_of(s, 'row_of_table.') as key
         from relay.watches s
@@ -341,7 +344,6 @@ begin
         -- An expression may fail at any row. Where a column names the board, such a row is reported with it.
         if careful and w.has_places then
             w.place := pg_catalog.format('relay.place_%s(row_of_table.*)', w.id);
-            w.lane_text := 'p.at[3]';
             condition := pg_catalog.format('%s = $2 collate "C"', case
                 when w.lanes_board is not null then 'p.at[4] is null and ' || w.board_text
                 when w.board_as is not null then 'p.at[2]'
@@ -362,7 +364,7 @@ begin
                 'where %s order by %s%s',
                 w.labelled, case when w.relkind = 'r' then 'only' else '' end, w.target,
                 case when w.has_places then pg_catalog.format('cross join lateral (select %s as at offset 0) p', w.place) end,
-                (select relay.lane_join(x, w.lane_text, careful) from relay.watches x where x.id = w.id),
+                w.lane_join,
                 pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
                 columns, row_name, condition, relay.order_clause(w.target, w.order_by, 'row_of_table'),
                 (select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', k.name), ', ' order by k.n)

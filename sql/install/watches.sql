@@ -237,6 +237,9 @@ as $$
 $$;
 
 -- The tables whose rows are lanes, as it is written in their triggers.
+--
+-- "offset 0" keeps it a query of its own, here and below. Otherwise Postgres would plan and evaluate all of it again
+-- wherever another query passes a row of it to a function.
 create or replace view relay.lane_tables as
 select (d.said ->> 'lane_table')::integer as id,
        d.target,
@@ -259,7 +262,8 @@ select (d.said ->> 'lane_table')::integer as id,
                                                   ('relay_lanes_truncate', 32, 'lanes_truncate'))) = 2 as triggers_complete,
        d.said,
        d.same
-from relay.statements('lanes_truncate') d;
+from relay.statements('lanes_truncate') d
+offset 0;
 
 comment on view relay.lane_tables is 'The tables whose rows are lanes, as it is written in their triggers.';
 
@@ -366,7 +370,8 @@ left join lateral (
 ) retyped on true
 left join relay.lane_tables lanes on d.said ? 'lanes'
     and case when d.same then lanes.target = (d.said -> 'lanes' ->> 0)::oid
-             else lanes.target = pg_catalog.to_regclass(d.said -> 'lanes' ->> 1) end;
+             else lanes.target = pg_catalog.to_regclass(d.said -> 'lanes' ->> 1) end
+offset 0;
 
 comment on view relay.watches is 'What is watched, as it is written in the triggers.';
 
