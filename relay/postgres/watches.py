@@ -15,13 +15,14 @@ _WATCHED: Final[LiteralString] = """
     select id, pg_catalog.format('%I.%I', schema_name, table_name) as table, id_column, board_column, lane_column,
            hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced, filter, board_as,
            lane_as, lanes, key_columns, id_prefix, as_text, columns, ordering, distinct_ids, id_kind, board_kind,
-           lost_order
+           lost_order, is_key
     from relay.watched order by id
 """
 _SILENT_LANES: Final[LiteralString] = "select target::text from relay.lane_tables where not triggers_complete"
-_DISORDERED_LANES: Final[LiteralString] = """
-    select * from (select target::text, order_by, relay.lost_order(target, order_by) as lost from relay.lane_tables) l
-    where lost <> '{}'
+_DEFICIENT_LANES: Final[LiteralString] = """
+    select * from (select target::text, order_by, relay.lost_order(target, order_by) as lost,
+                          id_column, relay.is_key(target, array[id_column]) as is_key from relay.lane_tables) l
+    where lost <> '{}' or not is_key
 """
 
 
@@ -70,6 +71,7 @@ class Watched:
     id_kind: str
     board_kind: str
     lost_order: Sequence[str]
+    is_key: bool
 
     @property
     def watch(self) -> Watch:
@@ -129,7 +131,9 @@ class Watched:
     @property
     def shortcoming(self) -> str | None:
         """Say in one line what is not as it should be where its changes are shown, and what to run."""
-        return _disorder(self.table, self.lost_order, self.command(self.table)) if self.lost_order else None
+        lost = _disorder(self.table, self.lost_order, self.command(self.table)) if self.lost_order else None
+        doubled = None if self.is_key or self.problem else _no_key(self.table, self.key_columns)
+        return "; ".join(filter(None, (doubled, lost))) or None
 
     @property
     def replacement(self) -> tuple[str, str]:
@@ -150,9 +154,20 @@ def _disorder(table: str, lost: Sequence[str], command: str) -> str:
     return f"{table} cannot be ordered by {lost[0]!r} any more: run {command}, or name another column to order it by"
 
 
-def _disorder_of_lanes(table: str, order_by: Sequence[str], lost: Sequence[str]) -> str:
+def _no_key(table: str, columns: Sequence[str]) -> str:
+    return (
+        f"rows of {table} may share an id, which is one task to clients, for ({', '.join(columns)}) has no unique "
+        "index of its own any more, or may be null: restore its key, or have the table watched by another"
+    )
+
+
+def _shortcoming_of_lanes(
+    table: str, order_by: Sequence[str], lost: Sequence[str], id_column: str | None, is_key: bool
+) -> str:
     options = [word for entry in _rest(order_by, lost) for word in ("--order-by", entry)]
-    return _disorder(table, lost, shlex.join(["relay", "sql", "lanes", table, *options]))
+    disorder = _disorder(table, lost, shlex.join(["relay", "sql", "lanes", table, *options])) if lost else None
+    doubled = None if is_key or id_column is None else _no_key(table, [id_column])
+    return "; ".join(filter(None, (doubled, disorder)))
 
 
 async def read_watched(connection: Connection) -> list[Watched]:
@@ -169,7 +184,7 @@ class Watches:
         self._known: dict[int, Watched] = {}
         self._dropped: dict[str, Watched] = {}
         self._silent: list[str] = []
-        self._disordered: dict[str, str] = {}
+        self._deficient: dict[str, str] = {}
 
     @property
     def problem(self) -> str | None:
@@ -190,19 +205,19 @@ class Watches:
     def shortcomings(self) -> Mapping[str, str]:
         """Say in one line each what is not as it should be in tables that are shown."""
         found = {each.table: said for each in self._known.values() if (said := each.shortcoming)}
-        return found | self._disordered
+        return found | self._deficient
 
     async def load(self) -> None:
         """Read what is watched, and whether its triggers are in place."""
         async with self._reader.in_turn:
             self._silent = [name for (name,) in await self._reader.rows(_SILENT_LANES)]
-            disordered = await self._reader.rows(_DISORDERED_LANES)
+            deficient = await self._reader.rows(_DEFICIENT_LANES)
             found = await read_watched(self._reader)
             gone = [*self._dropped.values(), *self._missing_from({each.id for each in found})]
             dropped = await self._replaced(gone) if gone else set()
         self._dropped = {each.table: each for each in gone if each.table in dropped - {one.table for one in found}}
         self._known = {each.id: each for each in found}
-        self._disordered = {table: _disorder_of_lanes(table, *order) for table, *order in disordered}
+        self._deficient = {row[0]: _shortcoming_of_lanes(*row) for row in deficient}
         self.by_id = {each.id: each.watch for each in found if each.problem is None}
 
     @property

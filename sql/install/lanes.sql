@@ -154,12 +154,9 @@ begin
             'of a collation that is deterministic',
             pg_catalog.quote_ident(wanted.id_column), wanted.target using errcode = 'datatype_mismatch';
     end if;
-    if not exists (
-        select from pg_catalog.pg_index i
-        join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0] and a.attname = wanted.id_column
-        where i.indrelid = wanted.target and i.indisunique and i.indisvalid and i.indpred is null and i.indnkeyatts = 1) then
-        raise exception 'relay.lanes: column % of % is not a key by itself: expected a primary key or unique index of its own',
-            pg_catalog.quote_ident(wanted.id_column), wanted.target using errcode = 'invalid_table_definition';
+    if not relay.is_key(wanted.target, array[wanted.id_column]) then
+        raise exception 'relay.lanes: column % of % is not a key by itself: expected a primary key or unique index of its own, '
+            'not deferrable, and not null', pg_catalog.quote_ident(wanted.id_column), wanted.target using errcode = 'invalid_table_definition';
     end if;
     if wanted.board_column is not null and not exists (
         select from pg_catalog.pg_attribute a
@@ -269,7 +266,8 @@ create or replace function relay.shape() returns text
 as $$
     select pg_catalog.left(pg_catalog.md5(pg_catalog.concat_ws(';', 'relay.epochs'::regclass::oid,
         pg_catalog.string_agg(pg_catalog.concat_ws(' ', w.target::oid, w.key_columns, w.id_prefix, w.as_text, w.board_column, w.lane_column,
-            w.hidden, w.order_by, w.filter, w.board_as, w.lane_as, w.lanes::oid, l.said, w.problem, cols.said, types.said, triggers.said), ';' order by w.target::oid))), 12)
+            w.hidden, w.order_by, w.filter, w.board_as, w.lane_as, w.lanes::oid, l.said, w.problem, cols.said, types.said, triggers.said,
+            files.said), ';' order by w.target::oid))), 12)
     from relay.watches w
     left join relay.lane_tables l on l.target = w.lanes
     cross join lateral (
@@ -281,6 +279,13 @@ as $$
         join pg_catalog.pg_trigger t on t.tgrelid = p
         join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.pronamespace = 'relay'::regnamespace
     ) triggers
+    -- Those of partitions without the trigger on TRUNCATE: the file of a truncated one is another.
+    cross join lateral (
+        select pg_catalog.string_agg(pg_catalog.concat_ws(' ', p, pg_catalog.pg_relation_filenode(p)), ',' order by p) as said
+        from pg_catalog.unnest(tables.oids) p
+        where p <> w.target and p is distinct from w.lanes::oid
+          and not exists (select from pg_catalog.pg_trigger t where t.tgrelid = p and t.tgname = 'relay_truncate' and t.tgenabled in ('O', 'A'))
+    ) files
     cross join lateral (
         select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod,
                    a.attisdropped, a.xmin, case when a.attgenerated <> '' then d.xmin end), ','
@@ -338,8 +343,8 @@ create or replace view relay.watched as
            w.lane_column,
            w.hidden,
            w.order_by,
-           relay.triggers_enabled(w.id, w.target, 'AO') as triggers_complete,
-           relay.triggers_enabled(w.id, w.target, 'A') as triggers_always,
+           relay.triggers_enabled(w.id, w.target, 'AO', true) as triggers_complete,
+           relay.triggers_enabled(w.id, w.target, 'A', true) as triggers_always,
            w.problem,
            w.watched_as,
            w.shown,
@@ -365,7 +370,8 @@ create or replace view relay.watched as
            w.distinct_ids,
            relay.id_kind(w) as id_kind,
            relay.board_kind(w) as board_kind,
-           relay.lost_order(w.target, w.order_by) as lost_order
+           relay.lost_order(w.target, w.order_by) as lost_order,
+           relay.is_key(w.target, w.key_columns) as is_key
     from relay.watches w
     join pg_catalog.pg_class c on c.oid = w.target
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace;

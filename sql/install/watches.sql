@@ -1,7 +1,8 @@
 -- The watches
 
--- Every table that carries triggers of a watch: the table itself and its partitions, at any depth. Not by
--- pg_partition_tree, which waits for the lock on each partition.
+-- Every table that carries triggers of a watch: the table itself and its partitions, at any depth; those no more that are
+-- being detached concurrently, for readers see none of their rows. Not by pg_partition_tree, which waits for the lock on
+-- each partition.
 create or replace function relay.parts(target regclass) returns setof regclass
     language sql
     stable
@@ -13,7 +14,7 @@ as $$
         union all
         select i.inhrelid
         from parts p
-        join pg_catalog.pg_inherits i on i.inhparent = p.oid
+        join pg_catalog.pg_inherits i on i.inhparent = p.oid and not i.inhdetachpending
         join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition
     )
     select p.oid::regclass from parts p
@@ -188,6 +189,24 @@ as $$
                         filter (where c.name is not null or not relay.is_usual_order(order_named.said)), '{}')
     from pg_catalog.jsonb_array_elements(said) with ordinality e (said, n)
     cross join lateral (select relay.column_named(target, e.said, same) as name) c
+$$;
+
+-- Whether columns are a key: they have a unique index of their own, and are not null.
+create or replace function relay.is_key(target regclass, columns name[]) returns boolean
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select exists (
+        select from pg_catalog.pg_index i
+        where i.indrelid = target and i.indisunique and i.indisvalid and i.indpred is null
+          and i.indnkeyatts = pg_catalog.cardinality(columns)
+          and pg_catalog.cardinality(columns) = (
+              select count(distinct a.attname) from pg_catalog.pg_attribute a
+              where a.attrelid = target and a.attname = any (columns) and a.attnotnull
+                and a.attnum = any (i.indkey::smallint[]))
+          -- Rows that share a key until the end of a transaction could not be distinguished.
+          and i.indimmediate)
 $$;
 
 -- What the values of a column are compared as, where rows are found by those of another table; null if they cannot be. So

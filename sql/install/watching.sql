@@ -110,8 +110,9 @@ as $$
     cross join lateral relay.order_parts(o.entry) p
     join pg_catalog.pg_attribute a on a.attrelid = target and a.attname = p.col and a.attnum > 0 and not a.attisdropped
     join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
-    where t.typcategory in ('S', 'E')
-       or t.typname in ('bool', 'uuid', 'int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'date', 'time', 'timestamp', 'timestamptz')
+    where a.attgenerated <> 'v'
+      and (t.typcategory in ('S', 'E')
+           or t.typname in ('bool', 'uuid', 'int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'date', 'time', 'timestamp', 'timestamptz'))
 $$;
 
 -- Of an order, what tasks cannot be sorted by: a column that is gone, or whose type has become another kind.
@@ -220,10 +221,11 @@ begin
         from pg_catalog.pg_attribute a
         join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
         where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
+          and a.attgenerated <> 'v'
           and (t.typcategory = 'S' or t.typname in ('uuid', 'int2', 'int4', 'int8')
                or (role in ('board_column', 'lane_column') and t.typcategory = 'E'));
         if present is null then
-            select pg_catalog.format_type(a.atttypid, a.atttypmod) into present
+            select case when a.attgenerated = 'v' then 'virtual ' else '' end || pg_catalog.format_type(a.atttypid, a.atttypmod) into present
             from pg_catalog.pg_attribute a
             where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped;
             if present is null then
@@ -232,7 +234,8 @@ begin
             end if;
             raise exception 'relay.watch: column % of % is of type %: as % it must be text, uuid or integer%',
                 pg_catalog.quote_ident(col), target, present, role,
-                case when role in ('board_column', 'lane_column') then ', or an enum' else '' end using errcode = 'datatype_mismatch';
+                pg_catalog.concat(case when role in ('board_column', 'lane_column') then ', or an enum' end,
+                                  case when present like 'virtual %' then ', and stored, for triggers do not see it' end) using errcode = 'datatype_mismatch';
         end if;
     end loop;
     if id_column = board_column or id_column = lane_column or board_column = lane_column then
@@ -241,17 +244,7 @@ begin
     end if;
 
     -- Messages name a row by its id alone, so the id alone must be a key.
-    if not exists (
-        select from pg_catalog.pg_index i
-        where i.indrelid = target and i.indisunique and i.indisvalid and i.indpred is null
-          and i.indnkeyatts = pg_catalog.cardinality(key_columns)
-          and pg_catalog.cardinality(key_columns) = (
-              select count(distinct a.attname) from pg_catalog.pg_attribute a
-              where a.attrelid = target and a.attname = any (key_columns) and a.attnotnull
-                and a.attnum = any (i.indkey::smallint[]))
-          -- Rows that share a key until the end of a transaction could not be distinguished.
-          and i.indimmediate
-    ) then
+    if not relay.is_key(target, key_columns) then
         select pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' order by k.n) into present
         from pg_catalog.pg_index i
         cross join lateral pg_catalog.unnest(i.indkey::smallint[]) with ordinality k (attnum, n)
@@ -391,16 +384,18 @@ as $$
 $$;
 
 -- Whether all triggers of a watch are in place, as relay.create_triggers makes them, and enabled in one of the ways
--- given: O for ordinary sessions, A also where changes are applied that come from another server.
-create or replace function relay.triggers_enabled(watch integer, target regclass, ways text) returns boolean
+-- given: O for ordinary sessions, A also where changes are applied that come from another server. With "in_effect", also
+-- where partitions lack the one on TRUNCATE, which a new one does not have by itself: relay.shape sees that it was truncated.
+create or replace function relay.triggers_enabled(watch integer, target regclass, ways text, in_effect boolean) returns boolean
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select pg_catalog.bool_and(coalesce(found.n, 0) = 2)
+    select pg_catalog.bool_and(found.on_rows and (found.on_truncate or in_effect and p <> target))
     from relay.parts(target) p
     left join lateral (
-        select pg_catalog.count(*) as n
+        select coalesce(pg_catalog.bool_or(t.tgtype = 29), false) as on_rows,
+               coalesce(pg_catalog.bool_or(t.tgtype = 32), false) as on_truncate
         from pg_catalog.pg_trigger t
         join pg_catalog.pg_proc f on f.oid = t.tgfoid
         where t.tgrelid = p and pg_catalog.strpos(ways, t.tgenabled::text) > 0
@@ -703,7 +698,7 @@ begin
                current_watch.lanes, current_watch.watched_as, current_watch.shown)
            is not distinct from row(wanted.key_columns, wanted.id_prefix, wanted.as_text, wanted.distinct_ids, wanted.board_column, wanted.lane_column,
                                     wanted.hidden, wanted.order_by, wanted.filter, wanted.board_as, wanted.lane_as, wanted.lanes, wanted.watched_as, wanted.shown)
-       and relay.triggers_enabled(current_watch.id, wanted.target, 'A')
+       and relay.triggers_enabled(current_watch.id, wanted.target, 'A', false)
     then
         return;
     end if;

@@ -197,7 +197,8 @@ async def test_partition_that_came_later(database: Database) -> None:
     database.execute("create table cards_2 partition of cards for values from (10) to (20)")
 
     triggers = (await check(database.dsn))["triggers"]
-    assert triggers.found == "relay_truncate of public.cards_2 is missing"
+    assert triggers.status == "warning"
+    assert triggers.found.startswith("relay_truncate of public.cards_2 is missing: ")
     assert triggers.hint == "run relay sql watch public.cards"
     database.execute("select relay.watch('cards')")
     assert not_ok(await check(database.dsn)) == {}
@@ -210,8 +211,13 @@ async def test_column_that_is_gone(database: Database) -> None:
 
     assert columns.found == "public.tasks has no column lane any more, its lane: its rows are not shown"
     assert str(columns.hint).startswith("run relay sql watch public.tasks")
-    database.execute("select relay.watch('tasks', lane_column => 'stage')")
+    database.execute("select relay.watch('tasks', lane_column => 'stage', order_by => '{priority}')")
     assert not_ok(await check(database.dsn)) == {}
+
+    database.execute("alter table tasks drop priority")
+    columns = (await check(database.dsn))["columns"]
+    assert (columns.status, columns.found) == ("warning", "public.tasks cannot be ordered by 'priority' any more")
+    assert str(columns.hint).startswith("run relay sql watch public.tasks --id id ")
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,17 @@ TABLES = """
     select relay.watch('cards', id_prefix => 'c', lane_column => 'list_id', lanes => 'lists');
 """
 
-OF_T = {"order_by": ["rank desc", "title"], "lost_order": [], "hidden": ["secret"], "problem": None}
+OF_T = {"order_by": ["rank desc", "title"], "lost_order": [], "hidden": ["secret"], "problem": None, "is_key": True}
 OF_K = {"shown": ["a", "b", "board_id", "lane", "title"], "problem": None}
 WATCHED: dict[str, tuple[str, dict[str, Any]]] = {
     # Of a watch
     "t rename id to x": ("t", OF_T | {"id_column": "x"}),
     "t drop id": ("t", {"problem": "has no column id any more, its id"}),
     "t alter id type bigint": ("t", OF_T),
+    "t drop constraint t_pkey": ("t", OF_T | {"is_key": False}),
+    "t drop constraint t_pkey, add primary key (id, lane)": ("t", OF_T | {"is_key": False}),
+    "t drop constraint t_pkey, add primary key (id) deferrable": ("t", OF_T | {"is_key": False}),
+    "t drop constraint t_pkey, add unique (id)": ("t", OF_T),
     "t rename board_id to x": ("t", OF_T | {"board_column": "x"}),
     "t drop board_id": ("t", {"problem": "has no column board_id any more, its board"}),
     "t alter board_id type varchar(9)": ("t", OF_T),
@@ -186,4 +190,10 @@ async def test_order_that_is_gone_is_said_with_the_command_that_goes_on_without_
         assert said.startswith(f"{table} cannot be ordered by ")
         await asyncio.to_thread(run, database, said.partition(", or name")[0], table)
     await until(lambda: relay.feed.status(10).incomplete == {})
+    await asyncio.to_thread(database.execute, "alter table tasks drop constraint tasks_pkey")
+    await asyncio.to_thread(database.execute, "alter table lists drop constraint lists_pkey")
+    await until(lambda: relay.feed.status(10).incomplete.keys() == {"public.tasks", "public.lists"})
+    assert all(
+        said.startswith(f"rows of {of} may share an id") for of, said in relay.feed.status(10).incomplete.items()
+    )
     assert database.fetch("select order_by from relay.watched") == [(["title"],)]

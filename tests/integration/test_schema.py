@@ -187,6 +187,43 @@ async def test_new_empty_partition_is_followed_at_once(database: Database, relay
             await client.receive()
 
 
+async def test_new_partition_is_no_problem_and_a_truncate_of_it_alone_is_a_sync(
+    database: Database, relay: Relay
+) -> None:
+    """Tools make one every month. Without its trigger on TRUNCATE, that is seen by the shape."""
+    database.execute("create table p (id int primary key, board_id text, lane text) partition by range (id)")
+    database.execute("select relay.watch('p')")
+    async with Client.to(relay.url) as client:
+        await client.subscribe("b")
+        database.execute(
+            "create table p0 partition of p for values from (0) to (10); insert into p0 values (1, 'b', 'x')"
+        )
+        while (await client.receive())[0] != "board.sync" or 1 not in client.tasks:
+            pass
+        database.execute("truncate p0")
+        await synced(client)
+        assert client.tasks == {}
+        assert relay.feed.problem is None
+
+
+async def test_partition_that_is_being_detached_is_none_any_more(database: Database, relay: Relay) -> None:
+    """Readers see none of its rows, although who reads the table keeps the detaching from its end."""
+    database.execute("create table p (id int primary key, board_id text, lane text) partition by range (id)")
+    database.execute("create table p0 partition of p for values from (0) to (10); select relay.watch('p')")
+    database.execute("insert into p values (1, 'b', 'x')")
+    with database.connect() as reader, database.connect() as other:
+        async with Client.to(relay.url) as client:
+            await client.subscribe("b")
+            reader.execute("begin; select from p")
+            detaching = asyncio.create_task(
+                asyncio.to_thread(other.execute, "alter table p detach partition p0 concurrently")
+            )
+            await synced(client)
+            assert (client.tasks, detaching.done()) == ({}, False)
+            reader.execute("commit")
+            await detaching
+
+
 # Rows that cannot be shown
 
 

@@ -232,7 +232,10 @@ def test_new_partition_is_covered_by_watching_again(database: Database) -> None:
     database.execute("create table p2 partition of p for values in (2)")
     database.execute("insert into p values (2, 'b', 'todo')")
     assert database.fetch("select key, new_board from relay.entries where op = 'R'") == [("2", "b")]
-    assert database.fetch("select triggers_complete from relay.watched where table_name = 'p'") == [(False,)]
+    complete = "select triggers_complete from relay.watched where table_name = 'p'"
+    assert database.fetch(complete) == [(True,)]
+    database.execute("alter table p2 disable trigger relay_change")
+    assert database.fetch(complete) == [(False,)]
     database.execute("select relay.watch('p')")
     database.execute("truncate p2")
 
@@ -423,7 +426,10 @@ def test_board_is_read_by_index_whatever_its_type(database: Database, kind: str)
 
 
 def test_virtual_generated_columns_are_not_shown(own_server: EmbeddedPostgres) -> None:
-    """Triggers do not see what is computed on reading, so no message shows it. (They came with Postgres 18.)"""
+    """Triggers do not see what is computed on reading, so no message shows it. (They came with Postgres 18.)
+
+    Nor can they be what a task needs.
+    """
     install(own_server.dsn)
     with Database(own_server.dsn) as database:
         database.execute("alter table tasks add column loud text generated always as (upper(title)) virtual")
@@ -432,6 +438,13 @@ def test_virtual_generated_columns_are_not_shown(own_server: EmbeddedPostgres) -
         assert database.fetch("select task::json ->> 'loud', hidden from relay.board('default'), relay.watched") == [
             (None, ["loud"])
         ]
+        for part in ("board_column => 'loud'", "lane_column => 'loud'", "id_column => 'loud'"):
+            with pytest.raises(
+                psycopg.Error, match=r"of type virtual text: .*, and stored, for triggers do not see it"
+            ):
+                database.execute(f"select relay.watch('tasks', {part})")
+        with pytest.raises(psycopg.Error, match="order_by has 'loud', by which clients cannot sort"):
+            database.execute("select relay.watch('tasks', order_by => '{loud}')")
 
 
 def test_row_security_of_the_tasks_table_hides_nothing_from_the_journal(database: Database) -> None:

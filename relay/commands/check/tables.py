@@ -40,6 +40,9 @@ async def _columns(place: Place) -> Verdict:
             return failed(f"{each.table} {each.problem}: its rows are not shown", hint)
         if each.replaced:
             return failed(*each.replacement)
+        if each.shortcoming:
+            found, _, hint = each.shortcoming.partition(": ")
+            return warning(found, hint)
     return ok("the columns and names by which tables are watched are there")
 
 
@@ -184,6 +187,11 @@ async def _triggers(place: Place) -> Verdict:
                 return warning(f"{found} not enabled always: what replication applies there is not journalled", hint)
             return failed(f"{found} missing, disabled or not as relay.lanes makes them", hint)
         return ok("all are in place and enabled, on partitions too")
+    return judge_triggers(wrong)
+
+
+def judge_triggers(wrong: Sequence[Any]) -> Verdict:
+    """What wrong triggers mean; of each the table, the part of it, its name, and how it is enabled."""
     how = {None: "missing", "D": "disabled", "A": "not as relay.watch makes it"}
     table = wrong[0][0]
     found = listed(
@@ -192,6 +200,8 @@ async def _triggers(place: Place) -> Verdict:
     hint = f"run relay sql watch {shlex.quote(table)}"
     if all(enabled == "O" for _, _, _, enabled in wrong):
         return warning(f"{found}: what replication applies here is not journalled", hint)
+    if all(trigger == "relay_truncate" and enabled is None and part != of for of, part, trigger, enabled in wrong):
+        return warning(f"{found}: that it is truncated by itself is noticed a second later", hint)
     return failed(found, hint)
 
 
