@@ -80,8 +80,8 @@ class Visitor:
         return None
 
 
-MAX_PARAMETERS: Final = 1000
-"""Maximum number of parameters in which a token is searched: a subscription over HTTP has a few hundred at most."""
+MAX_PARAMETERS: Final = 200
+"""Maximum number of parameters in which a token is searched: a subscription over HTTP has 101 at most."""
 
 BEARER: Final = "bearer."
 """Prefix of a subprotocol that is a credential."""

@@ -22,8 +22,8 @@ ERRORS: Final[Mapping[ErrorCode, str]] = {
     ),
     "invalid_xid": "an `xid` that is missing, or no string of digits as `pg_current_xact_id()` gives it",
     "invalid_selection": (
-        "`lanes` or `columns` that are no list of strings, `tasks` that are no list of ids, over 100 of one, over "
-        "2,048 characters together, or without a `cursor`"
+        "`lanes` or `columns` that are no list of strings, `tasks` that are no list of ids, over 100 or over 2,048 "
+        "characters of them together, or any without a `cursor`"
     ),
     "board_unavailable": (
         "a board that cannot be read at present: `boardId` says which. "

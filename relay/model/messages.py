@@ -39,7 +39,7 @@ MAX_SELECTION_CHARACTERS: Final = 2048
 """The longest that the lanes, columns and ids of a subscription may be together: they are remembered as long."""
 
 MAX_SELECTED: Final = 100
-"""So many lanes may be selected, so many columns, and so many tasks."""
+"""Maximum number of lanes, columns and tasks together that may be selected."""
 
 MAX_TOKEN_CHARACTERS: Final = 8192
 """Maximum length of a token, which is that of one in a header."""
@@ -218,12 +218,12 @@ def _check_selection(message: Subscribe) -> None:
         raise BadMessage(
             "invalid_selection", "lanes, columns and tasks need a cursor beside them, null at first", message.board_id
         )
-    size, most = sum(len(str(one)) for each in chosen for one in each), max(map(len, chosen), default=0)
-    if size > MAX_SELECTION_CHARACTERS or most > MAX_SELECTED:
+    number, size = sum(map(len, chosen)), sum(len(str(one)) for each in chosen for one in each)
+    if number > MAX_SELECTED or size > MAX_SELECTION_CHARACTERS:
         raise BadMessage(
             "invalid_selection",
-            f"found up to {most} lanes, columns or tasks, of {size} characters together: "
-            f"expected {MAX_SELECTED} of each and {MAX_SELECTION_CHARACTERS} characters at most",
+            f"found {number} lanes, columns and tasks of {size} characters together: "
+            f"expected {MAX_SELECTED} and {MAX_SELECTION_CHARACTERS} at most",
             message.board_id,
         )
 

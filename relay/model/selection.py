@@ -27,6 +27,7 @@ from relay.model.messages import Meaning, Message, Row
 _ALWAYS: Final = frozenset({"id", "boardId", "lane"})
 _SEPARATOR: Final = "\0"
 _KNOWN: Final = 1024
+_READERS: Final = 64  # each may take more memory than all else of its selection, and is quickly made
 
 _decode_board: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_lanes: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -167,7 +168,7 @@ class Selection:
         return self.columns is None or keys <= self.columns | _ALWAYS
 
 
-@lru_cache(maxsize=_KNOWN)
+@lru_cache(maxsize=_READERS)
 def _reader(columns: frozenset[str]) -> Callable[[msgspec.Raw], Any]:
     """Return what reads these columns of tasks and passes over the others, which are most of the work."""
     keys = {f"column_{number}": column for number, column in enumerate(sorted(columns))}
