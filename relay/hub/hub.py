@@ -38,7 +38,7 @@ from relay.hub.waits import Wait, Waits
 from relay.model import messages
 from relay.model.cursor import CursorRefused, Epoch, Reason
 from relay.model.messages import ErrorCode, Message
-from relay.model.selection import board_of, is_selection, selection_of
+from relay.model.selection import Whole, board_of, is_selection, selection_of
 from relay.model.snapshot import Snapshot
 
 log = structlog.get_logger()
@@ -261,9 +261,10 @@ class Hub(Sink, Resuming):
             self.abandon_read(name)
             return
         assert self._position is not None, "the feed has a position before it reads a board"
+        whole = Whole(data)
         for each, board in self._boards.of(name):
             if deliveries := list(board.synced(snapshot, self._position)):
-                self._deliver(each, board, deliveries, selection_of(each).data(data) if is_selection(each) else data)
+                self._deliver(each, board, deliveries, selection_of(each).data(whole) if is_selection(each) else data)
             self._requests.ask(each, board)
         self._answer_waits(name)
 

@@ -14,9 +14,10 @@ Rules:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -57,6 +58,39 @@ _decode_key: Final = msgspec.json.Decoder(_Key).decode
 _decode_keyed: Final = msgspec.json.Decoder(_Keyed).decode
 
 
+class Whole:
+    """The data of a whole board, taken apart once for all selections of it, and only as far as these need."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    @cached_property
+    def board(self) -> Mapping[str, msgspec.Raw]:
+        """The keys of the data."""
+        return _decode_board(self._data)
+
+    @cached_property
+    def lanes(self) -> Mapping[str, msgspec.Raw]:
+        """The tasks of each lane."""
+        return _decode_lanes(self.board["lanes"])
+
+    def of(self, ids: Iterable[str]) -> dict[str, list[msgspec.Raw]]:
+        """Return the tasks that have these ids, by lane and in their order."""
+        chosen: dict[str, list[msgspec.Raw]] = {lane: [] for lane in self.lanes}
+        for _, lane, task in sorted(place for each in ids for place in self._places.get(each, ())):
+            chosen[lane].append(task)
+        return chosen
+
+    @cached_property
+    def _places(self) -> Mapping[str, list[tuple[int, str, msgspec.Raw]]]:
+        """Where the tasks with each id are, how manieth in which lane."""
+        places: defaultdict[str, list[tuple[int, str, msgspec.Raw]]] = defaultdict(list)
+        for lane, tasks in self.lanes.items():
+            for number, task in enumerate(_split(tasks)):
+                places[messages.text_of(_decode_key(task).id)].append((number, lane, task))
+        return places
+
+
 class _Unknown(Exception):
     """A task enters the selection, and it was too large to come along."""
 
@@ -79,11 +113,12 @@ class Selection:
         chosen = [_sorted(each) for each in (self.lanes, self.columns, self.tasks)]
         return board + _SEPARATOR + json.dumps(chosen, ensure_ascii=False)
 
-    def data(self, data: bytes) -> bytes:
+    def data(self, whole: Whole) -> bytes:
         """Select of a whole board: the data of its `board.sync`."""
-        board: dict[str, Any] = dict(_decode_board(data))
-        lanes = _decode_lanes(board["lanes"])
-        board["lanes"] = {lane: self._listed(tasks) for lane, tasks in lanes.items() if self._has(lane)}
+        board: dict[str, Any] = dict(whole.board)
+        lanes = whole.lanes
+        tasks = lanes if self.tasks is None else whole.of(self.tasks)
+        board["lanes"] = {lane: self._listed(its) for lane, its in tasks.items() if self._has(lane)}
         if self.lanes is not None and "laneNames" in board:
             names = _decode_lanes(board["laneNames"])
             board["laneNames"] = {lane: name for lane, name in names.items() if self._has(lane)}
@@ -102,7 +137,7 @@ class Selection:
             return "row_unreadable"
 
     def _of_one(self, message: Message) -> Iterator[Message]:
-        if self.tasks is not None and not self._names(_decode_keyed(message.json).data):
+        if self.tasks is not None and messages.text_of(_decode_keyed(message.json).data.id) not in self.tasks:
             return
         match message.type:
             case "task.created":
@@ -137,13 +172,10 @@ class Selection:
         if selected.keys() - {"lane"}:
             yield message if len(selected) == len(changes) else messages.task_updated(data["id"], selected)
 
-    def _listed(self, tasks: msgspec.Raw) -> Any:
-        if self.tasks is not None:
-            tasks = msgspec.Raw(_encode([task for task in _split(tasks) if self._names(_decode_key(task))]))
-        return tasks if self.columns is None else _reader(self.columns | _ALWAYS)(tasks)
-
-    def _names(self, task: _Key) -> bool:
-        return self.tasks is None or messages.text_of(task.id) in self.tasks
+    def _listed(self, tasks: msgspec.Raw | list[msgspec.Raw]) -> Any:
+        if self.columns is None:
+            return tasks
+        return _reader(self.columns | _ALWAYS)(msgspec.Raw(_encode(tasks)) if isinstance(tasks, list) else tasks)
 
     def _row(self, row: Row) -> Row:
         if self.columns is None:

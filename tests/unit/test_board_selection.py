@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from relay.client.replica import Replica, lane_name
 from relay.model import messages
 from relay.model.messages import Message
-from relay.model.selection import ALL, Selection, board_of, is_selection, selected, selection_of
+from relay.model.selection import ALL, Selection, Whole, board_of, is_selection, selected, selection_of
 from relay.model.transaction import Image, Transaction
 from relay.nats.stream import BESIDE_BYTES, extended, message_of
 
@@ -106,7 +106,7 @@ def test_a_selection_is_followed_as_a_board_would_be_that_has_nothing_else(
     """Each message fits what a client holds, or it would not apply it; also when it has come through the stream."""
     near, far = Replica(), Replica()
     for replica in (near, far):
-        replica.replace(json.loads(selection.data(data(boards[0]))))
+        replica.replace(json.loads(selection.data(Whole(data(boards[0])))))
     assert near.tasks == narrowed(boards[0], selection)
     for before, after in itertools.pairwise(boards):
         found = changes(before, after)
@@ -127,7 +127,7 @@ def test_a_selection_lists_its_lanes_and_says_no_order_that_its_columns_do_not_h
     ordered = {"orderBy": [{"key": "title", "descending": False, "nullsFirst": False}]}
 
     def of(selection: Selection, board: object) -> Any:
-        return json.loads(selection.data(json.dumps(board).encode()))
+        return json.loads(selection.data(Whole(json.dumps(board).encode())))
 
     assert of(selected(["3", "1", "4"], None), whole) == {
         "lanes": {"1": lanes["1"], "3": []},
@@ -135,6 +135,10 @@ def test_a_selection_lists_its_lanes_and_says_no_order_that_its_columns_do_not_h
         "laneOrder": ["1", "3"],
     }
     assert of(selected(["1", "4"], None), {"lanes": lanes}) == {"lanes": {"1": lanes["1"], "4": []}}
+    tasks = [{"id": key} for key in (12, 2, "c", 1, "b", 30, 4, "a")]
+    assert of(selected(tasks=["a", "b", "c", 1, 2, 30, 7, 12]), {"lanes": {"a": tasks, "b": []}}) == {
+        "lanes": {"a": [task for task in tasks if task["id"] != 4], "b": []}
+    }
     assert of(selected(None, ["title"]), {"lanes": {}} | ordered) == {"lanes": {}} | ordered
     assert of(selected(None, ["size"]), {"lanes": {}} | ordered) == {"lanes": {}}
 
@@ -166,5 +170,5 @@ def test_columns_are_selected_whatever_they_are_called(name: str) -> None:
     """Of a whole board, and digit by digit as they are."""
     task = {"id": raw(1), "boardId": raw("b"), "lane": raw("todo"), name: msgspec.Raw(b"1.50"), "other": raw(2)}
     whole = messages.board_data([task])
-    [found] = json.loads(selected(None, [name]).data(whole), parse_float=str)["lanes"]["todo"]
+    [found] = json.loads(selected(None, [name]).data(Whole(whole)), parse_float=str)["lanes"]["todo"]
     assert found == {"id": 1, "boardId": "b", "lane": "todo", name: "1.50"}

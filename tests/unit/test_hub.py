@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import structlog
@@ -21,6 +22,7 @@ from relay.hub.ports import Frame, Resume, Resuming
 from relay.hub.shares import Shares
 from relay.hub.waits import Waits
 from relay.model import messages as protocol
+from relay.model import selection
 from relay.model.cursor import Epoch
 from relay.model.selection import selected
 from relay.model.snapshot import Snapshot
@@ -1076,6 +1078,21 @@ def test_bytes_are_made_once_for_each_selection_and_the_board_is_read_once(monke
         scene.hub.leave(one)
     assert "a" not in scene.hub
     assert scene.hub.subscriptions == 0
+
+
+def test_a_board_is_taken_apart_once_for_all_selections_of_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many clients look at one task each, of a board with many."""
+    read = Mock(side_effect=selection._decode_key)  # noqa: SLF001  # what costs most
+    monkeypatch.setattr(selection, "_decode_key", read)
+    scene, crowd = Scene(), [Listener() for _ in range(3)]
+    for number, one in enumerate(crowd):
+        scene.hub.subscribe(one, selected(tasks=[number]).of("a"))
+    assert scene.hub.begin_read("a")
+    scene.hub.synced("a", Snapshot.parse("10:10:"), b'{"lanes":{"todo":[{"id":0},{"id":1},{"id":2}]}}')
+    assert [json.loads(one.sent[0][1:-1])["data"]["lanes"] for one in crowd] == [
+        {"todo": [{"id": number}]} for number in range(3)
+    ]
+    assert read.call_count == 3
 
 
 def test_a_selection_takes_the_place_of_another_and_is_answered_as_the_board(monkeypatch: pytest.MonkeyPatch) -> None:
