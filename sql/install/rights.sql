@@ -33,7 +33,7 @@ grant execute on function relay.entry(text, text, record, text, text, record), r
 grant select on relay.watches, relay.lane_tables to relay_reader;
 grant execute on function
     relay.parts(regclass), relay.types(regclass), relay.has_user_types(regclass), relay.base_type(oid),
-    relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text), relay.outgrown(regclass, jsonb, boolean),
+    relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text), relay.label_named(jsonb, boolean), relay.outgrown(regclass, jsonb, boolean),
     relay.said(bytea), relay.statements(name), relay.column_named(regclass, jsonb, boolean), relay.comparable(regclass, name),
     relay.is_shown_as_text(regclass, name), relay.lane_join(relay.watches, text, boolean), relay.lane_condition(relay.lane_tables, boolean), relay.lanes_of(text, boolean, integer[]),
     relay.board_type(relay.watches), relay.written_as(relay.watches), relay.id_of(relay.watches, text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text),

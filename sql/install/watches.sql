@@ -77,8 +77,20 @@ as $$
     from pg_catalog.pg_type t where t.oid = relay.base_type(typ)
 $$;
 
--- An expression of a row as a watch keeps it, see relay.expression: with its columns as they are called now, each behind
--- a prefix such as "before.".
+-- A label of an enum as an expression knows it: by its own oid, or by its name after a restore, or where the enum was
+-- replaced by another of its name; as it is called now, and null if there is none.
+create or replace function relay.label_named(label jsonb, same boolean) returns name
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select e.enumlabel from pg_catalog.pg_enum e
+    where e.enumtypid = pg_catalog.to_regtype(label ->> 2) and (same and e.oid = (label ->> 0)::oid or e.enumlabel = label ->> 1)
+    order by same and e.oid = (label ->> 0)::oid desc limit 1
+$$;
+
+-- An expression of a row as a watch keeps it, see relay.expression: with its columns and the labels of enums as they are
+-- called now, each column behind a prefix such as "before.".
 create or replace function relay.spelled(target regclass, expression jsonb, same boolean, prefix text default '')
     returns text
     language sql
@@ -86,28 +98,33 @@ create or replace function relay.spelled(target regclass, expression jsonb, same
     strict
     set search_path = pg_catalog, pg_temp
 as $$
-    with recursive spelled (n, form) as (
-        select 0, expression ->> 'form' collate "C"
-        union all
-        select s.n + 1, pg_catalog.replace(s.form, pg_catalog.format('"%s:%s"', expression ->> 'mark', s.n),
-                   prefix || pg_catalog.quote_ident(coalesce(a.attname, u.used ->> 1))) collate "C"
-        from spelled s
-        cross join lateral (select expression -> 'uses' -> s.n as used) u
+    with recursive marks (n, mark, meaning) as (
+        select u.n, pg_catalog.format('"%s:%s"', expression ->> 'mark', u.n - 1),
+               prefix || pg_catalog.quote_ident(coalesce(a.attname, u.used ->> 1))
+        from pg_catalog.jsonb_array_elements(expression -> 'uses') with ordinality u (used, n)
         left join pg_catalog.pg_attribute a on a.attrelid = target and a.attnum > 0 and not a.attisdropped
             and case when same then a.attnum = (u.used ->> 0)::integer else a.attname = u.used ->> 1 end
-        where s.n < pg_catalog.jsonb_array_length(expression -> 'uses')
+        union all
+        select pg_catalog.jsonb_array_length(expression -> 'uses') + l.n, pg_catalog.format('''%s:label %s''', expression ->> 'mark', l.n - 1),
+               pg_catalog.quote_literal(coalesce(relay.label_named(l.label, same), l.label ->> 1))
+        from pg_catalog.jsonb_array_elements(expression -> 'labels') with ordinality l (label, n)
+    ), spelled (n, form) as (
+        select 0::bigint, expression ->> 'form' collate "C"
+        union all
+        select m.n, pg_catalog.replace(s.form, m.mark, m.meaning) collate "C"
+        from spelled s join marks m on m.n = s.n + 1
     )
     select s.form collate "default" from spelled s order by s.n desc limit 1
 $$;
 
--- Why an expression can be evaluated no longer, if so: it was checked with the columns as they were.
+-- Why an expression can be evaluated no longer, if so: it was checked with the columns and labels as they were.
 create or replace function relay.outgrown(target regclass, expression jsonb, same boolean) returns text
     language sql
     stable
     strict
     set search_path = pg_catalog, pg_temp
 as $$
-    select case when a.attname is null then pg_catalog.format('has no column %s any more', u.used ->> 1)
+    (select case when a.attname is null then pg_catalog.format('has no column %s any more', u.used ->> 1)
            else pg_catalog.format('has %s as %s now, in place of %s', a.attname,
                                   pg_catalog.format_type(a.atttypid, null), u.used ->> 2) end
     from pg_catalog.jsonb_array_elements(expression -> 'uses') u (used)
@@ -115,6 +132,12 @@ as $$
         and case when same then a.attnum = (u.used ->> 0)::integer else a.attname = u.used ->> 1 end
     where a.attname is null or a.attgenerated = 'v' or not relay.is_plain(a.atttypid)
        or pg_catalog.format_type(a.atttypid, null) <> u.used ->> 2
+    limit 1)
+    union all
+    (select pg_catalog.format('has no label %L of %s any more', l.label ->> 1, l.label ->> 2)
+    from pg_catalog.jsonb_array_elements(expression -> 'labels') l (label)
+    where relay.label_named(l.label, same) is null
+    limit 1)
     limit 1
 $$;
 

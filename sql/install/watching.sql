@@ -1,7 +1,7 @@
 -- Watching
 
 -- An expression of a row as a watch keeps it: its *form*, in which the columns that it *uses* stand as a *mark* and
--- their place in the list of them. So it survives that columns are renamed. Refuses, in one sentence, all but an immutable
+-- their place in the list of them, and so do the labels of enums. So it survives that either is renamed. Refuses, in one sentence, all but an immutable
 -- expression made of what Postgres has: then no code of users runs, in whatever role it is evaluated.
 --
 -- Postgres itself parses it and prints what it has understood: as the generated column of a temporary table, which is
@@ -17,6 +17,8 @@ declare
     used    record;
     form    text;
     uses    jsonb := '[]';
+    enums   oid[] := '{}';
+    labels  jsonb := '[]';
     problem text;
 begin
     if given ~ E'\\\\' then
@@ -54,6 +56,7 @@ begin
             order by a.attnum
         loop
             if used.attnum is null and used.is_plain then
+                enums := case when used.refclassid = 'pg_catalog.pg_type'::regclass then enums || used.refobjid else enums end;
                 continue;
             elsif used.attnum is null or used.attnum < 0 then
                 raise exception using errcode = 'RL001', message = pg_catalog.format(
@@ -74,6 +77,15 @@ begin
         end loop;
         select pg_catalog.pg_get_expr(e.adbin, e.adrelid) into form
         from pg_catalog.pg_attrdef e where e.adrelid = scratch;
+        for used in
+            select e.oid, e.enumlabel, pg_catalog.format_type(e.enumtypid, null) as typ
+            from pg_catalog.pg_enum e where e.enumtypid = any (enums) order by e.oid
+        loop
+            continue when pg_catalog.strpos(form, pg_catalog.format('%L::%s', used.enumlabel, used.typ)) = 0;
+            form := pg_catalog.replace(form, pg_catalog.format('%L::%s', used.enumlabel, used.typ),
+                                       pg_catalog.format('''%s:label %s''::%s', mark, pg_catalog.jsonb_array_length(labels), used.typ));
+            labels := labels || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_array(used.oid::bigint, used.enumlabel, used.typ));
+        end loop;
         raise exception using errcode = 'RL002';
     exception
         when sqlstate 'RL002' then null;
@@ -90,7 +102,7 @@ begin
             pg_catalog.quote_literal(pg_catalog.regexp_replace(given, E'\\s+', ' ', 'g')), problem
             using errcode = 'invalid_parameter_value';
     end if;
-    return pg_catalog.jsonb_build_object('form', form, 'mark', mark, 'uses', uses);
+    return pg_catalog.jsonb_build_object('form', form, 'mark', mark, 'uses', uses, 'labels', labels);
 end
 $$;
 

@@ -21,6 +21,8 @@ TABLES = """
     );
     create table k (a int, b int, board_id text default 'b', lane text default 'x', title text, primary key (a, b));
     create table e (id int primary key, project int default 1, state int default 2);
+    create type stage as enum ('to do', 'it''s done', 'gone');
+    create table s (id int primary key, board_id text default 'b', stage stage default 'to do');
     create table lists (id int primary key, board_id text default 'b', name text, rank int, gone bool default false);
     create table cards (id int primary key, list_id int);
     insert into t (id, rank) values (1, 1), (2, 2);
@@ -31,11 +33,22 @@ TABLES = """
     select relay.watch('k', key_columns => '{a,b}', shown => '{title}', order_by => '{}');
     select relay.watch('e', id_prefix => 'e', order_by => '{""}',
         board_as => '''p'' || project', lane_as => 'state::text');
+    select relay.watch('s', id_prefix => 's', filter => 'stage in (''to do'', ''it''''s done'')',
+        lane_as => 'case stage when ''it''''s done'' then ''done'' else ''todo'' end');
+    insert into s values (1);
     select relay.lanes('lists', order_by => '{rank}', filter => 'not gone');
     select relay.watch('cards', id_prefix => 'c', lane_column => 'list_id', lanes => 'lists');
 """
 
 OF_T = {"order_by": ["rank desc", "title"], "lost_order": [], "hidden": ["secret"], "problem": None, "is_key": True}
+OF_S: dict[str, Any] = {
+    "filter": "(stage = ANY (ARRAY['to do'::public.stage, 'it''s done'::public.stage]))",
+    "problem": None,
+}
+REPLACED = (
+    "alter type stage rename to old; create type stage as enum ({});"
+    "alter table s alter stage drop default, alter stage type stage using 'to do'"
+)
 OF_K = {"shown": ["a", "b", "board_id", "lane", "title"], "problem": None}
 WATCHED: dict[str, tuple[str, dict[str, Any]]] = {
     # Of a watch
@@ -59,7 +72,7 @@ WATCHED: dict[str, tuple[str, dict[str, Any]]] = {
     't rename rank to "X y"': ("t", OF_T | {"order_by": ['"X y" desc', "title"]}),
     "t drop rank": ("t", OF_T | {"lost_order": ["rank desc"]}),
     "t drop rank, add rank text": ("t", OF_T),
-    "t rename rank to x; add rank int": ("t", OF_T | {"order_by": ["x desc", "title"]}),
+    "t rename rank to x; alter table t add rank int": ("t", OF_T | {"order_by": ["x desc", "title"]}),
     "t alter rank type numeric": ("t", OF_T),
     "t alter rank type json using null": ("t", OF_T | {"lost_order": ["rank desc"]}),
     "t alter title type interval using null": ("t", OF_T | {"lost_order": ["title"]}),
@@ -79,6 +92,21 @@ WATCHED: dict[str, tuple[str, dict[str, Any]]] = {
     "e rename project to x": ("e", {"board_as": "('p'::text || x)", "problem": None}),
     "e drop project": ("e", {"problem": "has no column project any more, which its board is made of"}),
     "e drop state": ("e", {"problem": "has no column state any more, which its lane is made of"}),
+    "alter type stage rename value 'gone' to 'x'": ("s", OF_S),
+    "alter type stage rename value 'to do' to 'it''s'": (
+        "s",
+        {"filter": OF_S["filter"].replace("to do", "it''s"), "problem": None},
+    ),
+    "alter type stage rename to x": (
+        "s",
+        {"problem": "has stage as public.x now, in place of public.stage, which its lane is made of"},
+    ),
+    # As tools replace an enum by another
+    REPLACED.format("'to do', 'it''s done'"): ("s", OF_S),
+    REPLACED.format("'to do', 'done'"): (
+        "s",
+        {"problem": "has no label 'it''s done' of public.stage any more, which its lane is made of"},
+    ),
     # Of the table of its lanes
     "lists rename id to x": ("cards", {"problem": None}),
     "lists drop id": ("cards", {"problem": "has its lanes in lists, which has no column id any more, its lanes' id"}),
@@ -108,14 +136,14 @@ ORDERS = {
     "lists rename gone to x": (["2", "1"], ["2", "1"]),
     "lists rename name to x": (["2", "1"], ["2", "1"]),
     "lists rename id to x": (["2", "1"], ["2", "1"]),
+    "alter type stage rename value 'to do' to 'x'": (["2", "1"], ["2", "1"]),
+    REPLACED.format("'to do', 'it''s done'"): (["2", "1"], ["2", "1"]),
 }
 """What orders of tasks and of lanes follow."""
 
 
 def altered(connection: psycopg.Connection, change: str) -> None:
-    table, _, changes = change.partition(" ")
-    for each in changes.split("; "):
-        connection.execute(f"alter table {table} {each}".encode())
+    connection.execute((change if change.startswith("alter ") else f"alter table {change}").encode())
 
 
 def test_column_is_known_by_its_number_whatever_its_part(database: Database) -> None:
