@@ -1081,7 +1081,7 @@ def test_bytes_are_made_once_for_each_selection_and_the_board_is_read_once(monke
 
 
 def test_a_board_is_taken_apart_once_for_all_selections_of_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many clients look at one task each, of a board with many."""
+    """However many clients follow one task each, of a board with many."""
     read = Mock(side_effect=selection._decode_key)  # noqa: SLF001  # what costs most
     monkeypatch.setattr(selection, "_decode_key", read)
     scene, crowd = Scene(), [Listener() for _ in range(3)]
