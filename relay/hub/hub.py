@@ -143,7 +143,7 @@ class Hub(Sink, Resuming):
             return True
         if (other := self._waits.crowd_out(subscriber)) is None:
             return False
-        self._refuse_waits([other], "others had to wait", "too_many_waits")
+        self._refuse_waits([other], "it gave way to others: wait for fewer at once", "too_many_waits")
         return True
 
     def expire_waits(self) -> None:
