@@ -32,6 +32,7 @@
 \ir install/watches.sql
 \ir install/writing.sql
 \ir install/watching.sql
+\ir install/extras.sql
 \ir install/lanes.sql
 \ir install/reading.sql
 \ir install/pruning.sql

@@ -27,17 +27,18 @@ grant usage on schema relay to relay_daemon;
 grant select on relay.entries, relay.horizon to relay_daemon;
 
 -- What is watched, and the functions that these views call.
-grant select on relay.watches, relay.watched, relay.lane_tables to relay_daemon;
+grant select on relay.watches, relay.watched, relay.lane_tables, relay.extras to relay_daemon;
 grant execute on function relay.parts(regclass), relay.triggers_enabled(integer, regclass, text, boolean), relay.is_key(regclass, name[]), relay.pauses(),
     relay.polled_for(), relay.base_type(oid), relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text), relay.label_named(jsonb, boolean),
     relay.outgrown(regclass, jsonb, boolean), relay.said(bytea), relay.statements(name), relay.column_named(regclass, jsonb, boolean),
     relay.comparable(regclass, name), relay.is_shown_as_text(regclass, name), relay.ordering(regclass, text[]), relay.order_parts(text),
     relay.order_named(regclass, jsonb, boolean), relay.is_usual_order(jsonb), relay.lost_order(regclass, text[]),
-    relay.id_kind(relay.watches), relay.board_kind(relay.watches) to relay_daemon;
+    relay.id_kind(relay.watches), relay.board_kind(relay.watches), relay.joinable(regclass, name),
+    relay.columns_named(regclass, jsonb, boolean), relay.table_named(jsonb, boolean) to relay_daemon;
 grant select on sequence relay.control to relay_daemon;
 
 -- Functions that run with the rights of the schema's owner, or of relay_reader.
 grant execute on function relay.version(), relay.place(), relay.epoch(), relay.shape(), relay.note_shape(), relay.refresh(), relay.hold_tables(text, integer[]),
-    relay.board(text, boolean, integer[]), relay.resolve(integer[], text[]), relay.readable(text), relay.poll_for(integer), relay.prune(interval, bigint), relay.resume(),
+    relay.board(text, boolean, integer[]), relay.resolve(integer[], text[]), relay.extra_values(integer, text[]), relay.touched(integer, boolean, text[]), relay.readable(text), relay.poll_for(integer), relay.prune(interval, bigint), relay.resume(),
     relay.probe(text), relay.vitals(), relay.vacuum_holders(), relay.may_read(jsonb, text), relay.altered(),
     relay.widest(), relay.missing_right(regclass) to relay_daemon;

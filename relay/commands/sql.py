@@ -161,6 +161,44 @@ def sql_lanes(table: str, patience: float, **options: Any) -> None:
     click.echo(f"relay sql lanes: the rows of {table} are lanes")
 
 
+@sql.command("extra")
+@click.argument("table")
+@click.argument("name")
+@click.option("--of", "related", required=True, metavar="TABLE", help="table that has what is shown")
+@click.option(
+    "--show", "shown", multiple=True, help="column of it to show; may be repeated  [default: count its rows]"
+)
+@click.option("--through", metavar="TABLE", help="table that links tasks to rows of it")
+@click.option("--order-by", multiple=True, help="order of the values, like 'position'; may be repeated")
+@click.option("--task-column", help="column of TABLE by which the rows are found  [default: its id]")
+@click.option("--key-column", help="column of theirs that has its value  [default: by the foreign key]")
+@click.option("--link-column", help="column that has the key of what is shown  [default: by the foreign key]")
+@_patience_option
+@settings_options("DATABASE_URL")
+def sql_extra(table: str, patience: float, **options: Any) -> None:
+    """Show data of another table on the tasks of TABLE, as a column called NAME.
+
+    For labels, assignees or a count of comments. Takes the place of what was shown under that name.
+    """
+    with one_line_errors(install.InstallError), _errors_in_options():
+        settings = {name: options.pop(name) for name in install.EXTRA_SETTINGS}
+        database_url = read(options, ["DATABASE_URL"]).DATABASE_URL
+        install.show_extra(database_url, table, timedelta(seconds=patience), **settings)
+    click.echo(f"relay sql extra: tasks of {table} have {settings['name']}")
+
+
+@sql.command("drop-extra")
+@click.argument("table")
+@click.argument("name")
+@_patience_option
+@settings_options("DATABASE_URL")
+def sql_drop_extra(table: str, name: str, patience: float, **options: str | None) -> None:
+    """Show an extra of TABLE no more."""
+    with one_line_errors(install.InstallError):
+        install.drop_extra(read(options, ["DATABASE_URL"]).DATABASE_URL, table, name, timedelta(seconds=patience))
+    click.echo(f"relay sql drop-extra: tasks of {table} have no {name}")
+
+
 @sql.command("unwatch")
 @click.argument("table")
 @_patience_option

@@ -32,6 +32,7 @@ Reason = Literal[
     "truncate",
     "resync",  # somebody called relay.resync()
     "lanes_changed",  # a lane of the board was added, renamed, reordered or removed, or came from another board
+    "extras_changed",  # data of other tables changed that the tasks show, and could not be read
     "watch_changed",  # a table is watched, or watched otherwise, or no longer
     "row_unreadable",  # the triggers could not read a row
     "changes_missing",  # what the journal has of a row fits no history: triggers were off for a while

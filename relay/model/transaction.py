@@ -23,18 +23,24 @@ Rules:
 - The sums need images of one shape. A row that came and left while one of its labels was renamed does not cancel out,
   and resembles an update. Where a row seems to have come first, `is_doubtful` says so: shapes are to be compared.
 - Work is linear in the entries, and nothing is encoded for a board that nobody follows.
+- What other tables say about a task, its *extras*, has no images: it comes as it is at the end of the batch.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
 
 from relay.model import messages
 from relay.model.cursor import Reason
 from relay.model.messages import Meaning, Message, Row
+
+_NO_EXTRAS: Final[Row] = MappingProxyType({})
 
 
 class Table(Protocol):
@@ -46,19 +52,36 @@ class Table(Protocol):
     def task(self, columns: Row, board: str) -> Row:
         """Turn a row, by the columns' own names, into a task of a board as clients see it."""
 
+    def extras_that_differ(self, before: Row, after: Row) -> Collection[str]:
+        """Name the extras that are found by other keys after a change of the row than before."""
+
 
 class Image(NamedTuple):
-    """An image of the row `key` on a board that left (`sign` is -1) or came (+1)."""
+    """An image of the row `key` on a board that left (`sign` is -1) or came (+1); with extras if needed."""
 
     table: Table
     key: str
     board: str
     columns: Row
     sign: int
+    extras: Row = _NO_EXTRAS
 
     @property
     def task(self) -> Row:
         return self.table.task(self.columns, self.board)
+
+    @property
+    def whole(self) -> Row:
+        return {**self.task, **self.extras}
+
+
+class Touch(NamedTuple):
+    """What became of the extras of a task whose row did not change."""
+
+    board: str
+    id: msgspec.Raw
+    lane: msgspec.Raw
+    extras: Row
 
 
 @dataclass(slots=True)
@@ -75,6 +98,7 @@ class Transaction:
     images: list[Image] = field(default_factory=list)
     sync: Reason | None = None
     lanes: set[str] = field(default_factory=set)
+    touches: list[Touch] = field(default_factory=list)
     outdated: bool = False
 
     @property
@@ -117,6 +141,9 @@ class Transaction:
                 found[board] = "changes_missing"
             else:
                 its += _messages(*pair)
+        for touch in self.touches:
+            if touch.board in boards and not isinstance(its := found.setdefault(touch.board, []), str):
+                its.append(messages.task_updated(touch.id, touch.extras, (touch.lane, touch.lane)))
         return {board: its for board, its in found.items() if its}
 
 
@@ -153,19 +180,23 @@ def _came_first(images: list[Image]) -> bool:
 
 def _messages(before: Image | None, after: Image | None) -> Iterator[Message]:
     if before and after:
-        yield from _update_messages(before.task, after.task)
+        yield from _update_messages(before, after)
     elif before:
         task = before.task
         yield messages.task_deleted(task["id"], task["lane"])
     elif after:
-        yield messages.task_created(after.task)
+        yield messages.task_created(after.whole)
 
 
-def _update_messages(old: Row, new: Row) -> Iterator[Message]:
+def _update_messages(before: Image, after: Image) -> Iterator[Message]:
+    old, new = before.task, after.task
     changes = {key: value for key, value in new.items() if value != old.get(key)}
+    if after.extras:
+        differ = after.table.extras_that_differ(before.columns, after.columns)
+        changes |= {key: value for key, value in after.extras.items() if key in differ}
     moved = "lane" in changes
     if moved:
-        yield messages.task_moved(new["id"], old["lane"], new["lane"], new)
+        yield messages.task_moved(new["id"], old["lane"], new["lane"], after.whole)
     if len(changes) > moved:
         lane = new["lane"]
         yield messages.task_updated(new["id"], changes, (old["lane"] if moved else lane, lane))

@@ -7,7 +7,8 @@ Rules:
 - Values stay as Postgres wrote them.
 - A task that is found through its lane is on the board that its lane has, as `relay.resolve` says.
 - The id, the board and the lane appear under the guide's names whatever their columns are called. Where expressions
-  give them, an image has their values under the empty name, which no column can have.
+  give them, an image has their values under the empty name, which no column can have. So it has extras, if it comes
+  with them.
 - A row that cannot be shown counts as absent, in boards and changes alike, and is reported.
 - No entry is parsed for a board that nobody follows.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -43,6 +44,8 @@ MAX_TASK_BYTES: Final = 4 * 1024 * 1024
 MAX_TASK_DEPTH: Final = 500
 """Maximum depth of the arrays and objects of a task; many parsers refuse deeper ones."""
 
+_ROLES: Final = ("id", "boardId", "lane")
+
 _SAID: Final = ""
 """Key under which an image has the values of expressions on its row."""
 
@@ -55,6 +58,14 @@ _lanes_or_name: Final[msgspec.json.Decoder[list[tuple[str, str | None]] | str]] 
 
 _FORMS: Final = {"bigint": re.compile("-?[0-9]+"), "uuid": re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")}
 """How names of boards are written that are not just any text."""
+
+
+class Extra(NamedTuple):
+    """What other tables say about tasks, under a name; `task_column` has the key by which they say it."""
+
+    id: int
+    name: str
+    task_column: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,8 @@ class Watch:
     """Whether its tasks are found through lanes that are rows of another table."""
     board_kind: str = "text"
     """Of what kind the names of its boards are: bigint, uuid or text."""
+    extras: tuple[Extra, ...] = ()
+    """What other tables say about its tasks."""
 
     def shows(self, column: str) -> bool:
         """Whether a column is in tasks."""
@@ -104,7 +117,8 @@ class Watch:
             problem = f"a row of {self.table} cannot be shown: {ex}: {image!a:.200}"
             raise UnreadableRow(problem, self._id_in(image)) from None
         if len(image) > MAX_TASK_BYTES:
-            size = sum(len(bytes(value)) for name, value in columns.items() if self.shows(name))
+            # Without what is not the row's own: an image may come with its extras or without.
+            size = sum(len(bytes(value)) for name, value in columns.items() if name != _SAID and self.shows(name))
             if size > MAX_TASK_BYTES:
                 problem = f"a row of {self.table} has {size} bytes: expected {MAX_TASK_BYTES} at most"
                 raise UnreadableRow(problem, self._id_in(image))
@@ -128,15 +142,29 @@ class Watch:
         task = {keys[column]: value for column, value in columns.items() if column in keys}
         if said := columns.get(_SAID):
             its = _decode_row(said)
-            task = {**its, **task, **its}
+            task = {**{key: its[key] for key in _ROLES if key in its}, **task, **its}
         if self.lanes and "boardId" not in task:
             task = {"boardId": msgspec.Raw(msgspec.json.encode(board)), **task}
-        if missing := {"id", "boardId", "lane"} - task.keys():
+        if missing := set(_ROLES) - task.keys():
             raise WatchOutdated(
                 f"rows of {self.table} have no {', '.join(sorted(missing))} any more: run relay sql watch again and "
                 f"name the columns as they are now"
             )
         return task
+
+    def value_of(self, extra: Extra, columns: Row) -> msgspec.Raw:
+        """Return what an image says that an extra is that it comes with."""
+        return _decode_row(columns[_SAID])[extra.name]
+
+    def extras_that_differ(self, before: Row, after: Row) -> Collection[str]:
+        """Name the extras that are found by other keys after a change of the row than before."""
+        columns = ((extra.name, extra.task_column) for extra in self.extras)
+        return {name for name, column in columns if before.get(column) != after.get(column)}
+
+    def is_at(self, columns: Row) -> tuple[bytes, ...]:
+        """Return what decides in which lane a task is, and by which keys other tables speak of it."""
+        deciding = {_SAID, self.lane_column, *(extra.task_column for extra in self.extras)}
+        return tuple(bytes(value) for name, value in columns.items() if name in deciding)
 
     def keys(self, columns: Iterable[str]) -> Mapping[str, str]:
         """Name columns for clients; those that are in no task are left out."""
@@ -153,7 +181,7 @@ class Watch:
         return hash(
             (
                 *(self.id, self.table, self.id_column, self.board_column, self.lane_column),
-                *(self.hidden, self.shown, self.lanes),
+                *(self.hidden, self.shown, self.lanes, self.extras),
             )
         )
 
@@ -168,8 +196,9 @@ def _keys(watch: Watch, columns: tuple[str, ...]) -> Mapping[str, str]:
     columns_of = {"id": watch.id_column, "boardId": watch.board_column, "lane": watch.lane_column}
     roles = {column: role for role, column in columns_of.items() if column is not None}
     said = [role for role, column in columns_of.items() if column is None]
+    said += [extra.name for extra in watch.extras]
     visible = [column for column in columns if watch.shows(column) and column != _SAID]
-    wanted = {column: roles.get(column) or _camel_case(column) for column in visible}
+    wanted = {column: roles.get(column) or camel_case(column) for column in visible}
     names = [*said, *wanted.values()]
     keys = {column: name if column in roles or names.count(name) == 1 else column for column, name in wanted.items()}
     for column in visible:
@@ -197,15 +226,17 @@ def _depth(image: str) -> int:
     return max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
 
 
-def _camel_case(column: str) -> str:
+def camel_case(column: str) -> str:
+    """Name a column as clients know it."""
     return re.sub(r"(?<=[^_])_+([a-z0-9])", lambda match: match[1].upper(), column)
 
 
 class Entry(NamedTuple):
     """One row of the journal. A tuple, for thousands are made a second.
 
-    `op` is R for a change of a row, L for one of the two boards' lanes, S where all boards must be read again, P for
-    a probe. `old_key` is the row's key before the change, if that changed it.
+    `op` is R for a change of a row, L for one of the two boards' lanes, N and F for one of what the near or the far
+    table of an extra says about a key, S where all boards must be read again, P for a probe. `old_key` is the row's
+    key before the change, if that changed it.
     """
 
     xid: int
@@ -275,7 +306,7 @@ def transactions_of(
     """
     found: dict[int, Transaction] = {}
     for entry in entries:
-        if entry.op == "P" or (
+        if entry.op in {"P", "N", "F"} or (
             entry.op != "S" and not entry.concerns(followed) and (entry.op == "L" or not entry.reason)
         ):
             continue

@@ -89,6 +89,18 @@ LANES_SETTINGS: Final = {
 }
 """Parameters of `relay.lanes`, with their types."""
 
+EXTRA_SETTINGS: Final = {
+    "name": "text",
+    "related": "text::regclass",
+    "shown": "name[]",
+    "key_column": "name",
+    "task_column": "name",
+    "through": "text::regclass",
+    "link_column": "name",
+    "order_by": "text[]",
+}
+"""Parameters of `relay.extra`, with their types."""
+
 
 def watch(
     database_url: str, table: str, patience: timedelta = PATIENCE, **settings: str | Sequence[str] | bool | None
@@ -105,6 +117,18 @@ def lanes(
 ) -> None:
     """Declare that the rows of a table are lanes, with some of LANES_SETTINGS, as `watch` does."""
     _declare(database_url, "lanes", LANES_SETTINGS, table, patience, settings)
+
+
+def show_extra(
+    database_url: str, table: str, patience: timedelta = PATIENCE, **settings: str | Sequence[str] | bool | None
+) -> None:
+    """Show data of another table on the tasks of a table, with some of EXTRA_SETTINGS. Raises InstallError."""
+    _declare(database_url, "extra", EXTRA_SETTINGS, table, patience, settings)
+
+
+def drop_extra(database_url: str, table: str, name: str, patience: timedelta = PATIENCE) -> None:
+    """Show an extra no more. Raises InstallError."""
+    _declare(database_url, "drop_extra", EXTRA_SETTINGS, table, patience, {"name": name})
 
 
 def _declare(

@@ -8,7 +8,8 @@ Rules:
 - Where a task's board is that of its lane, which is a row of another table, it is resolved when the entries are
   read, in their snapshot. That table may be locked: it is waited for a moment only, or all boards are read again. A
   lane that changed asks for its boards to be read again. So in whatever order writers
-  committed, and though none of them locked the other's row, what is sent fits what any read of a board shows.
+  committed, and though none of them locked the other's row, what is sent fits what any read of a board shows. So it
+  is with what other tables say about tasks, see extras.py.
 - Memory is bounded: a large batch is read in parts, and of a large transaction one row after the other.
 
 Pruning, and the horizon. The journal is pruned by DELETE, below a floor: `horizon`, which is written in the same
@@ -30,6 +31,7 @@ from relay.model.snapshot import Snapshot
 from relay.model.transaction import Image, Transaction, cancelled
 from relay.postgres.connection import Connection, readable
 from relay.postgres.decode import Entry, images_of, sync_of, transactions_of
+from relay.postgres.extras import Extras, Touches, appeared, touches_in, touches_of
 from relay.postgres.faults import FeedError
 from relay.postgres.unshown import Unshown
 from relay.postgres.watches import Watches
@@ -107,8 +109,8 @@ _SINCE: Final[LiteralString] = _FIRST + _NEW + "order by j.lsn, j.ctid limit %s)
 _MISSED: Final[LiteralString] = (
     _FIRST
     + _NEW
-    + "and (j.op = 'S' or j.old_board = any (%s) or j.new_board = any (%s) or j.watch = any (%s)) limit %s) "
-    "order by 5 nulls first, 6"
+    + "and (j.op in ('S', 'N', 'F') or j.old_board = any (%s) or j.new_board = any (%s) or j.watch = any (%s)) "
+    "limit %s) order by 5 nulls first, 6"
 )
 
 # A large batch: its transactions in the order of their latest entries, each with how many it has, and the reason if
@@ -135,6 +137,13 @@ _BY_KEY: Final[LiteralString] = (
     + _OURS
     + ' order by j.watch, k.key collate "C", j.lsn, j.ctid offset 0) s '
     "cross join lateral (select" + _ENTRY + "from relay.entries j where j.ctid = s.at offset 0) e"
+)
+
+_TOUCHES: Final[LiteralString] = (
+    "declare touches no scroll cursor for select distinct s.watch, s.op::text, k.key, s.xid::text::bigint "
+    "from (select j.*"
+    + _NEW
+    + "and j.op in ('N', 'F')) s cross join lateral (select s.old_key union select s.key) k (key) order by 1, 2, 3"
 )
 
 _ONE_SNAPSHOT: Final[LiteralString] = "begin isolation level repeatable read, read only"
@@ -186,6 +195,7 @@ class Journal:
         self._link = link
         self._watches = watches
         self._followed = followed
+        self._extras = Extras(self._rows, watches)
         self._probes: list[str] = []
 
     async def head(self) -> tuple[Snapshot, Snapshot, bool]:
@@ -196,23 +206,43 @@ class Journal:
     async def since(self, position: Snapshot) -> AsyncGenerator[Batch, None]:
         """Read what became visible since a position."""
         new = (str(position.xmax), _running(position))
-        in_one_snapshot = bool(self._watches.found_through_lanes)
+        in_one_snapshot = self._watches.depend_on_other_tables
         if in_one_snapshot:
             await self._rows(_ONE_SNAPSHOT)
         rows = await self._rows(_SINCE, *new, PART_CHANGES + 1)
         if len(rows) <= 1 + PART_CHANGES:
             entries = [Entry(*row[6:]) for row in rows[1:]]
-            transactions = await self._transactions(entries)
-            if in_one_snapshot:
-                await self._rows("commit")
-            yield replace(_batch(rows, entries), transactions=transactions)
+            # Else an extra was declared just now, which asks for a sync.
+            touches = touches_in(entries) if in_one_snapshot else {}
+            async for transactions, more in self._at_once(entries, touches):
+                if in_one_snapshot and not more:
+                    await self._rows("commit")
+                yield replace(_batch(rows, entries), transactions=transactions, more=more)
             return
         del rows  # more than a part, and large
         if not in_one_snapshot:
             await self._rows(_ONE_SNAPSHOT)
+        async for batch in self._in_parts(new):
+            if not batch.more:
+                await self._rows("commit")
+            yield batch
+
+    async def _at_once(
+        self, entries: Sequence[Entry], touches: Touches
+    ) -> AsyncIterator[tuple[list[Transaction], bool]]:
+        """Turn the entries of a batch into transactions; in parts, if one label is that of many tasks."""
+        transactions = await self._transactions(entries)
+        async for touched in self._extras.touched(touches, self._followed, appeared(transactions)):
+            if _touches(transactions) > PART_CHANGES:
+                yield transactions, True
+                transactions = []
+            transactions += touched
+        yield transactions, False
+
+    async def _in_parts(self, new: tuple[str, list[str]]) -> AsyncIterator[Batch]:
+        """Read a large batch in the snapshot of this transaction."""
         whole = _batch(await self._rows(_HEAD + _HORIZON))
         if whole.paused:  # what follows writes, to end the pause, and sends all boards
-            await self._rows("commit")
             yield whole
             return
         outline = await self._rows(_OUTLINE, *new, BATCH_TRANSACTIONS + 1)
@@ -220,16 +250,23 @@ class Journal:
         if len(outline) > BATCH_TRANSACTIONS:
             whole = replace(whole, transactions=None)
         else:
-            async for transactions in self._parts(outline):
-                yield replace(whole, transactions=transactions, more=True)
-        await self._rows("commit")
+            for parts in (self._parts(outline), self._touched_parts(*new)):
+                async for transactions in parts:
+                    yield replace(whole, transactions=transactions, more=True)
         yield whole
 
     async def missed(self, oldest: Snapshot, boards: Collection[str]) -> Batch:
         """Read what became visible since a snapshot and concerns some of the boards. Raises as `since` does."""
+        batch, entries = await self._missed(oldest, boards)
+        if any(map(self._watches.is_unknown, entries)):
+            await self._watches.load()
+            batch, _ = await self._missed(oldest, boards)
+        return batch
+
+    async def _missed(self, oldest: Snapshot, boards: Collection[str]) -> tuple[Batch, Sequence[Entry]]:
         names = list(boards)
         new = (str(oldest.xmax), _running(oldest))
-        # Of what is found through lanes, all: on which boards it is, only they say.
+        # Of what is found through lanes, all: on which boards it is, only they say. So it is with extras.
         parameters = (*new, names, names, self._watches.found_through_lanes, RESUME_CHANGES + 1)
         async with self._link.in_turn:
             await self._rows(_ONE_SNAPSHOT)
@@ -237,10 +274,15 @@ class Journal:
             rows = await self._rows(_MISSED, *parameters)
             too_much = len(rows) > 1 + RESUME_CHANGES
             entries = await self._resolved([Entry(*row[6:]) for row in rows[1:] if not too_much])
+            found = transactions_of(entries, self._watches.by_id, boards)
+            await self._extras.attach(found)
+            async for touched in self._extras.touched(touches_in(entries), boards, appeared(found)):
+                if _touches(found) < RESUME_CHANGES:
+                    found += touched
+                else:
+                    too_much = True
             await self._rows("commit")
-        await self._watches.load_for(entries)
-        found = None if too_much else transactions_of(entries, self._watches.by_id, boards)
-        return replace(_batch(rows, entries), transactions=found)
+        return replace(_batch(rows, entries), transactions=None if too_much else found), entries
 
     def probes(self) -> list[str]:
         """Return the probes that were read since the last time."""
@@ -291,10 +333,23 @@ class Journal:
             done = [image for image in images if (image.table.id, image.key) != last]
             images = cancelled(image for image in images if (image.table.id, image.key) == last)
             if done:
-                yield Transaction(int(xid), done)
+                yield await self._complete(Transaction(int(xid), done))
         if images:
-            yield Transaction(int(xid), images)
+            yield await self._complete(Transaction(int(xid), images))
         await self._rows("close part")
+
+    async def _complete(self, transaction: Transaction) -> Transaction:
+        await self._extras.attach([transaction])
+        return transaction
+
+    async def _touched_parts(self, *new: object) -> AsyncIterator[list[Transaction]]:
+        """Read what touched extras in a large batch, some keys after the others."""
+        await self._rows(_TOUCHES, *new)
+        while rows := await self._rows(f"fetch {PART_CHANGES} from touches".encode()):
+            touches = touches_of((extra, op, key, xid) for extra, op, key, xid in rows)
+            async for transactions in self._extras.touched(touches, self._followed):
+                yield transactions
+        await self._rows("close touches")
 
     async def _transactions(self, entries: Sequence[Entry]) -> list[Transaction]:
         self._probes += [entry.reason or "" for entry in entries if entry.op == "P"]
@@ -302,7 +357,10 @@ class Journal:
         for entry in entries:
             if entry.op == "S":
                 self._note_unrecorded(entry.watch, entry.reason)
-        return transactions_of(await self._resolved(entries), self._watches.by_id, self._followed, self._unshown)
+        resolved = await self._resolved(entries)
+        found = transactions_of(resolved, self._watches.by_id, self._followed, self._unshown)
+        await self._extras.attach(found)
+        return found
 
     def _images(self, entry: Entry) -> list[Image]:
         return images_of(entry, self._watches.by_id, self._followed, self._unshown)
@@ -356,6 +414,10 @@ def _batch(rows: Sequence[TupleRow], entries: Sequence[Entry] = ()) -> Batch:
         polled=polled / 1000,
         paused=paused,
     )
+
+
+def _touches(transactions: Iterable[Transaction]) -> int:
+    return sum(len(transaction.touches) for transaction in transactions)
 
 
 def _no_horizon() -> TupleRow:

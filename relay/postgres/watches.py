@@ -9,13 +9,13 @@ from typing import Any, Final, LiteralString
 
 from relay.order import OrderKey
 from relay.postgres.connection import Connection
-from relay.postgres.decode import Entry, Watch
+from relay.postgres.decode import Entry, Extra, Watch
 
 _WATCHED: Final[LiteralString] = """
     select id, pg_catalog.format('%I.%I', schema_name, table_name) as table, id_column, board_column, lane_column,
            hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced, filter, board_as,
            lane_as, lanes, key_columns, id_prefix, as_text, columns, ordering, distinct_ids, id_kind, board_kind,
-           lost_order, is_key
+           lost_order, is_key, extras
     from relay.watched order by id
 """
 _SILENT_LANES: Final[LiteralString] = "select target::text from relay.lane_tables where not triggers_complete"
@@ -23,6 +23,12 @@ _DEFICIENT_LANES: Final[LiteralString] = """
     select * from (select target::text, order_by, relay.lost_order(target, order_by) as lost,
                           id_column, relay.is_key(target, array[id_column]) as is_key from relay.lane_tables) l
     where lost <> '{}' or not is_key
+"""
+
+_FAILING_EXTRAS: Final[LiteralString] = """
+    select target::text, name, near::text, far::text, shown, order_by, task_column, key_column, link_column, problem,
+           triggers_complete
+    from relay.extras where target is not null and (problem is not null or not triggers_complete)
 """
 
 
@@ -39,6 +45,46 @@ _DROPPED: Final[LiteralString] = """
                     and array[n.nspname, c.relname]::text[] = pg_catalog.parse_ident(d.name))
 """
 """Of tables that were watched, those that were dropped and whose name another table has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A row of relay.extras."""
+
+    table: str
+    name: str
+    near: str
+    far: str | None
+    shown: Sequence[str]
+    order_by: Sequence[str]
+    task_column: str | None
+    key_column: str | None
+    link_column: str | None
+    problem: str | None
+    triggers_complete: bool
+
+    @property
+    def command(self) -> str:
+        """Return the command that declares it as it is, as far as its columns are there."""
+        options = {
+            "--of": [self.far or self.near],
+            "--through": [self.near] if self.far else [],
+            "--show": self.shown,
+            "--order-by": self.order_by,
+            "--task-column": [self.task_column],
+            "--key-column": [self.key_column],
+            "--link-column": [self.link_column],
+        }
+        words = [word for name, values in options.items() for value in values if value for word in (name, value)]
+        return shlex.join(["relay", "sql", "extra", self.table, self.name, *words])
+
+    @property
+    def shortcoming(self) -> str:
+        """Say in one line why it is not shown."""
+        return (
+            f"{self.name} of {self.table} {self.problem}, and is not shown: run {self.command} with the columns as "
+            f"they are now, or relay sql drop-extra {shlex.quote(self.table)} {self.name}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +118,7 @@ class Watched:
     board_kind: str
     lost_order: Sequence[str]
     is_key: bool
+    extras: Sequence[tuple[int, str, str]] | None
 
     @property
     def watch(self) -> Watch:
@@ -83,6 +130,7 @@ class Watched:
             visible=tuple(self.columns),
             lanes=self.lanes is not None,
             board_kind=self.board_kind,
+            extras=tuple(Extra(*each) for each in self.extras or ()),
         )
 
     def command(self, table: str) -> str:
@@ -175,6 +223,11 @@ async def read_watched(connection: Connection) -> list[Watched]:
     return [Watched(*row) for row in await connection.rows(_WATCHED)]
 
 
+async def read_failing_extras(connection: Connection) -> list[Declared]:
+    """Ask which extras are not shown, or lack triggers."""
+    return [Declared(*row) for row in await connection.rows(_FAILING_EXTRAS)]
+
+
 class Watches:
     """The watches of a database, read over a connection that others use too."""
 
@@ -185,6 +238,7 @@ class Watches:
         self._dropped: dict[str, Watched] = {}
         self._silent: list[str] = []
         self._deficient: dict[str, str] = {}
+        self._extras: list[Declared] = []
 
     @property
     def problem(self) -> str | None:
@@ -197,6 +251,11 @@ class Watches:
         faults += [
             f"triggers of {table} are missing or disabled: run relay sql lanes {table}" for table in self._silent
         ]
+        faults += [
+            f"triggers for {each.name} of {each.table} are missing or disabled: run {each.command}"
+            for each in self._extras
+            if each.problem is None
+        ]
         if not self._known and not faults:
             return "nothing is watched: run relay sql watch with the name of the tasks table"
         return faults[0] if faults else None
@@ -205,13 +264,15 @@ class Watches:
     def shortcomings(self) -> Mapping[str, str]:
         """Say in one line each what is not as it should be in tables that are shown."""
         found = {each.table: said for each in self._known.values() if (said := each.shortcoming)}
-        return found | self._deficient
+        extras = {f"{each.table}.{each.name}": each.shortcoming for each in self._extras if each.problem}
+        return found | self._deficient | extras
 
     async def load(self) -> None:
         """Read what is watched, and whether its triggers are in place."""
         async with self._reader.in_turn:
             self._silent = [name for (name,) in await self._reader.rows(_SILENT_LANES)]
             deficient = await self._reader.rows(_DEFICIENT_LANES)
+            self._extras = await read_failing_extras(self._reader)
             found = await read_watched(self._reader)
             gone = [*self._dropped.values(), *self._missing_from({each.id for each in found})]
             dropped = await self._replaced(gone) if gone else set()
@@ -225,10 +286,19 @@ class Watches:
         """The watches whose tasks are on the board that their lane has."""
         return [number for number, watch in self.by_id.items() if watch.lanes]
 
+    @property
+    def depend_on_other_tables(self) -> bool:
+        """Whether what tasks are depends on tables other than their own."""
+        return any(watch.lanes or watch.extras for watch in self.by_id.values())
+
     async def load_for(self, entries: Iterable[Entry]) -> None:
         """Read them again if entries say that they have changed."""
-        if any(entry.op == "S" or (entry.op == "R" and entry.watch not in self.by_id) for entry in entries):
+        if any(entry.op == "S" or self.is_unknown(entry) for entry in entries):
             await self.load()
+
+    def is_unknown(self, entry: Entry) -> bool:
+        """Whether an entry was made under a watch that came later than these were read, or that is no more."""
+        return entry.op == "R" and entry.watch not in self.by_id
 
     def _missing_from(self, ids: Collection[int]) -> Iterable[Watched]:
         return (each for each in self._known.values() if each.id not in ids)

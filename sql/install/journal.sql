@@ -10,12 +10,13 @@ create unlogged table if not exists relay.journal (
     -- be the writer's lastval().
     lsn       pg_lsn not null default pg_catalog.pg_current_wal_insert_lsn(),
     watch     integer,
-    -- R a change of a row, L of the lanes of the two boards, S read all boards again (reason says why), P a probe (reason
-    -- names it)
+    -- R a change of a row, L of the lanes of the two boards, N or F of what the near or the far table of an extra says, S
+    -- read all boards again (reason says why), P a probe (reason names it)
     op        "char" not null default 'R',
     -- Of R: the id, the board and the image of the row that left, then those of the row that came; then why an image
     -- that should be there is not. Null where there is none. One value, for each column costs every writer. The board
-    -- is [board, lane] as JSON, where tasks are found through their lanes. Of L: the two boards, in their places.
+    -- is [board, lane] as JSON, where tasks are found through their lanes. Of L: the two boards, in their places. Of N and
+    -- F: the keys before and after, in the places of the ids, and the watch is that of the extra.
     entry     text[],
     -- Of L, S and P.
     reason    text

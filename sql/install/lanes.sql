@@ -271,7 +271,8 @@ as $$
     from relay.watches w
     left join relay.lane_tables l on l.target = w.lanes
     cross join lateral (
-        select array(select p::oid from relay.parts(w.target) p union select w.lanes::oid where w.lanes is not null) as oids
+        select array(select p::oid from relay.parts(w.target) p union select w.lanes::oid where w.lanes is not null
+                     union select e::oid from relay.extra_tables(w.target) e) as oids
     ) tables
     cross join lateral (
         select pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.oid, t.tgenabled, t.xmin), ',' order by t.oid) as said
@@ -281,9 +282,9 @@ as $$
     ) triggers
     -- Those of partitions without the trigger on TRUNCATE: the file of a truncated one is another.
     cross join lateral (
-        select pg_catalog.string_agg(pg_catalog.concat_ws(' ', p, pg_catalog.pg_relation_filenode(p)), ',' order by p) as said
-        from pg_catalog.unnest(tables.oids) p
-        where p <> w.target and p is distinct from w.lanes::oid
+        select pg_catalog.string_agg(pg_catalog.concat_ws(' ', p::oid, pg_catalog.pg_relation_filenode(p)), ',' order by p::oid) as said
+        from relay.parts(w.target) p
+        where p <> w.target
           and not exists (select from pg_catalog.pg_trigger t where t.tgrelid = p and t.tgname = 'relay_truncate' and t.tgenabled in ('O', 'A'))
     ) files
     cross join lateral (
@@ -305,7 +306,8 @@ as $$
                     from pg_catalog.pg_cast c left join pg_catalog.pg_proc f on f.oid = c.castfunc
                     where c.castsource = t.oid and c.casttarget in ('json'::regtype, 'text'::regtype))), ','
                order by t.oid) as said
-        from (select m from relay.types(w.target) m union select m from relay.types(w.lanes) m) made_of (m)
+        from (select m from relay.types(w.target) m union select m from relay.types(w.lanes) m
+              union select m from relay.extra_tables(w.target) e cross join lateral relay.types(e) m) made_of (m)
         join pg_catalog.pg_type t on t.oid = m
         where t.oid >= 16384
     ) types
@@ -371,7 +373,9 @@ create or replace view relay.watched as
            relay.id_kind(w) as id_kind,
            relay.board_kind(w) as board_kind,
            relay.lost_order(w.target, w.order_by) as lost_order,
-           relay.is_key(w.target, w.key_columns) as is_key
+           relay.is_key(w.target, w.key_columns) as is_key,
+           (select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(e.id, e.name, e.task_column) order by e.name)
+            from relay.extras e where e.target = w.target and e.problem is null) as extras
     from relay.watches w
     join pg_catalog.pg_class c on c.oid = w.target
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace;
@@ -412,6 +416,13 @@ as $$
         relay.is_made('lanes_' || l.id, 'relay_writer', relay.lanes_body(l), null)
         and relay.is_made('lane_' || l.id, 'relay_renderer', relay.lane_body(l), 'relay_writer')
         and relay.is_made('lane_' || l.id, 'relay_renderer', relay.lane_body(l), 'relay_reader'))
+    union all
+    select e.id from relay.extras e
+    where e.problem is null and (
+        select count(*)
+        from (select e.near as own, false as far union all select e.far, true where e.far is not null) t
+        where not (relay.is_made(pg_catalog.split_part(relay.extra_function(e.id, t.far), '.', 2), 'relay_writer', relay.touch_body(e, t.far), null)
+                   and relay.is_made(pg_catalog.split_part(relay.extra_function(e.id, t.far), '.', 2), 'relay_renderer', relay.extra_body(e, t.far), 'relay_writer'))) > 0
 $$;
 
 comment on function relay.altered() is 'Which trigger functions are not as they should be.';
@@ -428,6 +439,7 @@ as $$
 declare
     w       relay.watches;
     l       relay.lane_tables;
+    e       relay.extras;
     altered integer[];
     made    integer := 0;
 begin
@@ -436,6 +448,9 @@ begin
     perform relay.give('relay.board(text, boolean, integer[])'::regprocedure, 'relay_reader');
     perform relay.give('relay.lanes_truncate()'::regprocedure, 'relay_writer');
     perform relay.give('relay.resolve(integer[], text[])'::regprocedure, 'relay_reader');
+    perform relay.give('relay.extra_truncate()'::regprocedure, 'relay_writer');
+    perform relay.give('relay.extra_values(integer, text[])'::regprocedure, 'relay_reader');
+    perform relay.give('relay.touched(integer, boolean, text[])'::regprocedure, 'relay_reader');
     perform relay.give('relay.hold_tables(text, integer[])'::regprocedure, 'relay_reader');
     perform relay.give('relay.widest()'::regprocedure, 'relay_reader');
     altered := array(select a from relay.altered() a);
@@ -449,6 +464,10 @@ begin
     end loop;
     for l in select t.* from relay.lane_tables t where t.id = any (altered) loop
         perform relay.make_lane_functions(l);
+        made := made + 1;
+    end loop;
+    for e in select x.* from relay.extras x where x.id = any (altered) loop
+        perform relay.make_extra_functions(e);
         made := made + 1;
     end loop;
     return made;

@@ -67,6 +67,20 @@ as $$
         where c.opcintype = typ and c.opcdefault), '=')
 $$;
 
+-- The tables that a watch's tasks are made of.
+create or replace function relay.tables_of(w relay.watches) returns setof regclass
+    language sql
+    stable
+    rows 2
+    set search_path = pg_catalog, pg_temp
+as $$
+    select w.target
+    union all
+    select w.lanes where w.lanes is not null
+    union
+    select e from relay.extra_tables(w.target) e
+$$;
+
 -- Keeps the tables that a board may have rows in from being truncated or rewritten until the end of the transaction: of
 -- such a table, an older snapshot shows no row. So the statement that reads comes after this one, and takes its
 -- snapshot then. The caller sets how long to wait for each. Returns those watches, and whether their tables are held.
@@ -93,7 +107,7 @@ begin
         from (
             select t.oid, pg_catalog.bool_or(w.id <> all (hold_tables.absent)) as needed, min(w.id) as first
             from pg_catalog.unnest(watches) w
-            cross join lateral (select w.target::oid union all select w.lanes::oid where w.lanes is not null) t (oid)
+            cross join lateral relay.tables_of(w) t (oid)
             group by t.oid
         ) t
         order by t.first, t.oid
@@ -114,7 +128,7 @@ begin
     end loop;
     perform pg_catalog.set_config('lock_timeout', patience, true);
     return query
-        select w.id, w.target <> all (locked) and (w.lanes is null or w.lanes <> all (locked))
+        select w.id, not exists (select from relay.tables_of(w) t where t = any (locked))
         from pg_catalog.unnest(watches) w;
 end
 $$;
@@ -258,6 +272,63 @@ begin
 end
 $$;
 
+-- How the rows of a watch are read, in SQL: the tables that they are made of, in which the row's alias is "row_of_table"; which
+-- rows are tasks; and, of each, the board and the image, with its extras. With "careful", that of a row that cannot be shown,
+-- such as one whose own values make an expression fail, is "!" and, as JSON, its id and why.
+create or replace function relay.reading(
+    w relay.watches, careful boolean, out rows text, out filter text, out board text, out task text
+)
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    has_places constant boolean := relay.has_places(w);
+    guarded    constant boolean := careful and has_places;
+    columns    text;
+    row_name   text;
+    lane       text;
+    of_lane    text;
+begin
+    select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', a.attname), ', ' order by a.attnum) into columns
+    from pg_catalog.pg_attribute a
+    where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden);
+    -- A column that had the row's alias as its name would be taken for the row.
+    row_name := 'row_' || pg_catalog.md5(columns);
+
+    select relay.as_text(l.target, l.board_column, 'lane.' || pg_catalog.quote_ident(l.board_column)) into of_lane
+    from relay.lane_tables l where l.target = w.lanes and l.board_column is not null;
+    lane := case when guarded then 'p.at[3]'
+            else coalesce(relay.spelled(w.target, w.said -> 'lane_as', w.same, 'row_of_table.'),
+                          'row_of_table.' || pg_catalog.quote_ident(w.lane_column)) end;
+    board := coalesce(of_lane, relay.spelled(w.target, w.said -> 'board_as', w.same, 'row_of_table.'),
+                      relay.as_text(w.target, w.board_column, 'row_of_table.' || pg_catalog.quote_ident(w.board_column)));
+    filter := coalesce(relay.spelled(w.target, w.said -> 'filter', w.same, 'row_of_table.'), 'true');
+    task := relay.labelled(w, 'p.at', 'i.image', relay.extras_of(w.target, 'row_of_table.'));
+    -- An expression may fail at any row. Where a column names the board, such a row is reported with it.
+    if guarded then
+        filter := 'true';
+        board := case when of_lane is not null then pg_catalog.format('case when p.at[4] is null then %s end', of_lane)
+                 when w.board_as is not null then 'p.at[2]'
+                 else pg_catalog.format('case when p.at[4] is null then p.at[2] else %s end', board) end;
+    end if;
+    if careful then
+        task := pg_catalog.format(
+            'case when %1$s is null and pg_catalog.left(i.image, 1) <> ''!'' then %2$s '
+            'else ''!'' || pg_catalog.json_build_array(%3$s, coalesce(%1$s, pg_catalog.substr(i.image, 2))) end',
+            case when has_places then 'p.at[4]' else 'null' end, task, relay.id_of(w, 'row_of_table.'));
+    end if;
+    rows := pg_catalog.format(
+        '%s %s row_of_table %s %s cross join lateral (select (select %s from (select %s) %s) as image) i',
+        case when exists (select from pg_catalog.pg_class c where c.oid = w.target and c.relkind = 'r') then 'only' end, w.target,
+        case when has_places then pg_catalog.format('cross join lateral (select %s as at offset 0) p', case
+            when guarded then pg_catalog.format('relay.place_%s(row_of_table.*)', w.id) else relay.place_of(w, 'row_of_table.') end) end,
+        relay.lane_join(w, lane, careful),
+        pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
+        columns, row_name);
+end
+$$;
+
 -- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement; and before them,
 -- without a watch, its lanes, where they are declared. Runs as relay_reader: so a role that may read boards need not be
 -- able to read the tables, and their hidden columns. With "careful", a row that cannot be shown is "!" and, as JSON, its
@@ -284,89 +355,44 @@ create or replace function relay.board(board text, careful boolean default false
     set xmloption = content
 as $$
 declare
-    w         record;
-    columns   text;
-    condition text;
+    w         relay.watches;
+    its       record;
+    typ       regtype;
+    own_table text;
+    col       name;
+    indexed   text;
     written   text;
     otherwise text;
     has_tasks boolean := false;
-    row_name  text;
 begin
     if current_user <> 'relay_reader' then
         raise exception 'relay.board belongs to %, expected relay_reader: run relay sql install', current_user
             using errcode = 'invalid_object_definition';
     end if;
     return query select null::integer, l from relay.lanes_of(board, careful, absent) l;
-    for w in
-        select s.*, c.relkind, relay.board_type(s) as board_type,
-               relay.written_as(s) as written_as,
-               relay.has_places(s) as has_places,
-               coalesce(relay.spelled(s.target, s.said -> 'board_as', s.same, 'row_of_table.'),
-                        relay.as_text(s.target, s.board_column, 'row_of_table.' || pg_catalog.quote_ident(s.board_column))) as board_text,
-               relay.spelled(s.target, s.said -> 'filter', s.same, 'row_of_table.') as filter_text,
-               case when relay.has_places(s) then relay.place_of(s, 'row_of_table.') end as place,
-               l.target as lanes_target, l.board_column as lanes_board,
-               relay.lane_join(s, case when careful then 'p.at[3]' else coalesce(
-                   relay.spelled(s.target, s.said -> 'lane_as', s.same, 'row_of_table.'),
-                   'row_of_table.' || pg_catalog.quote_ident(s.lane_column)) end, careful) as lane_join,
-               relay.labelled(s, 'p.at', 'i.image') as labelled,
-               relay.id_of(s, 'row_of_table.') as key
-        from relay.watches s
-        join pg_catalog.pg_class c on c.oid = s.target
-        left join relay.lane_tables l on l.target = s.lanes
-        where s.problem is null and s.id <> all (absent)
-        order by s.id
-    loop
-        written := relay.written(board, w.written_as);
+    for w in select s.* from relay.watches s where s.problem is null and s.id <> all (absent) order by s.id loop
+        typ := relay.board_type(w);
+        written := relay.written(board, relay.written_as(w));
         otherwise := coalesce(nullif(written, board), otherwise);
-        continue when w.board_type is not null and written is distinct from board;
+        continue when typ is not null and written is distinct from board;
 
-        select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', a.attname), ', ' order by a.attnum) into columns
-        from pg_catalog.pg_attribute a
-        where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden);
-
+        its := relay.reading(w, careful);
         -- The first condition finds the rows by an index; the second is exact where the first is not, as with
         -- case-insensitive text. The board is a literal, for that is cast by no function of users; the column is cast
         -- for domains, some of which have no operators. Where an enum's owner has made implicit casts, Postgres finds
-        -- no operator, or theirs.
-        if w.lanes_board is not null then
-            w.board_column := w.lanes_board;
-            w.board_text := relay.as_text(w.lanes_target, w.lanes_board, 'lane.' || pg_catalog.quote_ident(w.lanes_board));
-        end if;
-        condition := case when w.board_column is null then pg_catalog.format('%s = %L and ', w.board_text, board)
-            else pg_catalog.format('%1$s.%2$I::%4$s %5$s %3$L::%4$s and ', case when w.lanes_board is null then 'row_of_table' else 'lane' end,
-                                   w.board_column, board, pg_catalog.format_type(w.board_type, -1), relay.equals(w.board_type)) end;
-        if exists (select from pg_catalog.pg_cast c join pg_catalog.pg_type t on t.oid = c.castsource
-                   where t.oid = w.board_type and t.typtype = 'e' and c.castcontext = 'i') then
-            condition := '';
-        end if;
-        condition := pg_catalog.concat(condition, w.filter_text || ' and ', w.board_text, ' = $2 collate "C"');
-        -- An expression may fail at any row. Where a column names the board, such a row is reported with it.
-        if careful and w.has_places then
-            w.place := pg_catalog.format('relay.place_%s(row_of_table.*)', w.id);
-            condition := pg_catalog.format('%s = $2 collate "C"', case
-                when w.lanes_board is not null then 'p.at[4] is null and ' || w.board_text
-                when w.board_as is not null then 'p.at[2]'
-                else pg_catalog.format('case when p.at[4] is null then p.at[2] else %s end', w.board_text) end);
-        end if;
-        if careful then
-            w.labelled := pg_catalog.format(
-                'case when %1$s is null and pg_catalog.left(i.image, 1) <> ''!'' then %2$s '
-                'else ''!'' || pg_catalog.json_build_array(%3$s, coalesce(%1$s, pg_catalog.substr(i.image, 2))) end',
-                case when w.has_places then 'p.at[4]' else 'null' end, w.labelled, w.key);
-        end if;
-        -- A column that had the row's alias as its name would be taken for the row.
-        row_name := 'row_' || pg_catalog.md5(columns);
+        -- no operator, or theirs. An expression that may fail is evaluated with care alone.
+        select case when l.board_column is null then 'row_of_table' else 'lane' end, coalesce(l.board_column, w.board_column)
+        into own_table, col from (select) one left join relay.lane_tables l on l.target = w.lanes;
+        indexed := case
+            when careful and relay.has_places(w) then 'true'
+            when col is null then pg_catalog.format('%s = %L', its.board, board)
+            when exists (select from pg_catalog.pg_cast c join pg_catalog.pg_type t on t.oid = c.castsource
+                         where t.oid = typ and t.typtype = 'e' and c.castcontext = 'i') then 'true'
+            else pg_catalog.format('%1$s.%2$I::%4$s %5$s %3$L::%4$s', own_table, col, board, pg_catalog.format_type(typ, -1), relay.equals(typ)) end;
         begin
             return query execute pg_catalog.format(
-                'select $1, %s from %s %s row_of_table %s %s '
-                'cross join lateral (select (select %s from (select %s) %s) as image) i '
-                'where %s order by %s%s',
-                w.labelled, case when w.relkind = 'r' then 'only' else '' end, w.target,
-                case when w.has_places then pg_catalog.format('cross join lateral (select %s as at offset 0) p', w.place) end,
-                w.lane_join,
-                pg_catalog.format(case when careful or relay.has_user_types(w.target) then 'relay.image(%s)' else 'pg_catalog.row_to_json(%s)::text' end, row_name),
-                columns, row_name, condition, relay.order_clause(w.target, w.order_by, 'row_of_table'),
+                'select $1, %s from %s where %s and %s and %s = $2 collate "C" order by %s%s', its.task, its.rows, indexed, its.filter, its.board,
+                relay.order_clause(w.target, w.order_by, 'row_of_table'),
                 (select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', k.name), ', ' order by k.n)
                  from pg_catalog.unnest(w.key_columns) with ordinality k (name, n)))
                 using w.id, board;
@@ -383,6 +409,18 @@ begin
         return query select null::integer, pg_catalog.to_json(otherwise)::text;
     end if;
 end
+$$;
+
+-- How relay.touched reads tasks: "found" has the keys that were touched, and at which of the tasks' own keys.
+create or replace function relay.touched_query(w relay.watches, e relay.extras, found text, careful boolean) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.format('select t.key, $2, %s, %s %s cross join %s where row_of_table.%I::%s = t.at%s and %s and (%1$s) is not null',
+                             r.board, r.task, found, r.rows, e.task_column, relay.joinable(e.target, e.task_column),
+                             relay.collation_of(e.target, e.task_column), r.filter)
+    from relay.reading(w, careful) r
 $$;
 
 comment on function relay.board(text, boolean, integer[]) is 'The tasks of one board as subscribers see them.';

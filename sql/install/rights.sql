@@ -30,16 +30,20 @@ grant execute on function relay.entry(text, text, record, text, text, record), r
     to relay_renderer;
 
 -- The needs of the functions that read boards.
-grant select on relay.watches, relay.lane_tables to relay_reader;
+grant select on relay.watches, relay.lane_tables, relay.extras to relay_reader;
 grant execute on function
     relay.parts(regclass), relay.types(regclass), relay.has_user_types(regclass), relay.base_type(oid),
     relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text), relay.label_named(jsonb, boolean), relay.outgrown(regclass, jsonb, boolean),
     relay.said(bytea), relay.statements(name), relay.column_named(regclass, jsonb, boolean), relay.comparable(regclass, name),
     relay.is_shown_as_text(regclass, name), relay.lane_join(relay.watches, text, boolean), relay.lane_condition(relay.lane_tables, boolean), relay.lanes_of(text, boolean, integer[]),
-    relay.board_type(relay.watches), relay.written_as(relay.watches), relay.id_of(relay.watches, text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text),
+    relay.board_type(relay.watches), relay.written_as(relay.watches), relay.id_of(relay.watches, text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text, text),
     relay.as_text(regclass, name, text), relay.equals(regtype), relay.order_parts(text), relay.order_named(regclass, jsonb, boolean), relay.is_usual_order(jsonb),
-    relay.ordering(regclass, text[]), relay.order_clause(regclass, text[], text), relay.written(text, regtype), relay.image(record),
-    relay.holders(regclass, text), relay.missing_right(regclass)
+    relay.ordering(regclass, text[]), relay.lost_order(regclass, text[]), relay.order_clause(regclass, text[], text), relay.written(text, regtype), relay.image(record),
+    relay.holders(regclass, text), relay.missing_right(regclass), relay.tables_of(relay.watches), relay.reading(relay.watches, boolean),
+    relay.joinable(regclass, name), relay.collation_of(regclass, name), relay.columns_named(regclass, jsonb, boolean),
+    relay.table_named(jsonb, boolean), relay.extra_tables(regclass), relay.camel_case(text), relay.shown_value(regclass, name, text),
+    relay.in_utf8(text), relay.extra_value(relay.extras, text), relay.extras_of(regclass, text), relay.hold_in_snapshot(regclass[]),
+    relay.touched_query(relay.watches, relay.extras, text, boolean)
     to relay_reader;
 
 -- Existing watches, as after a restore, get trigger functions that fit them.

@@ -114,7 +114,7 @@ begin
                             ('horizon', 'r', 'place seen swept pauses ceiling emptied shape shaped'),
                             ('ticks', 'r', 'place at seen entries bytes'),
                             ('epochs', 'r', 'run key place started'),
-                            ('entries', 'v', null), ('settings', 'v', null), ('watches', 'v', null), ('watched', 'v', null)) e (name, kind, columns)
+                            ('entries', 'v', null), ('extras', 'v', null), ('settings', 'v', null), ('watches', 'v', null), ('watched', 'v', null)) e (name, kind, columns)
         join pg_catalog.pg_class c on c.relname = e.name and c.relnamespace = pg_catalog.to_regnamespace('relay')
         where c.relkind <> e.kind::"char" or c.relkind = 'r' and c.relpersistence <> 'u'
            or e.columns <> (select pg_catalog.string_agg(a.attname, ' ' order by a.attnum) from pg_catalog.pg_attribute a

@@ -500,10 +500,10 @@ begin
     for orphan in
         select f.oid::regprocedure
         from pg_catalog.pg_proc f
-        where f.pronamespace = 'relay'::regnamespace and f.proname ~ '^(journal|entry|place|lanes?)_[0-9]+$'
+        where f.pronamespace = 'relay'::regnamespace and f.proname ~ '^((journal|entry|place|lanes?)_[0-9]+|extra_[0-9]+(_far)?)$'
           and not exists (select from pg_catalog.pg_trigger t join pg_catalog.pg_proc j on j.oid = t.tgfoid
                           where j.pronamespace = f.pronamespace
-                            and j.proname = case when f.proname ~ '^lane' then 'lanes_' else 'journal_' end
+                            and j.proname = case when f.proname ~ '^lane' then 'lanes_' when f.proname ~ '^extra' then 'extra_' else 'journal_' end
                                             || pg_catalog.split_part(f.proname, '_', 2))
     loop
         execute pg_catalog.format('drop function %s', orphan);
@@ -676,6 +676,13 @@ begin
         raise exception 'relay.watch: the lane of % and the id of % are of different types, or of one that cannot be compared: '
             'expected both to be integers, uuids, or text of collations that are deterministic', wanted.target, wanted.lanes using errcode = 'datatype_mismatch';
     end if;
+    select e.task_column into col from relay.extras e
+    where e.target = wanted.target and (e.task_column = any (wanted.hidden)
+        or wanted.shown is not null and e.task_column <> all (wanted.shown || wanted.key_columns));
+    if col is not null then
+        raise exception 'relay.watch: column % of % is what an extra is found by: expected it to be shown, or relay.drop_extra first',
+            pg_catalog.quote_ident(col), wanted.target using errcode = 'invalid_parameter_value';
+    end if;
     perform relay.require_owner(wanted.target);
     perform relay.refuse_clash(wanted);
     perform relay.grant_reading(wanted.target, wanted.board_column);
@@ -768,6 +775,7 @@ begin
         return;
     end if;
     perform relay.require_owner(current_watch.target);
+    perform relay.drop_extra(e.target, e.name, patience) from relay.extras e where e.target = current_watch.target;
     perform relay.lock_table(current_watch.target, 'access exclusive', patience);
     perform relay.drop_triggers(current_watch.target);
     perform relay.drop_functions(current_watch.id);

@@ -302,16 +302,16 @@ as $$
 $$;
 
 -- In front of the image of a row that has a place goes what no column has: JSON, under a name that no column can have,
--- the empty one. In SQL, given the place.
-create or replace function relay.labelled(w relay.watches, place text, image text) returns text
+-- the empty one. In SQL, given the place, and names and values of extras, if there are any.
+create or replace function relay.labelled(w relay.watches, place text, image text, extras text) returns text
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select case when made.said is null then image
+    select case when made.said = '' then image
            else pg_catalog.format('''{"":'' || pg_catalog.json_build_object(%s)::text || '','' || pg_catalog.substr(%s, 2)',
                                   made.said, image) end
-    from (select pg_catalog.string_agg(pg_catalog.format('%L, (%s)[%s]', e.name, place, e.n), ', ' order by e.n) as said
+    from (select pg_catalog.concat_ws(', ', pg_catalog.string_agg(pg_catalog.format('%L, (%s)[%s]', e.name, place, e.n), ', ' order by e.n), extras) as said
           from (values (1, w.said ?| array['key', 'prefix', 'as_text'], 'id'),
                        (2, w.said ? 'board_as' or w.said ? 'as_text' and w.board_column is not null, 'boardId'),
                        (3, w.said ?| array['lane_as', 'as_text'], 'lane')) e (n, said, name)
@@ -427,7 +427,7 @@ $body$, w.id,
          from relay.settings_of(null) s),
         relay.place_of(w, 'before.'), relay.place_of(w, 'after.'), hide,
         case when relay.has_user_types(w.target) then 'false' else 'true' end,
-        relay.labelled(w, 'was', 'entry[3]'), relay.labelled(w, 'stands', 'entry[6]'),
+        relay.labelled(w, 'was', 'entry[3]', null), relay.labelled(w, 'stands', 'entry[6]', null),
         -- Readers resolve the board of a lane.
         case when w.said ? 'lanes' then $lanes$
     entry[2] := case when was is not null then pg_catalog.json_build_array(was[2], was[3])::text end;

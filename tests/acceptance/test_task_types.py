@@ -38,6 +38,14 @@ create table public.zoo (
 break" text, secret text, mixed_case text, "mixedCase" text
 );
 select relay.watch('public.zoo', hidden => array['secret']);
+create table public.labels (name text, price numeric, mood mood, zoo_id uuid unique, keeper_of uuid);
+select relay.extra('zoo', 'labelCount', 'labels', key_column => 'zoo_id');
+select relay.extra('zoo', 'names', 'labels', '{name}', key_column => 'keeper_of');
+select relay.extra('zoo', 'labels', 'labels', '{name,price,mood,keeper_of}', key_column => 'keeper_of');
+select relay.extra('zoo', 'label', 'labels', '{mood}', key_column => 'zoo_id');
+insert into public.labels values
+    ('n', 'NaN', 'fine', '9c5b94b1-35ad-49bb-b118-8e8fc24abf80', '9c5b94b1-35ad-49bb-b118-8e8fc24abf80'),
+    (null, null, null, null, '9c5b94b1-35ad-49bb-b118-8e8fc24abf80');
 insert into public.zoo default values;
 update public.zoo set board_id = 'default';
 insert into public.zoo values (
@@ -112,7 +120,7 @@ async def test_types_are_those_of_the_tasks(database: Database, tmp_path: Path) 
             assert Draft202012Validator(schema).is_valid(wrong) == (key in {"extra", "plain"}), (key, value)
 
     names: dict[str, Any] = {}
-    exec(printed("python"), names)  # what is tested
+    exec(compile(printed("python"), "task.py", "exec", dont_inherit=True), names)  # what is tested
     for task in board:
         assert msgspec.convert(task, names["Task"]).keys() == task.keys()
     with pytest.raises(msgspec.ValidationError):

@@ -257,6 +257,20 @@ HOSTILE = [
     {"drop view relay.watched; create view relay.watched as select 1": ("watched", "column w.schema_name does not")},
     {"drop trigger relay_truncate on tasks": ("triggers", "public.tasks has trigger relay_change, but not")},
     {
+        "drop trigger relay_extra_EXTRA on notes": (
+            "triggers",
+            "those for notes of public.tasks are missing, disabled",
+        ),
+        "drop function relay.extra_EXTRA(record)": ("trigger functions", "that of public.notes was altered"),
+        "revoke select on notes from relay_reader": ("reading", "public.notes: boards are read by role relay_reader"),
+    },
+    {
+        "alter table notes rename to notices; alter table notices drop note": (
+            "columns",
+            "notes of public.tasks is made of a table or column that is not there any more, and is not shown",
+        ),
+    },
+    {
         _NO_LIMITS: ("journal", "this could not be checked: ValidationError"),
         "revoke select on tasks from relay_reader": ("reading", "public.tasks: boards are read by role relay_reader"),
         "drop trigger relay_lanes on lists": ("triggers", "those of public.lists, whose rows are lanes, are missing"),
@@ -276,18 +290,21 @@ async def test_no_state_of_the_schema_ends_the_check(server: Server, database: D
     database.execute("""
         create table lists (id int primary key, board_id int, name text);
         create table cards (id uuid primary key, lane int);
-        select relay.lanes('lists'); select relay.watch('cards', lanes => 'lists')
+        create table notes (task_id text references tasks, note text);
+        select relay.lanes('lists'); select relay.watch('cards', lanes => 'lists');
+        select relay.extra('tasks', 'notes', 'notes', '{note}')
     """)
     all_of_them = list(await check(database.dsn))
     [(tasks,)] = database.fetch("select id::text from relay.watches where target = 'tasks'::regclass")
     [(lanes,)] = database.fetch("select id::text from relay.lane_tables")
+    [(extra,)] = database.fetch("select id::text from relay.extras")
     name = str(psycopg.conninfo.conninfo_to_dict(database.dsn)["dbname"])
     database.close()
     for together in HOSTILE:
         with temporary_database(server, name) as dsn, Database(dsn) as broken:
             broken.execute("set client_min_messages = error")
             for statement in together:
-                broken.execute(statement.replace("TASKS", tasks).replace("LANES", lanes))
+                broken.execute(statement.replace("TASKS", tasks).replace("LANES", lanes).replace("EXTRA", extra))
             found = await check(dsn)
             assert list(found) == all_of_them
             for which, begins in together.values():
@@ -446,10 +463,12 @@ async def test_tables_whose_boards_are_no_column_lack_an_index_too(database: Dat
         update pg_class set reltuples = 10000 where relname = 'cards';
         update pg_class set reltuples = 20000 where relname = 'said';
         select relay.watch('cards', lane_column => 'list_id', lanes => 'lists');
-        select relay.watch('said', board_as => '(n % 9)::text')
+        select relay.watch('said', board_as => '(n % 9)::text');
+        create table notes (said_id uuid); update pg_class set reltuples = 15000 where relname = 'notes';
+        select relay.extra('said', 'notes', 'notes', key_column => 'said_id')
     """)
     found = await check(daemon_dsn)
-    for missing in ("((((n % 9))::text))", "(list_id)"):
+    for missing in ("((((n % 9))::text))", "(said_id)", "(list_id)"):
         assert str(found["reading"].hint).endswith(missing)
         database.execute(str(found["reading"].hint).removeprefix("run ").replace("concurrently ", ""))
         found = await check(daemon_dsn)

@@ -453,6 +453,28 @@ async def test_a_full_stream_holds_up_no_writer_and_loses_nothing(feed: Feed, da
         assert client.reason is None
 
 
+async def test_an_edge_sends_what_other_tables_say(feed: Feed, database: Database) -> None:
+    """In its order among what else a batch has, and to whoever comes back."""
+    database.execute(
+        "create table notes (task_id text references tasks on delete cascade, note text); "
+        "select relay.extra('tasks', 'notes', 'notes', '{note}'); insert into tasks (id, title) values ('a', 'A')"
+    )
+    async with feed.published(), feed.edge() as edge:
+        async with Client.to(edge.url) as client:
+            await client.resume("default", None)
+            database.execute("insert into notes values ('a', 'x'); update tasks set title = 'B' where id = 'a'")
+            assert [data["changes"] for _, data in await client.receive_batch()][-1] == {"notes": ["x"]}
+            cursor, held = client.cursor, client.tasks
+        database.execute("insert into notes values ('a', 'y'); insert into tasks (id, title) values ('b', 'B')")
+        async with Client.to(edge.url) as client:
+            missed = await client.resume("default", cursor, held)
+            while len(missed) < 2:
+                missed += await client.receive_batch()
+            assert {kind for kind, _ in missed} == {"task.created", "task.updated"}
+            assert client.tasks["b"]["notes"] == []
+            assert client.tasks["a"]["notes"] == ["x", "y"]
+
+
 async def test_a_client_that_resumes_from_before_the_stream_is_sent_the_board_and_the_reason(
     feed: Feed, database: Database
 ) -> None:

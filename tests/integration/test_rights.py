@@ -18,7 +18,7 @@ from tests.servers import Database, sole_use
 
 ROLES = Path(__file__).parents[2] / "sql" / "roles.sql"
 
-MAY_READ = {"entries", "horizon", "control", "lane_tables", "watches", "watched"}
+MAY_READ = {"entries", "extras", "horizon", "control", "lane_tables", "watches", "watched"}
 
 
 @pytest.fixture

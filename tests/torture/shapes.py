@@ -1,4 +1,4 @@
-"""A second world of the torture: lanes that are rows, boards found through them, a filter, and an order.
+"""A second world of the torture: lanes that are rows, boards found through them, a filter, an order, and extras.
 
 The oracle is the table itself, asked in one statement when the writers rest: each client must come to hold these
 lanes in this order, and in them these cards in theirs; and what a client holds that followed all along must be what
@@ -58,6 +58,17 @@ class ShapesWorld(World):
             "insert into lists select n, 1 + n % 3, 'list ' || n, n from generate_series(1, 6) n; commit"
         )
 
+    async def empty_tags(self) -> None:
+        """No card has a tag any more."""
+        await self.execute("set lock_timeout = '2s'; truncate card_tags")
+
+    async def tag_many(self) -> None:
+        """Thousands of cards have a tag, which is renamed, and then none."""
+        await self.execute(
+            "insert into card_tags select n % 60, 1 + n % 4 from generate_series(1, 6000) n; "
+            "update tags set name = name || '.'; delete from card_tags where tag_id > 1"
+        )
+
     async def move_many(self) -> None:
         """One transaction writes thousands of cards, and moves their list."""
         await self.execute(
@@ -66,20 +77,20 @@ class ShapesWorld(World):
             "update lists set board_id = 1 + id % 3 where id = 3; delete from cards where id > 1020; commit"
         )
 
-    async def rewrite_both(self) -> None:
-        """Both tables are rewritten, or get a column more or less."""
+    async def rewrite_all(self) -> None:
+        """All tables are rewritten, or get a column more or less."""
         self._extra += 1
         change = "drop column if exists extra" if self._extra % 2 == 0 else "add column if not exists extra int"
         async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
             await connection.execute("set lock_timeout = '2s'")
-            for table in ("cards", "lists"):
+            for table in ("cards", "lists", "tags", "card_tags"):
                 await connection.execute(f"alter table {table} {change}".encode())
                 await connection.execute(f"vacuum full {table}".encode())
 
     faults_known: ClassVar = (
         *(World.restart, World.crash, World.kill_backend, World.terminate_sessions, World.kill_relay),
         *(World.freeze, World.strand, World.cut, World.prune, World.mute, World.pause_journal, World.suspend_relay),
-        *(empty_cards, empty_lists, move_many, rewrite_both),
+        *(empty_cards, empty_lists, empty_tags, tag_many, move_many, rewrite_all),
     )
 
 

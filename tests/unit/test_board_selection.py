@@ -34,6 +34,9 @@ class Table:
         assert board == "default"
         return columns
 
+    def extras_that_differ(self, *_images: messages.Row) -> frozenset[str]:
+        return frozenset()
+
 
 TABLE = Table()
 

@@ -12,7 +12,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 
 from relay.commands.check.core import Check, Place, Verdict, advised, failed, listed, ok, warning
-from relay.postgres.watches import Watched, read_watched
+from relay.postgres.watches import Watched, read_failing_extras, read_watched
 from relay.text import error_line
 
 SLOW_SECONDS: Final = 1.0
@@ -43,7 +43,25 @@ async def _columns(place: Place) -> Verdict:
         if each.shortcoming:
             found, _, hint = each.shortcoming.partition(": ")
             return warning(found, hint)
+    for extra in await read_failing_extras(place.link):
+        if extra.problem:
+            found, hint = extra.shortcoming.split(": ", 1)
+            return failed(found, hint)
+    for table, name, command in await place.link.rows(_LEFT_EXTRAS):
+        found = f"{table} has triggers for {name!r} of a table that is there no more: its writers pay for nothing"
+        return warning(found, f"run {command}")
     return ok("the columns and names by which tables are watched are there")
+
+
+# The table that they spoke about was dropped, which took its own triggers along.
+_LEFT_EXTRAS: Final[LiteralString] = """
+    select e.near::text, e.name,
+           pg_catalog.string_agg(pg_catalog.format('drop trigger %I on %s', t.tgname, t.tgrelid::regclass), '; ')
+    from relay.extras e
+    join pg_catalog.pg_trigger t
+        on t.tgname in ('relay_extra_' || e.id, pg_catalog.format('relay_extra_%s_truncate', e.id))
+    where e.target is null group by 1, 2
+"""
 
 
 async def _reading(place: Place) -> Verdict:
@@ -87,28 +105,40 @@ def judge_reading(seconds: float, unindexed: Sequence[Any]) -> Verdict:
 
 _UNREADABLE: Final[LiteralString] = """
     select t.target::text, m.missing
-    from (select w.target::regclass from relay.watched w union select w.lanes from relay.watched w) t
+    from (select w.target::regclass from relay.watched w union select w.lanes from relay.watched w
+          union select e.near from relay.extras e union select e.far from relay.extras e) t
     cross join lateral relay.missing_right(t.target) m (missing)
     where m.missing is not null order by 1
 """
 
-# A board's rows are found by the column that names it, by that of their lane, or by an expression.
+# A board's rows are found by the column that names it, by that of their lane, or by an expression; those of an extra
+# by the task's key, and tasks by the key that an extra speaks of.
 _UNINDEXED: Final[LiteralString] = """
-    select pg_catalog.format('%I.%I', w.schema_name, w.table_name),
-           case when way.col is null then '(' || coalesce(w.board_as, w.lane_as) || ')'
-                else pg_catalog.quote_ident(way.col) end,
+    select pg_catalog.format('%I.%I', n.nspname, o.relname),
+           case when way.col is null then '(' || way.said || ')' else pg_catalog.quote_ident(way.col) end,
            size.rows
-    from relay.watched w
-    cross join lateral (
-        select case when w.board_as is null then coalesce(w.board_column, w.lane_column) end) way (col)
+    from (
+        select w.target::oid, case when w.board_as is null then coalesce(w.board_column, w.lane_column) end,
+               coalesce(w.board_as, w.lane_as)
+        from relay.watched w
+        union
+        select t.target, t.col, null
+        from relay.extras e
+        cross join lateral (values (e.near::oid, e.key_column), (e.near, e.link_column), (e.target, e.task_column))
+            t (target, col)
+        where t.col is not null
+    ) way (target, col, said)
+    join pg_catalog.pg_class o on o.oid = way.target
+    join pg_catalog.pg_namespace n on n.oid = o.relnamespace
     cross join lateral (
         select pg_catalog.sum(c.reltuples)::bigint as rows
-        from relay.parts(w.target) p join pg_catalog.pg_class c on c.oid = p where c.relkind = 'r' and c.reltuples > 0
+        from relay.parts(way.target) p join pg_catalog.pg_class c on c.oid = p
+        where c.relkind = 'r' and c.reltuples > 0
     ) size
     where size.rows >= 10000 and not exists (
         select from pg_catalog.pg_index i
         left join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
-        where i.indrelid = w.target and i.indisvalid and i.indpred is null
+        where i.indrelid = way.target and i.indisvalid and i.indpred is null
           and case when way.col is null then i.indkey[0] = 0 else a.attname = way.col end)
     order by size.rows desc
 """
@@ -181,12 +211,7 @@ async def _triggers(place: Place) -> Verdict:
         return failed(found, f"run relay sql watch {shlex.quote(table)} with all its options")
     wrong = await place.link.rows(_TRIGGERS)
     if not wrong:
-        for lanes, complete in await place.link.rows(_TRIGGERS_OF_LANES):
-            found, hint = f"those of {lanes}, whose rows are lanes, are", f"run relay sql lanes {shlex.quote(lanes)}"
-            if complete:
-                return warning(f"{found} not enabled always: what replication applies there is not journalled", hint)
-            return failed(f"{found} missing, disabled or not as relay.lanes makes them", hint)
-        return ok("all are in place and enabled, on partitions too")
+        return await _triggers_beside(place)
     return judge_triggers(wrong)
 
 
@@ -205,9 +230,23 @@ def judge_triggers(wrong: Sequence[Any]) -> Verdict:
     return failed(found, hint)
 
 
+async def _triggers_beside(place: Place) -> Verdict:
+    """Judge those of lanes and extras."""
+    for lanes, complete in await place.link.rows(_TRIGGERS_OF_LANES):
+        found, hint = f"those of {lanes}, whose rows are lanes, are", f"run relay sql lanes {shlex.quote(lanes)}"
+        if complete:
+            return warning(f"{found} not enabled always: what replication applies there is not journalled", hint)
+        return failed(f"{found} missing, disabled or not as relay.lanes makes them", hint)
+    for extra in await read_failing_extras(place.link):
+        found = f"those for {extra.name} of {extra.table} are missing, disabled or not as relay.extra makes them"
+        return failed(found, f"run {extra.command}")
+    return ok("all are in place and enabled, on partitions too")
+
+
 _ALTERED: Final[LiteralString] = """
     select pg_catalog.format('%I.%I', n.nspname, c.relname)
-    from (select w.id, w.target from relay.watched w union all select l.id, l.target from relay.lane_tables l) t
+    from (select w.id, w.target from relay.watched w union all select l.id, l.target from relay.lane_tables l
+          union all select e.id, e.near from relay.extras e) t
     join pg_catalog.pg_class c on c.oid = t.target
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     where t.id in (select relay.altered()) order by 1

@@ -16,6 +16,7 @@ import psycopg
 
 from relay.commands.schema.languages import JsonType, Key, Kind, Shape
 from relay.postgres.connection import Connection, complete
+from relay.postgres.decode import camel_case
 from relay.postgres.install import InstallError
 from relay.postgres.watches import Watched, read_watched
 from relay.text import error_line
@@ -56,6 +57,20 @@ _ATTRIBUTES: Final[LiteralString] = """
     union all
     select 0::oid, '', 'c', 0::oid, -1, false, 0::oid, '{}', false,
            array(select a.described from attribute a where a.relation = %s order by a.n)
+"""
+
+# What extras show: of each column its name, its type, and the labels if that is an enum.
+_EXTRAS: Final[LiteralString] = """
+    select e.name, e.single, array(
+        select pg_catalog.json_build_array(a.attname, t.typname,
+                   array(select l.enumlabel from pg_catalog.pg_enum l where l.enumtypid = t.oid
+                         order by l.enumsortorder))
+        from pg_catalog.unnest(e.shown) with ordinality c (name, n)
+        join pg_catalog.pg_attribute a on a.attrelid = coalesce(e.far, e.near) and a.attname = c.name
+        cross join relay.base_type(a.atttypid) base
+        join pg_catalog.pg_type t on t.oid = base
+        order by c.n)
+    from relay.extras e where e.target = %s and e.problem is null order by e.name
 """
 
 _TABLE: Final = 0
@@ -129,7 +144,20 @@ async def _read(connection: Connection, table: str) -> Shape:
         raise InstallError(watched.fault or watched.problem)
     rows = await connection.rows(_ATTRIBUTES, oid, oid)
     types = {row[0]: _Type(*(*row[:9], [_Attribute(*each) for each in row[9]])) for row in rows}
-    return Shape(watched.table, _task(watched, types))
+    extras = [_extra(*row) for row in await connection.rows(_EXTRAS, oid)]
+    return Shape(watched.table, [*_task(watched, types), *extras])
+
+
+def _extra(name: str, single: bool, shown: Sequence[tuple[str, str, Sequence[str]]]) -> Key:
+    """Return the key of an extra; one that is too large is null, and so is a value of it."""
+    keys = [
+        Key(camel_case(column), JsonType("enum", labels=labels) if labels else _own(its_type, -1), nullable=True)
+        for column, its_type, labels in shown
+    ]
+    if not keys:
+        return Key(name, JsonType("bigint"), nullable=False)
+    value = keys[0].type if len(keys) == 1 else JsonType("object", name=name, keys=keys)
+    return Key(name, value if single else JsonType("array", item=value), nullable=True)
 
 
 def _task(watched: Watched, types: Mapping[int, _Type]) -> list[Key]:

@@ -1,0 +1,182 @@
+"""Extras: what other tables say about tasks, such as labels or a count of comments, where the journal is read.
+
+An entry of the near or the far table of an extra names a key, and neither a task nor a value. Both are read in the
+snapshot in which the journal is read.
+
+Rules:
+- A batch leads to its snapshot, and so do the extras in it: whichever of its transactions touched an extra, it is
+  sent as it is then. An extra touched by several may be sent as often, with one value.
+- What touched extras comes after all rows of the batch, each under its own transaction. So whoever holds a board that
+  contains the transaction already skips it, and whoever does not holds the task by then.
+- A task that appears, or that other keys than before find, comes with its extras.
+- Tables that cannot be read, for somebody has locked or rewritten them, are waited for a moment only. Then all boards
+  are read again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import Final, LiteralString, NamedTuple, cast
+
+import msgspec
+import structlog
+from psycopg.rows import TupleRow
+
+from relay.model.transaction import Image, Touch, Transaction, cancelled
+from relay.postgres.decode import Entry, Extra, Watch, sync_of
+from relay.postgres.faults import UnreadableRow
+from relay.postgres.watches import Watches
+
+log = structlog.get_logger()
+
+FETCH_TASKS: Final = 2_000
+"""Number of tasks whose extras are read at once."""
+
+_VALUES: Final[LiteralString] = "select v.key, /**/v.value/**/ from relay.extra_values(%s, %s::text[]) v"
+_TOUCHED: Final[LiteralString] = (
+    "declare touched no scroll cursor for "
+    "select t.key, t.watch, /**/t.board/**/, /**/t.task/**/ from relay.touched(%s, %s, %s::text[]) t"
+)
+_UNREAD: Final = "extras_changed: tasks changed whose extras cannot be read now"
+
+
+class Touched(NamedTuple):
+    """An extra, and whether its far table touched it or the near one."""
+
+    extra: int
+    far: bool
+
+
+Touches = Mapping[Touched, Mapping[str, Collection[int]]]
+"""The keys that were touched, and by which transactions."""
+
+
+def touches_of(found: Iterable[tuple[int, str, str | None, int]]) -> Touches:
+    """Gather touches: of each the extra, N or F, the key and the transaction."""
+    touches: defaultdict[Touched, defaultdict[str, dict[int, None]]] = defaultdict(lambda: defaultdict(dict))
+    for extra, op, key, xid in found:
+        if key is not None:
+            touches[Touched(extra, op == "F")][key][xid] = None
+    return touches
+
+
+def touches_in(entries: Iterable[Entry]) -> Touches:
+    """Gather the touches among the entries of a batch."""
+    return touches_of(
+        (entry.watch, entry.op, key, entry.xid)
+        for entry in entries
+        if entry.op in {"N", "F"}
+        for key in (entry.old_key, entry.key)
+    )
+
+
+class Extras:
+    """Reads extras by a query that runs in the journal's snapshot."""
+
+    def __init__(self, rows: Callable[..., Awaitable[list[TupleRow]]], watches: Watches) -> None:
+        self._rows = rows
+        self._watches = watches
+
+    async def attach(self, transactions: Iterable[Transaction]) -> None:
+        """Give the images of tasks that need them their extras."""
+        lacking = [(transaction, list(_lacking(transaction.images))) for transaction in transactions]
+        keys: defaultdict[int, dict[str | None, None]] = defaultdict(dict)
+        for transaction, places in lacking:
+            for extra, key in (each for place in places for each in _keys_of(transaction.images[place])):
+                keys[extra.id][key] = None
+        values: dict[tuple[int, str | None], msgspec.Raw] = {}
+        for number, its_keys in keys.items():
+            found = await self._rows(_VALUES, number, list(its_keys))
+            values |= {(number, key): msgspec.Raw((value or "null").encode()) for key, value in found}
+        for transaction, places in lacking:
+            for place in places:
+                image = transaction.images[place]
+                try:
+                    extras = {extra.name: values[extra.id, key] for extra, key in _keys_of(image)}
+                except KeyError:
+                    transaction.sync = transaction.sync or sync_of(transaction.xid, _UNREAD).sync
+                    break
+                transaction.images[place] = image._replace(extras=extras)
+
+    async def touched(
+        self, touches: Touches, followed: Container[str | None], sent: Collection[tuple[object, ...]] = ()
+    ) -> AsyncIterator[list[Transaction]]:
+        """Read the tasks whose extras were touched, in parts; without those that were sent, see `appeared`."""
+        for (number, far), keys in touches.items():
+            await self._rows(_TOUCHED, number, far, list(keys))
+            while rows := await self._rows(f"fetch {FETCH_TASKS} from touched".encode()):
+                found: dict[int, Transaction] = {}
+                for key, watch, board, task in rows:
+                    if key is None:
+                        yield [sync_of(xid, _UNREAD) for xid in {xid for xids in keys.values() for xid in xids}]
+                    elif board in followed and (touch := self._touch(number, watch, board, task)):
+                        for xid in keys[key]:
+                            if (xid, watch, board, bytes(touch.id)) not in sent:
+                                found.setdefault(xid, Transaction(xid)).touches.append(touch)
+                yield list(found.values())
+            await self._rows("close touched")
+
+    def _touch(self, number: int, watch_id: int, board: str, task: str) -> Touch | None:
+        """Return what became of an extra, given the task's image; None if the task is not shown."""
+        watch = self._watches.by_id.get(watch_id)
+        extra = next((each for each in watch.extras if each.id == number), None) if watch else None
+        if watch is None or extra is None:
+            return None  # it was declared or dropped meanwhile, which asks for a sync
+        try:
+            columns = watch.columns(task)
+        except UnreadableRow as ex:
+            log.error("feed.unreadable_row", problem=str(ex))  # noqa: TRY400  # the line says it all
+            return None
+        whole = watch.task(columns, board)
+        return Touch(board, whole["id"], whole["lane"], {extra.name: watch.value_of(extra, columns)})
+
+
+def appeared(transactions: Iterable[Transaction]) -> set[tuple[object, ...]]:
+    """Name the tasks that are sent whole: of each the transaction, the watch, the board and the id."""
+    return {
+        (transaction.xid, image.table.id, image.board, bytes(image.task["id"]))
+        for transaction in transactions
+        for _, before, after in _net(transaction.images)
+        for image in after
+        if not before
+    }
+
+
+def _lacking(images: Sequence[Image]) -> Iterator[int]:
+    """Find the images of what appears, or that other keys than before find, or in another lane."""
+    for places, before, after in _net(images):
+        was, stands = ({_watch(image).is_at(image.columns) for image in side} for side in (before, after))
+        if not stands <= was:
+            yield from (place for place in places if images[place].sign > 0)
+
+
+def _net(images: Sequence[Image]) -> Iterator[tuple[list[int], list[Image], list[Image]]]:
+    """Give the images of each row that has extras by their places, and what is there before and after, net."""
+    rows: defaultdict[tuple[str, int, str], list[int]] = defaultdict(list)
+    for place, image in enumerate(images):
+        if _watch(image).extras:
+            rows[image.board, image.table.id, image.key].append(place)
+    for places in rows.values():
+        net = cancelled(images[place] for place in places)
+        yield places, [image for image in net if image.sign < 0], [image for image in net if image.sign > 0]
+
+
+def _keys_of(image: Image) -> Iterator[tuple[Extra, str | None]]:
+    for extra in _watch(image).extras:
+        value = msgspec.json.decode(image.columns.get(extra.task_column, b"null"))  # of a former name: it is outdated
+        yield extra, None if value is None else str(value)
+
+
+def _watch(image: Image) -> Watch:
+    return cast(Watch, image.table)

@@ -1,0 +1,689 @@
+-- Extras
+
+-- An extra is what other tables say about a task: a list of values, one value, or a count. It is shown as a column of the
+-- task. The *near* table has the task's key in one of its columns. What is shown are columns of the near table, or of a
+-- *far* table whose key is in another column of the near one: labels are far, what links tasks to labels is near.
+--
+-- Writers of these tables lock no task and read none: their triggers journal which key was touched. Readers find the
+-- tasks, and what the extra is then, in the snapshot in which they read the journal. So no race leaves a task with an
+-- extra that fits no committed moment.
+
+-- What values of a column are compared as, where equal values are equal texts; null for other columns. Both sides must have
+-- the same, for so an index can be used.
+create or replace function relay.joinable(target regclass, col name) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case t.typname when 'varchar' then 'text' else t.typname::text end
+    from pg_catalog.pg_attribute a
+    join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid) and t.typnamespace = 'pg_catalog'::regnamespace
+    left join pg_catalog.pg_collation c on c.oid = a.attcollation
+    where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
+      and t.typname in ('uuid', 'text', 'varchar', 'int2', 'int4', 'int8') and coalesce(c.collisdeterministic, true)
+$$;
+
+-- Which collation a column has, in SQL. Where two columns are compared that have two, it must be said which one decides.
+create or replace function relay.collation_of(target regclass, col name) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((select pg_catalog.format(' collate %I.%I', n.nspname, c.collname)
+                     from pg_catalog.pg_attribute a
+                     join pg_catalog.pg_collation c on c.oid = a.attcollation
+                     join pg_catalog.pg_namespace n on n.oid = c.collnamespace
+                     where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped), '')
+$$;
+
+-- Columns as a trigger's argument knows them.
+create or replace function relay.columns_named(target regclass, said jsonb, same boolean) returns name[]
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select array(select relay.column_named(target, c.said, same)
+                 from pg_catalog.jsonb_array_elements(said) with ordinality c (said, n) order by c.n)
+$$;
+
+-- A table as a trigger's argument knows it.
+create or replace function relay.table_named(said jsonb, same boolean) returns regclass
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when same then (select c.oid::regclass from pg_catalog.pg_class c where c.oid = (said ->> 0)::oid)
+           else pg_catalog.to_regclass(said ->> 1) end
+$$;
+
+-- The extras, as it is written in the triggers of their near tables.
+create or replace view relay.extras as
+select (d.said ->> 'extra')::integer as id,
+       d.said ->> 'name' as name,
+       -- The watched table, and its column that has the key.
+       own.target,
+       own.task_column,
+       d.target as near,
+       col.key_column,
+       col.link_column,
+       own.far,
+       own.far_key,
+       -- Of the far table, or of the near one if there is none. None: rows are counted.
+       shown.columns as shown,
+       -- "column [asc|desc] [nulls first|last]", ...
+       shown.order_by,
+       -- Whether it is one value, and no list.
+       d.said ? 'single' as single,
+       case when own.task_column is null or col.key_column is null or (d.said ? 'link' and (col.link_column is null or own.far_key is null))
+                or pg_catalog.array_position(shown.columns, null) is not null
+            then 'is made of a table or column that is not there any more'
+            when relay.joinable(own.target, own.task_column) is distinct from relay.joinable(d.target, col.key_column)
+                or relay.joinable(own.far, own.far_key) is distinct from relay.joinable(d.target, col.link_column)
+            then 'compares columns whose types differ now'
+            when relay.lost_order(coalesce(own.far, d.target), shown.order_by || array(
+                select pg_catalog.quote_ident(c) from pg_catalog.unnest(shown.columns) c)) <> '{}'
+            then 'shows a column, or is ordered by one, that has another type now'
+       end as problem,
+       (select pg_catalog.count(*) from pg_catalog.pg_trigger t
+        join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.pronamespace = 'relay'::regnamespace
+        where t.tgrelid in (d.target, own.far) and t.tgenabled in ('O', 'A') and t.tgattr::text = '' and t.tgqual is null
+          and t.tgname in ('relay_extra_' || (d.said ->> 'extra'), pg_catalog.format('relay_extra_%s_truncate', d.said ->> 'extra'))
+          and (t.tgtype, f.proname) in ((29, case when t.tgrelid = d.target then 'extra_' || (d.said ->> 'extra')
+                                                  else pg_catalog.format('extra_%s_far', d.said ->> 'extra') end),
+                                        (32, 'extra_truncate'))) = case when d.said ? 'far' then 4 else 2 end as triggers_complete
+from relay.statements('extra_truncate') d
+cross join lateral (
+    select t.target, relay.column_named(t.target, d.said -> 'to', d.same) as task_column, t.far,
+           relay.column_named(t.far, d.said -> 'far_key', d.same) as far_key
+    from (select relay.table_named(d.said -> 'task', d.same) as target, relay.table_named(d.said -> 'far', d.same) as far) t
+) own
+cross join lateral (
+    select relay.column_named(d.target, d.said -> 'key', d.same) as key_column,
+           relay.column_named(d.target, d.said -> 'link', d.same) as link_column
+) col
+cross join lateral (
+    select relay.columns_named(coalesce(own.far, d.target), d.said -> 'shown', d.same) as columns,
+           relay.order_named(coalesce(own.far, d.target), d.said -> 'order_by', d.same) as order_by
+) shown
+where not d.said ? 'far_of'
+offset 0;
+
+comment on view relay.extras is 'What other tables say about tasks, as it is written in their triggers.';
+
+-- The tables that the extras of a watched table are made of.
+create or replace function relay.extra_tables(target regclass) returns setof regclass
+    language sql
+    stable
+    rows 1
+    set search_path = pg_catalog, pg_temp
+as $$
+    select d.target from relay.statements('extra_truncate') d
+    where relay.table_named(d.said -> 'task', d.same) = extra_tables.target
+$$;
+
+-- How clients know a column: in camel case, as decode.py has it.
+create or replace function relay.camel_case(col text) returns text
+    language sql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.string_agg(case when p.n > 1 and p.part[1] <> '' and p.part[2] ~ '^[a-z0-9]'
+                                 then pg_catalog.upper(pg_catalog.left(p.part[2], 1)) || pg_catalog.substr(p.part[2], 2)
+                                 else p.part[1] || p.part[2] end, '' order by p.n)
+    from pg_catalog.regexp_matches(col, '(_*)([^_]*)', 'g') with ordinality p (part, n)
+$$;
+
+-- A value that an extra shows, in SQL: as text where its type has no other JSON. A text of over 8 KiB is null, and so is one
+-- that UTF-8 has not: a task's extra is bounded, and never makes the task unreadable.
+create or replace function relay.shown_value(target regclass, col name, expression text) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when t.typcategory in ('S', 'E') and pg_catalog.getdatabaseencoding() <> 'UTF8'
+        then pg_catalog.format('(select case when pg_catalog.octet_length(v) <= 8192 then relay.in_utf8(v) end from (select %s) s (v))',
+                               relay.as_text(target, col, expression))
+        when t.typcategory in ('S', 'E')
+        then pg_catalog.format('(select case when pg_catalog.octet_length(v) <= 8192 then v end from (select %s) s (v))',
+                               relay.as_text(target, col, expression))
+        else pg_catalog.format('%s::%s', expression, pg_catalog.format_type(t.oid, null)) end
+    from pg_catalog.pg_attribute a
+    join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+    where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
+$$;
+
+create or replace function relay.in_utf8(said text) returns text
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pg_catalog.convert_to(said, 'UTF8');
+    return said;
+exception when untranslatable_character or character_not_in_repertoire then
+    return null;
+end
+$$;
+
+-- An extra's value as JSON, in SQL, given the task's key: it has at most 1,000 values, and is null if it has over 64 KiB.
+create or replace function relay.extra_value(e relay.extras, key text) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.format('(select case when pg_catalog.octet_length(v::text) <= 65536 then v end from (select %s) s (v))', case
+        when e.shown = '{}' then pg_catalog.format('(select pg_catalog.to_json(pg_catalog.count(*)) %s)', found.said)
+        when e.single then pg_catalog.format('(select %s %s order by %s limit 1)', made.value, found.said, sorted.said)
+        else pg_catalog.format('(select coalesce(pg_catalog.json_agg(l.v), ''[]'') from (select %s as v %s order by %s limit 1000) l)',
+                               made.value, found.said, sorted.said) end)
+    from (select pg_catalog.format('from only %s near%s where near.%I::%s = %s%s', e.near,
+                     case when e.far is not null
+                     then pg_catalog.format(' join only %s far on far.%I::%s = near.%I::%3$s%5$s', e.far, e.far_key, relay.joinable(e.far, e.far_key),
+                                            e.link_column, relay.collation_of(e.far, e.far_key)) end,
+                     e.key_column, relay.joinable(e.near, e.key_column), key, relay.collation_of(e.near, e.key_column)) as said) found
+    cross join (select case when e.far is null then 'near' else 'far' end as alias, coalesce(e.far, e.near) as from_table) t
+    cross join lateral (
+        select case when pg_catalog.cardinality(e.shown) = 1 then pg_catalog.format('pg_catalog.to_json(%s)', max(s.value))
+               else pg_catalog.format('pg_catalog.json_build_object(%s)',
+                        pg_catalog.string_agg(pg_catalog.format('%L, %s', relay.camel_case(s.col), s.value), ', ' order by s.n)) end as value
+        from (select c.n, c.col, relay.shown_value(t.from_table, c.col, pg_catalog.format('%s.%I', t.alias, c.col)) as value
+              from pg_catalog.unnest(e.shown) with ordinality c (col, n)) s
+    ) made
+    cross join lateral (
+        select pg_catalog.concat(relay.order_clause(t.from_table, e.order_by, t.alias),
+                                 pg_catalog.string_agg(pg_catalog.format('%s.%I', t.alias, c.col), ', ' order by c.n)) as said
+        from pg_catalog.unnest(e.shown) with ordinality c (col, n)
+    ) sorted
+$$;
+
+-- All extras of a watch's tasks in SQL, given what stands before the name of a task's column: names and values, for
+-- json_build_object. Null if there are none.
+create or replace function relay.extras_of(target regclass, prefix text) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.string_agg(pg_catalog.format('%L, %s', e.name, relay.extra_value(e, pg_catalog.format(
+               '%s%I::%s', prefix, e.task_column, relay.joinable(e.target, e.task_column)))), ', ' order by e.name)
+    from relay.extras e where e.target = extras_of.target and e.problem is null
+$$;
+
+-- The functions of an extra's triggers: of its near table, or of its far one.
+create or replace function relay.extra_function(id integer, far boolean) returns text
+    language sql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$ select pg_catalog.format('relay.extra_%s%s', id, case when far then '_far' end) $$;
+
+-- The key of a row and what the extra shows of it, as texts: of the near table, or of the far one. Of long texts, as much as
+-- tells apart what is shown.
+create or replace function relay.extra_body(e relay.extras, far boolean) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $make$
+    select pg_catalog.format($body$-- %3$s
+begin
+    if current_user <> 'relay_renderer' then
+        raise exception '%1$s belongs to %%, expected relay_renderer: run relay sql install', current_user
+            using errcode = 'invalid_object_definition';
+    end if;
+    return array[%2$s];
+end
+$body$, relay.extra_function(e.id, far),
+        pg_catalog.string_agg(case when c.n = 1 then pg_catalog.format('of_row.%I::text', c.name)
+            else pg_catalog.format('pg_catalog.left(%s, 8193)', relay.as_text(t.own, c.name, pg_catalog.format('of_row.%I', c.name))) end, ', ' order by c.n),
+        relay.types_stamp(t.own))
+    from (select case when far then e.far else e.near end as own) t
+    cross join lateral (
+        select 1 as n, case when far then e.far_key else e.key_column end as name
+        union all
+        select 2, e.link_column where not far and e.link_column is not null
+        union all
+        select 2 + o.n, o.name from pg_catalog.unnest(e.shown || array(
+            select (o.key ->> 'column')::name from relay.ordering(t.own, e.order_by) o)) with ordinality o (name, n)
+        where far or e.far is null
+    ) c
+    group by t.own
+$make$;
+
+-- The body of the trigger's function: it notes the key that was touched, before and after. As with lanes, a row's values are
+-- made text by a function without any right, see relay.extra_body.
+create or replace function relay.touch_body(e relay.extras, far boolean) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $make$
+    select pg_catalog.format($body$
+declare
+    was     text[];
+    stands  text[];
+    problem text;
+begin
+    if relay.paused() then
+        return null;
+    end if;
+    begin
+        was := case when tg_op <> 'INSERT' then %1$s(old) end;
+        stands := case when tg_op <> 'DELETE' then %1$s(new) end;
+    exception when others or assert_failure then
+        problem := pg_catalog.left(sqlerrm, 200);
+    end;
+    if problem is null and (was is not distinct from stands or coalesce(was[1], stands[1]) is null) then
+        return null;
+    end if;
+    -- About once in 256 times, as for entries of rows.
+    if (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hashtext(coalesce(stands[1], was[1]))) & 255 = 0 then
+        perform relay.pause_if_full();
+    end if;
+    insert into relay.journal (watch, op, entry, reason)
+    values (%2$s, case when problem is null then %3$L else 'S' end::"char",
+            array[was[1], null, null, stands[1], null, null, null], 'row_unreadable: ' || problem);
+    perform relay.notify();
+    return null;
+end
+$body$, relay.extra_function(e.id, far), e.id, case when far then 'F' else 'N' end)
+$make$;
+
+create or replace function relay.extra_truncate() returns trigger
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform relay.journal_sync((tg_argv[0])::integer, 'truncate');
+    return null;
+end
+$$;
+
+create or replace function relay.make_extra_functions(e relay.extras) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    far  boolean;
+    func text;
+begin
+    foreach far in array case when e.far is null then '{false}'::boolean[] else '{false,true}' end loop
+        func := relay.extra_function(e.id, far);
+        execute pg_catalog.format(
+            'create or replace function %s(of_row record) returns text[] language plpgsql '
+            'security definer set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' '
+            'set extra_float_digits = 1 as %L', func, relay.extra_body(e, far));
+        execute pg_catalog.format(
+            'create or replace function %s() returns trigger language plpgsql security definer '
+            'set search_path = pg_catalog, pg_temp as %L', func, relay.touch_body(e, far));
+        perform relay.give((func || '(record)')::regprocedure, 'relay_renderer');
+        perform relay.give((func || '()')::regprocedure, 'relay_writer');
+        perform relay.revoke_others();
+        execute pg_catalog.format('grant execute on function %s(record) to relay_writer', func);
+    end loop;
+end
+$$;
+
+-- Drops the triggers of extras and their functions; the caller has locked their tables.
+create or replace function relay.drop_extra_triggers(extra integer) returns void
+    language plpgsql
+    set client_min_messages = warning
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    ours record;
+begin
+    for ours in
+        select t.tgrelid::regclass as target, t.tgname from pg_catalog.pg_trigger t
+        join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.pronamespace = 'relay'::regnamespace
+        where t.tgname in ('relay_extra_' || extra, pg_catalog.format('relay_extra_%s_truncate', extra))
+    loop
+        execute pg_catalog.format('drop trigger %I on %s', ours.tgname, ours.target);
+    end loop;
+    execute pg_catalog.format('drop function if exists %1$s(), %1$s(record), %2$s(), %2$s(record)',
+                              relay.extra_function(extra, false), relay.extra_function(extra, true));
+end
+$$;
+
+-- The column of a table that refers to a column of another, by a foreign key of its own; or, with no column given, to its key.
+create or replace function relay.referring(from_table regclass, to_table regclass, to_column name) returns name
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select a.attname
+    from pg_catalog.pg_constraint r
+    join pg_catalog.pg_attribute a on a.attrelid = r.conrelid and a.attnum = r.conkey[1]
+    join pg_catalog.pg_attribute b on b.attrelid = r.confrelid and b.attnum = r.confkey[1]
+    where r.contype = 'f' and r.conrelid = from_table and r.confrelid = to_table and pg_catalog.cardinality(r.conkey) = 1
+      and b.attname = to_column
+    order by a.attnum limit 1
+$$;
+
+-- The column that is a table's primary key by itself.
+create or replace function relay.only_key(target regclass) returns name
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select a.attname from pg_catalog.pg_index i
+    join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+    where i.indrelid = target and i.indisprimary and i.indnkeyatts = 1
+$$;
+
+-- Refuses, in one sentence, an extra that cannot be shown exactly.
+create or replace function relay.check_extra(e relay.extras, w relay.watches) returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    shown_of constant regclass := coalesce(e.far, e.near);
+    entry    text;
+    tab      regclass;
+begin
+    if e.name !~ '^[A-Za-z_][A-Za-z0-9_]{0,62}$' or e.name in ('id', 'boardId', 'lane') or exists (
+        select from pg_catalog.pg_attribute a
+        where a.attrelid = e.target and a.attnum > 0 and not a.attisdropped
+          and pg_catalog.lower(pg_catalog.replace(a.attname, '_', '')) = pg_catalog.lower(pg_catalog.replace(e.name, '_', '')))
+    then
+        raise exception 'relay.extra: % cannot be the name of an extra of %: expected letters, digits and underscores, and the name '
+            'of no column', pg_catalog.quote_literal(e.name), e.target using errcode = 'invalid_parameter_value';
+    end if;
+    foreach tab in array array_remove(array[e.near, e.far], null) loop
+        if tab = e.target or e.near = e.far or not exists (select from pg_catalog.pg_class c where c.oid = tab and c.relkind = 'r'
+                   and c.relpersistence <> 't' and not c.relispartition) then
+            raise exception 'relay.extra: % cannot be what an extra of % is made of: expected another table, which is an ordinary one', tab, e.target
+                using errcode = 'wrong_object_type';
+        end if;
+    end loop;
+    for tab, entry in
+        select e.target, e.task_column union all select e.near, e.key_column
+        union all select e.near, e.link_column where e.far is not null union all select e.far, e.far_key where e.far is not null
+    loop
+        if entry is null then
+            raise exception 'relay.extra: no foreign key says which column of % to use: name it with % => ''...''', tab,
+                case when tab = e.target then 'task_column' when tab = e.near and e.key_column is null then 'key_column'
+                     else 'link_column' end using errcode = 'undefined_column';
+        elsif relay.joinable(tab, entry) is null then
+            raise exception 'relay.extra: % has no column % by which rows can be found: expected an integer, a uuid or text',
+                tab, pg_catalog.quote_literal(entry) using errcode = 'datatype_mismatch';
+        end if;
+    end loop;
+    if relay.joinable(e.target, e.task_column) <> relay.joinable(e.near, e.key_column) then
+        raise exception 'relay.extra: % of % and % of % are of different types: expected the same', e.task_column, e.target,
+            e.key_column, e.near using errcode = 'datatype_mismatch';
+    elsif e.far is not null and relay.joinable(e.far, e.far_key) <> relay.joinable(e.near, e.link_column) then
+        raise exception 'relay.extra: % of % and % of % are of different types: expected the same', e.far_key, e.far,
+            e.link_column, e.near using errcode = 'datatype_mismatch';
+    elsif e.far is not null and not relay.is_key(e.far, array[e.far_key]) then
+        raise exception 'relay.extra: column % of % is not a key by itself: expected a primary key or unique index of its own',
+            e.far_key, e.far using errcode = 'invalid_table_definition';
+    elsif e.task_column = any (w.hidden) then
+        raise exception 'relay.extra: column % of % is hidden: expected a column that is shown', e.task_column, e.target
+            using errcode = 'invalid_parameter_value';
+    elsif pg_catalog.cardinality(e.shown) > 10 or (e.shown = '{}' and (e.far is not null or e.order_by <> '{}')) then
+        raise exception 'relay.extra: found % columns to show of %: expected 1 to 10, or none, without through and order_by, to count rows',
+            pg_catalog.cardinality(e.shown), shown_of using errcode = 'invalid_parameter_value';
+    end if;
+    perform relay.check_order('relay.extra', shown_of, e.order_by, '{}');
+    -- JSON of these is small, the same for equal values, and made by no code of users.
+    entry := (relay.lost_order(shown_of, array(select pg_catalog.quote_ident(c) from pg_catalog.unnest(e.shown) c)))[1];
+    if entry is not null then
+        raise exception 'relay.extra: % has no column % that an extra can show: expected a number, a text, a boolean, a uuid, an enum, '
+            'a date or a time', shown_of, pg_catalog.quote_literal(entry) using errcode = 'datatype_mismatch';
+    end if;
+end
+$$;
+
+-- Shows what another table says about the tasks of a watched one, as a column of the task: the values of a column, objects if
+-- there are several columns, or, if none is given, how many rows there are. Said again, it takes the place of what was there
+-- under that name; with the same settings it takes no lock and changes nothing.
+--
+-- Takes SHARE ROW EXCLUSIVE on the other tables, as relay.watch does on its own.
+create or replace function relay.extra(
+    target      regclass,
+    -- What clients know it by.
+    name        text,
+    -- The table that has what is shown, or whose rows are counted.
+    related     regclass,
+    shown       name[]   default '{}',
+    -- Its column that has the task's key, by default the one that a foreign key says; with "through", of that table.
+    key_column  name     default null,
+    -- The task's key, by default the id. With another column, such as "assignee_id", whose key "related" has.
+    task_column name     default null,
+    -- The table that links tasks to rows of "related", and its column that has their key.
+    through     regclass default null,
+    link_column name     default null,
+    -- "column [asc|desc] [nulls first|last]", ... of "related"; what is shown decides among equals.
+    order_by    text[]   default '{}',
+    patience    interval default '30 seconds'
+) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set quote_all_identifiers = off
+    set lock_timeout = '2s'
+as $$
+declare
+    w       relay.watches;
+    present relay.extras;
+    wanted  relay.extras;
+    said    jsonb;
+    tab     regclass;
+begin
+    perform relay.one_at_a_time();
+    select * into w from relay.watches s where s.target = extra.target;
+    if not found then
+        raise exception 'relay.extra: % is not watched: run select relay.watch(%) first', extra.target,
+            pg_catalog.quote_literal(extra.target) using errcode = 'undefined_table';
+    end if;
+    select * into present from relay.extras e where e.target = extra.target and e.name = extra.name;
+    wanted.name := extra.name;
+    wanted.target := extra.target;
+    wanted.task_column := coalesce(extra.task_column, w.id_column);
+    wanted.near := coalesce(extra.through, extra.related);
+    wanted.key_column := coalesce(extra.key_column, relay.referring(wanted.near, wanted.target, wanted.task_column),
+                                  case when extra.through is null and extra.task_column is not null then relay.only_key(extra.related) end);
+    if extra.through is not null then
+        wanted.far := extra.related;
+        wanted.far_key := relay.only_key(extra.related);
+        wanted.link_column := coalesce(extra.link_column, relay.referring(wanted.near, wanted.far, wanted.far_key));
+    end if;
+    wanted.shown := coalesce(extra.shown, '{}');
+    wanted.order_by := coalesce(extra.order_by, '{}');
+    perform relay.check_extra(wanted, w);
+    wanted.order_by := relay.order_named(extra.related, relay.order_of(extra.related, wanted.order_by), true);
+    wanted.single := extra.through is null and wanted.shown <> '{}' and relay.is_key(wanted.near, array[wanted.key_column]);
+    foreach tab in array array_remove(array[wanted.near, wanted.far], null) loop
+        perform relay.require_owner(tab);
+        perform relay.grant_reading(tab, null);
+    end loop;
+    if present.problem is null and present.triggers_complete
+        and row(present.task_column, present.near, present.key_column, present.link_column, present.far, present.far_key,
+                present.shown, present.order_by, present.single)
+            is not distinct from row(wanted.task_column, wanted.near, wanted.key_column, wanted.link_column, wanted.far, wanted.far_key,
+                                     wanted.shown, wanted.order_by, wanted.single)
+    then
+        return;
+    end if;
+
+    for tab in select distinct t from pg_catalog.unnest(array[wanted.near, wanted.far]) t where t is not null order by t loop
+        perform relay.lock_table(tab, 'share row exclusive', patience);
+    end loop;
+    if present.id is not null then
+        for tab in select distinct t from pg_catalog.unnest(array[present.near, present.far]) t where t is not null order by t loop
+            perform relay.lock_table(tab, 'access exclusive', patience);
+        end loop;
+        perform relay.drop_extra_triggers(present.id);
+    end if;
+    wanted.id := relay.new_id();
+    said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+        'extra', wanted.id, 'name', wanted.name, 'oid', wanted.near::oid::bigint,
+        'task', pg_catalog.jsonb_build_array(wanted.target::oid::bigint, relay.full_name(wanted.target)),
+        'to', relay.column_of(wanted.target, wanted.task_column),
+        'key', relay.column_of(wanted.near, wanted.key_column),
+        'link', relay.column_of(wanted.near, wanted.link_column),
+        'far', case when wanted.far is not null then pg_catalog.jsonb_build_array(wanted.far::oid::bigint, relay.full_name(wanted.far)) end,
+        'far_key', relay.column_of(wanted.far, wanted.far_key),
+        'shown', (select coalesce(pg_catalog.jsonb_agg(relay.column_of(extra.related, c.name) order by c.n), '[]')
+                  from pg_catalog.unnest(wanted.shown) with ordinality c (name, n)),
+        'order_by', relay.order_of(extra.related, wanted.order_by),
+        'single', case when wanted.single then true end));
+    perform relay.make_extra_functions(wanted);
+    perform relay.create_extra_triggers(wanted, wanted.near, said);
+    if wanted.far is not null then
+        perform relay.create_extra_triggers(wanted, wanted.far, pg_catalog.jsonb_build_object(
+            'far_of', wanted.id, 'oid', wanted.far::oid::bigint, 'task', said -> 'task'));
+    end if;
+    perform relay.journal_sync(wanted.id, 'watch_changed');
+end
+$$;
+
+comment on function relay.extra(regclass, text, regclass, name[], name, name, regclass, name, text[], interval) is
+    'Shows data of another table on tasks. Example: select relay.extra(''public.tasks'', ''commentCount'', ''public.comments'')';
+
+create or replace function relay.create_extra_triggers(e relay.extras, on_table regclass, said jsonb) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    name constant text := 'relay_extra_' || e.id;
+begin
+    execute pg_catalog.format('create or replace trigger %I after insert or update or delete on %s for each row execute function %s()',
+                              name, on_table, relay.extra_function(e.id, on_table = e.far));
+    execute pg_catalog.format('create or replace trigger %I after truncate on %s for each statement '
+                              'execute function relay.extra_truncate(%L, %L)', name || '_truncate', on_table, e.id, said);
+    execute pg_catalog.format('alter table %1$s enable always trigger %2$I, enable always trigger %3$I', on_table, name, name || '_truncate');
+end
+$$;
+
+-- An extra is shown no more. Takes ACCESS EXCLUSIVE on the tables that it is made of, as relay.unwatch does.
+create or replace function relay.drop_extra(target regclass, name text, patience interval default '30 seconds') returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '2s'
+as $$
+declare
+    present relay.extras;
+    tab     regclass;
+begin
+    perform relay.one_at_a_time();
+    select * into present from relay.extras e where e.target = drop_extra.target and e.name = drop_extra.name;
+    if not found then
+        return;
+    end if;
+    for tab in select distinct t from pg_catalog.unnest(array[present.near, present.far]) t where t is not null order by t loop
+        perform relay.require_owner(tab);
+        perform relay.lock_table(tab, 'access exclusive', patience);
+    end loop;
+    perform relay.drop_extra_triggers(present.id);
+    perform relay.journal_sync(null, 'watch_changed: an extra was dropped');
+end
+$$;
+
+comment on function relay.drop_extra(regclass, text, interval) is 'An extra is shown no more. Said again, it does nothing.';
+
+-- Keeps tables from being truncated or rewritten until the end of the transaction, if they are as the snapshot of the calling
+-- transaction has them; it is an error if not. The caller sets how long to wait.
+create or replace function relay.hold_in_snapshot(tables regclass[]) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    tab regclass;
+begin
+    foreach tab in array tables loop
+        execute pg_catalog.format('lock table %s in access share mode', tab);
+    end loop;
+    -- The catalog as this snapshot has it, and as it is.
+    if exists (select from pg_catalog.unnest(tables) t cross join lateral relay.parts(t) p
+               join pg_catalog.pg_class c on c.oid = p
+               where c.relkind = 'r' and c.relfilenode <> pg_catalog.pg_relation_filenode(p)) then
+        raise lock_not_available;
+    end if;
+end
+$$;
+
+-- What an extra is for these keys of tasks, in the snapshot of the calling transaction, as JSON. A row without anything if its
+-- tables cannot be read, such as for a lock, or for they were rewritten since that snapshot.
+create or replace function relay.extra_values(extra integer, keys text[]) returns table (key text, value text)
+    language plpgsql
+    security definer
+    set row_security = off
+    set lock_timeout = '100ms'
+    set search_path = pg_catalog, pg_temp
+    set timezone = 'UTC'
+    set datestyle = 'ISO, MDY'
+    set extra_float_digits = 1
+as $$
+#variable_conflict use_column
+declare
+    e relay.extras;
+begin
+    if current_user <> 'relay_reader' then
+        raise exception 'relay.extra_values belongs to %, expected relay_reader: run relay sql install', current_user
+            using errcode = 'insufficient_privilege';
+    end if;
+    select * into e from relay.extras x where x.id = extra_values.extra and x.problem is null;
+    if not found then
+        return;
+    end if;
+    perform relay.hold_in_snapshot(array_remove(array[e.near, e.far], null));
+    return query execute pg_catalog.format(
+        'select k.key, %s::text from pg_catalog.unnest($1) k (key)',
+        relay.extra_value(e, 'k.key::' || relay.joinable(e.target, e.task_column))) using keys;
+exception when others then
+    return query select null::text, null::text;
+end
+$$;
+
+comment on function relay.extra_values(integer, text[]) is 'What an extra is for tasks with these keys.';
+
+-- The tasks that an extra is about, where keys were touched in its near or its far table: each with its board and its image,
+-- in which the extra is. In the snapshot of the calling transaction; a row without anything as with relay.extra_values.
+create or replace function relay.touched(extra integer, far boolean, keys text[])
+    returns table (key text, watch integer, board text, task text)
+    language plpgsql
+    security definer
+    set row_security = off
+    set lock_timeout = '100ms'
+    set search_path = pg_catalog, pg_temp
+    set timezone = 'UTC'
+    set datestyle = 'ISO, MDY'
+    set intervalstyle = 'postgres'
+    set extra_float_digits = 1
+    set bytea_output = 'hex'
+    set lc_monetary = 'C'
+    set quote_all_identifiers = off
+    set xmloption = content
+as $$
+#variable_conflict use_column
+declare
+    e     relay.extras;
+    w     relay.watches;
+    found text;
+begin
+    if current_user <> 'relay_reader' then
+        raise exception 'relay.touched belongs to %, expected relay_reader: run relay sql install', current_user
+            using errcode = 'insufficient_privilege';
+    end if;
+    select * into e from relay.extras x where x.id = touched.extra and x.problem is null;
+    select * into w from relay.watches x where x.target = e.target and x.problem is null;
+    if w.id is null then
+        return;
+    end if;
+    perform relay.hold_in_snapshot(array_remove(array[w.target, w.lanes, e.near, e.far], null));
+    found := case when touched.far then pg_catalog.format(
+        'from (select distinct k.key, near.%I::%s as at from pg_catalog.unnest($1) k (key) join only %s near on near.%I::%s = k.key::%5$s) t',
+        e.key_column, relay.joinable(e.near, e.key_column), e.near, e.link_column, relay.joinable(e.near, e.link_column))
+        else pg_catalog.format('from (select k.key, k.key::%s as at from pg_catalog.unnest($1) k (key)) t', relay.joinable(e.near, e.key_column)) end;
+    begin
+        return query execute relay.touched_query(w, e, found, false) using keys, w.id;
+    exception when data_exception or program_limit_exceeded then
+        -- What was returned by then is right, as far as it goes, and is returned once more.
+        return query execute relay.touched_query(w, e, found, true) using keys, w.id;
+    end;
+exception when others then
+    return query select null::text, null::integer, null::text, null::text;
+end
+$$;
+
+comment on function relay.touched(integer, boolean, text[]) is 'The tasks whose extra may have changed.';

@@ -1,0 +1,391 @@
+"""Extras: what other tables say about tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import pytest
+
+from relay.postgres import boards, extras, journal, requests
+from relay.postgres.feed import Feed
+from tests.acceptance.support import run_relay
+from tests.acceptance.test_docs import SHAPES, examples
+from tests.clusters import run
+from tests.integration.client import Client, Message, until
+from tests.integration.conftest import Relay
+from tests.integration.test_messages import brief, created, deleted, moved, updated
+from tests.servers import Database, Server, temporary_database
+
+RELATED: Final = SHAPES.read_text().partition("## Data of other tables on a card")[2]
+
+EXTRAS: Final = ("commentCount", "labels", "owner")
+
+
+@pytest.fixture
+def items(database: Database) -> Database:
+    """Yield a database with the tables of docs/shapes.md, two cards, two labels and two people."""
+    database.execute("select relay.unwatch('tasks')")
+    database.execute(examples(RELATED, "sql")[0])
+    database.execute(
+        "insert into people values (7, 'Ann'), (8, 'Bob'); insert into labels (name) values ('a'), ('b'); "
+        "insert into items (board_id, title, owner_id) values (1, 'one', 7), (1, 'two', null)"
+    )
+    return database
+
+
+def label(*names: str) -> list[dict[str, Any]]:
+    """Return the extra of a card with these labels."""
+    return [{"name": name, "textColor": None} for name in names]
+
+
+def extra(database: Database, name: str, related: str, **settings: object) -> None:
+    """Declare an extra of the cards."""
+    named = "".join(f", {setting} => %s" for setting in settings)
+    database.execute(f"select relay.extra('items', %s, %s{named})", name, related, *settings.values())
+
+
+async def test_a_board_and_a_new_card_come_with_what_other_tables_say(items: Database, relay: Relay) -> None:
+    """As it is when the transaction is over, whichever statement came first; and nothing more about it."""
+    items.execute(
+        "insert into item_labels values (1, 2), (1, 1); insert into comments (item_id, body) values (1, 'x')"
+    )
+    async with Client.to(relay.url) as client:
+        await client.subscribe("1")
+        assert [{key: task[key] for key in EXTRAS} for task in client.tasks.values()] == [
+            {"commentCount": 1, "labels": label("a", "b"), "owner": "Ann"},
+            {"commentCount": 0, "labels": [], "owner": None},
+        ]
+        await client.resume("1", None)
+        items.execute(
+            "insert into items (board_id, title, owner_id) values (1, 'three', 8); "
+            "insert into item_labels values (3, 1); update items set title = '3' where id = 3"
+        )
+        [(kind, data)] = await client.receive_batch()
+        assert (kind, list(data)[-3:], data["labels"], data["owner"]) == (
+            *("task.created", sorted(EXTRAS)),
+            *(label("a"), "Bob"),
+        )
+
+
+_CHANGES: Final[list[tuple[str, list[Message]]]] = [
+    ("insert into item_labels values (1, 1)", [updated(1, labels=label("a"))]),
+    ("update item_labels set label_id = 2", [updated(1, labels=label("b"))]),
+    ("update labels set name = 'c' where id = 2", [updated(1, labels=label("c"))]),
+    ("update labels set name = 'd' where id = 1", []),
+    ("update item_labels set item_id = 2", [updated(1, labels=[]), updated(2, labels=label("c"))]),
+    ("delete from labels where id = 2", [updated(2, labels=[])]),
+    ("insert into comments (item_id, body) values (1, 'x'), (1, 'y')", [updated(1, commentCount=2)]),
+    ("update comments set body = 'z'", []),
+    ("update items set owner_id = 8 where id = 1", [updated(1, ownerId=8, owner="Bob")]),
+    ("update people set name = 'Bo' where id = 8", [updated(1, owner="Bo")]),
+    ("update items set lane = 'done' where id = 1", [moved(1, "todo", "done")]),
+    (
+        "update items set lane = 'todo' where id = 1; delete from comments where id = 1",
+        [moved(1, "done", "todo"), updated(1, commentCount=1)],
+    ),
+    ("update items set title = '1' where id = 1", [updated(1, title="1")]),
+    ("update items set owner_id = null where id = 1", [updated(1, ownerId=None, owner=None)]),
+    ("update items set board_id = 2 where id = 1; insert into item_labels values (1, 1)", [deleted(1)]),
+    ("update items set board_id = 1 where id = 1", [created(1, labels=label("d"), commentCount=1)]),
+    ("delete from items where id = 1", [deleted(1)]),
+]
+"""Statements, one after another, and what each is to the board's subscribers."""
+
+
+async def test_a_change_of_another_table_is_an_update_of_the_card(items: Database, relay: Relay) -> None:
+    """Of the cards that it is about and no other, and no update of the card repeats what stays the same."""
+    async with Client.to(relay.url) as client:
+        await client.resume("1", None)
+        for statement, expected in _CHANGES:
+            items.execute(statement)
+            found: list[Message] = []
+            while len(found) < len(expected):  # what comes too much is the next one's
+                found += brief(await client.receive_batch(), "labels", "commentCount")
+            assert (statement, found) == (statement, expected)
+
+
+async def test_what_was_missed_comes_with_what_other_tables_say(items: Database, relay: Relay) -> None:
+    """Of cards that appeared, and of those that were touched alone."""
+    async with Client.to(relay.url) as client:
+        await client.resume("1", None)
+        cursor, tasks = client.cursor, client.tasks
+    items.execute("insert into item_labels values (2, 1); insert into items (board_id, title) values (1, 'three')")
+    items.execute("insert into comments (item_id, body) values (1, 'x'), (3, 'x')")
+    async with Client.to(relay.url) as client:
+        assert brief(await client.resume("1", cursor, tasks), "commentCount") == [
+            *(created(3, commentCount=1), updated(2, labels=label("a"))),
+            *(updated(1, commentCount=1), updated(3, commentCount=1)),
+        ]
+
+
+async def test_a_large_batch_is_sent_with_what_other_tables_say(
+    items: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts: one label may be that of very many cards."""
+    for module, name in ((journal, "PART_CHANGES"), (extras, "FETCH_TASKS")):
+        monkeypatch.setattr(module, name, 20)
+    async with Client.to(relay.url) as client:
+        await client.resume("1", None)
+        items.execute(
+            "insert into items (board_id, title) select 1, 'many' from generate_series(1, 200); "
+            "insert into item_labels select id, 1 from items; insert into comments (item_id, body) values (1, 'x')"
+        )
+        await client.receive_batch()
+        assert [task["labels"] for task in client.tasks.values()] == [label("a")] * 202
+        items.execute("update labels set name = 'z' where id = 1")
+        await client.receive_batch()
+        assert [task["labels"] for task in client.tasks.values()] == [label("z")] * 202
+        assert client.tasks[1]["commentCount"] == 1
+
+
+async def test_two_who_change_what_one_card_shows_wait_for_nobody(items: Database, relay: Relay) -> None:
+    """And the card shows both, whoever commits first."""
+    first, second = items.connect(), items.connect()
+    async with Client.to(relay.url) as client:
+        await client.resume("1", None)
+        first.execute("begin; insert into item_labels values (1, 1)")
+        second.execute("begin; insert into item_labels values (1, 2); update labels set name = 'c' where id = 2")
+        second.execute("commit")
+        assert brief(await client.receive_batch()) == [updated(1, labels=label("c"))] * 2
+        first.execute("commit")
+        assert brief(await client.receive_batch()) == [updated(1, labels=label("a", "c"))]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "repairs"),
+    [
+        ("begin; lock table comments in access exclusive mode", "rollback"),
+        ("begin; alter table comments alter column body type varchar(9)", "commit"),
+        ("revoke select on item_labels from relay_reader", "grant select on item_labels to relay_reader"),
+    ],
+)
+async def test_tables_that_cannot_be_read_are_a_fault_of_the_boards_that_show_them(
+    items: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch, breaks: str, repairs: str
+) -> None:
+    """All other boards get their changes, and theirs are sent when they can be."""
+    monkeypatch.setattr(boards, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(requests, "LONGEST_RETRY_SECONDS", 0.1)
+    items.execute("create table notes (id int primary key, board_id text, lane text); select relay.watch('notes')")
+    breaker = items.connect()
+    async with Client.to(relay.url) as client, Client.to(relay.url) as other:
+        await client.resume("1", None)
+        await other.subscribe("other")
+        await asyncio.to_thread(breaker.execute, breaks.encode())
+        items.execute("insert into item_labels values (1, 1); insert into notes values (2, 'other', 'todo')")
+        items.execute("insert into items (board_id, title) values (1, 'three')")
+        async with asyncio.timeout(10):
+            while (await client.receive_any())["type"] != "error":
+                pass
+            while 2 not in other.tasks:
+                await other.receive()
+        breaker.execute(repairs.encode())
+        while 3 not in client.tasks:
+            message = await client.receive_any()
+            if message["type"] == "board.sync":
+                tasks = [task for tasks in message["data"]["lanes"].values() for task in tasks]
+                assert [task["labels"] for task in tasks] == [label("a"), [], []]
+                break
+        assert relay.feed.status(10).counts.reconnects == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "truncate item_labels",
+        "alter type tone rename value 'dark' to 'black'",
+        "alter table labels disable trigger all; update labels set name = 'x'; alter table labels enable trigger all",
+        "select relay.drop_extra('items', 'labels')",
+        "drop table labels cascade",
+    ],
+)
+async def test_what_changes_extras_without_a_trigger_is_a_sync(items: Database, relay: Relay, change: str) -> None:
+    """Of the boards as they are then."""
+    items.execute("create type tone as enum ('dark'); alter table labels add column tone tone default 'dark'")
+    extra(items, "labels", "labels", through="item_labels", shown=["name", "tone"])
+    items.execute("insert into item_labels values (1, 1)")
+    async with Client.to(relay.url) as client, Client.to(relay.url) as fresh:
+        await client.resume("1", None)
+        assert client.tasks[1]["labels"] == [{"name": "a", "tone": "dark"}]
+        await asyncio.to_thread(items.execute, change)
+        items.execute("update items set title = 'x' where id = 1")
+        while True:
+            found = await client.receive_batch()
+            if found[0][0] == "board.sync" and client.tasks[1]["title"] == "x":
+                break
+        await fresh.subscribe("1")
+        assert client.tasks == fresh.tasks
+        assert client.tasks[1].get("labels") != [{"name": "a", "tone": "dark"}]
+
+
+async def test_an_extra_may_be_declared_and_touched_before_the_relay_reads_of_either(
+    database: Database, relay: Relay
+) -> None:
+    """It then comes with the board, in the same session."""
+    database.execute("create table notes (task_id text, note text); insert into tasks (id, title) values ('a', 'A')")
+    assert isinstance(relay.feed, Feed)
+    async with Client.to(relay.url) as client:
+        await client.resume("default", None)
+        relay.feed.pause()
+        database.execute("update tasks set title = 'B'")
+        await client.receive_batch()  # the read that had begun
+        database.execute(
+            "select relay.extra('tasks', 'notes', 'notes', '{note}', key_column => 'task_id'); "
+            "insert into notes values ('a', 'x'); insert into tasks (id, title) values ('b', 'B')"
+        )
+        relay.feed.go_on()
+        while "b" not in client.tasks:
+            await client.receive_batch()
+        assert {key: task.get("notes") for key, task in client.tasks.items()} == {"a": ["x"], "b": []}
+        assert relay.feed.status(10).counts.reconnects == 0
+
+
+async def test_renamed_columns_keep_their_part_and_one_that_is_gone_is_named_with_the_command(
+    items: Database, relay: Relay
+) -> None:
+    """The tasks are shown without that extra, and health says so."""
+    items.execute(
+        "alter table item_labels rename column label_id to tag_id; alter table labels rename name to title; "
+        "alter table items rename column owner_id to person_id; alter table people rename to persons"
+    )
+    items.execute("insert into item_labels values (1, 1)")
+    async with Client.to(relay.url) as client:
+        await client.resume("1", None)
+        await until(lambda: client.cursor is not None)
+        items.execute("insert into item_labels values (2, 2); update persons set name = 'An' where id = 7")
+        while (client.tasks[1]["owner"], client.tasks[2]["labels"]) != ("An", [{"title": "b", "textColor": None}]):
+            await client.receive_batch()
+        await asyncio.to_thread(items.execute, "alter table labels drop column title")
+        while "labels" in client.tasks[1]:
+            await client.receive_batch()
+        assert relay.feed.status(10).incomplete == {"public.items.labels": "public.items labels"} or list(
+            relay.feed.status(10).incomplete
+        ) == ["public.items.labels"]
+        extra(items, "labels", "labels", through="item_labels", shown=["text_color"])
+        while client.tasks[1].get("labels") != [None]:
+            await client.receive_batch()
+        assert relay.feed.status(10).incomplete == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("'tasks', 'n', 'comments'", "public.tasks is not watched: run select relay.watch('public.tasks') first"),
+        ("'items', 'title', 'comments'", "'title' cannot be the name of an extra of public.items"),
+        ("'items', 'boardId', 'comments'", "'boardId' cannot be the name of an extra of public.items"),
+        ("'items', 'a b', 'comments'", "'a b' cannot be the name of an extra of public.items"),
+        ("'items', 'n', 'items'", "public.items cannot be what an extra of public.items is made of"),
+        (
+            "'items', 'n', 'people'",
+            "no foreign key says which column of public.people to use: name it with key_column => '...'",
+        ),
+        ("'items', 'n', 'comments', key_column => 'body'", "are of different types: expected the same"),
+        ("'items', 'n', 'comments', '{payload}'", "comments has no column 'payload' that an extra can show"),
+        ("'items', 'n', 'comments', '{nope}'", "comments has no column 'nope' that an extra can show"),
+        ("'items', 'n', 'comments', '{body}', order_by => '{payload}'", "by which clients cannot sort"),
+        ("'items', 'n', 'labels', through => 'item_labels'", "found 0 columns to show of public.labels"),
+        (
+            "'items', 'n', 'labels', '{name}', through => 'labels'",
+            "public.labels cannot be what an extra of public.items is made of",
+        ),
+        ("'items', 'n', 'people', '{name}', task_column => 'secret'", "column secret of public.items is hidden"),
+    ],
+)
+def test_an_extra_that_cannot_be_shown_exactly_is_refused(items: Database, arguments: str, reason: str) -> None:
+    """In one sentence, which says what was expected."""
+    items.execute("alter table comments add column payload jsonb; alter table items add column secret int")
+    items.execute("select relay.watch('items', hidden => '{secret}')")
+    with pytest.raises(psycopg.Error) as caught:
+        items.execute(f"select relay.extra({arguments})")
+    said = caught.value.diag.message_primary or ""
+    assert reason in said
+    assert "\n" not in said
+
+
+def test_a_column_that_an_extra_is_found_by_cannot_be_hidden(items: Database) -> None:
+    """For the images of cards would not say which extra is theirs."""
+    for hiding in ("hidden => '{owner_id}'", "shown => '{title}'"):
+        with pytest.raises(psycopg.Error, match=r"owner_id of public\.items is what an extra is found by"):
+            items.execute(f"select relay.watch('items', {hiding})")
+
+
+def test_extras_run_no_code_of_users_where_they_are_read(items: Database) -> None:
+    """Not the casts to JSON of an enum, whose owner may make them; and a column retyped to what may is not read."""
+    items.execute(
+        "create type tone as enum ('dark'); alter table labels add column tone tone default 'dark'; "
+        "create function evil(tone) returns json language plpgsql as $$ begin raise 'evil'; end $$; "
+        "create cast (tone as json) with function evil(tone); create domain sly as text check (value <> 'x')"
+    )
+    extra(items, "labels", "labels", through="item_labels", shown=["tone"])
+    items.execute("insert into item_labels values (1, 1)")
+    board = "select task::json -> '' ->> 'labels' from relay.board('1') where watch is not null"
+    assert items.fetch(board) == [('["dark"]',), ("[]",)]
+    items.execute("create type pair as (a int, b int); alter table labels alter tone drop default")
+    items.execute("alter table labels alter tone type pair using null")
+    assert items.fetch(board) == [(None,), (None,)]
+    assert items.fetch("select problem from relay.extras where name = 'labels'") == [
+        ("shows a column, or is ordered by one, that has another type now",)
+    ]
+
+
+def test_an_extra_is_bounded(items: Database) -> None:
+    """By the number of its values, by the size of each, and by its own."""
+    extra(items, "bodies", "comments", shown=["body"], order_by=["id desc"])
+    items.execute("insert into comments (item_id, body) select 1, n from generate_series(1, 1001) n")
+    items.execute("insert into comments (item_id, body) values (2, repeat('x', 8193)), (2, repeat('x', 8192))")
+    bodies = "select task::json -> '' -> 'bodies' from relay.board('1')"
+    (first,), (second,) = items.fetch(bodies)
+    assert first == [str(n) for n in range(1001, 1, -1)]
+    assert second == ["x" * 8192, None]
+    items.execute("insert into comments (item_id, body) select 2, repeat('y', 8192) from generate_series(1, 8)")
+    assert items.fetch(bodies)[1] == (None,)
+
+
+def test_declaring_an_extra_again_changes_nothing_and_another_one_takes_its_place(items: Database) -> None:
+    """Nor does either wait for a reader, or leave a function behind."""
+    reader = items.connect()
+    reader.execute("begin; select from comments")
+    before = items.fetch("select * from relay.extras order by name")
+    extra(items, "commentCount", "comments")
+    assert items.fetch("select * from relay.extras order by name") == before
+    reader.execute("commit")
+    functions = "select count(*) from pg_proc where pronamespace = 'relay'::regnamespace"
+    number = items.fetch(functions)
+    extra(items, "commentCount", "item_labels")
+    assert items.fetch("select near::text from relay.extras where name = 'commentCount'") == [("item_labels",)]
+    assert items.fetch(functions) == number
+    items.execute("select relay.unwatch('items')")
+    assert items.fetch("select count(*) from relay.extras") == [(0,)]
+    triggers = "select count(*) from pg_trigger where tgname like 'relay%' and tgrelid::regclass::text !~ '^relay'"
+    assert items.fetch(triggers) == [(0,)]
+
+
+def test_the_command_line_declares_and_drops_an_extra_and_refuses_in_its_own_options(
+    items: Database, tmp_path: Path
+) -> None:
+    """What it advises names options, not parameters."""
+    refused = run_relay(
+        *("sql", "extra", "public.items", "n", "--of", "public.people"), cwd=tmp_path, DATABASE_URL=items.dsn
+    )
+    assert "name it with --key-column ..." in refused.stderr
+    dropped = run_relay("sql", "drop-extra", "public.items", "owner", cwd=tmp_path, DATABASE_URL=items.dsn)
+    assert dropped.stdout == "relay sql drop-extra: tasks of public.items have no owner\n"
+    assert items.fetch("select name from relay.extras order by name") == [("commentCount",), ("labels",)]
+
+
+def test_extras_survive_a_dump_and_a_restore(items: Database, server: Server) -> None:
+    """Where tables and columns have other numbers, they are known by their names."""
+    items.execute("insert into item_labels values (1, 1)")
+    dump = run("pg_dump", items.dsn).replace("SET transaction_timeout = 0;", "")
+    with temporary_database(server) as dsn, Database(dsn) as copy:
+        copy.execute("create table public.filler (x int, y int)")
+        run("psql", "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--output=/dev/null", dsn, given=dump)
+        copy.execute("select relay.epoch(), relay.refresh()")  # as the daemon does first
+        (_, task), *_ = copy.fetch("select * from relay.board('1')")
+        assert json.loads(task)[""]["labels"] == label("a")
+        assert copy.fetch("select relay.altered()") == []
+        copy.execute("insert into item_labels values (2, 1)")
+        assert copy.fetch("select key from relay.entries where op = 'N'") == [("2",)]
