@@ -45,8 +45,12 @@ async def until(condition: Callable[[], _T], what: str) -> _T:
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Make the environment of a program: what is needed to find others, the settings, and nothing of ours."""
-    return {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | dict(settings)
+    """Make the environment of a program: what is needed to find others, the settings, and nothing of ours.
+
+    It trusts none of the machine's authorities: no test needs them, and each start would read them all, twice.
+    """
+    ours = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return {**ours, "SSL_CERT_FILE": os.devnull, **settings}
 
 
 def run_relay(*arguments: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
