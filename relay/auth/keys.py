@@ -9,8 +9,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-import jwt
-
 ALGORITHMS: Final[Mapping[tuple[str, str | None], tuple[str, ...]]] = {
     ("RSA", None): ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     ("EC", "P-256"): ("ES256",),
@@ -55,6 +53,8 @@ def _key(member: Any) -> Key | None:
     """Read a member of a JWKS; None if it is no key for tokens, or cannot be read."""
     if not isinstance(member, dict) or member.get("use", "sig") != "sig":
         return None
+    import jwt  # noqa: PLC0415  # as Access does
+
     found = ALGORITHMS.get((str(member.get("kty")), member.get("crv")), ())
     algorithms = tuple(each for each in found if member.get("alg", each) == each)
     if not algorithms:

@@ -6,25 +6,24 @@ boards, and until when. An `Access` knows the valid credentials.
 Rules:
 - No credential is ever part of an error, a log line or a repr. All refusals have the same
   words; the reason is for the log.
-- Static tokens are compared in constant time. The algorithm of a JSON Web Token is decided by the key, never by the
-  token: so a public key cannot be taken for a secret.
+- Static tokens are compared in constant time.
 - A board's name comes from strangers, so matching it against a pattern takes time in proportion to its length.
 - With no credential configured everybody is admitted, as the guide's clients expect. `Access.open` says so.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import jwt
+from relay.auth.keys import AccessError, Key
 
-from relay.auth.keys import ALGORITHMS, SECRETS, AccessError, Key
+if TYPE_CHECKING:
+    from relay.auth.signed import SignedTokens
 
 LEEWAY_SECONDS: Final = 5
 """Maximum difference between the clocks of the relay and of the issuer of tokens."""
@@ -116,15 +115,17 @@ class Access:
     ) -> None:
         self._database_decides = database_decides
         self._tokens = dict(tokens or {})
-        self._secret = secret
-        self._keys = keys
-        self._audience = audience
-        self._issuer = issuer
+        self._signed: SignedTokens | None = None
+        if secret or keys is not None:
+            # Only where they are wanted, for this loads 10 MB of cryptography.
+            from relay.auth.signed import SignedTokens  # noqa: PLC0415
+
+            self._signed = SignedTokens(secret, keys, audience, issuer)
 
     @property
     def open(self) -> bool:
         """Whether everybody is admitted, because no credential is configured."""
-        return not self._tokens and not self._secret and self._keys is None
+        return not self._tokens and self._signed is None
 
     def grant(self, credential: str | None) -> Grant:
         """Return the grant of a credential. Raises Refused."""
@@ -134,9 +135,15 @@ class Access:
             raise Refused("no credential")
         if (grant := self._static(credential)) is not None:
             return grant
-        if not self._secret and self._keys is None:
+        if self._signed is None:
             raise Refused("wrong credential")
-        return self._signed(credential)
+        return self._granted(self._signed.claims(credential))
+
+    def _granted(self, claims: Mapping[str, Any]) -> Grant:
+        named = _boards(claims)
+        if named is None and not self._database_decides:
+            named = ()
+        return Grant(named, claims, float(claims["exp"]) + LEEWAY_SECONDS)
 
     def _static(self, credential: str) -> Grant | None:
         """Compare with every token, so that the time does not show which is nearly right."""
@@ -146,45 +153,6 @@ class Access:
             if hmac.compare_digest(known, presented):
                 found = grant
         return found
-
-    def _signed(self, token: str) -> Grant:
-        try:
-            claims = self._claims(token, jwt.get_unverified_header(token))
-        except jwt.ExpiredSignatureError:
-            raise Refused("expired token") from None
-        except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as ex:
-            raise Refused(f"wrong token: {type(ex).__name__}") from None
-        named = _boards(claims)
-        if named is None and not self._database_decides:
-            named = ()
-        return Grant(named, claims, float(claims["exp"]) + LEEWAY_SECONDS)
-
-    def _claims(self, token: str, header: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the claims of a token that is signed with one of the keys. Raises Refused and jwt's errors."""
-        algorithm, kid = str(header.get("alg")), header.get("kid")
-        keys = [key for key in self._keys_of(algorithm) if kid is None or key.kid in {None, kid}]
-        for key in keys:
-            with contextlib.suppress(jwt.InvalidSignatureError):
-                return jwt.decode(
-                    token,
-                    key.key,
-                    algorithms=[algorithm],
-                    audience=self._audience or None,
-                    issuer=self._issuer or None,
-                    leeway=LEEWAY_SECONDS,
-                    options={"require": ["exp"], "verify_aud": bool(self._audience)},
-                )
-        if algorithm == SECRETS or (kid is not None and any(key.kid == kid for key in keys)):
-            raise Refused("wrong token: wrong signature")
-        if self._keys is not None and any(algorithm in each for each in ALGORITHMS.values()):
-            raise UnknownKey("unknown key")
-        raise Refused("wrong token: no key for its algorithm")
-
-    def _keys_of(self, algorithm: str) -> list[Key]:
-        """Return the keys of an algorithm: a public key is never taken for a secret."""
-        if algorithm == SECRETS:
-            return [Key(None, (algorithm,), self._secret)] if self._secret else []
-        return [key for key in self._keys or () if algorithm in key.algorithms]
 
 
 def _boards(claims: Mapping[str, Any]) -> tuple[Pattern, ...] | None:
