@@ -602,7 +602,7 @@ begin
 end
 $$;
 
--- What an extra is for these keys of tasks, in the snapshot of the calling transaction, as JSON. A row without anything if its
+-- What an extra is for these keys of tasks, in the snapshot of the calling transaction, as JSON. Not for all of them if its
 -- tables cannot be read, such as for a lock, or for they were rewritten since that snapshot.
 create or replace function relay.extra_values(extra integer, keys text[]) returns table (key text, value text)
     language plpgsql
@@ -631,14 +631,14 @@ begin
         'select k.key, %s::text from pg_catalog.unnest($1) k (key)',
         relay.extra_value(e, 'k.key::' || relay.joinable(e.target, e.task_column))) using keys;
 exception when others then
-    return query select null::text, null::text;
+    return;  -- what is lacking is what could not be read
 end
 $$;
 
 comment on function relay.extra_values(integer, text[]) is 'What an extra is for tasks with these keys.';
 
 -- The tasks that an extra is about, where keys were touched in its near or its far table: each with its board and its image,
--- in which the extra is. In the snapshot of the calling transaction; a row without anything as with relay.extra_values.
+-- in which the extra is. In the snapshot of the calling transaction; with a row without anything if not all could be read.
 create or replace function relay.touched(extra integer, far boolean, keys text[])
     returns table (key text, watch integer, board text, task text)
     language plpgsql

@@ -331,6 +331,16 @@ def test_extras_run_no_code_of_users_where_they_are_read(items: Database) -> Non
     ]
 
 
+def test_what_cannot_be_read_is_never_taken_for_what_is_empty(items: Database) -> None:
+    """Not even for a card without a key: what it would be then is unknown."""
+    with items.connect() as holder, holder.transaction():
+        holder.execute("lock table people in access exclusive mode")
+        owner = "select x.* from relay.extras e cross join lateral relay.{} x where e.name = 'owner'"
+        assert items.fetch(owner.format("extra_values(e.id, '{null,7}')")) == []
+        assert items.fetch(owner.format("touched(e.id, false, '{7}')")) == [(None, None, None, None)]
+    assert items.fetch(owner.format("extra_values(e.id, '{null,7}')")) == [(None, None), ("7", '"Ann"')]
+
+
 def test_an_extra_is_bounded(items: Database) -> None:
     """By the number of its values, by the size of each, and by its own."""
     extra(items, "bodies", "comments", shown=["body"], order_by=["id desc"])
