@@ -70,6 +70,10 @@ EVENTS: Final[Mapping[str, Event]] = {
         "the journal is full, and kept so by a transaction: boards are sent every five seconds", ("problem",)
     ),
     "feed.fault": Event("an error that nobody foresaw: the relay connects again", ("exception",)),
+    "feed.not_refreshed": Event(
+        "Postgres refused to make trigger functions that fit a table that was altered; it is tried again",
+        ("problem",),
+    ),
     "feed.unreadable_row": Event("a row cannot be shown, and is left out", ("problem",)),
     "feed.board_failed": Event(
         "a board cannot be read: its subscribers get an `error`, and it is read again", ("board", "problem")

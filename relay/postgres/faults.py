@@ -72,12 +72,12 @@ def scope_of(ex: BaseException, *, reading_board: bool = False) -> Scope:
         return Scope.ROW
     if not isinstance(ex, Exception):
         return Scope.PROCESS
-    if reading_board and (isinstance(ex, (WatchOutdated, IdsClash)) or _is_of_board(ex)):
+    if reading_board and (isinstance(ex, (WatchOutdated, IdsClash)) or is_refusal(ex)):
         return Scope.BOARD
     return Scope.SESSION  # also what nobody foresaw
 
 
-def _is_of_board(ex: Exception) -> bool:
+def is_refusal(ex: Exception) -> bool:
     """Whether Postgres refused what was asked, but the session goes on."""
     if not isinstance(ex, psycopg.Error) or ex.sqlstate is None or ex.sqlstate.startswith(_OF_SESSION):
         return False

@@ -142,6 +142,8 @@ class Feed(Source, Authorizer):
     def incomplete(self) -> Mapping[str, str]:
         """The tables that are shown, but not as they should be, and why."""
         found = dict(self._session.watches.shortcomings if self._session else {})
+        if self._session and self._session.unfit:
+            found["schema relay"] = f"trigger functions may not fit their tables any more: {self._session.unfit}"
         for table, problem in self._unshown.problems.items():
             found[table] = f"{found[table]}; {problem}" if table in found else problem
         return found

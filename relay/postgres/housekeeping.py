@@ -18,9 +18,11 @@ LINK_SECONDS: Final = 0.25
 
 
 async def inspect(session: Session) -> None:
-    """Read again and again what is watched, and whether its triggers are in place."""
+    """Read again and again what is watched, and whether its triggers are in place, and fit."""
     while True:
         await asyncio.sleep(INSPECT_SECONDS)
+        if session.unfit:
+            await session.refresh()
         await session.watches.load()
 
 

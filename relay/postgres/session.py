@@ -23,7 +23,7 @@ import structlog
 from relay.model.cursor import Epoch
 from relay.postgres.boards import Boards
 from relay.postgres.connection import Connection, connect, in_time, require_answer
-from relay.postgres.faults import FeedError
+from relay.postgres.faults import FeedError, is_refusal
 from relay.postgres.journal import Journal, says_nothing
 from relay.postgres.unshown import Unshown
 from relay.postgres.vitals import Vitals, read_vitals
@@ -60,6 +60,7 @@ class Session:
         unshown: Unshown,
     ) -> None:
         self.silent = silent
+        self.unfit: str | None = None
         self.vitals: Vitals | None = None
         self.watches = Watches(reader)
         self.journal = Journal(listener, self.watches, followed, unshown)
@@ -136,9 +137,22 @@ class Session:
         await self._listener.rows("select relay.poll_for(%s)", round(seconds * 1000))
 
     async def refresh(self) -> None:
-        """Regenerate the trigger functions where the tables have changed."""
-        async with self._reader.in_turn:
-            await self._reader.rows("select relay.refresh()")
+        """Regenerate the trigger functions where the tables have changed.
+
+        Postgres may refuse, for a database can forbid who changes what; `unfit` then says why, in one line. All else
+        goes on: where a function does not fit, changes cannot be recorded, and all boards are read again.
+        """
+        try:
+            async with self._reader.in_turn:
+                await self._reader.rows("select relay.refresh()")
+        except psycopg.Error as ex:
+            if self._reader.closed or not is_refusal(ex):
+                raise
+            if (problem := error_line(ex)) != self.unfit:
+                log.error("feed.not_refreshed", problem=problem)  # noqa: TRY400  # the line says it all
+            self.unfit = problem
+        else:
+            self.unfit = None
 
     async def notified(self, seconds: float) -> list[str | None]:
         """Wait up to `seconds` for a notification; return the label of the probe that each is of, or None."""

@@ -18,11 +18,14 @@ _WATCHED: Final[LiteralString] = """
            lost_order, is_key, extras
     from relay.watched order by id
 """
-_SILENT_LANES: Final[LiteralString] = "select target::text from relay.lane_tables where not triggers_complete"
-_DEFICIENT_LANES: Final[LiteralString] = """
-    select * from (select target::text, order_by, relay.lost_order(target, order_by) as lost,
-                          id_column, relay.is_key(target, array[id_column]) as is_key from relay.lane_tables) l
-    where lost <> '{}' or not is_key
+_LANES: Final[LiteralString] = """
+    select l.target::text, l.id_column, l.board_column, l.name_column, l.filter, l.order_by, l.triggers_complete,
+           l.declared_as,
+           exists (select from pg_catalog.pg_class o join pg_catalog.pg_namespace p on p.oid = o.relnamespace
+                   where o.oid <> l.target and o.relkind in ('r', 'p')
+                     and array[p.nspname, o.relname]::text[] = pg_catalog.parse_ident(l.declared_as)) as replaced,
+           relay.lost_order(l.target, l.order_by), relay.is_key(l.target, array[l.id_column])
+    from relay.lane_tables l order by l.id
 """
 
 _FAILING_EXTRAS: Final[LiteralString] = """
@@ -209,13 +212,54 @@ def _no_key(table: str, columns: Sequence[str]) -> str:
     )
 
 
-def _shortcoming_of_lanes(
-    table: str, order_by: Sequence[str], lost: Sequence[str], id_column: str | None, is_key: bool
-) -> str:
-    options = [word for entry in _rest(order_by, lost) for word in ("--order-by", entry)]
-    disorder = _disorder(table, lost, shlex.join(["relay", "sql", "lanes", table, *options])) if lost else None
-    doubled = None if is_key or id_column is None else _no_key(table, [id_column])
-    return "; ".join(filter(None, (doubled, disorder)))
+@dataclass(frozen=True, slots=True)
+class LaneTable:
+    """A row of relay.lane_tables."""
+
+    table: str
+    id_column: str | None
+    board_column: str | None
+    name_column: str | None
+    filter: str | None
+    order_by: Sequence[str]
+    triggers_complete: bool
+    declared_as: str
+    replaced: bool
+    lost_order: Sequence[str]
+    is_key: bool
+
+    def command(self, table: str) -> str:
+        """Return the command that declares a table as this one is, to be pasted into a shell."""
+        said = {"--id": self.id_column, "--board": self.board_column or "", "--name": self.name_column}
+        words = [word for name, value in said.items() if value is not None for word in (name, value)]
+        words += [] if self.filter is None else ["--filter", self.filter]
+        words += [word for entry in _rest(self.order_by, self.lost_order) for word in ("--order-by", entry)]
+        return shlex.join(["relay", "sql", "lanes", table, *words])
+
+    def fault(self, watched: Iterable[Watched]) -> str | None:
+        """Say in one line why these may not be the lanes, and what to run."""
+        again = shlex.join(["relay", "sql", "lanes", self.table])
+        if not self.triggers_complete:
+            return f"triggers of {self.table} are missing or disabled: run {again}"
+        commands = [
+            shlex.join(["relay", "sql", "watch", each.table, "--lanes", self.declared_as])
+            for each in watched
+            if each.lanes == self.table
+        ]
+        if not (self.replaced and commands):
+            return None
+        commands.insert(0, self.command(self.declared_as))
+        return (
+            f"{self.table} has the lanes, which was declared as {self.declared_as}, and another table has that name: "
+            f"to use the other, run {' and '.join(commands)}; to go on, run {again}"
+        )
+
+    @property
+    def shortcoming(self) -> str | None:
+        """Say in one line what is not as it should be of these lanes, and what to run."""
+        lost = _disorder(self.table, self.lost_order, self.command(self.table)) if self.lost_order else None
+        doubled = None if self.is_key or self.id_column is None else _no_key(self.table, [self.id_column])
+        return "; ".join(filter(None, (doubled, lost))) or None
 
 
 async def read_watched(connection: Connection) -> list[Watched]:
@@ -236,8 +280,7 @@ class Watches:
         self._reader = reader
         self._known: dict[int, Watched] = {}
         self._dropped: dict[str, Watched] = {}
-        self._silent: list[str] = []
-        self._deficient: dict[str, str] = {}
+        self._lanes: list[LaneTable] = []
         self._extras: list[Declared] = []
 
     @property
@@ -248,9 +291,7 @@ class Watches:
             f"{table} was dropped, and another table has its name now: run {watched.command(table)}"
             for table, watched in self._dropped.items()
         ]
-        faults += [
-            f"triggers of {table} are missing or disabled: run relay sql lanes {table}" for table in self._silent
-        ]
+        faults += [fault for each in self._lanes if (fault := each.fault(self._known.values()))]
         faults += [
             f"triggers for {each.name} of {each.table} are missing or disabled: run {each.command}"
             for each in self._extras
@@ -263,22 +304,20 @@ class Watches:
     @property
     def shortcomings(self) -> Mapping[str, str]:
         """Say in one line each what is not as it should be in tables that are shown."""
-        found = {each.table: said for each in self._known.values() if (said := each.shortcoming)}
+        tables: list[Watched | LaneTable] = [*self._known.values(), *self._lanes]
         extras = {f"{each.table}.{each.name}": each.shortcoming for each in self._extras if each.problem}
-        return found | self._deficient | extras
+        return {each.table: said for each in tables if (said := each.shortcoming)} | extras
 
     async def load(self) -> None:
         """Read what is watched, and whether its triggers are in place."""
         async with self._reader.in_turn:
-            self._silent = [name for (name,) in await self._reader.rows(_SILENT_LANES)]
-            deficient = await self._reader.rows(_DEFICIENT_LANES)
+            self._lanes = [LaneTable(*row) for row in await self._reader.rows(_LANES)]
             self._extras = await read_failing_extras(self._reader)
             found = await read_watched(self._reader)
             gone = [*self._dropped.values(), *self._missing_from({each.id for each in found})]
             dropped = await self._replaced(gone) if gone else set()
         self._dropped = {each.table: each for each in gone if each.table in dropped - {one.table for one in found}}
         self._known = {each.id: each for each in found}
-        self._deficient = {row[0]: _shortcoming_of_lanes(*row) for row in deficient}
         self.by_id = {each.id: each.watch for each in found if each.problem is None}
 
     @property

@@ -177,9 +177,10 @@ begin
         relay.expression(wanted.target, 'relay.lanes: filter', 'boolean', nullif(coalesce(lanes.filter, present.filter), ''))));
     wanted.filter := relay.spelled(wanted.target, wanted.said -> 'filter', true);
     perform relay.grant_reading(wanted.target, wanted.board_column);
+    wanted.declared_as := relay.full_name(wanted.target);
     if present.problem is null and present.triggers_complete
-        and row(present.id_column, present.board_column, present.name_column, present.order_by, present.filter)
-            is not distinct from row(wanted.id_column, wanted.board_column, wanted.name_column, wanted.order_by, wanted.filter)
+        and row(present.id_column, present.board_column, present.name_column, present.order_by, present.filter, present.declared_as)
+            is not distinct from row(wanted.id_column, wanted.board_column, wanted.name_column, wanted.order_by, wanted.filter, wanted.declared_as)
         and not exists (select from pg_catalog.pg_trigger t where t.tgrelid = wanted.target and t.tgname in ('relay_lanes', 'relay_lanes_truncate')
                         and t.tgenabled <> 'A')
     then
@@ -189,7 +190,7 @@ begin
     perform relay.lock_table(wanted.target, 'share row exclusive', patience);
     wanted.id := relay.new_id();
     wanted.said := wanted.said || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
-        'lane_table', wanted.id, 'oid', wanted.target::oid::bigint,
+        'lane_table', wanted.id, 'oid', wanted.target::oid::bigint, 'name', wanted.declared_as,
         'id', relay.column_of(wanted.target, wanted.id_column),
         'board', relay.column_of(wanted.target, wanted.board_column),
         'title', relay.column_of(wanted.target, wanted.name_column),
@@ -267,7 +268,7 @@ as $$
     select pg_catalog.left(pg_catalog.md5(pg_catalog.concat_ws(';', 'relay.epochs'::regclass::oid,
         pg_catalog.string_agg(pg_catalog.concat_ws(' ', w.target::oid, w.key_columns, w.id_prefix, w.as_text, w.board_column, w.lane_column,
             w.hidden, w.order_by, w.filter, w.board_as, w.lane_as, w.lanes::oid, l.said, w.problem, cols.said, types.said, triggers.said,
-            files.said), ';' order by w.target::oid))), 12)
+            files.said, names.said), ';' order by w.target::oid))), 12)
     from relay.watches w
     left join relay.lane_tables l on l.target = w.lanes
     cross join lateral (
@@ -305,12 +306,41 @@ as $$
                    (select pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.castfunc, f.xmin), ',' order by c.oid)
                     from pg_catalog.pg_cast c left join pg_catalog.pg_proc f on f.oid = c.castfunc
                     where c.castsource = t.oid and c.casttarget in ('json'::regtype, 'text'::regtype))), ','
-               order by t.oid) as said
+               order by t.oid) filter (where t.oid >= 16384) as said,
+               pg_catalog.array_agg(t.typname::text) as names
         from (select m from relay.types(w.target) m union select m from relay.types(w.lanes) m
               union select m from relay.extra_tables(w.target) e cross join lateral relay.types(e) m) made_of (m)
         join pg_catalog.pg_type t on t.oid = m
-        where t.oid >= 16384
     ) types
+    -- The names of what is not temporary, where values of these types show them.
+    cross join lateral (
+        select pg_catalog.md5(pg_catalog.string_agg(n.said, ',' order by n.said)) as said
+        from (
+            select pg_catalog.concat_ws(' ', 'r', r.oid, r.rolname) as said from pg_catalog.pg_roles r
+            where types.names && '{regrole,aclitem}'
+            union all
+            select pg_catalog.concat_ws(' ', o.kind, o.oid, s.nspname, o.name)
+            from (
+                select 'n' as kind, p.oid, p.oid as place, p.nspname as name from pg_catalog.pg_namespace p where types.names && '{regnamespace}'
+                union all
+                select 'c', c.oid, c.relnamespace, c.relname from pg_catalog.pg_class c
+                where types.names && '{regclass}' and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+                union all
+                select 't', t.oid, t.typnamespace, t.typname from pg_catalog.pg_type t where types.names && '{regtype,regprocedure,regoperator}'
+                union all
+                select 'p', p.oid, p.pronamespace, p.proname from pg_catalog.pg_proc p where types.names && '{regproc,regprocedure}'
+                union all
+                select 'o', p.oid, p.oprnamespace, p.oprname from pg_catalog.pg_operator p where types.names && '{regoper,regoperator}'
+                union all
+                select 'l', l.oid, l.collnamespace, l.collname from pg_catalog.pg_collation l where types.names && '{regcollation}'
+                union all
+                select 'g', g.oid, g.cfgnamespace, g.cfgname from pg_catalog.pg_ts_config g where types.names && '{regconfig}'
+                union all
+                select 'd', d.oid, d.dictnamespace, d.dictname from pg_catalog.pg_ts_dict d where types.names && '{regdictionary}'
+            ) o
+            join pg_catalog.pg_namespace s on s.oid = o.place and s.nspname !~ '^pg_(toast|temp)'
+        ) n
+    ) names
 $$;
 
 -- The shape as it is now, and the id below which transactions may have made images while it was another: a label of an

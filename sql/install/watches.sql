@@ -303,7 +303,8 @@ select (d.said ->> 'lane_table')::integer as id,
           and (o.tgname, o.tgtype, g.proname) in (('relay_lanes', 29, 'lanes_' || (d.said ->> 'lane_table')),
                                                   ('relay_lanes_truncate', 32, 'lanes_truncate'))) = 2 as triggers_complete,
        d.said,
-       d.same
+       d.same,
+       d.said ->> 'name' as declared_as
 from relay.statements('lanes_truncate') d
 offset 0;
 

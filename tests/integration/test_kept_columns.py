@@ -177,6 +177,43 @@ def test_order_survives_a_rename_and_no_board_fails_for_one_that_is_gone(databas
     assert found == ORDERS
 
 
+NAMED = {
+    "regclass": "alter table named rename to renamed",
+    "regtype[]": "alter type mood rename to temper",
+    "regprocedure": "alter function made(int) rename to remade",
+    "regnamespace": "alter schema place rename to site",
+    "regcollation": "alter collation way rename to path",
+    "aclitem": 'alter role "{role}" rename to "{role}_"',
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_what_a_column_names_is_of_the_shape(database: Database, kind: str) -> None:
+    """Its values show names; of what is temporary there are none, and other columns show nobody's."""
+    ((role,),) = database.fetch("select 'r_' || current_database()")
+    database.execute("create table named (); create type mood as enum (); create schema place")
+    database.execute(
+        "create function made(int) returns int language sql as 'select 1'; create collation way from \"C\""
+    )
+    rename = NAMED[kind].format(role=role)
+    shape = "select relay.shape()"
+    with database.connect() as link:
+        link.execute("begin")
+        link.execute(f'create role "{role}"'.encode())
+        seen = [link.execute(shape).fetchone()]
+        for statement in (f"alter table tasks add named {kind}", "create temporary table of_nobody ()", rename):
+            link.execute(statement.encode())
+            seen.append(link.execute(shape).fetchone())
+        link.execute("rollback")
+        link.execute(f'begin; create role "{role}"'.encode())
+        before = link.execute(shape).fetchone()
+        link.execute(rename.encode())
+        after = link.execute(shape).fetchone()
+        link.execute("rollback")
+    assert seen[0] != seen[1] == seen[2] != seen[3]
+    assert before == after
+
+
 def test_usual_order_is_nobodys_wish(database: Database) -> None:
     """Without created_at, tasks come by their ids, and there is nothing to say about it, nor to refuse."""
     database.execute("alter table tasks rename created_at to since")

@@ -153,6 +153,34 @@ async def test_table_that_was_dropped_for_another_of_its_name_is_a_problem(datab
     assert len(database.fetch(orphans)) == 2 * len(database.fetch("select from relay.watched"))
 
 
+@pytest.mark.usefixtures("inspects_often")
+@pytest.mark.parametrize("goes_on", [True, False], ids=["the renamed table", "the other"])
+async def test_lanes_whose_name_another_table_took_are_a_problem_until_somebody_decides(
+    database: Database, relay: Relay, goes_on: bool
+) -> None:
+    """Rows of the other table are no lanes, and tasks in them on no board, however many are written."""
+    database.execute("create table lists (no int primary key, board text, label text, open bool default true)")
+    database.execute("create table cards (id int primary key, list_id int); insert into lists values (1, 'b', 'One')")
+    database.execute(
+        "select relay.lanes('lists', 'no', 'board', 'label', '{label desc}', 'open');"
+        "select relay.watch('cards', lane_column => 'list_id', lanes => 'lists', id_prefix => 'c')"
+    )
+    async with Client.to(relay.url) as client:
+        await client.subscribe("b")
+        database.execute(SWAPPED.replace("tasks", "lists"))
+        database.execute("insert into lists values (2, 'b', 'Two'); insert into cards values (1, 1), (2, 2)")
+        await until(lambda: "public.lists_old has the lanes, which was declared as" in (relay.feed.problem or ""))
+        problem = relay.feed.problem or ""
+        if goes_on:
+            run(database, problem, "lanes public.lists_old")
+        else:
+            run(database, problem, "lanes public.lists ")
+            run(database, problem, "watch public.cards")
+        await until(lambda: relay.feed.problem is None)
+        while client.tasks.keys() != ({"c1"} if goes_on else {"c1", "c2"}):
+            await client.receive()
+
+
 async def test_only_renamed_table_is_followed_without_a_word(
     database: Database, relay: Relay, client: Client
 ) -> None:
@@ -340,6 +368,34 @@ def test_writer_that_lives_on_is_journalled_as_ever_however_often_a_column_is_re
     writer.execute("update t set n = n + 1")
     unread = "select reason from relay.entries where reason ~ 'row_unreadable'"
     assert database.fetch(unread) == []
+
+
+@pytest.mark.usefixtures("inspects_often")
+async def test_database_that_forbids_ddl_leaves_its_boards_current(
+    database: Database, relay: Relay, client: Client
+) -> None:
+    """The trigger functions do not fit the table then, and all boards are read again at each change of it."""
+    database.execute(
+        "create function closed() returns event_trigger language plpgsql as 'begin raise ''no DDL''; end'"
+    )
+    database.execute("insert into tasks (id, title) values ('a', 'A')")
+    database.execute("alter table tasks rename board_id to board")
+    database.execute(
+        "create event trigger closed on ddl_command_start when tag in ('CREATE FUNCTION') execute function closed()"
+    )
+    await until(lambda: "no DDL" in relay.feed.status(10).incomplete.get("schema relay", ""))
+    with database.connect() as writer:
+        writer.execute("update tasks set title = 'B'")
+    while client.tasks.get("a", {}).get("title") != "B":
+        assert (await client.receive())[0] in {"task.created", "board.sync"}
+    assert relay.feed.problem is None
+    assert relay.feed.status(10).counts.reconnects == 0
+
+    database.execute("drop event trigger closed")
+    await until(lambda: "schema relay" not in relay.feed.status(10).incomplete)
+    database.execute("update tasks set title = 'C'")
+    while (await client.receive())[0] != "task.updated":
+        pass
 
 
 # Columns that are shown
