@@ -81,11 +81,25 @@ as $$
     select e from relay.extra_tables(w.target) e
 $$;
 
+-- The condition that finds the rows of a board by an index, in SQL, given the column that names it and its type. Of
+-- case-insensitive text it finds more. The board is a literal, for that is cast by no function of users; the column is cast
+-- for domains, some of which have no operators. Where an enum's owner has made implicit casts, Postgres finds no operator,
+-- or theirs: so there is no such condition.
+create or replace function relay.in_index(own_table text, col name, typ regtype, board text) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when exists (select from pg_catalog.pg_cast c join pg_catalog.pg_type t on t.oid = c.castsource
+                             where t.oid = typ and t.typtype = 'e' and c.castcontext = 'i') then 'true'
+           else pg_catalog.format('%1$s.%2$I::%4$s %5$s %3$L::%4$s', own_table, col, board, pg_catalog.format_type(typ, -1), relay.equals(typ)) end
+$$;
+
 -- Keeps the tables that a board may have rows in from being truncated or rewritten until the end of the transaction: of
 -- such a table, an older snapshot shows no row. So the statement that reads comes after this one, and takes its
 -- snapshot then. The caller sets how long to wait for each. Returns those watches, and whether their tables are held.
 --
--- It is an error if one is not, but for the watches that the caller knows to have no row on the board.
+-- It is an error if one is not, be it for a lock or for a right that is missing, but for the watches that the caller knows to have no row on the board.
 create or replace function relay.hold_tables(board text, absent integer[] default '{}')
     returns table (watch integer, held boolean)
     language plpgsql
@@ -115,15 +129,18 @@ begin
         begin
             perform pg_catalog.set_config('lock_timeout', case when table_.needed then patience else '100ms' end, true);
             execute pg_catalog.format('lock table %s in access share mode', table_.name);
-        exception when lock_not_available then
-            if table_.needed then
+            if not table_.needed and relay.missing_right(table_.name) is not null then
+                raise insufficient_privilege;  -- row security is on, which no lock says
+            end if;
+        exception when lock_not_available or insufficient_privilege then
+            if table_.needed and sqlstate = '55P03' then
                 raise exception '% is locked by %, for more than %', table_.name, relay.holders(table_.name, 'access share'),
                     patience using errcode = 'lock_not_available';
+            elsif table_.needed then
+                raise exception '%: %', table_.name, coalesce('boards are read by role relay_reader: ' || relay.missing_right(table_.name), sqlerrm)
+                    using errcode = 'insufficient_privilege';
             end if;
             locked := locked || table_.name::oid;
-        when insufficient_privilege then
-            raise exception '%: %', table_.name, coalesce('boards are read by role relay_reader: ' || relay.missing_right(table_.name), sqlerrm)
-                using errcode = 'insufficient_privilege';
         end;
     end loop;
     perform pg_catalog.set_config('lock_timeout', patience, true);
@@ -237,6 +254,7 @@ create or replace function relay.lanes_of(board text, careful boolean, absent in
 as $$
 declare
     l        relay.lane_tables;
+    typ      regtype;
     on_board text;
     its      json;
     listed   text;
@@ -244,11 +262,11 @@ begin
     for l in select * from relay.lane_tables t where t.problem is null
         and t.target in (select w.lanes from relay.watches w where w.id <> all (absent)) order by t.id
     loop
-        continue when l.board_column is not null
-            and relay.written(board, (select relay.base_type(a.atttypid) from pg_catalog.pg_attribute a
-                                      where a.attrelid = l.target and a.attname = l.board_column)) is distinct from board;
-        on_board := coalesce(relay.as_text(l.target, l.board_column, 'lane.' || pg_catalog.quote_ident(l.board_column))
-                             || pg_catalog.format(' = %L collate "C"', board), 'true');
+        typ := (select relay.base_type(a.atttypid) from pg_catalog.pg_attribute a where a.attrelid = l.target and a.attname = l.board_column);
+        continue when typ is not null and relay.written(board, typ) is distinct from board;
+        on_board := case when typ is null then 'true' else pg_catalog.format('%s and %s = %L collate "C"',
+            relay.in_index('lane', l.board_column, typ, board),
+            relay.as_text(l.target, l.board_column, 'lane.' || pg_catalog.quote_ident(l.board_column)), board) end;
         execute pg_catalog.format(
             'select pg_catalog.json_agg(pg_catalog.json_build_array(%s, %s) order by %slane.%I) from only %s lane where %s and %s',
             relay.as_text(l.target, l.id_column, 'lane.' || pg_catalog.quote_ident(l.id_column)),
@@ -377,18 +395,14 @@ begin
         continue when typ is not null and written is distinct from board;
 
         its := relay.reading(w, careful);
-        -- The first condition finds the rows by an index; the second is exact where the first is not, as with
-        -- case-insensitive text. The board is a literal, for that is cast by no function of users; the column is cast
-        -- for domains, some of which have no operators. Where an enum's owner has made implicit casts, Postgres finds
-        -- no operator, or theirs. An expression that may fail is evaluated with care alone.
+        -- The first condition finds the rows by an index; the second is exact where the first is not. An expression that
+        -- may fail is evaluated with care alone.
         select case when l.board_column is null then 'row_of_table' else 'lane' end, coalesce(l.board_column, w.board_column)
         into own_table, col from (select) one left join relay.lane_tables l on l.target = w.lanes;
         indexed := case
             when careful and relay.has_places(w) then 'true'
             when col is null then pg_catalog.format('%s = %L', its.board, board)
-            when exists (select from pg_catalog.pg_cast c join pg_catalog.pg_type t on t.oid = c.castsource
-                         where t.oid = typ and t.typtype = 'e' and c.castcontext = 'i') then 'true'
-            else pg_catalog.format('%1$s.%2$I::%4$s %5$s %3$L::%4$s', own_table, col, board, pg_catalog.format_type(typ, -1), relay.equals(typ)) end;
+            else relay.in_index(own_table, col, typ, board) end;
         begin
             return query execute pg_catalog.format(
                 'select $1, %s from %s where %s and %s and %s = $2 collate "C" order by %s%s', its.task, its.rows, indexed, its.filter, its.board,

@@ -37,7 +37,7 @@ grant execute on function
     relay.said(bytea), relay.statements(name), relay.column_named(regclass, jsonb, boolean), relay.comparable(regclass, name),
     relay.is_shown_as_text(regclass, name), relay.lane_join(relay.watches, text, boolean), relay.lane_condition(relay.lane_tables, boolean), relay.lanes_of(text, boolean, integer[]),
     relay.board_type(relay.watches), relay.written_as(relay.watches), relay.id_of(relay.watches, text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text, text),
-    relay.as_text(regclass, name, text), relay.equals(regtype), relay.order_parts(text), relay.order_named(regclass, jsonb, boolean), relay.is_usual_order(jsonb),
+    relay.as_text(regclass, name, text), relay.equals(regtype), relay.in_index(text, name, regtype, text), relay.order_parts(text), relay.order_named(regclass, jsonb, boolean), relay.is_usual_order(jsonb),
     relay.ordering(regclass, text[]), relay.lost_order(regclass, text[]), relay.order_clause(regclass, text[], text), relay.written(text, regtype), relay.image(record),
     relay.holders(regclass, text), relay.missing_right(regclass), relay.tables_of(relay.watches), relay.reading(relay.watches, boolean),
     relay.joinable(regclass, name), relay.collation_of(regclass, name), relay.columns_named(regclass, jsonb, boolean),

@@ -116,6 +116,33 @@ async def test_board_without_a_row_of_a_locked_table_is_read_while_its_journal_s
                 assert (await late.receive())[1]["code"] == "board_unavailable"
 
 
+@pytest.mark.usefixtures("quick_retries")
+@pytest.mark.parametrize(
+    ("breaks", "repairs"),
+    [
+        ("revoke select on notes from relay_reader", "grant select on notes to relay_reader"),
+        ("alter table notes enable row level security", "alter table notes disable row level security"),
+    ],
+)
+async def test_board_without_a_row_of_a_table_that_may_not_be_read_goes_on(
+    database: Database, breaks: str, repairs: str
+) -> None:
+    """As where that table is locked: one that may have a row there fails, and names the right."""
+    database.execute(NOTES)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as one, Client.to(relay.url) as other:
+        await one.subscribe("default")
+        await other.subscribe("noted")
+        database.execute(breaks)
+        database.execute("select relay.probe('later')")
+        await other.send({"type": "subscribe", "boardId": "noted"})
+        assert (await other.receive())[1]["code"] == "board_unavailable"
+        async with Client.to(relay.url) as third:
+            assert (await third.subscribe("default"))[0] == "board.sync"
+        assert health(relay)[1].keys() == {"noted"}
+        database.execute(repairs)
+        assert (await other.receive())[0] == "board.sync"
+
+
 def test_lock_on_a_partition_keeps_nobody_from_what_is_said_of_all_tables(database: Database) -> None:
     """What is watched, and its shape."""
     database.execute("create table parted (id int primary key, board_id int, lane text) partition by range (id)")

@@ -442,6 +442,22 @@ def test_lanes_that_cannot_be_are_refused(lists: Database) -> None:
         assert reason.replace("lists cannot", "public.lists cannot") in (caught.value.diag.message_primary or "")
 
 
+def test_lanes_of_a_board_are_found_by_an_index(database: Database) -> None:
+    """However many there are of others."""
+    database.execute("create table l (id int primary key, board_id int, name text); create index on l (board_id)")
+    database.execute("create table c (id int primary key, lane int)")
+    database.execute("insert into l select n, n / 5, 'L' from generate_series(1, 20000) n; analyze l")
+    database.execute("select relay.lanes('l'), relay.watch('c', lanes => 'l', id_prefix => 'c')")
+    with database.connect() as reader:
+        reader.execute("begin")
+        [[lanes]] = reader.execute("select task::json from relay.board('7') where watch is null").fetchall()
+        [(scans, found)] = reader.execute(
+            "select seq_scan, idx_scan from pg_stat_xact_all_tables where relname = 'l'"
+        ).fetchall()
+    assert [lane for lane, _ in lanes] == ["35", "36", "37", "38", "39"]
+    assert (scans, found > 0) == (0, True)
+
+
 def test_lanes_are_found_by_their_very_ids_whatever_the_collations(database: Database) -> None:
     """Of two columns whose collations differ, or none where different texts may be equal."""
     database.execute('create table l (id text collate "C" primary key, board_id text, name text)')
