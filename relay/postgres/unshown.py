@@ -3,8 +3,9 @@
 Rules:
 - A row counts while somebody follows its board: from the change or the read of the board that found it, until a
   change or a read shows it, or it is gone.
-- After a change that was not recorded, all boards are read again, or nobody knows which board lacks what. It counts
-  for `UNRECORDED_SECONDS`.
+- After a change that was not recorded, all boards are read again, or nobody knows which board lacks what. So it is
+  with some while a column is renamed; that it goes on for `REPEATED_SECONDS` is a fault, until there was none for
+  `UNRECORDED_SECONDS`.
 - A row whose id cannot be read counts without it.
 """
 
@@ -17,8 +18,11 @@ from typing import Final
 
 from relay.model.transaction import Image
 
+REPEATED_SECONDS: Final = 5.0
+"""For how long changes are not recorded before health reports it."""
+
 UNRECORDED_SECONDS: Final = 60.0
-"""How long health reports a change that was not recorded."""
+"""How long health reports it after the last of them."""
 
 KNOWN_ROWS: Final = 1_000
 """Maximum number of rows of a board whose ids are known; others are counted."""
@@ -36,7 +40,7 @@ class Unshown:
     def __init__(self) -> None:
         self._followed: Container[str | None] = ()
         self._boards: dict[str, Counter[LeftOut]] = {}
-        self._unrecorded: dict[str, tuple[int, float]] = {}
+        self._unrecorded: dict[str, tuple[int, float, float]] = {}
 
     def begin(self, followed: Container[str | None]) -> None:
         """Count the rows of these boards."""
@@ -59,8 +63,10 @@ class Unshown:
     def unrecorded(self, table: str) -> None:
         """Note that a change of a table was not recorded."""
         now = time.monotonic()
-        count, since = self._unrecorded.get(table, (0, now))
-        self._unrecorded[table] = (count + 1 if now - since < UNRECORDED_SECONDS else 1), now
+        count, first, last = self._unrecorded.get(table, (0, now, now))
+        if now - last > UNRECORDED_SECONDS:
+            count, first = 0, now
+        self._unrecorded[table] = count + 1, first, now
 
     @property
     def problems(self) -> Mapping[str, str]:
@@ -74,8 +80,8 @@ class Unshown:
             keys = [key for of, key in rows if of == table and key is not None]
             count = sum(times for (of, _), times in rows.items() if of == table)
             found[table] = _unshown(table, count, keys)
-        for table, (count, last) in self._unrecorded.items():
-            if time.monotonic() - last < UNRECORDED_SECONDS:
+        for table, (count, first, last) in self._unrecorded.items():
+            if last - first >= REPEATED_SECONDS and time.monotonic() - last < UNRECORDED_SECONDS:
                 found[table] = "; ".join(filter(None, [found.get(table), _unrecorded(table, count)]))
         return found
 

@@ -272,6 +272,11 @@ async def read_failing_extras(connection: Connection) -> list[Declared]:
     return [Declared(*row) for row in await connection.rows(_FAILING_EXTRAS)]
 
 
+async def read_lanes(connection: Connection) -> list[LaneTable]:
+    """Ask which tables are declared as those of lanes."""
+    return [LaneTable(*row) for row in await connection.rows(_LANES)]
+
+
 class Watches:
     """The watches of a database, read over a connection that others use too."""
 
@@ -311,7 +316,7 @@ class Watches:
     async def load(self) -> None:
         """Read what is watched, and whether its triggers are in place."""
         async with self._reader.in_turn:
-            self._lanes = [LaneTable(*row) for row in await self._reader.rows(_LANES)]
+            self._lanes = await read_lanes(self._reader)
             self._extras = await read_failing_extras(self._reader)
             found = await read_watched(self._reader)
             gone = [*self._dropped.values(), *self._missing_from({each.id for each in found})]

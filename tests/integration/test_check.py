@@ -218,6 +218,18 @@ async def test_column_that_is_gone(database: Database) -> None:
     columns = (await check(database.dsn))["columns"]
     assert (columns.status, columns.found) == ("warning", "public.tasks cannot be ordered by 'priority' any more")
     assert str(columns.hint).startswith("run relay sql watch public.tasks --id id ")
+    database.execute("select relay.watch('tasks', order_by => '{}')")
+
+    database.execute("create table lists (id int primary key, name text); select relay.lanes('lists')")
+    database.execute("create table cards (id int primary key, board_id text, lane int)")
+    database.execute("select relay.watch('cards', lanes => 'lists', id_prefix => 'c', order_by => '{}')")
+    assert not_ok(await check(database.dsn)) == {}
+    database.execute("alter table lists rename to boxes; create table lists (id int primary key, name text)")
+    columns = (await check(database.dsn))["columns"]
+    assert columns.found.startswith("public.boxes has the lanes, which was declared as public.lists")
+    assert str(columns.hint).startswith(
+        "to use the other, run relay sql lanes public.lists --id id --board '' --name "
+    )
 
 
 @pytest.mark.parametrize(

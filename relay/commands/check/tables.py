@@ -12,7 +12,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 
 from relay.commands.check.core import Check, Place, Verdict, advised, failed, listed, ok, warning
-from relay.postgres.watches import Watched, read_failing_extras, read_watched
+from relay.postgres.watches import LaneTable, Watched, read_failing_extras, read_lanes, read_watched
 from relay.text import error_line
 
 SLOW_SECONDS: Final = 1.0
@@ -33,16 +33,29 @@ async def _watched(place: Place) -> Verdict:
     return ok(listed(tables))
 
 
+def judge_watched(each: Watched) -> Verdict | None:
+    """Whether the columns and the name by which a table is watched are there; None if so."""
+    if each.problem:
+        hint = f"run {each.repair} and name the columns as they are now"
+        return failed(f"{each.table} {each.problem}: its rows are not shown", hint)
+    if each.replaced:
+        return failed(*each.replacement)
+    return warning(*each.shortcoming.split(": ", 1)) if each.shortcoming else None
+
+
+def judge_lanes(each: LaneTable, watched: Sequence[Watched]) -> Verdict | None:
+    """The same of a table of lanes."""
+    if each.triggers_complete and (fault := each.fault(watched)):
+        return failed(*fault.split(": ", 1))
+    return warning(*each.shortcoming.split(": ", 1)) if each.shortcoming else None
+
+
 async def _columns(place: Place) -> Verdict:
-    for each in await read_watched(place.link):
-        if each.problem:
-            hint = f"run {each.repair} and name the columns as they are now"
-            return failed(f"{each.table} {each.problem}: its rows are not shown", hint)
-        if each.replaced:
-            return failed(*each.replacement)
-        if each.shortcoming:
-            found, _, hint = each.shortcoming.partition(": ")
-            return warning(found, hint)
+    watched = await read_watched(place.link)
+    verdicts = [judge_watched(each) for each in watched]
+    verdicts += [judge_lanes(each, watched) for each in await read_lanes(place.link)]
+    if wrong := [verdict for verdict in verdicts if verdict]:
+        return wrong[0]
     for extra in await read_failing_extras(place.link):
         if extra.problem:
             found, hint = extra.shortcoming.split(": ", 1)
