@@ -49,6 +49,16 @@ _DROPPED: Final[LiteralString] = """
 """
 """Of tables that were watched, those that were dropped and whose name another table has."""
 
+_STRIPPED: Final[LiteralString] = """
+    select s.name
+    from unnest(%s::oid[], %s::text[], %s::integer[]) s (oid, name, id)
+    where exists (select from pg_catalog.pg_class c where c.oid = s.oid)
+      and not exists (select from relay.watches w where w.target = s.oid)
+      and pg_catalog.to_regproc('relay.journal_' || s.id) is not null
+"""
+"""Of tables that were watched, those that are there still, and whose triggers are gone, but not the functions of the
+triggers: so it was not relay.unwatch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Declared:
@@ -285,6 +295,7 @@ class Watches:
         self._reader = reader
         self._known: dict[int, Watched] = {}
         self._dropped: dict[str, Watched] = {}
+        self._stripped: dict[str, Watched] = {}
         self._lanes: list[LaneTable] = []
         self._extras: list[Declared] = []
 
@@ -295,6 +306,11 @@ class Watches:
         faults += [
             f"{table} was dropped, and another table has its name now: run {watched.command(table)}"
             for table, watched in self._dropped.items()
+        ]
+        faults += [
+            f"triggers of {table} were dropped, and its rows are not shown: run {watched.command(table)}; "
+            f"or, to have it so, run {shlex.join(['relay', 'sql', 'unwatch', table])}"
+            for table, watched in self._stripped.items()
         ]
         faults += [fault for each in self._lanes if (fault := each.fault(self._known.values()))]
         faults += [
@@ -319,9 +335,15 @@ class Watches:
             self._lanes = await read_lanes(self._reader)
             self._extras = await read_failing_extras(self._reader)
             found = await read_watched(self._reader)
-            gone = [*self._dropped.values(), *self._missing_from({each.id for each in found})]
+            gone = [
+                *self._dropped.values(),
+                *self._stripped.values(),
+                *self._missing_from({each.id for each in found}),
+            ]
             dropped = await self._replaced(gone) if gone else set()
+            stripped = await self._without_triggers(gone) if gone else set()
         self._dropped = {each.table: each for each in gone if each.table in dropped - {one.table for one in found}}
+        self._stripped = {each.table: each for each in gone if each.table in stripped}
         self._known = {each.id: each for each in found}
         self.by_id = {each.id: each.watch for each in found if each.problem is None}
 
@@ -350,3 +372,7 @@ class Watches:
     async def _replaced(self, gone: Sequence[Watched]) -> set[Any]:
         oids, names = [each.target for each in gone], [each.table for each in gone]
         return {name for (name,) in await self._reader.rows(_DROPPED, oids, names)}
+
+    async def _without_triggers(self, gone: Sequence[Watched]) -> set[Any]:
+        oids, names, ids = ([getattr(each, of) for each in gone] for of in ("target", "table", "id"))
+        return {name for (name,) in await self._reader.rows(_STRIPPED, oids, names, ids)}

@@ -771,16 +771,23 @@ declare
 begin
     perform relay.one_at_a_time();
     select * into current_watch from relay.watches w where w.target = unwatch.target;
-    if not found then
+    -- Where somebody has dropped one of the triggers, or both, the functions are there still.
+    if not found and not exists (
+        select from pg_catalog.pg_trigger t join pg_catalog.pg_proc f on f.oid = t.tgfoid
+        where t.tgrelid = unwatch.target and f.pronamespace = 'relay'::regnamespace and t.tgname = 'relay_change')
+    then
+        perform relay.remove_orphans();
         return;
     end if;
-    perform relay.require_owner(current_watch.target);
-    perform relay.drop_extra(e.target, e.name, patience) from relay.extras e where e.target = current_watch.target;
-    perform relay.lock_table(current_watch.target, 'access exclusive', patience);
-    perform relay.drop_triggers(current_watch.target);
-    perform relay.drop_functions(current_watch.id);
+    perform relay.require_owner(unwatch.target);
+    perform relay.drop_extra(e.target, e.name, patience) from relay.extras e where e.target = unwatch.target;
+    perform relay.lock_table(unwatch.target, 'access exclusive', patience);
+    perform relay.drop_triggers(unwatch.target);
+    if current_watch.id is not null then
+        perform relay.drop_functions(current_watch.id);
+    end if;
     begin
-        execute pg_catalog.format('revoke select on %s from relay_reader', current_watch.target);
+        execute pg_catalog.format('revoke select on %s from relay_reader', unwatch.target);
     exception when insufficient_privilege then
         null;  -- the role that granted it may revoke it
     end;

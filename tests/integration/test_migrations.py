@@ -92,6 +92,37 @@ async def test_triggers_that_are_off_are_a_problem_within_a_second(database: Dat
     await until(lambda: relay.feed.problem is None)
 
 
+@pytest.mark.usefixtures("inspects_often")
+@pytest.mark.parametrize(
+    ("dropped", "word"), [("relay_truncate", " unwatch "), ("relay_change, relay_truncate", " watch ")]
+)
+async def test_triggers_that_somebody_drops_are_a_problem_until_somebody_decides(
+    database: Database, relay: Relay, client: Client, dropped: str, word: str
+) -> None:
+    """Tools that compare schemas drop what they do not know. To unwatch a table is no problem."""
+    database.execute("create table notes (id int primary key, board_id text, lane text, salary int)")
+    database.execute(
+        "select relay.watch('notes', hidden => '{salary}', id_prefix => 'n');"
+        "insert into notes values (1, 'default', 'x')"
+    )
+    while "n1" not in client.tasks:
+        await client.receive()
+    for trigger in dropped.split(", "):
+        await asyncio.to_thread(database.execute, f"drop trigger {trigger} on notes")
+    await until(lambda: "triggers of public.notes were dropped" in (relay.feed.problem or ""))
+    await asyncio.to_thread(run, database, relay.feed.problem or "", word)
+    await until(lambda: relay.feed.problem is None)
+    while ("n1" in client.tasks) != (word == " watch "):
+        await client.receive()
+    if word == " watch ":
+        assert (["salary"],) in database.fetch("select hidden from relay.watched")
+    await asyncio.to_thread(database.execute, "select relay.unwatch('notes')")
+    while "n1" in client.tasks:
+        await client.receive()
+    assert relay.feed.problem is None
+    assert len(database.fetch("select from pg_proc where proname ~ '^journal_[0-9]+$'")) == 1
+
+
 # Names
 
 SWAPPED = """
