@@ -11,29 +11,35 @@
 -- What values of a column are compared as, where equal values are equal texts; null for other columns. Both sides must have
 -- the same, for so an index can be used.
 create or replace function relay.joinable(target regclass, col name) returns text
-    language sql
+    language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select case t.typname when 'varchar' then 'text' else t.typname::text end
-    from pg_catalog.pg_attribute a
-    join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid) and t.typnamespace = 'pg_catalog'::regnamespace
-    left join pg_catalog.pg_collation c on c.oid = a.attcollation
-    where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
-      and t.typname in ('uuid', 'text', 'varchar', 'int2', 'int4', 'int8') and coalesce(c.collisdeterministic, true)
+begin
+    return (
+        select case t.typname when 'varchar' then 'text' else t.typname::text end
+        from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid) and t.typnamespace = 'pg_catalog'::regnamespace
+        left join pg_catalog.pg_collation c on c.oid = a.attcollation
+        where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
+          and t.typname in ('uuid', 'text', 'varchar', 'int2', 'int4', 'int8') and coalesce(c.collisdeterministic, true));
+end
 $$;
 
 -- Which collation a column has, in SQL. Where two columns are compared that have two, it must be said which one decides.
 create or replace function relay.collation_of(target regclass, col name) returns text
-    language sql
+    language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce((select pg_catalog.format(' collate %I.%I', n.nspname, c.collname)
-                     from pg_catalog.pg_attribute a
-                     join pg_catalog.pg_collation c on c.oid = a.attcollation
-                     join pg_catalog.pg_namespace n on n.oid = c.collnamespace
-                     where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped), '')
+begin
+    return (
+        select coalesce((select pg_catalog.format(' collate %I.%I', n.nspname, c.collname)
+                         from pg_catalog.pg_attribute a
+                         join pg_catalog.pg_collation c on c.oid = a.attcollation
+                         join pg_catalog.pg_namespace n on n.oid = c.collnamespace
+                         where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped), ''));
+end
 $$;
 
 -- Columns as a trigger's argument knows them.
@@ -48,15 +54,19 @@ $$;
 
 -- A table as a trigger's argument knows it.
 create or replace function relay.table_named(said jsonb, same boolean) returns regclass
-    language sql
+    language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select case when same then (select c.oid::regclass from pg_catalog.pg_class c where c.oid = (said ->> 0)::oid)
-           else pg_catalog.to_regclass(said ->> 1) end
+begin
+    return (
+        select case when same then (select c.oid::regclass from pg_catalog.pg_class c where c.oid = (said ->> 0)::oid)
+               else pg_catalog.to_regclass(said ->> 1) end);
+end
 $$;
 
--- The extras, as it is written in the triggers of their near tables.
+-- The extras, as it is written in the triggers of their near tables. With "offset 0" as in relay.lane_tables, and so that what
+-- is found once is not found again for each use.
 create or replace view relay.extras as
 select (d.said ->> 'extra')::integer as id,
        d.said ->> 'name' as name,
@@ -95,15 +105,18 @@ from relay.statements('extra_truncate') d
 cross join lateral (
     select t.target, relay.column_named(t.target, d.said -> 'to', d.same) as task_column, t.far,
            relay.column_named(t.far, d.said -> 'far_key', d.same) as far_key
-    from (select relay.table_named(d.said -> 'task', d.same) as target, relay.table_named(d.said -> 'far', d.same) as far) t
+    from (select relay.table_named(d.said -> 'task', d.same) as target, relay.table_named(d.said -> 'far', d.same) as far offset 0) t
+    offset 0
 ) own
 cross join lateral (
     select relay.column_named(d.target, d.said -> 'key', d.same) as key_column,
            relay.column_named(d.target, d.said -> 'link', d.same) as link_column
+    offset 0
 ) col
 cross join lateral (
     select relay.columns_named(coalesce(own.far, d.target), d.said -> 'shown', d.same) as columns,
            relay.order_named(coalesce(own.far, d.target), d.said -> 'order_by', d.same) as order_by
+    offset 0
 ) shown
 where not d.said ? 'far_of'
 offset 0;
@@ -136,21 +149,24 @@ $$;
 -- A value that an extra shows, in SQL: as text where its type has no other JSON. A text of over 8 KiB is null, and so is one
 -- that UTF-8 has not: a task's extra is bounded, and never makes the task unreadable.
 create or replace function relay.shown_value(target regclass, col name, expression text) returns text
-    language sql
+    language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select case
-        when t.typcategory in ('S', 'E') and pg_catalog.getdatabaseencoding() <> 'UTF8'
-        then pg_catalog.format('(select case when pg_catalog.octet_length(v) <= 8192 then relay.in_utf8(v) end from (select %s) s (v))',
-                               relay.as_text(target, col, expression))
-        when t.typcategory in ('S', 'E')
-        then pg_catalog.format('(select case when pg_catalog.octet_length(v) <= 8192 then v end from (select %s) s (v))',
-                               relay.as_text(target, col, expression))
-        else pg_catalog.format('%s::%s', expression, pg_catalog.format_type(t.oid, null)) end
-    from pg_catalog.pg_attribute a
-    join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
-    where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
+begin
+    return (
+        select case
+            when t.typcategory in ('S', 'E') and pg_catalog.getdatabaseencoding() <> 'UTF8'
+            then pg_catalog.format('(select case when pg_catalog.octet_length(v) <= 8192 then relay.in_utf8(v) end from (select %s) s (v))',
+                                   relay.as_text(target, col, expression))
+            when t.typcategory in ('S', 'E')
+            then pg_catalog.format('(select case when pg_catalog.octet_length(v) <= 8192 then v end from (select %s) s (v))',
+                                   relay.as_text(target, col, expression))
+            else pg_catalog.format('%s::%s', expression, pg_catalog.format_type(t.oid, null)) end
+        from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+        where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped);
+end
 $$;
 
 create or replace function relay.in_utf8(said text) returns text

@@ -22,16 +22,22 @@ $$;
 
 -- The type's own name, or of what a domain is made of.
 create or replace function relay.base_type(typ oid) returns oid
-    language sql
+    language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    with recursive base (oid, typbasetype) as (
-        select t.oid, t.typbasetype from pg_catalog.pg_type t where t.oid = typ
-        union all
-        select t.oid, t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.typbasetype
-    )
-    select b.oid from base b where b.typbasetype = 0
+declare
+    base  oid := typ;
+    inner_type oid;
+begin
+    loop
+        select t.typbasetype into inner_type from pg_catalog.pg_type t where t.oid = base;
+        if inner_type is null or inner_type = 0 then
+            return case when inner_type = 0 then base end;
+        end if;
+        base := inner_type;
+    end loop;
+end
 $$;
 
 -- Every type that a row of a table is made of: of its columns, of their elements, attributes, bases and bounds.
@@ -154,14 +160,17 @@ $$;
 
 -- A column as a trigger's argument knows it: by its number, or by its name after a restore.
 create or replace function relay.column_named(target regclass, said jsonb, same boolean) returns name
-    language sql
+    language plpgsql
     stable
     strict
     set search_path = pg_catalog, pg_temp
 as $$
-    select a.attname from pg_catalog.pg_attribute a
-    where a.attrelid = target and a.attnum > 0 and not a.attisdropped
-      and case when same then a.attnum = (said ->> 0)::integer else a.attname = said ->> 1 end
+begin
+    return (
+        select a.attname from pg_catalog.pg_attribute a
+        where a.attrelid = target and a.attnum > 0 and not a.attisdropped
+          and case when same then a.attnum = (said ->> 0)::integer else a.attname = said ->> 1 end);
+end
 $$;
 
 -- One "column [asc|desc] [nulls first|last]" of order_by in its parts, or no row if it is not of that form. The column
@@ -252,17 +261,21 @@ $$;
 -- that they were made on. Those on partitions say no more than the watch's id. Each is read once: the planner knows
 -- little of a database that is new, and would read it again for each use of what it says.
 create or replace function relay.statements(func name, out target regclass, out said jsonb, out same boolean) returns setof record
-    language sql
+    language plpgsql
     stable
     rows 10
     set search_path = pg_catalog, pg_temp
 as $$
-    select d.target, d.said, (d.said ->> 'oid')::oid = d.target
-    from (select t.tgrelid::regclass as target, relay.said(t.tgargs) as said
-          from pg_catalog.pg_trigger t
-          where t.tgnargs = 2 and t.tgfoid = (select p.oid from pg_catalog.pg_proc p
-                                              where p.pronamespace = 'relay'::regnamespace and p.proname = func)
-          offset 0) d
+#variable_conflict use_column
+begin
+    return query
+        select d.target, d.said, (d.said ->> 'oid')::oid = d.target
+        from (select t.tgrelid::regclass as target, relay.said(t.tgargs) as said
+              from pg_catalog.pg_trigger t
+              where t.tgnargs = 2 and t.tgfoid = (select p.oid from pg_catalog.pg_proc p
+                                                  where p.pronamespace = 'relay'::regnamespace and p.proname = func)
+              offset 0) d;
+end
 $$;
 
 -- Whether no code of users runs where a value of a column becomes text as in relay.as_text: anybody may make a cast of a

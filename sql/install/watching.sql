@@ -109,22 +109,28 @@ $$;
 -- What order_by says, for those who sort by it: of each column whether it descends, whether nulls come first, and of an enum
 -- the labels in their order. No row for one whose values clients cannot compare as the server does.
 create or replace function relay.ordering(target regclass, order_by text[], out n bigint, out key jsonb) returns setof record
-    language sql
+    language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
+    -- To plan it takes longer than all else here, and what it is given makes no difference.
+    set plan_cache_mode = force_generic_plan
 as $$
-    select o.n, pg_catalog.jsonb_build_object(
-               'column', p.col, 'descending', p.direction ~* 'desc',
-               'nulls_first', p.direction ~* 'first' or p.direction ~* 'desc' and p.direction !~* 'last',
-               'values', (select pg_catalog.jsonb_agg(e.enumlabel order by e.enumsortorder)
-                          from pg_catalog.pg_enum e where e.enumtypid = t.oid))
-    from pg_catalog.unnest(order_by) with ordinality o (entry, n)
-    cross join lateral relay.order_parts(o.entry) p
-    join pg_catalog.pg_attribute a on a.attrelid = target and a.attname = p.col and a.attnum > 0 and not a.attisdropped
-    join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
-    where a.attgenerated <> 'v'
-      and (t.typcategory in ('S', 'E')
-           or t.typname in ('bool', 'uuid', 'int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'date', 'time', 'timestamp', 'timestamptz'))
+#variable_conflict use_column
+begin
+    return query
+        select o.n, pg_catalog.jsonb_build_object(
+                   'column', p.col, 'descending', p.direction ~* 'desc',
+                   'nulls_first', p.direction ~* 'first' or p.direction ~* 'desc' and p.direction !~* 'last',
+                   'values', (select pg_catalog.jsonb_agg(e.enumlabel order by e.enumsortorder)
+                              from pg_catalog.pg_enum e where e.enumtypid = t.oid))
+        from pg_catalog.unnest(order_by) with ordinality o (entry, n)
+        cross join lateral relay.order_parts(o.entry) p
+        join pg_catalog.pg_attribute a on a.attrelid = target and a.attname = p.col and a.attnum > 0 and not a.attisdropped
+        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+        where a.attgenerated <> 'v'
+          and (t.typcategory in ('S', 'E')
+               or t.typname in ('bool', 'uuid', 'int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'date', 'time', 'timestamp', 'timestamptz'));
+end
 $$;
 
 -- Of an order, what tasks cannot be sorted by: a column that is gone, or whose type has become another kind.

@@ -139,16 +139,19 @@ $$;
 
 -- A column's value as text, in SQL. Not by a cast where the type is an enum, for its owner can make one.
 create or replace function relay.as_text(target regclass, col name, expression text) returns text
-    language sql
+    language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select case when t.typtype = 'e'
-           then pg_catalog.format('case when %1$s is not null then pg_catalog.format(''%%s'', %1$s) end', expression)
-           else pg_catalog.format('%s::text', expression) end
-    from pg_catalog.pg_attribute a
-    join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
-    where a.attrelid = target and a.attname = col and not a.attisdropped
+begin
+    return (
+        select case when t.typtype = 'e'
+               then pg_catalog.format('case when %1$s is not null then pg_catalog.format(''%%s'', %1$s) end', expression)
+               else pg_catalog.format('%s::text', expression) end
+        from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+        where a.attrelid = target and a.attname = col and not a.attisdropped);
+end
 $$;
 
 -- Whether a row of a table is made of types of users: only then can making JSON of it run their code.
