@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from structlog.testing import capture_logs
 
+from relay.commands.check.suggest import suggest
 from relay.commands.cli import cli
 from relay.order import OrderKey
 from relay.postgres import boards, install, requests
@@ -959,26 +960,84 @@ _REFERENCES: Final = """
     alter table deck_cards add foreign key (stack_id) references deck_stacks;
     alter table redmine_issues add foreign key (status_id) references redmine_statuses;
 """
+_PEOPLE: Final = """
+    create table people (id int primary key, name text not null, email text);
+    alter table {0} add assignee_id int references people;
+    insert into people values (7, 'Ann', 'ann@example.org');
+"""
+_OF_TASKS: Final = """
+    create table labels (id int primary key, name text not null, color text);
+    create table {0}_labels (task_id {1} references {0}, label_id int references labels);
+    create table comments (id int primary key, task_id {1} references {0}, author int references people, body text);
+
+    -- Of these, relay.extra would refuse every one.
+    create table votes (task_id {1} references {0}) partition by hash (task_id);
+    create table first_votes partition of votes for values with (modulus 1, remainder 0);
+    create table phases (id int primary key, code int unique, name text);
+    create table {0}_phases (task_id {1} references {0}, phase int references phases (code));
+    create collation loose from "C";
+    update pg_collation set collisdeterministic = false where collname = 'loose';
+    create table kinds (id text collate loose primary key, name text);
+    create table {0}_kinds (task_id {1} references {0}, kind_id text collate loose references kinds);
+    create table sprints (id bigint primary key, name text);
+    create table {0}_sprints (task_id {1} references {0}, sprint_id int references sprints);
+    create table tags (id int primary key, name jsonb);
+    create table {0}_tags (task_id {1} references {0}, tag_id int references tags);
+"""
+_SAY: Final = """
+    insert into labels values (1, 'Soon', 'red');
+    insert into {0}_labels select id, 1 from {0};
+    insert into comments (id, task_id) select row_number() over (), id from {0}
+"""
+_OF_STORIES: Final = """
+    create table comments (project_id int, number int, foreign key (project_id, number) references stories)
+"""
 
 
-@pytest.mark.parametrize(("table", "number"), [("planka_card", 0), ("deck_cards", 1), ("redmine_issues", 2)], ids=str)
-def test_what_is_suggested_for_a_table_fits_it(database: Database, tmp_path: Path, table: str, number: int) -> None:
-    """The commands are run as they are printed, and the board has the lanes and the tasks that it should."""
-    blocks = examples(SHAPES.read_text().partition("## Shapes of known applications")[2], "sql")
+@pytest.mark.parametrize(
+    ("table", "key", "number"),
+    [
+        ("planka_card", "bigint", 0),
+        ("deck_cards", "bigint", 1),
+        ("redmine_issues", "int", 2),
+        ("blocks", "varchar", 3),
+        ("stories", None, 4),
+    ],
+    ids=str,
+)
+def test_what_is_suggested_for_a_table_fits_it(database: Database, table: str, key: str | None, number: int) -> None:
+    """The commands are run as they are printed, and the board has the lanes and the tasks that it should.
+
+    Lanes that an expression names are what nobody can guess.
+    """
+    text = SHAPES.read_text().partition("## Shapes of known applications")[2]
+    blocks = [block.partition("select relay.") for block in examples(text, "sql")]
     database.execute("select relay.unwatch('tasks')")
-    for block in blocks:
-        database.execute(block.partition("select relay.")[0])
-    database.execute(_REFERENCES)
+    database.execute("".join(tables for tables, _, _ in blocks) + _REFERENCES + _PEOPLE.format(table))
+    database.execute(_OF_TASKS.format(table, key) if key else _OF_STORIES)
     rows, name, lanes, names = _APPLICATIONS[number]
-    suggested = run_relay("check", "--suggest", table, cwd=tmp_path, DATABASE_URL=database.dsn)
-    for command in suggested.stdout.splitlines():
-        finished = run_relay(*shlex.split(command)[1:], cwd=tmp_path, DATABASE_URL=database.dsn)
-        assert (finished.stderr, finished.returncode) == ("", 0)
+    suggested = suggest(database.dsn, table)
+    if not names:
+        database.execute("".join(blocks[number][1:]))
+        suggested = [command for command in suggested if command.startswith("relay sql extra ")]
+    for command in suggested:
+        arguments = shlex.split(command)[1:]
+        done = CliRunner().invoke(cli, arguments, env={"DATABASE_URL": database.dsn}, catch_exceptions=False)
+        assert (command, done.exit_code) == (command, 0), done.output
     database.execute(rows)
+    database.execute(f"update {table} set assignee_id = 7;" + (_SAY.format(table) if key else ""))
 
-    [(_, shown), *tasks] = database.fetch("select * from relay.board(%s)", name)
-    assert dict(json.loads(shown)) == names
-    assert {json.loads(task)["id"] for _, task in tasks} == {int(each) for ids in lanes.values() for each in ids}
+    board = [json.loads(row) for _, row in database.fetch("select * from relay.board(%s)", name)]
+    if names:
+        assert dict(board.pop(0)) == names
+    board = [task | task.get("", {}) for task in board]
+    assert {str(task["id"]) for task in board} == {str(each) for ids in lanes.values() for each in ids}
+    of_key = {"labels": [{"name": "Soon", "color": "red"}], "commentCount": 1} if key else {}
+    extras = {"assignee", "labels", "commentCount"}
+    assert [{each: task[each] for each in extras & task.keys()} for task in board] == [
+        {"assignee": "Ann", **of_key} for _ in board
+    ]
+    assert len(database.fetch("select from relay.extras")) == len(of_key) + 1
 
 
 def test_what_a_filter_and_lanes_are_made_of_need_not_be_shown(lists: Database) -> None:
