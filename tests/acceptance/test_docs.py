@@ -212,13 +212,13 @@ async def test_watching_commands_run(database: Database, relay: Relays, tmp_path
     daemon = await relay(database.dsn)
     settings = {"RELAY_URL": daemon.url, "RELAY_HEALTH_URL": f"http://127.0.0.1:{daemon.health_port}"}
     lines = [shlex.split(line, comments=True) for page in (MONITORING, TROUBLESHOOTING) for line in commands(page)]
-    watching = [arguments for program, *arguments in lines if program == "relay" and arguments[0] in NEEDS_DAEMON]
-    programs = [
-        Program([RELAY, *arguments, *(["--count", "1"] if arguments[0] == "tail" else [])], tmp_path, settings)
-        for arguments in watching
-    ]
+    watching = {tuple(rest) for program, *rest in lines if program == "relay" and rest[0] in NEEDS_DAEMON}
+    programs: list[Program] = []
     try:
-        for program, arguments in zip(programs, watching, strict=True):
+        for arguments in watching:
+            once = ("--count", "1") if arguments[0] == "tail" else ()
+            program = Program([RELAY, *arguments, *once], tmp_path, settings)
+            programs.append(program)
             sign = "live" if arguments[0] == "tail" else "healthy"
             await until(lambda: sign in program.output or program.exit_code is not None, sign)  # noqa: B023  # at once
         database.execute("insert into tasks (id, title) values ('a', 'A')")

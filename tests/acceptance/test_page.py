@@ -256,8 +256,14 @@ async def place(of: Locator) -> tuple[float, float]:
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
+_IS_AT_THE_END: Final = """() => {
+    const lanes = document.getElementById("lane-list");
+    return lanes.scrollLeft + lanes.clientWidth > lanes.scrollWidth - 2;
+}"""
+
+
 async def test_a_finger_that_rests_takes_a_card_along(pair: tuple[Window, Window], phone: Window) -> None:
-    """Held for a moment, a card is carried past the edge of a phone to a lane beyond, and is there in all windows."""
+    """Held for a moment, a card is carried past the edge of a phone to the last lane, and is there in all windows."""
     one, _ = pair
     await one.add("Touch me", "backlog")
     x, y = await place(phone.in_lane("backlog", "Touch me"))
@@ -265,12 +271,12 @@ async def test_a_finger_that_rests_takes_a_card_along(pair: tuple[Window, Window
     await finger.press(x, y)
     await expect(phone.page.locator(".card.lifted")).to_have_text(re.compile("Touch me"))
     await finger.move(PHONE["viewport"]["width"] - 10, y)
-    target = phone.page.locator(".lane.target")
-    await expect(target).to_have_attribute("data-lane", "done")
+    await phone.page.wait_for_function(_IS_AT_THE_END)  # sooner, a gap between lanes may be where the card was
     await finger.move(x, y)
-    await expect(target).to_have_count(1)
-    lane = await target.get_attribute("data-lane")
-    assert lane in {"in_progress", "done", "recovery"}  # those go by while the finger is at the edge
+    last = phone.page.locator(".lane").last
+    await expect(last).to_contain_class("target")
+    lane = await last.get_attribute("data-lane")
+    assert lane is not None
     await finger.lift()
 
     await expect(one.in_lane(lane, "Touch me")).to_have_count(1)
