@@ -30,8 +30,8 @@ _LANES: Final[LiteralString] = """
 
 _FAILING_EXTRAS: Final[LiteralString] = """
     select target::text, name, near::text, far::text, shown, order_by, task_column, key_column, link_column, problem,
-           triggers_complete
-    from relay.extras where target is not null and (problem is not null or not triggers_complete)
+           triggers_complete, near_as, far_as, replaced
+    from relay.extras where target is not null and (problem is not null or not triggers_complete or replaced)
 """
 
 
@@ -75,13 +75,31 @@ class Declared:
     link_column: str | None
     problem: str | None
     triggers_complete: bool
+    near_as: str
+    far_as: str | None
+    replaced: bool
 
     @property
     def command(self) -> str:
         """Return the command that declares it as it is, as far as its columns are there."""
+        return self._command(self.near, self.far)
+
+    @property
+    def fault(self) -> str | None:
+        """Say in one line why what is shown may not be so, and what to run."""
+        if self.problem:
+            return None
+        if not self.triggers_complete:
+            return f"triggers for {self.name} of {self.table} are missing or disabled: run {self.command}"
+        return (
+            f"{self.name} of {self.table} is made of a table whose name another one has taken: to use the other, run "
+            f"{self._command(self.near_as, self.far_as)}; to go on, run {self.command}"
+        )
+
+    def _command(self, near: str, far: str | None) -> str:
         options = {
-            "--of": [self.far or self.near],
-            "--through": [self.near] if self.far else [],
+            "--of": [far or near],
+            "--through": [near] if far else [],
             "--show": self.shown,
             "--order-by": self.order_by,
             "--task-column": [self.task_column],
@@ -313,11 +331,7 @@ class Watches:
             for table, watched in self._stripped.items()
         ]
         faults += [fault for each in self._lanes if (fault := each.fault(self._known.values()))]
-        faults += [
-            f"triggers for {each.name} of {each.table} are missing or disabled: run {each.command}"
-            for each in self._extras
-            if each.problem is None
-        ]
+        faults += [fault for each in self._extras if (fault := each.fault)]
         if not self._known and not faults:
             return "nothing is watched: run relay sql watch with the name of the tasks table"
         return faults[0] if faults else None

@@ -100,7 +100,14 @@ select (d.said ->> 'extra')::integer as id,
           and t.tgname in ('relay_extra_' || (d.said ->> 'extra'), pg_catalog.format('relay_extra_%s_truncate', d.said ->> 'extra'))
           and (t.tgtype, f.proname) in ((29, case when t.tgrelid = d.target then 'extra_' || (d.said ->> 'extra')
                                                   else pg_catalog.format('extra_%s_far', d.said ->> 'extra') end),
-                                        (32, 'extra_truncate'))) = case when d.said ? 'far' then 4 else 2 end as triggers_complete
+                                        (32, 'extra_truncate'))) = case when d.said ? 'far' then 4 else 2 end as triggers_complete,
+       d.said -> 'near' ->> 1 as near_as,
+       d.said -> 'far' ->> 1 as far_as,
+       -- Whether another table has the name now that one of the two had when the extra was declared.
+       exists (select from pg_catalog.pg_class o join pg_catalog.pg_namespace n on n.oid = o.relnamespace
+               where o.relkind in ('r', 'p') and (
+                   o.oid <> d.target and array[n.nspname, o.relname]::text[] = pg_catalog.parse_ident(d.said -> 'near' ->> 1)
+                   or o.oid <> own.far and array[n.nspname, o.relname]::text[] = pg_catalog.parse_ident(d.said -> 'far' ->> 1))) as replaced
 from relay.statements('extra_truncate') d
 cross join lateral (
     select t.target, relay.column_named(t.target, d.said -> 'to', d.same) as task_column, t.far,
@@ -512,7 +519,7 @@ begin
         perform relay.require_owner(tab);
         perform relay.grant_reading(tab, null);
     end loop;
-    if present.problem is null and present.triggers_complete
+    if present.problem is null and present.triggers_complete and not present.replaced
         and row(present.task_column, present.near, present.key_column, present.link_column, present.far, present.far_key,
                 present.shown, present.order_by, present.single)
             is not distinct from row(wanted.task_column, wanted.near, wanted.key_column, wanted.link_column, wanted.far, wanted.far_key,
@@ -535,6 +542,7 @@ begin
         'extra', wanted.id, 'name', wanted.name, 'oid', wanted.near::oid::bigint,
         'task', pg_catalog.jsonb_build_array(wanted.target::oid::bigint, relay.full_name(wanted.target)),
         'to', relay.column_of(wanted.target, wanted.task_column),
+        'near', pg_catalog.jsonb_build_array(wanted.near::oid::bigint, relay.full_name(wanted.near)),
         'key', relay.column_of(wanted.near, wanted.key_column),
         'link', relay.column_of(wanted.near, wanted.link_column),
         'far', case when wanted.far is not null then pg_catalog.jsonb_build_array(wanted.far::oid::bigint, relay.full_name(wanted.far)) end,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
-from relay.postgres import boards, extras, journal, requests
+from relay.commands.cli import cli
+from relay.postgres import boards, extras, housekeeping, journal, requests
 from relay.postgres.feed import Feed
 from tests.acceptance.support import run_relay
 from tests.acceptance.test_docs import SHAPES, examples
@@ -399,3 +402,30 @@ def test_extras_survive_a_dump_and_a_restore(items: Database, server: Server) ->
         assert copy.fetch("select relay.altered()") == []
         copy.execute("insert into item_labels values (2, 1)")
         assert copy.fetch("select key from relay.entries where op = 'N'") == [("2",)]
+
+
+@pytest.mark.parametrize(
+    ("table", "name"), [("comments", "commentCount"), ("item_labels", "labels"), ("labels", "labels")]
+)
+async def test_a_table_whose_name_another_one_took_is_a_problem_until_somebody_decides(
+    items: Database, monkeypatch: pytest.MonkeyPatch, table: str, name: str
+) -> None:
+    """As one of tasks or of lanes is; both commands help."""
+    monkeypatch.setattr(housekeeping, "INSPECT_SECONDS", 0.05)
+    async with Relay(items.dsn).running() as relay:
+        for word in ("to use the other", "to go on"):
+            items.execute(
+                f"begin; create table {table}_2 (like {table} including all);"
+                f"alter table {table} rename to {table}_{word[3]}; alter table {table}_2 rename to {table}; commit"
+            )
+            await until(lambda: f"{name} of public.items is made of a table whose name" in (relay.feed.problem or ""))
+            [command] = [
+                part.partition(", run ")[2]
+                for part in (relay.feed.problem or "").partition(": ")[2].split("; ")
+                if part.startswith(word)
+            ]
+            done = await asyncio.to_thread(
+                CliRunner().invoke, cli, shlex.split(command)[1:], env={"DATABASE_URL": items.dsn}
+            )
+            assert done.exit_code == 0, done.output
+            await until(lambda: relay.feed.problem is None)

@@ -57,8 +57,8 @@ async def _columns(place: Place) -> Verdict:
     if wrong := [verdict for verdict in verdicts if verdict]:
         return wrong[0]
     for extra in await read_failing_extras(place.link):
-        if extra.problem:
-            found, hint = extra.shortcoming.split(": ", 1)
+        if extra.problem or extra.triggers_complete:
+            found, hint = (extra.fault or extra.shortcoming).split(": ", 1)
             return failed(found, hint)
     for table, name, command in await place.link.rows(_LEFT_EXTRAS):
         found = f"{table} has triggers for {name!r} of a table that is there no more: its writers pay for nothing"
@@ -251,8 +251,9 @@ async def _triggers_beside(place: Place) -> Verdict:
             return warning(f"{found} not enabled always: what replication applies there is not journalled", hint)
         return failed(f"{found} missing, disabled or not as relay.lanes makes them", hint)
     for extra in await read_failing_extras(place.link):
-        found = f"those for {extra.name} of {extra.table} are missing, disabled or not as relay.extra makes them"
-        return failed(found, f"run {extra.command}")
+        if not extra.triggers_complete:
+            found = f"those for {extra.name} of {extra.table} are missing, disabled or not as relay.extra makes them"
+            return failed(found, f"run {extra.command}")
     return ok("all are in place and enabled, on partitions too")
 
 
