@@ -9,8 +9,8 @@ Rules:
 - What touched extras comes after all rows of the batch, each under its own transaction. So whoever holds a board that
   contains the transaction already skips it, and whoever does not holds the task by then.
 - A task that appears, or that other keys than before find, comes with its extras.
-- Tables that cannot be read, for somebody has locked or rewritten them, are waited for a moment only. Then all boards
-  are read again.
+- Tables that cannot be read, for somebody has locked or altered them, are waited for a moment only. So is a read that
+  takes long, as without an index. Then all boards are read again, each within its own limits.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import suppress
 from typing import Final, LiteralString, NamedTuple, cast
 
 import msgspec
+import psycopg
 import structlog
 from psycopg.rows import TupleRow
 
@@ -43,6 +45,12 @@ log = structlog.get_logger()
 FETCH_TASKS: Final = 2_000
 """Number of tasks whose extras are read at once."""
 
+READ_SECONDS: Final = 3.0
+"""Timeout of a read of extras, for which all boards wait."""
+
+# The locks that a read takes end with it, for what was read may be long in the sending.
+_BEGIN: Final = "savepoint extras; set local statement_timeout = {:.0f}"
+_END: Final = b"rollback to savepoint extras; release savepoint extras"
 _VALUES: Final[LiteralString] = "select v.key, /**/v.value/**/ from relay.extra_values(%s, %s::text[]) v"
 _TOUCHED: Final[LiteralString] = (
     "declare touched no scroll cursor for "
@@ -97,8 +105,11 @@ class Extras:
                 keys[extra.id][key] = None
         values: dict[tuple[int, str | None], msgspec.Raw] = {}
         for number, its_keys in keys.items():
-            found = await self._rows(_VALUES, number, list(its_keys))
-            values |= {(number, key): msgspec.Raw((value or "null").encode()) for key, value in found}
+            await self._rows(_BEGIN.format(READ_SECONDS * 1000).encode())
+            with suppress(psycopg.errors.QueryCanceled):
+                found = await self._rows(_VALUES, number, list(its_keys))
+                values |= {(number, key): msgspec.Raw((value or "null").encode()) for key, value in found}
+            await self._rows(_END)
         for transaction, places in lacking:
             for place in places:
                 image = transaction.images[place]
@@ -114,8 +125,7 @@ class Extras:
     ) -> AsyncIterator[list[Transaction]]:
         """Read the tasks whose extras were touched, in parts; without those that were sent, see `appeared`."""
         for (number, far), keys in touches.items():
-            await self._rows(_TOUCHED, number, far, list(keys))
-            while rows := await self._rows(f"fetch {FETCH_TASKS} from touched".encode()):
+            async for rows in self._read_touched(number, far, list(keys)):
                 found: dict[int, Transaction] = {}
                 for key, watch, board, task in rows:
                     if key is None:
@@ -125,7 +135,20 @@ class Extras:
                             if (xid, watch, board, bytes(touch.id)) not in sent:
                                 found.setdefault(xid, Transaction(xid)).touches.append(touch)
                 yield list(found.values())
-            await self._rows("close touched")
+
+    async def _read_touched(self, *touched: object) -> AsyncIterator[list[TupleRow]]:
+        """Read the tasks of an extra, in parts; one without a key if not all could be read."""
+        slow = False
+        await self._rows(_BEGIN.format(READ_SECONDS * 1000).encode())
+        try:
+            await self._rows(_TOUCHED, *touched)
+            while rows := await self._rows(f"fetch {FETCH_TASKS} from touched".encode()):
+                yield rows
+        except psycopg.errors.QueryCanceled:
+            slow = True
+        await self._rows(_END)
+        if slow:
+            yield [(None, None, None, None)]
 
     def _touch(self, number: int, watch_id: int, board: str, task: str) -> Touch | None:
         """Return what became of an extra, given the task's image; None if the task is not shown."""

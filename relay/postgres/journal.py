@@ -31,7 +31,7 @@ from relay.model.snapshot import Snapshot
 from relay.model.transaction import Image, Transaction, cancelled
 from relay.postgres.connection import Connection, readable
 from relay.postgres.decode import Entry, images_of, sync_of, transactions_of
-from relay.postgres.extras import Extras, Touches, appeared, touches_in, touches_of
+from relay.postgres.extras import Extras, appeared, touches_in, touches_of
 from relay.postgres.faults import FeedError
 from relay.postgres.unshown import Unshown
 from relay.postgres.watches import Watches
@@ -212,12 +212,14 @@ class Journal:
         rows = await self._rows(_SINCE, *new, PART_CHANGES + 1)
         if len(rows) <= 1 + PART_CHANGES:
             entries = [Entry(*row[6:]) for row in rows[1:]]
-            # Else an extra was declared just now, which asks for a sync.
-            touches = touches_in(entries) if in_one_snapshot else {}
-            async for transactions, more in self._at_once(entries, touches):
-                if in_one_snapshot and not more:
+            batch = _batch(rows, entries)
+            if not in_one_snapshot:  # an extra that was declared just now asks for a sync
+                yield replace(batch, transactions=await self._transactions(entries))
+                return
+            async for transactions, more in self._at_once(entries):
+                if not more:
                     await self._rows("commit")
-                yield replace(_batch(rows, entries), transactions=transactions, more=more)
+                yield replace(batch, transactions=transactions, more=more)
             return
         del rows  # more than a part, and large
         if not in_one_snapshot:
@@ -227,12 +229,11 @@ class Journal:
                 await self._rows("commit")
             yield batch
 
-    async def _at_once(
-        self, entries: Sequence[Entry], touches: Touches
-    ) -> AsyncIterator[tuple[list[Transaction], bool]]:
+    async def _at_once(self, entries: Sequence[Entry]) -> AsyncIterator[tuple[list[Transaction], bool]]:
         """Turn the entries of a batch into transactions; in parts, if one label is that of many tasks."""
         transactions = await self._transactions(entries)
-        async for touched in self._extras.touched(touches, self._followed, appeared(transactions)):
+        await self._extras.attach(transactions)
+        async for touched in self._extras.touched(touches_in(entries), self._followed, appeared(transactions)):
             if _touches(transactions) > PART_CHANGES:
                 yield transactions, True
                 transactions = []
@@ -311,7 +312,9 @@ class Journal:
 
     async def _whole(self, xids: list[str]) -> list[Transaction]:
         entries = [Entry(*row) for row in await self._rows(_WHOLE, xids)]
-        return await self._transactions(entries)
+        found = await self._transactions(entries)
+        await self._extras.attach(found)
+        return found
 
     async def _by_key(self, xid: str) -> AsyncIterator[Transaction]:
         """Read a large transaction row by row; at most a part is held, and of one row what did not cancel out."""
@@ -358,9 +361,7 @@ class Journal:
             if entry.op == "S":
                 self._note_unrecorded(entry.watch, entry.reason)
         resolved = await self._resolved(entries)
-        found = transactions_of(resolved, self._watches.by_id, self._followed, self._unshown)
-        await self._extras.attach(found)
-        return found
+        return transactions_of(resolved, self._watches.by_id, self._followed, self._unshown)
 
     def _images(self, entry: Entry) -> list[Image]:
         return images_of(entry, self._watches.by_id, self._followed, self._unshown)
