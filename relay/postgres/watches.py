@@ -30,8 +30,9 @@ _LANES: Final[LiteralString] = """
 
 _FAILING_EXTRAS: Final[LiteralString] = """
     select target::text, name, near::text, far::text, shown, order_by, task_column, key_column, link_column, problem,
-           triggers_complete, near_as, far_as, replaced
-    from relay.extras where target is not null and (problem is not null or not triggers_complete or replaced)
+           triggers_complete, triggers_always, near_as, far_as, replaced
+    from relay.extras
+    where target is not null and (problem is not null or not triggers_complete or not triggers_always or replaced)
 """
 
 
@@ -68,29 +69,30 @@ class Declared:
     name: str
     near: str
     far: str | None
-    shown: Sequence[str]
+    shown: Sequence[str | None]
     order_by: Sequence[str]
     task_column: str | None
     key_column: str | None
     link_column: str | None
     problem: str | None
     triggers_complete: bool
+    triggers_always: bool
     near_as: str
     far_as: str | None
     replaced: bool
 
     @property
     def command(self) -> str:
-        """Return the command that declares it as it is, as far as its columns are there."""
-        return self._command(self.near, self.far)
+        """Return the command that declares it as it is; COLUMN stands for those that are gone."""
+        return self._command(self.near, self.far or self.far_as)
 
     @property
     def fault(self) -> str | None:
         """Say in one line why what is shown may not be so, and what to run."""
-        if self.problem:
-            return None
-        if not self.triggers_complete:
+        if not self.problem and not self.triggers_complete:
             return f"triggers for {self.name} of {self.table} are missing or disabled: run {self.command}"
+        if self.problem or not self.replaced:
+            return None
         return (
             f"{self.name} of {self.table} is made of a table whose name another one has taken: to use the other, run "
             f"{self._command(self.near_as, self.far_as)}; to go on, run {self.command}"
@@ -100,7 +102,7 @@ class Declared:
         options = {
             "--of": [far or near],
             "--through": [near] if far else [],
-            "--show": self.shown,
+            "--show": [column or "COLUMN" for column in self.shown],
             "--order-by": self.order_by,
             "--task-column": [self.task_column],
             "--key-column": [self.key_column],
@@ -296,7 +298,7 @@ async def read_watched(connection: Connection) -> list[Watched]:
 
 
 async def read_failing_extras(connection: Connection) -> list[Declared]:
-    """Ask which extras are not shown, or lack triggers."""
+    """Ask which extras are not shown, or lack triggers, or have some that replication does not fire."""
     return [Declared(*row) for row in await connection.rows(_FAILING_EXTRAS)]
 
 

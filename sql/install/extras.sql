@@ -8,8 +8,8 @@
 -- tasks, and what the extra is then, in the snapshot in which they read the journal. So no race leaves a task with an
 -- extra that fits no committed moment.
 
--- What values of a column are compared as, where equal values are equal texts; null for other columns. Both sides must have
--- the same, for so an index can be used.
+-- What values of a column are compared as, where equal values are equal texts; null for other columns, and for virtual ones,
+-- which triggers do not see. Both sides must have the same, for so an index can be used.
 create or replace function relay.joinable(target regclass, col name) returns text
     language plpgsql
     stable
@@ -21,7 +21,7 @@ begin
         from pg_catalog.pg_attribute a
         join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid) and t.typnamespace = 'pg_catalog'::regnamespace
         left join pg_catalog.pg_collation c on c.oid = a.attcollation
-        where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
+        where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v'
           and t.typname in ('uuid', 'text', 'varchar', 'int2', 'int4', 'int8') and coalesce(c.collisdeterministic, true));
 end
 $$;
@@ -94,13 +94,8 @@ select (d.said ->> 'extra')::integer as id,
                 select pg_catalog.quote_ident(c) from pg_catalog.unnest(shown.columns) c)) <> '{}'
             then 'shows a column, or is ordered by one, that has another type now'
        end as problem,
-       (select pg_catalog.count(*) from pg_catalog.pg_trigger t
-        join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.pronamespace = 'relay'::regnamespace
-        where t.tgrelid in (d.target, own.far) and t.tgenabled in ('O', 'A') and t.tgattr::text = '' and t.tgqual is null
-          and t.tgname in ('relay_extra_' || (d.said ->> 'extra'), pg_catalog.format('relay_extra_%s_truncate', d.said ->> 'extra'))
-          and (t.tgtype, f.proname) in ((29, case when t.tgrelid = d.target then 'extra_' || (d.said ->> 'extra')
-                                                  else pg_catalog.format('extra_%s_far', d.said ->> 'extra') end),
-                                        (32, 'extra_truncate'))) = case when d.said ? 'far' then 4 else 2 end as triggers_complete,
+       triggers.number = case when d.said ? 'far' then 4 else 2 end as triggers_complete,
+       triggers.always as triggers_always,
        d.said -> 'near' ->> 1 as near_as,
        d.said -> 'far' ->> 1 as far_as,
        -- Whether another table has the name now that one of the two had when the extra was declared.
@@ -121,10 +116,20 @@ cross join lateral (
     offset 0
 ) col
 cross join lateral (
-    select relay.columns_named(coalesce(own.far, d.target), d.said -> 'shown', d.same) as columns,
-           relay.order_named(coalesce(own.far, d.target), d.said -> 'order_by', d.same) as order_by
+    select relay.columns_named(t, d.said -> 'shown', d.same) as columns, relay.order_named(t, d.said -> 'order_by', d.same) as order_by
+    from (select case when d.said ? 'far' then own.far else d.target end) s (t)
     offset 0
 ) shown
+cross join lateral (
+    select pg_catalog.count(*) as number, pg_catalog.bool_and(t.tgenabled = 'A') as always
+    from pg_catalog.pg_trigger t
+    join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.pronamespace = 'relay'::regnamespace
+    where t.tgrelid in (d.target, own.far) and t.tgenabled in ('O', 'A') and t.tgattr::text = '' and t.tgqual is null
+      and t.tgname in ('relay_extra_' || (d.said ->> 'extra'), pg_catalog.format('relay_extra_%s_truncate', d.said ->> 'extra'))
+      and (t.tgtype, f.proname) in ((29, case when t.tgrelid = d.target then 'extra_' || (d.said ->> 'extra')
+                                              else pg_catalog.format('extra_%s_far', d.said ->> 'extra') end),
+                                    (32, 'extra_truncate'))
+) triggers
 where not d.said ? 'far_of'
 offset 0;
 
@@ -214,8 +219,10 @@ as $$
               from pg_catalog.unnest(e.shown) with ordinality c (col, n)) s
     ) made
     cross join lateral (
+        -- Values that are equal, such as 1.0 and 1.00, are not all one text.
         select pg_catalog.concat(relay.order_clause(t.from_table, e.order_by, t.alias),
-                                 pg_catalog.string_agg(pg_catalog.format('%s.%I', t.alias, c.col), ', ' order by c.n)) as said
+                                 pg_catalog.string_agg(pg_catalog.format('%s.%I, ', t.alias, c.col), '' order by c.n),
+                                 '(', made.value, ')::text collate "C"') as said
         from pg_catalog.unnest(e.shown) with ordinality c (col, n)
     ) sorted
 $$;
@@ -239,8 +246,8 @@ create or replace function relay.extra_function(id integer, far boolean) returns
     set search_path = pg_catalog, pg_temp
 as $$ select pg_catalog.format('relay.extra_%s%s', id, case when far then '_far' end) $$;
 
--- The key of a row and what the extra shows of it, as texts: of the near table, or of the far one. Of long texts, as much as
--- tells apart what is shown.
+-- The key of a row, and a digest of each value that decides what the extra shows of it: of the near table, or of the far one. A
+-- key of over 8 KiB is an error, which has all boards be read again, for an entry has to fit into the journal.
 create or replace function relay.extra_body(e relay.extras, far boolean) returns text
     language sql
     stable
@@ -252,15 +259,18 @@ begin
         raise exception '%1$s belongs to %%, expected relay_renderer: run relay sql install', current_user
             using errcode = 'invalid_object_definition';
     end if;
+    if pg_catalog.octet_length(of_row.%4$I::text) > 8192 then
+        raise exception 'a key is longer than 8 KiB' using errcode = 'program_limit_exceeded';
+    end if;
     return array[%2$s];
 end
 $body$, relay.extra_function(e.id, far),
-        pg_catalog.string_agg(case when c.n = 1 then pg_catalog.format('of_row.%I::text', c.name)
-            else pg_catalog.format('pg_catalog.left(%s, 8193)', relay.as_text(t.own, c.name, pg_catalog.format('of_row.%I', c.name))) end, ', ' order by c.n),
-        relay.types_stamp(t.own))
-    from (select case when far then e.far else e.near end as own) t
+        pg_catalog.string_agg(pg_catalog.format(case c.n when 1 then 'of_row.%I::text' else 'pg_catalog.md5(%2$s)' end, c.name,
+            relay.as_text(t.own, c.name, pg_catalog.format('of_row.%I', c.name))), ', ' order by c.n),
+        relay.types_stamp(t.own), t.key)
+    from (select case when far then e.far else e.near end as own, case when far then e.far_key else e.key_column end as key) t
     cross join lateral (
-        select 1 as n, case when far then e.far_key else e.key_column end as name
+        select 1 as n, t.key as name
         union all
         select 2, e.link_column where not far and e.link_column is not null
         union all
@@ -268,7 +278,7 @@ $body$, relay.extra_function(e.id, far),
             select (o.key ->> 'column')::name from relay.ordering(t.own, e.order_by) o)) with ordinality o (name, n)
         where far or e.far is null
     ) c
-    group by t.own
+    group by t.own, t.key
 $make$;
 
 -- The body of the trigger's function: it notes the key that was touched, before and after. As with lanes, a row's values are
@@ -366,19 +376,19 @@ begin
 end
 $$;
 
--- The column of a table that refers to a column of another, by a foreign key of its own; or, with no column given, to its key.
+-- The column of a table that refers to a column of another, by a foreign key of its own, if there is one such column.
 create or replace function relay.referring(from_table regclass, to_table regclass, to_column name) returns name
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select a.attname
+    select min(a.attname::text)::name
     from pg_catalog.pg_constraint r
     join pg_catalog.pg_attribute a on a.attrelid = r.conrelid and a.attnum = r.conkey[1]
     join pg_catalog.pg_attribute b on b.attrelid = r.confrelid and b.attnum = r.confkey[1]
     where r.contype = 'f' and r.conrelid = from_table and r.confrelid = to_table and pg_catalog.cardinality(r.conkey) = 1
       and b.attname = to_column
-    order by a.attnum limit 1
+    having count(distinct a.attnum) = 1
 $$;
 
 -- The column that is a table's primary key by itself.
@@ -411,6 +421,10 @@ begin
         raise exception 'relay.extra: % cannot be the name of an extra of %: expected letters, digits and underscores, and the name '
             'of no column', pg_catalog.quote_literal(e.name), e.target using errcode = 'invalid_parameter_value';
     end if;
+    -- A function takes a hundred arguments, and each extra is two of them.
+    if (select pg_catalog.count(*) from relay.extras o where o.target = e.target and o.name <> e.name) >= 40 then
+        raise exception 'relay.extra: % has 40 extras: expected no more', e.target using errcode = 'program_limit_exceeded';
+    end if;
     foreach tab in array array_remove(array[e.near, e.far], null) loop
         if tab = e.target or e.near = e.far or not exists (select from pg_catalog.pg_class c where c.oid = tab and c.relkind = 'r'
                    and c.relpersistence <> 't' and not c.relispartition) then
@@ -423,7 +437,7 @@ begin
         union all select e.near, e.link_column where e.far is not null union all select e.far, e.far_key where e.far is not null
     loop
         if entry is null then
-            raise exception 'relay.extra: no foreign key says which column of % to use: name it with % => ''...''', tab,
+            raise exception 'relay.extra: no foreign key says which column of % to use, or several do: name it with % => ''...''', tab,
                 case when tab = e.target then 'task_column' when tab = e.near and e.key_column is null then 'key_column'
                      else 'link_column' end using errcode = 'undefined_column';
         elsif relay.joinable(tab, entry) is null then
@@ -461,7 +475,8 @@ $$;
 -- there are several columns, or, if none is given, how many rows there are. Said again, it takes the place of what was there
 -- under that name; with the same settings it takes no lock and changes nothing.
 --
--- Takes SHARE ROW EXCLUSIVE on the other tables, as relay.watch does on its own.
+-- Takes SHARE ROW EXCLUSIVE on the other tables, as relay.watch does on its own; and ACCESS EXCLUSIVE where it takes the
+-- place of another.
 create or replace function relay.extra(
     target      regclass,
     -- What clients know it by.
@@ -524,17 +539,14 @@ begin
                 present.shown, present.order_by, present.single)
             is not distinct from row(wanted.task_column, wanted.near, wanted.key_column, wanted.link_column, wanted.far, wanted.far_key,
                                      wanted.shown, wanted.order_by, wanted.single)
+        and present.triggers_always
     then
         return;
     end if;
 
-    for tab in select distinct t from pg_catalog.unnest(array[wanted.near, wanted.far]) t where t is not null order by t loop
-        perform relay.lock_table(tab, 'share row exclusive', patience);
-    end loop;
+    perform relay.lock_tables(array[wanted.near, wanted.far, present.near, present.far],
+                              case when present.id is null then 'share row exclusive' else 'access exclusive' end, patience);
     if present.id is not null then
-        for tab in select distinct t from pg_catalog.unnest(array[present.near, present.far]) t where t is not null order by t loop
-            perform relay.lock_table(tab, 'access exclusive', patience);
-        end loop;
         perform relay.drop_extra_triggers(present.id);
     end if;
     wanted.id := relay.new_id();
@@ -557,6 +569,7 @@ begin
         perform relay.create_extra_triggers(wanted, wanted.far, pg_catalog.jsonb_build_object(
             'far_of', wanted.id, 'oid', wanted.far::oid::bigint, 'task', said -> 'task'));
     end if;
+    perform relay.revoke_reading(array[present.near, present.far]);
     perform relay.journal_sync(wanted.id, 'watch_changed');
 end
 $$;
@@ -587,47 +600,24 @@ create or replace function relay.drop_extra(target regclass, name text, patience
 as $$
 declare
     present relay.extras;
-    tab     regclass;
 begin
     perform relay.one_at_a_time();
     select * into present from relay.extras e where e.target = drop_extra.target and e.name = drop_extra.name;
     if not found then
         return;
     end if;
-    for tab in select distinct t from pg_catalog.unnest(array[present.near, present.far]) t where t is not null order by t loop
-        perform relay.require_owner(tab);
-        perform relay.lock_table(tab, 'access exclusive', patience);
-    end loop;
+    perform relay.require_owner(t) from pg_catalog.unnest(array[present.near, present.far]) t where t is not null;
+    perform relay.lock_tables(array[present.near, present.far], 'access exclusive', patience);
     perform relay.drop_extra_triggers(present.id);
+    perform relay.revoke_reading(array[present.near, present.far]);
     perform relay.journal_sync(null, 'watch_changed: an extra was dropped');
 end
 $$;
 
 comment on function relay.drop_extra(regclass, text, interval) is 'An extra is shown no more. Said again, it does nothing.';
 
--- Keeps tables from being truncated or rewritten until the end of the transaction, if they are as the snapshot of the calling
--- transaction has them; it is an error if not. The caller sets how long to wait.
-create or replace function relay.hold_in_snapshot(tables regclass[]) returns void
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    tab regclass;
-begin
-    foreach tab in array tables loop
-        execute pg_catalog.format('lock table %s in access share mode', tab);
-    end loop;
-    -- The catalog as this snapshot has it, and as it is.
-    if exists (select from pg_catalog.unnest(tables) t cross join lateral relay.parts(t) p
-               join pg_catalog.pg_class c on c.oid = p
-               where c.relkind = 'r' and c.relfilenode <> pg_catalog.pg_relation_filenode(p)) then
-        raise lock_not_available;
-    end if;
-end
-$$;
-
 -- What an extra is for these keys of tasks, in the snapshot of the calling transaction, as JSON. Not for all of them if its
--- tables cannot be read, such as for a lock, or for they were rewritten since that snapshot.
+-- tables cannot be read, such as for a lock, or for they were altered since that snapshot.
 create or replace function relay.extra_values(extra integer, keys text[]) returns table (key text, value text)
     language plpgsql
     security definer

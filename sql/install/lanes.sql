@@ -187,7 +187,7 @@ begin
         return;
     end if;
 
-    perform relay.lock_table(wanted.target, 'share row exclusive', patience);
+    perform relay.lock_tables(array[wanted.target], 'share row exclusive', patience);
     wanted.id := relay.new_id();
     wanted.said := wanted.said || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
         'lane_table', wanted.id, 'oid', wanted.target::oid::bigint, 'name', wanted.declared_as,
@@ -237,9 +237,10 @@ begin
             using errcode = 'dependent_objects_still_exist';
     end if;
     perform relay.require_owner(present.target);
-    perform relay.lock_table(present.target, 'access exclusive', patience);
+    perform relay.lock_tables(array[present.target], 'access exclusive', patience);
     execute pg_catalog.format('drop trigger if exists relay_lanes on %1$s; drop trigger if exists relay_lanes_truncate on %1$s; '
                               'drop function relay.lanes_%2$s(), relay.lane_%2$s(record)', present.target, present.id);
+    perform relay.revoke_reading(array[present.target]);
 end
 $$;
 

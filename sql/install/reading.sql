@@ -195,6 +195,33 @@ as $$
     where l.target = w.lanes
 $$;
 
+-- Keeps tables from being truncated, rewritten or altered until the end of the transaction, if they are as the snapshot of the
+-- calling transaction has them; it is an error if not. A column may have another's name since: a query that was made by that
+-- snapshot would read it, and where it is of another type, run the code of its owner. The caller sets how long to wait.
+create or replace function relay.hold_in_snapshot(tables regclass[]) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    tab regclass;
+begin
+    foreach tab in array tables loop
+        execute pg_catalog.format('lock table %s in access share mode', tab);
+    end loop;
+    -- The catalog as this snapshot has it, and as it is.
+    if exists (select from pg_catalog.unnest(tables) t cross join lateral relay.parts(t) p
+               join pg_catalog.pg_class c on c.oid = p
+               where c.relkind = 'r' and c.relfilenode <> pg_catalog.pg_relation_filenode(p))
+        or exists (select from pg_catalog.unnest(tables) t
+                   join pg_catalog.pg_attribute a on a.attrelid = t and a.attnum > 0 and not a.attisdropped
+                   cross join lateral pg_catalog.pg_identify_object_as_address('pg_catalog.pg_class'::regclass, t, a.attnum) o
+                   where o.object_names[3] is distinct from a.attname)
+    then
+        raise lock_not_available;
+    end if;
+end
+$$;
+
 -- The board of the places that rows of watches with lanes have, see relay.placing_body: those that have one, in the snapshot
 -- of the calling transaction. Of a watch whose lanes cannot be read, such as for a lock on their table, or for it was
 -- rewritten since that snapshot, a row without a place.
@@ -221,11 +248,7 @@ begin
             (select coalesce(relay.as_text(l.target, l.board_column, 'lane.' || pg_catalog.quote_ident(l.board_column)), 'p.board')
              from relay.lane_tables l where l.target = w.lanes));
         begin
-            execute pg_catalog.format('lock table %s in access share mode', w.lanes);
-            -- The catalog as this snapshot has it, and as it is.
-            if (select c.relfilenode from pg_catalog.pg_class c where c.oid = w.lanes) <> pg_catalog.pg_relation_filenode(w.lanes) then
-                raise lock_not_available;
-            end if;
+            perform relay.hold_in_snapshot(array[w.lanes]);
             begin
                 return query execute query || relay.lane_join(w, 'p.lane', false) using w.id, watches, places;
             exception when data_exception or program_limit_exceeded then

@@ -129,7 +129,9 @@ begin
         join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
         where a.attgenerated <> 'v'
           and (t.typcategory in ('S', 'E')
-               or t.typname in ('bool', 'uuid', 'int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'date', 'time', 'timestamp', 'timestamptz'));
+               -- Anybody may call a type of theirs "date", and make a cast of it.
+               or t.typnamespace = 'pg_catalog'::regnamespace and t.typname in (
+                   'bool', 'uuid', 'int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'date', 'time', 'timestamp', 'timestamptz'));
 end
 $$;
 
@@ -354,25 +356,52 @@ begin
 end
 $$;
 
--- Locks a table and its partitions without standing in anybody's way for long. Whoever asks for a lock and waits has
+-- Has relay_reader read tables no more, but those that are watched still, or that lanes or extras are made of.
+create or replace function relay.revoke_reading(tables regclass[]) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    tab regclass;
+begin
+    for tab in
+        select c.oid::regclass from pg_catalog.pg_class c where c.oid = any (tables)
+        except
+        (select w.target from relay.watches w union select l.target from relay.lane_tables l
+         union select e.near from relay.extras e union select e.far from relay.extras e)
+    loop
+        begin
+            execute pg_catalog.format('revoke select on %s from relay_reader', tab);
+        exception when insufficient_privilege then
+            null;  -- the role that granted it may revoke it
+        end;
+    end loop;
+end
+$$;
+
+-- Locks tables and their partitions without standing in anybody's way for long. Whoever asks for a lock and waits has
 -- everybody behind it wait too; so each attempt gives up after a tenth of a second, lets the others by, and there is
--- another, until "patience" is over. Then it says who holds the table.
-create or replace function relay.lock_table(target regclass, mode text, patience interval) returns void
+-- another, until "patience" is over. Then it says who holds a table. All at once, or none: whoever waits for one lock while
+-- it holds another makes everybody wait.
+create or replace function relay.lock_tables(tables regclass[], mode text, patience interval) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
     set lock_timeout = '100ms'
 as $$
 declare
     until constant timestamptz := pg_catalog.clock_timestamp() + patience;
+    tab   regclass;
 begin
     loop
         begin
-            execute pg_catalog.format('lock table %s in %s mode', target, mode);
+            for tab in select distinct t from pg_catalog.unnest(tables) t where t is not null order by t loop
+                execute pg_catalog.format('lock table %s in %s mode', tab, mode);
+            end loop;
             return;
         exception when lock_not_available then
             if pg_catalog.clock_timestamp() >= until then
                 raise exception '% is in use by %, for more than %: nothing was changed; try again when it is over, '
-                    'or give it more patience', target, relay.holders(target, mode), patience
+                    'or give it more patience', tab, relay.holders(tab, mode), patience
                     using errcode = 'lock_not_available';
             end if;
         end;
@@ -509,8 +538,9 @@ begin
         where f.pronamespace = 'relay'::regnamespace and f.proname ~ '^((journal|entry|place|lanes?)_[0-9]+|extra_[0-9]+(_far)?)$'
           and not exists (select from pg_catalog.pg_trigger t join pg_catalog.pg_proc j on j.oid = t.tgfoid
                           where j.pronamespace = f.pronamespace
-                            and j.proname = case when f.proname ~ '^lane' then 'lanes_' when f.proname ~ '^extra' then 'extra_' else 'journal_' end
-                                            || pg_catalog.split_part(f.proname, '_', 2))
+                            and j.proname = case when f.proname ~ '^extra' then f.proname
+                                            else case when f.proname ~ '^lane' then 'lanes_' else 'journal_' end
+                                                 || pg_catalog.split_part(f.proname, '_', 2) end)
     loop
         execute pg_catalog.format('drop function %s', orphan);
     end loop;
@@ -560,7 +590,7 @@ $$;
 -- then all others are hidden, whenever they come. Columns are known by their numbers, so a rename changes nothing.
 --
 -- Takes SHARE ROW EXCLUSIVE on the table, which readers do not notice, until the end of the transaction: so give it
--- one of its own. Waits for it in short attempts (see relay.lock_table), for as long as "patience" in all.
+-- one of its own. Waits for it in short attempts (see relay.lock_tables), for as long as "patience" in all.
 create or replace function relay.watch(
     target       regclass,
     -- "id", "board_id" and "lane", if the table is not watched yet.
@@ -684,7 +714,8 @@ begin
     end if;
     select e.task_column into col from relay.extras e
     where e.target = wanted.target and (e.task_column = any (wanted.hidden)
-        or wanted.shown is not null and e.task_column <> all (wanted.shown || wanted.key_columns));
+        or wanted.shown is not null and e.task_column <> all (
+            array_remove(wanted.shown || wanted.key_columns || array[wanted.board_column, wanted.lane_column], null)));
     if col is not null then
         raise exception 'relay.watch: column % of % is what an extra is found by: expected it to be shown, or relay.drop_extra first',
             pg_catalog.quote_ident(col), wanted.target using errcode = 'invalid_parameter_value';
@@ -728,7 +759,7 @@ begin
         return;
     end if;
 
-    perform relay.lock_table(wanted.target, 'share row exclusive', patience);
+    perform relay.lock_tables(array[wanted.target], 'share row exclusive', patience);
     wanted.id := relay.new_id();
     wanted.said := wanted.said || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
         'watch', wanted.id,
@@ -765,8 +796,8 @@ $$;
 comment on function relay.watch(regclass, name, name, name, name[], text[], interval, name[], text, text, text, regclass, name[], text, boolean, boolean) is
     'Starts feeding a table. Example: select relay.watch(''public.tasks'', hidden => ''{secret}'')';
 
--- Stops feeding a table; its rows leave every board. Takes ACCESS EXCLUSIVE on the table, as dropping a trigger
--- does, until the end of the transaction, and waits for it as relay.watch does.
+-- Stops feeding a table; its rows leave every board. Takes ACCESS EXCLUSIVE on the table and on those of its extras, as
+-- dropping a trigger does, until the end of the transaction, and waits for it as relay.watch does.
 create or replace function relay.unwatch(target regclass, patience interval default '30 seconds') returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -774,6 +805,7 @@ create or replace function relay.unwatch(target regclass, patience interval defa
 as $$
 declare
     current_watch relay.watches;
+    tables        regclass[];
 begin
     perform relay.one_at_a_time();
     select * into current_watch from relay.watches w where w.target = unwatch.target;
@@ -785,18 +817,15 @@ begin
         perform relay.remove_orphans();
         return;
     end if;
-    perform relay.require_owner(unwatch.target);
+    tables := unwatch.target || array(select t from relay.extra_tables(unwatch.target) t);
+    perform relay.require_owner(t) from pg_catalog.unnest(tables) t;
+    perform relay.lock_tables(tables, 'access exclusive', patience);
     perform relay.drop_extra(e.target, e.name, patience) from relay.extras e where e.target = unwatch.target;
-    perform relay.lock_table(unwatch.target, 'access exclusive', patience);
     perform relay.drop_triggers(unwatch.target);
     if current_watch.id is not null then
         perform relay.drop_functions(current_watch.id);
     end if;
-    begin
-        execute pg_catalog.format('revoke select on %s from relay_reader', unwatch.target);
-    exception when insufficient_privilege then
-        null;  -- the role that granted it may revoke it
-    end;
+    perform relay.revoke_reading(array[unwatch.target]);
     perform relay.remove_orphans();
     perform relay.journal_sync(null, 'watch_changed: unwatch');
 end

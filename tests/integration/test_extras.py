@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from tests.acceptance.test_docs import SHAPES, examples
 from tests.clusters import run
 from tests.integration.client import Client, Message, until
 from tests.integration.conftest import Relay
+from tests.integration.test_check import check
 from tests.integration.test_messages import brief, created, deleted, moved, updated
 from tests.servers import Database, Server, temporary_database
 
@@ -195,6 +197,25 @@ async def test_tables_that_cannot_be_read_are_a_fault_of_the_boards_that_show_th
         assert relay.feed.status(10).counts.reconnects == 0
 
 
+async def test_a_read_of_extras_that_takes_long_is_left_to_the_reads_of_boards(
+    items: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which take only their own boards with them: for this one, all others wait."""
+    monkeypatch.setattr(extras, "READ_SECONDS", 0.02)
+    with items.connect() as holder:
+        async with Client.to(relay.url) as client:
+            await client.resume("1", None)
+            await asyncio.to_thread(
+                holder.execute, b"begin; lock table comments, item_labels in access exclusive mode"
+            )
+            items.execute("insert into items (board_id, title) values (1, 'three'); update labels set name = 'z'")
+            while client.reason != "extras_changed":
+                holder.execute("rollback")
+                await client.receive_batch()
+            assert client.tasks[3]["commentCount"] == 0
+            assert relay.feed.status(10).counts.reconnects == 0
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -264,9 +285,12 @@ async def test_renamed_columns_keep_their_part_and_one_that_is_gone_is_named_wit
         await asyncio.to_thread(items.execute, "alter table labels drop column title")
         while "labels" in client.tasks[1]:
             await client.receive_batch()
-        assert relay.feed.status(10).incomplete == {"public.items.labels": "public.items labels"} or list(
-            relay.feed.status(10).incomplete
-        ) == ["public.items.labels"]
+        [(name, problem)] = relay.feed.status(10).incomplete.items()
+        assert name == "public.items.labels"
+        assert (
+            "run relay sql extra public.items labels --of public.labels --through public.item_labels --show COLUMN "
+            in problem
+        )
         extra(items, "labels", "labels", through="item_labels", shown=["text_color"])
         while client.tasks[1].get("labels") != [None]:
             await client.receive_batch()
@@ -283,7 +307,7 @@ async def test_renamed_columns_keep_their_part_and_one_that_is_gone_is_named_wit
         ("'items', 'n', 'items'", "public.items cannot be what an extra of public.items is made of"),
         (
             "'items', 'n', 'people'",
-            "no foreign key says which column of public.people to use: name it with key_column => '...'",
+            "says which column of public.people to use, or several do: name it with key_column => '...'",
         ),
         ("'items', 'n', 'comments', key_column => 'body'", "are of different types: expected the same"),
         ("'items', 'n', 'comments', '{payload}'", "comments has no column 'payload' that an extra can show"),
@@ -295,11 +319,16 @@ async def test_renamed_columns_keep_their_part_and_one_that_is_gone_is_named_wit
             "public.labels cannot be what an extra of public.items is made of",
         ),
         ("'items', 'n', 'people', '{name}', task_column => 'secret'", "column secret of public.items is hidden"),
+        (
+            "'items', 'n', 'links'",
+            "says which column of public.links to use, or several do: name it with key_column => '...'",
+        ),
     ],
 )
 def test_an_extra_that_cannot_be_shown_exactly_is_refused(items: Database, arguments: str, reason: str) -> None:
     """In one sentence, which says what was expected."""
     items.execute("alter table comments add column payload jsonb; alter table items add column secret int")
+    items.execute("create table links (one bigint references items, other bigint references items)")
     items.execute("select relay.watch('items', hidden => '{secret}')")
     with pytest.raises(psycopg.Error) as caught:
         items.execute(f"select relay.extra({arguments})")
@@ -313,6 +342,9 @@ def test_a_column_that_an_extra_is_found_by_cannot_be_hidden(items: Database) ->
     for hiding in ("hidden => '{owner_id}'", "shown => '{title}'"):
         with pytest.raises(psycopg.Error, match=r"owner_id of public\.items is what an extra is found by"):
             items.execute(f"select relay.watch('items', {hiding})")
+    items.execute("create table boards (id bigint primary key, name text)")
+    extra(items, "boardName", "boards", shown=["name"], task_column="board_id")
+    items.execute("select relay.watch('items', shown => '{title,owner_id}')")
 
 
 def test_extras_run_no_code_of_users_where_they_are_read(items: Database) -> None:
@@ -332,6 +364,132 @@ def test_extras_run_no_code_of_users_where_they_are_read(items: Database) -> Non
     assert items.fetch("select problem from relay.extras where name = 'labels'") == [
         ("shows a column, or is ordered by one, that has another type now",)
     ]
+
+
+def test_a_type_that_is_called_as_one_of_postgres_is_not_shown(items: Database) -> None:
+    """Its owner may make casts of it, which would run where boards are read."""
+    items.execute(
+        "create type public.date as (day int); alter table labels add column day public.date; "
+        "create function evil(public.date) returns json language sql as $$ select to_json(current_user) $$; "
+        "create cast (public.date as json) with function evil(public.date)"
+    )
+    with pytest.raises(psycopg.Error, match="labels has no column 'day' that an extra can show"):
+        extra(items, "labels", "labels", through="item_labels", shown=["day"])
+    items.execute("alter table labels drop column name; alter table labels rename column day to name")
+    with pytest.raises(psycopg.Error, match="order_by has 'name', by which clients cannot sort"):
+        items.execute("select relay.lanes('labels', board_column => '', name_column => 'id', order_by => '{name}')")
+
+
+def test_a_column_that_took_a_name_since_the_snapshot_is_not_read(items: Database) -> None:
+    """Its type may be one whose casts are a user's code."""
+    items.execute(
+        "create type pair as (a int, b int); "
+        "create function evil(pair) returns text language sql as $$ select set_config('evil.as', user, false) $$; "
+        "create cast (pair as text) with function evil(pair); "
+        "create table lists (id text primary key, board_id int, name text); insert into lists values ('l', 1, 'L'); "
+        "create table cards (id uuid primary key, lane text); insert into item_labels values (1, 1)"
+    )
+    items.execute("select relay.lanes('lists'); select relay.watch('cards', lanes => 'lists')")
+    [(label_extra,)] = items.fetch("select id from relay.extras where name = 'labels'")
+    [(cards,)] = items.fetch("select id from relay.watches where target = 'cards'::regclass")
+    with items.connect() as reader:
+        reader.execute("begin isolation level repeatable read; select 1")
+        for table, column in (("labels", "name"), ("lists", "id")):
+            items.execute(
+                f"alter table {table} rename column {column} to {column}_was; "
+                f"alter table {table} add column {column} pair default row(1, 2)"
+            )
+        touched = reader.execute("select * from relay.touched(%s, false, '{1}')", [label_extra]).fetchall()
+        values = reader.execute("select * from relay.extra_values(%s, '{1}')", [label_extra]).fetchall()
+        places = reader.execute('select * from relay.resolve(%s, \'{"[null,\\"l\\"]"}\')', [[cards]]).fetchall()
+        assert reader.execute("select current_setting('evil.as', true)").fetchall() == [(None,)]
+        assert (touched, values, places) == ([(None,) * 4], [], [(cards, None, None)])
+
+
+def test_what_decides_the_order_of_values_is_noticed_to_its_end(items: Database) -> None:
+    """However long it is; and values that are equal, but not the same, have an order too."""
+    items.execute("alter table comments add column score numeric")
+    extra(items, "scores", "comments", shown=["score"], order_by=["body"])
+    items.execute(
+        "insert into comments (item_id, score, body) "
+        "values (1, 1, repeat('x', 9000) || 'a'), (1, 2, repeat('x', 9000) || 'b')"
+    )
+    touches = (
+        "select count(*) from relay.entries e join relay.extras x on x.id = e.watch "
+        "where x.name = 'scores' and op = 'N'"
+    )
+    assert items.fetch(touches) == [(2,)]
+    items.execute("update comments set body = repeat('x', 9000) || 'c' where score = 1")
+    assert items.fetch(touches) == [(3,)]
+    items.execute(
+        "delete from comments; insert into comments (item_id, score, body) values (1, 1.0, ''), (1, 1.00, '')"
+    )
+    board = "select task::json -> '' ->> 'scores' from relay.board('1')"
+    before = items.fetch(board)
+    items.execute("update comments set item_id = 1 where score::text = (select min(score::text) from comments)")
+    assert items.fetch(board) == before
+
+
+def test_a_key_that_is_too_long_for_the_journal_is_a_sync(database: Database) -> None:
+    """An array of two of them could be more than Postgres has room for, and the writer would fail."""
+    database.execute("create table notes (task_id text, note text)")
+    database.execute("select relay.extra('tasks', 'notes', 'notes', '{note}', key_column => 'task_id')")
+    database.execute("insert into notes values (repeat('x', 8193)), (repeat('y', 8192))")
+    entries = "select op::text, length(key), reason from relay.entries where op <> 'P' and reason is distinct from %s"
+    assert database.fetch(entries, "watch_changed") == [
+        ("S", None, "row_unreadable: a key is longer than 8 KiB"),
+        ("N", 8192, None),
+    ]
+
+
+def test_whoever_waits_for_one_table_keeps_nobody_from_another(items: Database) -> None:
+    """For each attempt locks all of them, or none."""
+    writer = items.connect()
+    writer.execute("set lock_timeout = '250ms'")
+    for statement in (
+        "select relay.extra('items', 'n', 'labels', '{name}', through => 'item_labels', patience => '0.4s')",
+        "select relay.drop_extra('items', 'labels', patience => '0.4s')",
+        "select relay.unwatch('items', patience => '0.4s')",
+    ):
+        with items.connect() as holder, holder.transaction(), ThreadPoolExecutor() as pool:
+            holder.execute("lock table item_labels in row exclusive mode")
+            declared = pool.submit(items.execute, statement)
+            while not declared.done():
+                writer.execute("update labels set text_color = 'red' where id = 1")
+            assert "item_labels is in use by" in str(declared.exception())
+
+
+def test_triggers_that_were_off_are_enabled_as_before_by_the_same_declaration(items: Database) -> None:
+    """Always: otherwise what replication applies would not be journalled."""
+    items.execute("alter table comments disable trigger all; alter table comments enable trigger all")
+    always = "select name, triggers_complete, triggers_always from relay.extras where name = 'commentCount'"
+    assert items.fetch(always) == [("commentCount", True, False)]
+    extra(items, "commentCount", "comments")
+    assert items.fetch(always) == [("commentCount", True, True)]
+
+
+def test_a_table_is_readable_for_as_long_as_something_shows_it(items: Database) -> None:
+    """And no longer, whichever ends first."""
+    readable = "select has_table_privilege('relay_reader', 'people', 'select')"
+    items.execute("alter table people add column board_id text, add column lane text; select relay.watch('people')")
+    items.execute("select relay.unwatch('people')")
+    assert items.fetch(readable) == [(True,)]
+    items.execute("select relay.drop_extra('items', 'owner')")
+    assert items.fetch(readable) == [(False,)]
+
+
+async def test_what_a_dropped_table_leaves_is_named_with_the_command_and_breaks_nothing(items: Database) -> None:
+    """The table between two others takes along what says what the triggers on the other one are for."""
+    items.execute("drop table item_labels")
+    items.execute("select relay.watch('items', hidden => '{title}'); select relay.remove_orphans()")
+    verdict = (await check(items.dsn))["columns"]
+    assert (
+        verdict.found == "public.labels has triggers of an extra whose other tables are gone: its writers pay for it"
+    )
+    assert verdict.hint is not None
+    items.execute(verdict.hint.removeprefix("run "))
+    items.execute("select relay.remove_orphans()")
+    assert items.fetch("select count(*) from pg_proc where proname ~ '^extra_[0-9]+_far$'") == [(0,)]
 
 
 def test_what_cannot_be_read_is_never_taken_for_what_is_empty(items: Database) -> None:

@@ -445,6 +445,10 @@ def test_virtual_generated_columns_are_not_shown(own_server: EmbeddedPostgres) -
                 database.execute(f"select relay.watch('tasks', {part})")
         with pytest.raises(psycopg.Error, match="order_by has 'loud', by which clients cannot sort"):
             database.execute("select relay.watch('tasks', order_by => '{loud}')")
+        database.execute("create table notes (task_id text, loud text generated always as (task_id) virtual)")
+        for columns in ("key_column => 'loud'", "shown => '{loud}', key_column => 'task_id'"):
+            with pytest.raises(psycopg.Error, match="has no column 'loud'"):
+                database.execute(f"select relay.extra('tasks', 'notes', 'notes', {columns})")
 
 
 def test_row_security_of_the_tasks_table_hides_nothing_from_the_journal(database: Database) -> None:

@@ -57,23 +57,26 @@ async def _columns(place: Place) -> Verdict:
     if wrong := [verdict for verdict in verdicts if verdict]:
         return wrong[0]
     for extra in await read_failing_extras(place.link):
-        if extra.problem or extra.triggers_complete:
+        if extra.problem or (extra.fault and extra.triggers_complete):
             found, hint = (extra.fault or extra.shortcoming).split(": ", 1)
             return failed(found, hint)
-    for table, name, command in await place.link.rows(_LEFT_EXTRAS):
-        found = f"{table} has triggers for {name!r} of a table that is there no more: its writers pay for nothing"
+    for table, command in await place.link.rows(_LEFT_EXTRAS):
+        found = f"{table} has triggers of an extra whose other tables are gone: its writers pay for it"
         return warning(found, f"run {command}")
     return ok("the columns and names by which tables are watched are there")
 
 
-# The table that they spoke about was dropped, which took its own triggers along.
+# The table that they spoke about was dropped, or the one that linked it, which took its own triggers along.
 _LEFT_EXTRAS: Final[LiteralString] = """
-    select e.near::text, e.name,
-           pg_catalog.string_agg(pg_catalog.format('drop trigger %I on %s', t.tgname, t.tgrelid::regclass), '; ')
-    from relay.extras e
-    join pg_catalog.pg_trigger t
-        on t.tgname in ('relay_extra_' || e.id, pg_catalog.format('relay_extra_%s_truncate', e.id))
-    where e.target is null group by 1, 2
+    select pg_catalog.min(t.tgrelid::regclass::text),
+           pg_catalog.string_agg(distinct pg_catalog.format('drop trigger %I on %s', t.tgname, t.tgrelid::regclass),
+                                 '; ')
+    from relay.statements('extra_truncate') s
+    join pg_catalog.pg_trigger t on t.tgname ~ pg_catalog.format('^relay_extra_%s(_truncate)?$',
+                                                                 coalesce(s.said ->> 'far_of', s.said ->> 'extra'))
+    where not exists (select from relay.extras e where e.target is not null
+                      and e.id::text = coalesce(s.said ->> 'far_of', s.said ->> 'extra'))
+    group by coalesce(s.said ->> 'far_of', s.said ->> 'extra') order by 1
 """
 
 
@@ -251,9 +254,11 @@ async def _triggers_beside(place: Place) -> Verdict:
             return warning(f"{found} not enabled always: what replication applies there is not journalled", hint)
         return failed(f"{found} missing, disabled or not as relay.lanes makes them", hint)
     for extra in await read_failing_extras(place.link):
+        found, hint = f"those for {extra.name} of {extra.table} are", f"run {extra.command}"
         if not extra.triggers_complete:
-            found = f"those for {extra.name} of {extra.table} are missing, disabled or not as relay.extra makes them"
-            return failed(found, f"run {extra.command}")
+            return failed(f"{found} missing, disabled or not as relay.extra makes them", hint)
+        if not extra.triggers_always:
+            return warning(f"{found} not enabled always: what replication applies there is not journalled", hint)
     return ok("all are in place and enabled, on partitions too")
 
 
