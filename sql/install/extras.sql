@@ -95,14 +95,14 @@ select (d.said ->> 'extra')::integer as id,
             then 'shows a column, or is ordered by one, that has another type now'
        end as problem,
        triggers.number = case when d.said ? 'far' then 4 else 2 end as triggers_complete,
-       triggers.always as triggers_always,
        d.said -> 'near' ->> 1 as near_as,
        d.said -> 'far' ->> 1 as far_as,
        -- Whether another table has the name now that one of the two had when the extra was declared.
        exists (select from pg_catalog.pg_class o join pg_catalog.pg_namespace n on n.oid = o.relnamespace
                where o.relkind in ('r', 'p') and (
                    o.oid <> d.target and array[n.nspname, o.relname]::text[] = pg_catalog.parse_ident(d.said -> 'near' ->> 1)
-                   or o.oid <> own.far and array[n.nspname, o.relname]::text[] = pg_catalog.parse_ident(d.said -> 'far' ->> 1))) as replaced
+                   or o.oid <> own.far and array[n.nspname, o.relname]::text[] = pg_catalog.parse_ident(d.said -> 'far' ->> 1))) as replaced,
+       triggers.always as triggers_always
 from relay.statements('extra_truncate') d
 cross join lateral (
     select t.target, relay.column_named(t.target, d.said -> 'to', d.same) as task_column, t.far,
@@ -421,9 +421,9 @@ begin
         raise exception 'relay.extra: % cannot be the name of an extra of %: expected letters, digits and underscores, and the name '
             'of no column', pg_catalog.quote_literal(e.name), e.target using errcode = 'invalid_parameter_value';
     end if;
-    -- A function takes a hundred arguments, and each extra is two of them.
-    if (select pg_catalog.count(*) from relay.extras o where o.target = e.target and o.name <> e.name) >= 40 then
-        raise exception 'relay.extra: % has 40 extras: expected no more', e.target using errcode = 'program_limit_exceeded';
+    -- Each costs every read of a board, and a function that makes all of them JSON takes a hundred arguments.
+    if (select pg_catalog.count(*) from relay.extras o where o.target = e.target and o.name <> e.name) >= 20 then
+        raise exception 'relay.extra: % has 20 extras: expected no more', e.target using errcode = 'program_limit_exceeded';
     end if;
     foreach tab in array array_remove(array[e.near, e.far], null) loop
         if tab = e.target or e.near = e.far or not exists (select from pg_catalog.pg_class c where c.oid = tab and c.relkind = 'r'

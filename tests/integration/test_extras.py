@@ -202,6 +202,8 @@ async def test_a_read_of_extras_that_takes_long_is_left_to_the_reads_of_boards(
 ) -> None:
     """Which take only their own boards with them: for this one, all others wait."""
     monkeypatch.setattr(extras, "READ_SECONDS", 0.02)
+    monkeypatch.setattr(boards, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(requests, "LONGEST_RETRY_SECONDS", 0.1)
     with items.connect() as holder:
         async with Client.to(relay.url) as client:
             await client.resume("1", None)
@@ -209,8 +211,10 @@ async def test_a_read_of_extras_that_takes_long_is_left_to_the_reads_of_boards(
                 holder.execute, b"begin; lock table comments, item_labels in access exclusive mode"
             )
             items.execute("insert into items (board_id, title) values (1, 'three'); update labels set name = 'z'")
+            while (await client.receive_any())["type"] != "error":
+                pass
+            holder.execute("rollback")
             while client.reason != "extras_changed":
-                holder.execute("rollback")
                 await client.receive_batch()
             assert client.tasks[3]["commentCount"] == 0
             assert relay.feed.status(10).counts.reconnects == 0
@@ -426,7 +430,8 @@ def test_what_decides_the_order_of_values_is_noticed_to_its_end(items: Database)
     )
     board = "select task::json -> '' ->> 'scores' from relay.board('1')"
     before = items.fetch(board)
-    items.execute("update comments set item_id = 1 where score::text = (select min(score::text) from comments)")
+    items.execute("delete from comments where score::text = '1.0'")
+    items.execute("insert into comments (item_id, score, body) values (1, 1.0, '')")
     assert items.fetch(board) == before
 
 
@@ -513,6 +518,10 @@ def test_an_extra_is_bounded(items: Database) -> None:
     assert second == ["x" * 8192, None]
     items.execute("insert into comments (item_id, body) select 2, repeat('y', 8192) from generate_series(1, 8)")
     assert items.fetch(bodies)[1] == (None,)
+    for n in range(16):
+        extra(items, f"number{n}", "comments")
+    with pytest.raises(psycopg.Error, match=r"relay\.extra: public\.items has 20 extras: expected no more"):
+        extra(items, "oneMore", "comments")
 
 
 def test_declaring_an_extra_again_changes_nothing_and_another_one_takes_its_place(items: Database) -> None:
