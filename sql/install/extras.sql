@@ -158,8 +158,8 @@ as $$
     from pg_catalog.regexp_matches(col, '(_*)([^_]*)', 'g') with ordinality p (part, n)
 $$;
 
--- A value that an extra shows, in SQL: as text where its type has no other JSON. A text of over 8 KiB is null, and so is one
--- that UTF-8 has not: a task's extra is bounded, and never makes the task unreadable.
+-- A value that an extra shows, in SQL: as text where its type has no other JSON. What has over 8 KiB is null, and so is a
+-- text that UTF-8 has not: a task's extra is bounded, and never makes the task unreadable.
 create or replace function relay.shown_value(target regclass, col name, expression text) returns text
     language plpgsql
     stable
@@ -174,6 +174,8 @@ begin
             when t.typcategory in ('S', 'E')
             then pg_catalog.format('(select case when pg_catalog.octet_length(v) <= 8192 then v end from (select %s) s (v))',
                                    relay.as_text(target, col, expression))
+            when t.typname = 'numeric'
+            then pg_catalog.format('case when pg_catalog.octet_length(%1$s::numeric::text) <= 8192 then %1$s::numeric end', expression)
             else pg_catalog.format('%s::%s', expression, pg_catalog.format_type(t.oid, null)) end
         from pg_catalog.pg_attribute a
         join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
@@ -532,8 +534,9 @@ begin
     wanted.single := extra.through is null and wanted.shown <> '{}' and relay.is_key(wanted.near, array[wanted.key_column]);
     foreach tab in array array_remove(array[wanted.near, wanted.far], null) loop
         perform relay.require_owner(tab);
-        perform relay.grant_reading(tab, null);
+        perform relay.grant_reading(tab, array[wanted.key_column, wanted.link_column, wanted.far_key]);
     end loop;
+    perform relay.grant_reading(wanted.target, array[wanted.task_column]);
     if present.problem is null and present.triggers_complete and not present.replaced
         and row(present.task_column, present.near, present.key_column, present.link_column, present.far, present.far_key,
                 present.shown, present.order_by, present.single)

@@ -176,7 +176,7 @@ begin
     wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('filter',
         relay.expression(wanted.target, 'relay.lanes: filter', 'boolean', nullif(coalesce(lanes.filter, present.filter), ''))));
     wanted.filter := relay.spelled(wanted.target, wanted.said -> 'filter', true);
-    perform relay.grant_reading(wanted.target, wanted.board_column);
+    perform relay.grant_reading(wanted.target, array[wanted.id_column, wanted.board_column]);
     wanted.declared_as := relay.full_name(wanted.target);
     if present.problem is null and present.triggers_complete
         and row(present.id_column, present.board_column, present.name_column, present.order_by, present.filter, present.declared_as)

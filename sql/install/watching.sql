@@ -318,8 +318,9 @@ end
 $$;
 
 -- Lets relay_reader read a table, which only its owner or a superuser can do, as only they can put triggers on it. Where
--- rows are filtered by policies, a board would be silently incomplete, so the reader must be above them.
-create or replace function relay.grant_reading(target regclass, board_column name) returns void
+-- rows are filtered by policies, a board would be silently incomplete, so the reader must be above them. It names the types
+-- and collations of some columns, and so has to be let into their schemas.
+create or replace function relay.grant_reading(target regclass, columns name[]) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
@@ -327,13 +328,14 @@ declare
     schemas constant oid[] := array(
         select c.relnamespace from pg_catalog.pg_class c where c.oid = target
         union
-        select t.typnamespace from pg_catalog.pg_attribute a
+        select pg_catalog.unnest(array[t.typnamespace, c.collnamespace]) from pg_catalog.pg_attribute a
         join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
-        where a.attrelid = target and a.attname = board_column);
+        left join pg_catalog.pg_collation c on c.oid = a.attcollation
+        where a.attrelid = target and a.attname = any (columns));
     place   oid;
 begin
     foreach place in array schemas loop
-        continue when pg_catalog.has_schema_privilege('relay_reader', place, 'usage');
+        continue when place is null or pg_catalog.has_schema_privilege('relay_reader', place, 'usage');
         begin
             execute pg_catalog.format('grant usage on schema %s to relay_reader', place::regnamespace);
         exception when insufficient_privilege then
@@ -722,7 +724,7 @@ begin
     end if;
     perform relay.require_owner(wanted.target);
     perform relay.refuse_clash(wanted);
-    perform relay.grant_reading(wanted.target, wanted.board_column);
+    perform relay.grant_reading(wanted.target, array[wanted.board_column]);
     wanted.same := true;
     wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
         'filter', relay.expression(wanted.target, 'relay.watch: filter', 'boolean', wanted.filter),

@@ -483,6 +483,16 @@ def test_a_table_is_readable_for_as_long_as_something_shows_it(items: Database) 
     assert items.fetch(readable) == [(False,)]
 
 
+def test_the_collation_of_a_key_may_be_in_a_schema_of_its_own(database: Database) -> None:
+    """Whoever reads boards is let into it."""
+    database.execute(
+        'create schema own; create collation own.c from "C"; create table notes (task_id text collate own.c); '
+        "insert into tasks (id, title) values ('a', 'A')"
+    )
+    database.execute("select relay.extra('tasks', 'notes', 'notes', key_column => 'task_id')")
+    assert database.fetch("select task::json -> '' ->> 'notes' from relay.board('default')") == [("0",)]
+
+
 async def test_what_a_dropped_table_leaves_is_named_with_the_command_and_breaks_nothing(items: Database) -> None:
     """The table between two others takes along what says what the triggers on the other one are for."""
     items.execute("drop table item_labels")
@@ -518,6 +528,9 @@ def test_an_extra_is_bounded(items: Database) -> None:
     assert second == ["x" * 8192, None]
     items.execute("insert into comments (item_id, body) select 2, repeat('y', 8192) from generate_series(1, 8)")
     assert items.fetch(bodies)[1] == (None,)
+    items.execute("alter table comments add column sum numeric; update comments set sum = 10::numeric ^ 8200")
+    extra(items, "bodies", "comments", shown=["sum"])
+    assert items.fetch(bodies)[1] == ([None] * 10,)
     for n in range(16):
         extra(items, f"number{n}", "comments")
     with pytest.raises(psycopg.Error, match=r"relay\.extra: public\.items has 20 extras: expected no more"):
