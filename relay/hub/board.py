@@ -36,11 +36,19 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one transaction means to a board: messages to send, or a reason why the board must be read again."""
+    """What one transaction means to a board: messages to send, or a reason why the board must be read again.
+
+    With `at`, it is no transaction's, but says what is there as of that snapshot.
+    """
 
     xid: int
     messages: Sequence[Message]
     sync: Reason | None = None
+    at: Snapshot | None = None
+
+    def is_in(self, snapshot: Snapshot) -> bool:
+        """Whether a board as of a snapshot has it already."""
+        return snapshot.sees(self.xid) if self.at is None else snapshot.covers(self.at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +178,7 @@ class Board(Generic[S]):
         """Hand over the board as of `snapshot` while the feed is at `position`."""
         if self._tail is None:
             return  # all had left, and others have come that wait for a read of their own
-        missed = [step for step in self._tail if not snapshot.sees(step.xid)]
+        missed = [step for step in self._tail if not step.is_in(snapshot)]
         if _reason(missed):
             self.abandon_read()
             return
@@ -209,13 +217,13 @@ class Board(Generic[S]):
     def resumed(self, now: Snapshot, steps: Sequence[Step], position: Snapshot) -> Iterator[Delivery[S]]:
         """Hand over what was missed until `now` while the feed is at `position`."""
         tail, self._missed_tail = self._missed_tail or (), None
-        late = [step for step in tail if not now.sees(step.xid)]
+        late = [step for step in tail if not step.is_in(now)]
         groups: defaultdict[Snapshot, set[S]] = defaultdict(set)
         for subscriber, cursor in self._missed.items():
             groups[cursor].add(subscriber)
         self._missed = {}
         for cursor, group in groups.items():
-            missed = [step for step in steps if not cursor.sees(step.xid)] + late
+            missed = [step for step in steps if not step.is_in(cursor)] + late
             if reason := _reason(missed):
                 self._waiting |= dict.fromkeys(group, reason)
             else:
@@ -232,7 +240,7 @@ class Board(Generic[S]):
         self._live, self._ahead = set(), []
         all_alike: set[S] = set()
         for snapshot, group in followers:
-            unseen = [step for step in steps if snapshot is None or not snapshot.sees(step.xid)]
+            unseen = [step for step in steps if snapshot is None or not step.is_in(snapshot)]
             # First find its new place, for a subscriber may fall behind while it is sent to.
             if reason := _reason(unseen):
                 # The parts before are not enough: only the whole batch leads to a committed moment.

@@ -80,19 +80,19 @@ def steps(transactions: Iterable[Committed], selections: Mapping[str, Iterable[s
     for transaction in transactions:
         if transaction.sync is not None:
             for name in chain.from_iterable(selections.values()):
-                found[name].append(Step(transaction.xid, (), transaction.sync))
+                found[name].append(Step(transaction.xid, (), transaction.sync, transaction.at))
             continue
         for board, meaning in transaction.messages(selections).items():
             for name in selections[board]:
-                if step := _step(transaction.xid, name, meaning):
+                if step := _step(transaction, name, meaning):
                     found[name].append(step)
     return found
 
 
-def _step(xid: int, name: str, meaning: Meaning) -> Step | None:
+def _step(transaction: Committed, name: str, meaning: Meaning) -> Step | None:
     """Return what a transaction that means this to a board means to a selection of it; None if nothing."""
     if is_selection(name) and not isinstance(meaning, str):
         meaning = selection_of(name).messages(meaning)
     if isinstance(meaning, str):
-        return Step(xid, (), meaning)
-    return Step(xid, meaning) if meaning else None
+        return Step(transaction.xid, (), meaning, transaction.at)
+    return Step(transaction.xid, meaning, at=transaction.at) if meaning else None

@@ -44,11 +44,15 @@ Question = tuple[Mapping[str, Any], str]
 class Committed(Protocol):
     """A transaction: `transaction.Transaction`, or one whose messages a publisher has encoded.
 
-    With `sync`, it did what only reading the boards again can show: the reason.
+    With `sync`, it did what only reading the boards again can show: the reason. With `at`, it is none, but says what
+    is there as of that snapshot; whoever holds a board as of that one, or of a later one, has it already.
     """
 
     @property
     def xid(self) -> int: ...
+
+    @property
+    def at(self) -> Snapshot | None: ...
 
     @property
     def sync(self) -> Reason | None: ...

@@ -39,6 +39,7 @@ import msgspec
 from relay.model import messages
 from relay.model.cursor import Reason
 from relay.model.messages import Meaning, Message, Row
+from relay.model.snapshot import Snapshot
 
 _NO_EXTRAS: Final[Row] = MappingProxyType({})
 
@@ -92,6 +93,8 @@ class Transaction:
     changed the lanes of the boards in `lanes`: those are sent with a board. With `outdated`, its images may be of a
     shape that the tables had before: the boards that it touches are read again. A large transaction may come as
     several, each with all images of the rows that it is about.
+
+    What other tables say about tasks comes by itself: `touches` are no transaction's, but as of the snapshot `at`.
     """
 
     xid: int
@@ -99,6 +102,7 @@ class Transaction:
     sync: Reason | None = None
     lanes: set[str] = field(default_factory=set)
     touches: list[Touch] = field(default_factory=list)
+    at: Snapshot | None = None
     outdated: bool = False
 
     @property

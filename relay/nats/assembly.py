@@ -32,6 +32,7 @@ class Committed:
     board: str | None
     sync: Reason | None
     effect: Effect
+    at: Snapshot | None
 
     def messages(self, boards: Container[str | None]) -> Mapping[str, Meaning]:
         """Return the board's messages, if it is one of `boards`, or the reason why it must be read again."""
@@ -102,7 +103,7 @@ class Assembly:
         if not self._reads(part.board):
             return
         self._parts[part.board] += 1
-        self._gathered += [Committed(one.xid, part.board, part.sync, one) for one in part.effects]
+        self._gathered += [_committed(part, effect) for effect in part.effects]
         self._bytes += _size(part.effects)
         if self._bytes > GATHER_BYTES and not self._whole:
             self._passed_on = True
@@ -167,6 +168,11 @@ class Assembly:
     def _take_gathered(self) -> Sequence[Committed]:
         gathered, self._gathered, self._bytes = self._gathered, [], 0
         return gathered
+
+
+def _committed(part: Part, effect: Effect) -> Committed:
+    at = None if effect.at is None else _position(effect.at)
+    return Committed(effect.xid, part.board, part.sync, effect, at)
 
 
 def _size(effects: Iterable[Effect]) -> int:

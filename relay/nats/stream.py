@@ -50,11 +50,15 @@ class StreamBroken(Exception):
 
 
 class Effect(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a transaction means to one board: its messages, or None and why the board must be read again."""
+    """What a transaction means to one board: its messages, or None and why the board must be read again.
+
+    With `at`, it is no transaction's, but says what is there as of that snapshot.
+    """
 
     xid: int
     messages: list[msgspec.Raw] | None = None
     reason: Reason = "changes_missing"
+    at: str | None = None
 
 
 class Part(msgspec.Struct, frozen=True, tag="part", tag_field="entry", omit_defaults=True):
@@ -223,12 +227,12 @@ def fitted(part: Part, room: int) -> Iterator[Encoded]:
 
 def _pieces(effect: Effect, limit: int) -> Iterator[Effect]:
     """Split what a transaction means to a board into pieces of at most `limit` bytes."""
-    room = limit - len(encode(Effect(effect.xid, []))) - 1
+    room = limit - len(encode(msgspec.structs.replace(effect, messages=[]))) - 1
     if effect.messages is None or any(len(message) > room for message in effect.messages):
-        yield Effect(effect.xid, reason=effect.reason)
+        yield msgspec.structs.replace(effect, messages=None)
         return
     for messages in _portions(effect.messages, lambda message: len(message) + 1, room):
-        yield Effect(effect.xid, messages)
+        yield msgspec.structs.replace(effect, messages=messages)
 
 
 def commits(publisher: str, step: int, parts: Mapping[str | None, int], end: End, room: int) -> Iterator[Encoded]:

@@ -174,10 +174,12 @@ class Turn(Sink):
         effects: defaultdict[str, list[Effect]] = defaultdict(list)
         for transaction in transactions:
             if transaction.sync:
-                yield Part(self._name, self._step + 1, [Effect(transaction.xid)], sync=transaction.sync)
+                yield Part(
+                    self._name, self._step + 1, [_effect(transaction, transaction.sync)], sync=transaction.sync
+                )
                 continue
             for board, meaning in transaction.messages(self).items():
-                effects[board].append(_effect(transaction.xid, meaning))
+                effects[board].append(_effect(transaction, meaning))
         for board, its_effects in effects.items():
             yield Part(self._name, self._step + 1, its_effects, board)
 
@@ -231,10 +233,11 @@ class Turn(Sink):
                 self._state(self._position)
 
 
-def _effect(xid: int, meaning: Meaning) -> Effect:
+def _effect(transaction: Committed, meaning: Meaning) -> Effect:
+    at = None if transaction.at is None else str(transaction.at)
     if isinstance(meaning, str):
-        return Effect(xid, reason=meaning)
-    return Effect(xid, [*map(extended, meaning)])
+        return Effect(transaction.xid, reason=meaning, at=at)
+    return Effect(transaction.xid, [*map(extended, meaning)], at=at)
 
 
 async def _assembled(stream: Stream, sequence: int, data: bytes, last: int) -> Assembly:

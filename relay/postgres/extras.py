@@ -5,9 +5,8 @@ snapshot in which the journal is read.
 
 Rules:
 - A batch leads to its snapshot, and so do the extras in it: whichever of its transactions touched an extra, it is
-  sent as it is then. An extra touched by several may be sent as often, with one value.
-- What touched extras comes after all rows of the batch, each under its own transaction. So whoever holds a board that
-  contains the transaction already skips it, and whoever does not holds the task by then.
+  sent as it is then, once, after all rows of the batch. Whoever holds a board as of that snapshot or of a later one
+  skips it; whoever holds an older one may be sent what it has already.
 - A task that appears, or that other keys than before find, comes with its extras.
 - Tables that cannot be read, for somebody has locked or altered them, are waited for a moment only. So is a read that
   takes long, as without an index. Then all boards are read again, each within its own limits.
@@ -20,14 +19,15 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Collection,
     Container,
     Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Final, LiteralString, NamedTuple, cast
 
 import msgspec
@@ -35,6 +35,7 @@ import psycopg
 import structlog
 from psycopg.rows import TupleRow
 
+from relay.model.snapshot import Snapshot
 from relay.model.transaction import Image, Touch, Transaction, cancelled
 from relay.postgres.decode import Entry, Extra, Watch, sync_of
 from relay.postgres.faults import UnreadableRow
@@ -66,16 +67,21 @@ class Touched(NamedTuple):
     far: bool
 
 
-Touches = Mapping[Touched, Mapping[str, Collection[int]]]
+Touches = Mapping[Touched, Mapping[str, AbstractSet[int]]]
 """The keys that were touched, and by which transactions."""
+
+Appeared = Mapping[tuple[object, ...], int]
+"""The tasks that are sent whole: of each the watch, the board and the id, and the transaction."""
+
+_NOTHING: Final[Appeared] = MappingProxyType({})
 
 
 def touches_of(found: Iterable[tuple[int, str, str | None, int]]) -> Touches:
     """Gather touches: of each the extra, N or F, the key and the transaction."""
-    touches: defaultdict[Touched, defaultdict[str, dict[int, None]]] = defaultdict(lambda: defaultdict(dict))
+    touches: defaultdict[Touched, defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for extra, op, key, xid in found:
         if key is not None:
-            touches[Touched(extra, op == "F")][key][xid] = None
+            touches[Touched(extra, op == "F")][key].add(xid)
     return touches
 
 
@@ -121,20 +127,23 @@ class Extras:
                 transaction.images[place] = image._replace(extras=extras)
 
     async def touched(
-        self, touches: Touches, followed: Container[str | None], sent: Collection[tuple[object, ...]] = ()
-    ) -> AsyncIterator[list[Transaction]]:
-        """Read the tasks whose extras were touched, in parts; without those that were sent, see `appeared`."""
+        self, touches: Touches, at: Snapshot, followed: Container[str | None], sent: Appeared = _NOTHING
+    ) -> AsyncIterator[Transaction]:
+        """Read the tasks whose extras were touched, in parts; without those that came with them, see `appeared`."""
         for (number, far), keys in touches.items():
             async for rows in self._read_touched(number, far, list(keys)):
-                found: dict[int, Transaction] = {}
+                part = Transaction(0, at=at)
                 for key, watch, board, task in rows:
                     if key is None:
-                        yield [sync_of(xid, _UNREAD) for xid in {xid for xids in keys.values() for xid in xids}]
-                    elif board in followed and (touch := self._touch(number, watch, board, task)):
-                        for xid in keys[key]:
-                            if (xid, watch, board, bytes(touch.id)) not in sent:
-                                found.setdefault(xid, Transaction(xid)).touches.append(touch)
-                yield list(found.values())
+                        part.sync = sync_of(0, _UNREAD).sync
+                    elif (
+                        board in followed
+                        and (touch := self._touch(number, watch, board, task))
+                        # If one transaction alone touched it, it comes with the task that appears by that one.
+                        and keys[key] != {sent.get((watch, board, bytes(touch.id)))}
+                    ):
+                        part.touches.append(touch)
+                yield part
 
     async def _read_touched(self, *touched: object) -> AsyncIterator[list[TupleRow]]:
         """Read the tasks of an extra, in parts; one without a key if not all could be read."""
@@ -165,10 +174,10 @@ class Extras:
         return Touch(board, whole["id"], whole["lane"], {extra.name: watch.value_of(extra, columns)})
 
 
-def appeared(transactions: Iterable[Transaction]) -> set[tuple[object, ...]]:
-    """Name the tasks that are sent whole: of each the transaction, the watch, the board and the id."""
+def appeared(transactions: Iterable[Transaction]) -> Appeared:
+    """Name the tasks that are sent whole, with their extras."""
     return {
-        (transaction.xid, image.table.id, image.board, bytes(image.task["id"]))
+        (image.table.id, image.board, bytes(image.task["id"])): transaction.xid
         for transaction in transactions
         for _, before, after in _net(transaction.images)
         for image in after

@@ -140,8 +140,7 @@ _BY_KEY: Final[LiteralString] = (
 )
 
 _TOUCHES: Final[LiteralString] = (
-    "declare touches no scroll cursor for select distinct s.watch, s.op::text, k.key, s.xid::text::bigint "
-    "from (select j.*"
+    "declare touches no scroll cursor for select distinct s.watch, s.op::text, k.key from (select j.*"
     + _NEW
     + "and j.op in ('N', 'F')) s cross join lateral (select s.old_key union select s.key) k (key) order by 1, 2, 3"
 )
@@ -216,7 +215,7 @@ class Journal:
             if not in_one_snapshot:  # an extra that was declared just now asks for a sync
                 yield replace(batch, transactions=await self._transactions(entries))
                 return
-            async for transactions, more in self._at_once(entries):
+            async for transactions, more in self._at_once(entries, batch.now):
                 if not more:
                     await self._rows("commit")
                 yield replace(batch, transactions=transactions, more=more)
@@ -229,15 +228,18 @@ class Journal:
                 await self._rows("commit")
             yield batch
 
-    async def _at_once(self, entries: Sequence[Entry]) -> AsyncIterator[tuple[list[Transaction], bool]]:
+    async def _at_once(
+        self, entries: Sequence[Entry], now: Snapshot
+    ) -> AsyncIterator[tuple[list[Transaction], bool]]:
         """Turn the entries of a batch into transactions; in parts, if one label is that of many tasks."""
         transactions = await self._transactions(entries)
         await self._extras.attach(transactions)
-        async for touched in self._extras.touched(touches_in(entries), self._followed, appeared(transactions)):
+        sent = appeared(transactions)
+        async for touched in self._extras.touched(touches_in(entries), now, self._followed, sent):
             if _touches(transactions) > PART_CHANGES:
                 yield transactions, True
                 transactions = []
-            transactions += touched
+            transactions.append(touched)
         yield transactions, False
 
     async def _in_parts(self, new: tuple[str, list[str]]) -> AsyncIterator[Batch]:
@@ -251,7 +253,7 @@ class Journal:
         if len(outline) > BATCH_TRANSACTIONS:
             whole = replace(whole, transactions=None)
         else:
-            for parts in (self._parts(outline), self._touched_parts(*new)):
+            for parts in (self._parts(outline), self._touched_parts(whole.now, *new)):
                 async for transactions in parts:
                     yield replace(whole, transactions=transactions, more=True)
         yield whole
@@ -277,13 +279,14 @@ class Journal:
             entries = await self._resolved([Entry(*row[6:]) for row in rows[1:] if not too_much])
             found = transactions_of(entries, self._watches.by_id, boards)
             await self._extras.attach(found)
-            async for touched in self._extras.touched(touches_in(entries), boards, appeared(found)):
+            batch = _batch(rows, entries)
+            async for touched in self._extras.touched(touches_in(entries), batch.now, boards, appeared(found)):
                 if _touches(found) < RESUME_CHANGES:
-                    found += touched
+                    found.append(touched)
                 else:
                     too_much = True
             await self._rows("commit")
-        return replace(_batch(rows, entries), transactions=None if too_much else found), entries
+        return replace(batch, transactions=None if too_much else found), entries
 
     def probes(self) -> list[str]:
         """Return the probes that were read since the last time."""
@@ -345,13 +348,13 @@ class Journal:
         await self._extras.attach([transaction])
         return transaction
 
-    async def _touched_parts(self, *new: object) -> AsyncIterator[list[Transaction]]:
+    async def _touched_parts(self, now: Snapshot, *new: object) -> AsyncIterator[list[Transaction]]:
         """Read what touched extras in a large batch, some keys after the others."""
         await self._rows(_TOUCHES, *new)
         while rows := await self._rows(f"fetch {PART_CHANGES} from touches".encode()):
-            touches = touches_of((extra, op, key, xid) for extra, op, key, xid in rows)
-            async for transactions in self._extras.touched(touches, self._followed):
-                yield transactions
+            touches = touches_of((extra, op, key, 0) for extra, op, key in rows)
+            async for touched in self._extras.touched(touches, now, self._followed):
+                yield [touched]
         await self._rows("close touches")
 
     async def _transactions(self, entries: Sequence[Entry]) -> list[Transaction]:

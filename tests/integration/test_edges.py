@@ -187,7 +187,13 @@ async def test_a_cursor_that_is_ahead_of_an_edge_waits_for_it(
         else:
             late.update({each.sequence: each for each in entries})
 
-    async with feed.published(), feed.edge() as near, Relay(database.dsn).running() as far:
+    async with (
+        feed.published(),
+        feed.edge() as near,
+        Relay(database.dsn).running() as far,
+        Client.to(near.url) as follower,  # or the edge would not be sent what is held back
+    ):
+        await follower.subscribe("default")
         cursor, tasks = await start(near)
         monkeypatch.setattr(Follower, "_pass_on", hold_back)
         database.execute("insert into tasks (id, title) values ('a', 'A')")

@@ -147,6 +147,21 @@ async def test_a_large_batch_is_sent_with_what_other_tables_say(
         assert client.tasks[1]["commentCount"] == 1
 
 
+async def test_what_many_transactions_touch_is_sent_once(items: Database, relay: Relay) -> None:
+    """To each card that it is about, as it is in the end."""
+    items.execute("insert into item_labels values (1, 1), (2, 1)")
+    assert isinstance(relay.feed, Feed)
+    async with Client.to(relay.url) as client:
+        await client.resume("1", None)
+        relay.feed.pause()
+        items.execute("update items set title = 'x' where id = 1")
+        await client.receive_batch()  # the read that had begun
+        for number in range(9):
+            items.execute("update labels set name = %s where id = 1", f"name {number}")
+        relay.feed.go_on()
+        assert brief(await client.receive_batch()) == [updated(n, labels=label("name 8")) for n in (1, 2)]
+
+
 async def test_two_who_change_what_one_card_shows_wait_for_nobody(items: Database, relay: Relay) -> None:
     """And the card shows both, whoever commits first."""
     first, second = items.connect(), items.connect()

@@ -138,6 +138,18 @@ def test_a_subscriber_that_is_further_ahead_stays_so() -> None:
     assert delivered(board.publish([step(14)], at("15:15:"))) == [({"ann", "bob"}, b"[14]")]
 
 
+def test_what_is_as_of_a_snapshot_comes_to_all_who_do_not_hold_the_board_as_of_it() -> None:
+    """Also to whoever has seen some of what led there; not to whoever has the board as of that moment, or later."""
+    for snapshot, expected in (("12:12:", b"[at]"), ("11:13:11", b"[at]"), ("13:13:", b""), ("14:14:", b"")):
+        board = board_with("ann")
+        board.join("bob")
+        board.begin_read()
+        list(board.synced(at(snapshot), at("10:10:")))
+        one = Step(0, [Message("task.updated", b"[at]")], at=at("13:13:"))
+        sent = {name: text for to, text in delivered(board.publish([step(10), one], at("13:13:"))) for name in to}
+        assert (sent["ann"], sent.get("bob", b"")) == (b"[10][at]", expected)
+
+
 def test_a_batch_with_a_step_that_asks_for_a_sync_is_not_sent_and_nothing_is_until_the_board_is_read_again() -> None:
     board = board_with("ann")
     assert delivered(board.publish([step(10), truncate(11), step(12)], at("13:13:"))) == []
