@@ -59,6 +59,7 @@ class Change:
 
     xid: int
     sync: None = None
+    at: None = None
 
     def messages(self, _boards: Container[str | None]) -> Mapping[str, Meaning]:
         changes = {"title": msgspec.Raw(b'"Task %d"' % self.xid), "updatedAt": msgspec.Raw(b'"2026-01-01T00:00:00Z"')}

@@ -58,6 +58,7 @@ class Change:
 
     xid: int
     sync: None = None
+    at: None = None
 
     def messages(self, boards: Container[str | None]) -> Mapping[str, Meaning]:
         assert isinstance(boards, Mapping)
