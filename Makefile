@@ -29,7 +29,7 @@ demo: .venv/.demo  ## Watch a living board arrive over WebSocket: no database, n
 # Compiled tests are kept, whatever the environment asks for: each worker compiles them in three seconds.
 test: export PYTHONDONTWRITEBYTECODE =
 test: install $(GUIDE)/node_modules/.installed $(CLIENT)/node_modules/.installed $(ASYNCAPI)/node_modules/.installed $(MIGRATIONS)/node_modules/.installed  ## Run all tests: make test ARGS='-k truncate'
-	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 torture: install $(GUIDE)/node_modules/.installed  ## Prove it amid faults, until a client holds a wrong board: make torture MINUTES=60 SEED=7 ARGS=--cluster
 	$(BIN)/python -m tests.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
