@@ -212,7 +212,7 @@ def _of_unreadable(image: str) -> tuple[str | None, str]:
     """Return the id of a row of which a board has no image, and why; its id may be unreadable itself."""
     try:
         key, problem = _decode_unreadable(image[1:])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeEncodeError):
         return None, image[1:]
     return key, problem
 
@@ -368,7 +368,7 @@ def _unreadable_lane(image: str) -> LeftOut:
     """Report a row of lanes that cannot be shown; return its table and its id."""
     try:
         table, key, problem = _decode_unreadable_lane(image[1:])
-    except msgspec.MsgspecError as ex:  # its characters do not exist in UTF-8
+    except (msgspec.MsgspecError, UnicodeEncodeError) as ex:  # its characters do not exist in UTF-8
         table, key, problem = "lanes", "?", str(ex)
     log.error("feed.unreadable_row", problem=f"a row of {table} cannot be shown: {one_line(problem)}")
     return table, key

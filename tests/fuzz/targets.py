@@ -281,6 +281,8 @@ SEEDS: Final[Mapping[str, Sequence[bytes]]] = {
         b'{"id":1,"board_id":"a","lane":"x","n":1.50}\n{"id":1,"board_id":"a","lane":"y","n":2}\na\na',
         b'{"id":"\\u0000","board_id":null,"lane":[]}\n-\na\n-',
         b'-\n{"id":{},"id_":1,"board_id":"b","lane":"x","Some Key":"\xff"}\n-\nb',
+        # What is no image, and nothing that could be sent.
+        b'!\x80{"id":1}\n{"id":1,"board_id":"a","lane":"y","n":2}\na\na',
         # The old image of a wide row, and a new one that cannot be read.
         b'{"id":1,"board_id":"a","lane":"x"}\n{"id":1,"board_id":"a","lane":"x","j":{"}":["\\ud800","\\""]}}\na\na\nx',
     ],
