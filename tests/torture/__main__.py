@@ -26,7 +26,7 @@ from tests.torture.world import World
 @click.option(
     "--nats/--no-nats", default=None, help="with publishers and edges  [default: if there is a nats-server]"
 )
-@click.option("--shapes", is_flag=True, help="other boards: lanes that are rows, a filter, an order")
+@click.option("--shapes", is_flag=True, help="other boards: lanes that are rows, a filter, an order, extras")
 @click.option("--cluster", is_flag=True, help="NATS is a cluster of three servers")
 @click.option(
     "--keep",
