@@ -489,20 +489,38 @@ async def test_a_relay_that_is_killed_and_comes_back(relays: Relays, tasks: Data
     await expect(one.in_lane("done", "Lasting")).to_have_count(1)
 
 
+async def lead_through(page: Page, network: Proxy) -> None:
+    """Have the page find the relay behind a proxy."""
+
+    async def through(route: Route) -> None:
+        answer = await route.fetch()
+        document = await answer.json()
+        document["websocket"]["port"] = network.port
+        await route.fulfill(response=answer, json=document)
+
+    await page.route("**/page.json", through)
+
+
 async def test_a_network_that_goes_and_comes(daemon: Daemon, tasks: Database, window: Open) -> None:
     """Offline, the page says so; online, it catches up with what was committed meanwhile."""
     tasks.execute("insert into tasks (id, board_id, title) values ('away', 'network', 'Away')")
-    one = await window("about:blank")
-    await one.page.clock.install()
-    await one.page.goto(address(daemon, "network"))
-    await one.is_("live")
-    await one.page.context.set_offline(True)
-    await one.page.clock.fast_forward(5000)  # for which a link may be silent that was asked for a sign of life
-    await one.is_("offline")
-    tasks.execute("update tasks set lane = 'done', priority = 'high' where id = 'away'")
-    await one.page.context.set_offline(False)
-    await one.is_("live")
-    await expect(one.in_lane("done", "Away")).to_contain_text("high")
+    async with Proxy("127.0.0.1", daemon.ws_port) as network:
+        one = await window("about:blank", bypass_csp=True)  # the policy names the relay's port, not the proxy's
+        await one.page.clock.install()
+        await lead_through(one.page, network)
+        await one.page.goto(address(daemon, "network"))
+        await one.is_("live")
+        # The client listens for the same event, and has listened for longer: it has asked for a sign of life by then.
+        await one.page.evaluate("void (window.went = new Promise((r) => addEventListener('offline', () => r())))")
+        network.strand()  # Chromium leaves open the connections it has
+        await one.page.context.set_offline(True)
+        await one.page.evaluate("window.went")
+        await one.page.clock.fast_forward(5000)  # for which a link may be silent that was asked for a sign of life
+        await one.is_("offline")
+        tasks.execute("update tasks set lane = 'done', priority = 'high' where id = 'away'")
+        await one.page.context.set_offline(False)
+        await one.is_("live")
+        await expect(one.in_lane("done", "Away")).to_contain_text("high")
 
 
 async def test_a_machine_that_sleeps_and_wakes(daemon: Daemon, tasks: Database, window: Open) -> None:
@@ -511,16 +529,9 @@ async def test_a_machine_that_sleeps_and_wakes(daemon: Daemon, tasks: Database, 
         "insert into tasks (id, board_id, title) values ('asleep', 'sleep', 'Asleep'), ('gone', 'sleep', 'Gone')"
     )
     async with Proxy("127.0.0.1", daemon.ws_port) as network:
-        one = await window("about:blank", bypass_csp=True)  # the policy names the relay's port, not the proxy's
+        one = await window("about:blank", bypass_csp=True)  # as above
         await one.page.clock.install()
-
-        async def through(route: Route) -> None:
-            answer = await route.fetch()
-            document = await answer.json()
-            document["websocket"]["port"] = network.port
-            await route.fulfill(response=answer, json=document)
-
-        await one.page.route("**/page.json", through)
+        await lead_through(one.page, network)
         await one.page.goto(address(daemon, "sleep"))
         await one.is_("live")
         lifecycle = await one.page.context.new_cdp_session(one.page)
