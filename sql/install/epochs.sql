@@ -99,6 +99,13 @@ begin
             insert into relay.horizon (place, seen, swept, pauses, ceiling)
             select here, s, pg_catalog.pg_snapshot_xmin(s), relay.pauses() - relay.paused()::integer, 0
             from pg_catalog.pg_current_snapshot() s;
+            -- A prepared transaction outlives a crash and a failover, its entries do not. So one is made in its name, which
+            -- no reader takes before it is over.
+            insert into relay.journal (xid, op, reason)
+            select x, 'S', 'epoch_changed'
+            from relay.horizon h
+            cross join lateral pg_catalog.pg_snapshot_xip(h.seen) x
+            join pg_catalog.pg_prepared_xacts p on p.transaction = x::xid and p.database = pg_catalog.current_database();
         end if;
         insert into relay.epochs (place, started)
         select here, pg_catalog.pg_postmaster_start_time()

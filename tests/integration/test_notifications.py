@@ -152,8 +152,11 @@ async def test_transaction_that_commits_after_the_promise_is_found(
 
 
 async def test_prepared_transactions_reach_clients() -> None:
-    """Where two-phase commit is enabled triggers never notify, and what was prepared comes when it is committed."""
-    with EmbeddedPostgres(settings={"max_prepared_transactions": "1"}) as server:
+    """Where two-phase commit is enabled triggers never notify, and what was prepared comes when it is committed.
+
+    Even after a crash, which it outlives, but its entries in the journal do not.
+    """
+    with EmbeddedPostgres(settings={"max_prepared_transactions": "2"}) as server:
         install(server.dsn)
         with Database(server.dsn) as database:
             async with Relay(server.dsn).running() as relay, Client.to(relay.url) as client:
@@ -165,6 +168,18 @@ async def test_prepared_transactions_reach_clients() -> None:
                 assert (await client.receive())[1]["id"] == "other"
                 database.execute("commit prepared 'p'")
                 assert (await client.receive())[1]["id"] == "prepared"
+
+                database.execute("begin")
+                insert(database, "kept")
+                database.execute("prepare transaction 'q'")
+                database.close()
+                await asyncio.to_thread(server.stop, "immediate")
+                await asyncio.to_thread(server.start)
+                assert (await client.receive())[0] == "board.sync"
+                assert "kept" not in client.tasks
+                database.execute("commit prepared 'q'")
+                assert (await client.receive())[0] == "board.sync"
+                assert "kept" in client.tasks
 
 
 def fill_queue_and_write(database: Database) -> None:
