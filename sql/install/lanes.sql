@@ -355,13 +355,15 @@ as $$
 declare
     here constant text := relay.place();
     present constant text := relay.shape();
-    upper constant xid8 := pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot());
 begin
     perform from relay.horizon h where h.place = here and h.shape is distinct from present for update skip locked;
     if found then
-        update relay.horizon h set shape = present, shaped = upper where h.place = here;
+        -- Not the xmax of a snapshot: above it are transactions that began before the one that changed the shape was over.
+        update relay.horizon h set shape = present, shaped = pg_catalog.pg_current_xact_id() where h.place = here;
     end if;
-    return query select present, case when h.shape = present then h.shaped else upper end from relay.horizon h where h.place = here;
+    return query
+        select present, case when h.shape = present then h.shaped else pg_catalog.pg_current_xact_id() end
+        from relay.horizon h where h.place = here;
 end
 $$;
 

@@ -303,6 +303,22 @@ async def test_row_that_was_written_before_a_label_was_renamed_and_committed_aft
     assert (moody.tasks["a"]["mood"], moody.reason) == ("fine", "schema_changed")
 
 
+def test_shape_is_younger_than_all_transactions_that_were_open_when_it_changed(database: Database) -> None:
+    """Also than those that began after the one that changed it, and so have higher ids."""
+    database.execute("create type mood as enum ('good'); alter table tasks add mood mood; select from relay.epoch()")
+    database.execute("select from relay.note_shape()")
+    with database.connect() as ddl, database.connect() as writer:
+        ddl.execute("begin; create table unwatched ()")
+        writer.execute("begin; insert into tasks (id, title, mood) values ('a', 'A', 'good')")
+        ddl.execute("alter type mood rename value 'good' to 'fine'; commit")
+        [(younger,)] = database.fetch(
+            "select shaped > %s::text::xid8 from relay.note_shape()",
+            *writer.execute("select pg_current_xact_id()::text").fetchone() or (),
+        )
+
+    assert younger
+
+
 async def test_row_that_was_written_between_two_renames_of_a_label_has_the_present_one(
     database: Database, moody: Client
 ) -> None:
