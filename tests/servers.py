@@ -40,8 +40,10 @@ _POLL_SECONDS = 0.05
 _SQL = Path(__file__).parent.parent / "sql"
 
 _CONTROL: LiteralString = """
-    with locked as materialized (select pg_advisory_xact_lock('relay.control'::regclass::oid::bigint))
-    select relay.set_control(%s) from locked
+    do $$ begin
+        lock table relay.horizon in share update exclusive mode;
+        perform relay.set_control(%s);
+    end $$
 """
 PAUSE: LiteralString = _CONTROL.replace("%s", "true, relay.pauses() | 1, 0")
 """Pauses journalling, as a writer does that finds the journal full."""

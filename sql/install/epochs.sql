@@ -90,7 +90,7 @@ begin
         or not exists (select from relay.epochs e
                        where e.place = here and e.started = pg_catalog.pg_postmaster_start_time())
     then
-        perform pg_catalog.pg_advisory_xact_lock('relay.horizon'::regclass::oid::bigint);
+        lock table relay.epochs in share update exclusive mode;
         if not exists (select from relay.horizon h where h.place = here) then
             delete from relay.horizon;
             delete from relay.ticks;
@@ -113,7 +113,8 @@ begin
                           where e.place = here and e.started = pg_catalog.pg_postmaster_start_time());
     end if;
     perform relay.forget_others(here);
-    return query select e.run, e.key from relay.epochs e where e.place = here order by e.started desc;
+    return query select e.run, e.key from relay.epochs e where e.place = here
+        order by e.started = pg_catalog.pg_postmaster_start_time() desc, e.started desc;
 end
 $$;
 

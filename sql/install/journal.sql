@@ -108,7 +108,8 @@ create or replace function relay.paused() returns boolean
     set search_path = pg_catalog, pg_temp
 as $$ select coalesce(pg_catalog.pg_sequence_last_value('relay.control'::regclass), 0) < 0 $$;
 
--- Sets the control; the caller holds the lock on it.
+-- Sets the control. The caller has locked relay.horizon in share update exclusive mode, which conflicts with itself, not with
+-- who reads or writes rows. Here as elsewhere it is no advisory lock: any role can take one, and keep it.
 create or replace function relay.set_control(paused boolean, pauses bigint, polled_for integer) returns void
     language sql
     set search_path = pg_catalog, pg_temp

@@ -72,6 +72,16 @@ declare
 begin
     perform relay.require_read_committed('relay.prune');
     perform relay.forget_others(here);
+    -- Where the clock was set back, it takes the ticks along: none would be old, and none be added, until it had caught up.
+    if exists (select from relay.ticks t where t.place = here and t.at > pg_catalog.clock_timestamp() + interval '1 second') then
+        perform from relay.horizon h where h.place = here for update skip locked;
+        if not found then
+            return 0;
+        end if;
+        update relay.ticks t set at = t.at - late.late
+        from (select max(k.at) - pg_catalog.clock_timestamp() as late from relay.ticks k where k.place = here) late
+        where t.place = here;
+    end if;
     perform relay.tick(here)
     where not exists (select from relay.ticks t
                       where t.place = here and t.at > pg_catalog.clock_timestamp() - interval '1 second' and keep is null);
@@ -167,7 +177,7 @@ begin
     perform relay.require_read_committed('relay.resume');
     perform from relay.horizon h where h.place = here for update;
     -- The control is changed under this lock only.
-    perform pg_catalog.pg_advisory_xact_lock('relay.control'::regclass::oid::bigint);
+    lock table relay.horizon in share update exclusive mode;
     count := relay.pauses();
     if count = (select h.pauses from relay.horizon h where h.place = here) then
         return true;
@@ -181,7 +191,7 @@ begin
               and l.mode in ('RowExclusiveLock', 'ShareUpdateExclusiveLock') and l.pid is distinct from pg_catalog.pg_backend_pid());
         if relay.sweep(here, floor, 1000000) > 0 or exists (select from relay.journal j where j.xid >= floor) then
             update relay.horizon h set emptied = null where h.place = here;
-        elsif not busy and (select h.emptied is null from relay.horizon h where h.place = here) then
+        elsif not busy and (select h.emptied is null or h.emptied > pg_catalog.clock_timestamp() from relay.horizon h where h.place = here) then
             update relay.horizon h set emptied = pg_catalog.clock_timestamp() where h.place = here;
             -- Autovacuum comes where it knows of dead rows, and may know of none: here are some of both tables.
             insert into relay.journal (op, reason)
@@ -242,14 +252,17 @@ as $$
 declare
     polled constant integer := relay.polled_for();
 begin
-    if polled < least(ms, 2000) and pg_catalog.pg_try_advisory_xact_lock('relay.control'::regclass::oid::bigint)
-        and not relay.paused()
-    then
-        perform relay.set_control(false, relay.pauses(), least(ms, 2000));
-        if polled = 0 and pg_catalog.pg_notification_queue_usage() < 0.5 then
-            perform pg_catalog.pg_notify('relay', '{"polling": true}');
+    if polled < least(ms, 2000) then
+        lock table relay.horizon in share update exclusive mode nowait;
+        if not relay.paused() then
+            perform relay.set_control(false, relay.pauses(), least(ms, 2000));
+            if polled = 0 and pg_catalog.pg_notification_queue_usage() < 0.5 then
+                perform pg_catalog.pg_notify('relay', '{"polling": true}');
+            end if;
         end if;
     end if;
+exception when lock_not_available then
+    return;  -- the journal is full, or another relay has just done it
 end
 $$;
 

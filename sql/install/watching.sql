@@ -160,10 +160,12 @@ $$;
 -- Lets one session at a time change what is watched, until the end of its transaction: two sessions that watch the same
 -- table must not each make their own, and one that waits for the table must not remove what another has just made.
 create or replace function relay.one_at_a_time() returns void
-    language sql
+    language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
-    select pg_catalog.pg_advisory_xact_lock('relay.watches'::regclass::oid::bigint)
+begin
+    lock table relay.ticks in share update exclusive mode;
+end
 $$;
 
 -- The id of a new watch or table of lanes. A change names the watch it was made under, and an id is never used again, nor

@@ -3,7 +3,7 @@
 -- Pauses journalling when the file is full. A writer calls it about once in 32 kB of rows, since asking for the size
 -- costs more than an entry; so by the time of the pause the file is larger by some 64 kB, ten times as much once in
 -- 20,000 pauses, and by the row that was being written. The lock serializes changes of the control, and is held for this
--- moment only. Always returns true.
+-- moment only, for a subtransaction that fails lets go of its locks. Always returns true.
 create or replace function relay.pause_if_full() returns boolean
     language plpgsql
     security definer
@@ -13,14 +13,13 @@ declare
     bytes constant bigint := pg_catalog.pg_total_relation_size('relay.journal'::regclass);
 begin
     -- Not from the view: a writer that had a lock on it would keep others from replacing it.
-    if bytes > (select greatest(s.stop_bytes, (select max(h.ceiling) from relay.horizon h)) from relay.configured() s)
-        and pg_catalog.pg_try_advisory_lock('relay.control'::regclass::oid::bigint)
-    then
+    if bytes > (select greatest(s.stop_bytes, (select max(h.ceiling) from relay.horizon h)) from relay.configured() s) then
+        lock table relay.horizon in share update exclusive mode nowait;
         if not relay.paused() then
             perform relay.set_control(true, relay.pauses() + 1, 0);
             raise log 'relay: the journal holds % bytes: journalling pauses until a relay finds room', bytes;
         end if;
-        perform pg_catalog.pg_advisory_unlock('relay.control'::regclass::oid::bigint);
+        raise sqlstate 'RL003';
     end if;
     return true;
 exception when others then

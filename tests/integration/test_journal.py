@@ -224,6 +224,35 @@ def test_first_change_after_days_is_neither_old_nor_overdue(database: Database) 
     assert overdue == 0
 
 
+def test_prune_goes_on_where_the_clock_was_set_back(database: Database) -> None:
+    """What was committed in a day that is still to come is no longer than that in the journal."""
+    database.execute(SEVERAL)
+    age(database, "2 hours")
+    database.execute("update tasks set title = 'U' where id < 't2'")
+    age(database, "-1 day")
+    assert database.fetch("select oldest_seconds < 0 from relay.vitals()") == [(True,)]
+
+    prune(database, "")
+    assert journalled(database) < 200
+    assert database.fetch("select max(at) <= clock_timestamp() from relay.ticks") == [(True,)]
+    assert database.fetch("select oldest_seconds >= 0 from relay.vitals()") == [(True,)]
+
+
+def test_present_run_of_the_server_is_the_first_whatever_the_clock_said(database: Database) -> None:
+    """Cursors are sealed with its key; a copy of the server's files that is put back does not know it."""
+    [present] = database.fetch("select run from relay.epoch()")
+    database.execute("insert into relay.epochs (place, started) values (relay.place(), now() + interval '1 day')")
+
+    runs = database.fetch("select run from relay.epoch()")
+    assert (len(runs), runs[0]) == (2, present)
+
+
+def test_nothing_waits_for_a_lock_that_anybody_may_take(database: Database) -> None:
+    """An advisory lock needs no right: whoever held ours would keep the journal from being paused and resumed."""
+    calls = "select proname from pg_proc where pronamespace = 'relay'::regnamespace and prosrc ~ 'advisory'"
+    assert database.fetch(calls) == []
+
+
 @pytest.mark.parametrize(
     "setting",
     ["keep_age = '-1 second'", "keep_bytes = 0", "stop_bytes = -1", "stop_bytes = null", "keep_age = null"],
@@ -454,6 +483,8 @@ def test_pause_ends_after_a_vacuum_of_what_was_deleted_whatever_the_statistics_s
         assert database.fetch(f"select sum(pg_stat_get_live_tuples(p)) {parts}") == [(0,)]
     assert database.fetch("select emptied is not null from relay.horizon") == [(True,)]
     database.execute("vacuum (process_toast off) relay.journal")
+    assert database.fetch("select relay.resume()") == [(False,)]
+    database.execute("update relay.horizon set emptied = now() + interval '1 day'")  # the clock was set back since
     assert database.fetch("select relay.resume()") == [(False,)]
     database.execute("vacuum relay.journal")
 
