@@ -6,6 +6,7 @@ declare
     me      constant text := current_user;
     name    text;
     foreign_object text;
+    owns    boolean;
 begin
     if pg_catalog.current_setting('restrict_nonsystem_relation_kind', true) ~ 'view' then
         raise exception 'views cannot be read here, for restrict_nonsystem_relation_kind is ''%'': run this first, in the same '
@@ -59,7 +60,7 @@ begin
                 foreign_object, pg_catalog.quote_ident(foreign_object), name using errcode = 'duplicate_object';
         end if;
         if name <> 'relay_reader' then
-            select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) into foreign_object
+            select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), d.deptype = 'o' into foreign_object, owns
             from pg_catalog.pg_shdepend d
             left join pg_catalog.pg_class c on d.classid = 'pg_catalog.pg_class'::regclass and c.oid = d.objid
             left join pg_catalog.pg_proc p on d.classid = 'pg_catalog.pg_proc'::regclass and p.oid = d.objid
@@ -69,8 +70,11 @@ begin
               and coalesce(c.relnamespace, p.pronamespace, d.objid)
                   is distinct from coalesce(pg_catalog.to_regnamespace('relay')::oid, 0) limit 1;
             if foreign_object is not null then
-                raise exception 'role % owns or has a right on %, but users'' code could run as it: expected nothing: '
-                    'drop owned by %', name, foreign_object, name using errcode = 'duplicate_object';
+                raise exception 'role % % %, but users'' code could run as it: expected nothing: %', name,
+                    case when owns then 'owns' else 'has a right on' end, foreign_object,
+                    case when owns then 'drop it, or give it to another role'
+                         else pg_catalog.format('revoke all on %s from %s', foreign_object, name) end
+                    using errcode = 'duplicate_object';
             end if;
         end if;
         -- To give it functions, one must be able to act as it.
