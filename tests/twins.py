@@ -60,7 +60,9 @@ _LOCKS: Final = """
 """
 
 _STATE: Final = {
-    "settings": "select name, setting, source from pg_catalog.pg_settings",
+    # The one trace of a block in which a transaction was read-only (relay.entry_body) is the source of that setting.
+    "settings": "select name, setting, case name when 'transaction_read_only' then '' else source end "
+    "from pg_catalog.pg_settings",
     "who": "select current_user, session_user, pg_catalog.regexp_replace("
     "pg_catalog.current_schemas(true)::text, 'pg_temp_[0-9]+', 'pg_temp')",
     "locks": _LOCKS,

@@ -300,6 +300,7 @@ begin
         return null;
     end if;
     begin
+        perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
         was := case when tg_op <> 'INSERT' then %1$s(old) end;
         stands := case when tg_op <> 'DELETE' then %1$s(new) end;
     exception when others or assert_failure then

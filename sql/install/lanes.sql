@@ -50,6 +50,7 @@ begin
         return null;
     end if;
     begin
+        perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
         was := case when tg_op <> 'INSERT' then relay.lane_%1$s(old) end;
         stands := case when tg_op <> 'DELETE' then relay.lane_%1$s(new) end;
     exception when others or assert_failure then
@@ -436,13 +437,15 @@ create or replace function relay.altered() returns setof integer
     set search_path = pg_catalog, pg_temp
 as $$
     select w.id from relay.watches w
-    where w.problem is null and (
+    where w.problem is null and ((
         select count(*)
         from (values
             ('journal_' || w.id, 'relay_writer', relay.journal_body(w), null),
             ('entry_' || w.id, 'relay_renderer', relay.entry_body(w), 'relay_writer'),
             ('place_' || w.id, 'relay_renderer', relay.place_body(w), 'relay_reader')) made (name, owner, body, caller)
         where relay.is_made(made.name, made.owner, made.body, made.caller)) <> case when relay.has_places(w) then 3 else 2 end
+        or exists (select from relay.makers_of_parts(w.target) m
+                   where not pg_catalog.has_function_privilege(m, pg_catalog.to_regprocedure(pg_catalog.format('relay.journal_%s()', w.id)), 'execute')))
     union all
     select l.id from relay.lane_tables l
     where l.problem is null and not (

@@ -427,6 +427,7 @@ begin
             when col is null then pg_catalog.format('%s = %L', its.board, board)
             else relay.in_index(own_table, col, typ, board) end;
         begin
+            perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
             return query execute pg_catalog.format(
                 'select $1, %s from %s where %s and %s and %s = $2 collate "C" order by %s%s', its.task, its.rows, indexed, its.filter, its.board,
                 relay.order_clause(w.target, w.order_by, 'row_of_table'),

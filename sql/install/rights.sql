@@ -25,9 +25,7 @@ grant execute on function relay.journal_sync(integer, text), relay.notify(), rel
 grant execute on function relay.pause_if_full() to relay_writer;
 
 -- A function that makes JSON of a row calls others that do.
--- It also asks whether the journal is full: its callers can have journalling paused only when it is.
-grant execute on function relay.entry(text, text, record, text, text, record), relay.image(record), relay.pause_if_full()
-    to relay_renderer;
+grant execute on function relay.entry(text, text, record, text, text, record), relay.image(record) to relay_renderer;
 
 -- The needs of the functions that read boards.
 grant select on relay.watches, relay.lane_tables, relay.extras to relay_reader;

@@ -138,6 +138,7 @@ begin
           and (a.attname in (w.board_column, w.lane_column) or a.attname = w.id_column and w.id_prefix is null);
 
         begin
+            perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
             blocks := pg_catalog.pg_relation_size(part) / pg_catalog.current_setting('block_size')::bigint;
             -- The first rows of blocks all over it, the last among them; the fewer blocks, the more rows of each.
             select pg_catalog.array_agg(distinct pg_catalog.format('(%s,%s)', (blocks - 1) * i / 63, line)::tid) into places

@@ -760,6 +760,7 @@ begin
                                     wanted.hidden, wanted.order_by, wanted.filter, wanted.board_as, wanted.lane_as, wanted.lanes, wanted.watched_as, wanted.shown)
        and relay.triggers_enabled(current_watch.id, wanted.target, 'A', false)
     then
+        perform relay.refresh();  -- the table may belong to another role now, see relay.makers_of_parts
         return;
     end if;
 

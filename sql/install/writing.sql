@@ -80,7 +80,7 @@ as $$
 declare
     image text;
 begin
-    if current_user <> 'relay_renderer' then
+    if current_user <> 'relay_renderer' or pg_catalog.set_config('transaction_read_only', 'on', true) is null then
         return pg_catalog.concat('!relay.image belongs to ', current_user, ', expected relay_renderer: run relay sql install');
     end if;
     if pg_catalog.pg_column_size(of_row) > 32768
@@ -95,10 +95,9 @@ exception when others or assert_failure then
 end
 $$;
 
--- The careful way to make an entry. The trigger functions take it for wide rows, from time to time for others, under
--- other settings than those in which images are made, and where the quick way failed. It makes each image by itself, so
--- that one which cannot be made leaves out only itself. From time to time, by size, it checks whether the journal is
--- full.
+-- The careful way to make an entry. The trigger functions take it for wide rows, under other settings than those in which
+-- images are made, and where the quick way failed. It makes each image by itself, so that one which cannot be made leaves
+-- out only itself.
 create or replace function relay.entry(
     old_key text, old_board text, old_row record, new_key text, new_board text, new_row record
 ) returns text[]
@@ -118,12 +117,6 @@ declare
     after  text := relay.image(new_row);
     reason text;
 begin
-    -- Where the trigger functions leave the quick way for the size, this is true, for they compare less.
-    if (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hashtext(coalesce(new_key, old_key))) & 32767
-        <= coalesce(pg_catalog.octet_length(before), 0) + coalesce(pg_catalog.octet_length(after), 0)
-    then
-        perform relay.pause_if_full();
-    end if;
     if pg_catalog.left(before, 1) = '!' then
         reason := pg_catalog.concat('row_unreadable: ', pg_catalog.substr(before, 2));
         before := null;
@@ -177,6 +170,10 @@ $$;
 -- The only columns it names are those and the hidden ones. If a later schema change renames or retypes one of them, the
 -- block around them catches it: the writer goes on, the daemon learns of it, and has this made again (relay.refresh).
 --
+-- The role that runs users' code owns these functions, so that code could drop or alter them, those of other tables too.
+-- So it runs where nothing can be written: in a block that catches errors, which is a subtransaction, the transaction is
+-- read-only, and after it is not. No code can change that back within it.
+--
 -- Every writer pays for this code. PL/pgSQL prepares each expression in each transaction, which takes a
 -- microsecond or two, and as much again for five to ten functions and operators in it; an INSERT prepares its own for
 -- each row. So all of the quick way is one expression here and one in journal_body, and an INSERT as plain as can be.
@@ -189,6 +186,7 @@ declare
     gone text;
     came text;
     said text;
+    guard text;
     col  name;
     old_row text := 'before';
     new_row text := 'after';
@@ -198,6 +196,8 @@ begin
     end if;
     said := pg_catalog.format('array[null, null, null, null, null, null, ''row_unreadable: relay.entry_%s must belong to '
                               'relay_renderer: run relay sql install'']', w.id);
+    guard := E'\n        if current_user <> ''relay_renderer'' or pg_catalog.set_config(''transaction_read_only'', ''on'', true) is null then return '
+             || said || '; end if;';
     if w.shown is not null then
         -- Columns that are not listed are removed before anything reads them, also those that come later.
         select pg_catalog.format('(select %1$I from (select %2$s) %1$I where op <> ''INSERT'')', s.alias, s.gone),
@@ -226,23 +226,20 @@ begin
                              relay.as_text(w.target, w.board_column, pg_catalog.format('after.%I', w.board_column)));
 
     return '-- ' || relay.types_stamp(w.target) || pg_catalog.format($body$
-begin%2$s
+begin
     -- "after" is null in a delete, "before" in an insert, and so is all that is taken from them.
-    begin%3$s
+    begin%2$s%3$s
         return case
             -- After a restore without owners, this would run users' code with the rights of the role that restored.
-            when current_user <> 'relay_renderer' then %4$s
-            -- Rows that are not too wide, and of those not one for each 32 kB: the WAL position differs between
-            -- statements, the key between the rows of one. Images must not depend on the settings of the writer.
-            when %8$s
-                and (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn())
-                     # pg_catalog.hashtext(coalesce(after.%7$I, before.%7$I)::text)) & 32767
-                    > coalesce(pg_catalog.pg_column_size(%10$s), 0) + coalesce(pg_catalog.pg_column_size(%11$s), 0)%9$s
-            then array[%5$s, pg_catalog.row_to_json(%10$s)::text, %6$s, pg_catalog.row_to_json(%11$s)::text]
-            else relay.entry(%5$s, %10$s, %6$s, %11$s) end;
+            when current_user <> 'relay_renderer' or pg_catalog.set_config('transaction_read_only', 'on', true) is null then %4$s
+            -- Rows that are not too wide. Images must not depend on the settings of the writer.
+            when %7$s
+                and coalesce(pg_catalog.pg_column_size(%9$s), 0) + coalesce(pg_catalog.pg_column_size(%10$s), 0) < 32768%8$s
+            then array[%5$s, pg_catalog.row_to_json(%9$s)::text, %6$s, pg_catalog.row_to_json(%10$s)::text]
+            else relay.entry(%5$s, %9$s, %6$s, %10$s) end;
     exception when others or assert_failure then
-        begin%3$s
-            return relay.entry(%5$s, %10$s, %6$s, %11$s);
+        begin%11$s%3$s
+            return relay.entry(%5$s, %9$s, %6$s, %10$s);
         exception when others or assert_failure then
             return array[null, null, null, null, null, null,
                          pg_catalog.concat('row_unreadable: ', pg_catalog.left(sqlerrm, 200))];
@@ -251,15 +248,14 @@ begin%2$s
 end
 $body$, w.id,
         -- Setting a column to null can run code, too.
-        case when hide <> '' then pg_catalog.format(
-            E'\n    if current_user <> ''relay_renderer'' then return %s; end if;', said) else '' end,
-        hide, said, gone, came, w.id_column,
+        case when hide <> '' then guard else '' end,
+        hide, said, gone, came,
         -- Where types are a user's, each image is made by itself, for their code may do anything.
         case when relay.has_user_types(w.target) then 'false' else 'true' end,
         (select pg_catalog.string_agg(pg_catalog.format(E'\n                and pg_catalog.current_setting(%L) %s',
                                                         s.name, s.condition), '' order by s.name)
          from relay.settings_of(w.target) s),
-        old_row, new_row);
+        old_row, new_row, guard);
 end
 $make$;
 
@@ -329,7 +325,7 @@ create or replace function relay.place_body(w relay.watches) returns text
 as $make$
     select '-- ' || relay.types_stamp(w.target) || pg_catalog.format($body$
 begin
-    if current_user <> 'relay_renderer' then
+    if current_user <> 'relay_renderer' or pg_catalog.set_config('transaction_read_only', 'on', true) is null then
         return array[null, null, null, pg_catalog.concat('relay.place_%1$s belongs to ', current_user,
                                                          ', expected relay_renderer: run relay sql install')];
     end if;
@@ -373,7 +369,7 @@ declare
     problem text;
     quick   boolean := %2$s;
 begin
-    if current_user <> 'relay_renderer' then
+    if current_user <> 'relay_renderer' or pg_catalog.set_config('transaction_read_only', 'on', true) is null then
         return array[null, null, null, null, null, null, pg_catalog.concat('row_unreadable: relay.entry_%1$s belongs to ',
                      current_user, ', expected relay_renderer: run relay sql install')];
     end if;
@@ -404,9 +400,7 @@ begin
     begin
         entry := case
             when quick and %6$s
-                and (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn())
-                     # pg_catalog.hashtext(coalesce(stands[1], was[1]))) & 32767
-                    > coalesce(pg_catalog.pg_column_size(%10$s), 0) + coalesce(pg_catalog.pg_column_size(%11$s), 0)
+                and coalesce(pg_catalog.pg_column_size(%10$s), 0) + coalesce(pg_catalog.pg_column_size(%11$s), 0) < 32768
             then array[was[1], was[2], pg_catalog.row_to_json(%10$s)::text,
                        stands[1], stands[2], pg_catalog.row_to_json(%11$s)::text, null]
             else relay.entry(was[1], was[2], %10$s, stands[1], stands[2], %11$s) end;
@@ -466,6 +460,17 @@ as $$
                    or t.typcategory = 'A'))
 $$;
 
+-- True, in SQL; once in 32 kB of rows, it checks first whether the journal is full. The clock differs between the rows of
+-- one statement, as the WAL's position does not.
+create or replace function relay.has_room() returns text
+    language sql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $make$
+    select '((pg_catalog.hashfloat8(pg_catalog.date_part(''epoch'', pg_catalog.clock_timestamp())) & 32767) '
+           '>= coalesce(pg_catalog.pg_column_size(old), 0) + coalesce(pg_catalog.pg_column_size(new), 0) or relay.pause_if_full())'
+$make$;
+
 -- The body of the row trigger's function of one watch: it has the entry made without any right, and inserts it outside
 -- the block that catches errors, for a block that writes would be a subtransaction with an id of its own. At high write
 -- rates, an update that changes nothing makes an entry too, which cancels out: detecting it would cost all others more.
@@ -479,10 +484,10 @@ as $make$
 begin
     -- While relays poll, as they do at high write rates, this is the only check. See relay.polled_for.
     if pg_catalog.abs(pg_catalog.pg_sequence_last_value('relay.control'::regclass)
-           - pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1048576000) < 1048576000
+           - pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1048576000) < 1048576000 and %2$s
     then
         null;
-    elsif pg_catalog.pg_sequence_last_value('relay.control'::regclass) < 0 or old operator(pg_catalog.*=) new then
+    elsif pg_catalog.pg_sequence_last_value('relay.control'::regclass) < 0 or old operator(pg_catalog.*=) new or not %2$s then
         return old;  -- journalling is paused, or nothing has changed
     elsif pg_catalog.current_setting('max_prepared_transactions') <> '0' or pg_catalog.pg_notification_queue_usage() >= 0.5
         or pg_catalog.pg_notify('relay', '') is null
@@ -492,7 +497,7 @@ begin
     insert into relay.journal (watch, entry) values (%1$s, relay.entry_%1$s(tg_op, old, new));
     return old;
 end
-$body$, w.id)
+$body$, w.id, relay.has_room())
     where not relay.has_places(w)
     union all
     -- Not every row is a task, nor every change one of a task.
@@ -500,15 +505,26 @@ $body$, w.id)
 declare
     entry text[] := case when not relay.paused() then relay.entry_%1$s(tg_op, old, new) end;
 begin
-    if entry is not null then
+    if entry is not null and %2$s then
         perform relay.notify();
         insert into relay.journal (watch, entry) values (%1$s, entry);
     end if;
     return old;
 end
-$body$, w.id)
+$body$, w.id, relay.has_room())
     where relay.has_places(w)
 $make$;
+
+-- Those who may make partitions of a table. Postgres asks them for the right to call the trigger function that a partition
+-- then has too; they cannot make another trigger of it, for without a right on the schema they cannot name it.
+create or replace function relay.makers_of_parts(target regclass) returns setof regrole
+    language sql
+    stable
+    rows 1
+    set search_path = pg_catalog, pg_temp
+as $$
+    select distinct c.relowner::regrole from relay.parts(target) p join pg_catalog.pg_class c on c.oid = p and c.relkind = 'p'
+$$;
 
 create or replace function relay.make_functions(w relay.watches) returns void
     language plpgsql
@@ -517,6 +533,7 @@ as $$
 declare
     entry   constant text := pg_catalog.format('relay.entry_%s(text, record, record)', w.id);
     journal constant text := pg_catalog.format('relay.journal_%s()', w.id);
+    maker   regrole;
 begin
     execute pg_catalog.format(
         'create or replace function relay.entry_%s(op text, before record, after record) returns text[] language plpgsql '
@@ -536,6 +553,9 @@ begin
     perform relay.give(journal::regprocedure, 'relay_writer');
     perform relay.revoke_others();
     execute pg_catalog.format('grant execute on function %s to relay_writer', entry);
+    for maker in select m from relay.makers_of_parts(w.target) m loop
+        execute pg_catalog.format('grant execute on function %s to %s', journal, maker);
+    end loop;
     if relay.has_places(w) then
         execute pg_catalog.format('grant execute on function relay.place_%s(record) to relay_reader', w.id);
     end if;
@@ -579,6 +599,8 @@ begin
         left join pg_catalog.pg_roles r on r.oid = a.grantee
         where a.grantee <> o.owner
           and coalesce(r.rolname, '') not in ('relay_writer', 'relay_reader', 'relay_renderer', 'relay_daemon')
+          and not exists (select from relay.watches w cross join lateral relay.makers_of_parts(w.target) m
+                          where o.name = pg_catalog.format('function relay.journal_%s()', w.id) and m = r.oid)
         group by o.name
     loop
         execute pg_catalog.format('revoke all on %s from %s cascade', object, grantees);

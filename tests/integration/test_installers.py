@@ -242,6 +242,43 @@ def test_role_of_our_name_that_has_more_than_it_needs_is_refused(fresh: Database
     assert name in _refused(fresh, fresh.dsn)
 
 
+def test_right_too_many_is_revoked_by_what_the_refusal_prints(fresh: Database) -> None:
+    """It harms nothing of what the role owns: writers go on."""
+    _a_table_of_apps(fresh)
+    install.run(fresh.dsn, "install")
+    _watch(fresh.dsn, "app.tasks")
+    fresh.execute("create table pay (id int); grant select on pay to relay_renderer")
+    message = _refused(fresh, fresh.dsn)
+    fresh.execute(message.rpartition("expected nothing: ")[2])
+    fresh.execute("insert into app.tasks values ('a', 'b', 'todo', 'A')")
+
+    install.run(fresh.dsn, "install")
+    assert fresh.fetch("select count(*) from relay.entries where op = 'R' and new_row is not null") == [(1,)]
+
+
+def test_new_owner_of_a_partitioned_table_makes_partitions_once_it_is_watched_again(fresh: Database) -> None:
+    """Postgres asks whoever makes one for a right on the trigger's function; others do not get it."""
+    _a_table_of_apps(fresh)
+    fresh.execute("create role heir login; grant usage, create on schema app to heir")
+    fresh.execute(
+        "create table app.parts (id int primary key, board_id text, lane text) partition by range (id); "
+        "alter table app.parts owner to app"
+    )
+    install.run(fresh.dsn, "install")
+    _watch(fresh.dsn, "app.parts")
+    with psycopg.connect(_as(fresh, "app"), autocommit=True) as app:
+        app.execute("create table app.low partition of app.parts for values from (0) to (9)")
+    _watch(fresh.dsn, "app.parts")
+    fresh.execute("alter table app.parts owner to heir")
+    _watch(fresh.dsn, "app.parts")
+    with psycopg.connect(_as(fresh, "heir"), autocommit=True) as heir:
+        heir.execute("create table app.high partition of app.parts for values from (9) to (99)")
+
+    callers = "select r.rolname from pg_proc f, pg_roles r where f.proname ~ '^journal_[0-9]' and not r.rolsuper "
+    callers += "and has_function_privilege(r.oid, f.oid, 'execute') order by 1"
+    assert fresh.fetch(callers) == [("heir",), ("relay_writer",)]
+
+
 def test_database_that_keeps_views_from_being_read_is_installed_in_all_the_same(fresh: Database) -> None:
     """By `relay sql`; whoever runs the file otherwise learns what to run first."""
     ((own,),) = fresh.fetch("select current_database()")

@@ -134,6 +134,7 @@ def _fill(database: Database, writer: str) -> None:
     database.execute(_TABLES)
     database.execute(f"grant all on all tables in schema public to {writer}")
     database.execute(f"grant all on all sequences in schema public to {writer}")
+    database.execute(f"alter table parts owner to {writer}; grant create on schema public to {writer}")
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +312,14 @@ _SCRIPTS: dict[str, Sequence[Statement]] = {
         "rollback",
         "set default_transaction_read_only = on",
         "insert into cards (title) values ('a')",
+    ],
+    "partitions made by the owner": [
+        "create table parts_more partition of parts for values from (200) to (300)",
+        "create table parts_other (like parts)",
+        "alter table parts attach partition parts_other for values from (300) to (400)",
+        "insert into parts values (201), (301)",
+        "alter table parts detach partition parts_other",
+        "drop table parts_more, parts_other",
     ],
     "unique error": [
         "insert into cards (title) values ('a'), ('one')",
