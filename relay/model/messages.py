@@ -41,6 +41,10 @@ MAX_SELECTION_CHARACTERS: Final = 2048
 MAX_SELECTED: Final = 100
 """Maximum number of lanes, columns and tasks together that may be selected."""
 
+MAX_LIST_BYTES: Final = 32 * 1024
+"""Size up to which a list or an object is read: no good one is longer. A mebibyte of them took six seconds and a
+gigabyte."""
+
 MAX_TOKEN_CHARACTERS: Final = 8192
 """Maximum length of a token, which is that of one in a header."""
 
@@ -73,6 +77,7 @@ class CloseCode(IntEnum):
 
 _XID: Final = re.compile(r"^[1-9][0-9]{0,19}$", re.ASCII)
 _XID_EXPECTED: Final = "expected what pg_current_xact_id() gives, as a string of digits"
+_MESSAGE_EXPECTED: Final = 'expected an object with a type, like {"type":"subscribe","boardId":"default"}'
 _TYPES_EXPECTED: Final = "expected subscribe, unsubscribe, includes, ping or authenticate"
 
 _BOARD_ID: Final[Any] = Field(
@@ -97,16 +102,19 @@ class Subscribe(BaseModel):
     )
     lanes: list[StrictStr] | None = Field(
         default=None,
+        fail_fast=True,
         description="Of which lanes to send tasks, by their keys in `board.sync`; all if absent. A task that leaves "
         "them is `task.deleted`, one that enters them `task.created`. It takes a `cursor`.",
     )
     columns: list[StrictStr] | None = Field(
         default=None,
+        fail_fast=True,
         description="Which columns to send, by their keys in tasks; all if absent. `id`, `boardId` and `lane` always "
         "are sent. It takes a `cursor`.",
     )
     tasks: list[StrictStr | StrictInt] | None = Field(
         default=None,
+        fail_fast=True,
         description="Which tasks to send, by their ids; all if absent. An id that is a number can be a string of its "
         "digits. It takes a `cursor`.",
     )
@@ -164,6 +172,15 @@ ClientMessage = Subscribe | Unsubscribe | Includes | Ping | Authenticate
 
 _client_message: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
 
+_KEYS: Final = sorted(
+    {field.alias or name for one in get_args(ClientMessage) for name, field in one.model_fields.items()}
+)
+_Known: Final = msgspec.defstruct("_Known", [(key, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for key in _KEYS])
+_decode_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
+_decode_known: Final = msgspec.json.Decoder(_Known).decode
+_LISTS: Final = {b"[": msgspec.Raw(b"[null]"), b"{": msgspec.Raw(b"{}")}
+"""What is as bad as a list or an object that is too long, whatever its key."""
+
 ErrorCode = Literal[
     "invalid_json",
     "invalid_message",
@@ -200,7 +217,7 @@ def parse(text: str) -> ClientMessage:
     Raises BadMessage.
     """
     try:
-        message = _client_message.validate_json(text)
+        message = _client_message.validate_json(_known(text))
     except ValidationError as ex:
         raise _bad_message(ex) from None
     if isinstance(message, Subscribe | Unsubscribe | Includes):
@@ -210,6 +227,28 @@ def parse(text: str) -> ClientMessage:
     if isinstance(message, Includes) and not (_XID.fullmatch(message.xid) and int(message.xid) < 2**64):
         raise BadMessage("invalid_xid", f"xid {message.xid!r:.100} is no transaction id: {_XID_EXPECTED}")
     return message
+
+
+def _known(text: str) -> bytes:
+    """Return of a message the keys that are known: the others are passed over, whatever their size.
+
+    Raises BadMessage.
+    """
+    try:
+        known = _decode_known(_decode_json(text))
+    except RecursionError:
+        raise BadMessage(
+            "invalid_json", "the message is not JSON that anybody sends: it is nested too deeply"
+        ) from None
+    except msgspec.ValidationError:
+        raise BadMessage("invalid_message", _MESSAGE_EXPECTED) from None
+    except msgspec.DecodeError as ex:
+        raise BadMessage("invalid_json", f"the message is not JSON: {ex}") from None
+    for key in _KEYS:
+        value = getattr(known, key)
+        if value is not msgspec.UNSET and len(value) > MAX_LIST_BYTES:
+            setattr(known, key, _LISTS.get(bytes(value)[:1], value))
+    return _encode(known)
 
 
 def _check_selection(message: Subscribe) -> None:
@@ -265,14 +304,16 @@ def _unfit(kind: str, key: tuple[int | str, ...]) -> tuple[ErrorCode, str]:
     """Say what is wrong with a key that there need not be, or with the message as a whole."""
     match key:
         case ("lanes" | "columns" as name,):
-            return "invalid_selection", f"{name} is no list of strings: expected one, or null"
+            return "invalid_selection", f"{name} is no list of up to {MAX_SELECTED} strings: expected one, or null"
         case ("tasks",):
-            return "invalid_selection", "tasks is no list of ids: expected strings or integers in one, or null"
+            return "invalid_selection", (
+                f"tasks is no list of up to {MAX_SELECTED} ids: expected strings or integers in one, or null"
+            )
         case ("token",) if kind == "string_too_long":
             return "invalid_message", f"token is too long: expected {MAX_TOKEN_CHARACTERS} characters at most"
         case ("token",):
             return "invalid_message", "token is missing or no string: expected the token as a string"
-    return "invalid_message", 'expected an object with a type, like {"type":"subscribe","boardId":"default"}'
+    return "invalid_message", _MESSAGE_EXPECTED
 
 
 def _json_type(value: object) -> str:
