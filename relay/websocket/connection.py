@@ -47,6 +47,10 @@ _RECEIVED: Final = memoryview(bytearray(PIECE_BYTES))
 """Buffer for what a client sent, until it is taken, which is at once: one for all connections. Otherwise asyncio
 allocates 256 KB for each few bytes that come, which fragments the heap more and more."""
 
+PARSED_BYTES: Final = 8 * 1024
+"""Maximum of what a client sent that is parsed before it is acted upon: compressed, it can be a thousand times as
+much."""
+
 # The protocol's own log is for debugging it; ours says what happened.
 _quiet = logging.getLogger("relay.websockets")
 _quiet.addHandler(logging.NullHandler())
@@ -121,13 +125,16 @@ class Connection(Peer, asyncio.BufferedProtocol):
         if self._handshake:
             # What a client sends along with its handshake is answered after it, not before.
             data = self._shake_hands(self._handshake, data)
-        if data:
-            if not self._inbox.arrived(len(data)):
+        for start in range(0, len(data), PARSED_BYTES):
+            piece = data[start : start + PARSED_BYTES]
+            self._inbox.arrived(len(piece))
+            if self._inbox.fits:
+                self._protocol.receive_data(piece)
+                self._handle()
+            if not self._inbox.fits:  # a piece that was compressed is more now
                 self._shared.entrance.refusals.add("too much of unfinished messages", self.address)
                 self._transport.abort()
                 return
-            self._protocol.receive_data(data)
-            self._handle()
 
     def eof_received(self) -> None:
         self._protocol.receive_eof()
@@ -300,7 +307,7 @@ class Connection(Peer, asyncio.BufferedProtocol):
         if self._protocol.state is not State.OPEN or self.client is None:
             return
         try:
-            if received.opcode in {Opcode.PING, Opcode.CONT}:
+            if received.opcode in {Opcode.PING, Opcode.PONG, Opcode.CONT}:
                 self.client.receive_frame()
             if received.opcode in DATA_OPCODES and (message := self._inbox.take(received)) is not None:
                 self.client.receive(message, text=self._inbox.is_text)

@@ -28,10 +28,14 @@ class Inbox:
         self._counted = 0
         self._partial: bytearray | None = None
 
-    def arrived(self, size: int) -> bool:
-        """Count bytes that may be part of a message; return false if there are too many, and this client has many."""
-        self._count(self._counted + size)
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for what it has: false if all clients have too much, and this one has much."""
         return self._counted <= SMALL_BYTES or not self._all_unfinished.is_over
+
+    def arrived(self, size: int) -> None:
+        """Count bytes that may be part of a message."""
+        self._count(self._counted + size)
 
     def take(self, received: Frame) -> bytes | None:
         """Add a frame; return the message if it is whole."""

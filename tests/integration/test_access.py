@@ -620,15 +620,15 @@ async def test_too_many_messages_are_refused_and_then_the_client_is(database: Da
     assert set(received[20:]) == {"error"}
 
 
-@pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.CONT])
+@pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG, Opcode.CONT])
 async def test_too_many_frames_are_too_many_messages(database: Database, opcode: Opcode) -> None:
-    """Pings and empty pieces of a message are work too."""
+    """Pings, pongs that nobody asked for and empty pieces of a message are work too."""
     async with (
         relay_of(database, limits=Limits(messages_a_second=5)) as relay,
         connect(relay.url, proxy=None, max_queue=None) as connection,
     ):
         begin = Frame(Opcode.TEXT, b"", fin=False).serialize(mask=True)
-        more = Frame(opcode, b"", fin=opcode is Opcode.PING).serialize(mask=True)
+        more = Frame(opcode, b"", fin=opcode is not Opcode.CONT).serialize(mask=True)
         connection.transport.write(begin + more * 100)
         async with asyncio.timeout(20):
             await connection.wait_closed()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -16,6 +17,7 @@ from aiohttp import ClientSession
 from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
 
 from relay.auth.gate import Gate
@@ -333,6 +335,37 @@ async def test_unfinished_messages_are_bounded_over_all_clients(monkeypatch: pyt
         assert endpoint.shared.unfinished.used == 0
         for _, writer in (one, other):
             writer.close()
+
+
+async def test_a_piece_of_a_message_counts_as_what_it_inflates_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kilobyte can be a piece of a mebibyte; and of many that come at once, only a few are inflated at once."""
+    monkeypatch.setattr(server, "UNFINISHED_BYTES", 600_000)
+    deflate = HEAD + b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+    part = Frame(Opcode.TEXT, b" " * 500_000, fin=False)
+    whole = Frame(Opcode.TEXT, b'{"type":"ping"}' + b" " * 500_000)
+    extension = PerMessageDeflate(True, True, 15, 15)
+    bomb, bombs = (each.serialize(mask=True, extensions=[extension]) for each in (part, whole))
+    async with listening(compression=True) as endpoint:
+        clients = [await asyncio.open_connection("127.0.0.1", endpoint.port) for _ in range(3)]
+        for reader, writer in clients:
+            writer.write(deflate)
+            await reader.readuntil(b"\r\n\r\n")
+        clients[0][1].write(bomb)
+        await until(lambda: endpoint.shared.unfinished.used == 500_000)
+        clients[1][1].write(bomb)
+        async with asyncio.timeout(SECONDS):
+            with contextlib.suppress(ConnectionError):
+                assert await clients[1][0].read() == b""
+        assert endpoint.shared.unfinished.used == 500_000
+        tracemalloc.start()
+        try:
+            clients[2][1].write(bombs * 60)
+            await clients[2][0].readexactly(17 * 60)
+            assert tracemalloc.get_traced_memory()[1] < 24 * 500_000
+        finally:
+            tracemalloc.stop()
+            for _, writer in clients:
+                writer.close()
 
 
 async def test_a_client_that_is_cut_off_for_unfinished_messages_is_not_acted_upon(
