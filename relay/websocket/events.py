@@ -60,8 +60,12 @@ def comment(text: str) -> bytes:
 
 
 def wants(request: Request) -> bool:
-    """Tell whether a request is for events; one for a WebSocket may have any path."""
-    return "Upgrade" not in request.headers and _board(request) is not None
+    """Tell whether a request is for events; one for a WebSocket may have any path.
+
+    Java's client, and curl with `--http2`, offer to go on with HTTP/2 by `Upgrade: h2c`, which need not be taken up.
+    """
+    upgrades = request.headers.get_all("Upgrade")
+    return not any("websocket" in each.lower() for each in upgrades) and _board(request) is not None
 
 
 def is_preflight(request: Request) -> bool:
