@@ -104,7 +104,9 @@ class Outbox(Subscriber):
         self.is_open = self.ready = False
 
     def send(self, frames: bytes) -> None:
-        """Write whole frames, to a client that is ready."""
+        """Write whole frames, to a client that is ready, or to any whose connection is not ending."""
+        if not self.is_open:
+            return
         if self._blocked or len(frames) > PIECE_BYTES:
             self._queue(frames)
         else:

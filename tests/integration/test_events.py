@@ -11,6 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from relay.auth.gate import Gate
 from relay.auth.rates import Rates
@@ -256,6 +258,8 @@ TURNED_AWAY: list[tuple[int, str, str, Mapping[str, str]]] = [
     (200, "GET", f"/boards/default/events?{'lane=&column=&' * 50}unknown=x&token=all", {}),
     (200, "GET", "/boards/default/events", {"Authorization": "Bearer all"}),
     (200, "GET", "/boards/default/events?token=all", {"Origin": PAGE}),
+    (200, "GET", "/boards/default/events?token=all", {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c"}),
+    (401, "GET", "/boards/default/events", {"Connection": "Upgrade", "Upgrade": "WebSocket"}),
 ]
 
 
@@ -293,6 +297,25 @@ async def test_events_count_against_the_limits_of_connections() -> None:
                 assert int(third.headers["retry-after"]) > 0
         await until(lambda: endpoint.connections == 0)
         assert endpoint.refusals.counts == {"too many connections": 1, "too many connections a minute": 1}
+    finally:
+        await endpoint.close()
+
+
+async def test_nothing_is_sent_to_a_client_whose_connection_is_ending() -> None:
+    """A board that could not be had raised an error in the source then, and all boards were read again."""
+    endpoint = Endpoint(Hub(Nobody()), heartbeat=30.0, max_connections=10)
+    await endpoint.open("127.0.0.1", 0)
+    try:
+        async with Reader.to(endpoint) as reader, connect(f"ws://127.0.0.1:{endpoint.port}", proxy=None) as socket_:
+            await socket_.send('{"type":"subscribe","boardId":"default"}')
+            await until(lambda: endpoint.hub.subscriptions == 2)
+            for connection in endpoint.clients:
+                connection.close(messages.CloseCode.SERVICE_RESTART, "stopping")
+            endpoint.hub.refuse("default", messages.error("not_allowed", "no"))
+            await reader.end()
+            assert reader.comments == ["1012 stopping"]
+            with pytest.raises(ConnectionClosed):
+                await socket_.recv()
     finally:
         await endpoint.close()
 
