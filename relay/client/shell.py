@@ -192,6 +192,7 @@ class Relay:
         self._session = Session(random.random, ping_seconds)
         self._proxy = proxy
         self._process = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._failing = False
         """Whether it was already said that there is no connection."""
         self._boards: dict[Following, list[Board]] = {}
@@ -201,6 +202,7 @@ class Relay:
         self._authenticating: deque[tuple[str, asyncio.Future[None]]] = deque()
 
     async def __aenter__(self) -> Self:
+        self.check_unused()
         self._process = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._session.start()
@@ -229,7 +231,7 @@ class Relay:
         sends the board once for all of them, so they all select the same.
         Raises RelayError if the relay refuses the connection or the board, or if this process is a fork.
         """
-        self.check_process()
+        self._running_loop()
         following = self._session.subscribe(board_id, selection(lanes, columns, tasks))
         board = Board(self, following)
         self._boards.setdefault(following, []).append(board)
@@ -248,12 +250,12 @@ class Relay:
         """
         if link.check_token(token) is None:
             raise ValueError("there is no token: expected a string")
-        self.check_process()
+        loop = self._running_loop()
         if not self._session.authenticate(token):
             self._keep(token)
             self._act()
             return
-        answer = self._loop.create_future()
+        answer: asyncio.Future[None] = loop.create_future()
         self._authenticating.append((token, answer))
         self._act()
         await answer
@@ -281,6 +283,20 @@ class Relay:
                 f"this connection belongs to process {self._process}, and this is {os.getpid()}, a fork of it:"
                 " connect after the fork",
             )
+
+    def check_unused(self) -> None:
+        """Raise RelayError if it was opened before: it ends with its `with` block, and does not come back."""
+        if self._loop:
+            raise RelayError("closed", "this relay was opened before: connect again")
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop that it is open in. Raises RelayError in another one, and in a fork."""
+        self.check_process()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            where = "it is open in another event loop" if self._loop else "use it in `async with connect(…)`"
+            raise RelayError("closed", f"this relay is not open here: {where}")
+        return loop
 
     def _leave(self, board: Board) -> None:
         if board._left:  # noqa: SLF001  # the two are one
@@ -311,10 +327,10 @@ class Relay:
         if self._timer:
             self._timer.cancel()
         due = self._session.due
-        self._timer = None if due is None else self._loop.call_at(due, self._tick)
+        self._timer = None if due is None else asyncio.get_running_loop().call_at(due, self._tick)
 
     def _tick(self) -> None:
-        self._session.tick(self._loop.time())
+        self._session.tick(_now())
         self._act()
 
     def _carry_out(self, effect: effects.Effect) -> None:
@@ -368,12 +384,12 @@ class Relay:
         if of is self._link:
             log.info("connected to %s", link.without_secrets(self._url))
             self._failing = False
-            self._session.opened(self._loop.time())
+            self._session.opened(_now())
             self._act()
 
     def _received(self, of: _Link, text: bytes) -> None:
         if of is self._link:
-            self._session.received(text, self._loop.time())
+            self._session.received(text, _now())
             self._act()
 
     def _ended(self, of: _Link, ex: Exception) -> None:
@@ -388,11 +404,15 @@ class Relay:
         self._session.ended(
             code,
             link.reason(ex),
-            self._loop.time(),
+            _now(),
             at_least=link.retry_after(ex),
             hopeless=None if mendable else link.hopeless(ex),
         )
         self._act()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _settle(answer: asyncio.Future[None], error: RelayError | None) -> None:

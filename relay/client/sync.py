@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
 from relay.client import shell
@@ -98,8 +99,11 @@ class Relay:
         self._relay = relay
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        # Held while a request is passed to the loop, so that none comes after its end.
+        self._passing = threading.Lock()
 
     def __enter__(self) -> Self:
+        self._relay.check_unused()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay.client", daemon=True)
         self._thread.start()
@@ -144,17 +148,20 @@ class Relay:
 
     def close(self) -> None:
         """End everything. The boards stay as they are, and loops over them end. In a fork, forget the connection."""
-        loop, thread = self._loop, self._thread
-        if loop is None or thread is None:
-            return
         if self._relay.forked:  # the thread and the connection are the other process's
             self._loop = self._thread = None
             return
-        self._wait(self._relay.close(), None)
-        self._loop = self._thread = None
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        if (closed := self._pass(self._relay.close())) is None:
+            return
+        closed.result()
+        with self._passing:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop and thread:
+            asyncio.run_coroutine_threadsafe(_others(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
 
     def _ask(self, question: Callable[[], _T]) -> _T:
         """Have the client's thread answer, which alone touches boards; without it nothing changes them."""
@@ -162,20 +169,32 @@ class Relay:
         async def answer() -> _T:  # for the loop runs nothing else
             return question()
 
-        return self._wait(answer(), None) if self._loop else question()
+        future = self._pass(answer())
+        return future.result() if future else question()
 
     def _wait(self, what: Coroutine[Any, Any, _T], timeout: float | None) -> _T:
-        if self._loop is None:
-            what.close()
+        if (future := self._pass(what, timeout)) is None:
             raise RelayError("closed", "this relay is not open: use it in `with relay.client.sync.connect(…)`")
-        if self._relay.forked:
-            what.close()
-            self._relay.check_process()
-        future = asyncio.run_coroutine_threadsafe(_within(timeout, what), self._loop)
         try:
             return future.result()
         finally:
             future.cancel()  # Ctrl-C, too, ends what is waited for
+
+    def _pass(self, what: Coroutine[Any, Any, _T], timeout: float | None = None) -> Future[_T] | None:
+        """Pass a request to the client's thread; return None if there is none. Raises RelayError in a fork."""
+        if self._loop and self._relay.forked:
+            what.close()
+            self._relay.check_process()
+        with self._passing:
+            if self._loop:
+                return asyncio.run_coroutine_threadsafe(_within(timeout, what), self._loop)
+        what.close()
+        return None
+
+
+async def _others() -> None:
+    """Wait for what other threads have asked already."""
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
 
 
 async def _within(timeout: float | None, what: Coroutine[Any, Any, _T]) -> _T:  # noqa: ASYNC109  # that of a call

@@ -8,7 +8,8 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from http import HTTPStatus
 
 import pytest
@@ -116,6 +117,55 @@ async def test_a_board_that_cannot_be_held_is_an_error() -> None:
             await relay.subscribe("default")
         assert error.value.code == "unusable_board"
     assert server.heard.count("subscribe") == 5
+
+
+async def test_a_relay_is_used_within_its_block_and_no_second_time() -> None:
+    """A board was waited for that could not come, or an end that could not."""
+    async with serving() as server:
+        relay = client.connect(server.url)
+        with pytest.raises(RelayError, match="not open here: use it in `async with"):
+            await relay.subscribe("default")
+        async with relay:
+            board = await relay.subscribe("default")
+            with pytest.raises(RelayError, match="opened before"):
+                await relay.__aenter__()
+            with pytest.raises(RelayError, match="open in another event loop"):
+                await asyncio.to_thread(asyncio.run, relay.subscribe("default"))
+            assert board.state == "live"
+        with pytest.raises(RelayError, match="opened before"):
+            await relay.__aenter__()
+        with pytest.raises(RelayError, match="opened before"):
+            client.sync.Relay(relay).__enter__()
+
+
+async def test_threads_that_ask_while_another_closes_are_answered() -> None:
+    """A request that came when the client's thread was about to end was waited for without end."""
+    async with serving() as server:
+        for _ in range(3):
+            relay = client.sync.connect(server.url)
+            await asyncio.to_thread(relay.__enter__)
+            board = await asyncio.to_thread(relay.subscribe, "default")
+            calls: list[Callable[[], object]] = [
+                lambda: board.tasks,  # noqa: B023
+                lambda: relay.subscribe("default").unsubscribe(),  # noqa: B023
+            ]
+            threads = [
+                threading.Thread(target=ask_until_closed, args=(relay, call), daemon=True) for call in calls * 2
+            ]
+            for thread in threads:
+                thread.start()
+            await asyncio.sleep(0.01)
+            await asyncio.to_thread(relay.close)
+            for thread in threads:
+                await asyncio.to_thread(thread.join, SECONDS / 5)
+            assert not any(thread.is_alive() for thread in threads)
+
+
+def ask_until_closed(relay: client.sync.Relay, call: Callable[[], object]) -> None:
+    """Call again and again."""
+    with contextlib.suppress(RelayError, StopIteration):
+        while relay.is_open:
+            call()
 
 
 @pytest.mark.parametrize("bad", ["two words", "", 7], ids=["a space", "empty", "a number"])
