@@ -54,7 +54,20 @@ _LABELS_ARE: Final = "--of public.labels --through public.{} --show name --show 
         ),
         ("", [_LABELS, f"taggings: {_LABEL_OF}, created_at date"], ["labels " + _LABELS_ARE.format("taggings")]),
         ("", [_LABELS, f"labels_then: {_LABEL_OF}, reason text"], []),
-        ("", [_LABELS, f"card_labels: {_LABEL_OF}, deleted_at date"], []),
+        (
+            "",
+            [f"{_LABELS}, archived boolean", f"card_labels: {_LABEL_OF}, deletedAt date"],
+            [
+                "labels "
+                + _LABELS_ARE.format("card_labels")
+                + " --filter 'archived is not true' --link-filter '\"deletedAt\" is null'"
+            ],
+        ),
+        (
+            "",
+            [_LABELS, f"taggings: {_LABEL_OF}, deleted_at date"],
+            ["labels " + _LABELS_ARE.format("taggings") + " --link-filter 'deleted_at is null'"],
+        ),
         ("", [_LABELS, f"card_labels: {_LABEL_OF}, other_id bigint > cards"], []),
         ("", ["labels: id bigint, name text", f"card_labels: {_LABEL_OF}"], []),
         ("", ["labels: id integer, token_name text", f"card_labels: {_LABEL_OF}"], []),
@@ -103,7 +116,19 @@ _LABELS_ARE: Final = "--of public.labels --through public.{} --show name --show 
             ["checklistItemCount --of public.checklist_items"],
         ),
         ("", ["card_has_files: id integer, card_id bigint > cards"], ["fileCount --of public.card_has_files"]),
-        ("", ["comments: id integer, card_id bigint > cards, deleted boolean"], []),
+        (
+            "",
+            ["comments: id integer, card_id bigint > cards, deleted boolean"],
+            ["commentCount --of public.comments --filter 'deleted is not true'"],
+        ),
+        (
+            "",
+            ["subtasks: id integer, card_id bigint > cards, isDone boolean, deleted_at date"],
+            [
+                "subtaskCount --of public.subtasks --filter 'deleted_at is null'",
+                "subtasksDone --of public.subtasks --filter 'deleted_at is null and \"isDone\"'",
+            ],
+        ),
         ("", ["history: id integer, card_id bigint > cards"], []),
         # Names that are free.
         (", labels text", [_LABELS, f"card_labels: {_LABEL_OF}"], []),

@@ -12,6 +12,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -29,6 +30,7 @@ _PERSON: Final = re.compile(
     "|created_by|assigned_to)(_account|_profile)?"
 )
 _COUNTED: Final = re.compile("(.*_)?(comment|note|attachment|file|checklist|checklist_item|sub_?task|to_?do|vote)")
+_DONE: Final = re.compile("(is_)?(done|completed?|checked|finished)")
 _POSITION: Final = ("position", "rank", "pos", "sort", "sort_order", "order", "order_index", "created_at")
 
 _NOT_SHOWN: Final = re.compile(
@@ -178,16 +180,24 @@ def _key(card: Table) -> list[str]:
 
 def _filter(table: Table) -> str | None:
     """Say which rows an application hides as a rule: deleted, archived and closed ones, and drafts."""
-    conditions = []
-    for column, its_type in table.types.items():
-        name = f'"{column}"' if column != column.lower() else column
-        if its_type == "boolean" and re.search(
-            r"deleted|archived|draft|closed|hidden|private", column, re.IGNORECASE
-        ):
-            conditions.append(f"{name} is not true")
-        elif re.fullmatch(r"(deleted|delete|archived|closed)_?at", column, re.IGNORECASE):
-            conditions.append(f"{name} = 0" if its_type in {"integer", "bigint"} else f"{name} is null")
-    return " and ".join(conditions) or None
+    return _all(_shows(column, its_type) for column, its_type in table.types.items())
+
+
+def _shows(column: str, its_type: str) -> str | None:
+    """Say when a column does not hide a row; None if it never does."""
+    if its_type == "boolean" and re.search(r"deleted|archived|draft|closed|hidden|private", column, re.IGNORECASE):
+        return f"{_quoted(column)} is not true"
+    if re.fullmatch(r"(deleted|delete|archived|closed)_?at", column, re.IGNORECASE):
+        return f"{_quoted(column)} = 0" if its_type in {"integer", "bigint"} else f"{_quoted(column)} is null"
+    return None
+
+
+def _all(conditions: Iterable[str | None]) -> str | None:
+    return " and ".join(filter(None, conditions)) or None
+
+
+def _quoted(column: str) -> str:
+    return f'"{column}"' if column != column.lower() else column
 
 
 def _option(name: str, value: str | None) -> list[str]:
@@ -202,8 +212,8 @@ def _extras(card: Table, near: Iterable[Table], far: Mapping[str, Table]) -> Ite
     """Say what other tables say about a task, under names that are free."""
     taken = {_bare(name) for name in (*card.types, "id", "board_id", "lane")}
     of_card = [table for table in near if _is_of(table, card)]
-    guesses = [_count(table) or _link(table, card, far) for table in of_card]
-    for names, options in filter(None, (*guesses, *_people(card, far))):
+    guesses = chain.from_iterable(_counts(table) or _link(table, card, far) for table in of_card)
+    for names, options in (*guesses, *_people(card, far)):
         for name in names:
             if _EXTRA_NAME.fullmatch(name) and _bare(name) not in taken:
                 taken.add(_bare(name))
@@ -212,9 +222,9 @@ def _extras(card: Table, near: Iterable[Table], far: Mapping[str, Table]) -> Ite
 
 
 def _is_of(table: Table, card: Table) -> bool:
-    """Say whether each row is about one task, and none of them is hidden: all are counted and listed."""
+    """Say whether each row is about one task."""
     columns = [column for column, other in table.refers.items() if other == card.name]
-    return len(columns) == 1 and _finds(table, columns[0], card) and _filter(table) is None
+    return len(columns) == 1 and _finds(table, columns[0], card)
 
 
 def _finds(table: Table, column: str, other: Table) -> bool:
@@ -222,13 +232,28 @@ def _finds(table: Table, column: str, other: Table) -> bool:
     return _KEYS.get(table.types[column]) == _KEYS.get(other.types[other.key[0]], "")
 
 
-def _count(table: Table) -> _Guess | None:
+def _counts(table: Table) -> list[_Guess]:
+    """Say how many rows there are, and how many of them are done."""
     words = _singular(table.words)
-    found = _COUNTED.fullmatch(words)
-    return ([_camel(f"{name}_count") for name in (found[2], words)], ["--of", table.name]) if found else None
+    if (found := _COUNTED.fullmatch(words)) is None:
+        return []
+    options = ["--of", table.name]
+    guesses: list[_Guess] = [
+        ([_camel(f"{name}_count") for name in (found[2], words)], [*options, *_option("--filter", _filter(table))])
+    ]
+    if done := next(
+        (column for column in table.types if table.types[column] == "boolean" and _is_done(column)), None
+    ):
+        names = [_camel(f"{name}s_done") for name in (found[2], words)]
+        guesses.append((names, [*options, "--filter", _all((_filter(table), _quoted(done))) or ""]))
+    return guesses
 
 
-def _link(link: Table, card: Table, far: Mapping[str, Table]) -> _Guess | None:
+def _is_done(column: str) -> bool:
+    return _DONE.fullmatch(_words(column)) is not None
+
+
+def _link(link: Table, card: Table, far: Mapping[str, Table]) -> list[_Guess]:
     """Say what a table links tasks to: what it is called like, or all else that it has."""
     of_card = set(map(_singular, card.words.split("_")))
     words = "_".join(word for word in link.words.split("_") if _singular(word) not in of_card)
@@ -239,17 +264,22 @@ def _link(link: Table, card: Table, far: Mapping[str, Table]) -> _Guess | None:
         if _finds(link, column, table) and _name(table) is not None
     }
     names = {column: name for column, table in linked.items() if (name := _called(words, table)) is not None}
-    if not names and all(_MOMENT.fullmatch(_words(each)) for each in {*link.types} - {*link.refers, *link.key}):
+    if not names and all(
+        _MOMENT.fullmatch(_words(each)) or _shows(each, link.types[each])
+        for each in {*link.types} - {*link.refers, *link.key}
+    ):
         names = {column: _last(table.words) for column, table in linked.items() if not _is_person(table.words)}
     if len(names) != 1:
-        return None
+        return []
     [(column, name)] = names.items()
     table = linked[column]
     by_default = next(each for each, other in link.refers.items() if other == table.name)
     options = ["--of", table.name, "--through", link.name]
     options += _option("--link-column", column if column != by_default else None)
     options += _option("--show", _name(table)) + _option("--show", table.first(_COLOR, _shown(table)))
-    return [_camel(name), _camel(words)], options
+    # People who are gone were the ones nevertheless.
+    options += _option("--filter", None if _is_person(table.words) else _filter(table))
+    return [([_camel(name), _camel(words)], [*options, *_option("--link-filter", _filter(link))])]
 
 
 def _called(words: str, table: Table) -> str | None:
