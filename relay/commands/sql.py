@@ -173,6 +173,8 @@ def sql_lanes(table: str, patience: float, **options: Any) -> None:
 @click.option("--task-column", help="column of TABLE by which the rows are found  [default: its id]")
 @click.option("--key-column", help="column of theirs that has its value  [default: by the foreign key]")
 @click.option("--link-column", help="column that has the key of what is shown  [default: by the foreign key]")
+@click.option("--filter", help="which rows of it are shown or counted, like 'deleted_at is null'  [default: all]")
+@click.option("--link-filter", help="which rows of the table that links do, likewise  [default: all]")
 @_patience_option
 @settings_options("DATABASE_URL")
 def sql_extra(table: str, patience: float, **options: Any) -> None:

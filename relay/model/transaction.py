@@ -89,10 +89,10 @@ class Touch(NamedTuple):
 class Transaction:
     """The images that one transaction moved, in any order.
 
-    With `sync`, the transaction did what only reading the boards again can show, such as TRUNCATE: the reason. It
-    changed the lanes of the boards in `lanes`: those are sent with a board. With `outdated`, its images may be of a
-    shape that the tables had before: the boards that it touches are read again. A large transaction may come as
-    several, each with all images of the rows that it is about.
+    With `sync`, the transaction did what only reading the boards again can show, such as TRUNCATE: the reason. The
+    boards in `again` are read again, each for a reason: it changed their lanes, which are sent with a board. With
+    `outdated`, its images may be of a shape that the tables had before: the boards that it touches are read again. A
+    large transaction may come as several, each with all images of the rows that it is about.
 
     What other tables say about tasks comes by itself: `touches` are no transaction's, but as of the snapshot `at`.
     """
@@ -100,7 +100,7 @@ class Transaction:
     xid: int
     images: list[Image] = field(default_factory=list)
     sync: Reason | None = None
-    lanes: set[str] = field(default_factory=set)
+    again: dict[str, Reason] = field(default_factory=dict)
     touches: list[Touch] = field(default_factory=list)
     at: Snapshot | None = None
     outdated: bool = False
@@ -134,7 +134,7 @@ class Transaction:
         for image in self.images:
             if image.board in boards:
                 rows[image.board, image.table.id, image.key].append(image)
-        found: dict[str, Meaning] = {board: "lanes_changed" for board in self.lanes if board in boards}
+        found: dict[str, Meaning] = {board: reason for board, reason in self.again.items() if board in boards}
         for (board, _, _), images in rows.items():
             its = found.setdefault(board, [])
             if isinstance(its, str):

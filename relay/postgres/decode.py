@@ -314,7 +314,9 @@ def transactions_of(
         if entry.op == "S":
             transaction.sync = transaction.sync or sync_of(entry.xid, entry.reason).sync
         elif entry.op == "L":
-            transaction.lanes |= {board for board in (entry.old_board, entry.new_board) if board is not None}
+            for board in (entry.old_board, entry.new_board):
+                if board is not None:
+                    transaction.again[board] = "lanes_changed"
         else:
             transaction.images += images_of(entry, watches, followed, unshown)
         found[entry.xid] = transaction

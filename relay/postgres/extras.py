@@ -10,6 +10,8 @@ Rules:
 - A task that appears, or that other keys than before find, comes with its extras.
 - Tables that cannot be read, for somebody has locked or altered them, are waited for a moment only. So is a read that
   takes long, as without an index. Then all boards are read again, each within its own limits.
+- One label may be that of very many tasks. Where that is so, they are counted by board first: those of boards that
+  nobody follows are not read, and too many are left to reads of their boards.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Final, LiteralString, NamedTuple, cast
@@ -46,6 +47,9 @@ log = structlog.get_logger()
 FETCH_TASKS: Final = 2_000
 """Number of tasks whose extras are read at once."""
 
+TOUCHED_TASKS: Final = 20_000
+"""Maximum number of tasks read for the keys of a part; if there are more, a `board.sync` costs everybody less."""
+
 READ_SECONDS: Final = 3.0
 """Timeout of a read of extras, for which all boards wait."""
 
@@ -55,7 +59,8 @@ _END: Final = b"rollback to savepoint extras; release savepoint extras"
 _VALUES: Final[LiteralString] = "select v.key, /**/v.value/**/ from relay.extra_values(%s, %s::text[]) v"
 _TOUCHED: Final[LiteralString] = (
     "declare touched no scroll cursor for "
-    "select t.key, t.watch, /**/t.board/**/, /**/t.task/**/ from relay.touched(%s, %s, %s::text[]) t"
+    "select /**/t.key/**/, t.watch, /**/t.board/**/, /**/t.task/**/, t.tasks "
+    "from relay.touched(%s, %s, %s::text[], %s::text[]) t"
 )
 _UNREAD: Final = "extras_changed: tasks changed whose extras cannot be read now"
 
@@ -67,8 +72,18 @@ class Touched(NamedTuple):
     far: bool
 
 
-Touches = Mapping[Touched, Mapping[str, AbstractSet[int]]]
-"""The keys that were touched, and by which transactions."""
+class _Read(NamedTuple):
+    """A task that a key is about, or how many of a board are. Without a board, something that cannot be read."""
+
+    key: str | None = None
+    watch: int | None = None
+    board: str | None = None
+    task: str | None = None
+    tasks: int | None = None
+
+
+Touches = Mapping[Touched, Mapping[str, int | None]]
+"""The keys that were touched, and by which transaction; None if by several."""
 
 Appeared = Mapping[tuple[object, ...], int]
 """The tasks that are sent whole: of each the watch, the board and the id, and the transaction."""
@@ -76,12 +91,13 @@ Appeared = Mapping[tuple[object, ...], int]
 _NOTHING: Final[Appeared] = MappingProxyType({})
 
 
-def touches_of(found: Iterable[tuple[int, str, str | None, int]]) -> Touches:
-    """Gather touches: of each the extra, N or F, the key and the transaction."""
-    touches: defaultdict[Touched, defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+def touches_of(found: Iterable[tuple[int, str, str | None, int | None]]) -> Touches:
+    """Gather touches: of each the extra, N or F, the key and the transaction, None if they are several."""
+    touches: defaultdict[Touched, dict[str, int | None]] = defaultdict(dict)
     for extra, op, key, xid in found:
         if key is not None:
-            touches[Touched(extra, op == "F")][key].add(xid)
+            its = touches[Touched(extra, op == "F")]
+            its[key] = xid if its.setdefault(key, xid) == xid else None
     return touches
 
 
@@ -130,40 +146,52 @@ class Extras:
         self, touches: Touches, at: Snapshot, followed: Container[str | None], sent: Appeared = _NOTHING
     ) -> AsyncIterator[Transaction]:
         """Read the tasks whose extras were touched, in parts; without those that came with them, see `appeared`."""
-        for (number, far), keys in touches.items():
-            async for rows in self._read_touched(number, far, list(keys)):
-                part = Transaction(0, at=at)
-                for key, watch, board, task in rows:
-                    if key is None:
-                        part.sync = sync_of(0, _UNREAD).sync
-                    elif (
-                        board in followed
-                        and (touch := self._touch(number, watch, board, task))
-                        # If one transaction alone touched it, it comes with the task that appears by that one.
-                        and keys[key] != {sent.get((watch, board, bytes(touch.id)))}
-                    ):
-                        part.touches.append(touch)
-                yield part
+        for (extra, far), keys in touches.items():
+            which = extra, far, list(keys)
+            tasks_on: dict[str | None, int] = {}
+            async for rows in self._read_touched(*which, None):
+                here = [row for row in rows if row.board is None or row.board in followed]
+                tasks_on |= {row.board: row.tasks for row in here if row.tasks is not None}
+                yield self._part(extra, here, keys, at, sent)
+            if sum(tasks_on.values()) > TOUCHED_TASKS:
+                yield Transaction(0, again={board: "extras_changed" for board in tasks_on if board}, at=at)
+            elif tasks_on:
+                async for rows in self._read_touched(*which, list(tasks_on)):
+                    yield self._part(extra, rows, keys, at, sent)
 
-    async def _read_touched(self, *touched: object) -> AsyncIterator[list[TupleRow]]:
-        """Read the tasks of an extra, in parts; one without a key if not all could be read."""
+    async def _read_touched(self, *which: object) -> AsyncIterator[list[_Read]]:
+        """Read the tasks of an extra, in parts; one without a board if not all could be read."""
         slow = False
         await self._rows(_BEGIN.format(READ_SECONDS * 1000).encode())
         try:
-            await self._rows(_TOUCHED, *touched)
+            await self._rows(_TOUCHED, *which)
             while rows := await self._rows(f"fetch {FETCH_TASKS} from touched".encode()):
-                yield rows
+                yield [_Read(*row) for row in rows]
         except psycopg.errors.QueryCanceled:
             slow = True
         await self._rows(_END)
         if slow:
-            yield [(None, None, None, None)]
+            yield [_Read()]
 
-    def _touch(self, number: int, watch_id: int, board: str, task: str) -> Touch | None:
-        """Return what became of an extra, given the task's image; None if the task is not shown."""
-        watch = self._watches.by_id.get(watch_id)
+    def _part(
+        self, extra: int, rows: Iterable[_Read], keys: Mapping[str, int | None], at: Snapshot, sent: Appeared
+    ) -> Transaction:
+        part = Transaction(0, at=at)
+        for key, watch, board, task, _ in rows:
+            if board is None:
+                part.sync = sync_of(0, _UNREAD).sync
+            elif touch := self._touch(extra, watch, board, task):
+                by = keys.get(key or "")
+                # If one transaction alone touched it, it comes with the task that appears by that one.
+                if by is None or by != sent.get((watch, board, bytes(touch.id))):
+                    part.touches.append(touch)
+        return part
+
+    def _touch(self, number: int, watch_id: int | None, board: str, task: str | None) -> Touch | None:
+        """Return what became of an extra, given the task's image; None if the task is not shown, or was counted."""
+        watch = self._watches.by_id.get(watch_id) if watch_id is not None else None
         extra = next((each for each in watch.extras if each.id == number), None) if watch else None
-        if watch is None or extra is None:
+        if watch is None or extra is None or task is None:
             return None  # it was declared or dropped meanwhile, which asks for a sync
         try:
             columns = watch.columns(task)

@@ -98,6 +98,8 @@ EXTRA_SETTINGS: Final = {
     "through": "text::regclass",
     "link_column": "name",
     "order_by": "text[]",
+    "filter": "text",
+    "link_filter": "text",
 }
 """Parameters of `relay.extra`, with their types."""
 
@@ -208,8 +210,9 @@ def diff(database_url: str) -> list[str]:
         # The part before the schema checks whether this may be installed here at all.
         judgement, schema, rest = text("install").partition("create schema if not exists relay;")
         connection.execute((judgement + re.sub(r"\brelay\b", scratch, schema + rest)).encode())
-        if "view relay.watches" in installed:
-            connection.execute(_TRIGGER_FUNCTIONS.replace("scratch", scratch).encode())
+        for view, make in _MADE.items():
+            if f"view relay.{view}" in installed:
+                connection.execute(_TRIGGER_FUNCTIONS.format(view, make).replace("scratch", scratch).encode())
         wanted = _objects(connection, scratch)
     wanted |= {name: installed[name] for name in USERS_OWN if name in installed}
     before = [line for name, lines in installed.items() if name in wanted for line in lines]
@@ -217,8 +220,13 @@ def diff(database_url: str) -> list[str]:
     return list(difflib.unified_diff(before, after, "installed", "sql/install.sql", lineterm=""))
 
 
+_MADE: Final = {"watches": "make_functions", "lane_tables": "make_lane_functions", "extras": "make_extra_functions"}
+"""The views of what is declared, each with the function that makes its trigger functions."""
+
+# By the names of columns, for the views that are installed may have others.
 _TRIGGER_FUNCTIONS: Final = """
-    select scratch.make_functions(row(w.*)::scratch.watches) from relay.watches w where w.problem is null
+    select scratch.{1}(pg_catalog.jsonb_populate_record(null::scratch.{0}, pg_catalog.to_jsonb(d)))
+    from relay.{0} d where d.problem is null
 """
 
 _OBJECTS: Final = """

@@ -25,6 +25,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection, Container
 from dataclasses import dataclass, replace
 from typing import Final, LiteralString
 
+import structlog
 from psycopg.rows import TupleRow
 
 from relay.model.snapshot import Snapshot
@@ -35,6 +36,9 @@ from relay.postgres.extras import Extras, appeared, touches_in, touches_of
 from relay.postgres.faults import FeedError
 from relay.postgres.unshown import Unshown
 from relay.postgres.watches import Watches
+from relay.text import one_line
+
+log = structlog.get_logger()
 
 RESUME_CHANGES: Final = 20_000
 """Maximum number of changes read for those who resume; if there are more, a `board.sync` costs everybody less."""
@@ -107,9 +111,7 @@ _FIRST: Final[LiteralString] = (
 )
 _SINCE: Final[LiteralString] = _FIRST + _NEW + "order by j.lsn, j.ctid limit %s) order by 5 nulls first, 6"
 _MISSED: Final[LiteralString] = (
-    _FIRST
-    + _NEW
-    + "and (j.op in ('S', 'N', 'F') or j.old_board = any (%s) or j.new_board = any (%s) or j.watch = any (%s)) "
+    _FIRST + _NEW + "and (j.op = 'S' or j.old_board = any (%s) or j.new_board = any (%s) or j.watch = any (%s)) "
     "limit %s) order by 5 nulls first, 6"
 )
 
@@ -139,16 +141,20 @@ _BY_KEY: Final[LiteralString] = (
     "cross join lateral (select" + _ENTRY + "from relay.entries j where j.ctid = s.at offset 0) e"
 )
 
+# What was touched of extras: the extra, N or F, the key, and the transaction that did if it was one.
 _TOUCHES: Final[LiteralString] = (
-    "declare touches no scroll cursor for select distinct s.watch, s.op::text, k.key from (select j.*"
+    "select s.watch, s.op::text, /**/k.key/**/, "
+    "case when min(s.xid::text::bigint) = max(s.xid::text::bigint) then min(s.xid::text::bigint) end from (select j.*"
     + _NEW
-    + "and j.op in ('N', 'F')) s cross join lateral (select s.old_key union select s.key) k (key) order by 1, 2, 3"
+    + "and j.op in ('N', 'F')) s cross join lateral (select s.old_key union select s.key) k (key) "
+    "where k.key is not null group by 1, 2, 3 order by min(s.lsn), 1, 2, 3"
 )
 
 _ONE_SNAPSHOT: Final[LiteralString] = "begin isolation level repeatable read, read only"
 _RESOLVED: Final[LiteralString] = (
     "select r.watch, /**/r.place/**/, /**/r.board/**/ from relay.resolve(%s::integer[], %s::text[]) r"
 )
+_UNREADABLE: Final = "row_unreadable: "
 _UNPLACED: Final = "lanes_changed: tasks changed whose lanes cannot be read now"
 
 # Whether the journal is whole since a snapshot, and has nothing about some watches on a board, nor anything that asks
@@ -269,18 +275,20 @@ class Journal:
     async def _missed(self, oldest: Snapshot, boards: Collection[str]) -> tuple[Batch, Sequence[Entry]]:
         names = list(boards)
         new = (str(oldest.xmax), _running(oldest))
-        # Of what is found through lanes, all: on which boards it is, only they say. So it is with extras.
+        # Of what is found through lanes, all: on which boards it is, only they say.
         parameters = (*new, names, names, self._watches.found_through_lanes, RESUME_CHANGES + 1)
         async with self._link.in_turn:
             await self._rows(_ONE_SNAPSHOT)
             await self._rows("set local enable_seqscan = off")  # see Session.open
             rows = await self._rows(_MISSED, *parameters)
-            too_much = len(rows) > 1 + RESUME_CHANGES
+            touched_keys = await self._rows(_TOUCHES + " limit %s", *new, RESUME_CHANGES + 1)
+            too_much = len(rows) > 1 + RESUME_CHANGES or len(touched_keys) > RESUME_CHANGES
             entries = await self._resolved([Entry(*row[6:]) for row in rows[1:] if not too_much])
             found = transactions_of(entries, self._watches.by_id, boards)
             await self._extras.attach(found)
             batch = _batch(rows, entries)
-            async for touched in self._extras.touched(touches_in(entries), batch.now, boards, appeared(found)):
+            touches = touches_of([] if too_much else map(tuple, touched_keys))
+            async for touched in self._extras.touched(touches, batch.now, boards, appeared(found)):
                 if _touches(found) < RESUME_CHANGES:
                     found.append(touched)
                 else:
@@ -350,10 +358,9 @@ class Journal:
 
     async def _touched_parts(self, now: Snapshot, *new: object) -> AsyncIterator[list[Transaction]]:
         """Read what touched extras in a large batch, some keys after the others."""
-        await self._rows(_TOUCHES, *new)
+        await self._rows("declare touches no scroll cursor for " + _TOUCHES, *new)
         while rows := await self._rows(f"fetch {PART_CHANGES} from touches".encode()):
-            touches = touches_of((extra, op, key, 0) for extra, op, key in rows)
-            async for touched in self._extras.touched(touches, now, self._followed):
+            async for touched in self._extras.touched(touches_of(rows), now, self._followed):
                 yield [touched]
         await self._rows("close touches")
 
@@ -363,6 +370,8 @@ class Journal:
         for entry in entries:
             if entry.op == "S":
                 self._note_unrecorded(entry.watch, entry.reason)
+            elif entry.op in {"L", "N", "F"} and (entry.reason or "").startswith(_UNREADABLE):
+                log.error("feed.unreadable_row", problem=one_line((entry.reason or "").removeprefix(_UNREADABLE)))
         resolved = await self._resolved(entries)
         return transactions_of(resolved, self._watches.by_id, self._followed, self._unshown)
 
@@ -370,7 +379,7 @@ class Journal:
         return images_of(entry, self._watches.by_id, self._followed, self._unshown)
 
     def _note_unrecorded(self, number: int | None, reason: str | None) -> None:
-        if self._unshown is not None and (reason or "").startswith("row_unreadable"):
+        if self._unshown is not None and (reason or "").startswith(_UNREADABLE):
             watch = self._watches.by_id.get(number) if number is not None else None
             self._unshown.unrecorded(watch.table if watch else "a watched table")
 

@@ -30,7 +30,7 @@ _LANES: Final[LiteralString] = """
 
 _FAILING_EXTRAS: Final[LiteralString] = """
     select target::text, name, near::text, far::text, shown, order_by, task_column, key_column, link_column, problem,
-           triggers_complete, triggers_always, near_as, far_as, replaced
+           triggers_complete, triggers_always, near_as, far_as, replaced, near_filter, far_filter
     from relay.extras
     where target is not null and (problem is not null or not triggers_complete or not triggers_always or replaced)
 """
@@ -80,6 +80,8 @@ class Declared:
     near_as: str
     far_as: str | None
     replaced: bool
+    near_filter: str | None
+    far_filter: str | None
 
     @property
     def command(self) -> str:
@@ -107,6 +109,8 @@ class Declared:
             "--task-column": [self.task_column],
             "--key-column": [self.key_column],
             "--link-column": [self.link_column],
+            "--filter": [self.far_filter if far else self.near_filter],
+            "--link-filter": [self.near_filter if far else None],
         }
         words = [word for name, values in options.items() for value in values if value for word in (name, value)]
         return shlex.join(["relay", "sql", "extra", self.table, self.name, *words])

@@ -7,6 +7,8 @@
 -- Writers of these tables lock no task and read none: their triggers journal which key was touched. Readers find the
 -- tasks, and what the extra is then, in the snapshot in which they read the journal. So no race leaves a task with an
 -- extra that fits no committed moment.
+--
+-- Rows of either table may have to match a filter, as those that are watched may: one that does not is as if it were not there.
 
 -- What values of a column are compared as, where equal values are equal texts; null for other columns, and for virtual ones,
 -- which triggers do not see. Both sides must have the same, for so an index can be used.
@@ -93,6 +95,7 @@ select (d.said ->> 'extra')::integer as id,
             when relay.lost_order(coalesce(own.far, d.target), shown.order_by || array(
                 select pg_catalog.quote_ident(c) from pg_catalog.unnest(shown.columns) c)) <> '{}'
             then 'shows a column, or is ordered by one, that has another type now'
+            when filters.problem is not null then filters.problem
        end as problem,
        triggers.number = case when d.said ? 'far' then 4 else 2 end as triggers_complete,
        d.said -> 'near' ->> 1 as near_as,
@@ -102,7 +105,12 @@ select (d.said ->> 'extra')::integer as id,
                where o.relkind in ('r', 'p') and (
                    o.oid <> d.target and array[n.nspname, o.relname]::text[] = pg_catalog.parse_ident(d.said -> 'near' ->> 1)
                    or o.oid <> own.far and array[n.nspname, o.relname]::text[] = pg_catalog.parse_ident(d.said -> 'far' ->> 1))) as replaced,
-       triggers.always as triggers_always
+       triggers.always as triggers_always,
+       -- Which rows of the near table have a part in it, and which of the far one; null if all.
+       relay.spelled(d.target, d.said -> 'near_filter', d.same) as near_filter,
+       relay.spelled(own.far, d.said -> 'far_filter', d.same) as far_filter,
+       d.said,
+       d.same
 from relay.statements('extra_truncate') d
 cross join lateral (
     select t.target, relay.column_named(t.target, d.said -> 'to', d.same) as task_column, t.far,
@@ -120,6 +128,12 @@ cross join lateral (
     from (select case when d.said ? 'far' then own.far else d.target end) s (t)
     offset 0
 ) shown
+cross join lateral (
+    select pg_catalog.min(pg_catalog.format('has a filter for rows of %s, which %s', f.target, outgrown)) as problem
+    from (values (d.target, 'near_filter'), (own.far, 'far_filter')) f (target, name)
+    cross join relay.outgrown(f.target, d.said -> f.name, d.same)
+    where outgrown is not null
+) filters
 cross join lateral (
     select pg_catalog.count(*) as number, pg_catalog.bool_and(t.tgenabled = 'A') as always
     from pg_catalog.pg_trigger t
@@ -168,12 +182,10 @@ as $$
 begin
     return (
         select case
-            when t.typcategory in ('S', 'E') and pg_catalog.getdatabaseencoding() <> 'UTF8'
-            then pg_catalog.format('(select case when pg_catalog.octet_length(v) <= 8192 then relay.in_utf8(v) end from (select %s) s (v))',
-                                   relay.as_text(target, col, expression))
             when t.typcategory in ('S', 'E')
-            then pg_catalog.format('(select case when pg_catalog.octet_length(v) <= 8192 then v end from (select %s) s (v))',
-                                   relay.as_text(target, col, expression))
+            then pg_catalog.format('case when pg_catalog.octet_length(%1$s) <= 8192%2$s then %1$s end', relay.as_text(target, col, expression),
+                     case when pg_catalog.getdatabaseencoding() <> 'UTF8' then pg_catalog.format(
+                         ' and relay.readable(%1$s) = (%1$s) collate "C"', relay.as_text(target, col, expression)) end)
             when t.typname = 'numeric'
             then pg_catalog.format('case when pg_catalog.octet_length(%1$s::numeric::text) <= 8192 then %1$s::numeric end', expression)
             else pg_catalog.format('%s::%s', expression, pg_catalog.format_type(t.oid, null)) end
@@ -183,64 +195,6 @@ begin
 end
 $$;
 
-create or replace function relay.in_utf8(said text) returns text
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    perform pg_catalog.convert_to(said, 'UTF8');
-    return said;
-exception when untranslatable_character or character_not_in_repertoire then
-    return null;
-end
-$$;
-
--- An extra's value as JSON, in SQL, given the task's key: it has at most 1,000 values, and is null if it has over 64 KiB.
-create or replace function relay.extra_value(e relay.extras, key text) returns text
-    language sql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select pg_catalog.format('(select case when pg_catalog.octet_length(v::text) <= 65536 then v end from (select %s) s (v))', case
-        when e.shown = '{}' then pg_catalog.format('(select pg_catalog.to_json(pg_catalog.count(*)) %s)', found.said)
-        when e.single then pg_catalog.format('(select %s %s order by %s limit 1)', made.value, found.said, sorted.said)
-        else pg_catalog.format('(select coalesce(pg_catalog.json_agg(l.v), ''[]'') from (select %s as v %s order by %s limit 1000) l)',
-                               made.value, found.said, sorted.said) end)
-    from (select pg_catalog.format('from only %s near%s where near.%I::%s = %s%s', e.near,
-                     case when e.far is not null
-                     then pg_catalog.format(' join only %s far on far.%I::%s = near.%I::%3$s%5$s', e.far, e.far_key, relay.joinable(e.far, e.far_key),
-                                            e.link_column, relay.collation_of(e.far, e.far_key)) end,
-                     e.key_column, relay.joinable(e.near, e.key_column), key, relay.collation_of(e.near, e.key_column)) as said) found
-    cross join (select case when e.far is null then 'near' else 'far' end as alias, coalesce(e.far, e.near) as from_table) t
-    cross join lateral (
-        select case when pg_catalog.cardinality(e.shown) = 1 then pg_catalog.format('pg_catalog.to_json(%s)', max(s.value))
-               else pg_catalog.format('pg_catalog.json_build_object(%s)',
-                        pg_catalog.string_agg(pg_catalog.format('%L, %s', relay.camel_case(s.col), s.value), ', ' order by s.n)) end as value
-        from (select c.n, c.col, relay.shown_value(t.from_table, c.col, pg_catalog.format('%s.%I', t.alias, c.col)) as value
-              from pg_catalog.unnest(e.shown) with ordinality c (col, n)) s
-    ) made
-    cross join lateral (
-        -- Values that are equal, such as 1.0 and 1.00, are not all one text.
-        select pg_catalog.concat(relay.order_clause(t.from_table, e.order_by, t.alias),
-                                 pg_catalog.string_agg(pg_catalog.format('%s.%I, ', t.alias, c.col), '' order by c.n),
-                                 '(', made.value, ')::text collate "C"') as said
-        from pg_catalog.unnest(e.shown) with ordinality c (col, n)
-    ) sorted
-$$;
-
--- All extras of a watch's tasks in SQL, given what stands before the name of a task's column: names and values, for
--- json_build_object. Null if there are none.
-create or replace function relay.extras_of(target regclass, prefix text) returns text
-    language sql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select pg_catalog.string_agg(pg_catalog.format('%L, %s', e.name, relay.extra_value(e, pg_catalog.format(
-               '%s%I::%s', prefix, e.task_column, relay.joinable(e.target, e.task_column)))), ', ' order by e.name)
-    from relay.extras e where e.target = extras_of.target and e.problem is null
-$$;
-
 -- The functions of an extra's triggers: of its near table, or of its far one.
 create or replace function relay.extra_function(id integer, far boolean) returns text
     language sql
@@ -248,8 +202,82 @@ create or replace function relay.extra_function(id integer, far boolean) returns
     set search_path = pg_catalog, pg_temp
 as $$ select pg_catalog.format('relay.extra_%s%s', id, case when far then '_far' end) $$;
 
--- The key of a row, and a digest of each value that decides what the extra shows of it: of the near table, or of the far one. A
--- key of over 8 KiB is an error, which has all boards be read again, for an entry has to fit into the journal.
+-- Whether a row of an extra's near table, or of its far one, has a part in it, in SQL, given its alias. With "careful", a row at
+-- which the filter fails has none, and is no error.
+create or replace function relay.extra_condition(e relay.extras, far boolean, careful boolean, alias text) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when f.said is null then 'true'
+           when careful then pg_catalog.format('(%s(%s.*))[2] is not null', relay.extra_function(e.id, far), alias)
+           else relay.spelled(f.target, f.said, e.same, alias || '.') end
+    from (select case when far then e.far else e.near end, e.said -> case when far then 'far_filter' else 'near_filter' end) f (target, said)
+$$;
+
+-- An extra's value as JSON, in SQL, given the task's key: it has at most 1,000 values, and is null if it has over 64 KiB.
+--
+-- "offset 0" keeps Postgres from computing a value again wherever it is used.
+create or replace function relay.extra_value(e relay.extras, key text, careful boolean) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.format('(select case when pg_catalog.octet_length(v::text) <= 65536 then v end from (select %s offset 0) s (v))', case
+        when e.shown = '{}' then pg_catalog.format('(select pg_catalog.to_json(pg_catalog.count(*)) from %s where %s)', found.tables, found.rows)
+        when e.single then pg_catalog.format('(select made.v from %s %s where %s order by %s limit 1)',
+                                             found.tables, made.said, found.rows, sorted.said)
+        else pg_catalog.format('(select coalesce(pg_catalog.json_agg(l.v), ''[]'') from (select made.v from %s %s where %s order by %s limit 1000) l)',
+                               found.tables, made.said, found.rows, sorted.said) end)
+    from (select pg_catalog.format('only %s near', e.near)
+                 || case when e.far is not null
+                    then pg_catalog.format(' join only %s far on far.%I::%s = near.%I::%3$s%5$s and %6$s', e.far, e.far_key,
+                                           relay.joinable(e.far, e.far_key), e.link_column, relay.collation_of(e.far, e.far_key),
+                                           relay.extra_condition(e, true, careful, 'far')) else '' end,
+                 pg_catalog.format('near.%I::%s = %s%s and %s', e.key_column, relay.joinable(e.near, e.key_column), key,
+                                   relay.collation_of(e.near, e.key_column), relay.extra_condition(e, false, careful, 'near'))
+         ) found (tables, rows)
+    cross join (select case when e.far is null then 'near' else 'far' end as alias, coalesce(e.far, e.near) as from_table) t
+    cross join lateral (
+        select pg_catalog.format('cross join lateral (select %s as v offset 0) made',
+                   case when pg_catalog.cardinality(e.shown) = 1 then pg_catalog.format('pg_catalog.to_json(%s)', max(s.value))
+                   else pg_catalog.format('pg_catalog.json_build_object(%s)',
+                            pg_catalog.string_agg(pg_catalog.format('%L, %s', relay.camel_case(s.col), s.value), ', ' order by s.n)) end) as said
+        from (select c.n, c.col, relay.shown_value(t.from_table, c.col, pg_catalog.format('%s.%I', t.alias, c.col)) as value
+              from pg_catalog.unnest(e.shown) with ordinality c (col, n)) s
+    ) made
+    cross join lateral (
+        -- Values that are equal, such as 1.0 and 1.00, are not all one text.
+        select pg_catalog.concat(relay.order_clause(t.from_table, e.order_by, t.alias),
+                                 pg_catalog.string_agg(pg_catalog.format('%s.%I, ', t.alias, c.col), '' order by c.n),
+                                 'made.v::text collate "C"') as said
+        from pg_catalog.unnest(e.shown) with ordinality c (col, n)
+    ) sorted
+$$;
+
+-- An extra's name and value in SQL, for json_build_object, given what stands before the name of a task's column.
+create or replace function relay.extra_of(e relay.extras, prefix text, careful boolean) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.format('%L, %s', e.name, relay.extra_value(
+        e, pg_catalog.format('%s%I::%s', prefix, e.task_column, relay.joinable(e.target, e.task_column)), careful))
+$$;
+
+-- Those of all extras of a watch's tasks; null if there are none.
+create or replace function relay.extras_of(target regclass, prefix text, careful boolean) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.string_agg(relay.extra_of(e, prefix, careful), ', ' order by e.name)
+    from relay.extras e where e.target = extras_of.target and e.problem is null
+$$;
+
+-- The key of a row, and a digest of each value that decides what the extra shows of it, behind a null: of the near table, or of
+-- the far one. Null if the row has no part in it, see relay.make_noting_functions. A key of over 8 KiB is an error, which has all boards be read again,
+-- for an entry has to fit into the journal.
 create or replace function relay.extra_body(e relay.extras, far boolean) returns text
     language sql
     stable
@@ -260,16 +288,25 @@ begin
     if current_user <> 'relay_renderer' then
         raise exception '%1$s belongs to %%, expected relay_renderer: run relay sql install', current_user
             using errcode = 'invalid_object_definition';
-    end if;
+    end if;%5$s
     if pg_catalog.octet_length(of_row.%4$I::text) > 8192 then
         raise exception 'a key is longer than 8 KiB' using errcode = 'program_limit_exceeded';
     end if;
-    return array[%2$s];
+    return case when of_row.%4$I is not null then array[null, %2$s] end;
 end
 $body$, relay.extra_function(e.id, far),
         pg_catalog.string_agg(pg_catalog.format(case c.n when 1 then 'of_row.%I::text' else 'pg_catalog.md5(%2$s)' end, c.name,
             relay.as_text(t.own, c.name, pg_catalog.format('of_row.%I', c.name))), ', ' order by c.n),
-        relay.types_stamp(t.own), t.key)
+        relay.types_stamp(t.own), t.key,
+        -- What the values of this row cause is no fault of the others'. Anything else, such as a renamed column, is an error.
+        (select pg_catalog.format($filter$
+    begin
+        if (%s) is not true then
+            return null;
+        end if;
+    exception when data_exception or program_limit_exceeded then
+        return array[pg_catalog.concat(sqlstate, ' ', pg_catalog.left(sqlerrm, 200))];
+    end;$filter$, condition) from relay.extra_condition(e, far, false, 'of_row') condition where condition <> 'true'))
     from (select case when far then e.far else e.near end as own, case when far then e.far_key else e.key_column end as key) t
     cross join lateral (
         select 1 as n, t.key as name
@@ -283,44 +320,15 @@ $body$, relay.extra_function(e.id, far),
     group by t.own, t.key
 $make$;
 
--- The body of the trigger's function: it notes the key that was touched, before and after. As with lanes, a row's values are
--- made text by a function without any right, see relay.extra_body.
+-- The body of the trigger's function: it notes the key that was touched, before and after.
 create or replace function relay.touch_body(e relay.extras, far boolean) returns text
     language sql
     stable
     set search_path = pg_catalog, pg_temp
-as $make$
-    select pg_catalog.format($body$
-declare
-    was     text[];
-    stands  text[];
-    problem text;
-begin
-    if relay.paused() then
-        return null;
-    end if;
-    begin
-        perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
-        was := case when tg_op <> 'INSERT' then %1$s(old) end;
-        stands := case when tg_op <> 'DELETE' then %1$s(new) end;
-    exception when others or assert_failure then
-        problem := pg_catalog.left(sqlerrm, 200);
-    end;
-    if problem is null and (was is not distinct from stands or coalesce(was[1], stands[1]) is null) then
-        return null;
-    end if;
-    -- About once in 256 times, as for entries of rows.
-    if (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hashtext(coalesce(stands[1], was[1]))) & 255 = 0 then
-        perform relay.pause_if_full();
-    end if;
-    insert into relay.journal (watch, op, entry, reason)
-    values (%2$s, case when problem is null then %3$L else 'S' end::"char",
-            array[was[1], null, null, stands[1], null, null, null], 'row_unreadable: ' || problem);
-    perform relay.notify();
-    return null;
-end
-$body$, relay.extra_function(e.id, far), e.id, case when far then 'F' else 'N' end)
-$make$;
+as $$
+    select relay.noting_body(e.id, relay.extra_function(e.id, far), case when far then 'F' else 'N' end,
+                             'was[2], null, null, stands[2], null, null, null', null)
+$$;
 
 create or replace function relay.extra_truncate() returns trigger
     language plpgsql
@@ -334,28 +342,12 @@ end
 $$;
 
 create or replace function relay.make_extra_functions(e relay.extras) returns void
-    language plpgsql
+    language sql
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    far  boolean;
-    func text;
-begin
-    foreach far in array case when e.far is null then '{false}'::boolean[] else '{false,true}' end loop
-        func := relay.extra_function(e.id, far);
-        execute pg_catalog.format(
-            'create or replace function %s(of_row record) returns text[] language plpgsql '
-            'security definer set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' '
-            'set extra_float_digits = 1 as %L', func, relay.extra_body(e, far));
-        execute pg_catalog.format(
-            'create or replace function %s() returns trigger language plpgsql security definer '
-            'set search_path = pg_catalog, pg_temp as %L', func, relay.touch_body(e, far));
-        perform relay.give((func || '(record)')::regprocedure, 'relay_renderer');
-        perform relay.give((func || '()')::regprocedure, 'relay_writer');
-        perform relay.revoke_others();
-        execute pg_catalog.format('grant execute on function %s(record) to relay_writer', func);
-    end loop;
-end
+    select relay.make_noting_functions(func, relay.extra_body(e, far), func, relay.touch_body(e, far))
+    from (select false where e.near is not null union all select true where e.far is not null) t (far)
+    cross join relay.extra_function(e.id, far) func
 $$;
 
 -- Drops the triggers of extras and their functions; the caller has locked their tables.
@@ -405,16 +397,12 @@ as $$
     where i.indrelid = target and i.indisprimary and i.indnkeyatts = 1
 $$;
 
--- Refuses, in one sentence, an extra that cannot be shown exactly.
-create or replace function relay.check_extra(e relay.extras, w relay.watches) returns void
+-- Refuses, in one sentence, a name that an extra cannot have, and one extra too many.
+create or replace function relay.check_extra_name(e relay.extras) returns void
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    shown_of constant regclass := coalesce(e.far, e.near);
-    entry    text;
-    tab      regclass;
 begin
     if e.name !~ '^[A-Za-z_][A-Za-z0-9_]{0,62}$' or e.name in ('id', 'boardId', 'lane') or exists (
         select from pg_catalog.pg_attribute a
@@ -428,6 +416,18 @@ begin
     if (select pg_catalog.count(*) from relay.extras o where o.target = e.target and o.name <> e.name) >= 20 then
         raise exception 'relay.extra: % has 20 extras: expected no more', e.target using errcode = 'program_limit_exceeded';
     end if;
+end
+$$;
+
+-- The same of tables that it cannot be made of.
+create or replace function relay.check_extra_tables(e relay.extras) returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    tab regclass;
+begin
     foreach tab in array array_remove(array[e.near, e.far], null) loop
         if tab = e.target or e.near = e.far or not exists (select from pg_catalog.pg_class c where c.oid = tab and c.relkind = 'r'
                    and c.relpersistence <> 't' and not c.relispartition) then
@@ -435,6 +435,19 @@ begin
                 using errcode = 'wrong_object_type';
         end if;
     end loop;
+end
+$$;
+
+-- The same of columns by which its rows cannot be found.
+create or replace function relay.check_extra_keys(e relay.extras, hidden name[]) returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    tab   regclass;
+    entry name;
+begin
     for tab, entry in
         select e.target, e.task_column union all select e.near, e.key_column
         union all select e.near, e.link_column where e.far is not null union all select e.far, e.far_key where e.far is not null
@@ -457,21 +470,69 @@ begin
     elsif e.far is not null and not relay.is_key(e.far, array[e.far_key]) then
         raise exception 'relay.extra: column % of % is not a key by itself: expected a primary key or unique index of its own',
             e.far_key, e.far using errcode = 'invalid_table_definition';
-    elsif e.task_column = any (w.hidden) then
+    elsif e.task_column = any (hidden) then
         raise exception 'relay.extra: column % of % is hidden: expected a column that is shown', e.task_column, e.target
             using errcode = 'invalid_parameter_value';
-    elsif pg_catalog.cardinality(e.shown) > 10 or (e.shown = '{}' and (e.far is not null or e.order_by <> '{}')) then
-        raise exception 'relay.extra: found % columns to show of %: expected 1 to 10, or none, without through and order_by, to count rows',
+    end if;
+end
+$$;
+
+-- The same of what it cannot show. JSON of what it can is small, the same for equal values, and made by no code of users.
+create or replace function relay.check_extra_values(e relay.extras) returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    shown_of constant regclass := coalesce(e.far, e.near);
+    entry    text;
+begin
+    if pg_catalog.cardinality(e.shown) > 10 or (e.shown = '{}' and e.order_by <> '{}') then
+        raise exception 'relay.extra: found % columns to show of %: expected 1 to 10, or none, without order_by, to count rows',
             pg_catalog.cardinality(e.shown), shown_of using errcode = 'invalid_parameter_value';
     end if;
     perform relay.check_order('relay.extra', shown_of, e.order_by, '{}');
-    -- JSON of these is small, the same for equal values, and made by no code of users.
     entry := (relay.lost_order(shown_of, array(select pg_catalog.quote_ident(c) from pg_catalog.unnest(e.shown) c)))[1];
     if entry is not null then
         raise exception 'relay.extra: % has no column % that an extra can show: expected a number, a text, a boolean, a uuid, an enum, '
             'a date or a time', shown_of, pg_catalog.quote_literal(entry) using errcode = 'datatype_mismatch';
     end if;
 end
+$$;
+
+-- What an extra's triggers say; its filters as they were checked.
+create or replace function relay.extra_said(e relay.extras) returns jsonb
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.jsonb_strip_nulls(e.said || pg_catalog.jsonb_build_object(
+        'extra', e.id, 'name', e.name, 'oid', e.near::oid::bigint,
+        'task', pg_catalog.jsonb_build_array(e.target::oid::bigint, relay.full_name(e.target)),
+        'to', relay.column_of(e.target, e.task_column),
+        'near', pg_catalog.jsonb_build_array(e.near::oid::bigint, relay.full_name(e.near)),
+        'key', relay.column_of(e.near, e.key_column),
+        'link', relay.column_of(e.near, e.link_column),
+        'far', case when e.far is not null then pg_catalog.jsonb_build_array(e.far::oid::bigint, relay.full_name(e.far)) end,
+        'far_key', relay.column_of(e.far, e.far_key),
+        'shown', (select coalesce(pg_catalog.jsonb_agg(relay.column_of(coalesce(e.far, e.near), c.name) order by c.n), '[]')
+                  from pg_catalog.unnest(e.shown) with ordinality c (name, n)),
+        'order_by', relay.order_of(coalesce(e.far, e.near), e.order_by),
+        'single', case when e.single then true end))
+$$;
+
+-- Whether an extra is there already as it is wanted.
+create or replace function relay.is_declared(present relay.extras, wanted relay.extras) returns boolean
+    language sql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select present.id is not null and present.problem is null and not present.replaced
+        and present.triggers_complete and present.triggers_always
+        and row(present.task_column, present.near, present.key_column, present.link_column, present.far, present.far_key,
+                present.shown, present.order_by, present.single, present.near_filter, present.far_filter)
+            is not distinct from row(wanted.task_column, wanted.near, wanted.key_column, wanted.link_column, wanted.far, wanted.far_key,
+                                     wanted.shown, wanted.order_by, wanted.single, wanted.near_filter, wanted.far_filter)
 $$;
 
 -- Shows what another table says about the tasks of a watched one, as a column of the task: the values of a column, objects if
@@ -496,6 +557,9 @@ create or replace function relay.extra(
     link_column name     default null,
     -- "column [asc|desc] [nulls first|last]", ... of "related"; what is shown decides among equals.
     order_by    text[]   default '{}',
+    -- Which rows of "related" are shown or counted, such as "deleted_at is null"; and which of "through" link.
+    filter      text     default null,
+    link_filter text     default null,
     patience    interval default '30 seconds'
 ) returns void
     language plpgsql
@@ -507,7 +571,6 @@ declare
     w       relay.watches;
     present relay.extras;
     wanted  relay.extras;
-    said    jsonb;
     tab     regclass;
 begin
     perform relay.one_at_a_time();
@@ -515,6 +578,9 @@ begin
     if not found then
         raise exception 'relay.extra: % is not watched: run select relay.watch(%) first', extra.target,
             pg_catalog.quote_literal(extra.target) using errcode = 'undefined_table';
+    elsif extra.through is null and nullif(extra.link_filter, '') is not null then
+        raise exception 'relay.extra: found link_filter without through: expected filter, for the rows of %', extra.related
+            using errcode = 'invalid_parameter_value';
     end if;
     select * into present from relay.extras e where e.target = extra.target and e.name = extra.name;
     wanted.name := extra.name;
@@ -530,7 +596,8 @@ begin
     end if;
     wanted.shown := coalesce(extra.shown, '{}');
     wanted.order_by := coalesce(extra.order_by, '{}');
-    perform relay.check_extra(wanted, w);
+    perform relay.check_extra_name(wanted), relay.check_extra_tables(wanted), relay.check_extra_keys(wanted, w.hidden),
+        relay.check_extra_values(wanted);
     wanted.order_by := relay.order_named(extra.related, relay.order_of(extra.related, wanted.order_by), true);
     wanted.single := extra.through is null and wanted.shown <> '{}' and relay.is_key(wanted.near, array[wanted.key_column]);
     foreach tab in array array_remove(array[wanted.near, wanted.far], null) loop
@@ -538,13 +605,14 @@ begin
         perform relay.grant_reading(tab, array[wanted.key_column, wanted.link_column, wanted.far_key]);
     end loop;
     perform relay.grant_reading(wanted.target, array[wanted.task_column]);
-    if present.problem is null and present.triggers_complete and not present.replaced
-        and row(present.task_column, present.near, present.key_column, present.link_column, present.far, present.far_key,
-                present.shown, present.order_by, present.single)
-            is not distinct from row(wanted.task_column, wanted.near, wanted.key_column, wanted.link_column, wanted.far, wanted.far_key,
-                                     wanted.shown, wanted.order_by, wanted.single)
-        and present.triggers_always
-    then
+    wanted.same := true;
+    wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+        'near_filter', case when wanted.far is null then relay.expression(wanted.near, 'relay.extra: filter', 'boolean', nullif(extra.filter, ''))
+                       else relay.expression(wanted.near, 'relay.extra: link_filter', 'boolean', nullif(extra.link_filter, '')) end,
+        'far_filter', relay.expression(wanted.far, 'relay.extra: filter', 'boolean', nullif(extra.filter, ''))));
+    wanted.near_filter := relay.spelled(wanted.near, wanted.said -> 'near_filter', true);
+    wanted.far_filter := relay.spelled(wanted.far, wanted.said -> 'far_filter', true);
+    if relay.is_declared(present, wanted) then
         return;
     end if;
 
@@ -554,45 +622,29 @@ begin
         perform relay.drop_extra_triggers(present.id);
     end if;
     wanted.id := relay.new_id();
-    said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
-        'extra', wanted.id, 'name', wanted.name, 'oid', wanted.near::oid::bigint,
-        'task', pg_catalog.jsonb_build_array(wanted.target::oid::bigint, relay.full_name(wanted.target)),
-        'to', relay.column_of(wanted.target, wanted.task_column),
-        'near', pg_catalog.jsonb_build_array(wanted.near::oid::bigint, relay.full_name(wanted.near)),
-        'key', relay.column_of(wanted.near, wanted.key_column),
-        'link', relay.column_of(wanted.near, wanted.link_column),
-        'far', case when wanted.far is not null then pg_catalog.jsonb_build_array(wanted.far::oid::bigint, relay.full_name(wanted.far)) end,
-        'far_key', relay.column_of(wanted.far, wanted.far_key),
-        'shown', (select coalesce(pg_catalog.jsonb_agg(relay.column_of(extra.related, c.name) order by c.n), '[]')
-                  from pg_catalog.unnest(wanted.shown) with ordinality c (name, n)),
-        'order_by', relay.order_of(extra.related, wanted.order_by),
-        'single', case when wanted.single then true end));
     perform relay.make_extra_functions(wanted);
-    perform relay.create_extra_triggers(wanted, wanted.near, said);
-    if wanted.far is not null then
-        perform relay.create_extra_triggers(wanted, wanted.far, pg_catalog.jsonb_build_object(
-            'far_of', wanted.id, 'oid', wanted.far::oid::bigint, 'task', said -> 'task'));
-    end if;
+    perform relay.create_extra_triggers(wanted);
     perform relay.revoke_reading(array[present.near, present.far]);
     perform relay.journal_sync(wanted.id, 'watch_changed');
 end
 $$;
 
-comment on function relay.extra(regclass, text, regclass, name[], name, name, regclass, name, text[], interval) is
+comment on function relay.extra(regclass, text, regclass, name[], name, name, regclass, name, text[], text, text, interval) is
     'Shows data of another table on tasks. Example: select relay.extra(''public.tasks'', ''commentCount'', ''public.comments'')';
 
-create or replace function relay.create_extra_triggers(e relay.extras, on_table regclass, said jsonb) returns void
+create or replace function relay.create_extra_triggers(e relay.extras) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
 declare
+    said constant jsonb := relay.extra_said(e);
     name constant text := 'relay_extra_' || e.id;
 begin
-    execute pg_catalog.format('create or replace trigger %I after insert or update or delete on %s for each row execute function %s()',
-                              name, on_table, relay.extra_function(e.id, on_table = e.far));
-    execute pg_catalog.format('create or replace trigger %I after truncate on %s for each statement '
-                              'execute function relay.extra_truncate(%L, %L)', name || '_truncate', on_table, e.id, said);
-    execute pg_catalog.format('alter table %1$s enable always trigger %2$I, enable always trigger %3$I', on_table, name, name || '_truncate');
+    perform relay.put_triggers(e.near, name, relay.extra_function(e.id, false), 'relay.extra_truncate', e.id, said);
+    if e.far is not null then
+        perform relay.put_triggers(e.far, name, relay.extra_function(e.id, true), 'relay.extra_truncate', e.id,
+            pg_catalog.jsonb_build_object('far_of', e.id, 'oid', e.far::oid::bigint, 'task', said -> 'task'));
+    end if;
 end
 $$;
 
@@ -634,7 +686,9 @@ create or replace function relay.extra_values(extra integer, keys text[]) return
 as $$
 #variable_conflict use_column
 declare
-    e relay.extras;
+    e     relay.extras;
+    query constant text := 'select k.key, %s::text from pg_catalog.unnest($1) k (key)';
+    at    text;
 begin
     if current_user <> 'relay_reader' then
         raise exception 'relay.extra_values belongs to %, expected relay_reader: run relay sql install', current_user
@@ -645,9 +699,13 @@ begin
         return;
     end if;
     perform relay.hold_in_snapshot(array_remove(array[e.near, e.far], null));
-    return query execute pg_catalog.format(
-        'select k.key, %s::text from pg_catalog.unnest($1) k (key)',
-        relay.extra_value(e, 'k.key::' || relay.joinable(e.target, e.task_column))) using keys;
+    at := 'k.key::' || relay.joinable(e.target, e.task_column);
+    begin
+        return query execute pg_catalog.format(query, relay.extra_value(e, at, false)) using keys;
+    exception when data_exception or program_limit_exceeded then
+        -- What was returned by then is right, as far as it goes, and is returned once more.
+        return query execute pg_catalog.format(query, relay.extra_value(e, at, true)) using keys;
+    end;
 exception when others then
     return;  -- what is lacking is what could not be read
 end
@@ -656,9 +714,12 @@ $$;
 comment on function relay.extra_values(integer, text[]) is 'What an extra is for tasks with these keys.';
 
 -- The tasks that an extra is about, where keys were touched in its near or its far table: each with its board and its image,
--- in which the extra is. In the snapshot of the calling transaction; with a row without anything if not all could be read.
-create or replace function relay.touched(extra integer, far boolean, keys text[])
-    returns table (key text, watch integer, board text, task text)
+-- in which that extra is. In the snapshot of the calling transaction; with a row without anything if not all could be read.
+--
+-- If no boards are named, and there are more than a hundred tasks, only the boards, each with the number of its tasks: then
+-- the caller names those whose tasks are wanted.
+create or replace function relay.touched(extra integer, far boolean, keys text[], boards text[] default null)
+    returns table (key text, watch integer, board text, task text, tasks bigint)
     language plpgsql
     security definer
     set row_security = off
@@ -675,9 +736,8 @@ create or replace function relay.touched(extra integer, far boolean, keys text[]
 as $$
 #variable_conflict use_column
 declare
-    e     relay.extras;
-    w     relay.watches;
-    found text;
+    e relay.extras;
+    w relay.watches;
 begin
     if current_user <> 'relay_reader' then
         raise exception 'relay.touched belongs to %, expected relay_reader: run relay sql install', current_user
@@ -689,19 +749,14 @@ begin
         return;
     end if;
     perform relay.hold_in_snapshot(array_remove(array[w.target, w.lanes, e.near, e.far], null));
-    found := case when touched.far then pg_catalog.format(
-        'from (select distinct k.key, near.%I::%s as at from pg_catalog.unnest($1) k (key) join only %s near on near.%I::%s = k.key::%5$s) t',
-        e.key_column, relay.joinable(e.near, e.key_column), e.near, e.link_column, relay.joinable(e.near, e.link_column))
-        else pg_catalog.format('from (select k.key, k.key::%s as at from pg_catalog.unnest($1) k (key)) t', relay.joinable(e.near, e.key_column)) end;
     begin
-        return query execute relay.touched_query(w, e, found, false) using keys, w.id;
+        return query select * from relay.read_touched(w, e, relay.touched_query(w, e, far, false), keys, boards);
     exception when data_exception or program_limit_exceeded then
-        -- What was returned by then is right, as far as it goes, and is returned once more.
-        return query execute relay.touched_query(w, e, found, true) using keys, w.id;
+        return query select * from relay.read_touched(w, e, relay.touched_query(w, e, far, true), keys, boards);
     end;
 exception when others then
-    return query select null::text, null::integer, null::text, null::text;
+    return query select null::text, null::integer, null::text, null::text, null::bigint;
 end
 $$;
 
-comment on function relay.touched(integer, boolean, text[]) is 'The tasks whose extra may have changed.';
+comment on function relay.touched(integer, boolean, text[], text[]) is 'The tasks whose extra may have changed.';

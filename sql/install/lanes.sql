@@ -39,37 +39,10 @@ create or replace function relay.lanes_body(l relay.lane_tables) returns text
     language sql
     stable
     set search_path = pg_catalog, pg_temp
-as $make$
-    select pg_catalog.format($body$
-declare
-    was     text[];
-    stands  text[];
-    problem text;
-begin
-    if relay.paused() then
-        return null;
-    end if;
-    begin
-        perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
-        was := case when tg_op <> 'INSERT' then relay.lane_%1$s(old) end;
-        stands := case when tg_op <> 'DELETE' then relay.lane_%1$s(new) end;
-    exception when others or assert_failure then
-        problem := pg_catalog.left(sqlerrm, 200);
-    end;
-    was := case when was[1] is null then was end;
-    stands := case when stands[1] is null then stands end;
-    if problem is not null or was is distinct from stands then
-        perform relay.pause_if_full();
-        insert into relay.journal (watch, op, entry, reason)
-        values (%1$s, case when problem is not null or %2$s then 'S' else 'L' end::"char",
-                array[null, was[2], null, null, stands[2], null, null],
-                coalesce('row_unreadable: ' || problem, 'lanes_changed'));
-        perform relay.notify();
-    end if;
-    return null;
-end
-$body$, l.id, case when l.board_column is null then 'true' else 'false' end)
-$make$;
+as $$
+    select relay.noting_body(l.id, 'relay.lane_' || l.id, case when l.board_column is null then 'S' else 'L' end,
+                             'null, was[2], null, null, stands[2], null, null', 'lanes_changed')
+$$;
 
 create or replace function relay.lanes_truncate() returns trigger
     language plpgsql
@@ -83,22 +56,10 @@ end
 $$;
 
 create or replace function relay.make_lane_functions(l relay.lane_tables) returns void
-    language plpgsql
+    language sql
     set search_path = pg_catalog, pg_temp
 as $$
-begin
-    execute pg_catalog.format(
-        'create or replace function relay.lane_%s(of_row record) returns text[] language plpgsql '
-        'security definer set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' '
-        'set extra_float_digits = 1 as %L', l.id, relay.lane_body(l));
-    execute pg_catalog.format(
-        'create or replace function relay.lanes_%s() returns trigger language plpgsql security definer '
-        'set search_path = pg_catalog, pg_temp as %L', l.id, relay.lanes_body(l));
-    perform relay.give(pg_catalog.format('relay.lane_%s(record)', l.id)::regprocedure, 'relay_renderer');
-    perform relay.give(pg_catalog.format('relay.lanes_%s()', l.id)::regprocedure, 'relay_writer');
-    perform relay.revoke_others();
-    execute pg_catalog.format('grant execute on function relay.lane_%s(record) to relay_writer, relay_reader', l.id);
-end
+    select relay.make_noting_functions('relay.lane_' || l.id, relay.lane_body(l), 'relay.lanes_' || l.id, relay.lanes_body(l))
 $$;
 
 -- Declares that the rows of a table are lanes, or changes how. What is not given stays as it is, where that is declared
@@ -197,14 +158,7 @@ begin
         'title', relay.column_of(wanted.target, wanted.name_column),
         'order_by', relay.order_of(wanted.target, wanted.order_by)));
     perform relay.make_lane_functions(wanted);
-    execute pg_catalog.format(
-        'create or replace trigger relay_lanes after insert or update or delete on %s for each row '
-        'execute function relay.lanes_%s()', wanted.target, wanted.id);
-    execute pg_catalog.format(
-        'create or replace trigger relay_lanes_truncate after truncate on %s for each statement '
-        'execute function relay.lanes_truncate(%L, %L)', wanted.target, wanted.id, wanted.said);
-    execute pg_catalog.format('alter table %1$s enable always trigger relay_lanes, enable always trigger relay_lanes_truncate',
-                              wanted.target);
+    perform relay.put_triggers(wanted.target, 'relay_lanes', 'relay.lanes_' || wanted.id, 'relay.lanes_truncate', wanted.id, wanted.said);
     if present.id is not null then
         execute pg_catalog.format('drop function relay.lanes_%1$s(), relay.lane_%1$s(record)', present.id);
     end if;
@@ -447,18 +401,20 @@ as $$
         or exists (select from relay.makers_of_parts(w.target) m
                    where not pg_catalog.has_function_privilege(m, pg_catalog.to_regprocedure(pg_catalog.format('relay.journal_%s()', w.id)), 'execute')))
     union all
-    select l.id from relay.lane_tables l
-    where l.problem is null and not (
-        relay.is_made('lanes_' || l.id, 'relay_writer', relay.lanes_body(l), null)
-        and relay.is_made('lane_' || l.id, 'relay_renderer', relay.lane_body(l), 'relay_writer')
-        and relay.is_made('lane_' || l.id, 'relay_renderer', relay.lane_body(l), 'relay_reader'))
-    union all
-    select e.id from relay.extras e
-    where e.problem is null and (
-        select count(*)
-        from (select e.near as own, false as far union all select e.far, true where e.far is not null) t
-        where not (relay.is_made(pg_catalog.split_part(relay.extra_function(e.id, t.far), '.', 2), 'relay_writer', relay.touch_body(e, t.far), null)
-                   and relay.is_made(pg_catalog.split_part(relay.extra_function(e.id, t.far), '.', 2), 'relay_renderer', relay.extra_body(e, t.far), 'relay_writer'))) > 0
+    select distinct made.id
+    from (
+        select l.id, 'lane_' || l.id, relay.lane_body(l), 'lanes_' || l.id, relay.lanes_body(l)
+        from relay.lane_tables l where l.problem is null
+        union all
+        select e.id, made.name, relay.extra_body(e, t.far), made.name, relay.touch_body(e, t.far)
+        from relay.extras e
+        cross join lateral (select false where e.near is not null union all select true where e.far is not null) t (far)
+        cross join lateral pg_catalog.split_part(relay.extra_function(e.id, t.far), '.', 2) made (name)
+        where e.problem is null
+    ) made (id, reads, row_body, notes, body)
+    where not (relay.is_made(made.reads, 'relay_renderer', made.row_body, 'relay_writer')
+               and relay.is_made(made.reads, 'relay_renderer', made.row_body, 'relay_reader')
+               and relay.is_made(made.notes, 'relay_writer', made.body, null))
 $$;
 
 comment on function relay.altered() is 'Which trigger functions are not as they should be.';
@@ -486,7 +442,7 @@ begin
     perform relay.give('relay.resolve(integer[], text[])'::regprocedure, 'relay_reader');
     perform relay.give('relay.extra_truncate()'::regprocedure, 'relay_writer');
     perform relay.give('relay.extra_values(integer, text[])'::regprocedure, 'relay_reader');
-    perform relay.give('relay.touched(integer, boolean, text[])'::regprocedure, 'relay_reader');
+    perform relay.give('relay.touched(integer, boolean, text[], text[])'::regprocedure, 'relay_reader');
     perform relay.give('relay.hold_tables(text, integer[])'::regprocedure, 'relay_reader');
     perform relay.give('relay.widest()'::regprocedure, 'relay_reader');
     altered := array(select a from relay.altered() a);

@@ -314,10 +314,10 @@ end
 $$;
 
 -- How the rows of a watch are read, in SQL: the tables that they are made of, in which the row's alias is "row_of_table"; which
--- rows are tasks; and, of each, the board and the image, with its extras. With "careful", that of a row that cannot be shown,
+-- rows are tasks; and, of each, the board and the image, with names and values of extras, if there are any. With "careful", that of a row that cannot be shown,
 -- such as one whose own values make an expression fail, is "!" and, as JSON, its id and why.
 create or replace function relay.reading(
-    w relay.watches, careful boolean, out rows text, out filter text, out board text, out task text
+    w relay.watches, careful boolean, extras text, out rows text, out filter text, out board text, out task text
 )
     language plpgsql
     stable
@@ -345,7 +345,7 @@ begin
     board := coalesce(of_lane, relay.spelled(w.target, w.said -> 'board_as', w.same, 'row_of_table.'),
                       relay.as_text(w.target, w.board_column, 'row_of_table.' || pg_catalog.quote_ident(w.board_column)));
     filter := coalesce(relay.spelled(w.target, w.said -> 'filter', w.same, 'row_of_table.'), 'true');
-    task := relay.labelled(w, 'p.at', 'i.image', relay.extras_of(w.target, 'row_of_table.'));
+    task := relay.labelled(w, 'p.at', 'i.image', extras);
     -- An expression may fail at any row. Where a column names the board, such a row is reported with it.
     if guarded then
         filter := 'true';
@@ -417,7 +417,7 @@ begin
         otherwise := coalesce(nullif(written, board), otherwise);
         continue when typ is not null and written is distinct from board;
 
-        its := relay.reading(w, careful);
+        its := relay.reading(w, careful, relay.extras_of(w.target, 'row_of_table.', careful));
         -- The first condition finds the rows by an index; the second is exact where the first is not. An expression that
         -- may fail is evaluated with care alone.
         select case when l.board_column is null then 'row_of_table' else 'lane' end, coalesce(l.board_column, w.board_column)
@@ -449,16 +449,55 @@ begin
 end
 $$;
 
--- How relay.touched reads tasks: "found" has the keys that were touched, and at which of the tasks' own keys.
-create or replace function relay.touched_query(w relay.watches, e relay.extras, found text, careful boolean) returns text
+-- How relay.touched reads tasks, in SQL: those of some boards, or of all. What was touched in the far table has tasks by the near one.
+create or replace function relay.touched_query(w relay.watches, e relay.extras, far boolean, careful boolean) returns text
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select pg_catalog.format('select t.key, $2, %s, %s %s cross join %s where row_of_table.%I::%s = t.at%s and %s and (%1$s) is not null',
-                             r.board, r.task, found, r.rows, e.task_column, relay.joinable(e.target, e.task_column),
-                             relay.collation_of(e.target, e.task_column), r.filter)
-    from relay.reading(w, careful) r
+    select pg_catalog.format('select %s as key, %s as board, %s as task from %s%s where %s and %s and (%2$s) is not null '
+                             'and ($2 is null or (%2$s) collate "C" = any ($2))', touched.key, r.board, r.task, touched.tables, r.rows, touched.said, r.filter)
+    from relay.reading(w, careful, relay.extra_of(e, 'row_of_table.', careful)) r
+    cross join (select pg_catalog.format('row_of_table.%I::%s', e.task_column, relay.joinable(e.target, e.task_column)) as col,
+                       relay.collation_of(e.target, e.task_column) as collated) task
+    cross join lateral (
+        select task.col || '::text' as key, '' as tables,
+               pg_catalog.format('%s = any ($1::%s[])', task.col, relay.joinable(e.target, e.task_column)) as said where not far
+        union all
+        select 't.key',
+               pg_catalog.format('(select distinct near.%1$I::text as key, near.%2$I::%3$s as at from only %4$s near '
+                                 'where near.%1$I::%5$s = any ($1::%5$s[]) and %6$s) t cross join ',
+                                 e.link_column, e.key_column, relay.joinable(e.near, e.key_column), e.near,
+                                 relay.joinable(e.near, e.link_column), relay.extra_condition(e, false, careful, 'near')),
+               pg_catalog.format('%s = t.at%s', task.col, task.collated) where far
+    ) touched
+$$;
+
+-- What relay.touched returns, by such a query.
+create or replace function relay.read_touched(w relay.watches, e relay.extras, query text, keys text[], boards text[])
+    returns table (key text, watch integer, board text, task text, tasks bigint)
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    few constant integer := 100;
+    its record;
+begin
+    if boards is null then
+        execute pg_catalog.format('select pg_catalog.array_agg(q.key) as keys, pg_catalog.array_agg(q.board) as boards, '
+                                  'pg_catalog.array_agg(q.task) as tasks from (%s limit %s) q', query, few + 1) using keys, boards into its;
+        if pg_catalog.cardinality(its.keys) > few then
+            return query execute pg_catalog.format('select null, $3, q.board, null, pg_catalog.count(*) from (%s) q group by q.board', query)
+                using keys, boards, w.id;
+        else
+            return query select q.key, w.id, q.board, q.task, null::bigint
+                from unnest(its.keys, its.boards, its.tasks) q (key, board, task);
+        end if;
+        return;
+    end if;
+    return query execute pg_catalog.format('select q.key, $3, q.board, q.task, null::bigint from (%s) q', query) using keys, boards, w.id;
+end
 $$;
 
 comment on function relay.board(text, boolean, integer[]) is 'The tasks of one board as subscribers see them.';

@@ -37,11 +37,13 @@ grant execute on function
     relay.board_type(relay.watches), relay.written_as(relay.watches), relay.id_of(relay.watches, text), relay.has_places(relay.watches), relay.place_of(relay.watches, text), relay.labelled(relay.watches, text, text, text),
     relay.as_text(regclass, name, text), relay.equals(regtype), relay.in_index(text, name, regtype, text), relay.order_parts(text), relay.order_named(regclass, jsonb, boolean), relay.is_usual_order(jsonb),
     relay.ordering(regclass, text[]), relay.lost_order(regclass, text[]), relay.order_clause(regclass, text[], text), relay.written(text, regtype), relay.image(record),
-    relay.holders(regclass, text), relay.missing_right(regclass), relay.tables_of(relay.watches), relay.reading(relay.watches, boolean),
+    relay.holders(regclass, text), relay.missing_right(regclass), relay.tables_of(relay.watches), relay.reading(relay.watches, boolean, text),
     relay.joinable(regclass, name), relay.collation_of(regclass, name), relay.columns_named(regclass, jsonb, boolean),
     relay.table_named(jsonb, boolean), relay.extra_tables(regclass), relay.camel_case(text), relay.shown_value(regclass, name, text),
-    relay.in_utf8(text), relay.extra_value(relay.extras, text), relay.extras_of(regclass, text), relay.hold_in_snapshot(regclass[]),
-    relay.touched_query(relay.watches, relay.extras, text, boolean)
+    relay.readable(text), relay.extra_function(integer, boolean), relay.extra_condition(relay.extras, boolean, boolean, text),
+    relay.extra_value(relay.extras, text, boolean), relay.extra_of(relay.extras, text, boolean), relay.extras_of(regclass, text, boolean),
+    relay.hold_in_snapshot(regclass[]), relay.touched_query(relay.watches, relay.extras, boolean, boolean),
+    relay.read_touched(relay.watches, relay.extras, text, text[], text[])
     to relay_reader;
 
 -- Existing watches, as after a restore, get trigger functions that fit them.

@@ -508,6 +508,21 @@ begin
 end
 $$;
 
+-- The same for a table beside that of tasks: one on rows, and one on TRUNCATE, whose arguments say what they are for.
+create or replace function relay.put_triggers(on_table regclass, name text, on_row text, on_truncate text, id integer, said jsonb) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute pg_catalog.format('create or replace trigger %I after insert or update or delete on %s for each row execute function %s()',
+                              name, on_table, on_row);
+    execute pg_catalog.format('create or replace trigger %I after truncate on %s for each statement execute function %s(%L, %L)',
+                              name || '_truncate', on_table, on_truncate, id, said);
+    execute pg_catalog.format('alter table %1$s enable always trigger %2$I, enable always trigger %3$I',
+                              on_table, name, name || '_truncate');
+end
+$$;
+
 create or replace function relay.full_name(target regclass) returns text
     language sql
     stable

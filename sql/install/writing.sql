@@ -562,6 +562,72 @@ begin
 end
 $$;
 
+-- The body of the row trigger's function of a table beside that of tasks: one of lanes, or one that an extra is made of. Given
+-- the function that makes texts of a row, see relay.make_noting_functions, it notes where these have changed, with a word
+-- for it. A row at which a filter fails is none to it, and is noted even so: an entry that says why, and touches nothing.
+create or replace function relay.noting_body(id integer, reads text, op text, entry text, word text) returns text
+    language sql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $make$
+    select pg_catalog.format($body$
+declare
+    was     text[];
+    stands  text[];
+    failing text;
+    problem text;
+begin
+    if relay.paused() then
+        return null;
+    end if;
+    begin
+        perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
+        was := case when tg_op <> 'INSERT' then %2$s(old) end;
+        stands := case when tg_op <> 'DELETE' then %2$s(new) end;
+    exception when others or assert_failure then
+        problem := pg_catalog.left(sqlerrm, 200);
+    end;
+    failing := coalesce(was[1], stands[1]);
+    was := case when was[1] is null then was end;
+    stands := case when stands[1] is null then stands end;
+    if coalesce(problem, failing) is null and was is not distinct from stands then
+        return null;
+    end if;
+    -- About once in 256 times, as for entries of rows.
+    if (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hash_array(coalesce(stands, was))) & 255 = 0 then
+        perform relay.pause_if_full();
+    end if;
+    insert into relay.journal (watch, op, entry, reason)
+    values (%1$s, case when problem is not null then 'S' when was is distinct from stands then %3$L else 'L' end::"char", array[%4$s],
+            coalesce('row_unreadable: ' || coalesce(problem, pg_catalog.format('a row of %%I.%%I is left out, for a filter fails at it: ',
+                                                                               tg_table_schema, tg_table_name) || failing), %5$L));
+    perform relay.notify();
+    return null;
+end
+$body$, id, reads, op, entry, word)
+$make$;
+
+-- Makes two functions for a table beside that of tasks. One makes texts of a row, without any right: behind a null those that
+-- decide; or why there are none, where the row's own values make a filter fail; null if the row does not match it. The other is that of its row trigger.
+create or replace function relay.make_noting_functions(reads text, row_body text, notes text, body text) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute pg_catalog.format(
+        'create or replace function %s(of_row record) returns text[] language plpgsql '
+        'security definer set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' '
+        'set extra_float_digits = 1 as %L', reads, row_body);
+    execute pg_catalog.format(
+        'create or replace function %s() returns trigger language plpgsql security definer '
+        'set search_path = pg_catalog, pg_temp as %L', notes, body);
+    perform relay.give((reads || '(record)')::regprocedure, 'relay_renderer');
+    perform relay.give((notes || '()')::regprocedure, 'relay_writer');
+    perform relay.revoke_others();
+    execute pg_catalog.format('grant execute on function %s(record) to relay_writer, relay_reader', reads);
+end
+$$;
+
 create or replace function relay.drop_functions(watch integer) returns void
     language plpgsql
     set client_min_messages = warning

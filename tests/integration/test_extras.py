@@ -113,6 +113,58 @@ async def test_a_change_of_another_table_is_an_update_of_the_card(items: Databas
             assert (statement, found) == (statement, expected)
 
 
+_FILTERED: Final[list[tuple[str, list[Message]]]] = [
+    ("insert into comments (item_id, body, deleted_at) values (1, 'x', now())", []),
+    ("update comments set deleted_at = null", [updated(1, commentCount=1)]),
+    ("update comments set item_id = 2, deleted_at = now()", [updated(1, commentCount=0)]),
+    ("update comments set item_id = 1", []),
+    ("delete from comments", []),
+    ("insert into item_labels values (1, 1), (1, 2)", [updated(1, labels=label("a", "b"))]),
+    ("update labels set archived = true where id = 1", [updated(1, labels=label("b"))]),
+    ("update labels set name = 'z' where id = 1", []),
+    ("update item_labels set removed_at = now() where label_id = 2", [updated(1, labels=[])]),
+    ("update labels set name = 'c' where id = 2", []),
+    ("update labels set archived = false", [updated(1, labels=label("z"))]),
+    ("update item_labels set removed_at = null", [updated(1, labels=label("c", "z"))]),
+    (
+        "insert into steps (item_id, done) values (1, false), (1, true)",
+        [updated(1, stepCount=2), updated(1, stepsDone=1)],
+    ),
+    ("update steps set done = not done", []),
+    ("update steps set done = true", [updated(1, stepsDone=2)]),
+    (
+        "insert into items (board_id, title) values (1, 'three'); insert into steps (item_id, done) values (3, true)",
+        [created(3, stepsDone=1, stepCount=1, labels=[], commentCount=0)],
+    ),
+]
+"""The same where rows have to match filters."""
+
+
+@pytest.fixture
+def filtered(items: Database) -> Database:
+    """Yield the same database with the filters of docs/shapes.md."""
+    items.execute(examples(RELATED, "sql")[1])
+    return items
+
+
+async def test_a_row_that_does_not_match_a_filter_is_as_if_it_were_not_there(
+    filtered: Database, relay: Relay
+) -> None:
+    """Whatever happens to it; and where it stops to match, or starts, that is an update of the card."""
+    keys = ("labels", "commentCount", "stepCount", "stepsDone")
+    async with Client.to(relay.url) as client:
+        await client.resume("1", None)
+        for statement, expected in _FILTERED:
+            filtered.execute(statement)
+            found: list[Message] = []
+            while len(found) < len(expected):
+                found += brief(await client.receive_batch(), *keys)
+            assert (statement, found) == (statement, expected)
+        async with Client.to(relay.url) as fresh:
+            await fresh.subscribe("1")
+            assert client.tasks == fresh.tasks
+
+
 async def test_what_was_missed_comes_with_what_other_tables_say(items: Database, relay: Relay) -> None:
     """Of cards that appeared, and of those that were touched alone."""
     async with Client.to(relay.url) as client:
@@ -332,7 +384,30 @@ async def test_renamed_columns_keep_their_part_and_one_that_is_gone_is_named_wit
         ("'items', 'n', 'comments', '{payload}'", "comments has no column 'payload' that an extra can show"),
         ("'items', 'n', 'comments', '{nope}'", "comments has no column 'nope' that an extra can show"),
         ("'items', 'n', 'comments', '{body}', order_by => '{payload}'", "by which clients cannot sort"),
-        ("'items', 'n', 'labels', through => 'item_labels'", "found 0 columns to show of public.labels"),
+        ("'items', 'n', 'comments', order_by => '{body}'", "found 0 columns to show of public.comments"),
+        (
+            "'items', 'n', 'comments', filter => 'now() is null'",
+            "filter of public.comments cannot be 'now() is null': it is",
+        ),
+        (
+            "'items', 'n', 'comments', filter => 'public.evil(body)'",
+            "expected nothing but columns of the table, and functions",
+        ),
+        (
+            "'items', 'n', 'comments', filter => 'body operator(public.===) body'",
+            "it uses operator public.===(pg_catalog.text,",
+        ),
+        ("'items', 'n', 'comments', filter => 'id'", "is of type boolean but default expression is of type bigint"),
+        ("'items', 'n', 'comments', filter => 'title <> body'", 'column "title" does not exist'),
+        ("'items', 'n', 'comments', link_filter => 'true'", "found link_filter without through: expected filter"),
+        (
+            "'items', 'n', 'labels', '{name}', through => 'item_labels', link_filter => 'body is null'",
+            "relay.extra: link_filter of public.item_labels cannot be 'body is null'",
+        ),
+        (
+            "'items', 'n', 'parts'",
+            "public.parts cannot be what an extra of public.items is made of: expected another",
+        ),
         (
             "'items', 'n', 'labels', '{name}', through => 'labels'",
             "public.labels cannot be what an extra of public.items is made of",
@@ -347,7 +422,13 @@ async def test_renamed_columns_keep_their_part_and_one_that_is_gone_is_named_wit
 def test_an_extra_that_cannot_be_shown_exactly_is_refused(items: Database, arguments: str, reason: str) -> None:
     """In one sentence, which says what was expected."""
     items.execute("alter table comments add column payload jsonb; alter table items add column secret int")
-    items.execute("create table links (one bigint references items, other bigint references items)")
+    items.execute(
+        "create table links (one bigint references items, other bigint references items); "
+        "create table parts (item_id bigint references items) partition by hash (item_id); "
+        "create function evil(text) returns boolean immutable language sql as 'select true'; "
+        "create function evil(text, text) returns boolean immutable language sql as 'select true'; "
+        "create operator === (leftarg = text, rightarg = text, function = evil)"
+    )
     items.execute("select relay.watch('items', hidden => '{secret}')")
     with pytest.raises(psycopg.Error) as caught:
         items.execute(f"select relay.extra({arguments})")
@@ -422,7 +503,7 @@ def test_a_column_that_took_a_name_since_the_snapshot_is_not_read(items: Databas
         values = reader.execute("select * from relay.extra_values(%s, '{1}')", [label_extra]).fetchall()
         places = reader.execute('select * from relay.resolve(%s, \'{"[null,\\"l\\"]"}\')', [[cards]]).fetchall()
         assert reader.execute("select current_setting('evil.as', true)").fetchall() == [(None,)]
-        assert (touched, values, places) == ([(None,) * 4], [], [(cards, None, None)])
+        assert (touched, values, places) == ([(None,) * 5], [], [(cards, None, None)])
 
 
 def test_what_decides_the_order_of_values_is_noticed_to_its_end(items: Database) -> None:
@@ -528,7 +609,7 @@ def test_what_cannot_be_read_is_never_taken_for_what_is_empty(items: Database) -
         holder.execute("lock table people in access exclusive mode")
         owner = "select x.* from relay.extras e cross join lateral relay.{} x where e.name = 'owner'"
         assert items.fetch(owner.format("extra_values(e.id, '{null,7}')")) == []
-        assert items.fetch(owner.format("touched(e.id, false, '{7}')")) == [(None, None, None, None)]
+        assert items.fetch(owner.format("touched(e.id, false, '{7}')")) == [(None,) * 5]
     assert items.fetch(owner.format("extra_values(e.id, '{null,7}')")) == [(None, None), ("7", '"Ann"')]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import psycopg
 import pytest
@@ -222,25 +223,40 @@ async def test_install_over_a_part_of_this_edition_ends_right(database: Database
         assert relay.feed.problem is None
 
 
+BESIDE: Final = """
+    create table lists (id text primary key, board_id text, name text);
+    create table tags (id int primary key, name text, archived boolean);
+    create table task_tags (task_id text references tasks, tag_id int references tags);
+    select relay.lanes('lists');
+    select relay.extra('tasks', 'tags', 'tags', '{name}', through => 'task_tags', filter => 'not archived');
+"""
+"""A table of lanes, and those of an extra."""
+
+
 def test_diff_is_empty_after_an_install(database: Database) -> None:
-    """What the file would make is what is there, the trigger functions of what is watched included."""
+    """What the file would make is what is there, the trigger functions of all that is declared included."""
     database.execute("select relay.watch('tasks', hidden => '{description}', order_by => '{title desc}')")
+    database.execute(BESIDE)
     assert install.diff(database.dsn) == []
 
 
 def test_diff_shows_what_an_install_changes(database: Database) -> None:
     """What comes and changes, trigger functions included; and none of it has happened, nor waited for a writer."""
-    ((watch,),) = database.fetch("select id from relay.watches")
+    database.execute(BESIDE)
+    made = "select oid::regprocedure::text from pg_proc where proname ~ '^(journal|lanes?|extra)_[0-9]+(_far)?$'"
+    functions = [name for (name,) in database.fetch(made)]
+    assert len(functions) == 7
     database.execute("drop function relay.resync()")
-    database.execute(f"alter function relay.journal_{watch}() security invoker")
+    database.execute("".join(f"alter function {name} security invoker;" for name in functions))
     with database.connect() as writer:
         writer.execute(WRITER)
         lines = install.diff(database.dsn)
         writer.execute("commit")
 
     assert "+function relay.resync()" in lines
-    assert any(f"FUNCTION relay.journal_{watch}()" in line for line in lines)
-    assert "+   SECURITY DEFINER" in lines
+    shown = "\n".join(lines)
+    assert [name for name in functions if f"FUNCTION {name.partition('(')[0]}(" not in shown] == []
+    assert lines.count("+   SECURITY DEFINER") == 7
     assert database.fetch("select to_regprocedure('relay.resync()')") == [(None,)]
     assert database.fetch("select count(*) from pg_namespace where nspname ^@ 'relay'") == [(1,)]
 

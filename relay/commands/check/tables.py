@@ -135,15 +135,15 @@ _UNINDEXED: Final[LiteralString] = """
            size.rows
     from (
         select w.target::oid, case when w.board_as is null then coalesce(w.board_column, w.lane_column) end,
-               coalesce(w.board_as, w.lane_as)
+               coalesce(w.board_as, w.lane_as), null
         from relay.watched w
         union
-        select t.target, t.col, null
+        select t.target, t.col, null, t.filter
         from relay.extras e
-        cross join lateral (values (e.near::oid, e.key_column), (e.near, e.link_column), (e.target, e.task_column))
-            t (target, col)
+        cross join lateral (values (e.near::oid, e.key_column, e.near_filter), (e.near, e.link_column, e.near_filter),
+                                   (e.target, e.task_column, null)) t (target, col, filter)
         where t.col is not null
-    ) way (target, col, said)
+    ) way (target, col, said, filter)
     join pg_catalog.pg_class o on o.oid = way.target
     join pg_catalog.pg_namespace n on n.oid = o.relnamespace
     cross join lateral (
@@ -154,7 +154,8 @@ _UNINDEXED: Final[LiteralString] = """
     where size.rows >= 10000 and not exists (
         select from pg_catalog.pg_index i
         left join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
-        where i.indrelid = way.target and i.indisvalid and i.indpred is null
+        where i.indrelid = way.target and i.indisvalid
+          and (i.indpred is null or pg_catalog.pg_get_expr(i.indpred, i.indrelid) = way.filter)
           and case when way.col is null then i.indkey[0] = 0 else a.attname = way.col end)
     order by size.rows desc
 """
