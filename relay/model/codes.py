@@ -65,7 +65,7 @@ REASONS: Final[Mapping[Reason, str]] = {
     "truncate": "the table was truncated",
     "resync": "the DBA asked for it",
     "lanes_changed": "a lane of the board was added, renamed, reordered or removed, or changed board",
-    "extras_changed": "data of other tables that tasks show changed, and could not be read",
+    "extras_changed": "data of other tables that tasks show changed, for many tasks at once, or could not be read",
     "watch_changed": "what is fed, or how, was changed",
     "row_unreadable": "a row could not be recorded",
     "changes_missing": "what the journal has of a row fits no history: triggers were off for a while",

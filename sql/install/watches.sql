@@ -131,6 +131,8 @@ create or replace function relay.outgrown(target regclass, expression jsonb, sam
     set search_path = pg_catalog, pg_temp
 as $$
     (select case when a.attname is null then pg_catalog.format('has no column %s any more', u.used ->> 1)
+           when pg_catalog.format_type(a.atttypid, null) = u.used ->> 2 and a.attgenerated <> 'v'
+           then pg_catalog.format('has %s of type %s, for which there are implicit casts now', a.attname, u.used ->> 2)
            else pg_catalog.format('has %s as %s now, in place of %s', a.attname,
                                   pg_catalog.format_type(a.atttypid, null), u.used ->> 2) end
     from pg_catalog.jsonb_array_elements(expression -> 'uses') u (used)

@@ -572,10 +572,10 @@ create or replace function relay.noting_body(id integer, reads text, op text, en
 as $make$
     select pg_catalog.format($body$
 declare
-    was     text[];
-    stands  text[];
-    failing text;
-    problem text;
+    was    text[];
+    stands text[];
+    kind   "char" := %3$L;
+    reason text;
 begin
     if relay.paused() then
         return null;
@@ -585,22 +585,25 @@ begin
         was := case when tg_op <> 'INSERT' then %2$s(old) end;
         stands := case when tg_op <> 'DELETE' then %2$s(new) end;
     exception when others or assert_failure then
-        problem := pg_catalog.left(sqlerrm, 200);
+        was := null;
+        stands := null;
+        kind := 'S';
+        reason := 'row_unreadable: ' || pg_catalog.left(sqlerrm, 200);
     end;
-    failing := coalesce(was[1], stands[1]);
-    was := case when was[1] is null then was end;
-    stands := case when stands[1] is null then stands end;
-    if coalesce(problem, failing) is null and was is not distinct from stands then
+    if was[1] is not null or stands[1] is not null then
+        reason := pg_catalog.format('row_unreadable: a row of %%I.%%I is left out, for a filter fails at it: %%s',
+                                    tg_table_schema, tg_table_name, coalesce(was[1], stands[1]));
+        was := case when was[1] is null then was end;
+        stands := case when stands[1] is null then stands end;
+        kind := case when was is distinct from stands then kind else 'L' end;
+    elsif reason is null and was is not distinct from stands then
         return null;
     end if;
     -- About once in 256 times, as for entries of rows.
     if (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hash_array(coalesce(stands, was))) & 255 = 0 then
         perform relay.pause_if_full();
     end if;
-    insert into relay.journal (watch, op, entry, reason)
-    values (%1$s, case when problem is not null then 'S' when was is distinct from stands then %3$L else 'L' end::"char", array[%4$s],
-            coalesce('row_unreadable: ' || coalesce(problem, pg_catalog.format('a row of %%I.%%I is left out, for a filter fails at it: ',
-                                                                               tg_table_schema, tg_table_name) || failing), %5$L));
+    insert into relay.journal (watch, op, entry, reason) values (%1$s, kind, array[%4$s], coalesce(reason, %5$L));
     perform relay.notify();
     return null;
 end

@@ -432,7 +432,15 @@ async def test_large_table_without_an_index_on_its_boards(database: Database, da
     assert reading.status == "warning"
     assert reading.found.startswith("public.large has 20,000 rows and no index that begins with board_id")
     database.execute(str(reading.hint).removeprefix("run "))
+    database.execute("""
+        create table notes (task_id uuid, done boolean);
+        insert into notes select gen_random_uuid(), false from generate_series(1, 20000);
+        create index on notes (task_id) where not done; analyze notes;
+        select relay.extra('large', 'noteCount', 'notes', key_column => 'task_id', filter => 'not done')
+    """)
     assert (await check(daemon_dsn))["reading"].status == "ok"
+    database.execute("select relay.extra('large', 'noteCount', 'notes', key_column => 'task_id')")
+    assert (await check(daemon_dsn))["reading"].found.startswith("public.notes has 20,000 rows and no index")
 
 
 async def test_tables_whose_tasks_can_be_mistaken_for_one_another(database: Database, daemon_dsn: str) -> None:

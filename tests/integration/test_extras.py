@@ -12,6 +12,7 @@ from typing import Any, Final
 import psycopg
 import pytest
 from click.testing import CliRunner
+from structlog.testing import capture_logs
 
 from relay.commands.cli import cli
 from relay.postgres import boards, extras, housekeeping, journal, requests
@@ -165,6 +166,101 @@ async def test_a_row_that_does_not_match_a_filter_is_as_if_it_were_not_there(
             assert client.tasks == fresh.tasks
 
 
+async def test_a_row_at_which_a_filter_fails_is_left_out_alone(items: Database, relay: Relay) -> None:
+    """No writer fails, the other rows count, in boards as well as in changes, and the log says so."""
+    items.execute("alter table comments add column score text; alter table item_labels add column score text")
+    shown = {"through": "item_labels", "shown": ["name"], "link_filter": "score::int > 0"}
+    extra(items, "commentCount", "comments", filter="score::int > 0")
+    extra(items, "labels", "labels", filter="name::int > 0", **shown)
+    odd = "insert into comments (item_id, body, score) values (1, 'x', '?'), (1, 'x', '1')"
+    links = (
+        "insert into item_labels select i.id, l.id, case name when '2' then '?' else '9' end from items i, labels l"
+    )
+    items.execute(f"{odd}; update labels set name = id; insert into labels (name) values ('3'), ('?'); {links}")
+    async with Client.to(relay.url) as client:
+        await client.resume("1", None)
+        assert [client.tasks[1][key] for key in ("commentCount", "labels")] == [1, ["1", "3"]]
+        with capture_logs() as logs:
+            items.execute(odd)
+            assert brief(await client.receive_batch()) == [updated(1, commentCount=2)]
+        [problem] = [line["problem"] for line in logs if line["event"] == "feed.unreadable_row"]
+        assert problem.startswith(
+            "a row of public.comments is left out, for a filter fails at it: 22P02 invalid input"
+        )
+        items.execute("update comments set score = '2' where score = '?'")
+        assert brief(await client.receive_batch()) == [updated(1, commentCount=4)]
+        items.execute("update labels set name = '5' where name = '3'")
+        found = await client.receive_batch()
+        assert {data["id"]: data["changes"]["labels"] for _, data in found} == {1: ["1", "5"], 2: ["1", "5"]}
+        items.execute(f"insert into items (board_id, title) values (1, 'three'); {odd.replace('(1,', '(3,')}")
+        assert brief(await client.receive_batch(), "commentCount") == [created(3, commentCount=1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("drop column gone_at", "no column deleted_at any more"),
+        ("alter column gone_at type date", "gone_at as date now, in place of timestamp with time zone"),
+        (
+            "alter column gone_at type public.date using null",
+            "gone_at as public.date now, in place of timestamp with time zone",
+        ),
+    ],
+)
+def test_an_extra_is_not_shown_when_its_filter_has_lost_a_column(
+    filtered: Database, change: str, problem: str
+) -> None:
+    """No row must be shown that may be one that is hidden; of columns that are renamed, each keeps its part."""
+    filtered.execute(
+        "create type public.date as (day int); create function evil(public.date) returns date immutable language sql "
+        "as $$ select set_config('evil.as', user, false)::date $$; create cast (public.date as date) "
+        "with function evil(public.date) as implicit"
+    )
+    shown = "select near_filter, problem from relay.extras where name = 'commentCount'"
+    filtered.execute(
+        "alter table comments add column old timestamptz; alter table comments rename deleted_at to gone_at; "
+        "alter table comments rename old to deleted_at; select relay.refresh(); "
+        "insert into comments (item_id, body, gone_at, deleted_at) values (1, '', now(), null), (1, '', null, now())"
+    )
+    assert filtered.fetch(shown) == [("(gone_at IS NULL)", None)]
+    board = "select task::json -> '' ->> 'commentCount' from relay.board('1')"
+    assert filtered.fetch(board) == [("1",), ("0",)]
+    touches = "select key from relay.entries j join relay.extras e on e.id = j.watch where e.name = 'commentCount'"
+    assert filtered.fetch(touches + " and op = 'N'") == [("1",)]
+
+    filtered.execute(f"alter table comments {change}")
+    assert filtered.fetch(shown)[0][1] == f"has a filter for rows of comments, which has {problem}"
+    assert filtered.fetch(board) == [(None,), (None,)]
+    filtered.execute("update comments set body = 'z'; delete from comments")
+    assert filtered.fetch("select current_setting('evil.as', true)") == [(None,)]
+
+
+def test_no_code_of_users_runs_where_a_filter_is_evaluated(items: Database) -> None:
+    """Nor where its columns, their types or their casts have changed since the snapshot that is read."""
+    items.execute(
+        "create type tone as enum ('dark', 'light'); alter table labels add column tone tone default 'light'; "
+        "create function evil(tone) returns text language sql as $$ select set_config('evil.as', user, false) $$; "
+        "create type pair as (a int, b int); create function evil(pair) returns text language sql "
+        "as $$ select set_config('evil.as', user, false) $$; insert into item_labels values (1, 1)"
+    )
+    extra(items, "labels", "labels", through="item_labels", shown=["name"], filter="tone <> 'dark' and name <> ''")
+    [(number,)] = items.fetch("select id from relay.extras where name = 'labels'")
+    casts = "create cast (tone as text) with function evil(tone) as implicit"
+    columns = "alter table labels rename name to name_was; alter table labels add column name pair default row(1, 2)"
+    for change in (f"{columns}; create cast (pair as text) with function evil(pair) as implicit", casts):
+        with items.connect() as reader:
+            reader.execute("begin isolation level repeatable read; select 1")
+            items.execute(change)
+            touched = reader.execute("select * from relay.touched(%s, true, '{1}')", [number]).fetchall()
+            values = reader.execute("select * from relay.extra_values(%s, '{1}')", [number]).fetchall()
+            assert reader.execute("select current_setting('evil.as', true)").fetchall() == [(None,)]
+            assert (touched, values) == ([(None,) * 5], [])
+    [(problem,)] = items.fetch("select problem from relay.extras where name = 'labels'")
+    assert problem.endswith("which has tone of type public.tone, for which there are implicit casts now")
+    items.execute("update labels set tone = 'dark'")
+    assert items.fetch("select current_setting('evil.as', true)") == [(None,)]
+
+
 async def test_what_was_missed_comes_with_what_other_tables_say(items: Database, relay: Relay) -> None:
     """Of cards that appeared, and of those that were touched alone."""
     async with Client.to(relay.url) as client:
@@ -197,6 +293,59 @@ async def test_a_large_batch_is_sent_with_what_other_tables_say(
         await client.receive_batch()
         assert [task["labels"] for task in client.tasks.values()] == [label("z")] * 202
         assert client.tasks[1]["commentCount"] == 1
+
+
+async def test_what_touches_very_many_cards_is_read_for_boards_that_somebody_follows(
+    items: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many are left to reads of their boards, and of no others."""
+    read: list[str] = []
+    touch = extras.Extras._touch  # noqa: SLF001  # what is read has no other sign
+
+    def noted(self: extras.Extras, number: int, watch: int, board: str, task: str | None) -> object:
+        read.extend([board] if task else [])
+        return touch(self, number, watch, board, task)
+
+    items.execute(
+        "insert into items (board_id, title) select 1 + n % 3, 'many' from generate_series(1, 303) n; "
+        "insert into item_labels select id, 1 from items; insert into items (board_id, title) values (4, 'one')"
+    )
+    async with Client.to(relay.url) as client, Client.to(relay.url) as other:
+        await client.resume("1", None)
+        await other.resume("4", None)
+        monkeypatch.setattr(extras.Extras, "_touch", noted)
+        items.execute("update labels set name = 'y' where id = 1")
+        assert {kind for kind, _ in await client.receive_batch()} == {"task.updated"}
+        assert (len(read), set(read)) == (103, {"1"})
+        monkeypatch.setattr(extras, "TOUCHED_TASKS", 102)
+        items.execute("update labels set name = 'z' where id = 1")
+        assert [kind for kind, _ in await client.receive_batch()] == ["board.sync"]
+        assert (client.reason, len(read)) == ("extras_changed", 103)
+        assert [task["labels"] for task in client.tasks.values()] == [label("z")] * 103
+        items.execute("update items set title = 'x' where board_id = 4")
+        assert brief(await other.receive_batch()) == [updated(306, title="x")]
+
+
+async def test_who_resumes_is_sent_once_what_was_touched_often(
+    items: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts is how many keys were touched, on whichever board."""
+    monkeypatch.setattr(journal, "RESUME_CHANGES", 4)
+    items.execute("insert into item_labels values (1, 1), (2, 1)")
+    async with Client.to(relay.url) as client:
+        await client.resume("1", None)
+        cursor, tasks = client.cursor, client.tasks
+    for number in range(9):
+        items.execute("update labels set name = %s where id = 1", f"name {number}")
+    items.execute("insert into comments (item_id, body) values (1, 'x')")
+    async with Client.to(relay.url) as client:
+        assert brief(await client.resume("1", cursor, tasks)) == [
+            *(updated(1, labels=label("name 8")), updated(2, labels=label("name 8")), updated(1, commentCount=1))
+        ]
+    items.execute("insert into comments (item_id, body) values (2, 'x'); update people set name = 'x'")
+    async with Client.to(relay.url) as client:
+        await client.resume("1", cursor, tasks)
+        assert client.reason == "too_much_missed"
 
 
 async def test_what_many_transactions_touch_is_sent_once(items: Database, relay: Relay) -> None:
@@ -291,6 +440,7 @@ async def test_a_read_of_extras_that_takes_long_is_left_to_the_reads_of_boards(
     "change",
     [
         "truncate item_labels",
+        "truncate labels cascade",
         "alter type tone rename value 'dark' to 'black'",
         "alter table labels disable trigger all; update labels set name = 'x'; alter table labels enable trigger all",
         "select relay.drop_extra('items', 'labels')",
@@ -300,7 +450,7 @@ async def test_a_read_of_extras_that_takes_long_is_left_to_the_reads_of_boards(
 async def test_what_changes_extras_without_a_trigger_is_a_sync(items: Database, relay: Relay, change: str) -> None:
     """Of the boards as they are then."""
     items.execute("create type tone as enum ('dark'); alter table labels add column tone tone default 'dark'")
-    extra(items, "labels", "labels", through="item_labels", shown=["name", "tone"])
+    extra(items, "labels", "labels", through="item_labels", shown=["name", "tone"], filter="tone = 'dark'")
     items.execute("insert into item_labels values (1, 1)")
     async with Client.to(relay.url) as client, Client.to(relay.url) as fresh:
         await client.resume("1", None)
@@ -314,6 +464,42 @@ async def test_what_changes_extras_without_a_trigger_is_a_sync(items: Database, 
         await fresh.subscribe("1")
         assert client.tasks == fresh.tasks
         assert client.tasks[1].get("labels") != [{"name": "a", "tone": "dark"}]
+
+
+_CASCADES: Final = [
+    ("update crm.tags set name = 'c' where name = 'b'", 1, ["a blue", "c red"]),
+    ("delete from crm.tags where name = 'a'", 1, ["c red"]),
+    ("set session_replication_role = replica; update crm.tags set color = 'green'", 1, ["c green"]),
+    ("insert into crm.tags values ('d', 'red'); insert into crm.item_tags values (2, 'd')", 2, ["d red"]),
+    ("update crm.item_tags set item_id = 1", 1, ["c green", "d red"]),
+    ("delete from crm.tags where name = 'c'", 1, ["d red"]),
+    ("set session_replication_role = origin; update items set id = 5 where id = 1", 5, ["d red"]),
+]
+"""Statements on tables of another schema, and which tags a card has then."""
+
+
+async def test_cascades_and_what_replication_applies_are_updates_too(items: Database, relay: Relay) -> None:
+    """By whatever key the tables refer to one another, and in whatever schema they are."""
+    items.execute(
+        "alter table items alter id drop identity; create schema crm; "
+        "create table crm.tags (name text primary key, color text); create table crm.item_tags ("
+        "item_id bigint references items on update cascade, "
+        "tag text references crm.tags on update cascade on delete cascade); "
+        "insert into crm.tags values ('a', 'blue'), ('b', 'red'); insert into crm.item_tags values (1, 'a'), (1, 'b')"
+    )
+    extra(items, "tags", "crm.tags", through="crm.item_tags", shown=["name", "color"])
+    async with Client.to(relay.url) as client, Client.to(relay.url) as fresh:
+        await client.resume("1", None)
+        for statement, item, tags in _CASCADES:
+            items.execute(statement)
+            async with asyncio.timeout(10):
+                while (
+                    item not in client.tasks or [" ".join(tag.values()) for tag in client.tasks[item]["tags"]] != tags
+                ):
+                    kinds = {kind for kind, _ in await client.receive_batch()}
+                    assert kinds <= {"task.updated", "task.created", "task.deleted"}, statement
+        await fresh.subscribe("1")
+        assert client.tasks == fresh.tasks
 
 
 async def test_an_extra_may_be_declared_and_touched_before_the_relay_reads_of_either(
@@ -665,10 +851,10 @@ def test_the_command_line_declares_and_drops_an_extra_and_refuses_in_its_own_opt
     assert items.fetch("select name from relay.extras order by name") == [("commentCount",), ("labels",)]
 
 
-def test_extras_survive_a_dump_and_a_restore(items: Database, server: Server) -> None:
+def test_extras_survive_a_dump_and_a_restore(filtered: Database, server: Server) -> None:
     """Where tables and columns have other numbers, they are known by their names."""
-    items.execute("insert into item_labels values (1, 1)")
-    dump = run("pg_dump", items.dsn).replace("SET transaction_timeout = 0;", "")
+    filtered.execute("insert into item_labels values (1, 1)")
+    dump = run("pg_dump", filtered.dsn).replace("SET transaction_timeout = 0;", "")
     with temporary_database(server) as dsn, Database(dsn) as copy:
         copy.execute("create table public.filler (x int, y int)")
         run("psql", "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--output=/dev/null", dsn, given=dump)
@@ -676,7 +862,7 @@ def test_extras_survive_a_dump_and_a_restore(items: Database, server: Server) ->
         (_, task), *_ = copy.fetch("select * from relay.board('1')")
         assert json.loads(task)[""]["labels"] == label("a")
         assert copy.fetch("select relay.altered()") == []
-        copy.execute("insert into item_labels values (2, 1)")
+        copy.execute("insert into item_labels values (2, 1); insert into item_labels values (2, 2, now())")
         assert copy.fetch("select key from relay.entries where op = 'N'") == [("2",)]
 
 

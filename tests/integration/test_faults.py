@@ -387,7 +387,12 @@ async def test_what_logical_replication_applies_is_announced() -> None:
     with EmbeddedPostgres(settings=logical) as publisher, EmbeddedPostgres(settings=logical) as applier:
         for server in (publisher, applier):
             await asyncio.to_thread(install, server.dsn)
-        execute(publisher.dsn, "create publication p for table tasks")
+            execute(server.dsn, "create table notes (id int primary key, task_id text, done boolean)")
+        execute(publisher.dsn, "create publication p for table tasks, notes")
+        execute(
+            applier.dsn,
+            "select relay.extra('tasks', 'notes', 'notes', key_column => 'task_id', filter => 'not done')",
+        )
         way = conninfo_to_dict(publisher.dsn)
         source = make_conninfo(host=way["host"], port=way["port"], user=way["user"], dbname=way["dbname"])
         async with subscriber(applier.dsn) as (_, client):
@@ -402,6 +407,14 @@ async def test_what_logical_replication_applies_is_announced() -> None:
             found = [await client.receive() for _ in range(4)]
             await asyncio.to_thread(execute, publisher.dsn, "insert into tasks (id, title) values ('b', 'B')")
             found.append(await client.receive())
+            for notes, statement in (
+                (2, "insert into notes values (1, 'b', false), (2, 'b', false), (3, 'b', true)"),
+                (1, "update notes set done = true where id = 1"),
+                (0, "truncate notes"),
+            ):
+                await asyncio.to_thread(execute, publisher.dsn, statement)
+                while client.tasks["b"]["notes"] != notes:
+                    await client.receive()
             await asyncio.to_thread(execute, applier.dsn, "drop subscription s")
 
     assert [(kind, data["id"]) for kind, data in found] == [

@@ -63,10 +63,11 @@ class ShapesWorld(World):
         await self.execute("set lock_timeout = '2s'; truncate card_tags")
 
     async def tag_many(self) -> None:
-        """Thousands of cards have a tag, which is renamed, and then none."""
+        """Thousands of cards have a tag, which is renamed and archived, and then none."""
         await self.execute(
             "insert into card_tags select n % 60, 1 + n % 4 from generate_series(1, 6000) n; "
-            "update tags set name = name || '.'; delete from card_tags where tag_id > 1"
+            "update tags set name = name || '.'; update tags set archived = not archived; "
+            "delete from card_tags where tag_id > 1"
         )
 
     async def move_many(self) -> None:
