@@ -1,13 +1,13 @@
 """Settings: where the daemon listens and what it connects to. Checked once, at the start.
 
-Each is defined once, as a field of `Settings`: its default, its meaning, its bounds, the allowed values in words, and
-the commands that take it. Options of the command line, `--help`, errors and docs/configuration.md derive from that.
+Each setting is defined once, as a field of `Settings`: its default, its meaning, its bounds, the allowed values in
+words, and the commands that take it. Command-line options, `--help`, errors and docs/configuration.md derive from it.
 
 Rules:
-- An option wins over an environment variable, and this over a file of a secrets directory. A `.env` file is loaded
-  into the environment by the command line, for libpq reads its variables there.
-- An empty variable counts as none.
-- A value that may hold a password is never part of an error.
+- An option wins over an environment variable, and a variable over a file in a secrets directory. The command line
+  loads a `.env` file into the environment, because libpq reads its variables there.
+- An empty variable counts as unset.
+- An error never repeats a value that may contain a password.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from relay.config.origins import Origins
 from relay.config.proxies import Proxies
 
 DISCOVERY: Final = "/.well-known/openid-configuration"
-"""Where an issuer says, below its own address, where its keys are (OpenID Connect Discovery)."""
+"""Path below an issuer's address of the document that says where its keys are (OpenID Connect Discovery)."""
 
 SHORTEST_SECRET_BYTES: Final = 32
-"""Minimum length of a secret for HS256: a shorter one can be guessed from one token. RFC 7518 asks for as many."""
+"""Minimum length of a secret for HS256, as RFC 7518 requires: a shorter one can be guessed from one token."""
 
 _ALIKE: Final = 0.9
-"""Minimum likeness of a variable's name to that of a setting, at which it is taken for the setting, misspelt."""
+"""Similarity from which a variable's name counts as a misspelt setting."""
 
 Audience = Literal["serve", "publish", "both"]
 """The commands that take a setting: `relay serve` and `relay check`; `relay publish`; or all three."""
 
 
 class Fault(ValueError):
-    """What is wrong with a value, where the allowed values do not say it all."""
+    """A value is wrong for a reason that the description of allowed values does not explain."""
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used: its name, its value and what is allowed, in one line."""
+    """A setting cannot be used. The text names it, its value and what is allowed, in one line."""
 
 
 def is_address(text: str) -> bool:
@@ -56,7 +56,7 @@ def is_address(text: str) -> bool:
 
 
 def is_safe_address(text: str) -> bool:
-    """Return whether nobody between here and an address could replace its answer."""
+    """Return whether the answer from an address cannot be replaced on the way."""
     return text.startswith("https://") or (
         text.startswith("http://") and urlsplit(text).hostname in {"localhost", "127.0.0.1", "::1"}
     )
@@ -78,8 +78,8 @@ def _setting(
 ) -> Any:
     """Define a setting; `checks` are those of pydantic's `Field`.
 
-    `secret`: no message repeats the value, for it may hold a password. `option`: whether it is an option of the
-    command line, which every user of the machine can read; `short` is a second name of that.
+    `secret`: no message repeats the value, because it may contain a password. `option`: whether there is a
+    command-line option, which every user of the machine can read. `short`: a second name for that option.
     """
     about: JsonDict = {"allowed": allowed, "of": of, "secret": secret, "option": option, "short": short}
     return Field(default, description=meaning, json_schema_extra=about, **checks)
@@ -119,7 +119,7 @@ class Settings(BaseModel):
     WS_PORT: int = _port(4002, "port of the WebSocket endpoint")
     WS_HOST: str = _setting(
         "0.0.0.0",  # noqa: S104  # the guide's
-        "addresses to listen on, for both ports; :: is IPv6 and IPv4",
+        "addresses to listen on, for both ports; :: means IPv6 and IPv4",
         "addresses or host names, separated by commas",
         of="both",
         pattern=r"[^\s,]",
@@ -127,7 +127,7 @@ class Settings(BaseModel):
     WS_SOCKET: str = _setting(
         "", "path of a Unix socket for clients, in place of WS_PORT", "the path of a Unix socket"
     )
-    WS_ENABLED: bool = _flag(True, "whether the WebSocket endpoint is open")
+    WS_ENABLED: bool = _flag(True, "whether clients can connect")
     WS_HEARTBEAT: int = _number(
         30_000, "milliseconds between pings; a client that answers none is disconnected", _MS, 100, _HOUR_MS
     )
@@ -140,7 +140,7 @@ class Settings(BaseModel):
     )
     WS_SEND_BUFFER: int = _number(
         1024 * 1024,
-        "bytes that may wait for a client that reads slowly; beyond that it is sent its board again instead",
+        "bytes that may wait for a slow client; above that, it gets its board again instead",
         "bytes",
         64 * 1024,
         1024**3,
@@ -151,12 +151,12 @@ class Settings(BaseModel):
     )
     WS_TOKENS: str = _setting(
         "",
-        "tokens that are good, each with its boards, like team-*",
+        "accepted tokens, each with the boards that it allows, like team-*",
         "token or token:board,board, separated by spaces",
         secret=True,
         option=False,
     )
-    WS_TOKENS_FILE: str = _file("file of such tokens, one a line")
+    WS_TOKENS_FILE: str = _file("file of such tokens, one per line")
     WS_JWT_SECRET: str = _setting(
         "",
         "secret of JSON Web Tokens (HS256)",
@@ -169,22 +169,22 @@ class Settings(BaseModel):
         "JWKS of JSON Web Tokens (RSA, P-256, P-384, P-521 or Ed25519 keys)",
         "the path of a file, or an address that begins with https://",
     )
-    WS_JWT_AUDIENCE: str = _setting("", "audience that a JSON Web Token must be for", "text")
+    WS_JWT_AUDIENCE: str = _setting("", "audience (aud) that JSON Web Tokens must have", "text")
     WS_JWT_ISSUER: str = _setting(
         "",
-        "issuer that a JSON Web Token must be from; an address alone is also asked for the keys",
+        "issuer (iss) that JSON Web Tokens must have; without WS_JWT_KEYS, keys are fetched from its address",
         "text, or an address that begins with https://",
     )
-    WS_MAY_READ: bool = _flag(False, "whether relay.may_read in the database decides about each board")
+    WS_MAY_READ: bool = _flag(False, "whether relay.may_read in the database must also allow each board")
     WS_ORIGINS: str = _setting(
         "http://localhost:4000",
-        "origins whose pages may connect, beside the relay's own; * for any",
+        "origins whose pages may connect, besides the relay's own; * allows any",
         "origins like https://app.example.com, https://*.example.com or file://, separated by commas",
     )
     WS_REQUIRE_ORIGIN: bool = _flag(False, "whether clients that send no origin are refused")
     WS_TRUSTED_PROXIES: str = _setting(
         "",
-        "proxies that are believed where their clients are",
+        "proxies that are trusted to name the addresses of their clients",
         "addresses or networks like 10.0.0.0/8, or unix for WS_SOCKET, separated by commas",
     )
     WS_RATE_LIMIT_PER_CLIENT: int = _number(
@@ -197,41 +197,41 @@ class Settings(BaseModel):
     WS_MAX_BOARDS: int = _number(100, "boards that one client may follow", _WHOLE, 1)
     WS_HANDSHAKE_TIMEOUT: int = _number(10_000, "milliseconds that a handshake may take", _MS, 100)
     WS_IDLE_TIMEOUT: int = _number(
-        300_000, "milliseconds that a client may follow no board; then it is disconnected, 0 is never", _MS, 0
+        300_000, "milliseconds after which a client that follows no board is disconnected, 0 is never", _MS, 0
     )
     WS_BACKLOG_TOTAL: int = _number(256 * 1024**2, "bytes that may wait for all clients together", "bytes", 1024**2)
     WS_DRAIN: int = _number(
         5000, "milliseconds over which clients are disconnected when the relay stops", _MS, 0, _HOUR_MS
     )
-    WS_TLS_CERT: str = _file("file of the certificate, with its chain, for wss://")
-    WS_TLS_KEY: str = _file("file of its key, if that is another", "WS_TLS_CERT")
+    WS_TLS_CERT: str = _file("certificate with its chain, for wss://")
+    WS_TLS_KEY: str = _file("its private key, if in a file of its own", "WS_TLS_CERT")
     HEALTH_PORT: int = _port(
         4001, "port of GET /health, /ready, /live, /status and /metrics, and the board page", of="both"
     )
     HEALTH_BUDGET: int = _number(
-        10_000, "milliseconds in which a probe must come back; else the relay is not ready", _MS, 100, of="both"
+        10_000, "milliseconds within which a probe must come back, or the relay is not ready", _MS, 100, of="both"
     )
-    BOARD_PAGE: bool = _flag(True, "whether there is a page on HEALTH_PORT that shows boards")
+    BOARD_PAGE: bool = _flag(True, "whether HEALTH_PORT serves a page that shows boards")
     LOG_LEVEL: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", "minimum level of what is logged", "debug, info, warning or error", of="both"
+        "info", "lowest level that is logged", "debug, info, warning or error", of="both"
     )
     DATABASE_URL: str = _setting(
         "",
-        "connection string of the database; what it leaves out, libpq's PG* variables give",
+        "connection string of the database; libpq's PG* variables supply what it leaves out",
         "postgresql://user@host/database, or key=value pairs as libpq takes them",
         of="both",
         secret=True,
     )
     SERVE_FROM: str = _setting(
         "",
-        "NATS servers that clients are served from, instead of the database",
+        "NATS servers to read the feed from, instead of the database",
         _NATS_SERVERS,
         secret=True,
         short="--from",
     )
     PUBLISH_TO: str = _setting(
         "nats://localhost:4222",
-        "NATS servers that the feed is published to",
+        "NATS servers to publish the feed to",
         _NATS_SERVERS,
         of="publish",
         secret=True,
@@ -246,22 +246,22 @@ class Settings(BaseModel):
     )
     NATS_DOMAIN: str = _setting(
         "",
-        "JetStream domain that the stream is in, if it is another",
+        "JetStream domain of the stream, if not the default one",
         _NATS_NAME,
         of="both",
         pattern="^[A-Za-z0-9_-]{0,64}$",
     )
-    NATS_CREDENTIALS: str = _file("file of credentials for NATS, as nsc makes it", of="both")
-    NATS_CA: str = _file("file of the authorities that NATS's certificate must be from", of="both")
-    NATS_CERT: str = _file("file of a certificate to show to NATS", of="both")
-    NATS_KEY: str = _file("file of its key, if that is another", "NATS_CERT", of="both")
+    NATS_CREDENTIALS: str = _file("credentials for NATS, as created by nsc", of="both")
+    NATS_CA: str = _file("certificate authorities that NATS's certificate must be from", of="both")
+    NATS_CERT: str = _file("client certificate for NATS", of="both")
+    NATS_KEY: str = _file("its private key, if in a file of its own", "NATS_CERT", of="both")
     NATS_KEEP: int = _number(
-        3600, "seconds that a stream made by the publisher keeps changes", "seconds", 60, of="publish"
+        3600, "seconds that a stream created by the publisher keeps changes", "seconds", 60, of="publish"
     )
     NATS_KEEP_BYTES: int = _number(
-        1024**3, "maximum size in bytes of a stream made by the publisher", "bytes", 1024**2, of="publish"
+        1024**3, "maximum size in bytes of a stream created by the publisher", "bytes", 1024**2, of="publish"
     )
-    NATS_REPLICAS: int = _number(1, "NATS servers that the stream is kept on", _WHOLE, 1, 5, of="publish")
+    NATS_REPLICAS: int = _number(1, "NATS servers that keep a copy of the stream", _WHOLE, 1, 5, of="publish")
 
     @property
     def is_open(self) -> bool:
@@ -279,7 +279,7 @@ class Settings(BaseModel):
     @classmethod
     def _is_safe(cls, value: str) -> str:
         if is_address(value) and not is_safe_address(value):
-            raise ValueError("keys that anybody on the way could replace")
+            raise ValueError("its keys could be replaced on the way")
         return value
 
     @field_validator("WS_JWT_SECRET")
@@ -330,17 +330,17 @@ class Setting(NamedTuple):
 
     name: str
     default: str
-    """As it is written; empty for none."""
+    """As written in the environment; empty for none."""
     meaning: str
     allowed: str
-    """In words, what it may be."""
+    """The allowed values, in words."""
     of: Audience
     secret: bool
-    """Whether its value may hold a password, and is in no message."""
+    """Whether the value may contain a password, so that no message repeats it."""
     option: str
-    """Of the command line; empty where there is none."""
+    """The command-line option, empty for none."""
     short: str
-    """A second option, empty for none."""
+    """A second name for the option, empty for none."""
 
     def is_of(self, command: Literal["serve", "publish"]) -> bool:
         """Whether a command takes it."""
@@ -378,16 +378,16 @@ class _Environment(BaseSettings, Settings):
 
 
 def secrets_directories() -> list[Path]:
-    """Return the directories of this process whose files are named like settings, and hold their values.
+    """Return the directories whose files have the names of settings and contain their values.
 
-    They are those that Docker (`/run/secrets`) and systemd (`LoadCredential=`) make; the later ones win.
+    They are those of Docker (`/run/secrets`) and of systemd (`LoadCredential=`); the later ones win.
     """
     named = [Path("/run/secrets"), Path(os.environ.get("CREDENTIALS_DIRECTORY", ""))]
     return [path for path in named if path.is_absolute() and path.is_dir()]
 
 
 def read(options: Mapping[str, str | None], names: Iterable[str]) -> Settings:
-    """Read the settings that are named from options, the environment and secrets directories; others have defaults.
+    """Read the named settings from options, the environment and secrets directories. The others have their defaults.
 
     Raises SettingsError.
     """
@@ -416,7 +416,7 @@ def load(values: Mapping[str, str]) -> Settings:
 
 
 def _of_kubernetes(name: str, value: str) -> str | None:
-    """Explain a value that nobody has set: Kubernetes makes variables from the names of services."""
+    """Explain a value that nobody has set: Kubernetes sets variables named after services."""
     if not re.fullmatch(r"(?:tcp|udp|sctp)://[^/]+", value):
         return None
     service = name.removesuffix("_PORT").lower().replace("_", "-")
@@ -424,7 +424,7 @@ def _of_kubernetes(name: str, value: str) -> str | None:
 
 
 def misspelt(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield each name that is no setting but resembles one, with that setting's name."""
+    """Yield each name that is not a setting but resembles one, with that setting's name."""
     for name in names:
         if name not in SETTINGS and (like := difflib.get_close_matches(name, SETTINGS, 1, _ALIKE)):
             yield name, like[0]

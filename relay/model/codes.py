@@ -1,6 +1,6 @@
-"""The codes and reasons that clients and operators meet, each with what it means. Pure.
+"""The meaning of each code and reason that clients and operators see. Pure.
 
-The schema, the clients' guide and docs/reference.md are made of these words.
+The schema, docs/clients.md, docs/troubleshooting.md and docs/reference.md are generated from these texts.
 """
 
 from __future__ import annotations
@@ -15,70 +15,69 @@ from relay.model.messages import CloseCode, ErrorCode
 ERRORS: Final[Mapping[ErrorCode, str]] = {
     "invalid_json": "text that is not JSON",
     "invalid_message": "JSON that is not an object with a type",
-    "unknown_type": "a type that is none of the five",
+    "unknown_type": "an unknown type",
     "invalid_board_id": (
-        "a `boardId` that is missing, not a string, or holds U+0000; or that the database writes otherwise, "
-        "such as a uuid in capitals: the message says how, and you do not follow it"
+        "a `boardId` that is missing, not a string, contains U+0000, or is spelt differently from the database, such "
+        "as a uuid in capitals: the message gives the right spelling. You do not follow the board"
     ),
-    "invalid_xid": "an `xid` that is missing, or no string of digits as `pg_current_xact_id()` gives it",
+    "invalid_xid": "an `xid` that is missing, or not a string of digits as from `pg_current_xact_id()`",
     "invalid_selection": (
-        "`lanes` or `columns` that are no list of strings, `tasks` that are no list of ids, over 100 or over 2,048 "
-        "characters of them together, or any without a `cursor`"
+        "`lanes` or `columns` that are not lists of strings, `tasks` that is not a list of ids, over 100 of them "
+        "or 2,048 characters in total, or a selection without a `cursor`"
     ),
     "board_unavailable": (
-        "a board that cannot be read at present: `boardId` says which. "
-        "You stay subscribed, and its `board.sync` comes as soon as it can"
+        "a board that cannot be read at present (`boardId`). "
+        "You stay subscribed, and get its `board.sync` as soon as it can be read"
     ),
     "binary_message": "a binary message",
     "not_allowed": (
-        "a board that you may not follow, or not any more: `boardId` says which. "
-        "It does not say whether there is such a board"
+        "a board that you may not follow, or no longer (`boardId`). "
+        "The error does not reveal whether the board exists"
     ),
-    "not_authenticated": "a fresh token that is not good; the one before it still is",
-    "not_subscribed": "`includes` for a board that you do not follow: `boardId` and `xid` say of what",
+    "not_authenticated": "a fresh token that is not accepted; the previous one remains valid",
+    "not_subscribed": "`includes` for a board that you do not follow (`boardId`, `xid`)",
     "not_included": (
-        "a transaction that was not over within half a minute, or whose database is another now, or crashed: "
-        "`boardId` and `xid` say which"
+        "a transaction that did not end within half a minute, or whose database was replaced or has crashed "
+        "(`boardId`, `xid`)"
     ),
-    "too_many_boards": "one board more than `WS_MAX_BOARDS`: `boardId` says which",
+    "too_many_boards": "more boards than `WS_MAX_BOARDS`; `boardId` is the one refused",
     "too_many_waits": (
-        "`includes` while 100 others wait on this connection, or 10,000 on all and your address has its share: "
-        "`boardId` and `xid` say of what. A wait can also give way to that of another address"
+        "`includes` while this connection has 100 waits, or while all connections have 10,000 and your address has "
+        "its share (`boardId`, `xid`). A wait can also be ended in favour of another address"
     ),
     "too_many_selections": (
-        "a selection that no other client has, while the relay has 1,000 and your address has its share: `boardId` "
-        "says of which board. It can also come later, when another address needs its share: you do not follow the "
-        "board any more"
+        "a selection that no other client has, while the relay has 1,000 and your address has its share (`boardId`). "
+        "It can also come later, when another address needs its share; you then no longer follow the board"
     ),
     "too_many_messages": "more messages a second than `WS_MESSAGE_RATE`, or four seconds' worth at once",
 }
-"""What each error means."""
+"""When each error is sent."""
 
 REASONS: Final[Mapping[Reason, str]] = {
-    "cursor_invalid": "what you sent is no cursor of this board",
-    "epoch_changed": "the database is another, or was installed again, restored, failed over, or crashed",
+    "cursor_invalid": "what you sent is not a cursor of this board",
+    "epoch_changed": "the database was replaced, restored or installed again, failed over, or crashed",
     "schema_changed": "columns, types, labels, partitions or triggers changed, perhaps while no relay was connected",
     "journal_pruned": "you were away for longer than the journal is kept",
-    "too_much_missed": "the board is shorter than what was missed, by you or by the relay",
-    "journalling_paused": "changes were no longer recorded, because no relay had read the journal for long",
-    "batch_cut_short": "the relay lost Postgres in the midst of a large batch",
+    "too_much_missed": "you, or the relay, missed more than the whole board contains",
+    "journalling_paused": "changes were not recorded for a while, because the journal was full",
+    "batch_cut_short": "the relay lost Postgres in the middle of a large batch",
     "truncate": "the table was truncated",
     "resync": "the DBA asked for it",
     "lanes_changed": "a lane of the board was added, renamed, reordered or removed, or changed board",
-    "extras_changed": "data of other tables that tasks show changed, for many tasks at once, or could not be read",
-    "watch_changed": "what is fed, or how, was changed",
+    "extras_changed": "tasks show data of other tables that changed for many tasks at once, or could not be read",
+    "watch_changed": "a table is now watched, no longer watched, or watched with other options",
     "row_unreadable": "a row could not be recorded",
-    "changes_missing": "what the journal has of a row fits no history: triggers were off for a while",
+    "changes_missing": "the journal's entries for a row contradict each other: triggers were off for a while",
     "fell_behind": "you did not read what you were sent",
     "subscribed_again": (
-        "you had followed this board on this connection already: changes may have crossed your cursor on the way"
+        "you had already followed this board on this connection: your cursor may be older than what you were sent"
     ),
 }
-"""Why a board is sent to a client that did not ask for all of it."""
+"""Why a client is sent a board that it did not ask for."""
 
 
 class Close(NamedTuple):
-    """What a close code means to a client, whether to come back, and when an operator should care."""
+    """What a close code means to a client, whether to reconnect, and when it deserves an operator's attention."""
 
     meaning: str
     reconnect: str
@@ -91,67 +90,67 @@ _ANY: Final = "there are any: a broken client"
 CLOSE_CODES: Final[Mapping[int, Close]] = {
     1000: Close("you closed it", "as you like", "never"),
     1002: Close(
-        "a frame was not of the WebSocket protocol",
+        "a frame violated the WebSocket protocol",
         _NOT_BEFORE,
-        "there are many: somebody speaks something else, or a proxy garbles",
+        "there are many: clients of another protocol, or a proxy that garbles frames",
     ),
     1006: Close(
         "the connection broke, or no ping was answered for `WS_HEARTBEAT`",
         "yes, with growing pauses",
-        "most end so: the network, or a proxy that closes silent connections",
+        "it is the usual end: the network, or a proxy that closes silent connections",
     ),
     CloseCode.INVALID_TEXT: Close("a text message was not UTF-8", _NOT_BEFORE, _ANY),
     CloseCode.POLICY: Close(
-        "20 bad messages in a row, or 5 tokens that are not good",
+        "20 bad messages in a row, or 5 rejected tokens",
         _NOT_BEFORE,
-        "there are any: a broken client, or somebody who tries tokens",
+        "there are any: a broken client, or an attempt to guess tokens",
     ),
     CloseCode.TOO_BIG: Close("a message over 1 MiB", _NOT_BEFORE, _ANY),
     CloseCode.SERVICE_RESTART: Close(
-        "the relay is stopping, perhaps to start again",
-        "yes, after a random pause of up to a few seconds: another relay may be there already",
+        "the relay is stopping, perhaps to restart",
+        "yes, after a random pause of up to a few seconds; another relay may be there already",
         "nobody stopped it",
     ),
     CloseCode.TRY_AGAIN_LATER: Close(
         "you read nothing of what you were sent for `WS_HEARTBEAT`",
         "yes, when you can read again",
-        "many at once: a network that is too slow for what is written",
+        "there are many at once: a network that is too slow for the rate of changes",
     ),
     CloseCode.TOKEN_EXPIRED: Close(
-        "your token has expired", "yes, with a fresh one", "clients do not come back: they get no fresh ones"
+        "your token has expired", "yes, with a fresh one", "clients do not come back: they get no fresh token"
     ),
     CloseCode.REFUSED: Close(
-        "your token is not good, or not any more, or your page's origin is not in `WS_ORIGINS`",
+        "your token is not valid, or no longer, or your page's origin is not in `WS_ORIGINS`",
         "not until that is fixed",
-        "its token is good",
+        "the token should be valid",
     ),
     CloseCode.IDLE: Close(
         "you followed no board for `WS_IDLE_TIMEOUT`",
         "when you want to follow one",
-        "many: clients that connect and forget to subscribe",
+        "there are many: clients that connect and forget to subscribe",
     ),
 }
-"""How a connection ends: with one of the relay's codes, or with one that every WebSocket server has."""
+"""The ends of a connection: the relay's own codes, and those of every WebSocket server."""
 
 
-# Refusals: the label of a metric, the `reason` of a log line, and what HTTP says -----------------------------
+# Refusals: the label of a metric, the `reason` of a log line, and the HTTP status -----------------------------
 
 
 class Refusal(NamedTuple):
     """What a reason means to operators."""
 
     answer: HTTPStatus | None
-    """What HTTP says; None where nothing can be said."""
+    """The HTTP status; None if the connection is closed without a response."""
     meaning: str
 
 
-_CREDENTIAL: Final = Refusal(HTTPStatus.UNAUTHORIZED, "what was presented, or not")
+_CREDENTIAL: Final = Refusal(HTTPStatus.UNAUTHORIZED, "the token that was presented, or that none was")
 _TLS: Final = Refusal(None, "`wss://` and `ws://` mixed up, or a client that does not trust the certificate")
 _TOO_LARGE: Final = Refusal(
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "a cookie or a token over 8 KB; over 32 KiB in all"
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "a cookie or a token over 8 KB, or headers over 32 KiB in all"
 )
-_PROXY: Final = Refusal(None, "a balancer that `WS_TRUSTED_PROXIES` does not name, or one that is not understood")
-_FILES: Final = Refusal(None, "the limit of open files: `relay check`")
+_PROXY: Final = Refusal(None, "a balancer that `WS_TRUSTED_PROXIES` does not name, or a header that cannot be read")
+_FILES: Final = Refusal(None, "the limit of open files: see `relay check`")
 
 REFUSALS: Final[Mapping[str, Refusal]] = {
     "too many connections a minute": Refusal(
@@ -165,7 +164,7 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
     ),
     "the relay is stopping": Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "a drain"),
     "foreign origin": Refusal(
-        HTTPStatus.UNAUTHORIZED, "a page that `WS_ORIGINS` does not name; the line has its `origin`"
+        HTTPStatus.UNAUTHORIZED, "a page that `WS_ORIGINS` does not allow; the line has its `origin`"
     ),
     "no origin": Refusal(HTTPStatus.UNAUTHORIZED, "`WS_REQUIRE_ORIGIN`"),
     "no credential": _CREDENTIAL,
@@ -175,7 +174,7 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
     "wrong token: …": _CREDENTIAL,
     "no WebSocket upgrade": Refusal(
         HTTPStatus.UPGRADE_REQUIRED,
-        "plain HTTP that is not for [events](events.md), or a proxy that does not pass on `Upgrade` and `Connection`",
+        "plain HTTP that is not for [events](events.md), or a proxy that drops `Upgrade` and `Connection`",
     ),
     "not HTTP/1.1": Refusal(
         HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
@@ -186,7 +185,7 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
     "header too long": _TOO_LARGE,
     "too many headers": _TOO_LARGE,
     "handshake too long": _TOO_LARGE,
-    "bad handshake": Refusal(HTTPStatus.BAD_REQUEST, "a version or a key that is not the protocol's"),
+    "bad handshake": Refusal(HTTPStatus.BAD_REQUEST, "a version or key that the protocol does not allow"),
     "no HTTP request": Refusal(None, "anything else"),
     "TLS where none is spoken": _TLS,
     "no TLS where it is spoken": _TLS,
@@ -195,18 +194,18 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
     "bad PROXY header": _PROXY,
     "handshake took too long": Refusal(None, "`WS_HANDSHAKE_TIMEOUT`"),
     "crowded out": Refusal(
-        None, "too many connections on their way in: this one was the oldest of the fullest address"
+        None, "too many pending connections: this was the oldest one of the address with the most"
     ),
     "no file left but the reserve": _FILES,
     "cannot accept: …": _FILES,
     "too much of unfinished messages": Refusal(
-        None, "a client that sends large messages without ending them, while others do too"
+        None, "unfinished large messages, while other clients send such messages too"
     ),
 }
-"""By reason. `…` stands for a fixed text that says more."""
+"""By reason. `…` stands for a text with details."""
 
 
-# Problems: parts of what health and `feed.problem` say --------------------------------------------------------
+# Problems: phrases in what health and `feed.problem` report -----------------------------------------------------
 
 
 class Problem(NamedTuple):
@@ -217,12 +216,12 @@ class Problem(NamedTuple):
 
 
 PROBLEMS: Final[Mapping[str, Problem]] = {
-    "Connection refused": Problem("Postgres is away", "nothing, if it comes back; otherwise see `DATABASE_URL`"),
-    "session is read-only": Problem("a standby, or a database set to read only", "name the primary; `relay check`"),
+    "Connection refused": Problem("Postgres is down", "nothing, if it comes back; otherwise check `DATABASE_URL`"),
+    "session is read-only": Problem("a standby, or a read-only database", "name the primary; `relay check`"),
     "lacks the relay's tables and triggers": Problem("not installed, or an older version", "`relay sql install`"),
     "nothing is watched": Problem("no table is watched", "`relay sql watch`"),
     "are missing or disabled": Problem(
-        "somebody dropped or disabled a trigger: clients miss what is written meanwhile, "
+        "a trigger was dropped or disabled: clients miss what is written meanwhile, "
         "and get their boards when it is back",
         "`relay sql watch`",
     ),
@@ -238,4 +237,4 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "a connection is silent": Problem("a half-open link", "nothing; the relay reconnects"),
     "no probe has come back": Problem("see [Health](monitoring.md#health)", "see there"),
 }
-"""By words of the problem: those of the relay, or of Postgres."""
+"""By a phrase of the problem, the relay's or Postgres's."""

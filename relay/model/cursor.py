@@ -1,11 +1,11 @@
-"""Cursors: how far a client has followed one board, in a form that the client keeps. Pure.
+"""Cursors: a client's position in the changes of one board, which the client keeps. Pure.
 
-A cursor is a snapshot together with what tells whether it is still valid: the run of the server in which it was
-taken, the shape of the watched tables, and a seal over both and the board's name, made with a key that only the
-database and its relays know. So any relay of a database accepts the cursors of any other.
+A cursor is a snapshot with everything needed to validate it: the run of the server in which it was taken, the shape
+of the watched tables, and a seal over these and the board's name. The seal's key is known only to the database and
+its relays, so every relay of a database accepts the cursors of all others.
 
 Rules:
-- To clients a cursor is opaque. It is text without spaces: `run.shape.snapshot.seal`.
+- To clients a cursor is opaque: text without spaces, `run.shape.snapshot.seal`.
 - A cursor is accepted, or refused for one of the reasons below. Nothing in it is trusted before its seal is checked.
 """
 
@@ -23,29 +23,29 @@ from relay.model.snapshot import Snapshot
 
 Reason = Literal[
     "cursor_invalid",  # malformed, forged, or another board's
-    "epoch_changed",  # another database, or one that was installed again, restored, failed over, or crashed
-    "schema_changed",  # the watched tables are no longer what they were
+    "epoch_changed",  # another database, or one that was restored or installed again, failed over, or crashed
+    "schema_changed",  # the watched tables have another shape
     "journal_pruned",  # the journal no longer holds what follows
-    "too_much_missed",  # the board is a shorter answer than all that follows
+    "too_much_missed",  # the board is shorter than everything that follows
     "journalling_paused",  # the journal was full for a while
-    "batch_cut_short",  # the relay lost Postgres in the midst of a large batch
+    "batch_cut_short",  # the relay lost Postgres in the middle of a large batch
     "truncate",
     "resync",  # somebody called relay.resync()
-    "lanes_changed",  # a lane of the board was added, renamed, reordered or removed, or came from another board
-    "extras_changed",  # data of other tables changed that the tasks show, and could not be read
-    "watch_changed",  # a table is watched, or watched otherwise, or no longer
+    "lanes_changed",  # a lane of the board was added, renamed, reordered or removed, or changed board
+    "extras_changed",  # tasks show data of other tables that changed and could not be read
+    "watch_changed",  # a table is watched, no longer watched, or watched with other options
     "row_unreadable",  # the triggers could not read a row
-    "changes_missing",  # what the journal has of a row fits no history: triggers were off for a while
+    "changes_missing",  # the journal's entries for a row contradict each other: triggers were off for a while
     "fell_behind",  # the client did not read what it was sent
     "subscribed_again",  # on the same connection, where changes sent before may have crossed the cursor
 ]
-"""Why a client is sent its board again."""
+"""Why a client is sent a board that it did not ask for."""
 
 _FORM: Final = re.compile(r"([0-9a-f]{12})\.([0-9a-f]{12})\.([0-9:,]+)\.([A-Za-z0-9_-]{22})", re.ASCII)
 
 
 class CursorRefused(Exception):
-    """A cursor that the client cannot go on from."""
+    """A cursor cannot be resumed from."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
@@ -54,14 +54,14 @@ class CursorRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What makes a cursor valid: the present run of the server, the keys of all valid runs, and the shape."""
+    """What cursors are validated against: the server's current run, the keys of all valid runs, and the shape."""
 
     run: str
     keys: Mapping[str, bytes]
     shape: str
 
     def seal(self, board: str, snapshot: Snapshot) -> str:
-        """Make the cursor of a board as of a snapshot."""
+        """Return the cursor of a board as of a snapshot."""
         text = f"{self.run}.{self.shape}.{snapshot}"
         return f"{text}.{_seal(self.keys[self.run], board, text)}"
 
@@ -80,6 +80,6 @@ class Epoch:
 
 
 def _seal(key: bytes, board: str, text: str) -> str:
-    # The text has no line break, so no board's name can pass for a part of it.
+    # The text contains no line break, so no other text and board are joined to the same bytes.
     digest = hmac.digest(key, f"{text}\n{board}".encode(errors="surrogatepass"), hashlib.sha256)
     return base64.urlsafe_b64encode(digest[:16]).rstrip(b"=").decode()

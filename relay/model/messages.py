@@ -1,15 +1,15 @@
-"""What clients and the server say to each other: the public contract. Pure.
+"""The messages between clients and the server: the public contract. Pure.
 
 Every message is a JSON object with a `type`. Clients send `subscribe`, `unsubscribe`, `includes`, `authenticate` and
-`ping`. What the server sends has `type` and `data` and nothing else at the top level, but for clients that asked to
-resume: their `board.sync` and `batch` say of which board they are, and carry the cursor. What a client sends is
-checked here, at the edge; what the server sends is encoded here, once, however many clients receive it.
+`ping`; `parse` checks these. The server's messages have `type` and `data` and nothing else at the top level, except
+that resumable clients also get the board and the cursor in `board.sync` and `batch`. They are encoded here, once for
+all clients that receive them.
 
-Each message is a model, from which the schema (schema.py) is made. A message that is sent takes its type and its keys
-from the model, but is assembled as bytes, for speed.
+Each message is a model, from which schema.py makes the schemas. Messages to clients take their type and keys from the
+model, but are assembled as bytes, for speed.
 
 Rules:
-- Values of rows are passed through as the JSON that Postgres wrote (`msgspec.Raw`), never parsed: a number keeps
+- Values of rows are passed through as the JSON that Postgres wrote (`msgspec.Raw`), and never parsed, so numbers keep
   every digit.
 - Bad input is answered, never ignored: `parse` raises BadMessage, whose code and text are sent to the client.
 """
@@ -33,20 +33,20 @@ MAX_MESSAGE_BYTES: Final = 1024 * 1024
 """Maximum size of a client's message; a larger one closes the connection with code 1009."""
 
 MAX_BOARD_CHARACTERS: Final = 512
-"""Maximum length of a board's name: it is kept as long as the connection follows the board."""
+"""Maximum length of a board's name, which is kept as long as the connection follows the board."""
 
 MAX_SELECTION_CHARACTERS: Final = 2048
-"""The longest that the lanes, columns and ids of a subscription may be together: they are remembered as long."""
+"""Maximum length of all lanes, columns and ids of a subscription together, which are kept just as long."""
 
 MAX_SELECTED: Final = 100
-"""Maximum number of lanes, columns and tasks together that may be selected."""
+"""Maximum number of lanes, columns and tasks in a selection together."""
 
 MAX_LIST_BYTES: Final = 32 * 1024
 """Size up to which a list or an object is read: no good one is longer. A mebibyte of them took six seconds and a
 gigabyte."""
 
 MAX_TOKEN_CHARACTERS: Final = 8192
-"""Maximum length of a token, which is that of one in a header."""
+"""Maximum length of a token, the same as in a header."""
 
 MAX_BAD_MESSAGES: Final = 20
 """Maximum number of bad messages without a good one in between; after that, the connection is closed with code
@@ -66,13 +66,13 @@ class CloseCode(IntEnum):
     """Why the server closes a connection. A client should reconnect after all but 1008, 1009 and 4003."""
 
     INVALID_TEXT = 1007  # a text message was not UTF-8
-    POLICY = 1008  # the client sent nothing but bad messages, or tokens that are not good
+    POLICY = 1008  # the client sent bad messages only, or several invalid tokens
     TOO_BIG = 1009  # the client sent a message over the limit
     SERVICE_RESTART = 1012  # the relay is stopping
     TRY_AGAIN_LATER = 1013  # the client did not read what it was sent
-    TOKEN_EXPIRED = 4001  # the client's token has expired; with a fresh one it may come back
-    REFUSED = 4003  # the client's token is not good, or not any more, or its page is of a foreign origin
-    IDLE = 4008  # the client has followed no board for long
+    TOKEN_EXPIRED = 4001  # the client's token has expired; it may come back with a fresh one
+    REFUSED = 4003  # the client's token is not valid, or no longer, or its page's origin is not allowed
+    IDLE = 4008  # the client has followed no board for too long
 
 
 _XID: Final = re.compile(r"^[1-9][0-9]{0,19}$", re.ASCII)
@@ -88,35 +88,35 @@ _BOARD_ID: Final[Any] = Field(
 
 
 class Subscribe(BaseModel):
-    """Asks for a board: its `board.sync`, then its changes. Asked again, it sends a fresh `board.sync`.
+    """Asks for a board: its `board.sync`, then its changes. Subscribing again sends a fresh `board.sync`.
 
-    With `cursor`, even null, the subscription is resumable: what is sent carries cursors, and with the last of them a
-    client that comes back is sent what it missed. Anything that is no cursor of this board is refused with a reason.
+    With `cursor`, even null, the subscription is resumable: messages carry cursors, and a client that comes back with
+    the last one gets what it missed. If the cursor cannot be honoured, it gets the board with a reason.
     """
 
     model_config = ConfigDict(frozen=True)
     type: Literal["subscribe"]
     board_id: StrictStr = _BOARD_ID
     cursor: JsonValue = Field(
-        default=None, description="The last one that you were sent of this board, null at first."
+        default=None, description="The last cursor that you were sent for this board, null at first."
     )
     lanes: list[StrictStr] | None = Field(
         default=None,
         fail_fast=True,
-        description="Of which lanes to send tasks, by their keys in `board.sync`; all if absent. A task that leaves "
-        "them is `task.deleted`, one that enters them `task.created`. It takes a `cursor`.",
+        description="The lanes to send, by their keys in `board.sync`; all if absent. A task that leaves them is "
+        "`task.deleted`, one that enters them `task.created`. Requires a `cursor`.",
     )
     columns: list[StrictStr] | None = Field(
         default=None,
         fail_fast=True,
-        description="Which columns to send, by their keys in tasks; all if absent. `id`, `boardId` and `lane` always "
-        "are sent. It takes a `cursor`.",
+        description="The columns to send, by their keys in tasks; all if absent. `id`, `boardId` and `lane` are "
+        "always sent. Requires a `cursor`.",
     )
     tasks: list[StrictStr | StrictInt] | None = Field(
         default=None,
         fail_fast=True,
-        description="Which tasks to send, by their ids; all if absent. An id that is a number can be a string of its "
-        "digits. It takes a `cursor`.",
+        description="The tasks to send, by their ids; all if absent. A numeric id can be a string of its digits. "
+        "Requires a `cursor`.",
     )
 
     @property
@@ -125,7 +125,7 @@ class Subscribe(BaseModel):
 
 
 class Unsubscribe(BaseModel):
-    """Ends a subscription. Without one, it does nothing."""
+    """Ends a subscription, if there is one."""
 
     model_config = ConfigDict(frozen=True)
     type: Literal["unsubscribe"]
@@ -133,17 +133,17 @@ class Unsubscribe(BaseModel):
 
 
 class Includes(BaseModel):
-    """Asks to be answered as soon as a board that you follow includes a transaction, whatever became of that.
+    """Asks for an answer as soon as a board that you follow includes a transaction.
 
-    The answer, `included`, comes after all changes of the transaction. It comes also if the transaction changed
-    nothing or was rolled back. If it is not over in time, an error comes instead, with the code `not_included`.
+    The answer, `included`, follows all changes of the transaction. It also comes if the transaction changed nothing
+    or was rolled back. If the transaction does not end in time, an error with the code `not_included` comes instead.
     """
 
     model_config = ConfigDict(frozen=True)
     type: Literal["includes"]
     board_id: StrictStr = _BOARD_ID
     xid: StrictStr = Field(
-        description="The transaction's id, as `pg_current_xact_id()` gave it within the transaction: decimal digits.",
+        description="The transaction's id from `pg_current_xact_id()`, called within it: decimal digits.",
         json_schema_extra={"pattern": _XID.pattern},
     )
 
@@ -156,9 +156,9 @@ class Ping(BaseModel):
 
 
 class Authenticate(BaseModel):
-    """Presents a fresh token, before the last one expires: subscriptions go on, as far as the new one allows them.
+    """Presents a fresh token before the current one expires. Subscriptions that it allows continue.
 
-    Is answered with `{"type":"authenticated"}`, or with an error; then the last token goes on to be good.
+    Is answered with `{"type":"authenticated"}`, or with an error, in which case the current token remains valid.
     """
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
@@ -202,7 +202,7 @@ ErrorCode = Literal[
 
 
 class BadMessage(Exception):
-    """A client's message that is not of this protocol. Its text says what was found and what was expected."""
+    """A client's message is not allowed by the protocol. The text says what was found and what was expected."""
 
     def __init__(self, code: ErrorCode, text: str, board: str | None = None, xid: str | None = None) -> None:
         super().__init__(text)
@@ -212,7 +212,7 @@ class BadMessage(Exception):
 
 
 def parse(text: str) -> ClientMessage:
-    """Read a client's message. Unknown keys are ignored, so that newer clients can talk to older relays.
+    """Parse a client's message. Unknown keys are ignored, so that newer clients can talk to older relays.
 
     Raises BadMessage.
     """
@@ -281,7 +281,7 @@ _TEXTS: Final[Mapping[object, tuple[ErrorCode, str]]] = {
     "boardId": ("invalid_board_id", "expected a string"),
     "xid": ("invalid_xid", _XID_EXPECTED),
 }
-"""What is wrong with a key that must be a string and is not."""
+"""The errors for required keys that are missing or not strings."""
 
 
 def _bad_message(ex: ValidationError) -> BadMessage:
@@ -301,7 +301,7 @@ def _bad_message(ex: ValidationError) -> BadMessage:
 
 
 def _unfit(kind: str, key: tuple[int | str, ...]) -> tuple[ErrorCode, str]:
-    """Say what is wrong with a key that there need not be, or with the message as a whole."""
+    """Describe the error in an optional key, or in the message as a whole."""
     match key:
         case ("lanes" | "columns" as name,):
             return "invalid_selection", f"{name} is no list of up to {MAX_SELECTED} strings: expected one, or null"
@@ -330,11 +330,11 @@ def _json_type(value: object) -> str:
             return "object"
 
 
-# What the server sends --------------------------------------------------------------------------------------
+# Messages from the server -----------------------------------------------------------------------------------
 
 
 def _sometimes(description: str, alias: str | None = None) -> Any:
-    """Make a field of a key that is absent or has a value, but is never null."""
+    """Make a field whose key can be absent, but is never null."""
 
     def without_default(schema: dict[str, Any]) -> None:
         del schema["default"]
@@ -342,30 +342,30 @@ def _sometimes(description: str, alias: str | None = None) -> Any:
     return Field(default=None, alias=alias, description=description, json_schema_extra=without_default)
 
 
-_BOARD: Final = "The board that it is about."
-_CURSOR: Final = "How far you are with it. Opaque text, good for this board alone: keep the last one with your tasks."
+_BOARD: Final = "The board that this is about."
+_CURSOR: Final = "Your position in the board's changes. Opaque, valid for this board only: store the last one."
 
 
 class Task(BaseModel):
-    """A row, whole: an open object with a key for each column that the DBA did not hide.
+    """A whole row: an open object with a key for each column that the DBA did not hide.
 
-    Keys are the columns' names in camelCase, values any JSON, as Postgres writes it, with all digits. Only `id`,
-    `boardId` and `lane` are sure to be there.
+    Keys are the columns' names in camelCase. Values are any JSON, as Postgres writes it, with all digits. Only `id`,
+    `boardId` and `lane` are always there.
     """
 
     model_config = ConfigDict(extra="allow")
-    id: JsonValue = Field(description="The key: a string or a number, as its column is.")
+    id: JsonValue = Field(description="The key: a string or a number, like its column.")
     board_id: JsonValue = Field(alias="boardId", description="The board that the task is on.")
-    lane: JsonValue = Field(description="The lane: a string as a rule; null if the row has none.")
+    lane: JsonValue = Field(description="The lane: usually a string; null if the row has none.")
 
 
 class Order(BaseModel):
-    """By what the tasks of a lane are ordered: the value of a key."""
+    """A key by which the tasks of a lane are ordered."""
 
-    key: str = Field(description="The key in the task. One that a task does not have counts as null.")
+    key: str = Field(description="The key in the task. If a task lacks it, it counts as null.")
     descending: bool = Field(description="Whether greater values come first.")
-    nulls_first: bool = Field(alias="nullsFirst", description="Whether nulls come first, or else last.")
-    values: list[str] = _sometimes("The values in ascending order, where they have one of their own.")
+    nulls_first: bool = Field(alias="nullsFirst", description="Whether nulls come first; otherwise they come last.")
+    values: list[str] = _sometimes("For an enum: its values in ascending order.")
 
 
 class Board(BaseModel):
@@ -373,22 +373,21 @@ class Board(BaseModel):
 
     lanes: dict[str, list[Task]] = Field(
         description=(
-            f"The tasks by lane, in their order. {', '.join(LANES)} come first and always, then any other "
-            'lane that the board has. Tasks whose lane is null are under "null". Where there are `laneNames`, these '
-            "are exactly the board's lanes, in their order, the empty ones included. If you have selected lanes, "
-            "they are those."
+            f"The tasks by lane, in their order. {', '.join(LANES)} always come first, then any other lane of the "
+            'board. Tasks whose lane is null are under "null". If there are `laneNames`, these are exactly the '
+            "board's lanes, in their order, including empty ones. If you selected lanes, these are the selected ones."
         ),
     )
     lane_names: dict[str, str | None] = _sometimes(
-        "The lanes' names, where lanes are rows of a table of their own.", alias="laneNames"
+        "The lanes' names, if lanes are rows of their own table.", alias="laneNames"
     )
     lane_order: list[str] = _sometimes(
-        "The keys of `laneNames` in the lanes' order, for languages whose objects have none.", alias="laneOrder"
+        "The keys of `laneNames` in the lanes' order, for languages whose objects have no order.", alias="laneOrder"
     )
     order_by: list[Order] = _sometimes(
-        "The order of the tasks in a lane: by the first of these, then the next, and at last by `id`, ascending. "
-        "Sort by it after each change. Booleans come before numbers, numbers before texts; texts are compared by "
-        "code points. Absent where no order is declared, or several tables with different orders are watched.",
+        "The order of the tasks in a lane: by the first key, then the next, and finally by `id`, ascending. Sort by "
+        "it after each change. Booleans come before numbers, and numbers before strings; strings are compared by "
+        "code points. Absent if no order is declared, or if the watched tables have different ones.",
         alias="orderBy",
     )
 
@@ -404,48 +403,48 @@ class WholeBoard(Board):
 
 
 class BoardSync(BaseModel):
-    """The whole board. It can come at any time, and replaces all that you hold of it."""
+    """The whole board. It can come at any time, and replaces your copy."""
 
     type: Literal["board.sync"]
     data: WholeBoard
 
 
 class ResumableBoardSync(BaseModel):
-    """The whole board, for clients that subscribed with a cursor. It replaces what you hold, a batch in parts too."""
+    """The whole board, for clients that subscribed with a cursor. It replaces your copy and any unfinished batch."""
 
     type: Literal["board.sync"]
     board_id: str = Field(alias="boardId", description=_BOARD)
     cursor: str = Field(description=_CURSOR)
-    reason: Reason = _sometimes("Why the board was sent, if you did not ask for all of it.")
+    reason: Reason = _sometimes("Why the board was sent, if you did not ask for it.")
     data: Board
 
 
 class TaskCreated(BaseModel):
-    """A task appeared on the board: hold it."""
+    """A task appeared on the board: add it."""
 
     type: Literal["task.created"]
     data: Task
 
 
 class Changes(BaseModel):
-    """What changed of a task."""
+    """The changes of a task."""
 
     id: JsonValue = Field(description="The task's key.")
     changes: dict[str, JsonValue] = Field(
-        description="The columns that changed, and only those, by their camelCase keys: any JSON.",
+        description="The changed columns only, by their camelCase keys: any JSON.",
         min_length=1,
     )
 
 
 class TaskUpdated(BaseModel):
-    """Columns of a task changed: put their values into the one that you hold."""
+    """Columns of a task changed: update them in your copy."""
 
     type: Literal["task.updated"]
     data: Changes
 
 
 class Move(BaseModel):
-    """From where a task went, and where to."""
+    """A task's old and new lane."""
 
     id: JsonValue = Field(description="The task's key.")
     from_lane: JsonValue = Field(alias="fromLane", description="The lane that it was in.")
@@ -453,20 +452,20 @@ class Move(BaseModel):
 
 
 class TaskMoved(BaseModel):
-    """A task changed its lane. If other columns changed too, `task.updated` follows, with the lane again."""
+    """A task changed its lane. If other columns changed too, `task.updated` follows and repeats the lane."""
 
     type: Literal["task.moved"]
     data: Move
 
 
 class Key(BaseModel):
-    """A task by its key."""
+    """The key of a task."""
 
     id: JsonValue = Field(description="The task's key.")
 
 
 class TaskDeleted(BaseModel):
-    """A task left the board: forget it."""
+    """A task left the board: remove it."""
 
     type: Literal["task.deleted"]
     data: Key
@@ -475,8 +474,8 @@ class TaskDeleted(BaseModel):
 class Batch(BaseModel):
     """Whole transactions, or a part of them, for clients that subscribed with a cursor.
 
-    A large batch comes in parts. Only the last has the cursor: keep the parts until then, and apply them together. An
-    empty one brings a fresh cursor.
+    A large batch comes in parts. Only the last part has the cursor: collect the parts until then, and apply them
+    together. An empty batch brings a fresh cursor.
     """
 
     type: Literal["batch"]
@@ -494,7 +493,7 @@ class Pong(BaseModel):
 
 
 class Authenticated(BaseModel):
-    """Answers `authenticate`: the fresh token counts from now on."""
+    """Answers `authenticate`: the fresh token is in use from now on."""
 
     type: Literal["authenticated"]
 
@@ -507,7 +506,7 @@ class Inclusion(BaseModel):
 
 
 class Included(BaseModel):
-    """Answers `includes`: you were sent all that the transaction changed on this board."""
+    """Answers `includes`: you were sent everything that the transaction changed on this board."""
 
     type: Literal["included"]
     data: Inclusion
@@ -516,20 +515,20 @@ class Included(BaseModel):
 class Mistake(BaseModel):
     """What was wrong."""
 
-    code: ErrorCode = Field(description="What it was, for programs.")
+    code: ErrorCode = Field(description="The kind of error, for programs.")
     message: str = Field(description="What was found and what was expected, for people.")
-    board_id: str = _sometimes("The board that it is about.", alias="boardId")
-    xid: str = _sometimes("The transaction that was asked for with `includes`.")
+    board_id: str = _sometimes(_BOARD, alias="boardId")
+    xid: str = _sometimes("The transaction of an `includes`.")
 
 
 class Error(BaseModel):
-    """Answers what cannot be done; the connection lives on. `not_allowed` can come at any time: rights may end."""
+    """Something could not be done; the connection stays open. `not_allowed` can come at any time: rights may end."""
 
     type: Literal["error"]
     data: Mistake
 
 
-# How it is encoded ------------------------------------------------------------------------------------------
+# Encoding ---------------------------------------------------------------------------------------------------
 
 
 Lanes = tuple[msgspec.Raw, msgspec.Raw]
@@ -537,9 +536,10 @@ Lanes = tuple[msgspec.Raw, msgspec.Raw]
 
 
 class Message(NamedTuple):
-    """What the server sends, encoded; with the cursor that it carries, if it does.
+    """An encoded message to clients, with its cursor, if it has one.
 
-    For selections of a board: the lanes of a task that was there before, and of one that changed its lane, all of it.
+    To derive the messages of selections, it also has the lanes of a task that existed before, and the whole task if
+    its lane changed.
     """
 
     type: str
@@ -564,7 +564,7 @@ def _keys(model: type[BaseModel]) -> tuple[str, ...]:
 
 
 class _Form:
-    """Encodes messages of a type: their type and the keys of their data are those of the model."""
+    """Encodes messages of one model."""
 
     def __init__(self, model: type[BaseModel]) -> None:
         self._kind = _kind(model)
@@ -574,11 +574,11 @@ class _Form:
         self._keys = _keys(data)
 
     def whole(self, data: object, lanes: Lanes | None = None, task: Row | None = None) -> Message:
-        """Encode a message with these data; the rest it carries beside."""
+        """Encode a message with these data; lanes and task are for selections only."""
         return Message(self._kind, _encode({"type": self._kind, "data": data}), None, lanes, task)
 
     def of(self, *values: object, lanes: Lanes | None = None, task: Row | None = None) -> Message:
-        """Encode a message with the values of its data; those at the end that are left out are absent."""
+        """Encode a message with the values of its data, in the model's order; trailing ones can be left out."""
         return self.whole(dict(zip(self._keys, values, strict=False)), lanes, task)
 
 
@@ -593,26 +593,26 @@ AUTHENTICATED: Final = Message(_kind(Authenticated), _encode({"type": _kind(Auth
 
 
 Meaning = list[Message] | Reason
-"""What a transaction means to a board: messages, or why the board must be read again."""
+"""What a transaction means to a board: messages, or the reason why the board must be read again."""
 
 
 def error(code: ErrorCode, text: str, board: str | None = None, xid: str | None = None) -> Message:
-    """Answer bad input; name the board and the transaction that it is about, if it is about one."""
+    """Report an error, perhaps about a board, or about a transaction that was asked for with `includes`."""
     return _ERROR.of(*(value for value in (code, text, board, xid) if value is not None))
 
 
 def included(board: str, xid: int) -> Message:
-    """Say that a board includes a transaction."""
+    """Announce that a board includes a transaction."""
     return _INCLUDED.of(board, str(xid))
 
 
 def task_created(task: Row) -> Message:
-    """Announce a row that appeared on the board, whole."""
+    """Announce a row that appeared on the board."""
     return _CREATED.whole(task)
 
 
 def task_updated(task_id: msgspec.Raw, changes: Row, lanes: Lanes | None = None) -> Message:
-    """Announce the columns that changed, and only those."""
+    """Announce the changed columns."""
     return _UPDATED.of(task_id, changes, lanes=lanes)
 
 
@@ -633,10 +633,10 @@ def board_data(
     declared: Sequence[tuple[str, str | None]] | None = None,
     order: Sequence[OrderKey] | None = None,
 ) -> bytes:
-    """Encode a whole board: the tasks by lane, in their order, in the guide's lanes and then any other.
+    """Encode a whole board: the tasks by lane, the guide's lanes first.
 
-    Where the lanes are declared, each with its name, they take the place of the guide's. Without an order, tasks stay
-    in that in which they are given.
+    If lanes are declared, each with its name, they replace the guide's. Without an order, tasks stay in the order in
+    which they are given.
     """
     if order is not None:
         tasks = _in_order(tasks, order)
@@ -659,11 +659,11 @@ def _in_order(tasks: Sequence[Row], order: Sequence[OrderKey]) -> list[Row]:
 def _value(raw: msgspec.Raw) -> Any:
     try:
         return msgspec.json.decode(raw)
-    except msgspec.MsgspecError:  # a number that is out of its range
+    except msgspec.MsgspecError:  # a number out of msgspec's range
         text = bytes(raw).decode()
     try:
         return json.loads(text)
-    except ValueError:  # or out of Python's
+    except ValueError:  # and out of that of Python's int
         return Decimal(text)
 
 
@@ -674,18 +674,18 @@ def _order_key(by: OrderKey) -> Mapping[str, object]:
 
 
 def board_sync(data: bytes) -> Message:
-    """Show a whole board, given its `board_data`."""
+    """Send a whole board, encoded by `board_data`."""
     return Message(_SYNC, _with_data({_TYPE: _SYNC}, data))
 
 
 def resumable_sync(board: str, cursor: str, reason: Reason | None, data: bytes) -> Message:
-    """Show a whole board to a client that can resume from here, and why, if it did not ask for it."""
+    """Send a whole board to a resumable client, with the reason if it did not ask for it."""
     top = {_TYPE: _SYNC, _BOARD_KEY: board, _CURSOR_KEY: cursor} | ({_REASON_KEY: reason} if reason else {})
     return Message(_SYNC, _with_data(top, data), cursor)
 
 
 def batch(board: str, cursor: str | None, messages: Sequence[Message]) -> list[Message]:
-    """Gather the messages of a batch, in parts of about PART_BYTES; the last has the cursor, if there is one."""
+    """Make the messages of a batch, in parts of about PART_BYTES; the last part has the cursor, if there is one."""
     parts: list[list[bytes]] = [[]]
     size = 0
     for message in messages:
@@ -703,14 +703,14 @@ def batch(board: str, cursor: str | None, messages: Sequence[Message]) -> list[M
 
 
 def _with_data(top: Mapping[str, str], data: bytes) -> bytes:
-    """Encode the top level of a message whose data are encoded."""
+    """Encode the top level of a message around data that are already encoded."""
     return _encode(top)[:-1] + b',"data":' + data + b"}"
 
 
 def text_of(value: msgspec.Raw) -> str:
-    """Give what names a lane or a task as text: a string as it is, and `null` or a number as JSON.
+    """Return the key of a lane or a task as text: a string itself, `null` or a number as JSON.
 
-    It is the key under which `board.sync` lists a lane.
+    `board.sync` lists lanes under these texts.
     """
     text = bytes(value)
     return _decode_text(text) if text.startswith(b'"') else text.decode()

@@ -1,10 +1,10 @@
-"""The messages for machines: a JSON Schema and an AsyncAPI document of all that clients send and receive. Pure.
+"""The contract for machines: a JSON Schema and an AsyncAPI document of all messages. Pure.
 
-Both are made of the models of messages.py, with examples, and of the words of codes.py.
+Both are made from the models of messages.py, with examples, and the descriptions of codes.py.
 
 Rules:
-- The schemas use what JSON Schema 2020-12 and AsyncAPI's own schemas (draft 7) both know.
-- What is received may have keys that a client does not know: a newer relay may say more.
+- The schemas use only what both JSON Schema 2020-12 and AsyncAPI's own schemas (draft 7) support.
+- Messages from the relay may have unknown keys: a newer relay may send more.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from relay.model.messages import (
 )
 
 VERSION: Final = "1.0.0"
-"""Version of the contract, not of the relay: a message that clients must learn about raises the second number."""
+"""Version of the contract, not of the relay. A new message raises the second number."""
 
 Format = Literal["json-schema", "asyncapi"]
 
@@ -113,7 +113,7 @@ _REPLIES: Final[Mapping[type[BaseModel], Sequence[type[BaseModel]]]] = {
 
 _ABOUT: Final = (
     "Every committed change of a Postgres table, pushed to the subscribers of its board. Every message is a JSON "
-    "object with a `type`, in a text frame. Leave keys alone that you do not know: a newer relay may say more."
+    "object with a `type`, in a text frame. Ignore keys that you do not know: a newer relay may send more."
 )
 
 _SECURITY: Final[Mapping[str, Mapping[str, str]]] = {
@@ -122,26 +122,26 @@ _SECURITY: Final[Mapping[str, Mapping[str, str]]] = {
         "type": "httpApiKey",
         "in": "header",
         "name": "Sec-WebSocket-Protocol",
-        "description": "`relay, bearer.your-token`, for browsers: the relay takes `relay`",
+        "description": "`relay, bearer.your-token`, for browsers: the relay selects `relay`",
     },
     "query": {
         "type": "httpApiKey",
         "in": "query",
         "name": "token",
-        "description": "`?token=your-token`. Addresses end up in logs and histories: prefer the others",
+        "description": "`?token=your-token`. URLs end up in logs and histories: prefer the other ways",
     },
 }
-"""Ways to present a token, where the relay asks for one."""
+"""Ways to present a token, if the relay requires one."""
 
 
 def text(its_format: Format) -> str:
-    """Return the document as it is printed and checked in: JSON, and a line break."""
+    """Return the document as printed and checked in: JSON and a line break."""
     document = json_schema() if its_format == "json-schema" else asyncapi()
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def json_schema() -> dict[str, Any]:
-    """Make the JSON Schema (2020-12) of any message; `$defs` has one of what is sent, and one of what is received."""
+    """Return the JSON Schema (2020-12) of any message; `$defs` has `ClientMessage` and `ServerMessage`."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Messages of pg-change-relay",
@@ -151,7 +151,7 @@ def json_schema() -> dict[str, Any]:
         "oneOf": [{"$ref": "#/$defs/ClientMessage"}, {"$ref": "#/$defs/ServerMessage"}],
         "$defs": {
             "ClientMessage": {"description": "What clients send.", "oneOf": _references(_SENT)},
-            # A client that is sent cursors and leaves them alone is sent what the others are: so both may fit.
+            # A resumable board.sync also fits the schema of a plain one, so this cannot be oneOf.
             "ServerMessage": {"description": "What clients receive.", "anyOf": _references(_RECEIVED)},
             **_schemas("#/$defs/{model}"),
         },
@@ -159,14 +159,14 @@ def json_schema() -> dict[str, Any]:
 
 
 def asyncapi() -> dict[str, Any]:
-    """Make the AsyncAPI document, from the relay's side: it receives what clients send."""
+    """Return the AsyncAPI document, from the relay's side: it receives what clients send."""
     return {
         "asyncapi": "3.0.0",
         "info": {"title": "pg-change-relay", "version": VERSION, "description": _ABOUT},
         "defaultContentType": "application/json",
         "servers": {
-            "local": _server("localhost:4002", "ws", "The relay on this machine, as it starts by default."),
-            "public": _server("relay.example.com", "wss", "A relay behind TLS; the name is yours."),
+            "local": _server("localhost:4002", "ws", "A relay on this machine with its defaults."),
+            "public": _server("relay.example.com", "wss", "A relay behind TLS; replace the name."),
         },
         "channels": {"relay": _channel()},
         "operations": _operations(),
@@ -179,7 +179,7 @@ def asyncapi() -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """Leaves titles out that repeat the key."""
+    """Leaves out titles, which would repeat the key."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002  # pydantic's signature
         return False
@@ -194,7 +194,7 @@ def _references(models: Mapping[type[BaseModel], object]) -> list[dict[str, str]
 
 
 def _schemas(ref_template: str) -> dict[str, Any]:
-    """Make the schemas of all models, by name, with examples, and words for each code and reason."""
+    """Return the schemas of all models, by name, with examples, and a description of each code and reason."""
     messages = _all_messages()
     _, made = models_json_schema(
         [(model, "validation") for model in messages], ref_template=ref_template, schema_generator=_Generator
@@ -224,7 +224,7 @@ def _server(host: str, its_protocol: str, description: str) -> dict[str, Any]:
     return {
         "host": host,
         "protocol": its_protocol,
-        "description": f"{description} It asks for a token if the operator says so; any of the three ways will do.",
+        "description": f"{description} If the operator requires a token, present it in any of the three ways.",
         "security": [{"$ref": f"#/components/securitySchemes/{name}"} for name in _SECURITY],
     }
 
@@ -233,9 +233,9 @@ def _channel() -> dict[str, Any]:
     return {
         "address": "/",
         "description": (
-            "The one connection, over which a client follows boards. A handshake is answered with HTTP 401 if the "
-            "token is not good or the page's origin not allowed, with 503 at the limit of connections and with 429 "
-            "at the limit a minute: try again when `Retry-After` has passed."
+            "The connection over which a client follows boards. A handshake is answered with HTTP 401 if the token "
+            "is not valid or the page's origin is not allowed, with 503 at the limit of connections, and with 429 at "
+            "the limit per minute: try again after `Retry-After`."
         ),
         "messages": {
             model.__name__: {"$ref": f"#/components/messages/{model.__name__}"} for model in _all_messages()
@@ -283,7 +283,7 @@ def _operations() -> dict[str, Any]:
         "push": {
             "action": "send",
             "channel": channel,
-            "summary": "What the relay sends by itself.",
+            "summary": "Messages that the relay sends on its own.",
             "messages": [_in_channel(model) for model in _RECEIVED if model not in {Included, Pong, Authenticated}],
         }
     }

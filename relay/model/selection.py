@@ -1,14 +1,14 @@
-"""Selections: some lanes of a board, some columns of its tasks, some of the tasks alone. Pure.
+"""Selections: parts of a board, by lanes, columns and tasks. Pure.
 
-A subscriber of a selection is sent what a subscriber of a board would be sent that has nothing else: a task that
-leaves the selected lanes is deleted, and one that enters them is created.
+To its subscribers, a selection is a board that has nothing else: a task that leaves the selected lanes is deleted,
+and one that enters them is created.
 
 Rules:
-- The key, the board and the lane of a task are in every selection.
-- A selection of a board has a name, which no board can have: behind the board's comes U+0000. So whatever is known of
-  boards by name holds for selections too, such as cursors, which are good for one selection alone.
-- The messages of a selection are made of those of the board, and of what these carry beside: the lane that a task is
-  or was in, and of a task that changed its lane, all of it.
+- Every selection includes `id`, `boardId` and `lane`.
+- A selection has a name that no board can have: the board's name, U+0000, and the selection. So whatever works with
+  boards by name works with selections too: a cursor, for example, is valid for one selection only.
+- The messages of a selection are derived from those of the board, which carry the lanes of the task for this purpose,
+  and the whole task if its lane changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from relay.model.messages import Meaning, Message, Row
 _ALWAYS: Final = frozenset({"id", "boardId", "lane"})
 _SEPARATOR: Final = "\0"
 _KNOWN: Final = 1024
-_READERS: Final = 64  # each may take more memory than all else of its selection, and is quickly made
+_READERS: Final = 64  # a reader may take more memory than the rest of its selection, and is quickly made
 
 _decode_board: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_lanes: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -59,7 +59,7 @@ _decode_keyed: Final = msgspec.json.Decoder(_Keyed).decode
 
 
 class Whole:
-    """The data of a whole board, taken apart once for all selections of it, and only as far as these need."""
+    """The data of a whole board, decoded once for all its selections, and only as far as they need."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -75,7 +75,7 @@ class Whole:
         return _decode_lanes(self.board["lanes"])
 
     def of(self, ids: Iterable[str]) -> dict[str, list[msgspec.Raw]]:
-        """Return the tasks that have these ids, by lane and in their order."""
+        """Return the tasks with these ids, by lane and in their order."""
         chosen: dict[str, list[msgspec.Raw]] = {lane: [] for lane in self.lanes}
         for _, lane, task in sorted(place for each in ids for place in self._places.get(each, ())):
             chosen[lane].append(task)
@@ -83,7 +83,7 @@ class Whole:
 
     @cached_property
     def _places(self) -> Mapping[str, list[tuple[int, str, msgspec.Raw]]]:
-        """Where the tasks with each id are, how manieth in which lane."""
+        """The tasks of each id, with their position and lane."""
         places: defaultdict[str, list[tuple[int, str, msgspec.Raw]]] = defaultdict(list)
         for lane, tasks in self.lanes.items():
             for number, task in enumerate(_split(tasks)):
@@ -92,29 +92,26 @@ class Whole:
 
 
 class _Unknown(Exception):
-    """A task enters the selection, and it was too large to come along."""
+    """A task entered the selection, but its message does not carry it, because it was too large."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which lanes, by the names under which a `board.sync` lists them, which columns, and which tasks, by their ids.
-
-    None is all. An id that is a number is meant by its digits.
-    """
+    """The lanes, by their keys in `board.sync`, the columns and the tasks, by their ids as text. None means all."""
 
     lanes: frozenset[str] | None = None
     columns: frozenset[str] | None = None
     tasks: frozenset[str] | None = None
 
     def of(self, board: str) -> str:
-        """Name the selection of a board."""
+        """Return the name of this selection of a board."""
         if self == ALL:
             return board
         chosen = [_sorted(each) for each in (self.lanes, self.columns, self.tasks)]
         return board + _SEPARATOR + json.dumps(chosen, ensure_ascii=False)
 
     def data(self, whole: Whole) -> bytes:
-        """Select of a whole board: the data of its `board.sync`."""
+        """Return the data of the selection's `board.sync`."""
         board: dict[str, Any] = dict(whole.board)
         lanes = whole.lanes
         tasks = lanes if self.tasks is None else whole.of(self.tasks)
@@ -130,7 +127,7 @@ class Selection:
         return _encode(board)
 
     def messages(self, found: Sequence[Message]) -> Meaning:
-        """Select of what changed on the board; return a reason if that does not say it."""
+        """Derive the selection's messages from the board's; if they lack something, return a reason to read again."""
         try:
             return [message for one in found for message in self._of_one(one)]
         except _Unknown:
@@ -168,7 +165,7 @@ class Selection:
         data = _decode_message(message.json).data
         changes = _decode_row(data["changes"])
         selected = self._row(changes)
-        # That the lane changed is said by the message before; here it comes beside something else.
+        # The message before has announced the change of lane, so the lane alone is no reason for another.
         if selected.keys() - {"lane"}:
             yield message if len(selected) == len(changes) else messages.task_updated(data["id"], selected)
 
@@ -186,28 +183,28 @@ class Selection:
         return self.lanes is None or lane in self.lanes
 
     def _had(self, message: Message) -> tuple[bool, bool]:
-        """Tell whether the task was in one of the lanes before, and whether it is after."""
+        """Return whether the task was in one of the lanes before, and whether it is after."""
         if self.lanes is None:
             return True, True
-        assert message.lanes is not None, "a message of a task that is there carries its lanes"
+        assert message.lanes is not None, "messages about existing tasks carry their lanes"
         before, after = message.lanes
         is_in = self._has(messages.text_of(after))
         return is_in if before is after else self._has(messages.text_of(before)), is_in
 
     def _orders(self, order: msgspec.Raw) -> bool:
-        """Tell whether a client of the selection has all columns that tasks are ordered by."""
+        """Return whether the selection has all columns that tasks are ordered by."""
         keys = {by["key"] for by in msgspec.json.decode(order)}
         return self.columns is None or keys <= self.columns | _ALWAYS
 
 
 @lru_cache(maxsize=_READERS)
 def _reader(columns: frozenset[str]) -> Callable[[msgspec.Raw], Any]:
-    """Return what reads these columns of tasks and passes over the others, which are most of the work."""
+    """Return a decoder of these columns of tasks. It skips the others, which are most of the work."""
     keys = {f"column_{number}": column for number, column in enumerate(sorted(columns))}
     fields = [(field, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for field in keys]
     try:
         task = msgspec.defstruct("Task", fields, rename=keys)
-    except ValueError:  # a name that no field can have, such as one with a quotation mark
+    except ValueError:  # a name that msgspec does not allow, such as one with a quotation mark
         return lambda tasks: [_only(columns, task) for task in _decode_tasks(tasks)]
     return msgspec.json.Decoder(list[task]).decode  # type: ignore[valid-type]
 
@@ -224,18 +221,18 @@ def selected(
     columns: Iterable[str] | None = None,
     tasks: Iterable[str | int] | None = None,
 ) -> Selection:
-    """Select lanes, columns and tasks."""
+    """Make a selection; None means all."""
     return Selection(*(None if each is None else frozenset(map(str, each)) for each in (lanes, columns, tasks)))
 
 
 def board_of(name: str) -> str:
-    """Return the board of a selection, or the board that is named."""
+    """Return the board that a name of a board or selection belongs to."""
     return name.partition(_SEPARATOR)[0]
 
 
 @lru_cache(maxsize=_KNOWN)
 def selection_of(name: str) -> Selection:
-    """Return the selection that is named; of a board, all."""
+    """Return the selection of this name; for a board, ALL."""
     _, named, text = name.partition(_SEPARATOR)
     if not named:
         return ALL
@@ -243,7 +240,7 @@ def selection_of(name: str) -> Selection:
 
 
 def is_selection(name: str) -> bool:
-    """Tell whether a name is that of a selection, and not of a whole board."""
+    """Return whether a name is that of a selection, not of a whole board."""
     return _SEPARATOR in name
 
 

@@ -1,13 +1,13 @@
-"""Snapshots: which transactions are visible. Pure; everything else is built on it.
+"""Snapshots: which transactions are visible. Pure; everything else is built on this.
 
-A snapshot is what Postgres prints for `pg_current_snapshot()`: `xmin:xmax:xip,xip,…`. Every transaction below
-`xmin` is over, every one from `xmax` on has not begun, and between the two those in `xip` are still running.
-The relay's position in the feed, the moment of a `board.sync` and a client's cursor are each a snapshot.
+A snapshot is what `pg_current_snapshot()` returns: `xmin:xmax:xip,xip,…`. Transactions below `xmin` have ended, those
+from `xmax` on have not begun, and between the two, those in `xip` are still running. The relay's position in the
+feed, the moment of a `board.sync` and a client's cursor are each a snapshot.
 
 Rules:
-- Snapshots of one server and epoch are totally ordered: of any two, one sees all that the other sees.
-- Transaction ids are Postgres's 64-bit ones. They never wrap, and they order nothing but themselves: a lower
-  id may well commit later.
+- Snapshots of one server and epoch are totally ordered: of any two, one sees everything that the other sees.
+- Transaction ids are Postgres's 64-bit ones. They never wrap, and say nothing about the order of commits: a lower id
+  may commit later.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Snapshot:
 
     @classmethod
     def parse(cls, text: str) -> Snapshot:
-        """Read Postgres's own notation. Raises ValueError for anything else."""
+        """Parse Postgres's notation. Raises ValueError for anything else."""
         if not (match := _NOTATION.fullmatch(text)):
             raise ValueError(f"{text!r} is no snapshot: expected xmin:xmax:xip,…")
         xmin, xmax, xip = match.groups()
@@ -45,9 +45,9 @@ class Snapshot:
         return f"{self.xmin}:{self.xmax}:{','.join(map(str, sorted(self.xip)))}"
 
     def sees(self, xid: int) -> bool:
-        """Whether that transaction, if it committed at all, had committed by then."""
+        """Whether the transaction had ended by then; if it committed, it is visible."""
         return xid < self.xmax and xid not in self.xip
 
     def covers(self, other: Snapshot) -> bool:
-        """Whether everything that `other` sees is seen here too."""
+        """Whether this snapshot sees everything that `other` sees."""
         return self.xmax >= other.xmax and not any(other.sees(xid) for xid in self.xip)

@@ -2,9 +2,8 @@
 
 Rules:
 - Each figure is defined once, as a field here: its name as a metric, its type, its meaning and how the figures of
-  several processes are combined. All else is derived from that: metrics, sums over processes, `/status`, and the
-  tables of docs/reference.md.
-- None means not known or not applicable; there is no metric for it.
+  several processes are combined. Metrics, sums over processes, `/status` and docs/reference.md derive from that.
+- None means unknown or not applicable; there is then no metric.
 - In JSON, keys are camelCase, times are in seconds and sizes in bytes.
 """
 
@@ -19,16 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from pydantic.alias_generators import to_camel
 
 LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the latency histogram, in seconds; beyond the last there is one more."""
+"""Upper bounds of the latency histogram, in seconds. One more bucket has what is above the last."""
 
 OVERDUE_SECONDS: Final = 300.0
-"""Time after which a part of the journal that should have been pruned is worth a warning."""
+"""Seconds by which pruning may be late before there is a warning."""
 
 QUEUE_USAGE: Final = 0.5
-"""Share of the notification queue from which on triggers do not notify, lest a full queue fail commits."""
+"""Share of the notification queue above which triggers do not notify, because a full queue fails commits."""
 
 FULL_SHARE: Final = 0.75
-"""Share of `stop_bytes` from which on a journal is nearly full."""
+"""Share of `stop_bytes` above which the journal is nearly full."""
 
 FAILING_BOARDS: Final = 3
 """Maximum number of boards that warnings name."""
@@ -45,10 +44,10 @@ CROWDED_HEALTH: Final = (
 # What a figure is ------------------------------------------------------------------------------------------
 
 Kind = Literal["gauge", "counter", "histogram", "info"]
-"""The type of a metric; that of an info is a gauge of 1, whose label is the figure."""
+"""The type of a metric. An info is a gauge of 1 whose label is the figure."""
 
 Merge = Literal["sum", "max", "any", "all", "own"]
-"""How the figures of several processes make one; `own` is left to what knows the processes."""
+"""How the figures of several processes are combined; `own` ones are set by the process that starts the others."""
 
 
 class Metric(NamedTuple):
@@ -58,7 +57,7 @@ class Metric(NamedTuple):
     kind: Kind
     meaning: str
     label: str = ""
-    """Of which there is one figure for each value."""
+    """If set, there is a figure for each value of this label."""
     merge: Merge = "sum"
 
 
@@ -71,7 +70,7 @@ def _gauge(name: str, meaning: str, merge: Merge = "sum") -> Any:
 
 
 def _part(name: str, meaning: str) -> Any:
-    """Define a part whose figures are taken from one process, for all."""
+    """Define a figure of a part that is taken from one process for all."""
     return _gauge(name, meaning, "own")
 
 
@@ -87,12 +86,12 @@ class Histogram(_Model):
     """A histogram of durations."""
 
     counts: tuple[int, ...] = (0,) * (len(LATENCY_BUCKETS) + 1)
-    """For each of LATENCY_BUCKETS how many were up to it and above the one before; then those beyond the last."""
+    """The number of durations in each bucket (not cumulative); the last one is above all LATENCY_BUCKETS."""
     seconds: float = 0.0
-    """All together."""
+    """Sum of all durations."""
 
     def observe(self, seconds: float) -> Histogram:
-        """Count one more."""
+        """Return the histogram with one more duration."""
         counts = list(self.counts)
         counts[bisect_left(LATENCY_BUCKETS, seconds)] += 1
         return Histogram(counts=tuple(counts), seconds=self.seconds + seconds)
@@ -119,7 +118,7 @@ class Counts(_Model):
         _ByLabel,
         _counter(
             "relay_connections_closed",
-            "connections that ended, by close `code`; one that is neither the protocol's nor the relay's is `other`",
+            "connections that ended, by close `code`; codes of neither the protocol nor the relay are `other`",
             "code",
         ),
     ] = {}
@@ -131,15 +130,16 @@ class Counts(_Model):
         _counter("relay_health_refused", "connections to `HEALTH_PORT` that were refused, by `reason`", "reason"),
     ] = {}
     messages: Annotated[
-        _ByLabel, _counter("relay_messages_sent", "messages sent, each as often as it was sent, by `type`", "type")
+        _ByLabel,
+        _counter("relay_messages_sent", "messages sent, counted once per client, by `type`", "type"),
     ] = {}
-    bytes: Annotated[int, _counter("relay_sent_bytes", "their bytes on the wire, without TCP's and TLS's")] = 0
+    bytes: Annotated[int, _counter("relay_sent_bytes", "bytes of these messages, without TCP's and TLS's")] = 0
     fell_behind: Annotated[
         int,
-        _counter("relay_fell_behind", "how often a client had read too slowly when there was something to send"),
+        _counter("relay_fell_behind", "how often a client had read too slowly to be sent more"),
     ] = 0
     reconnects: Annotated[
-        int, _counter("relay_feed_reconnects", "how often the feed connected to Postgres again, of all workers")
+        int, _counter("relay_feed_reconnects", "how often the feed reconnected to Postgres, all workers together")
     ] = 0
     continuity_lost: Annotated[
         _ByLabel,
@@ -149,14 +149,14 @@ class Counts(_Model):
     ] = {}
     transactions: Annotated[
         int,
-        _counter("relay_transactions_read", "transactions that the feed found in the journal, its own probes too"),
+        _counter("relay_transactions_read", "transactions that the feed found in the journal, including its probes"),
     ] = 0
     notifications: Annotated[
         _ByLabel,
         _counter(
             "relay_notifications",
-            '`state="received"`: notifications received; `state="skipped"`: about how many transactions did not '
-            "notify, for relays were polling",
+            '`state="received"`: notifications received; `state="skipped"`: transactions that did not notify because '
+            "relays were polling, approximately",
             "state",
         ),
     ] = {}
@@ -164,7 +164,7 @@ class Counts(_Model):
         int | None,
         _counter("relay_stream_entries", "entries of the stream, written by publishers or read by edges"),
     ] = None
-    suppressed: Annotated[int, _counter("relay_log_lines_suppressed", "lines that were not logged, in a flood")] = 0
+    suppressed: Annotated[int, _counter("relay_log_lines_suppressed", "lines above the limits of their event")] = 0
     dropped: Annotated[
         int,
         _counter(
@@ -177,8 +177,8 @@ class Counts(_Model):
             Metric(
                 "relay_commit_to_socket_seconds",
                 "histogram",
-                "from just before a commit until all that it changed was written to the sockets, of probes: one "
-                "every two seconds and worker, in the same line as all changes",
+                "from just before a commit until its changes were written to the sockets, measured by probes: one "
+                "every two seconds per worker, which queue behind all other changes",
             )
         ),
     ] = Histogram()
@@ -197,49 +197,44 @@ class Journal(_Model):
         int,
         _part(
             "relay_journal_rows",
-            "changes in the journal, as the statistics have it: a second late, and too few after a crash",
+            "changes in the journal, from Postgres's statistics: a second late, and too few after a crash",
         ),
     ]
     bytes: Annotated[
-        int, _part("relay_journal_bytes", "bytes of the journal in use, about: kept, or waiting for VACUUM")
+        int, _part("relay_journal_bytes", "bytes of the journal in use, approximately: kept, or waiting for VACUUM")
     ]
-    age_seconds: Annotated[
-        float, _part("relay_journal_age_seconds", "age of the oldest change in the journal, at most")
-    ]
-    overdue_seconds: Annotated[
-        float,
-        _part(
-            "relay_journal_overdue_seconds", "for how long a part of the journal should have been pruned, and was not"
-        ),
-    ]
+    age_seconds: Annotated[float, _part("relay_journal_age_seconds", "maximum age of the oldest change kept")]
+    overdue_seconds: Annotated[float, _part("relay_journal_overdue_seconds", "how late pruning is")]
     keep_bytes: Annotated[int, _part("relay_journal_keep_bytes", "`keep_bytes` of `relay.settings`")]
     stop_bytes: Annotated[int, _part("relay_journal_stop_bytes", "`stop_bytes` of `relay.settings`")]
-    paused: Annotated[bool, _part("relay_journal_paused", "1 while nothing is journalled, for the journal was full")]
+    paused: Annotated[bool, _part("relay_journal_paused", "1 while journalling is paused, because it was full")]
 
 
 class Database(_Model):
-    """The database's side, as a feed that is connected sees it."""
+    """The state of the database, as seen by a connected feed."""
 
     journal: Journal
     queue_usage: Annotated[
         float,
         _part(
             "relay_notification_queue_usage_ratio",
-            "share of Postgres's notification queue that is in use; from 0.5 on, triggers do not notify",
+            "share of Postgres's notification queue in use; from 0.5, triggers do not notify",
         ),
     ]
     probe_seconds: float | None
-    """How long the last probe took that came back."""
+    """How long the last probe that came back took."""
     lag_seconds: float
-    """Age of the last read: all that was committed before it has been passed on."""
+    """Seconds since the last read; everything committed before it has been passed on."""
 
 
 class StreamStatus(_Model):
     """The stream of NATS JetStream, as a publisher or an edge sees it."""
 
-    connected: Annotated[bool, _part("relay_stream_connected", "1 while NATS is connected, of publishers and edges")]
+    connected: Annotated[
+        bool, _part("relay_stream_connected", "1 while NATS is connected; publishers and edges only")
+    ]
     active: Annotated[
-        bool | None, _part("relay_publisher_active", "1 while this publisher is the active one; publishers alone")
+        bool | None, _part("relay_publisher_active", "1 while this publisher is the active one; publishers only")
     ] = None
     entry: Annotated[
         int | None,
@@ -272,28 +267,28 @@ class Status(_Model):
     connections: Annotated[int, _gauge("relay_connections", "clients that are connected")] = 0
     arrivals: Annotated[
         int,
-        _gauge("relay_arrivals", "connections that were accepted and are not let in yet: 256 a process at most"),
+        _gauge("relay_arrivals", "pending connections: accepted, and not admitted yet"),
     ] = 0
     max_connections: Annotated[
-        int, _gauge("relay_max_connections", "how many may be connected: `WS_MAX_CONNECTIONS`", "max")
+        int, _gauge("relay_max_connections", "the limit of connected clients: `WS_MAX_CONNECTIONS`", "max")
     ] = 0
     crowded: Annotated[bool, Field(json_schema_extra={"merge": "any"})] = False
-    """Whether connections to WS_PORT were crowded out a short while ago."""
+    """Whether connections to WS_PORT were crowded out recently."""
     health_crowded: bool = False
-    """The same of HEALTH_PORT."""
+    """Whether connections to HEALTH_PORT were."""
     subscriptions: Annotated[
         int,
-        _gauge("relay_subscriptions", "boards that they follow: one board with ten subscribers counts ten"),
+        _gauge("relay_subscriptions", "subscriptions: a board with ten subscribers counts ten"),
     ] = 0
     behind: Annotated[
         int,
         _gauge(
             "relay_clients_behind",
-            "clients that have not read what they were sent, and get their boards again when they have",
+            "clients that read too slowly: they get their boards once they have read what was sent",
         ),
     ] = 0
     backlog: Annotated[
-        int, _gauge("relay_backlog_bytes", "bytes that wait for clients, beside those in the kernel")
+        int, _gauge("relay_backlog_bytes", "bytes that wait for clients, without those in the kernel")
     ] = 0
     feed_up: Annotated[
         bool, _gauge("relay_feed_up", "1 while changes flow from Postgres to all workers, else 0", "all")
@@ -302,27 +297,29 @@ class Status(_Model):
         float,
         _gauge(
             "relay_feed_lag_seconds",
-            "all that was committed so long ago has been passed on; up to 1 while idle",
+            "seconds since the last read: everything committed before it has been passed on; up to 1 while idle",
             "max",
         ),
     ] = 0.0
     problem: str | None = None
     """Why clients are not served as they should be, in one line."""
     unready: str | None = None
-    """Why no client should be sent here, in one line."""
+    """Why no new client should be sent here, in one line."""
     failing: Annotated[Mapping[str, str], Field(json_schema_extra={"merge": "join"})] = {}
-    """The boards that cannot be read, and why not, in one line."""
+    """The boards that cannot be read, each with the reason in one line."""
     incomplete: Annotated[Mapping[str, str], Field(json_schema_extra={"merge": "join"})] = {}
-    """The tables that are shown, but not as they should be, and why, in one line."""
+    """The tables that are not shown as they should be, each with the reason in one line."""
     database: Database | None = None
-    """None while the feed is not connected, or is not one of a database."""
+    """None while the feed is not connected, and on edges."""
     stream: StreamStatus | None = None
     """None where clients are served from the database."""
-    workers: Annotated[int, _gauge("relay_workers", "processes that serve clients, and answer", "own")] = 1
-    workers_configured: Annotated[int, _gauge("relay_workers_configured", "processes that should", "own")] = 1
+    workers: Annotated[int, _gauge("relay_workers", "processes that serve clients and answer", "own")] = 1
+    workers_configured: Annotated[
+        int, _gauge("relay_workers_configured", "processes that should serve clients", "own")
+    ] = 1
     counts: Counts = Counts()
     process: Process | None = None
-    """Set where `/status` is answered."""
+    """Set by the process that answers `/status`."""
 
     @computed_field(  # type: ignore[prop-decorator]  # mypy knows no decorated properties
         description="1 while `/ready` is a 200",
@@ -344,7 +341,7 @@ class Status(_Model):
 
     @property
     def health(self) -> Literal["healthy", "degraded", "unhealthy"]:
-        """Whether clients are served as they should be: all, all but those of some boards or tables, or not."""
+        """Whether clients are served: all of them, all except on some boards or tables, or none."""
         return "unhealthy" if self.problem else "degraded" if self.failing or self.incomplete else "healthy"
 
 
@@ -383,7 +380,7 @@ def _warnings(database: Database) -> Iterable[str]:
 
 
 def merged(statuses: Sequence[Status]) -> dict[str, Any]:
-    """Merge the figures of several processes, by name, as their definitions say; the last-known ones count."""
+    """Combine the figures of several processes, by name, as their definitions say."""
     found: dict[str, Any] = {}
     for name, field in Status.model_fields.items():
         about = field.json_schema_extra
@@ -414,7 +411,7 @@ def metrics(model: type[BaseModel] = Status) -> Iterator[Metric]:
 
 
 def figures(model: BaseModel) -> Iterator[tuple[Metric, Any]]:
-    """Yield every metric that has a figure at the moment, and that."""
+    """Yield every metric that has a figure, with the figure."""
     for name, about in _abouts(type(model)).items():
         value = getattr(model, name)
         if value is None:
@@ -426,7 +423,7 @@ def figures(model: BaseModel) -> Iterator[tuple[Metric, Any]]:
 
 
 def _abouts(model: type[BaseModel]) -> dict[str, Metric | type[BaseModel]]:
-    """Return the fields that are metrics, or hold some."""
+    """Return the fields that are metrics, or models that contain some."""
     found: dict[str, Metric | type[BaseModel]] = {}
     fields: dict[str, Any] = {**model.model_fields, **model.model_computed_fields}
     for name, field in fields.items():

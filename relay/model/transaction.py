@@ -1,9 +1,9 @@
 """A transaction and its net effect. Pure.
 
-A transaction is all that became visible together. Each of its entries in the journal says which image of a row left,
-and which came. Each image counts +1 where it came and -1 where it left. An image that cancels out was never visible
-to others, and no message mentions it. What remains is, for each row of a board, at most one image that was there
-before and at most one that is there after: that pair is the message.
+A transaction is everything that became visible together. Each of its entries in the journal has the image of a row
+that left, the one that came, or both. An image counts -1 when it leaves and +1 when it comes. Images that cancel out
+were never visible to others, and no message mentions them. For each row of a board, at most one image from before and
+at most one from after remain: that pair is the message.
 
 For example, one transaction that moves a task from `todo` to `doing`, back, and then to `done`:
 
@@ -14,16 +14,17 @@ For example, one transaction that moves a task from `todo` to `doing`, back, and
     sum                     -1      0      +1      task.moved, from todo to done
 
 Rules:
-- The order of entries inside a transaction has no meaning, for sums have none: nested triggers, functions, savepoints
-  and no-op updates are all the same arithmetic.
+- The order of entries inside a transaction has no meaning, because sums have none: nested triggers, functions,
+  savepoints and no-op updates are all the same arithmetic.
 - Columns are compared by their JSON text: all images were made under the same settings, so equal text is equal value.
 - An image that cannot be shown counts as absent, here and in boards.
-- Two images before or two after are what no history can produce: triggers were off for a while. Then, and only
-  then, the board is to be read again.
-- The sums need images of one shape. A row that came and left while one of its labels was renamed does not cancel out,
-  and resembles an update. Where a row seems to have come first, `is_doubtful` says so: shapes are to be compared.
-- Work is linear in the entries, and nothing is encoded for a board that nobody follows.
-- What other tables say about a task, its *extras*, has no images: it comes as it is at the end of the batch.
+- Two images before, or two after, cannot result from any history: triggers were off for a while. Then, and only then,
+  the board must be read again.
+- The sums need images of one shape. If a row comes and leaves while an enum's label is renamed, its images do not
+  cancel out, and resemble an update. `is_doubtful` reports rows that seem to have come before one left, so that the
+  caller compares shapes.
+- Work is linear in the entries, and nothing is encoded for boards that nobody follows.
+- Data of other tables about a task, its *extras*, has no images: its value is that at the end of the batch.
 """
 
 from __future__ import annotations
@@ -45,20 +46,20 @@ _NO_EXTRAS: Final[Row] = MappingProxyType({})
 
 
 class Table(Protocol):
-    """A watched table, as far as its rows become tasks."""
+    """A watched table, which turns rows into tasks."""
 
     @property
     def id(self) -> int: ...
 
     def task(self, columns: Row, board: str) -> Row:
-        """Turn a row, by the columns' own names, into a task of a board as clients see it."""
+        """Turn a row, keyed by the names of its columns, into a task as clients see it."""
 
     def extras_that_differ(self, before: Row, after: Row) -> Collection[str]:
-        """Name the extras that are found by other keys after a change of the row than before."""
+        """Return the extras whose key columns in the row changed."""
 
 
 class Image(NamedTuple):
-    """An image of the row `key` on a board that left (`sign` is -1) or came (+1); with extras if needed."""
+    """An image of row `key` on a board that left (`sign` -1) or came (+1); with extras, if they are needed."""
 
     table: Table
     key: str
@@ -77,7 +78,7 @@ class Image(NamedTuple):
 
 
 class Touch(NamedTuple):
-    """What became of the extras of a task whose row did not change."""
+    """Extras that changed of a task whose row did not."""
 
     board: str
     id: msgspec.Raw
@@ -87,14 +88,13 @@ class Touch(NamedTuple):
 
 @dataclass(slots=True)
 class Transaction:
-    """The images that one transaction moved, in any order.
+    """The images of one transaction, in any order. A large transaction may be split, by rows.
 
-    With `sync`, the transaction did what only reading the boards again can show, such as TRUNCATE: the reason. The
-    boards in `again` are read again, each for a reason: it changed their lanes, which are sent with a board. With
-    `outdated`, its images may be of a shape that the tables had before: the boards that it touches are read again. A
-    large transaction may come as several, each with all images of the rows that it is about.
+    `sync`: the reason why all boards must be read again, for example TRUNCATE. `again`: boards that must be read again
+    too, each with its reason, such as changed lanes. `outdated`: the images may have an earlier shape of the tables, so
+    the boards that they touch must be read again.
 
-    What other tables say about tasks comes by itself: `touches` are no transaction's, but as of the snapshot `at`.
+    Changed extras come separately: `touches` belong to no transaction, but to the snapshot `at`.
     """
 
     xid: int
@@ -107,10 +107,10 @@ class Transaction:
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether a row seems to have come before the one left whose place it takes.
+        """Whether a row seems to have come before the row in its place left.
 
-        So it is where triggers write the table again; and where a row came and left, and does not cancel out, for its
-        images are of different shapes.
+        This happens if triggers write the table again, and if a row came and left in different shapes, so that its
+        images do not cancel out.
         """
         came: set[tuple[str, int, str]] = set()
         left: set[tuple[str, int, str]] = set()
@@ -126,7 +126,7 @@ class Transaction:
         return [image for image in self.images if (image.board, image.table.id, image.key) == place]
 
     def messages(self, boards: Container[str | None]) -> dict[str, Meaning]:
-        """Give each of `boards` that it touches the messages for its subscribers, by row in order of appearance.
+        """Return the messages for each of `boards` that it touches, by row in order of appearance.
 
         A reason instead of messages means that the board must be read again. Nothing is encoded for other boards.
         """
@@ -152,7 +152,7 @@ class Transaction:
 
 
 def cancelled(images: Iterable[Image]) -> list[Image]:
-    """Drop the images that came as often as they left; the others keep their order."""
+    """Return the images without those that cancel out, in their order."""
     kept: dict[tuple[object, ...], list[Image]] = {}
     for image in images:
         same = kept.setdefault((image.table.id, image.key, image.board, *image.columns, _text(image.columns)), [])
@@ -168,7 +168,7 @@ def _text(columns: Row) -> bytes:
 
 
 def _before_and_after(images: list[Image]) -> tuple[Image | None, Image | None] | None:
-    """Return what is there before and after, of one row on one board; None if no history can produce these images."""
+    """Return the row's image before and after on one board; None if no history can produce these images."""
     if len(images) > 1:
         images = cancelled(images)
     before = [image for image in images if image.sign < 0]
