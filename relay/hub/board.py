@@ -1,22 +1,21 @@
 """One board: its subscribers, and what each of them must receive. Pure.
 
-A subscriber gets the board as of some snapshot (its *sync*) and from then on every change whose transaction that
-snapshot does not contain. One that resumes holds the board as of its cursor's snapshot already, and gets what it
-missed instead. The feed and these reads run side by side, so what is read may be older or newer than the feed's
-position. Neither case may cause a gap or a duplicate:
+A subscriber gets the board as of some snapshot (its *sync*), and then every change whose transaction that snapshot
+does not contain. A subscriber that resumes already holds the board as of its cursor's snapshot, and gets what it
+missed instead. The feed and these reads run concurrently, so a read may be older or newer than the feed's position.
+Neither may cause a gap or a duplicate:
 
-- older: what the feed delivered during the read is kept (the *tail*), and follows what was read;
-- newer: its subscribers stay in a group of their own until the feed's position covers their snapshot, and skip
-  what it contains. Then they are like everybody else. Until then nothing is new to them: of two snapshots, one
-  sees all that the other sees.
+- older: what the feed delivers during the read is kept (the *tail*), and follows what was read;
+- newer: the subscribers of the read form a separate group, which skips the changes that its snapshot contains, until
+  the feed's position covers that snapshot. Snapshots are totally ordered, so until then nothing is new to them.
 
 Rules:
-- A subscriber is in exactly one place: `_held` until the feed knows which cursors are good, `_waiting` for a read of
-  the board that has not begun, `_reading` one that has, `_resuming` and `_missed` the same for a read of the journal,
-  `_ahead` of the feed, `_live`, or `_behind` because it could not take more.
+- A subscriber is in exactly one place: `_held` until the feed knows which cursors are valid, `_waiting` for a read of
+  the board that has not begun, `_reading` for one that has, `_resuming` and `_missed` likewise for a read of the
+  journal, `_ahead` of the feed, `_live`, or `_behind` because it could not take more.
 - A read answers only the subscribers that asked before it began. So a client that subscribes again never sees an
-  older moment than it has seen already.
-- Nothing is done per subscriber that can be done for all: a delivery is one buffer for everyone in it.
+  older moment than it has already seen.
+- Nothing is done per subscriber that can be done for all: a delivery is one buffer for all its subscribers.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one transaction means to a board: messages to send, or a reason why the board must be read again.
+    """What one transaction means to a board: messages to send, or the reason why the board must be read again.
 
-    With `at`, it is no transaction's, but says what is there as of that snapshot.
+    With `at`, it belongs to no transaction: its messages state values as of that snapshot.
     """
 
     xid: int
@@ -47,16 +46,16 @@ class Step:
     at: Snapshot | None = None
 
     def is_in(self, snapshot: Snapshot) -> bool:
-        """Whether a board as of a snapshot has it already."""
+        """Whether a board as of a snapshot already contains it."""
         return snapshot.sees(self.xid) if self.at is None else snapshot.covers(self.at)
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery(Generic[S]):
-    """What some subscribers are to be sent: the board as of `synced`, if that is set, then the steps.
+    """What to send to some subscribers: the board as of `synced`, if that is set, then the steps.
 
-    They then hold the board as of `at`, or of no moment at all: the rest follows. The reason is why they are sent the
-    board, if they did not ask for it.
+    They then hold the board as of `at`; if that is None, the rest of a batch follows. `reason` is why they are sent
+    the board, if they did not ask for it.
     """
 
     to: AbstractSet[S]
@@ -67,7 +66,7 @@ class Delivery(Generic[S]):
 
 
 class Board(Generic[S]):
-    """The subscribers of one board. What its methods yield is to be sent, in this order."""
+    """The subscribers of one board. The caller must send what the methods yield, in order."""
 
     def __init__(self) -> None:
         self._held: dict[S, str] = {}
@@ -80,7 +79,7 @@ class Board(Generic[S]):
         self._ahead: list[tuple[Snapshot, set[S]]] = []
         self._live: set[S] = set()
         self._behind: set[S] = set()
-        # Those of `_waiting` and `_reading` that know that the board cannot be read.
+        # Subscribers in `_waiting` and `_reading` that were sent an error, because the board cannot be read.
         self._informed: set[S] = set()
 
     def __bool__(self) -> bool:
@@ -96,12 +95,12 @@ class Board(Generic[S]):
 
     @property
     def wanted_by(self) -> S | None:
-        """The subscriber that has waited for a read the longest, if any does."""
+        """The subscriber that has waited longest for a read, if any."""
         return next(iter(self._waiting), None)
 
     @property
     def resuming(self) -> set[Snapshot]:
-        """The cursors of subscribers that wait to resume, if any do and no read of the journal is under way."""
+        """The cursors of subscribers that wait to resume; none while a read of the journal is under way."""
         return set() if self._missed_tail is not None else set(self._resuming.values())
 
     @property
@@ -114,12 +113,12 @@ class Board(Generic[S]):
         self._waiting[subscriber] = reason
 
     def hold(self, subscriber: S, cursor: str) -> None:
-        """Keep a subscriber until it is known whether its cursor is good; see `release`."""
+        """Keep a subscriber until it is known whether its cursor is valid; see `release`."""
         self.leave(subscriber)
         self._held[subscriber] = cursor
 
     def release(self) -> dict[S, str]:
-        """Return the subscribers that were held, with their cursors; each is to `join` or to `resume`."""
+        """Return the held subscribers with their cursors. The caller must call `join` or `resume` for each."""
         held, self._held = self._held, {}
         return held
 
@@ -156,7 +155,7 @@ class Board(Generic[S]):
     # Reading the board
 
     def begin_read(self) -> None:
-        """Note that the board is read from now on: keep what the feed brings meanwhile."""
+        """Note that a read of the board begins: keep what the feed brings meanwhile."""
         self._reading |= self._waiting
         self._waiting = {}
         self._tail = []
@@ -168,16 +167,16 @@ class Board(Generic[S]):
         self._tail = None
 
     def fail_read(self) -> list[S]:
-        """Note the same, and return those of them that do not know yet that the board cannot be read."""
-        news = [subscriber for subscriber in self._reading if subscriber not in self._informed]
-        self._informed.update(news)
+        """Do the same, and return those of its subscribers that have not been told yet that it fails."""
+        uninformed = [subscriber for subscriber in self._reading if subscriber not in self._informed]
+        self._informed.update(uninformed)
         self.abandon_read()
-        return news
+        return uninformed
 
     def synced(self, snapshot: Snapshot, position: Snapshot) -> Iterator[Delivery[S]]:
         """Hand over the board as of `snapshot` while the feed is at `position`."""
         if self._tail is None:
-            return  # all had left, and others have come that wait for a read of their own
+            return  # everyone left, and subscribers that came since wait for another read
         missed = [step for step in self._tail if not step.is_in(snapshot)]
         if _reason(missed):
             self.abandon_read()
@@ -194,7 +193,7 @@ class Board(Generic[S]):
     # Reading what was missed
 
     def begin_resume(self) -> None:
-        """Note that the journal is read from now on: keep what the feed brings meanwhile."""
+        """Note that a read of the journal begins: keep what the feed brings meanwhile."""
         self._missed, self._resuming = self._resuming, {}
         self._missed_tail = []
 
@@ -205,13 +204,13 @@ class Board(Generic[S]):
         self._missed_tail = None
 
     def refuse(self, cursor: Snapshot, reason: Reason) -> None:
-        """Have the subscribers of the read under way that resume from this cursor wait for a sync instead."""
+        """Make the subscribers that resume from this cursor in the current read wait for a sync instead."""
         for subscriber in [one for one, its_cursor in self._missed.items() if its_cursor == cursor]:
             self.join(subscriber, reason)
 
     @property
     def cursors(self) -> set[Snapshot]:
-        """The cursors of those for whom the journal is being read."""
+        """The cursors of the subscribers for whom the journal is being read."""
         return set(self._missed.values())
 
     def resumed(self, now: Snapshot, steps: Sequence[Step], position: Snapshot) -> Iterator[Delivery[S]]:
@@ -241,9 +240,9 @@ class Board(Generic[S]):
         all_alike: set[S] = set()
         for snapshot, group in followers:
             unseen = [step for step in steps if snapshot is None or not step.is_in(snapshot)]
-            # First find its new place, for a subscriber may fall behind while it is sent to.
+            # Move the group first, because a subscriber may fall behind while it is sent to.
             if reason := _reason(unseen):
-                # The parts before are not enough: only the whole batch leads to a committed moment.
+                # What precedes the reason is not sent either: only a whole batch leads to a committed moment.
                 self._waiting |= dict.fromkeys(group, reason)
                 continue
             if snapshot is None or (position is not None and position.covers(snapshot)):
@@ -258,7 +257,7 @@ class Board(Generic[S]):
             yield Delivery(all_alike, steps, position)
 
     def _place(self, group: set[S], snapshot: Snapshot, position: Snapshot) -> Snapshot:
-        """Place a group that holds the board as of `snapshot` and the tail; return what it then holds."""
+        """Place a group that holds the board as of `snapshot` plus the tail; return the moment it then holds."""
         if position.covers(snapshot):
             self._live |= group
             return position

@@ -1,4 +1,4 @@
-"""Boards and selections that are followed, each under its name, and what a transaction means to each. Pure."""
+"""The boards and selections that are followed, by name, and what a transaction means to each. Pure."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from relay.model.messages import Meaning
 from relay.model.selection import board_of, is_selection, selection_of
 
 MAX_SELECTIONS: Final = 1000
-"""Maximum number of different selections that are followed at once: each is work for each change of its board."""
+"""Maximum number of different selections followed at once: each costs work for each change of its board."""
 
 
 class Boards(Mapping[str, Board[Subscriber]]):
     """Boards and selections by name.
 
-    `selections` has for each board the names of what is followed of it, `shares` who follows which selections.
+    `selections` has the names that are followed of each board, `shares` the selections that each subscriber follows.
     """
 
     def __init__(self) -> None:
         self.selections: defaultdict[str, set[str]] = defaultdict(set)
         self._of: dict[str, Board[Subscriber]] = {}
-        # Number of selections that are not a whole board, and their subscribers.
-        self._narrow = 0
         self.shares: Shares[str] = Shares()
+        # Number of selections, without whole boards.
+        self._narrow = 0
 
     def __getitem__(self, name: str) -> Board[Subscriber]:
         return self._of[name]
@@ -40,7 +40,7 @@ class Boards(Mapping[str, Board[Subscriber]]):
         return len(self._of)
 
     def add(self, name: str, by: Subscriber) -> Board[Subscriber]:
-        """Return what has this name, new if nobody follows it, for a subscriber that is to follow it."""
+        """Return the board or selection of this name, for a subscriber that will follow it; make it if it is new."""
         if name not in self._of:
             self._of[name] = Board()
             self.selections[board_of(name)].add(name)
@@ -50,7 +50,7 @@ class Boards(Mapping[str, Board[Subscriber]]):
         return self._of[name]
 
     def leave(self, name: str, by: Subscriber) -> None:
-        """Have a subscriber leave what it follows, and forget that if nobody follows it any more."""
+        """Remove a subscriber, and the board or selection too if nobody else follows it."""
         self._of[name].leave(by)
         if is_selection(name):
             self.shares.remove(by, name)
@@ -66,16 +66,16 @@ class Boards(Mapping[str, Board[Subscriber]]):
             del self.selections[board_of(name)]
 
     def of(self, board: str) -> list[tuple[str, Board[Subscriber]]]:
-        """Return what is followed of a board."""
+        """Return the board and its selections, as far as they are followed."""
         return [(name, self._of[name]) for name in self.selections.get(board, ())]
 
     def has_room_for(self, name: str) -> bool:
-        """Return whether one may follow this: a board, or one of the selections, whose number is limited."""
+        """Return whether a board or selection may be followed, given the limit of selections."""
         return name in self._of or not is_selection(name) or self._narrow < MAX_SELECTIONS
 
 
 def steps(transactions: Iterable[Committed], selections: Mapping[str, Iterable[str]]) -> dict[str, list[Step]]:
-    """Return what transactions mean to what is followed of each board. Bytes are made once for each."""
+    """Return the steps of each board and selection, given the names followed of each board."""
     found: defaultdict[str, list[Step]] = defaultdict(list)
     for transaction in transactions:
         if transaction.sync is not None:
@@ -90,7 +90,7 @@ def steps(transactions: Iterable[Committed], selections: Mapping[str, Iterable[s
 
 
 def _step(transaction: Committed, name: str, meaning: Meaning) -> Step | None:
-    """Return what a transaction that means this to a board means to a selection of it; None if nothing."""
+    """Return what a transaction means to a board or selection, given its meaning to the board; None if nothing."""
     if is_selection(name) and not isinstance(meaning, str):
         meaning = selection_of(name).messages(meaning)
     if isinstance(meaning, str):

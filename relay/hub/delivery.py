@@ -1,9 +1,8 @@
-"""Delivery: makes the bytes of what a board's subscribers are sent, once, and sends them.
+"""Delivery: encodes what a board's subscribers are sent, once, and sends it.
 
-A delivery is one buffer for all plain subscribers in it and one for all resumable ones; of each, one for every way in
-which messages are framed.
-It is sent whole to every subscriber that is ready when it begins, and goes to all of them a buffer at a time: so none
-waits until another has all of a large one.
+All plain subscribers share their bytes, and so do all resumable ones, as far as messages are framed for them in the
+same way. A delivery is sent whole to every subscriber that is ready when it begins. A large one is sent in turns, one
+buffer to each subscriber at a time, so that none waits for another.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from relay.model.messages import Message
 from relay.model.selection import board_of
 
 BUFFER_BYTES: Final = 64 * 1024
-"""Approximate size of what is sent to one subscriber before the next one has its turn."""
+"""Approximate number of bytes sent to one subscriber before the next one has its turn."""
 
 
 class Sender:
     """Sends to subscribers.
 
-    For metrics: `sent` counts messages by type, each as often as it was sent, `sent_bytes` their bytes on the wire.
+    For metrics: `sent` counts messages by type, once per subscriber, and `sent_bytes` their bytes on the wire.
     """
 
     def __init__(self) -> None:
@@ -42,12 +41,12 @@ class Sender:
         return behind
 
     def answer(self, subscribers: Sequence[Subscriber], message: Message) -> None:
-        """Send one message to subscribers whether they are ready or not: it is short."""
+        """Send one short message to subscribers, whether they are ready or not."""
         for frame, alike in _by_frame(subscribers):
             self._write(alike, [frame(message)])
 
     def count(self, kinds: Counter[str], receivers: int) -> None:
-        """Count messages that were sent to `receivers` subscribers."""
+        """Count messages that were sent to this many subscribers."""
         self.sent.update({kind: count * receivers for kind, count in kinds.items()})
 
     def _write(self, subscribers: Sequence[Subscriber], frames: Iterable[bytes]) -> None:
@@ -66,13 +65,13 @@ def _by_frame(subscribers: Iterable[Subscriber]) -> Iterable[tuple[Frame, list[S
 
 
 def for_plain(delivery: Delivery[Subscriber], data: bytes) -> list[Message]:
-    """Return what subscribers are sent that subscribe as the guide says. `data` is the board, if it is sent."""
+    """Return the messages for plain subscribers. `data` is the whole board, if it is sent."""
     sync = [messages.board_sync(data)] if delivery.synced else []
     return [*sync, *_changes(delivery)]
 
 
 def for_resumable(name: str, delivery: Delivery[Subscriber], data: bytes, epoch: Epoch) -> list[Message]:
-    """Return what resumable subscribers are sent: the same in batches, with cursors."""
+    """Return the messages for resumable subscribers: the same, in batches with cursors."""
     found = list(_changes(delivery))
     at = epoch.seal(name, delivery.at) if delivery.at else None
     sent: list[Message] = []
@@ -85,7 +84,7 @@ def for_resumable(name: str, delivery: Delivery[Subscriber], data: bytes, epoch:
 
 
 def kinds(delivery: Delivery[Subscriber]) -> Counter[str]:
-    """Count the messages of a delivery by type, as plain subscribers are sent them."""
+    """Count the messages of a delivery by type, as plain subscribers get them."""
     found = Counter(message.type for message in _changes(delivery))
     if delivery.synced:
         found["board.sync"] += 1

@@ -1,8 +1,8 @@
 """Following: which boards each subscriber follows. Pure.
 
-Rule: a board that is asked for again on the same connection is sent again, for what was sent in between may have
-crossed the cursor. So a few boards that a subscriber has left are remembered; once there were more, each board that
-it asks for may be one of those.
+Rule: a board that a subscriber asks for again on the same connection is sent again, because messages sent in between
+may have crossed its cursor. So a limited number of boards that it left are remembered. If it left more, every board
+that it asks for counts as one of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from relay.hub.ports import Subscriber
 from relay.model.selection import board_of
 
 REMEMBERED: Final = 100
-"""Maximum number of boards that are remembered which a subscriber has left."""
+"""Maximum number of boards remembered that a subscriber has left."""
 
 
 class Following:
@@ -24,11 +24,11 @@ class Following:
         self._of: dict[Subscriber, Followed] = {}
 
     def __iter__(self) -> Iterator[Subscriber]:
-        """Give the subscribers that are known."""
+        """Iterate over all subscribers."""
         return iter(self._of)
 
     def boards(self, subscriber: Subscriber) -> list[str]:
-        """Name the boards that a subscriber follows."""
+        """Return the boards that a subscriber follows."""
         followed = self._of.get(subscriber)
         return list(followed.now) if followed else []
 
@@ -37,12 +37,12 @@ class Following:
         return [subscriber for subscriber, followed in self._of.items() if board in followed.now]
 
     def selections(self, subscriber: Subscriber) -> list[str]:
-        """Name what a subscriber follows: a board, or a selection of one."""
+        """Return the names of the boards or selections that a subscriber follows."""
         followed = self._of.get(subscriber)
         return list(followed.now.values()) if followed else []
 
     def selection(self, subscriber: Subscriber, board: str) -> str | None:
-        """Name what a subscriber follows of a board; None if it does not follow it."""
+        """Return the name of what a subscriber follows of a board; None if it does not follow it."""
         followed = self._of.get(subscriber)
         return followed.now.get(board) if followed else None
 
@@ -56,17 +56,17 @@ class Following:
         return followed.leave(board) if followed else None
 
     def forget(self, subscriber: Subscriber) -> None:
-        """Forget a subscriber that is gone."""
+        """Forget a subscriber that has disconnected."""
         self._of.pop(subscriber, None)
 
 
 class Followed:
-    """The boards that a subscriber follows now, and some of those that it has left."""
+    """The boards that a subscriber follows now, and some that it has left."""
 
     __slots__ = ("_forgot", "left", "now")
 
     def __init__(self) -> None:
-        # What is followed of each board.
+        # The name of the board or selection, by board.
         self.now: dict[str, str] = {}
         self.left: set[str] = set()
         self._forgot = False

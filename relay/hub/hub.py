@@ -1,19 +1,19 @@
 """The hub: all boards and their subscribers. No sockets, no Postgres.
 
-A source says what was committed (`publish`), what is on a board (`synced`) and what clients missed that come back
-(`resumed`). Clients say which boards they follow (`subscribe`).
+A source delivers committed changes (`publish`), whole boards (`synced`), and what returning clients missed
+(`resumed`). Clients follow boards (`subscribe`).
 
 Rules:
-- All methods are synchronous and quick, and are called from one thread: between two of them nothing changes.
+- All methods are synchronous and quick, and are called from one thread.
 - Bytes are made once: a message is encoded once per board, and framed once per delivery; see delivery.py. Cursors
   belong to the board, not to the subscriber.
-- Subscribers that resume, on whatever boards, are served by one read of the journal, from the oldest of their cursors
-  on.
-- Amid a batch that comes in parts, nothing is handed over: what boards have been sent of it is no committed moment. A
-  source waits for the end of the batch; where the batch is cut short, what was read meanwhile is read again.
-- A subscriber is answered that its board includes a transaction after it was sent all that the transaction changed.
-- The hub keeps nothing for a subscriber that is not ready. When that one can read again, `caught_up` gives it one
-  fresh `board.sync` for every board on which it missed something.
+- One read of the journal, from the oldest cursor on, serves all subscribers that resume, on whatever boards.
+- Nothing is handed over in the middle of a batch that comes in parts, because boards are then at no committed moment.
+  A source waits for the end of the batch. If the batch is cut short, what was read meanwhile is read again.
+- A subscriber is sent everything that a transaction changed on a board before the hub tells it that the board
+  includes the transaction.
+- The hub keeps nothing for a subscriber that is not ready. When it can read again, `caught_up` requests a fresh
+  `board.sync` of every board on which it missed something.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from relay.model.snapshot import Snapshot
 log = structlog.get_logger()
 
 CROWDED_OUT: Final = "others needed the room that this selection had: select what others do, or the whole board"
-"""The error for a selection that is followed no longer."""
+"""The error for a selection that was replaced by another."""
 
 MAX_WAITS: Final = 10_000
-"""Maximum number of transactions that all subscribers wait for: each takes memory, and all may expire at once."""
+"""Maximum number of waits for transactions, over all subscribers: each takes memory, and all may expire at once."""
 
 
 class Hub(Sink, Resuming):
     """Boards and their subscribers.
 
-    For metrics: `sent` and `sent_bytes` as of a `Sender`, `fell_behind` as of the `Recipients`.
+    For metrics: `sent` and `sent_bytes` are those of the `Sender`, `fell_behind` is that of the `Recipients`.
     """
 
     def __init__(self, source: BoardSource) -> None:
@@ -66,8 +66,8 @@ class Hub(Sink, Resuming):
         self._boards = Boards()
         # The boards for which the journal is read.
         self._resuming: frozenset[str] = frozenset()
-        # Whether more of the present batch follows, and the boards that parts of it were published to.
-        self._amid_batch = False
+        # Whether more of the current batch follows, and the boards to which parts of it were published.
+        self._mid_batch = False
         self._in_parts: set[str] = set()
         self._epoch: Epoch | None = None
         self._position: Snapshot | None = None
@@ -83,26 +83,26 @@ class Hub(Sink, Resuming):
 
     @property
     def sent(self) -> Counter[str]:
-        """Messages by type, each as often as it was sent."""
+        """Messages sent, by type."""
         return self._sender.sent
 
     @property
     def sent_bytes(self) -> int:
-        """How many bytes went on the wire."""
+        """Bytes sent."""
         return self._sender.sent_bytes
 
-    # What clients say
+    # Called for clients
 
     def subscribe(
         self, subscriber: Subscriber, name: str, *, resumable: bool = False, cursor: str | None = None
     ) -> None:
         """Send a subscriber the board, or what it missed since the cursor, and then its changes.
 
-        The name may be that of a selection, which takes the place of another one of the same board. A subscriber that
-        subscribes again gets the whole board, whatever its cursor, for what was sent in between would come twice. It
-        also gets the whole board if the cursor is refused.
+        The name may be that of a selection, which replaces another one of the same board. A subscriber that
+        subscribes again gets the whole board, whatever its cursor, because what was sent in between would come twice.
+        It also gets the whole board if the cursor is refused.
         """
-        name = sys.intern(name)  # that of a selection may be long, and is kept once
+        name = sys.intern(name)  # a selection's name may be long, and many have the same
         self._stop(subscriber, board_of(name))
         again = self._following.add(subscriber, name)
         board = self._boards.add(name, subscriber)
@@ -117,28 +117,28 @@ class Hub(Sink, Resuming):
             self._resume(self._epoch, subscriber, name, cursor)
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> None:
-        """Send a subscriber nothing more of a board."""
+        """End a subscription, and the subscriber's waits on this board."""
         self._waits.leave(subscriber, name)
         self._stop(subscriber, name)
 
     def leave(self, subscriber: Subscriber) -> None:
-        """Forget a subscriber that is gone."""
+        """Forget a subscriber that has disconnected."""
         for name in self._following.selections(subscriber):
             self._leave(subscriber, name)
         self._following.forget(subscriber)
         self._waits.leave(subscriber)
 
     def includes(self, subscriber: Subscriber, name: str, xid: int) -> None:
-        """Answer a subscriber as soon as its board includes a transaction, or that it does not in time."""
+        """Notify a subscriber as soon as its board includes a transaction, or when that takes too long."""
         self._waits.add(subscriber, name, xid)
         self._reach(self._position)
 
     def waits(self, subscriber: Subscriber) -> int:
-        """Return for how many transactions a subscriber waits."""
+        """Return the number of transactions that a subscriber waits for."""
         return self._waits.count(subscriber)
 
     def make_room_for_wait(self, subscriber: Subscriber) -> bool:
-        """Return whether a subscriber may wait for one more transaction, perhaps in place of another's wait."""
+        """Return whether a subscriber may wait for one more transaction. This may end another's wait."""
         if len(self._waits) < MAX_WAITS:
             return True
         if (other := self._waits.crowd_out(subscriber)) is None:
@@ -147,30 +147,30 @@ class Hub(Sink, Resuming):
         return True
 
     def expire_waits(self) -> None:
-        """Refuse those who have waited for a transaction since this was last called, at least."""
+        """Refuse the waits that already existed when this was last called."""
         self._refuse_waits(self._waits.expire(), "it was not over in time, or its number is of another server")
 
     def caught_up(self, subscriber: Subscriber) -> None:
-        """Bring a subscriber up to date that was not ready and is again."""
+        """Bring a subscriber up to date that is ready again."""
         for name in self._following.selections(subscriber):
             board = self._boards[name]
             if board.is_behind(subscriber):
                 board.join(subscriber, "fell_behind")
                 self._requests.ask(name, board)
 
-    # What the source says of the whole
+    # Called by the source, about everything
 
     def begin(self, epoch: Epoch, position: Snapshot, lost: Reason | None) -> None:
-        """Go on from `position`, with the cursors that are good from now on.
+        """Continue from `position`, with the cursors that are valid from now on.
 
         With `lost`, continuity is broken: every subscriber is sent its boards again, with this reason.
         """
         first = self._position is None
         if lost == "epoch_changed" or (self._epoch and self._epoch.run not in epoch.keys):
-            # What had its number may be another transaction now.
+            # The same number may now belong to another transaction.
             self._refuse_waits(self._waits.end(), "the database is another now, or crashed, or was restored")
         self._epoch, self._position = epoch, position
-        self._amid_batch = False
+        self._mid_batch = False
         self._in_parts.clear()
         for name, board in self._boards.items():
             for subscriber, cursor in board.release().items():
@@ -186,11 +186,11 @@ class Hub(Sink, Resuming):
     def publish(self, transactions: Sequence[Committed], position: Snapshot | None) -> None:
         """Deliver what was committed since the last position, in this order.
 
-        Without a position, more of it follows, perhaps of the same transaction; until it has, there is no moment at
-        which a board could be handed over or a cursor be taken.
+        Without a position, more of the batch follows, perhaps of the same transaction. Until the batch ends, no board
+        can be handed over and no cursor issued.
         """
         self._position = position or self._position
-        self._amid_batch = position is None
+        self._mid_batch = position is None
         steps = steps_of(transactions, self._boards.selections)
         for name, its_steps in steps.items():
             board = self._boards[name]
@@ -203,7 +203,7 @@ class Hub(Sink, Resuming):
         self._reach(position)
 
     def _end_parts(self, position: Snapshot, steps: Container[str]) -> None:
-        """Say where a batch ends that came in parts, to those of its boards that the last one did not touch."""
+        """End a batch that came in parts on those of its boards that the last part did not touch."""
         in_parts, self._in_parts = self._in_parts, set()
         for name in in_parts:
             if name not in steps and (board := self._boards.get(name)):
@@ -212,21 +212,21 @@ class Hub(Sink, Resuming):
                 self._deliver(name, board, [Delivery(resumable, (), position)])
 
     def refresh(self) -> None:
-        """Renew the cursors of boards on which nothing happened since the last time, before they grow too old.
+        """Renew the cursors of boards on which nothing was sent since the last call, before they expire.
 
-        Amid a batch this does nothing: between two batches there is a next time.
+        In the middle of a batch this does nothing; the next call will.
         """
-        if self._amid_batch:
+        if self._mid_batch:
             return
         for name in self._recipients.take_quiet():
             if (board := self._boards.get(name)) and self._position is not None:
                 ready = {one for one in self._recipients.resumable(name, board.live) if one.ready}
                 self._deliver(name, board, [Delivery(ready, (), self._position)])
 
-    # What the source says of a board
+    # Called by the source, about one board
 
     def begin_read(self, name: str) -> bool:
-        """Note that the feed begins to read a board; return false if nobody wants it any more."""
+        """Note that a read of a board begins; return False if nobody wants it any more."""
         self._requests.over(name, self._boards)
         wanted = [board for _, board in self._boards.of(name) if board.needs_read]
         for board in wanted:
@@ -234,30 +234,30 @@ class Hub(Sink, Resuming):
         return bool(wanted)
 
     def abandon_read(self, name: str) -> None:
-        """Note that the source gave up a board, before it began to read it or while it did; it is asked for again."""
+        """Note that a board was given up, before or during its read. If still wanted, it is requested again."""
         for _, board in self._boards.of(name):
             board.abandon_read()
-        # Also if nobody follows it now: whoever does later has it asked for.
+        # Even if nobody follows it now, so that a later subscriber can request it.
         self._requests.over(name, self._boards)
         for each, board in self._boards.of(name):
             self._requests.ask(each, board)
 
     def fail_read(self, name: str, error: Message) -> None:
-        """Note that reading a board failed: say so to those who wait for it, once; it is asked for again."""
+        """Like `abandon_read`, but also send this error, once, to those that wait for the board."""
         for each, board in self._boards.of(name):
             self._sender.answer(board.fail_read(), error)
             self._requests.ask(each, board)
 
     def refuse(self, name: str, error: Message) -> None:
-        """Note that a board cannot be had: say so to its subscribers, which follow it no longer."""
+        """Note that a board cannot exist: send its subscribers this error, and end their subscriptions."""
         subscribers = self._following.subscribers(name)
         for subscriber in subscribers:
             self.unsubscribe(subscriber, name)
         self._sender.answer(subscribers, error)
 
     def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None:
-        """Hand over a board that was read: the snapshot it was read in, and its `protocol.board_data`."""
-        if self._amid_batch:
+        """Hand over a board, encoded by `messages.board_data`, and the snapshot in which it was read."""
+        if self._mid_batch:
             self.abandon_read(name)
             return
         assert self._position is not None, "the feed has a position before it reads a board"
@@ -268,10 +268,10 @@ class Hub(Sink, Resuming):
             self._requests.ask(each, board)
         self._answer_waits(name)
 
-    # What the source says of subscribers that resume
+    # Called by the source, about subscribers that resume
 
     def begin_resume(self) -> Resume | None:
-        """Note that the source begins to read the journal for them; None if none resumes any more."""
+        """Note that the source begins to read the journal for them; return None if none resumes any more."""
         cursors = {name: cursors for name, board in self._boards.items() if (cursors := board.resuming)}
         if not cursors or self._resuming:
             return None
@@ -282,16 +282,16 @@ class Hub(Sink, Resuming):
         return Resume(oldest, newest, frozenset(map(board_of, self._resuming)))
 
     def abandon_resume(self) -> None:
-        """Note that the read failed; it is asked for again."""
+        """Note that the read failed. It is requested again."""
         for _, board in self._end_resume():
             board.abandon_resume()
 
     def resumed(self, now: Snapshot, transactions: Sequence[Committed] | None, horizon: Snapshot) -> None:
-        """Hand over what became visible between `Resume.oldest` and `now` on these boards; None if it is too much.
+        """Hand over what became visible on these boards between `Resume.oldest` and `now`; None if it is too much.
 
-        The journal holds all that follows `horizon`.
+        The journal holds everything after `horizon`.
         """
-        if self._amid_batch:
+        if self._mid_batch:
             self.abandon_resume()
             return
         assert self._position is not None, "the feed has a position before it reads the journal"
@@ -313,7 +313,7 @@ class Hub(Sink, Resuming):
             self._answer_waits(board_of(name))
 
     def make_room_for(self, subscriber: Subscriber, name: str) -> bool:
-        """Return whether a subscriber may follow this: a board, or a selection, perhaps in place of others'.
+        """Return whether a subscriber may follow a board or selection. This may end another selection.
 
         The number of selections is limited; see shares.py.
         """
@@ -333,11 +333,11 @@ class Hub(Sink, Resuming):
         """Number of subscriptions, over all boards."""
         return sum(map(len, self._boards.values()))
 
-    # Inside
-
     def following(self, subscriber: Subscriber) -> list[str]:
-        """Name the boards that a subscriber follows."""
+        """Return the boards that a subscriber follows."""
         return self._following.boards(subscriber)
+
+    # Internals
 
     def _resume(self, epoch: Epoch, subscriber: Subscriber, name: str, cursor: str) -> None:
         board = self._boards[name]
@@ -351,19 +351,19 @@ class Hub(Sink, Resuming):
 
     def _end_resume(self) -> Iterator[tuple[str, Board[Subscriber]]]:
         names, self._resuming = self._resuming, frozenset()
-        # Others may have come meanwhile, which wait for a read of their own.
+        # Subscribers that came meanwhile need another read.
         self._source.ask_changes(self)
         for name in names:
             if board := self._boards.get(name):
                 yield name, board
 
     def _reach(self, position: Snapshot | None) -> None:
-        """Answer those who wait for transactions that are published now."""
+        """Answer the waits for transactions that have now been published."""
         for name in self._waits.reach(position) if position else ():
             self._answer_waits(name)
 
     def _answer_waits(self, name: str) -> None:
-        """Answer those who hold a board and waited for transactions that it includes."""
+        """Answer the due waits of subscribers that hold the board."""
         for xid, subscribers in self._waits.answer(name, lambda one: self._holds(one, name)).items():
             self._sender.answer(subscribers, messages.included(name, xid))
 

@@ -1,28 +1,27 @@
-"""The one seam of the relay: what the hub and its neighbours expect of each other. Types only.
+"""The interfaces between the hub and its neighbours. Types only.
 
 A change travels in one direction, through three parties:
 
     Source ──────────────────▶ Sink ───────────────────▶ Subscriber
-    reads what was committed    decides what that means     passes bytes on
+    reads committed changes     decides what they mean      passes bytes on
     (Postgres, NATS)            (the hub, a publisher)      (a client's connection)
 
-- A **source** follows one database: `postgres.feed.Feed` reads the journal itself, `nats.source.NatsSource` reads
-  what a publisher wrote to a stream. `run` passes everything to a sink, in order. A sink asks the source for the two
-  things that changes alone cannot give it: a whole board (`ask`), and what a client missed that comes back
-  (`ask_changes`).
-- A **sink** takes what a source finds: `hub.Hub`, which serves clients, or the publisher's turn, which appends to a
-  stream. It never asks which source it has.
-- A **subscriber** is one client, as far as the hub is concerned.
-- An **authorizer** answers whether a client may read a board, where a database decides that. Both sources do.
+- A **source** follows one database: `postgres.feed.Feed` reads the journal itself, `nats.source.NatsSource` the
+  stream that a publisher writes. `run` passes all changes to a sink, in order. A sink asks the source for two things
+  that these changes do not contain: a whole board (`ask`), and what a returning client missed (`ask_changes`).
+- A **sink** takes what a source finds: `hub.Hub`, which serves clients, or a publisher's turn, which appends to a
+  stream. It does not know which source it has.
+- A **subscriber** is a client, as seen by the hub.
+- An **authorizer** answers whether a client may read a board, if the database decides that. Both sources are one.
 
-A source's *position* is a snapshot: everything that it sees has been passed to the sink. Reads of boards run beside
-the changes, and come with a snapshot of their own; the sink makes the two fit.
+A source's *position* is a snapshot: everything that it sees has been passed to the sink. Boards are read concurrently
+and come with their own snapshots; the sink reconciles the two.
 
 Rules:
 - Methods of sinks and subscribers that are not coroutines return at once, and are called from one thread.
-- A source hands over a board, or what was missed, between two batches, never in the midst of one.
-- A source never has two reads of one board under way: a sink could not tell whom the first one answers.
-- A source that fails reconnects by itself, for ever. It goes on from its position, or calls `begin` with the reason
+- A source hands over a board, or what was missed, only between two batches.
+- A source never has two reads of one board under way, because the sink could not tell whom the first one answers.
+- A source that fails reconnects by itself, forever. It continues from its position, or calls `begin` with the reason
   why it cannot.
 """
 
@@ -38,14 +37,14 @@ from relay.model.snapshot import Snapshot
 from relay.model.status import Counts, Database, StreamStatus
 
 Question = tuple[Mapping[str, Any], str]
-"""The claims of a token, and the board that is to be read with it."""
+"""The claims of a token, and the board that its bearer wants to read."""
 
 
 class Committed(Protocol):
     """A transaction: `transaction.Transaction`, or one whose messages a publisher has encoded.
 
-    With `sync`, it did what only reading the boards again can show: the reason. With `at`, it is none, but says what
-    is there as of that snapshot; whoever holds a board as of that one, or of a later one, has it already.
+    `sync` is the reason why all boards must be read again. With `at`, this is not a transaction but a set of values
+    as of that snapshot, which a board as of that or a later snapshot already contains.
     """
 
     @property
@@ -58,12 +57,12 @@ class Committed(Protocol):
     def sync(self) -> Reason | None: ...
 
     def messages(self, boards: Container[str | None]) -> Mapping[str, Meaning]:
-        """Give each of `boards` that it touches the messages for its subscribers, or why it must be read again."""
+        """Return the messages for each of `boards` that it touches, or the reason why it must be read again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """What to read for clients that come back: the changes of these boards since the oldest of their cursors."""
+    """What to read for resuming clients: the changes of these boards since the oldest of their cursors."""
 
     oldest: Snapshot
     newest: Snapshot
@@ -72,11 +71,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """The state of a source. `problem` and `unready` are one line each, as in `status.Status`.
-
-    Everything that was committed `lag_seconds` ago has been passed on. `counts` has what this source
-    counts, and `database` or `stream` what it follows.
-    """
+    """The state of a source. Fields have the same meaning as in `status.Status`."""
 
     up: bool
     problem: str | None
@@ -86,22 +81,20 @@ class SourceStatus:
     database: Database | None = None
     stream: StreamStatus | None = None
     failing: Mapping[str, str] = field(default_factory=dict)
-    """The boards that cannot be read, and why not, in one line."""
     incomplete: Mapping[str, str] = field(default_factory=dict)
-    """The tables that are shown, but not as they should be, and why, in one line."""
 
 
 class BoardSource(Protocol):
-    """Where a hub has boards read. Both methods return at once."""
+    """Reads boards and missed changes for a hub. Both methods return at once."""
 
     def ask(self, board: str, by: object = None) -> None:
-        """Have a board read for the sink: `begin_read`, then `synced`, `refuse`, `fail_read` or `abandon_read`.
+        """Request a board: the sink gets `begin_read`, then `synced`, `refuse`, `fail_read` or `abandon_read`.
 
-        Whoever wants boards, as `by`, takes turns with all others, however many each of them wants.
+        Requests take turns by `by`, so that one client's many boards do not delay another's.
         """
 
     def ask_changes(self, resuming: Resuming) -> None:
-        """Have the journal read: `begin_resume`, then `resumed` or `abandon_resume`."""
+        """Request what resuming clients missed: `begin_resume`, then `resumed` or `abandon_resume`."""
 
 
 class Source(BoardSource, Protocol):
@@ -111,13 +104,13 @@ class Source(BoardSource, Protocol):
     """Why it does not run, in one line; None while it does."""
 
     async def run(self, sink: Sink) -> None:
-        """Pass what is committed to a sink, until cancelled."""
+        """Pass committed changes to a sink, until cancelled."""
 
     async def catch_up(self) -> bool:
-        """Wait until everything that is committed now has been passed on; false if that takes too long."""
+        """Wait until everything committed so far has been passed on; return False if that takes too long."""
 
     def status(self, budget: float) -> SourceStatus:
-        """Return the state, where a probe may take `budget` seconds before that is a problem."""
+        """Return the state. It is a problem if a probe takes longer than `budget` seconds."""
 
 
 class Sink(Protocol):
@@ -127,55 +120,55 @@ class Sink(Protocol):
         """Whether it wants the changes of a board."""
 
     def begin(self, epoch: Epoch, position: Snapshot, lost: Reason | None) -> None:
-        """Go on from `position`, with the cursors that are good from now on.
+        """Continue from `position`, with the cursors that are valid from now on.
 
-        With `lost`, continuity is broken: what follows does not go on from what came before.
+        With `lost`, continuity is broken: what follows does not connect to what came before.
         """
 
     def publish(self, transactions: Sequence[Committed], position: Snapshot | None) -> None:
-        """Take what was committed since the last position, in this order, and leads to `position`.
+        """Take the transactions, in this order, that lead from the last position to `position`.
 
         Without a position, more of the same batch follows, perhaps of the same transaction.
         """
 
     def begin_read(self, name: str) -> bool:
-        """Note that a read of a board begins; return false if it is not wanted any more."""
+        """Note that a read of a board begins; return False if nobody wants it any more."""
 
     def abandon_read(self, name: str) -> None:
-        """Note that a board was given up, before or during its read. It is asked for again, if it is still wanted."""
+        """Note that a board was given up, before or during its read. If still wanted, it is requested again."""
 
     def fail_read(self, name: str, error: Message) -> None:
-        """Do the same as `abandon_read`, and send this error, once, to those that wait for the board."""
+        """Like `abandon_read`, but also send this error, once, to those that wait for the board."""
 
     def synced(self, name: str, snapshot: Snapshot, data: bytes) -> None:
-        """Take a board that was read: the snapshot it was read in, and its `protocol.board_data`."""
+        """Take a board, encoded by `messages.board_data`, and the snapshot in which it was read."""
 
     def refuse(self, name: str, error: Message) -> None:
-        """Note that a board cannot be had: its subscribers get this error, and follow it no longer."""
+        """Note that a board cannot exist: send its subscribers this error, and end their subscriptions."""
 
 
 class Resuming(Protocol):
-    """Serves clients that come back, and needs what they missed: the hub."""
+    """Serves resuming clients, and needs what they missed: the hub."""
 
     def begin_resume(self) -> Resume | None:
-        """Note that a read of the journal begins; return what is wanted of it, None if nothing is any more."""
+        """Note that a read of the journal begins; return what to read, None if nobody resumes any more."""
 
     def abandon_resume(self) -> None:
-        """Note that the read failed. It is asked for again."""
+        """Note that the read failed. It is requested again."""
 
     def resumed(self, now: Snapshot, transactions: Sequence[Committed] | None, horizon: Snapshot) -> None:
-        """Take what became visible between `Resume.oldest` and `now` on these boards; None if it is too much.
+        """Take what became visible on these boards between `Resume.oldest` and `now`; None if it is too much.
 
         The journal held everything after `horizon`.
         """
 
 
 Frame = Callable[[Message], bytes]
-"""Makes a message what goes on the wire."""
+"""Encodes a message for the wire."""
 
 
 class Subscriber(Protocol):
-    """A client's connection, as far as the hub is concerned. Compared by identity."""
+    """A client's connection, as seen by the hub. Compared by identity."""
 
     __slots__ = ()
 
@@ -183,18 +176,18 @@ class Subscriber(Protocol):
     """Whether it can take more now."""
 
     address: str
-    """Where it is. Those of one address have a share of what is limited for all."""
+    """The client's address. Each address has a share of what is limited for all."""
 
     @property
     def frame(self) -> Frame:
-        """Return what makes a message what it is sent. Subscribers with the same one share the bytes, made once."""
+        """Return the function that frames its messages. Subscribers with the same one share the bytes."""
 
     def send(self, frames: bytes) -> None:
-        """Pass on what `frame` has made of messages. Must not block and must not call the hub."""
+        """Send framed messages. Must not block and must not call the hub."""
 
 
 class Authorizer(Protocol):
-    """Decides about boards, beside the token that names them."""
+    """Decides about boards, in addition to the token."""
 
     async def may_read(self, questions: Sequence[Question]) -> Sequence[bool]:
         """Answer each question, however long it takes."""

@@ -1,7 +1,7 @@
-"""Recipients: which subscribers of a board resume, and what is sent to each kind.
+"""Recipients: sends deliveries to the two kinds of subscribers.
 
-A delivery is made twice at most: plain subscribers get the guide's messages, resumable ones get batches with cursors.
-Nothing is kept for a subscriber that is not ready: its board notes that it fell behind.
+Plain subscribers get the guide's messages, resumable ones get batches with cursors. Nothing is kept for a subscriber
+that is not ready: its board notes that it fell behind.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Recipients:
         self.fell_behind = 0
         self._sender = sender
         self._resumable: defaultdict[str, set[Subscriber]] = defaultdict(set)
-        # The boards on which nothing was sent with a cursor since `take_quiet`.
+        # The boards on which no cursor was sent since the last `take_quiet`.
         self._quiet: set[str] = set()
 
     def resume(self, name: str, subscriber: Subscriber) -> None:
-        """Send a subscriber cursors from now on."""
+        """Make a subscriber resumable: it is sent cursors from now on."""
         self._resumable[name].add(subscriber)
 
     def leave(self, name: str, subscriber: Subscriber) -> None:
@@ -46,11 +46,11 @@ class Recipients:
         self._resumable.pop(name, None)
 
     def resumable(self, name: str, subscribers: AbstractSet[Subscriber]) -> AbstractSet[Subscriber]:
-        """Return those of a board's subscribers that are sent cursors."""
+        """Return those of a board's subscribers that are resumable."""
         return subscribers & self._resumable.get(name, frozenset())
 
     def take_quiet(self) -> set[str]:
-        """Return the boards on which nothing was sent with a cursor since the last time."""
+        """Return the boards on which no cursor was sent since the last call."""
         quiet, self._quiet = self._quiet, {name for name, subscribers in self._resumable.items() if subscribers}
         return quiet
 
@@ -62,7 +62,7 @@ class Recipients:
         epoch: Epoch | None,
         data: bytes = b"",
     ) -> None:
-        """Send what a board yields, with cursors of this epoch. `data` is the board, if it is sent."""
+        """Send what a board yields, with cursors of this epoch. `data` is the whole board, if it is sent."""
         recipients = 0
         found: Counter[str] = Counter()
         for each in deliveries:
@@ -74,7 +74,7 @@ class Recipients:
             recipients += receivers
             kinds = delivery.kinds(each)
             self._sender.count(kinds, receivers)
-            # A subscriber that was ahead of the source is sent a part of what the others are.
+            # Not +=: a subscriber that was ahead of the source gets a part of what the others get.
             found |= kinds
         if recipients:
             for kind, count in found.items():

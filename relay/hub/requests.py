@@ -1,4 +1,4 @@
-"""Requests: the boards that the source was asked for, a bounded number at once."""
+"""Requests: the boards that the source was asked to read, a limited number at once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from relay.hub.ports import BoardSource, Subscriber
 from relay.model.selection import board_of
 
 MAX_REQUESTS: Final = 10_000
-"""Maximum number of boards that wait to be read, of those that are followed and of those that no longer are."""
+"""Maximum number of boards that wait to be read, including those that nobody follows any more."""
 
 
 class Requests:
-    """Asks the source for boards that need to be read, each once."""
+    """Asks the source for each board that needs to be read, once."""
 
     def __init__(self, source: BoardSource) -> None:
         self._source = source
@@ -22,7 +22,7 @@ class Requests:
         self._more_to_ask = False
 
     def ask(self, name: str, board: Board[Subscriber]) -> None:
-        """Ask for a board if it, or this selection of it, needs to be read; later, if too many wait."""
+        """Ask for a board if it, or this selection of it, needs to be read. If too many wait, ask later."""
         name = board_of(name)
         if not board.needs_read or name in self._asked:
             return
@@ -33,9 +33,9 @@ class Requests:
         self._source.ask(name, board.wanted_by)
 
     def over(self, name: str, boards: Mapping[str, Board[Subscriber]]) -> None:
-        """Note that a board is asked for no longer, for the source begins to read it, or has given it up.
+        """Note that a request has ended, because the source begins to read the board or gave it up.
 
-        After the last one, ask for those that had to wait.
+        After the last one, ask for the boards that had to wait.
         """
         self._asked.discard(name)
         if self._more_to_ask and not self._asked:

@@ -1,12 +1,12 @@
-"""Waits: which subscribers wait until their board includes which transactions. Pure.
+"""Waits: the subscribers that wait until their board includes a transaction. Pure.
 
-A board includes a transaction when the source's position does and the subscriber holds the board: then whatever the
-transaction changed was sent before.
+A subscriber's board includes a transaction when the source's position does and the subscriber holds the board: then
+it has been sent everything that the transaction changed.
 
 Rules:
 - A wait is *pending* until the position includes its transaction, then *due* until its subscriber holds the board.
-- A position that moves costs no more than the transactions that are over or run by then, however many are waited for.
-- Time is not known here: `expire`, called at intervals, ends what has waited for a whole one.
+- When the position moves, only waits for transactions that have begun cost work, however many others there are.
+- This module has no clock: `expire`, called at intervals, ends the waits that have lasted a whole interval.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ K = TypeVar("K")
 
 
 class Wait(NamedTuple):
-    """What somebody waits for."""
+    """A subscriber's wait for a transaction on a board."""
 
     subscriber: Subscriber
     board: str
@@ -33,7 +33,7 @@ class Wait(NamedTuple):
 
 
 class Waits:
-    """The waits of all subscribers. The same one twice is one."""
+    """The waits of all subscribers. Duplicates count once."""
 
     def __init__(self) -> None:
         self._of: defaultdict[Subscriber, set[Wait]] = defaultdict(set)
@@ -43,7 +43,7 @@ class Waits:
         self._due: defaultdict[str, set[Wait]] = defaultdict(set)
         self._number = 0
         self._shares: Shares[Wait] = Shares()
-        # Those that were there when `expire` was last called.
+        # The waits that existed when `expire` was last called.
         self._old: set[Wait] = set()
 
     def __len__(self) -> int:
@@ -51,12 +51,12 @@ class Waits:
         return self._number
 
     def count(self, subscriber: Subscriber) -> int:
-        """Return for how many transactions a subscriber waits."""
+        """Return the number of a subscriber's waits."""
         return len(self._of.get(subscriber, ()))
 
     def add(self, subscriber: Subscriber, board: str, xid: int) -> None:
-        """Have a subscriber wait; see `reach`."""
-        wait = Wait(subscriber, sys.intern(board), xid)  # a name may be long, and is kept once
+        """Add a wait; see `reach`."""
+        wait = Wait(subscriber, sys.intern(board), xid)  # a board's name may be long, and many waits have the same
         if wait in self._of[subscriber]:
             return
         self._of[subscriber].add(wait)
@@ -69,17 +69,17 @@ class Waits:
     def reach(self, position: Snapshot) -> set[str]:
         """Note that everything visible at a position was published; return the boards of waits that are now due."""
         begun = bisect_left(self._xids, position.xmax)
-        over = [xid for xid in self._xids[:begun] if position.sees(xid)]
-        if not over:
+        ended = [xid for xid in self._xids[:begun] if position.sees(xid)]
+        if not ended:
             return set()
         self._xids[:begun] = [xid for xid in self._xids[:begun] if not position.sees(xid)]
-        due = {wait for xid in over for wait in self._pending.pop(xid)}
+        due = {wait for xid in ended for wait in self._pending.pop(xid)}
         for wait in due:
             self._due[wait.board].add(wait)
         return {wait.board for wait in due}
 
     def answer(self, board: str, holds: Callable[[Subscriber], bool]) -> Mapping[int, list[Subscriber]]:
-        """End the waits that are due for subscribers that hold a board; return these, by transaction."""
+        """End the due waits of subscribers that hold a board; return the subscribers by transaction."""
         answers: defaultdict[int, list[Subscriber]] = defaultdict(list)
         for wait in [wait for wait in self._due.get(board, ()) if holds(wait.subscriber)]:
             self._end(wait)
@@ -87,12 +87,12 @@ class Waits:
         return answers
 
     def leave(self, subscriber: Subscriber, board: str | None = None) -> None:
-        """End the waits of a subscriber, those for one board or all."""
+        """End a subscriber's waits, on one board or on all."""
         for wait in [wait for wait in self._of.get(subscriber, ()) if board in {None, wait.board}]:
             self._end(wait)
 
     def expire(self) -> set[Wait]:
-        """End and return what has waited since this was last called, at least."""
+        """End and return the waits that already existed when this was last called."""
         expired, self._old = self._old, set()
         for wait in expired:
             self._end(wait)
@@ -100,13 +100,13 @@ class Waits:
         return expired
 
     def crowd_out(self, by: Subscriber) -> Wait | None:
-        """End and return a wait for which this subscriber's may come; None if it has its share. See shares.py."""
+        """End and return a wait to make room for this subscriber's; None if it has its share. See shares.py."""
         if (wait := self._shares.to_crowd_out(by)) is not None:
             self._end(wait)
         return wait
 
     def end(self) -> set[Wait]:
-        """End and return all."""
+        """End and return all waits."""
         ended = self._all()
         for wait in ended:
             self._end(wait)
@@ -128,7 +128,7 @@ class Waits:
 
 
 def _discard(waits: dict[K, set[Wait]], key: K, wait: Wait) -> None:
-    """Take a wait out of a set, and the set out when it is empty."""
+    """Remove a wait from a set, and the set when it is empty."""
     if key in waits:
         waits[key].discard(wait)
         if not waits[key]:

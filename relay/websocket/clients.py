@@ -1,4 +1,4 @@
-"""The clients of an endpoint: connections that are admitted, those in their handshake, and counts of both."""
+"""The clients of an endpoint: admitted connections, those in their handshake, and their counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from relay.websocket.limits import Addresses, Places
 from relay.websocket.refusals import Refusals
 
 TURNS: Final = 64
-"""Number of turns in which connections are pinged: ten thousand at once would hold up changes for 250 ms."""
+"""Number of turns in which connections are pinged. Ten thousand pings at once would delay changes by 250 ms."""
 
 STOPPING: Final = "the relay is stopping"
 TOO_MANY: Final = "too many connections"
@@ -24,7 +24,7 @@ CLOSE_CODES: Final = frozenset({*CloseCode, *range(1000, 1016)})
 
 
 class Connected(Protocol):
-    """A connection, as far as it is counted here. Compared by identity."""
+    """A connection that is counted. Compared by identity."""
 
     address: str
 
@@ -33,7 +33,7 @@ C = TypeVar("C", bound=Connected)
 
 
 class Clients(Generic[C]):
-    """Counts connections. `opened` and `closed`, the latter by close code, are since the start."""
+    """Counts connections. `opened`, and `closed` by close code, are totals since the start."""
 
     def __init__(self, places: Places, addresses: Addresses, refusals: Refusals) -> None:
         self.opened = 0
@@ -58,16 +58,16 @@ class Clients(Generic[C]):
         return iter(tuple(self._turn_of))
 
     def __contains__(self, connection: object) -> bool:
-        """Whether a connection is let in."""
+        """Whether a connection is admitted."""
         return connection in self._turn_of
 
     @property
     def all(self) -> Collection[C]:
-        """All connections, those in their handshake too."""
+        """All connections, including those in their handshake."""
         return {*self._turn_of, *self._shaking_hands}
 
     def turns(self) -> Iterator[Collection[C]]:
-        """Yield the admitted clients in turns, for ever."""
+        """Yield the admitted clients in turns, forever."""
         return itertools.cycle(self._turns)
 
     def arrive(self, connection: C) -> None:
@@ -109,6 +109,6 @@ class Clients(Generic[C]):
             self._empty.set()
 
     async def gone(self) -> None:
-        """Wait until all have left."""
+        """Wait until all connections have ended."""
         if self._turn_of or self._shaking_hands:
             await self._empty.wait()

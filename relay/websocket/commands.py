@@ -1,9 +1,9 @@
-"""Commands: what a client asks, and what its credential allows. They go to the hub; answers go to the outbox.
+"""Commands: executes the messages of a client, as far as its credential allows, on the hub.
 
 Rules:
-- Which boards a client may follow is decided by its token, and perhaps by the database. Until the
-  database has answered, the client waits; its last command about a board counts.
-- A bad message is answered. Only a client that sends nothing but bad ones is disconnected.
+- The token, and perhaps the database, decides which boards a client may follow. While the database has not answered,
+  the client waits, and its last command about the board counts.
+- A bad message is answered. Only a client that sends many in a row is disconnected.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ NOT_ALLOWED: Final = "this board may not be followed"
 """The error for a board that may not be followed, whether it exists or not."""
 
 TOO_MANY_SELECTIONS: Final = "there is no room for one more selection: select what others do, or the whole board"
-"""The error for a selection too many, of the relay, or of an address."""
+"""The error for more selections than the relay serves, or than the address's share."""
 
 MAX_BAD_TOKENS: Final = 5
-"""Maximum number of bad tokens on one connection: here nobody may guess faster than in handshakes."""
+"""Maximum number of bad tokens on one connection, so that guessing is no faster than by handshakes."""
 
 MAX_WAITS: Final = 100
 """Maximum number of transactions that one connection waits for."""
 
 MESSAGE_BURST: Final = 4
-"""Number of seconds' worth of messages that may come at once."""
+"""Number of seconds' worth of messages that may arrive at once."""
 
 LOGGED_CHARACTERS: Final = 100
 """Maximum length of a board's name in the log."""
@@ -53,7 +53,7 @@ Close = Callable[[CloseCode, str], None]
 
 
 class Failed(Exception):
-    """The client broke the protocol, and its connection is closed at once."""
+    """The client violated the protocol; its connection must be closed at once."""
 
     def __init__(self, code: CloseCode, reason: str) -> None:
         super().__init__(reason)
@@ -63,7 +63,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The services that carry commands out. Without `decisions`, tokens alone decide about boards."""
+    """The services that execute commands. Without `decisions`, tokens alone decide about boards."""
 
     hub: Hub
     gate: Gate
@@ -97,7 +97,7 @@ class Client(Asking):
         self._services = services
         self._outbox = outbox
         self._close = close
-        # The boards that it has asked for and that are not decided yet.
+        # Subscriptions that wait for a decision, by board.
         self._wanted: dict[str, messages.Subscribe] = {}
         self._rate: Bucket | None = None
         self._idle_since: float | None = None
@@ -105,10 +105,10 @@ class Client(Asking):
         self._bad_tokens = 0
         self._credential = Credential(services.gate, visitor.credential, grant, self._end_grant)
 
-    # What it asks
+    # Its messages
 
     def receive(self, message: bytes, *, text: bool) -> None:
-        """Act on a message, and answer a bad one. Raises Failed."""
+        """Execute a message, or answer a bad one. Raises Failed."""
         try:
             self._count()
             if not text:
@@ -121,7 +121,7 @@ class Client(Asking):
             self._refuse(ex)
 
     def receive_frame(self) -> None:
-        """Count a frame that is no message: it is as much work as one. Raises Failed."""
+        """Count a frame that is not a message, but as much work. Raises Failed."""
         try:
             self._count()
         except BadMessage as ex:
@@ -132,14 +132,14 @@ class Client(Asking):
         self._services.hub.leave(self._outbox)
 
     def end(self) -> None:
-        """Forget everything, for the connection is gone."""
+        """Forget everything about a connection that has ended."""
         self._credential.forget()
         if self._services.decisions:
             self._services.decisions.forget(self)
         self.leave()
 
     def is_idle(self, now: float) -> bool:
-        """Tell whether it has followed no board for too long."""
+        """Return whether it has followed no board for too long."""
         if not (most := self._services.limits.idle_seconds):
             return False
         if self._boards():
@@ -181,7 +181,7 @@ class Client(Asking):
         if self._services.hub.make_room_for(self._outbox, name):
             self._join(message, name)
         else:
-            self._say(BadMessage("too_many_selections", TOO_MANY_SELECTIONS, board))
+            self._reject(BadMessage("too_many_selections", TOO_MANY_SELECTIONS, board))
 
     def _join(self, message: messages.Subscribe, name: str) -> None:
         log.info("websocket.subscribe", clientId=self.name, board=message.board_id[:LOGGED_CHARACTERS])
@@ -221,12 +221,12 @@ class Client(Asking):
         self._answer(messages.AUTHENTICATED)
         self._take(grant)
 
-    # What it may
+    # Its rights
 
     def decided(self, board: str, grant: Grant, *, may: bool) -> None:
-        """Follow a board that was asked for, or refuse it, or revoke it.
+        """Follow a requested board, refuse it, or revoke it.
 
-        An answer for the token before does not count: everything was asked again when the next one came.
+        A decision about an earlier token does not count: everything was asked again when the current one came.
         """
         if not grant.allows_as(self._credential.grant) or not self._outbox.is_open:
             return
@@ -237,10 +237,10 @@ class Client(Asking):
             self._follow(message)
         else:
             self._services.hub.unsubscribe(self._outbox, board)
-            self._say(BadMessage("not_allowed", NOT_ALLOWED, board))
+            self._reject(BadMessage("not_allowed", NOT_ALLOWED, board))
 
     def ask_again(self) -> int:
-        """Ask again about every board that it follows or waits for; return their number."""
+        """Ask the database again about every board that it follows or waits for; return their number."""
         if self._services.decisions is None:
             return 0
         boards = self._boards()
@@ -260,7 +260,7 @@ class Client(Asking):
             self._take(grant)
 
     def _take(self, grant: Grant) -> None:
-        """Apply another grant. One that allows the same causes no question to the database."""
+        """Apply another grant. The database is asked only if the grant differs."""
         if not self._credential.take(grant):
             return
         for board in self._services.hub.following(self._outbox):
@@ -271,7 +271,7 @@ class Client(Asking):
             rate.spend(asked)  # each question is as much work as a message
 
     def _revoke(self, board: str) -> None:
-        """Stop sending a board, and say so."""
+        """End the subscription of a board, and send an error."""
         if board in self._services.hub.following(self._outbox):
             self._services.hub.unsubscribe(self._outbox, board)
             log.info("websocket.revoked", clientId=self.name, board=board[:LOGGED_CHARACTERS])
@@ -282,10 +282,10 @@ class Client(Asking):
         self.leave()
         self._close(code, reason)
 
-    # How much it may ask
+    # Its limits
 
     def _boards(self) -> set[str]:
-        """Name the boards that it follows or waits for."""
+        """Return the boards that it follows or waits for."""
         return {*self._services.hub.following(self._outbox), *self._wanted}
 
     def _bucket(self) -> Bucket | None:
@@ -294,7 +294,7 @@ class Client(Asking):
         return self._rate
 
     def _count(self) -> None:
-        """Count a message against the limit a second. Raises BadMessage."""
+        """Count a message against the rate limit. Raises BadMessage."""
         if not (bucket := self._bucket()):
             return
         if bucket.wait(asyncio.get_running_loop().time()):
@@ -304,11 +304,11 @@ class Client(Asking):
 
     def _refuse(self, bad: BadMessage) -> None:
         """Answer a bad message. Raises Failed if there were too many in a row."""
-        self._say(bad)
+        self._reject(bad)
         if self._bad_messages >= messages.MAX_BAD_MESSAGES:
             raise Failed(CloseCode.POLICY, f"{self._bad_messages} bad messages in a row")
 
-    def _say(self, bad: BadMessage) -> None:
+    def _reject(self, bad: BadMessage) -> None:
         log.info("websocket.error", clientId=self.name, code=bad.code, message=str(bad))
         self._send_error(bad)
         self._bad_messages += 1

@@ -1,15 +1,15 @@
 """A connection: bytes, handshake, frames, closing.
 
-The protocol itself is `websockets.server.ServerProtocol`, which does no I/O; here is the I/O around it, as an
-`asyncio.BufferedProtocol`: this costs less per connection than a task and streams, and gives access to the transport.
-So one buffer of frames, made once for a board, is written to all of its subscribers.
+The protocol itself is `websockets.server.ServerProtocol`, which does no I/O. This module adds the I/O as an
+`asyncio.BufferedProtocol`, which costs less per connection than a task with streams, and gives access to the
+transport: so one buffer of frames can be written to all subscribers of a board.
 
-Messages of a client go to its `Client` (commands); messages to it come from its `Outbox`. A request for events is
-handed on to an `EventStream` (stream.py).
+Messages from a client go to its `Client` (commands.py), messages to it come from its `Outbox`. A request for events
+is handed on to an `EventStream` (stream.py).
 
 Rules:
-- Output of the protocol is written in the step that produces it. So between steps it holds nothing back, and frames
-  made elsewhere may be written in between.
+- Output of the protocol is written in the step that produces it. So the protocol never holds output back, and frames
+  from elsewhere can be written between two steps.
 """
 
 from __future__ import annotations
@@ -44,14 +44,13 @@ log = structlog.get_logger()
 
 
 _RECEIVED: Final = memoryview(bytearray(PIECE_BYTES))
-"""Buffer for what a client sent, until it is taken, which is at once: one for all connections. Otherwise asyncio
-allocates 256 KB for each few bytes that come, which fragments the heap more and more."""
+"""Receive buffer of all connections: data are taken out at once. Without it, asyncio allocates 256 KB for every few
+bytes received, which fragments the heap."""
 
 PARSED_BYTES: Final = 8 * 1024
-"""Maximum of what a client sent that is parsed before it is acted upon: compressed, it can be a thousand times as
-much."""
+"""Maximum number of received bytes parsed at once, because compressed ones can be a thousand times as many."""
 
-# The protocol's own log is for debugging it; ours says what happened.
+# The library's log would repeat what the relay's own log reports.
 _quiet = logging.getLogger("relay.websockets")
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
@@ -95,7 +94,7 @@ class Connection(Peer, asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _keep_alive(self) -> None:
-        """Drop the client if it is silent since the last beat, else ping it."""
+        """Drop the client if it has been silent since the last beat, otherwise ping it."""
         if self._alive or self.outbox.blocked:
             self._alive = False
             self._protocol.send_ping(b"")
@@ -120,10 +119,10 @@ class Connection(Peer, asyncio.BufferedProtocol):
         self.data_received(bytes(_RECEIVED[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client sent."""
+        """Take data from the client."""
         self._alive = True
         if self._handshake:
-            # What a client sends along with its handshake is answered after it, not before.
+            # Data behind the handshake are handled after it.
             data = self._shake_hands(self._handshake, data)
         for start in range(0, len(data), PARSED_BYTES):
             piece = data[start : start + PARSED_BYTES]
@@ -139,7 +138,7 @@ class Connection(Peer, asyncio.BufferedProtocol):
     def eof_received(self) -> None:
         self._protocol.receive_eof()
         self._handle()
-        # And the transport closes, when it has written what is left: the client has had its close frame.
+        # Returning None makes the transport close once it has written the rest, including the close frame.
         self._end_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
@@ -163,7 +162,7 @@ class Connection(Peer, asyncio.BufferedProtocol):
         return b"" if shake.holds_back(rest) else rest
 
     def _take_handshake(self, shake: Handshake, data: bytes) -> None:
-        """Pass on a part of a handshake; count what the protocol refuses."""
+        """Pass on a part of the handshake; count the refusals of the protocol."""
         if self._protocol.handshake_exc or self._ending:
             return
         entrance = self._shared.entrance
@@ -176,7 +175,7 @@ class Connection(Peer, asyncio.BufferedProtocol):
             entrance.refusals.add(handshake.reason(ex), self.address, detail=str(ex))
 
     def _open(self, request: Request) -> None:
-        """Ask the gate; wait for it where a token may be signed with a new key."""
+        """Ask the gate; if the token is signed with an unknown key, read the keys again first."""
         entrance = self._shared.entrance
         visitor = entrance.visitor(request, self.address)
         self.address = visitor.address
@@ -200,7 +199,7 @@ class Connection(Peer, asyncio.BufferedProtocol):
             self._welcome(request, visitor, grant)
 
     async def _open_later(self, request: Request, visitor: Visitor, new_keys: Callable[[], Awaitable[None]]) -> None:
-        """Go on with the handshake when the keys have been read again."""
+        """Continue the handshake after the keys have been read again."""
         await new_keys()
         shake, entrance = self._handshake, self._shared.entrance
         if shake is None or self.closed or self._ending or self._transport.is_closing():
@@ -218,7 +217,7 @@ class Connection(Peer, asyncio.BufferedProtocol):
             self.data_received(early)
 
     def _welcome(self, request: Request, visitor: Visitor, grant: Grant) -> None:
-        """Admit a client, if its handshake or its request for events is valid and there is a place."""
+        """Admit a client, if its handshake or request for events is valid and there is a place."""
         if events.wants(request) and request.method == "GET":
             self._stream(request, visitor, grant)
             return
@@ -237,7 +236,7 @@ class Connection(Peer, asyncio.BufferedProtocol):
             log.info("websocket.connection", clientId=name, connections=len(clients))
 
     def _stream(self, request: Request, visitor: Visitor, grant: Grant) -> None:
-        """Have the connection go on as a stream of events, and nothing heard of what comes behind the request."""
+        """Continue the connection as a stream of events, and ignore data behind the request."""
         stream = EventStream(self._shared, self._transport, self.outbox, visitor)
         try:
             wanted = events.subscription(request)
@@ -257,7 +256,7 @@ class Connection(Peer, asyncio.BufferedProtocol):
         stream.serve(name, grant, wanted)
 
     def _turn_away(self, request: Request, visitor: Visitor, why: Refused) -> None:
-        """Refuse a client: by a close code, if it knows ours."""
+        """Refuse a client: with a close code if it offers our subprotocol, otherwise with an HTTP status."""
         self._shared.entrance.count(why, self.address)
         if events.wants(request) and not isinstance(why, ForeignOrigin):
             self._answer_page(handshake.refusal(self._protocol, why), visitor)
@@ -271,7 +270,7 @@ class Connection(Peer, asyncio.BufferedProtocol):
             self.close(CloseCode.REFUSED, handshake.REFUSED)
 
     def _answer_page(self, response: Response, visitor: Visitor) -> None:
-        """Answer such that the page which asked can read it."""
+        """Send a response that the requesting page can read."""
         events.allow(response.headers, visitor)
         self._answer(response)
 
@@ -282,18 +281,18 @@ class Connection(Peer, asyncio.BufferedProtocol):
     # Frames
 
     def _handle(self) -> None:
-        # The protocol has a pong ready for each ping, and perhaps a close frame: each is written in its turn.
-        said = self._protocol.data_to_send()
+        # The protocol has already produced a pong for each ping, and perhaps a close frame: write each in its turn.
+        output = self._protocol.data_to_send()
         for event in self._protocol.events_received():
             if isinstance(event, Request):
                 self._open(event)
             elif isinstance(event, Frame):
                 if event.opcode is Opcode.PING:
-                    self._say(said[:1])
-                    del said[:1]
+                    self._write(output[:1])
+                    del output[:1]
                 self._receive(event)
                 self._inbox.settle()
-        self._say(said)
+        self._write(output)
         self._flush()
         if self.client and self._protocol.state is not State.OPEN:
             self.outbox.shut()
@@ -303,7 +302,7 @@ class Connection(Peer, asyncio.BufferedProtocol):
             self._end_soon()
 
     def _receive(self, received: Frame) -> None:
-        """Act on a frame; pings, pongs and closing are the protocol's."""
+        """Act on a frame. The protocol itself handles pings, pongs and closing."""
         if self._protocol.state is not State.OPEN or self.client is None:
             return
         try:
@@ -316,10 +315,10 @@ class Connection(Peer, asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         """Write the output of the protocol."""
-        self._say(self._protocol.data_to_send())
+        self._write(self._protocol.data_to_send())
 
-    def _say(self, parts: Sequence[bytes]) -> None:
-        """Write; if the last part is empty, the stream ends after it."""
+    def _write(self, parts: Sequence[bytes]) -> None:
+        """Write parts of the protocol's output. An empty last part ends the stream."""
         if not parts:
             return
         if data := b"".join(parts):

@@ -1,8 +1,8 @@
-"""The credential of an admitted client: the grant that it gives now, and until when.
+"""The credential of an admitted client: what it allows, and until when.
 
 Rules:
-- It is kept as long as its connection, to be checked again when the valid credentials change, and is never logged.
-- Where no credential is configured, none is kept.
+- It is kept as long as the connection, to be checked again when the valid credentials change. It is never logged.
+- If no credential is configured, none is kept.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from relay.auth.tokens import Grant
 from relay.model.messages import CloseCode
 
 CHECK_SECONDS: Final = 30.0
-"""Interval at which the clock is read that a token expires by: it may be set meanwhile."""
+"""Maximum interval at which the wall clock is compared with a token's expiry, because the clock may be changed."""
 
 Ended = Callable[[CloseCode, str], None]
-"""Takes why a credential is good no more."""
+"""Called with the reason when a credential is no longer valid."""
 
 
 class Credential:
-    """What a client presented. `grant` is what it allows; `ended` is called once when it has expired."""
+    """A credential that a client presented, and the grant that it gives. `ended` is called when it has expired."""
 
     __slots__ = ("_ended", "_gate", "_presented", "_timer", "grant")
 
@@ -42,26 +42,26 @@ class Credential:
         return self._gate.access.grant(self._presented)
 
     def present(self, token: str) -> Grant:
-        """Return the grant of another token, and keep that. Raises Refused."""
+        """Return the grant of another token, and keep the token. Raises Refused."""
         grant = self._gate.access.grant(token)
         self._presented = None if self._gate.access.open else token
         return grant
 
     def take(self, grant: Grant) -> bool:
-        """Apply another grant; return false if it allows just the same."""
+        """Apply another grant; return False if it allows the same."""
         same = grant.allows_as(self.grant)
         self.grant = replace(self.grant, expires=grant.expires) if same else grant
         self._expire()
         return not same
 
     def forget(self) -> None:
-        """Stop the timer, for the connection is gone."""
+        """Stop the timer."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
 
     def _expire(self) -> None:
-        """Report that it has expired, or set the timer again: the clock may have been changed."""
+        """Report that it has expired, or set the timer again."""
         self.forget()
         if self.grant.expires is None:
             return

@@ -1,4 +1,4 @@
-"""Decisions: asks the authorizer about boards, for all clients together, and brings the answers back."""
+"""Decisions: asks the authorizer about boards, for all clients together, and delivers the answers."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Decisions:
         self._questions.withdraw(asking, board)
 
     def forget(self, asking: Asking) -> None:
-        """Forget all questions of a client that is gone."""
+        """Forget all questions of a client that has disconnected."""
         self._questions.forget(asking)
 
     async def run(self) -> None:
-        """Ask, and bring the answers back, until cancelled."""
+        """Ask questions and deliver the answers, until cancelled."""
         while True:
             await self._asked.wait()
             if not (asked := self._questions.take(QUESTIONS)):

@@ -1,4 +1,4 @@
-"""The end of a connection: cut off when it takes too long."""
+"""The end of a connection, which is aborted when it takes too long."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Final
 
 CLOSE_SECONDS: Final = 3.0
-"""Timeout of the end of a connection, from when the client last took some of what waits for it."""
+"""Timeout since the client last took some of its backlog."""
 
 LAST_SECONDS: Final = 8.0
-"""Timeout for all that waits for a client whose connection is to end."""
+"""Timeout for the whole backlog and the close."""
 
 
 class Ending:
-    """The end of a connection: cuts it off when it takes too long. The client has some seconds for each step."""
+    """Aborts a connection that does not end in time."""
 
     __slots__ = ("_abort", "_last_moment", "_timer")
 
@@ -25,11 +25,11 @@ class Ending:
         self._timer = loop.call_later(CLOSE_SECONDS, abort)
 
     def moved(self) -> None:
-        """Give the client time again, for it took some of what waits for it."""
+        """Restart the timeout, because the client took some of its backlog."""
         self._timer.cancel()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(min(CLOSE_SECONDS, self._last_moment - loop.time()), self._abort)
 
     def cancel(self) -> None:
-        """Cut nothing off: the connection has ended."""
+        """Stop: the connection has ended."""
         self._timer.cancel()

@@ -1,12 +1,12 @@
-"""Server-sent events: a board over plain HTTP, for networks and tools that WebSocket does not reach. Pure.
+"""Server-sent events: a board over plain HTTP, where WebSocket does not get through. Pure.
 
-`GET /boards/{id}/events` is answered with the messages that a resumable client gets over WebSocket, each as an event,
-whose id is the cursor. A client that comes back with `Last-Event-ID` is sent what it missed. What it selects of the
-board is in the query: `?lane=todo&lane=done&column=title&task=7`.
+`GET /boards/{id}/events` returns the messages of a resumable WebSocket client, each as an event whose id is the
+cursor. A client that comes back with `Last-Event-ID` gets what it missed. The query selects a part of the board:
+`?lane=todo&lane=done&column=title&task=7`.
 
 Rules:
-- The answer ends with its connection: it has no length and no chunks, so that the same bytes serve every client.
-- Only the page that asked may read an answer, and only if its origin may connect.
+- The response ends with its connection: it has no length and no chunks, so the same bytes serve every client.
+- Only the requesting page may read the response, and only if its origin may connect.
 """
 
 from __future__ import annotations
@@ -30,51 +30,51 @@ from relay.model.messages import BadMessage, Message
 from relay.websocket.handshake import RETRY_SECONDS
 
 RETRY_MILLISECONDS: Final = range(500, 3500)
-"""How long a client waits before it comes back: each another time, lest all come at once when a relay stops."""
+"""Delay before a client reconnects, chosen at random, so that not all come at once when a relay stops."""
 
 KEEP_ALIVE: Final = b":\n\n"
-"""A comment, which clients pass over, and which keeps proxies from closing a silent connection."""
+"""A comment, which clients ignore, and which keeps proxies from closing a silent connection."""
 
 PREFLIGHT_SECONDS: Final = 7200
-"""How long a browser may remember what a page may ask; Chromium keeps it no longer."""
+"""Time for which a browser may cache a preflight; Chromium's maximum."""
 
 _PATH: Final = re.compile(r"/boards/([^/]+)/events")
-"""Where events are, perhaps below a proxy's prefix."""
+"""The end of the path, perhaps below a proxy's prefix."""
 
 _SELECTS: Final = {"lane": "lanes", "column": "columns", "task": "tasks"}
-"""What a parameter is one of; other parameters are the token's, or a proxy's."""
+"""The key of `subscribe` that a parameter adds to. Other parameters, such as `token`, are ignored."""
 
 _LINE_BREAKS: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
 def event(message: Message) -> bytes:
-    """Make a message an event; its id is the cursor, if it carries one."""
-    # JSON has raw line breaks between its tokens alone, where a space means the same.
+    """Encode a message as an event; its id is the cursor, if it has one."""
+    # JSON has raw line breaks only between tokens, where a space means the same.
     data = b"data: " + message.json.translate(_LINE_BREAKS) + b"\n\n"
     return data if message.cursor is None else b"id: " + message.cursor.encode() + b"\n" + data
 
 
 def comment(text: str) -> bytes:
-    """Make a comment, for people who watch."""
+    """Encode a comment, for people who watch."""
     return f": {text}\n\n".encode()
 
 
 def wants(request: Request) -> bool:
-    """Tell whether a request is for events; one for a WebSocket may have any path.
+    """Return whether a request is for events. A WebSocket handshake may have the same path.
 
-    Java's client, and curl with `--http2`, offer to go on with HTTP/2 by `Upgrade: h2c`, which need not be taken up.
+    Java's client, and curl with `--http2`, offer HTTP/2 by `Upgrade: h2c`, which may be ignored.
     """
     upgrades = request.headers.get_all("Upgrade")
     return not any("websocket" in each.lower() for each in upgrades) and _board(request) is not None
 
 
 def is_preflight(request: Request) -> bool:
-    """Tell whether a browser asks if a page of another origin may ask for events, with a token in a header."""
+    """Return whether a request is a browser's CORS preflight for events."""
     return request.method == "OPTIONS" and wants(request)
 
 
 def subscription(request: Request) -> messages.Subscribe:
-    """Return what a request for events asks for. Raises BadMessage."""
+    """Return the subscription that a request for events means. Raises BadMessage."""
     try:
         board = unquote(_board(request) or "", errors="strict")
     except UnicodeDecodeError:
@@ -107,7 +107,7 @@ def _board(request: Request) -> str | None:
     return found[1] if found and found.end() == len(path) else None
 
 
-# What HTTP says --------------------------------------------------------------------------------------------
+# Responses -------------------------------------------------------------------------------------------------
 
 _HEADERS: Final[Mapping[str, str]] = {
     "Content-Type": "text/event-stream",
@@ -118,7 +118,7 @@ _HEADERS: Final[Mapping[str, str]] = {
 
 
 def beginning(visitor: Visitor) -> bytes:
-    """Return what comes before the first event."""
+    """Return the head of the response, and the first line of the stream."""
     headers = Headers(_HEADERS)
     allow(headers, visitor)
     retry = random.choice(RETRY_MILLISECONDS)  # noqa: S311  # no secret
@@ -126,7 +126,7 @@ def beginning(visitor: Visitor) -> bytes:
 
 
 def refusal(visitor: Visitor, status: HTTPStatus, text: str) -> bytes:
-    """Return an answer without events, and why."""
+    """Return a response without events that explains why."""
     body = f"{text}\n".encode()
     headers = Headers(
         {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), "Connection": "close"}
@@ -138,7 +138,7 @@ def refusal(visitor: Visitor, status: HTTPStatus, text: str) -> bytes:
 
 
 def preflight(visitor: Visitor) -> Response:
-    """Let a page of an origin that may connect ask for events."""
+    """Return the response to a CORS preflight."""
     headers = Headers(
         {
             "Date": formatdate(usegmt=True),
@@ -153,7 +153,7 @@ def preflight(visitor: Visitor) -> Response:
 
 
 def allow(headers: Headers, visitor: Visitor) -> None:
-    """Let the page read the answer that has asked, of an origin that the gate has let in."""
+    """Let the requesting page read the response; the gate has admitted its origin."""
     if visitor.origins:
         headers["Access-Control-Allow-Origin"] = visitor.origins[0]
         headers["Vary"] = "Origin"

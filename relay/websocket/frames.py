@@ -1,8 +1,8 @@
 """Frames: the bytes of a message on the wire, made once for all clients. Pure.
 
 Frames of a server carry no mask, so the same bytes serve every client. With compression, each message is compressed
-by itself, in both directions: so one compressed message serves every client that inflates, and no client costs the
-memory of a window.
+without context, in both directions, so that one compressed message serves every client that inflates, and no client
+costs the memory of a window.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from websockets.server import ServerProtocol
 from relay.model.messages import Message
 
 DEFLATE_BYTES: Final = range(256, 1024 * 1024)
-"""Range of sizes of messages that are compressed. Smaller ones gain nothing, larger ones would hold up all others."""
+"""Sizes of messages that are compressed. Smaller ones gain nothing, and larger ones would delay all boards."""
 
 DEFLATE_LEVEL: Final = 3
-"""Level of zlib. Higher ones take time for which all boards wait."""
+"""Level of zlib. Higher ones take longer, and delay all boards."""
 
 COMPRESSION: Final = (
     ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True),
 )
-"""The extension that is offered for compression."""
+"""The extension for compression."""
 
 
 def frame(message: bytes) -> bytes:
@@ -58,7 +58,7 @@ def deflated(message: Message) -> bytes:
 
 
 def inflates(protocol: ServerProtocol) -> bool:
-    """Return whether a client can read what `deflated_frame` makes: not one that asked for a smaller window."""
+    """Return whether a client can read `deflated_frame`, which needs the largest window."""
     return any(
         isinstance(extension, PerMessageDeflate) and extension.local_max_window_bits == zlib.MAX_WBITS
         for extension in protocol.extensions

@@ -1,14 +1,14 @@
 """Handshakes: how a client asks to be admitted, and the answers.
 
-The protocol itself is the websockets library's. Here is the rest: where the handshake ends in the data that has come,
-the question to the gate, and the refusals.
+The websockets library implements the protocol itself. This module finds the end of the handshake in the received
+data, asks the gate, and answers refusals.
 
 Rules:
-- Every refusal is counted, and logged with its reason: what the library itself refuses, by the exception that it
-  keeps; another protocol altogether, by its first bytes.
-- An answer has few bytes, and does not say what was wrong with a credential: that is for the log.
-- A browser hides HTTP answers from its programs. So a client that offers our subprotocol, and is refused for its
-  token or its origin, gets a close code; every other client gets HTTP 401.
+- Every refusal is counted, and logged with its reason. The library's own refusals are identified by the exception
+  that it keeps, other protocols by their first bytes.
+- Answers are short and do not reveal what was wrong with a credential; the log does.
+- Browsers hide HTTP responses from pages. So a client that offers our subprotocol and is refused for its token or
+  origin gets a close code; every other client gets HTTP 401.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from relay.websocket.listener import FOREIGN_PROXY_HEADER, TLS_ON_PLAIN
 from relay.websocket.refusals import Refusals
 
 MAX_BYTES: Final = 32 * 1024
-"""Maximum size of a handshake. A cookie or a token may have 8 KB, as one line of it."""
+"""Maximum size of a handshake. A single header line, such as a cookie or token, may have 8 KB."""
 
 TOO_LONG: Final = "handshake too long"
 
 RETRY_SECONDS: Final = "5"
-"""Pause after which a client that found no place may try again."""
+"""Seconds after which a client that found no place may try again (`Retry-After`)."""
 
 RAISE: Final = (
     "Too many connections a minute. Many clients behind one address? "
@@ -45,14 +45,14 @@ TOO_MANY: Final = (
     "HTTP/1.1 429 Too Many Requests\r\nRetry-After: %d\r\nConnection: close\r\n"
     f"Content-Type: text/plain\r\nContent-Length: {len(RAISE)}\r\n\r\n{RAISE}"
 ).encode()
-"""The same answer, for a connection that has sent nothing yet."""
+"""The same response, for a connection that has not been read from."""
 
 REFUSED: Final = "give a good token, from an allowed origin"
 """The reason of the close code with which a client is refused."""
 
 SUBPROTOCOL: Final = "relay"
-"""Subprotocol of clients that know our close codes. A browser wants one of those it offers to be accepted, so a
-credential is offered beside it."""
+"""Subprotocol of clients that know our close codes. A browser requires that one of the offered subprotocols is
+accepted, and a credential cannot be, so clients offer both."""
 
 _END: Final = b"\r\n\r\n"
 _TLS_HANDSHAKE: Final = b"\x16\x03"
@@ -69,12 +69,12 @@ _REASONS: Final[Mapping[str, str]] = {
 
 
 def reason(exception: Exception) -> str:
-    """Return in a few words why the library refused a handshake."""
+    """Return the reason why the library refused a handshake, as in `codes.REFUSALS`."""
     return _REASONS.get(type(exception).__name__, "bad handshake")
 
 
 def foreign(first: bytes) -> str | None:
-    """Return which other protocol a connection begins with, as far as that is known."""
+    """Return the refusal of a connection that begins with another known protocol; None for others."""
     if first.startswith(_TLS_HANDSHAKE):
         return TLS_ON_PLAIN
     if first.startswith((V1, V2)):
@@ -83,9 +83,9 @@ def foreign(first: bytes) -> str | None:
 
 
 class Handshake:
-    """A handshake that is not complete.
+    """An incomplete handshake.
 
-    `early` is what the client sent after it while the decision is pending; None while none is.
+    `early` has the data behind the handshake while the decision is pending; None if no decision is pending.
     """
 
     __slots__ = ("_size", "_tail", "early")
@@ -97,23 +97,23 @@ class Handshake:
 
     @property
     def has_begun(self) -> bool:
-        """Whether some of it has come."""
+        """Whether a part of it has arrived."""
         return self._size > 0
 
     @property
     def is_too_long(self) -> bool:
-        """Whether more has come than a handshake may have."""
+        """Whether it is longer than allowed."""
         return self._size > MAX_BYTES
 
     def holds_back(self, data: bytes) -> bool:
-        """Keep what comes while the decision is pending; return false if none is."""
+        """Keep data while the decision is pending; return False if none is."""
         if self.early is None:
             return False
         self.early += data
         return True
 
     def part(self, data: bytes) -> tuple[bytes, bytes]:
-        """Split data into what belongs to it and what follows. Its end may come in pieces."""
+        """Split data into what belongs to the handshake and what follows. Its end may arrive in pieces."""
         seen = self._tail + data
         end = seen.find(_END)
         if end < 0:
@@ -127,10 +127,9 @@ class Handshake:
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """Asks the gate, and answers clients that are refused.
+    """Asks the gate, and answers refused clients.
 
-    `new_keys` reads the gate's keys again, for a token that is signed with an unknown one; None if there are none
-    to read.
+    `new_keys` reads the gate's keys again, when a token is signed with an unknown one; None if there are no keys.
     """
 
     gate: Gate
@@ -139,7 +138,7 @@ class Entrance:
     new_keys: Callable[[], Awaitable[None]] | None = None
 
     def visitor(self, request: Request, peer: str) -> Visitor:
-        """Describe a request: what it says, and where it comes from (`Visitor.peer`)."""
+        """Describe the client of a request that came from the address `peer`."""
         headers = request.headers
         hosts = headers.get_all("Host")
         visitor = Visitor(
@@ -182,12 +181,12 @@ def refusal(protocol: ServerProtocol, why: Refused) -> Response:
 
 
 def full(protocol: ServerProtocol) -> Response:
-    """Answer a client for which there is no place."""
+    """Answer a client for whom there is no place."""
     response = protocol.reject(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections: try again later.\n")
     response.headers["Retry-After"] = RETRY_SECONDS
     return response
 
 
 def _listed(values: Iterable[str]) -> list[str]:
-    """Split the values of a header that is a list."""
+    """Split the values of a header that contains a list."""
     return [each.strip() for value in values for each in value.split(",")]

@@ -1,7 +1,7 @@
-"""The inbox of a client: the messages of which it has sent only a part.
+"""The inbox of a client: messages of which it has sent only a part.
 
-Their total size over all clients is bounded. Over the bound, a client with more than a little is disconnected; one
-with less is not, for it is not to blame.
+Their total size over all clients is limited. Above the limit, a client that has more than `SMALL_BYTES` of them is
+disconnected when it sends more; clients with less are spared.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from relay.websocket.limits import Memory
 from relay.websocket.outbox import PIECE_BYTES
 
 SMALL_BYTES: Final = 2 * PIECE_BYTES
-"""Size of an unfinished message up to which a client is not closed for what others have."""
+"""Size up to which an unfinished message never causes a disconnection."""
 
 
 class Inbox:
-    """Messages that are not whole yet. `all_unfinished` counts what all clients have of them."""
+    """The unfinished message of a client. `all_unfinished` counts those of all clients."""
 
     __slots__ = ("_all_unfinished", "_counted", "_partial", "is_text")
 
@@ -30,7 +30,7 @@ class Inbox:
 
     @property
     def fits(self) -> bool:
-        """Whether there is room for what it has: false if all clients have too much, and this one has much."""
+        """Whether there is room for what it has; if not, the client must be disconnected."""
         return self._counted <= SMALL_BYTES or not self._all_unfinished.is_over
 
     def arrived(self, size: int) -> None:
@@ -52,11 +52,11 @@ class Inbox:
         return message
 
     def settle(self) -> None:
-        """Count what is kept, now that a frame was acted on."""
+        """Count only what is kept, after a frame was handled."""
         self._count(len(self._partial or b""))
 
     def discard(self) -> None:
-        """Forget everything, for the connection is gone."""
+        """Forget the unfinished message."""
         self._partial = None
         self._count(0)
 

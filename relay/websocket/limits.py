@@ -1,15 +1,15 @@
 """Limits: what clients may use, from the moment a connection is accepted. Pure.
 
-A connection costs a file and some memory long before its client has sent anything, so it is counted from then on.
-Nothing that a client sends is kept without a bound.
+A connection costs a file and some memory long before its client has sent anything, so it counts from then on.
+Nothing that a client sends is kept without a limit.
 
 Rules:
-- A connection that is not admitted yet is one of the `Arrivals`. When there are too many of them, the oldest of the
-  address with the most is closed: a stranger with many connections crowds out its own, and a client with one is
-  served.
-- An admitted connection takes one of the `Places`, and one of those of its address, until it ends.
-- `Questions` about boards wait in turns, one a client and board, however often it is asked: the last one counts. So
-  as many wait as boards may be followed, and a client that asks again and again costs no more than any other.
+- A connection that is not admitted yet is one of the `Arrivals`. When there are too many, the oldest one of the
+  address with the most is closed: a stranger with many connections crowds out its own, and a client with a single
+  one is served.
+- An admitted connection takes one of the `Places`, and one of its address's, until it ends.
+- At most one of the `Questions` waits per client and board; a new one replaces it. So the number is limited by the
+  boards that may be followed, and a client that asks again and again costs no more than any other.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ OPEN_SECONDS: Final = 10.0
 """Timeout of a handshake."""
 
 SEND_BUFFER_BYTES: Final = 1024 * 1024
-"""Maximum that waits for a client, beside the largest buffer that it was sent: were a large board's sync counted, the
-next change would call for another."""
+"""Maximum backlog of a client, in addition to the largest buffer that it was sent. If the sync of a large board
+counted, the next change would cause another sync."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may use, and all together. 0 or None is no limit."""
+    """What one client, or all clients together, may use. 0 or None means no limit."""
 
     send_buffer: int = SEND_BUFFER_BYTES
     all_buffers: int | None = None
@@ -47,7 +47,7 @@ class Limits:
 
 
 class Memory:
-    """Bytes that all clients together hold of something, and their maximum; None is no limit."""
+    """Counts the bytes of something over all clients, with a limit; None means no limit."""
 
     __slots__ = ("_limit", "used")
 
@@ -62,12 +62,12 @@ class Memory:
 
 
 class Arrivals(Generic[A]):
-    """Connections that are not admitted yet, the oldest first, and their maximum number."""
+    """Connections that are not admitted yet, the oldest first, up to a limit."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._key_of: dict[A, str] = {}
-        # The order of a dict is that of insertion: of arrivals, and of the addresses that have any.
+        # Dicts keep the order of insertion, so the oldest arrival of an address is its first.
         self._of_key: dict[str, dict[A, None]] = {}
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ class Arrivals(Generic[A]):
             self.remove(arrival)
 
     def crowd_out(self) -> A | None:
-        """Remove the oldest of the address with the most, and return it; None if there is none."""
+        """Remove and return the oldest connection of the address with the most; None if there is none."""
         if not self._of_key:
             return None
         fullest = max(self._of_key.values(), key=len)
@@ -116,14 +116,14 @@ class Arrivals(Generic[A]):
 
 
 class Places:
-    """Places for a maximum number of connections."""
+    """A limited number of places for connections."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._taken = 0
 
     def take(self) -> bool:
-        """Take a place for one more; return false if there is none."""
+        """Take a place; return False if there is none."""
         free = self._taken < self._limit
         self._taken += free
         return free
@@ -134,14 +134,14 @@ class Places:
 
 
 class Addresses:
-    """Places for connections, up to a maximum from each address; 0 is no limit. A peer without one is not counted."""
+    """Places for connections of each address; 0 means no limit. Peers without an address have no limit."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._taken: Counter[str] = Counter()
 
     def take(self, address: str) -> bool:
-        """Count one more; return false if there are too many."""
+        """Take a place; return False if the address has none left."""
         key = rate_key(address)
         if self._limit and key and self._taken[key] >= self._limit:
             return False
@@ -149,7 +149,7 @@ class Addresses:
         return True
 
     def give_back(self, address: str) -> None:
-        """Count one less."""
+        """Give a place back."""
         key = rate_key(address)
         self._taken[key] -= 1
         if not self._taken[key]:
@@ -157,7 +157,7 @@ class Addresses:
 
 
 class Questions(Generic[C, G]):
-    """The clients that wait for an answer about a board, each with the grant that decides."""
+    """Questions of clients about boards, each with the grant to decide by."""
 
     def __init__(self) -> None:
         self._of: dict[C, dict[str, G]] = {}
@@ -166,7 +166,7 @@ class Questions(Generic[C, G]):
         return sum(map(len, self._of.values()))
 
     def ask(self, client: C, board: str, by: G) -> None:
-        """Add a question, in place of one like it."""
+        """Add a question, or replace the one about the same board."""
         self._of.setdefault(client, {})[board] = by
 
     def withdraw(self, client: C, board: str) -> None:
@@ -177,11 +177,11 @@ class Questions(Generic[C, G]):
             self._of.pop(client, None)
 
     def forget(self, client: C) -> None:
-        """Remove the questions of a client that is gone."""
+        """Remove the questions of a client that has disconnected."""
         self._of.pop(client, None)
 
     def take(self, most: int) -> list[tuple[C, str, G]]:
-        """Remove and return up to `most` questions, those that have waited for longest."""
+        """Remove and return up to `most` questions, client by client, those that have waited longest first."""
         taken: list[tuple[C, str, G]] = []
         while self._of and len(taken) < most:
             client, boards = next(iter(self._of.items()))

@@ -1,12 +1,12 @@
-"""The listener: what happens to a connection before its client has sent anything.
+"""The listener: handles connections before their clients have sent anything.
 
-It counts each connection that it accepts, learns its address from a proxy if there is one, and hands it to an asyncio
-protocol.
+It counts each connection that it accepts, learns its address from a trusted proxy if there is one, and hands it to an
+asyncio protocol.
 
 Rules:
 - A connection is an `Arrival` from the moment it is accepted until it is admitted or ends. The number of arrivals and
-  the time of each are bounded.
-- The last files that this process may open are not for clients: connections to Postgres need them.
+  the time of each are limited.
+- The last file descriptors of this process are reserved for connections to Postgres.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from relay.websocket.refusals import CROWDED_OUT, Refusals
 from relay.websocket.sockets import port_of
 
 ARRIVALS: Final = range(256, 1024)
-"""Bounds of the maximum number of arrivals, which else is that of connections: all of these come at once when another
-relay ends."""
+"""Bounds of the limit of arrivals. Within them it is the limit of connections, because that many clients arrive at
+once when another relay stops."""
 
 RESERVED_FILES: Final = 32
-"""Number of files that are kept for Postgres, NATS, tokens and keys."""
+"""Number of file descriptors reserved for Postgres, NATS, tokens and keys."""
 
 ACCEPTED_AT_ONCE: Final = 16
-"""Maximum number of connections accepted before all else has its turn: a flood must not hold up the others."""
+"""Maximum number of connections accepted before other tasks have their turn, so that a flood does not block them."""
 
 WAITING: Final = 1024
 """Maximum number of connections that wait to be accepted."""
@@ -48,7 +48,7 @@ RETRY_SECONDS: Final = 1.0
 TLS_BUFFER_BYTES: Final = 32 * 1024
 """Size of the buffer that each TLS connection reads into; a record has 16 KB at most."""
 
-# asyncio's own has 256 KB, which was nine tenths of the memory of an idle connection.
+# asyncio's default of 256 KB was nine tenths of the memory of an idle connection.
 sslproto.SSLProtocol.max_size = TLS_BUFFER_BYTES
 
 TLS_ON_PLAIN: Final = "TLS where none is spoken"
@@ -80,7 +80,7 @@ class Arrival:
         return self.sock.fileno() < 0
 
     def heard(self) -> None:
-        """Stop its timer; it stays counted."""
+        """Stop its timer, because its handshake has arrived. It stays counted."""
         self._timer.cancel()
 
     def settle(self) -> None:
@@ -105,14 +105,14 @@ class Arrival:
 
 
 class Files:
-    """Number of files that this process may open for clients. Open ones are counted, but not for each connection."""
+    """The number of files that this process may still open for clients. It counts open files only now and then."""
 
     def __init__(self) -> None:
         self._left = 0
         self._uncounted = 0
 
     def missing(self) -> int:
-        """Return how many connections have to end before another one may be accepted."""
+        """Return how many connections must end before another one may be accepted."""
         if self._left:
             self._left -= 1
             return 0
@@ -124,7 +124,7 @@ class Files:
             return 0
         free = max(limit - RESERVED_FILES, limit // 2) - _open_files()
         if free > 0:
-            # Half of them, for others open files too.
+            # Half of them, because others open files too.
             self._left = free // 2
             return 0
         self._uncounted = ACCEPTED_AT_ONCE // 2
@@ -136,10 +136,10 @@ def _open_files() -> int:
 
 
 class Listener:
-    """Takes connections, and hands each to a protocol.
+    """Accepts connections, and hands each to a protocol.
 
-    `seconds` is the maximum time of an arrival. `flooded`, called with an address that is no proxy's, returns for how
-    many seconds it is to stay away, and `turn_back` answers it then.
+    `seconds` is the maximum time of an arrival. `flooded` returns for how many seconds an address that is not a
+    proxy's must stay away; if it must, `turn_back` answers the connection.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Listener:
         make: Callable[[Arrival], asyncio.BaseProtocol],
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Begin to accept connections on bound sockets, which are the listener's from now on. Raises OSError."""
+        """Begin to accept connections on bound sockets, and take ownership of them. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._make, self._tls = make, tls
         _listeners.add(self)
@@ -192,7 +192,7 @@ class Listener:
 
     @property
     def crowded(self) -> bool:
-        """Whether arrivals were crowded out a short while ago."""
+        """Whether arrivals were crowded out recently."""
         return self.refusals.recent(CROWDED_OUT) or self.refusals.recent(NO_FILE)
 
     def stop(self) -> None:
@@ -237,13 +237,13 @@ class Listener:
         loop.call_later(RETRY_SECONDS, self._accept_again, listening)
 
     def _accept_again(self, listening: socket.socket) -> None:
-        # Perhaps nobody is waiting any more: then nothing is wrong until a client comes.
+        # If no client is waiting any more, nothing is wrong until one comes.
         self.problem = None
         if listening.fileno() >= 0:
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     def _arrived(self, sock: socket.socket, address: str) -> bool:
-        """Count a connection, or refuse it; return false if others have to end before there is room for one more."""
+        """Count a connection, or refuse it; return False if no more can be accepted until others have ended."""
         if not self._proxies().trusts(address) and (wait := self._flooded(address)):
             self._turn_back(sock, address, wait)
             return True
@@ -264,7 +264,7 @@ class Listener:
         return not missing
 
     def crowd_out(self, reason: str) -> bool:
-        """End the oldest arrival of the address with the most; return false if there is none."""
+        """End the oldest arrival of the address with the most; return False if there is none."""
         oldest = self.arrivals.crowd_out()
         if oldest:
             self.refusals.add(reason, oldest.address)
@@ -272,8 +272,8 @@ class Listener:
         return oldest is not None
 
     async def _hand_over(self, arrival: Arrival) -> None:
-        """Connect an accepted socket with its protocol. A client that gives up meanwhile is no fault."""
-        assert self._make, "it was opened"
+        """Connect an accepted socket with its protocol. It is not an error if the client gives up meanwhile."""
+        assert self._make, "connections come after open"
         make = self._make
 
         def made() -> asyncio.BaseProtocol:
@@ -300,7 +300,7 @@ class Listener:
                 arrival.sock.close()
 
     async def _read_proxy_header(self, arrival: Arrival) -> None:
-        """Consume the header of the PROXY protocol that a trusted proxy sends, if there is one.
+        """Consume the header of the PROXY protocol of a trusted proxy, if there is one.
 
         Raises BadProxyHeader.
         """
@@ -315,11 +315,11 @@ class Listener:
 
 _files: Final = Files()
 _listeners: Final[weakref.WeakSet[Listener]] = weakref.WeakSet()
-"""Those of this process, which share the files that it may open."""
+"""The listeners of this process, which share its file descriptors."""
 
 
 def _free_files(count: int) -> int:
-    """End up to `count` arrivals, at whichever listener has most of them; return how many ended."""
+    """End up to `count` arrivals, each at the listener that has the most; return how many ended."""
     for listener in _listeners:
         listener.arrivals.remove_if(lambda arrival: arrival.over)
     return sum(max(_listeners, key=lambda each: len(each.arrivals)).crowd_out(NO_FILE) for _ in range(count))

@@ -1,11 +1,11 @@
-"""The outbox of a client: what it is sent, and what waits until it reads. The hub's `Subscriber`.
+"""The outbox of a client: writes to the client, and keeps what it has not read. The hub's `Subscriber`.
 
 Rules:
-- Data is written at once, from the buffer that all clients of a board share. What the kernel does not take waits in
-  the *backlog*, which refers to those buffers; only a piece that was written in part is a copy.
-- A client with a backlog over its limit is not `ready`: it gets nothing more from the hub, and is not read from
-  either, for answers to its messages would add to the backlog. When it has read everything, it is `ready` again, and
-  `caught_up` has the hub bring it up to date.
+- Data are written at once, from buffers that all clients of a board share. What the kernel does not take waits in the
+  *backlog*, which refers to the same buffers; only a piece that was written in part is copied.
+- A client whose backlog is over the limit is not `ready`: it gets nothing more from the hub, and is not read from
+  either, because answers would add to the backlog. When it has read everything, it is `ready` again, and `caught_up`
+  makes the hub bring it up to date.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from relay.websocket.frames import plain
 from relay.websocket.limits import Limits, Memory
 
 PIECE_BYTES: Final = 64 * 1024
-"""Maximum size of a single write: the transport copies what the kernel does not take of it."""
+"""Maximum size of a single write, of which the transport copies what the kernel does not take."""
 
 UNSENT_BYTES: Final = 64 * 1024
-"""Maximum size of what the kernel holds unsent for a client. By default it buffers megabytes for one that does not
-read, and falling behind would show late."""
+"""Maximum number of unsent bytes in the kernel. By default, it buffers megabytes for a client that does not read, so
+that falling behind shows late."""
 
 
 class Outbox(Subscriber):
-    """Writes to one client. `all_backlogs` counts what waits for all clients together."""
+    """Writes to one client. `all_backlogs` counts the backlogs of all clients."""
 
     __slots__ = (
         "_all_backlogs",
@@ -60,32 +60,32 @@ class Outbox(Subscriber):
         self._limits = limits
         self._all_backlogs = all_backlogs
         self._caught_up = caught_up
-        # The backlog, if there is one, how far its first buffer is written, and how many bytes of it wait.
+        # The backlog, if there is one, how much of its first buffer is written, and how many bytes wait.
         self._backlog: deque[bytes] | None = None
         self._offset = 0
         self._waiting = 0
         self._largest = 0
-        # Whether messages may be sent at all, and whether the stream ends after what waits.
+        # Whether messages may be sent, and whether the stream ends after the backlog.
         self.is_open = False
         self._ends = False
         # Whether the transport holds the rest of a piece; how much at the last beat; whether it took more since.
         self._blocked = False
         self._unsent = 0
         self._moved = False
-        # Whether the client is not read from, for it is over its limit.
+        # Whether reading from the client is paused, because it is over its limit.
         self._is_unheard = False
 
     def attach(self, transport: asyncio.Transport) -> None:
-        """Write to a transport. Under TLS, this one may have said before that it takes no more."""
+        """Set the transport to write to. Under TLS, it may have called `pause` before."""
         self._transport = transport
-        # The backlog is kept here: the transport reports at once when it could not write everything, and when it has.
-        # Under TLS it reports when it holds exactly this much, else when it holds more.
+        # The backlog is kept here, so the transport must report as soon as it cannot write everything, and again when
+        # it has. Plain transports report when they hold more than the limit, TLS ones when they hold as much.
         transport.set_write_buffer_limits(high=1 if transport.get_extra_info("ssl_object") else 0, low=0)
         self._limit_unsent(UNSENT_BYTES)
 
     @property
     def waiting(self) -> int:
-        """Number of bytes that wait for the client to read, beside those in the kernel."""
+        """Number of bytes that wait for the client to read, without those in the kernel."""
         return self._waiting + self._transport.get_write_buffer_size()
 
     @property
@@ -94,17 +94,17 @@ class Outbox(Subscriber):
         return self._blocked
 
     def open(self, frame: Frame, address: str) -> None:
-        """Accept messages from now on, framed by this function, for a client at this address."""
+        """Accept messages from now on, framed by `frame`, for a client at this address."""
         self.is_open = self.ready = True
         self.frame = frame
         self.address = rate_key(address)
 
     def shut(self) -> None:
-        """Accept no more messages. What waits is still written."""
+        """Accept no more messages. The backlog is still written."""
         self.is_open = self.ready = False
 
     def send(self, frames: bytes) -> None:
-        """Write whole frames, to a client that is ready, or to any whose connection is not ending."""
+        """Write whole frames, unless the connection is ending."""
         if not self.is_open:
             return
         if self._blocked or len(frames) > PIECE_BYTES:
@@ -113,14 +113,14 @@ class Outbox(Subscriber):
             self._transport.write(frames)
 
     def write(self, data: bytes) -> None:
-        """Write output of the protocol, also to a client that is not ready."""
+        """Write output of the protocol, even while the connection is ending."""
         if self._blocked:
             self._queue(data)
         else:
             self._transport.write(data)
 
     def end(self) -> None:
-        """End the stream after what was written."""
+        """End the stream after everything sent so far."""
         self._ends = True
         if not self._backlog:
             self._end_stream()
@@ -132,13 +132,13 @@ class Outbox(Subscriber):
         self._blocked = True
 
     def resume(self) -> None:
-        """Go on, for the kernel takes more."""
+        """Continue to write, because the kernel takes more."""
         self._blocked = False
         self._moved = True
         self._write_backlog()
 
     def discard(self) -> None:
-        """Forget what waits, for the connection is gone."""
+        """Drop the backlog of a connection that has ended."""
         self.shut()
         self._backlog = None
         self._count(-self._waiting)
@@ -146,25 +146,25 @@ class Outbox(Subscriber):
     # Clients that do not read
 
     def is_stuck(self) -> bool:
-        """Return whether something waits and the client has read nothing since the last call."""
+        """Return whether data wait and the client has read nothing since the last call."""
         unsent, self._unsent = self._unsent, self._transport.get_write_buffer_size()
         moved, self._moved = self._moved, False
         return bool(unsent) and self._unsent >= unsent and not moved
 
     def abandon(self) -> None:
-        """Drop what waits, but for the rest of a frame that the client has a part of."""
+        """Drop the backlog, except for the rest of a frame of which the client has a part."""
         if self._backlog:
             begun = [self._backlog[0]] if self._offset else []
             self._backlog = deque(begun)
             self._count(sum(map(len, begun)) - self._offset - self._waiting)
-        # The kernel is to take that and a close frame, and to keep them for a while after the connection is closed.
+        # Let the kernel take this rest and a close frame, and keep them for a while after the connection is closed.
         self._limit_unsent(0)
         self._transport.resume_reading()
 
-    # Inside
+    # Internals
 
     def _queue(self, data: bytes) -> None:
-        """Queue data; over the limit, the client gets nothing more, and is not read from either."""
+        """Queue data. Over the limit, send the client nothing more, and pause reading from it."""
         if self._backlog is None:
             self._backlog = deque()
         self._backlog.append(data)
@@ -178,7 +178,7 @@ class Outbox(Subscriber):
             self._transport.pause_reading()
 
     def _is_over(self) -> bool:
-        """Return whether it has too much waiting, or all clients together have."""
+        """Return whether its backlog is too large, or all backlogs together are."""
         if self._waiting > self._limits.send_buffer + self._largest:
             return True
         return self._waiting > 0 and self._all_backlogs.is_over
@@ -199,7 +199,7 @@ class Outbox(Subscriber):
             self._caught_up(self)
 
     def _next_piece(self, backlog: deque[bytes]) -> bytes:
-        """Remove from a backlog what is to be written next."""
+        """Remove and return the next piece of a backlog."""
         parts: list[memoryview] = []
         room = PIECE_BYTES
         while backlog and room:
@@ -218,7 +218,7 @@ class Outbox(Subscriber):
         self._all_backlogs.used += more
 
     def _end_stream(self) -> None:
-        """End the stream, if that is wanted and nothing waits."""
+        """End the stream if `end` was called and nothing waits."""
         if not self._ends or self._transport.is_closing():
             return
         self._ends = False
@@ -228,7 +228,7 @@ class Outbox(Subscriber):
             self._transport.close()  # TLS has no half-closed connections
 
     def _limit_unsent(self, size: int) -> None:
-        """Limit what the kernel takes before it has sent the rest; 0 is the kernel's own limit."""
+        """Limit the unsent bytes that the kernel buffers; 0 restores the kernel's default."""
         sock = self._transport.get_extra_info("socket")
         if hasattr(socket, "TCP_NOTSENT_LOWAT") and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)

@@ -1,8 +1,8 @@
-"""Peers: the connections that clients have, whatever is spoken on them, as the endpoint sees them.
+"""Peers: what the connections of WebSocket clients and of event streams have in common.
 
 Rules:
-- A connection is open while its outbox is. Nothing is sent to one that is not.
-- A connection that is to end and does not is cut off.
+- A connection is open while its outbox is. Nothing is sent on one that is not.
+- A connection that does not end in time is aborted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Shared:
-    """What the connections of an endpoint have in common. `spend` runs something beside."""
+    """What the connections of an endpoint share. `spend` runs a coroutine in the background."""
 
     clients: Clients[Peer]
     entrance: Entrance
@@ -44,7 +44,7 @@ class Shared:
 
 
 class Peer:
-    """One client's connection. `client` is what stands behind it, once it is let in."""
+    """One client's connection. `client` is set once it is admitted."""
 
     __slots__ = ("_ending", "_shared", "_transport", "address", "client", "closed", "outbox")
 
@@ -57,18 +57,18 @@ class Peer:
         self._transport: asyncio.Transport
         self._ending: Ending | None = None
 
-    # What the endpoint says
+    # Called by the endpoint
 
     def close(self, code: CloseCode, reason: str) -> None:
-        """Begin to end the connection, and say why; a client that does not follow is cut off."""
+        """Begin to close the connection, with a reason; abort it if the client does not answer in time."""
         raise NotImplementedError
 
     def abort(self) -> None:
-        """Cut the client off."""
+        """Abort the connection."""
         self._transport.abort()
 
     def beat(self) -> None:
-        """Give the client up if it follows no board or did not read; else keep the connection alive."""
+        """Give the client up if it follows no board or did not read; otherwise keep the connection alive."""
         if not self.outbox.is_open or self.client is None:
             return
         if self.client.is_idle(asyncio.get_running_loop().time()):
@@ -77,7 +77,7 @@ class Peer:
         elif self.outbox.is_stuck():
             self._drop("reads nothing", waiting=self.outbox.waiting)
             self.outbox.abandon()
-            # With a code that says why, should it read after all.
+            # With a code that explains it, in case it does read.
             self.close(CloseCode.TRY_AGAIN_LATER, "the client did not read what it was sent")
         else:
             self._keep_alive()
@@ -88,7 +88,7 @@ class Peer:
     def _drop(self, reason: str, **details: object) -> None:
         log.info("websocket.dropped", clientId=self.client and self.client.name, reason=reason, **details)
 
-    # What asyncio says
+    # Called by asyncio
 
     def pause_writing(self) -> None:
         self.outbox.pause()
@@ -110,6 +110,6 @@ class Peer:
             log.info("websocket.close", clientId=self.client.name, code=code, connections=len(self._shared.clients))
 
     def _end_soon(self) -> None:
-        """Cut off a connection that is to end and does not, whatever the client goes on sending."""
+        """Abort the connection if it does not end in time, whatever the client keeps sending."""
         if not self._ending:
             self._ending = Ending(self._transport.abort)

@@ -4,8 +4,8 @@ It assembles the parts that serve clients, listens, runs the heartbeat, and disc
 relay stops. A single connection is in connection.py.
 
 Rules:
-- One timer serves all connections: at each heartbeat, a client that has been silent since the last one is dropped,
-  one that has read nothing while something waited is given up, and all others are pinged.
+- One timer serves all connections. At each heartbeat, a client is dropped if it has been silent since the last one,
+  or has read nothing while data waited for it; all others are pinged.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ from relay.websocket.sockets import bind
 log = structlog.get_logger()
 
 APART_SECONDS: Final = 0.05
-"""Maximum interval at which clients are closed during a drain: a few of them need not wait."""
+"""Maximum interval between clients that are closed during a drain, so that a few do not take the whole time."""
 
 ASK_AGAIN_SECONDS: Final = 30.0
 """Interval at which the database is asked again about every board that is followed."""
 
 WAIT_SECONDS: Final = 15.0
-"""How long a client waits for a transaction at least, and half of how long at most."""
+"""Minimum time for which a client waits for a transaction; the maximum is twice as long."""
 
 UNFINISHED_BYTES: Final = 32 * 1024 * 1024
-"""Maximum of messages that are not whole yet, for all clients together."""
+"""Maximum size of unfinished messages, over all clients."""
 
 
 class Endpoint:
-    """Listens, and keeps the connections. `places` are those that several endpoints share, if they do.
+    """Listens, and keeps the connections.
 
-    `new_keys` reads the gate's keys again, for a token that is signed with an unknown one. `authorizer`
-    decides about boards, beside the token that names them.
+    `places` may be shared with the endpoints of other processes. `new_keys` reads the gate's keys again, when a token
+    is signed with an unknown one. `authorizer` decides about boards in addition to the token.
     """
 
     def __init__(  # the parts of one process, put together in one place
@@ -109,11 +109,11 @@ class Endpoint:
     async def open(
         self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None
     ) -> None:
-        """Begin to listen, if wanted on a port that others share. Raises OSError if the address cannot be had."""
+        """Bind and listen; with `reuse_port`, other processes can listen on the same port. Raises OSError."""
         self.open_on(await bind(host, port, reuse_port=reuse_port), tls=tls)
 
     def open_on(self, sockets: Sequence[socket.socket], *, tls: ssl.SSLContext | None = None) -> None:
-        """Begin to listen on sockets that are bound."""
+        """Listen on bound sockets."""
         self._plain = tls is None
         self.listener.open(sockets, self._connection, tls)
         self._spend(self._beat())
@@ -122,11 +122,11 @@ class Endpoint:
             self._spend(self.decisions.run())
             self._spend(self._ask_again())
 
-    # How it is
+    # State
 
     @property
     def port(self) -> int | None:
-        """The port it listens on, None if on none."""
+        """The port it listens on; None if it listens on none."""
         return self.listener.port
 
     @property
@@ -136,7 +136,7 @@ class Endpoint:
 
     @property
     def behind(self) -> int:
-        """Number of clients that have not read what they were sent."""
+        """Number of clients whose backlog is over the limit."""
         return sum(not connection.outbox.ready for connection in self.clients)
 
     @property
@@ -159,7 +159,7 @@ class Endpoint:
         """Number of bytes that wait for clients."""
         return self.shared.backlogs.used
 
-    # Leaving
+    # Stopping
 
     def stop_listening(self) -> None:
         """Admit no more clients."""
@@ -167,7 +167,7 @@ class Endpoint:
         self.listener.stop()
 
     async def drain(self, seconds: float) -> None:
-        """Close every client's connection, spread over `seconds`, lest they all come back at once."""
+        """Close every client's connection, spread over `seconds`, so that they do not all come back at once."""
         loop = asyncio.get_running_loop()
         leaving, began = tuple(self.clients), loop.time()
         apart = min(seconds / max(1, len(leaving)), APART_SECONDS)
@@ -182,13 +182,13 @@ class Endpoint:
             connection.abort()
 
     async def close(self) -> None:
-        """Stop listening, close the connections that are left, and wait until they are gone."""
+        """Stop listening, close the remaining connections, and wait until they have ended."""
         self.stop_listening()
         await self.listener.close()
-        beside = tuple(self._tasks)
-        for task in beside:
+        background = tuple(self._tasks)
+        for task in background:
             task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
+        await asyncio.gather(*background, return_exceptions=True)
         for connection in self.clients.all:
             connection.close(CloseCode.SERVICE_RESTART, STOPPING)
         await self.clients.gone()
@@ -196,7 +196,7 @@ class Endpoint:
     # Credentials
 
     def check_grants(self) -> None:
-        """Check every client's credential again, for the valid ones may have changed."""
+        """Check every client's credential again, after the valid ones have changed."""
         for connection in self.clients:
             if connection.client:
                 connection.client.check_grant()
@@ -208,7 +208,7 @@ class Endpoint:
                 if connection.client:
                     connection.client.ask_again()
 
-    # Inside
+    # Internals
 
     def _connection(self, arrival: Arrival) -> Connection:
         return Connection(self.shared, arrival)
@@ -220,7 +220,11 @@ class Endpoint:
         task.add_done_callback(self._tasks.discard)
 
     def _turn_back(self, sock: socket.socket, address: str, wait: float) -> None:
-        """Refuse one connection of a flood. Its request, if it has come, is read first, lest the answer be lost."""
+        """Refuse one connection of a flood.
+
+        Its request is read first, if it has arrived: otherwise closing would reset the connection, and the answer
+        would be lost.
+        """
         self.refusals.add(FLOOD, address)
         with contextlib.suppress(OSError), sock:
             if self._plain:

@@ -1,4 +1,4 @@
-"""The sockets that clients connect to: bound to addresses of both families, to a path, or passed by systemd."""
+"""Listening sockets: bound to addresses of both families, to a path, or passed by systemd."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _PORT_TRIES: Final = 10
 
 
 async def bind(hosts: str, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
-    """Bind a port, 0 for any free one, on every address that is given. Raises OSError.
+    """Bind a port, 0 for any free one, on all given addresses. Raises OSError.
 
-    `::` is both families, unless an address of the other one is named beside it.
+    `::` means both families, unless an IPv4 address is given too.
     """
     names = hosts.replace(",", " ").split()
     loop = asyncio.get_running_loop()
@@ -44,7 +44,7 @@ async def bind(hosts: str, port: int, *, reuse_port: bool = False) -> list[socke
                     _bind(sock, (address[0], chosen, *address[2:]), both=both, reuse_port=reuse_port)
                     sockets.append(sock)
             except OSError as ex:
-                # A free port of one address may be taken at another.
+                # A port that is free at one address may be taken at another.
                 if port or not last or ex.errno != errno.EADDRINUSE:
                     raise
                 continue
@@ -63,7 +63,7 @@ def _bind(sock: socket.socket, address: tuple[object, ...], *, both: bool, reuse
 
 
 def bind_path(path: str) -> socket.socket:
-    """Bind a Unix socket, in place of one that nobody listens on any more. Raises OSError."""
+    """Bind a Unix socket, replacing a stale one on which nobody listens. Raises OSError."""
     with contextlib.ExitStack() as undo:
         sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         with contextlib.suppress(FileNotFoundError):
@@ -92,12 +92,12 @@ def from_systemd() -> dict[str, list[socket.socket]]:
         sock.set_inheritable(False)
         found.setdefault(names[number] if number < len(names) else "", []).append(sock)
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(name, None)  # they are ours, and no child's
+        os.environ.pop(name, None)  # they do not concern child processes
     return found
 
 
 def port_of(sockets: Sequence[socket.socket]) -> int | None:
-    """Return the port that sockets are bound to; None if there is none, or they are bound to a path."""
+    """Return the port that sockets are bound to; None if there is none, or if they are bound to a path."""
     for sock in sockets:
         if sock.fileno() >= 0 and sock.family in {socket.AF_INET, socket.AF_INET6}:
             return int(sock.getsockname()[1])

@@ -1,7 +1,6 @@
-"""A stream of events: the connection of a client that reads one board over plain HTTP, see events.py.
+"""A stream of events: the connection of a client that reads one board over plain HTTP; see events.py.
 
-It takes over from the connection whose request asked for it, and shares all else with it: the gate, the places, the
-outbox and its limits, and what decides about boards.
+It replaces the `Connection` that received the request, and keeps its transport, outbox and limits.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from relay.websocket.outbox import Outbox
 from relay.websocket.peer import Peer, Shared
 
 SILENT_BEATS: Final = 3
-"""Number of heartbeats after which the kernel ends a connection whose client acknowledges nothing. One that is there
-and does not read is given up before."""
+"""Number of heartbeats after which the kernel ends a connection whose client acknowledges nothing. A client that is
+there but does not read is given up earlier."""
 
 _MILLISECONDS: Final = 1000
 
@@ -31,7 +30,7 @@ _STATUS: Final[Mapping[ErrorCode, HTTPStatus]] = {
     "not_allowed": HTTPStatus.FORBIDDEN,
     "too_many_selections": HTTPStatus.SERVICE_UNAVAILABLE,
 }
-"""What HTTP calls an error that is no fault of the request."""
+"""The HTTP status of errors other than 400."""
 
 
 class EventStream(Peer, asyncio.Protocol):
@@ -47,7 +46,7 @@ class EventStream(Peer, asyncio.Protocol):
         self._code: int | None = None
 
     def serve(self, name: str, grant: Grant, wanted: messages.Subscribe) -> None:
-        """Take over, and send what was asked for, or why not."""
+        """Take over the transport, and send the requested board or an error."""
         self._transport.set_protocol(self)
         self._limit_silence(SILENT_BEATS * self._shared.heartbeat)
         self.outbox.open(events.event, self.address)
@@ -57,7 +56,7 @@ class EventStream(Peer, asyncio.Protocol):
         reader.read(wanted)
 
     def close(self, code: CloseCode, reason: str) -> None:
-        """End the stream, and say why in a comment. Before the answer has begun, say nothing."""
+        """End the stream, with the reason in a comment if the response has begun."""
         if not self._begun or not self.outbox.is_open:
             self._transport.abort()
             return
@@ -65,13 +64,13 @@ class EventStream(Peer, asyncio.Protocol):
         self._end(events.comment(f"{code:d} {reason}"))
 
     def _begin(self) -> None:
-        """Begin the answer."""
+        """Begin the response."""
         if not self._begun:
             self._begun = True
             self.outbox.write(events.beginning(self._visitor))
 
     def _refuse(self, bad: BadMessage) -> None:
-        """Answer that the board cannot be followed."""
+        """Respond that the board cannot be followed."""
         self._end(events.refusal(self._visitor, _STATUS.get(bad.code, HTTPStatus.BAD_REQUEST), str(bad)))
 
     def _end(self, last: bytes) -> None:
@@ -84,10 +83,10 @@ class EventStream(Peer, asyncio.Protocol):
         if self._begun:
             self.outbox.write(events.KEEP_ALIVE)
 
-    # What asyncio says
+    # Called by asyncio
 
     def data_received(self, data: bytes) -> None:  # noqa: ARG002  # asyncio's signature
-        """Take nothing: whoever reads events has nothing more to say."""
+        """Drop the client: nothing may follow its request."""
         self._drop("sent something after its request")
         self._transport.abort()
 
@@ -95,7 +94,7 @@ class EventStream(Peer, asyncio.Protocol):
         self._lost(self._code or (_BROKEN if exc else _CLOSED))
 
     def _limit_silence(self, seconds: float) -> None:
-        """Have the kernel end the connection if nothing is acknowledged for so long: there are no pings to answer."""
+        """Make the kernel end the connection if nothing is acknowledged for so long: there are no pings to answer."""
         sock = self._transport.get_extra_info("socket")
         if hasattr(socket, "TCP_USER_TIMEOUT") and sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * _MILLISECONDS))
@@ -103,11 +102,11 @@ class EventStream(Peer, asyncio.Protocol):
 
 _CLOSED: Final = 1000
 _BROKEN: Final = 1006
-"""As WebSocket would call how a client ends a stream."""
+"""The codes that WebSocket has for the ways in which a client ends a connection."""
 
 
 class Reader(Client):
-    """A client that follows one board, and says nothing."""
+    """A client that follows one board, and sends nothing."""
 
     __slots__ = ("begin", "refuse")
 
@@ -119,10 +118,10 @@ class Reader(Client):
         try:
             self._subscribe(wanted)
         except BadMessage as bad:
-            self._say(bad)
+            self._reject(bad)
 
     def is_idle(self, now: float) -> bool:  # noqa: ARG002  # whatever the time
-        """Tell whether it follows its board no longer, for that cannot be had: nothing else can come."""
+        """Return whether it no longer follows its board, so that nothing more can come."""
         return not self._boards()
 
     def _join(self, message: messages.Subscribe, name: str) -> None:
