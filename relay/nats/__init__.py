@@ -1,1 +1,1 @@
-"""The same seam, one hop longer: a publisher beside Postgres, edges beside the clients."""
+"""Through NATS JetStream: a publisher near Postgres, and edges near the clients."""

@@ -1,7 +1,7 @@
-"""What a publisher answers to the questions of edges: boards, and what relay.may_read says.
+"""A publisher's answers to edges: boards, and decisions of relay.may_read.
 
-Edges that ask for the same board share a read of it. A read answers only questions from before it began: an edge that
-asks later must not get an older board than it may have passed on already.
+Edges that request the same board share a read of it. A read answers only requests from before it began, because an
+edge that asks later must not get an older board than it may already have passed on.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _decode_questions: Final = msgspec.json.Decoder(list[tuple[dict[str, Any], str]]
 
 
 FAILED_SECONDS: Final = 1.0
-"""Timeout of a board that could not be read the last time."""
+"""Timeout for a board whose last read failed."""
 
 
 class Answers:
-    """Answers from one feed. The methods about reads are those of a Sink."""
+    """Answers of one feed. The methods about reads are those of a Sink."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
@@ -35,14 +35,14 @@ class Answers:
         self._reading: dict[str, list[asyncio.Future[Answer]]] = {}
 
     async def board(self, question: bytes) -> Answer | None:
-        """Answer with a board, once it is read; or soon that it cannot be read, if it could not the last time."""
+        """Answer with a board once it is read. If its last read failed, say so after FAILED_SECONDS."""
         name = question.decode(errors="replace")
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked.setdefault(name, []).append(answer)
         self._feed.ask(name)
         if name not in self._feed.failing:
             return await answer
-        # It is read again after a pause, for which no edge should wait.
+        # It is read again after a pause that edges should not have to wait for.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAILED_SECONDS):
                 return await answer
@@ -61,14 +61,14 @@ class Answers:
         return sum(len(waiting.get(name, ())) for waiting in (self._asked, self._reading))
 
     def begin_read(self, name: str) -> bool:
-        """Note that the feed begins to read a board, for all that have asked until now."""
+        """Note that the feed begins to read a board, for all requests until now."""
         if name in self._reading or name not in self._asked:
-            return False  # a read under way began before they asked
+            return False  # the read under way began before they asked
         self._reading[name] = self._asked.pop(name)
         return True
 
     def abandon_read(self, name: str) -> None:
-        """Have a board read again."""
+        """Request a board again."""
         self._asked[name] = self._reading.pop(name, []) + self._asked.get(name, [])
         self._feed.ask(name)
 
@@ -79,7 +79,7 @@ class Answers:
             self._feed.ask(name)
 
     def refuse(self, name: str, problem: Message, *, final: bool) -> None:
-        """Answer that a board cannot be had: now, or at all."""
+        """Answer that a board cannot be read at present, or, if `final`, cannot exist."""
         waiting = self._reading.pop(name, []) + self._asked.pop(name, [])
         self._answer(waiting, _refusal(problem, final=final))
 

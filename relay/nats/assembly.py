@@ -1,11 +1,11 @@
-"""Makes batches of the stream's entries, and notices when entries do not follow each other. Pure.
+"""Assembles batches from the stream's entries, and notices inconsistent ones. Pure.
 
 Rules:
 - A batch counts from its commit on. What an interrupted publisher left of one is dropped at the next state.
-- Steps are numbered, and each goes on from the position of the one before. A stream that was restored, that lost
-  entries, or that a stranger wrote to is not believed: StreamBroken.
-- A reader may get the parts of some boards only. Parts of others are passed over, and each commit is held against the
-  parts of the boards that are read. So it does not matter how NATS filters, nor whether it does.
+- Steps are numbered, and each continues from the position of the one before. A stream that was restored, lost entries
+  or was written to by others raises StreamBroken.
+- A reader may get the parts of some boards only. Parts of other boards are ignored, and each commit is compared with
+  the parts of the boards that are read. So it does not matter how or whether NATS filters.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from relay.model.snapshot import Snapshot
 from relay.nats.stream import Commit, Effect, End, Entry, Part, State, StreamBroken, message_of
 
 GATHER_BYTES: Final = 4 * 1024 * 1024
-"""Maximum size of what is gathered of one batch. A larger batch is passed on in parts."""
+"""Maximum size gathered of one batch. A larger batch is passed on in parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a transaction means to one board, or with `sync` to all: a transaction as a hub takes it."""
+    """The effect of a transaction on one board, or with `sync` on all boards; see `ports.Committed`."""
 
     xid: int
     board: str | None
@@ -52,7 +52,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Go on from a position with these cursors. `lost` says why this does not follow on the position before."""
+    """Continue from a position with these cursors. `lost` is the reason if continuity is broken."""
 
     epoch: Epoch
     position: Snapshot
@@ -64,9 +64,9 @@ def _all_boards(_: str) -> bool:
 
 
 class Assembly:
-    """Takes entries in their order, from a state on, and says what they bring.
+    """Takes entries in order, from a state on, and yields what they result in.
 
-    `reads` says whether it is given the parts of a board. Its answers may change only between batches. With `whole`,
+    `reads` returns whether the parts of a board are read. Its answers may change only between batches. With `whole`,
     nothing of a batch is passed on before its commit, however large it is.
     """
 
@@ -84,11 +84,11 @@ class Assembly:
 
     @property
     def between_batches(self) -> bool:
-        """Whether nothing has come of a batch whose end is still to come, not even parts that are passed over."""
+        """Whether no batch is unfinished, counting ignored parts too."""
         return not self._within
 
     def take(self, entry: Entry) -> Iterator[Batch | Begin]:
-        """Take the next entry; say what it brings. Raises StreamBroken."""
+        """Take the next entry; yield what it results in. Raises StreamBroken."""
         match entry:
             case Part():
                 yield from self._take_part(entry)

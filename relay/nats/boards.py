@@ -1,11 +1,11 @@
-"""Reads boards for an edge's hub: asks the active publisher for them.
+"""Reads boards for an edge's hub, by asking the active publisher.
 
 Rules:
-- Several boards are read at once, but never one of them twice: an answer to a client that has left must not be taken
-  for the answer to one that came since. One that takes long holds up no other, whatever their number.
-- A board is asked for only once its changes are delivered to this edge, so nothing is missing between the two.
-- Questions go to the publisher that wrote the last state. If it is silent, they go to the one that wrote the last
-  state by then. A board that cannot be asked for is refused to its clients, and holds up no other.
+- Several boards are read at once, but never one of them twice: the answer to a client that has left must not be taken
+  for that to a client that came since. However many slow boards there are, they do not delay the others.
+- A board is requested only once its changes are delivered to this edge, so that nothing is missing in between.
+- Requests go to the publisher that wrote the last state. If it is silent, they are repeated, to the one that has
+  written the last state by then. A board whose name is too long to ask for is refused.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from relay.nats.stream import BoardHead, BoardRefused, can_name, is_text
 from relay.postgres.requests import BoardQueue
 
 ASK_AGAIN_SECONDS: Final = 0.25
-"""Interval after which a board is asked for again that no publisher answered for."""
+"""Pause before a board is requested again if no publisher answered."""
 
 FAILED_SECONDS: Final = 1.0
-"""Interval after which a board is asked for again that the publisher could not read."""
+"""Pause before a board is requested again if the publisher could not read it."""
 
 ASKED_AT_ONCE: Final = 8
-"""Maximum number of boards that are asked for at once, not counting those that take long."""
+"""Maximum number of boards requested at once, not counting those that take longer than LONG_SECONDS."""
 
 LONG_SECONDS: Final = 1.0
-"""A board that takes longer makes room for another."""
+"""Time after which a slow board makes room for another."""
 
 _decode_head: Final = msgspec.json.Decoder(BoardHead | BoardRefused).decode
 
 
 class BoardReader:
-    """Reads boards, each when asked. `wanted_since` holds when each board was asked for that is not here yet."""
+    """Reads boards on request. `wanted_since` has the time of each request that is not served yet."""
 
     def __init__(self, follower: Follower) -> None:
         self.wanted_since: dict[str, float] = {}
@@ -51,7 +51,7 @@ class BoardReader:
         self._queue = BoardQueue()
 
     def ask(self, board: str, by: object = None) -> None:
-        """Have a board read for somebody; after a pause if the publisher could not read it the last time."""
+        """Request a board for somebody; after a pause if the publisher could not read it the last time."""
         loop = asyncio.get_running_loop()
         if (again_at := self._again_at.get(board, 0.0)) > loop.time():
             loop.call_at(again_at, self.ask, board, by)
@@ -76,13 +76,13 @@ class BoardReader:
                 tasks.create_task(read_queue())
 
     def _end_read(self, hub: Sink, name: str, read: asyncio.Task[None]) -> None:
-        """Have a board asked for again whose read failed, or was cancelled before it began."""
+        """Request a board again if its read failed, or was cancelled before it began."""
         if read.cancelled() or read.exception():
             self._abandon(hub, name)
         self._queue.done(name)
 
     async def _read(self, stream: Stream, hub: Sink, name: str) -> None:
-        """Hand over a board, or have it asked for again."""
+        """Hand over a board, or request it again."""
         namable = can_name(name, stream.room)
         if namable:
             await self._follower.deliveries.until_has([name], hub)
@@ -96,7 +96,7 @@ class BoardReader:
             self._abandon(hub, name)
 
     async def _ask(self, stream: Stream, hub: Sink, name: str) -> bool:
-        """Ask for a board, and hand it over, or the error; return false if there is no answer of use here."""
+        """Request a board from the publisher, and hand it over, or the error; return False if no answer is usable."""
         assert self._follower.state, "it has begun"
         answer = await stream.questions.ask(self._follower.state.asked_at, "board", name.encode())
         if answer is None:
@@ -111,20 +111,20 @@ class BoardReader:
             self.wanted_since.pop(name, None)
             return True
         if head.run != self._follower.state.run:
-            return False  # of another run of the server
+            return False  # read in another run of the server
         async with self._follower.between_batches():
             hub.synced(name, Snapshot.parse(head.snapshot), body)
         self.wanted_since.pop(name, None)
         return True
 
     def _pause(self, name: str) -> None:
-        """Have a board asked for only after a pause."""
+        """Delay further requests of a board."""
         loop = asyncio.get_running_loop()
         self._again_at[name] = again_at = loop.time() + FAILED_SECONDS
         loop.call_at(again_at, self._again_at.pop, name, None)
 
     def _abandon(self, hub: Sink, name: str) -> None:
-        """Have a board asked for again, if anybody still wants it."""
+        """Request a board again, if anybody still wants it."""
         since = self.wanted_since.pop(name, time.monotonic())
         hub.abandon_read(name)
         if name in self.wanted_since:
@@ -132,7 +132,7 @@ class BoardReader:
 
 
 def too_long(name: str) -> Message:
-    """Return the error for a board that no message of NATS can name."""
+    """Return the error for a board whose name does not fit into a message of NATS."""
     return messages.error(
         "invalid_board_id", f"boardId has {len(name)} letters, of which NATS takes fewer, or is no text"
     )

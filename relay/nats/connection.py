@@ -1,8 +1,8 @@
-"""One connection to NATS: how it is made, what its errors mean, and how it ends.
+"""One connection to NATS: opening, closing, and the meaning of errors.
 
 Rules:
-- A connection is never repaired. Whatever goes wrong ends it; its owner makes another, and reads where the stream is.
-- Every error leaves here as a StreamError, in one line, without passwords.
+- A connection never reconnects. Any fault ends it; its owner opens another, and reads where the stream is.
+- Every error is raised as a StreamError, with one line of text without passwords.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ PING_SECONDS: Final = 2
 """Interval of pings; after two pings without an answer the connection is dead."""
 
 EXPECTED: Final = "Nats-Expected-Last-Sequence"
-"""Header of an entry: the sequence at which its publisher believes that the stream ends."""
+"""Header of an entry: the sequence of the stream's last entry, as its publisher expects it."""
 
 _SEQUENCE_DIGITS: Final = 20
 HEADER_BYTES: Final = len(f"NATS/1.0\r\n{EXPECTED}: \r\n\r\n") + _SEQUENCE_DIGITS
-"""Size of an entry's header; NATS counts it as a part of the message."""
+"""Size of an entry's header, which NATS counts as a part of the message."""
 
 _WRONG_LAST_SEQUENCE: Final = 10071
 _NO_MESSAGE: Final = 10037
 
 
 class StreamError(Exception):
-    """Why the stream cannot be used, in one line."""
+    """The stream cannot be used. The text says why, in one line."""
 
 
 class Refused(StreamError):
-    """An entry or a question is not taken, for what it is."""
+    """An entry or question itself is refused, so sending it again is of no use."""
 
 
 class Outrun(StreamError):
@@ -67,7 +67,7 @@ class NoMessageError(StreamError):
 
 
 class Connection:
-    """A connection for one stream, which is called `name`."""
+    """A connection for the stream `name`."""
 
     def __init__(self, client: Client, name: str, domain: str) -> None:
         self.client = client
@@ -88,10 +88,10 @@ class Connection:
                     await client.connect(
                         _servers(servers),
                         name=f"relay {role}",
-                        # A check has an edge's rights.
+                        # Others, such as relay check, have the rights of an edge.
                         inbox_prefix="_INBOX_publisher" if role == "publisher" else "_INBOX_edge",
                         allow_reconnect=False,
-                        # Without these it never gives up the first attempt.
+                        # Without these, nats-py never gives up the first attempt.
                         max_reconnect_attempts=1,
                         reconnect_time_wait=0,
                         ping_interval=PING_SECONDS,
@@ -119,18 +119,18 @@ class Connection:
         self._ended.set()
 
     async def ended(self) -> None:
-        """Wait until the connection has ended; raises StreamError then."""
+        """Wait until the connection has ended, then raise StreamError."""
         await self._ended.wait()
         raise StreamError(f"the connection to NATS has ended: {self._fault or 'it was closed'}")
 
     @property
     def room(self) -> int:
-        """Maximum size of what one message carries, in bytes."""
+        """Maximum payload of one message, in bytes."""
         return self.client.max_payload - HEADER_BYTES
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn what NATS and its client raise into StreamErrors."""
+        """Turn errors of NATS and nats-py into StreamErrors."""
         try:
             with kept_cancellation():
                 yield
@@ -142,7 +142,7 @@ class Connection:
             raise StreamError(f"NATS: {self._fault or _line(ex)}") from None
 
     def refused(self, code: int, number: int, description: str) -> StreamError:
-        """Say what an error of JetStream means: its HTTP-like code, its number, and its words."""
+        """Return the error for an HTTP-like code, an error number and a description from JetStream."""
         if number == _WRONG_LAST_SEQUENCE:
             return Outrun(f"another publisher has appended to stream {self.name}")
         if number == _NO_MESSAGE:
@@ -152,12 +152,12 @@ class Connection:
         return Refused(f"JetStream refused: {description}")
 
     def no_stream(self) -> StreamError:
-        """Say that the stream does not exist."""
+        """Return the error for a stream that does not exist."""
         return NoStreamError(f"NATS has no stream {self.name}: start relay publish, which makes it")
 
 
 async def _close(client: Client) -> None:
-    """Close a connection, also one that was not made; TLS would wait long for a server that is silent."""
+    """Close a connection, even if it was never established. With TLS, closing would wait long for a silent server."""
     if not (client.is_connecting or client.is_connected):
         return
     with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
@@ -170,12 +170,12 @@ def _servers(servers: str) -> list[str]:
 
 
 def _shown(servers: str) -> str:
-    """Name the servers without what may be a password."""
+    """Return the servers without users and passwords."""
     return ", ".join(urlsplit(server).netloc.rpartition("@")[2] for server in _servers(servers))
 
 
 def _security(settings: Settings, servers: str) -> dict[str, Any]:
-    """Return how each side proves to the other what it is."""
+    """Return the arguments of `connect` for TLS and credentials."""
     given: dict[str, Any] = {}
     if settings.NATS_CREDENTIALS:
         given["user_credentials"] = _credentials(Path(settings.NATS_CREDENTIALS))
@@ -188,13 +188,13 @@ def _security(settings: Settings, servers: str) -> dict[str, Any]:
 
 
 def _missing(ex: BaseException) -> str:
-    """Guess what a server misses that ends the connection within the handshake: TLS 1.3 may not let it say so."""
+    """Guess why a server ends the connection within the handshake: TLS 1.3 may not let it report the reason."""
     missing = isinstance(ex, ConnectionError | ssl.SSLError) and not isinstance(ex, ssl.SSLCertVerificationError)
     return " (does it want a certificate, NATS_CERT, or another one?)" if missing else ""
 
 
 def _credentials(path: Path) -> Path:
-    """Check that a file has credentials; nats-py would search another one for ever."""
+    """Check that a file contains credentials, because nats-py would search any other forever."""
     text = path.read_text()
     if any(f"BEGIN {part}" not in text for part in ("NATS USER JWT", "USER NKEY SEED")):
         raise ValueError(f"{path} is no file of credentials, with a JWT and a seed")
@@ -207,7 +207,7 @@ def _line(ex: BaseException) -> str:
 
 
 def _is_a_warning(record: logging.LogRecord) -> bool:
-    """Drop a warning of asyncio without cause: nats-py reads TLS with what was made for a plain connection."""
+    """Drop a warning of asyncio that means nothing here: nats-py uses a plain stream protocol for TLS."""
     return not record.getMessage().startswith("returning true from eof_received()")
 
 

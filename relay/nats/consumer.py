@@ -1,8 +1,7 @@
-"""A consumer of the stream: has JetStream deliver entries, from a sequence on, and gives them out as they come.
+"""A consumer of the stream: receives its entries from a sequence on, as they are stored.
 
-JetStream sends as they are stored: a push consumer without acknowledgements, in memory, which the server forgets by
-itself when nobody listens. A heartbeat says once a second that there is nothing new, and flow control bounds what is
-on the way.
+It is a push consumer without acknowledgements, in memory, which the server removes when nobody listens. JetStream
+sends a heartbeat every second while there is nothing new; flow control limits the data under way.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from nats.js import JetStreamContext, api
 from relay.nats.connection import Connection, StreamError
 
 BEAT_SECONDS: Final = 1.0
-"""Interval at which JetStream says that there is nothing new."""
+"""Interval of JetStream's heartbeats."""
 
 SILENT_BEATS: Final = 3
-"""Number of intervals without a heartbeat after which the consumer is lost."""
+"""Number of missing heartbeats after which the consumer is lost."""
 
 _PLACE_TOKENS: Final = 9
 
 
 class Delivered(NamedTuple):
-    """An entry, its sequence, and how many more the consumer has to deliver."""
+    """An encoded entry, its sequence, and the number of entries still to be delivered."""
 
     sequence: int
     data: bytes
@@ -38,10 +37,10 @@ class Delivered(NamedTuple):
 
 
 class Consumer:
-    """Entries of the stream, as they are delivered.
+    """Receives entries of the stream.
 
-    `pending` is how many there were at the beginning. `filtered` says whether the server leaves out what was not
-    named: one before 2.10 does not know consumers with several subjects, and delivers everything.
+    `pending` is the number of entries at the beginning. `filtered` is whether the server applies the filter: one
+    before 2.10 does not support several subjects, and delivers everything.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -54,9 +53,9 @@ class Consumer:
         self._deliveries: Subscription | None = None
 
     async def open(self, jetstream: JetStreamContext, first: int, subjects: Sequence[str]) -> None:
-        """Have the entries from sequence `first` on delivered that have one of these subjects; of none, all."""
+        """Receive the entries with one of these subjects from sequence `first` on; without subjects, all entries."""
         inbox = self._client.new_inbox()
-        # Without limits of its own: JetStream sends no more than flow control allows.
+        # nats-py's own limits are off: JetStream sends no more than flow control allows.
         self._deliveries = await self._client.subscribe(
             inbox, cb=self._take, pending_msgs_limit=0, pending_bytes_limit=0
         )
@@ -64,7 +63,7 @@ class Consumer:
             self._name,
             deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=first,
-            # Servers of every version know the first of these.
+            # Servers of every version support the first of these.
             filter_subject=subjects[0] if len(subjects) == 1 else None,
             filter_subjects=[*subjects] if len(subjects) > 1 else None,
             ack_policy=api.AckPolicy.NONE,
@@ -79,13 +78,13 @@ class Consumer:
         self.filtered = bool(made.config.filter_subject or made.config.filter_subjects)
 
     async def close(self) -> None:
-        """Stop listening."""
+        """Stop receiving."""
         if self._deliveries:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self._deliveries.unsubscribe()
 
     async def arrived(self) -> list[Delivered]:
-        """Wait for entries, or for `wake`. Raises StreamError if not even a heartbeat comes."""
+        """Wait for entries, or for `wake`. Raises StreamError if not even heartbeats arrive."""
         while not self._event.is_set():
             try:
                 async with asyncio.timeout(SILENT_BEATS * BEAT_SECONDS):
@@ -97,7 +96,7 @@ class Consumer:
         return found
 
     def wake(self) -> None:
-        """Have `arrived` return, even without entries."""
+        """Make `arrived` return, even without entries."""
         self._event.set()
 
     async def _take(self, message: Msg) -> None:
@@ -109,18 +108,18 @@ class Consumer:
         self._event.set()
 
     async def _answer(self, message: Msg, headers: dict[str, str]) -> None:
-        """Answer a status of the consumer, where it says that it waits for us."""
+        """Answer a flow control message, so that the server continues to send."""
         if waits := message.reply or headers.get("Nats-Consumer-Stalled"):
             await self._client.publish(waits)
 
 
 def place(reply: str) -> tuple[int, int]:
-    """Read an entry's sequence, and how many follow it already, from the subject for acknowledgements.
+    """Return an entry's sequence, and the number that follow, from the subject for its acknowledgement.
 
-    nats-py's own way to do so takes a quarter of the time that an edge takes for an entry that nobody follows.
+    nats-py's own parser would take a quarter of an edge's time for an entry that nobody follows.
     """
     tokens = reply.split(".")
-    # Of $JS.ACK.stream.consumer.delivered.SEQUENCE.of consumer.time.PENDING; newer servers may name a domain and an
-    # account before the stream, and more after all.
+    # $JS.ACK.stream.consumer.delivered.SEQUENCE.consumer_sequence.time.PENDING; newer servers may add a domain and an
+    # account before the stream, and more at the end.
     first = 5 if len(tokens) == _PLACE_TOKENS else 7
     return int(tokens[first]), int(tokens[first + 3])

@@ -1,12 +1,12 @@
-"""What NATS delivers to an edge: one consumer after another, each for the boards that were followed when it was made.
+"""The deliveries of NATS to an edge: one consumer after another, each for the boards that were followed at the time.
 
-To read other boards, an edge makes a second consumer that begins after the last entry it has taken. Meanwhile the
-first one goes on. Between two batches the edge switches to the second one, and skips what it has taken before.
-So all entries before the switch are read with the old selection, all after it with the new one, and none is missed or
-comes twice.
+To receive other boards, an edge creates a second consumer that begins after the last entry taken, while the first one
+continues. Between two batches, the edge switches to the second one, and skips what it has already taken. So all
+entries before the switch are read with the old selection, and all after it with the new one; none is missed or
+repeated.
 
-Two alternatives do not work: a change of a consumer's subjects in place leaves open from which entry on it holds, and
-ending a consumer before the next is made would delay all boards.
+Two simpler ways do not work: changing the subjects of a consumer leaves open from which entry on the change applies,
+and ending a consumer before the next is created would delay all boards.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from relay.nats.jetstream import Stream
 from relay.nats.selection import Selection
 
 SWITCH_SECONDS: Final = 0.1
-"""Minimum interval between selections. Boards that are wanted meanwhile share the next one."""
+"""Minimum interval between selections. Boards wanted in between share the next one."""
 
 NARROW_SECONDS: Final = 10.0
-"""Interval at which boards that nobody follows any more are left out."""
+"""Interval at which boards that nobody follows any more are dropped from the selection."""
 
 
 class Deliveries:
-    """The entries of commits, states, and selected boards, as they come."""
+    """Receives commits, states, and the parts of selected boards."""
 
     def __init__(self) -> None:
         self._selection = Selection()
@@ -44,14 +44,14 @@ class Deliveries:
 
     @property
     def switch_due(self) -> bool:
-        """Whether another consumer is there to go over to."""
+        """Whether there is another consumer to switch to."""
         return self._next is not None
 
     async def open(self, stream: Stream, last: int) -> None:
-        """Have the entries delivered that follow `last`, over a new connection."""
+        """Receive the entries after `last`, over a new connection."""
         self._selection.next = self._selection.current
         self._consumer = await self._follow(stream, last)
-        # If the server delivers everything instead, the switch to that needs no other consumer.
+        # If the server delivers everything instead, switching to that needs no other consumer.
         self._next = None if self._selection.next == self._selection.current else self._consumer
         self._consumer.wake()
         self._wanted.set()
@@ -62,7 +62,7 @@ class Deliveries:
         return await self._consumer.arrived()
 
     async def switch(self) -> None:
-        """Go over to the other consumer. It delivers again what was taken since it was made."""
+        """Switch to the other consumer. It also delivers what was taken since it was created."""
         old, self._consumer, self._next = self._consumer, self._next, None
         self._selection.switch()
         if old and old is not self._consumer:
@@ -79,13 +79,13 @@ class Deliveries:
     async def until_has(self, boards: Iterable[str], hub: Sink) -> None:
         """Wait until these boards' parts are delivered, unless nobody follows them any more.
 
-        They are wanted again after each switch: a selection that was made while nobody followed one has left it out.
+        They are requested again after each switch, because a selection made while nobody followed a board lacks it.
         """
         async with self._switched:
             await self._switched.wait_for(lambda: all(board not in hub or self.want(board) for board in boards))
 
     async def keep_selecting(self, stream: Stream, hub: Sink, last: Callable[[], int]) -> None:
-        """Have the boards delivered that clients follow. `last` returns the sequence of the last entry taken."""
+        """Adapt the selection to the boards that clients follow. `last` returns the last entry taken."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(NARROW_SECONDS):
@@ -96,7 +96,7 @@ class Deliveries:
                 await asyncio.sleep(SWITCH_SECONDS)
 
     async def _select(self, stream: Stream, last: int) -> None:
-        """Make the other consumer, and wait for the switch."""
+        """Create the other consumer, and wait for the switch."""
         self._next = await self._follow(stream, last)
         assert self._consumer, "it is open"
         self._consumer.wake()

@@ -1,12 +1,12 @@
 """Follows the stream for an edge's hub: takes each entry once, in order, over any number of connections.
 
 Rules:
-- An edge reads commits, states, and the parts of boards that its clients follow (deliveries.py). A board is read from
-  Postgres, and missed changes are read from the stream, only once the board's parts are delivered here. The stream
-  then brings whatever such a read does not contain, as for any new subscriber.
-- Nothing that NATS delivers is trusted to be complete: the assembly holds every commit against the parts that came.
-- If the stream does not go on from where it was read to, continuity is broken: all clients are sent their boards, and
-  the reason.
+- An edge reads commits, states, and the parts of boards that its clients follow (deliveries.py). A board, or what
+  clients missed of it, is read only once its parts are delivered here. So the stream brings whatever such a read does
+  not contain, as for any new subscriber.
+- Nothing is trusted to be complete: the assembly compares every commit with the parts that came.
+- If the stream does not continue from where it was read to, continuity is broken: all clients are sent their boards,
+  with the reason.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from relay.nats.stream import Entry, State, StreamBroken, decode, decode_state
 log = structlog.get_logger()
 
 FORGET_SECONDS: Final = 60.0
-"""Interval at which the stream's beginning is read."""
+"""Interval at which positions that the stream no longer holds are forgotten."""
 
 SILENT_SECONDS: Final = 5.0
 """Time without an entry after which the publisher counts as absent."""
@@ -43,7 +43,7 @@ SILENT_SECONDS: Final = 5.0
 class Follower:
     """Reads the stream, and passes it on to a hub.
 
-    `last` is the sequence of the last entry that was taken, `boundary` of the one that led to the present position.
+    `last` is the sequence of the last entry taken, `boundary` that of the entry that led to the current position.
     """
 
     def __init__(self, name: str) -> None:
@@ -58,7 +58,7 @@ class Follower:
         self._assembly: Assembly | None = None
         self._began = False
         self._moved = asyncio.Condition()
-        # While a batch is passed on in parts, nothing else is handed over.
+        # Whether a batch is being passed on in parts, so that nothing else can be handed over.
         self._in_parts = False
 
     @property
@@ -68,20 +68,20 @@ class Follower:
 
     @property
     def position(self) -> Snapshot:
-        """Everything visible here has been passed on."""
+        """The snapshot up to which everything has been passed on."""
         assert self._assembly, "it has begun"
         return self._assembly.position
 
     @property
     def lag(self) -> float:
-        """Age of the last state, in seconds: all that was committed before it has been passed on."""
+        """Seconds since the last state was read from Postgres; everything committed before has been passed on."""
         return time.monotonic() - self.last_heard + (self.state.lag if self.state else 0.0)
 
     def forget(self) -> None:
-        """Begin again with the last state, on the next connection."""
+        """Begin with the last state on the next connection, instead of continuing."""
         self._assembly = None
 
-    # What others wait for
+    # Waiting
 
     async def until_at(self, cursor: Snapshot) -> None:
         """Wait until a cursor is not ahead of the position."""
@@ -89,13 +89,13 @@ class Follower:
             await self._moved.wait_for(lambda: self.position.covers(cursor))
 
     async def until_taken(self, sequence: int) -> None:
-        """Wait until this entry has been taken."""
+        """Wait until the entry with this sequence has been taken."""
         async with self._moved:
             await self._moved.wait_for(lambda: self.last >= sequence)
 
     @contextlib.asynccontextmanager
     async def between_batches(self) -> AsyncIterator[None]:
-        """Wait for a moment at which something else can be handed to the hub."""
+        """Wait for a moment at which something else can be handed to the hub, and hold it."""
         async with self._moved:
             await self._moved.wait_for(lambda: not self._in_parts)
             yield
@@ -103,7 +103,7 @@ class Follower:
     # Beginning
 
     async def begin(self, stream: Stream, hub: Sink) -> None:
-        """Go on from where the stream was read to, if what follows is there; otherwise from its last state."""
+        """Continue from where the stream was read to, if what follows is there; otherwise from its last state."""
         bounds = await stream.bounds()
         self.marks.forget_before(bounds.first)
         if self._assembly is None or not bounds.first - 1 <= self.last <= bounds.last:
@@ -120,13 +120,13 @@ class Follower:
         self._begin_hub(hub, Begin(state.epoch, self.position, lost))
 
     async def _last_state(self, stream: Stream) -> State:
-        """Read the stream's states, and return the last one; marks and `last` are then those of that."""
+        """Read the stream's states, set the marks and `last`, and return the last one."""
         self.marks.clear()
         state: State | None = None
         for each in await stream.states():
             try:
                 state = decode_state(each.data)
-            except StreamBroken:  # a stranger's, and nobody resumes from before it
+            except StreamBroken:  # not a relay's; nobody can resume from before it
                 state = None
                 self.marks.clear()
             else:
@@ -145,7 +145,7 @@ class Follower:
     # Reading
 
     async def read(self, hub: Sink) -> None:
-        """Pass on entries as they come. Raises StreamError and StreamBroken."""
+        """Pass on entries as they arrive. Raises StreamError and StreamBroken."""
         assert self._assembly, "it has begun"
         while True:
             arrived = await self.deliveries.arrived()
@@ -159,7 +159,7 @@ class Follower:
                 self._moved.notify_all()
 
     def _pass_on(self, hub: Sink, entries: Sequence[Delivered]) -> None:
-        """Pass on entries that arrived together, as one batch; unless a batch is so large that it comes in parts."""
+        """Pass on entries that arrived together as one batch, except for batches so large that they come in parts."""
         assert self._assembly, "it has begun"
         gathered: list[Committed] = []
         position = self.position
@@ -177,7 +177,7 @@ class Follower:
             self._publish(hub, gathered, self.position)
 
     def _take(self, sequence: int, entry: Entry) -> Iterator[Batch | Begin]:
-        """Take an entry, and note where it stands."""
+        """Take an entry, and note its sequence."""
         assert self._assembly, "it has begun"
         yield from self._assembly.take(entry)
         if isinstance(entry, State):
@@ -202,7 +202,7 @@ class Follower:
     # The stream's ends
 
     async def watch(self, stream: Stream) -> None:
-        """Check that the stream is not an older one, when nothing comes for long. Raises StreamBroken if it is."""
+        """Whenever nothing arrives for long, check the stream. Raises StreamBroken if it is an older copy."""
         while True:
             await asyncio.sleep(SILENT_SECONDS / 2)
             silent = time.monotonic() - self.last_heard > SILENT_SECONDS
@@ -210,7 +210,7 @@ class Follower:
                 raise StreamBroken(f"stream {self._name} ends before what was read of it")
 
     async def forget_marks(self, stream: Stream) -> None:
-        """Forget the positions of which the stream no longer has what follows."""
+        """Forget the positions after which the stream no longer has everything."""
         while True:
             await asyncio.sleep(FORGET_SECONDS)
             self.marks.forget_before((await stream.bounds()).first)

@@ -1,17 +1,17 @@
 """The stream in NATS JetStream: how publishers append to it, and edges read it.
 
 Subjects, all under the stream's name: `NAME.board.TOKEN` for the parts of each board, `NAME.all` for commits and for
-parts that concern all boards, `NAME.state` for states. Not in the stream are `NAME.ask.PLACE.…`, on which edges ask
-for boards and for what relay.may_read says; each publisher that is active has a place of its own, which its states
-name. Answers come to inboxes that begin with `_INBOX_publisher` and `_INBOX_edge`, so that a server's permissions can
-tell them apart: deploy/nats-accounts.conf names every subject that is used.
+parts that concern all boards, `NAME.state` for states. `NAME.ask.PLACE.…` is not in the stream: there, edges request
+boards and decisions of relay.may_read. Each turn of an active publisher has its own place, which its states contain.
+Answers go to inboxes that begin with `_INBOX_publisher` and `_INBOX_edge`, so that the permissions of the server can
+distinguish them; deploy/nats-accounts.conf lists every subject.
 
 Rules:
-- An entry is appended only if the stream ends where its publisher believes that it does: JetStream compares the
-  sequence. So of two publishers one is refused, and what was sent twice is stored once. JetStream's de-duplication by
-  message id is not used: it would also drop what a publisher must repeat after an interruption.
-- An entry that does not fit into a message is refused before it is sent: NATS would close the connection.
-- Entries come in the order of their sequences. Whether one is missing is for the reader's assembly to find out.
+- An entry is appended only if the stream ends where its publisher expects: JetStream compares the sequence. So one of
+  two publishers is refused, and an entry that was sent twice is stored once. JetStream's deduplication by message id
+  is not used, because it would also drop what a publisher must repeat after an interruption.
+- An entry that does not fit into a message is refused before it is sent, because NATS would close the connection.
+- Entries arrive in the order of their sequences. The reader's assembly notices missing ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from relay.nats.questions import Questions
 from relay.nats.stream import MAX_BOARDS, Encoded, Entry, Part, State, token
 
 ANSWER_SECONDS: Final = 5.0
-"""Timeout of JetStream to answer, or to store what was sent."""
+"""Timeout for answers of JetStream, and for storing entries."""
 
 
 class _Error(msgspec.Struct):
@@ -52,7 +52,7 @@ _decode_ack: Final = msgspec.json.Decoder(_Ack).decode
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The sequences of the first and the last entry that the stream has; if it has none, the first is greater."""
+    """The sequences of the stream's first and last entry; if it is empty, the first is greater."""
 
     first: int
     last: int
@@ -85,14 +85,14 @@ class Stream:
     # The stream itself
 
     async def bounds(self) -> Bounds:
-        """Return which entries there are. Raises StreamError if there is no stream."""
+        """Return the sequences of the entries. Raises NoStreamError if there is no stream."""
         with self._connection.errors():
             info = await self._jetstream.stream_info(self._name)
         self._max_entry = max(0, info.config.max_msg_size or 0)
         return Bounds(info.state.first_seq, info.state.last_seq)
 
     async def make(self, seconds: float, size: int, replicas: int) -> None:
-        """Make the stream, if there is none, with limits of the age and the total size of its entries."""
+        """Create the stream if there is none, with limits for the age (seconds) and total size (bytes) of entries."""
         with contextlib.suppress(NoStreamError):
             await self.bounds()
             return
@@ -118,13 +118,13 @@ class Stream:
     # Appending
 
     async def append(self, entries: Sequence[Encoded], last: int) -> int:
-        """Append to a stream whose last entry is `last`; return which one is then. Raises Outrun if it is another.
+        """Append to a stream whose last entry is `last`; return the sequence of the new last entry.
 
-        Raises Refused if an entry is too large, or JetStream does not take it.
+        Raises Outrun if the stream ends elsewhere, and Refused if an entry is too large or JetStream refuses it.
 
-        All are sent at once, for the server takes them in their order, and none after one that it refuses; unless an
-        entry of another publisher stands where that one should. Then the entries after it do not follow on, and no
-        assembly believes them. nats-py's own way to send many never hears of a refusal.
+        All entries are sent at once. The server takes them in order, and none after one that it refuses, unless
+        another publisher's entry has the expected sequence by then; then the later entries are inconsistent, and
+        readers ignore them. nats-py's own function to publish many messages does not report refusals.
         """
         self._require_room(entries)
         with self._connection.errors():
@@ -172,7 +172,7 @@ class Stream:
             ack.set_exception(self._connection.refused(error.code, error.err_code, error.description))
         else:
             ack.set_result(None)
-        # Of several that are refused together, only the first is awaited: mark the others as seen.
+        # Of several refused ones, only the first is awaited. Mark the others as retrieved.
         ack.exception()
 
     def _subject(self, entry: Entry) -> str:
@@ -190,7 +190,7 @@ class Stream:
     # Reading
 
     async def last_state(self) -> tuple[int, bytes] | None:
-        """Return the last state that the stream has, with its sequence."""
+        """Return the stream's last state with its sequence; None if it has none."""
         try:
             with self._connection.errors():
                 found = await self._jetstream.get_msg(self._name, subject=f"{self._name}.state")
@@ -199,11 +199,11 @@ class Stream:
         return (found.seq, found.data) if found.seq is not None and found.data is not None else None
 
     async def states(self) -> list[Delivered]:
-        """Return all states that the stream has."""
+        """Return all states in the stream."""
         return [each async for each in self._read(1, [f"{self._name}.state"])]
 
     async def read(self, first: int, last: int, boards: Collection[str] | None = None) -> AsyncGenerator[Delivered]:
-        """Read the entries that there are between two sequences, perhaps without the parts of other boards."""
+        """Read the existing entries between two sequences, perhaps without the parts of other boards."""
         async with contextlib.aclosing(self._read(first, self._subjects(boards))) as entries:
             async for each in entries:
                 if each.sequence <= last:
@@ -212,7 +212,7 @@ class Stream:
                     return
 
     async def _read(self, first: int, subjects: Sequence[str]) -> AsyncGenerator[Delivered]:
-        """Read the entries that there are from a sequence on."""
+        """Read the existing entries from a sequence on."""
         consumer = await self._consume(first, subjects)
         try:
             pending = consumer.pending
@@ -224,7 +224,7 @@ class Stream:
             await consumer.close()
 
     async def follow(self, first: int, boards: Collection[str] | None) -> Consumer:
-        """Have entries delivered from a sequence on, as they come, perhaps without the parts of other boards."""
+        """Follow the entries from a sequence on, perhaps without the parts of other boards."""
         return await self._consume(first, self._subjects(boards))
 
     async def _consume(self, first: int, subjects: Sequence[str]) -> Consumer:
@@ -238,9 +238,9 @@ class Stream:
         return consumer
 
     def _subjects(self, boards: Collection[str] | None) -> Sequence[str]:
-        """Return the subjects to name for the parts of these boards and what concerns all; none for everything."""
+        """Return the subjects of these boards and of what concerns all boards; none means everything."""
         if boards is None or len(boards) > MAX_BOARDS:
             return ()
         subjects = [f"{self._name}.all", f"{self._name}.state", *map(self._subject_of, boards)]
-        # They must fit into one request, beside the consumer's other settings.
+        # They must fit into one request with the consumer's other settings.
         return subjects if sum(len(subject) + 3 for subject in subjects) < self._connection.room // 2 else ()

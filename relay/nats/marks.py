@@ -1,4 +1,4 @@
-"""Where in the stream positions are, for clients that resume. Pure."""
+"""The sequences of positions in the stream, for clients that resume. Pure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from relay.model.snapshot import Snapshot
 from relay.nats.stream import State
 
 RESUME_ENTRIES: Final = 100_000
-"""Maximum distance that is read for clients that resume; for more, a `board.sync` costs everybody less."""
+"""Maximum number of entries read for clients that resume. For more, a `board.sync` costs everybody less."""
 
 
 class Mark(NamedTuple):
-    """The sequence of a state, its position, and the name of everything that goes on from it."""
+    """The sequence, position and stream of a state."""
 
     sequence: int
     position: Snapshot
@@ -21,7 +21,7 @@ class Mark(NamedTuple):
 
 
 class Marks:
-    """The states of the stream that everything after them goes on from."""
+    """The states of the stream from which all later entries continue."""
 
     def __init__(self) -> None:
         self._marks: list[Mark] = []
@@ -30,7 +30,7 @@ class Marks:
         return bool(self._marks)
 
     def add(self, sequence: int, state: State) -> None:
-        """Note a state. If it does not go on from what was before, nobody resumes from before it."""
+        """Note a state. If continuity is broken there, forget those before, from which nobody can resume."""
         if self._marks and (state.lost or state.stream != self._marks[-1].stream):
             self._marks = []
         self._marks.append(Mark(sequence, Snapshot.parse(state.position), state.stream))
@@ -44,7 +44,7 @@ class Marks:
         self._marks = [mark for mark in self._marks if mark.sequence >= first] or self._marks[-1:]
 
     def before(self, cursor: Snapshot, last: int) -> Mark:
-        """Return the last state that this cursor covers; or a later one, if that is too far before `last`."""
+        """Return the last state that this cursor covers, or a later one if that is too far before `last`."""
         after = bisect_left(self._marks, True, key=lambda mark: not cursor.covers(mark.position))
         near = bisect_left(self._marks, last - RESUME_ENTRIES, key=lambda mark: mark.sequence)
         return self._marks[min(max(after - 1, near), len(self._marks) - 1)]

@@ -1,10 +1,10 @@
-"""Reads from the stream what clients missed that resume on an edge.
+"""Reads from the stream what clients missed that resume at an edge.
 
 Rules:
-- A cursor is good while the stream holds everything after it. Clients that resume at the same time share one read,
+- A cursor is valid while the stream holds everything after it. Clients that resume at the same time share one read,
   from the last state that the oldest of their cursors covers.
-- A cursor may be ahead of this edge, for a client may come from a relay or an edge that is faster, or the publisher
-  may be new and have much to read. Its seal says that it is of this database, so it is waited for.
+- A cursor may be ahead of this edge: the client may come from a faster relay or edge, or the publisher may be new and
+  have much to read. The seal proves that the cursor is of this database, so the edge waits.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from relay.nats.stream import StreamBroken, can_name, decode, decode_state
 from relay.postgres.journal import RESUME_CHANGES
 
 GATHER_SECONDS: Final = 0.05
-"""Interval between reads, in which more clients gather."""
+"""Pause between reads, in which more clients gather."""
 
 AHEAD_SECONDS: Final = 30.0
-"""Maximum time that a cursor is waited for: other clients that resume wait with it."""
+"""Maximum wait for a cursor that is ahead, because other resuming clients wait too."""
 
 
 class MissedReader:
@@ -41,12 +41,12 @@ class MissedReader:
         self._wanted = asyncio.Event()
 
     def ask(self, resuming: Resuming) -> None:
-        """Have the stream read for clients that resume."""
+        """Request a read for clients that resume."""
         self._resuming = resuming
         self._wanted.set()
 
     async def run(self, stream: Stream, hub: Sink) -> None:
-        """Read what was missed, again and again. Raises StreamError."""
+        """Serve requests, until cancelled. Raises StreamError."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -61,8 +61,7 @@ class MissedReader:
     async def _serve(self, stream: Stream, hub: Sink, resuming: Resuming, resume: Resume) -> None:
         """Read for one group of clients, and hand over what they missed.
 
-        First their boards must be delivered here. What came before this moment is read from the stream; the hub keeps
-        what comes after.
+        Once their boards are delivered here, the hub keeps what arrives. What came before is read from the stream.
         """
         boards = {name for name in resume.boards if can_name(name, stream.room)}
         for name in resume.boards - boards:
@@ -78,7 +77,7 @@ class MissedReader:
             resuming.resumed(position, transactions, first.position)
 
     async def _until_at(self, cursor: Snapshot) -> None:
-        """Wait for a cursor that is ahead."""
+        """Wait until the edge has reached a cursor, for a while."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(AHEAD_SECONDS):
                 await self._follower.until_at(cursor)
@@ -87,7 +86,7 @@ class MissedReader:
 async def _missed(
     stream: Stream, first: Mark, last: int, position: Snapshot, boards: set[str]
 ) -> Sequence[Committed] | None:
-    """Read the changes of these boards between two entries; return None if there are too many, or they are gone."""
+    """Return the changes of these boards between two entries; None if there are too many, or if some are gone."""
     assembly: Assembly | None = None
     missed: list[Committed] = []
     try:
@@ -107,7 +106,7 @@ async def _missed(
 
 
 def _from(first: Mark, found: Delivered, boards: set[str]) -> Assembly:
-    """Begin to assemble with the state that was marked. Raises StreamBroken if the stream no longer has it."""
+    """Start an assembly at the marked state. Raises StreamBroken if the stream no longer has it."""
     if found.sequence != first.sequence:
         raise StreamBroken(f"entry {first.sequence} is missing: found {found.sequence}")
     return Assembly(decode_state(found.data), boards.__contains__, whole=True)

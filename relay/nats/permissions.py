@@ -1,4 +1,4 @@
-"""Asks the active publisher whether boards may be read: relay.may_read, for an edge that has no Postgres."""
+"""Asks the active publisher for the decisions of relay.may_read, for an edge that has no Postgres."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from relay.postgres.requests import Asked
 log = structlog.get_logger()
 
 ASK_AGAIN_SECONDS: Final = 0.25
-"""Interval after which questions are asked again that no publisher answered."""
+"""Pause before questions are asked again if no publisher answered."""
 
 _decode_answers: Final = msgspec.json.Decoder(list[bool]).decode
 
 
 class Permissions:
-    """Asks questions in their order. `asked_since` is when the present one was first asked without an answer."""
+    """Asks questions in order. `asked_since` is when the current one was first asked; None if none waits."""
 
     def __init__(self, follower: Follower) -> None:
         self.asked_since: float | None = None
@@ -33,13 +33,13 @@ class Permissions:
         self._questions: asyncio.Queue[Asked] = asyncio.Queue()
 
     async def may_read(self, questions: Sequence[Question]) -> Sequence[bool]:
-        """Return whether these boards may be read with these claims, as soon as a publisher has answered."""
+        """Return whether these boards may be read with these claims, once a publisher has answered."""
         answer: asyncio.Future[Sequence[bool]] = asyncio.get_running_loop().create_future()
         self._questions.put_nowait(Asked(questions, answer))
         return await answer
 
     async def run(self, stream: Stream) -> None:
-        """Ask. Raises StreamError."""
+        """Ask questions, until cancelled. Raises StreamError."""
         while True:
             asked = await self._questions.get()
             self.asked_since = self.asked_since or time.monotonic()
@@ -57,7 +57,7 @@ class Permissions:
                 asked.answer.set_result(answers)
 
     async def _ask(self, stream: Stream, asked: Sequence[Question]) -> Sequence[bool] | None:
-        """Ask the publisher, in questions that NATS takes; what is too long to be asked may not be read."""
+        """Ask the publisher, in portions that fit into a message. The answer to a question that does not fit is no."""
         assert self._follower.state, "it has begun"
         try:
             found = await stream.questions.ask(self._follower.state.asked_at, "may_read", _encode(asked))
@@ -74,5 +74,5 @@ class Permissions:
 
 
 def _encode(asked: Sequence[Question]) -> bytes:
-    # A name that is no text names no board: any other that does not either has the same answer.
+    # A name that is not valid text names no board, so a replacement that names none either gets the same answer.
     return msgspec.json.encode([(claims, name.encode(errors="replace").decode()) for claims, name in asked])

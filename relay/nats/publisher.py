@@ -1,15 +1,15 @@
-"""The publisher: has a database's changes appended to the stream, in turn with other publishers.
+"""The publisher: appends a database's changes to the stream, in turn with other publishers.
 
 Rules:
-- One publisher leads, and writes a state every second; others of the same stream stand by. The one with the oldest
-  session in the database leads, so one that is gone, hangs or has no Postgres loses the lead in seconds. Of two that
-  both believe that they lead, JetStream lets only one append, for the other is wrong about the stream's end.
-- While it leads, it has a *turn* (turn.py). Whatever goes wrong ends the turn; the next one goes on from where the
-  stream ends. While NATS is away, the journal keeps the changes, as it does while a relay is away.
-- All boards are published, for a publisher does not know which ones edges follow. Only a board is left out whose name
-  fits into no entry; edges refuse it.
-- A batch that could not be written twice, for what it is, is not tried a third time: the stream begins again, and all
-  clients are sent their boards.
+- One publisher leads, and writes a state every second; the others stand by. The one with the oldest session in the
+  database leads, so one that has died, hangs or has lost Postgres loses the lead within seconds. If two believe that
+  they lead, JetStream lets only one append, because the other expects a wrong end of the stream.
+- While a publisher leads, it has a *turn* (turn.py). Any fault ends the turn; the next one continues from the end of
+  the stream. While NATS is down, the journal keeps the changes, as it does while a relay is down.
+- All boards are published, because a publisher does not know which ones edges follow. Only boards whose names do not
+  fit into an entry are left out; edges refuse them.
+- A batch that was itself refused twice is not tried a third time: the stream begins again, and all clients are sent
+  their boards.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Publisher:
         self._standing_by = False
         self._problem: str | None = "not connected yet"
         self._backoff = Backoff()
-        # Whether the last turn ended with a batch that cannot be written, and whether that was so twice.
+        # Whether the last turn ended with a batch that was refused, and whether that happened twice.
         self._refused = self._gives_up = False
         self._stopping = False
         self._before = Counts()
 
     async def run(self) -> None:
-        """Publish until cancelled, or until it has left."""
+        """Publish until cancelled, or until `leave` is done."""
         left = False
         while not left:
             pause = 0.0
@@ -73,7 +73,7 @@ class Publisher:
             await asyncio.sleep(pause)
 
     async def _connect(self) -> None:
-        """Connect to NATS and Postgres, and publish when this publisher leads."""
+        """Connect to NATS and Postgres, wait for the lead, and publish."""
         settings = self._settings
         async with (
             Stream.open(settings, settings.PUBLISH_TO, "publisher") as stream,
@@ -102,7 +102,7 @@ class Publisher:
             await turn.run()
         finally:
             self._before += turn.counts
-            # If this turn wrote no batch, the one that was refused is the one that was refused before.
+            # If this turn wrote no batch, the refused one is the same as before.
             self._gives_up = self._refused and turn.refused and not turn.writer.batches
             self._refused = turn.refused
             self._turn = None
@@ -119,7 +119,7 @@ class Publisher:
                 log.error("publisher.problem", problem=problem)
 
     async def leave(self) -> None:
-        """Publish what was committed until now, and leave the stream to others."""
+        """Publish everything committed until now, then stop."""
         self._stopping = True
         if self._turn:
             await self._turn.leave()
@@ -148,7 +148,7 @@ class Publisher:
         )
 
     def _trouble(self, turn: Turn | None) -> str | None:
-        """Return in one line why nothing is published."""
+        """Return in one line why nothing is published; None if something is."""
         if self._stopping:
             return "the publisher is stopping"
         if problem := self._problem or self._backoff.recurring(time.monotonic()):

@@ -1,8 +1,8 @@
 """Questions of edges to the active publisher, and its answers. They are not in the stream.
 
-A publisher acknowledges a question at once, and again while it works on it. So one that is gone is noticed within
-SILENT_SECONDS, however long a board may take. A long answer comes in parts; its first message, the head, says how
-many.
+A publisher acknowledges a question at once, and again while it works on it. So an absent one is noticed within
+SILENT_SECONDS, however long a board may take. An answer is a head, which says how many parts follow, and the parts of
+its body.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from nats.aio.msg import Msg
 from relay.nats.connection import Connection, Refused
 
 WORKING_SECONDS: Final = 1.0
-"""Interval at which a publisher says that it is at work on an answer."""
+"""Interval at which a publisher reports that it works on an answer."""
 
 SILENT_SECONDS: Final = 2.0
-"""Timeout of a publisher that was asked and says nothing."""
+"""Time after which a silent publisher counts as absent."""
 
 ANSWER_BYTES: Final = 256 * 1024
 """Maximum size of a part of an answer."""
@@ -31,11 +31,11 @@ Answer = tuple[bytes, bytes]
 """Head and body."""
 
 _INBOXES: Final = ("_INBOX", "_R_")
-"""Beginnings of a subject for answers, in this account of the server or in another."""
+"""Prefixes of subjects for answers, in this account of the server and from another."""
 
 _PARTS: Final = "Relay-Parts"
 _WORKING: Final = b"working"
-"""Not empty: where questions come from another account, an empty message ends the answer."""
+"""Must not be empty: an empty message ends the answer to a question from another account."""
 
 
 class Questions:
@@ -46,7 +46,7 @@ class Questions:
         self._client = connection.client
 
     async def ask(self, place: str, what: str, question: bytes) -> Answer | None:
-        """Ask the publisher with this place; return its answer, or None if it is silent.
+        """Ask the publisher at this place; return its answer, or None if it is silent.
 
         Raises Refused if the question is too long.
         """
@@ -61,9 +61,9 @@ class Questions:
             try:
                 await self._client.publish(self._subject(place, what), question, reply=inbox)
                 while not (head := await answers.next_msg(timeout=SILENT_SECONDS)).headers:
-                    pass  # it is at work
+                    pass  # the publisher is working
                 if _PARTS not in head.headers:
-                    return None  # NATS says that nobody listens there
+                    return None  # the server: no responders
                 parts = [await answers.next_msg(timeout=SILENT_SECONDS) for _ in range(int(head.headers[_PARTS]))]
             except nats.errors.TimeoutError:
                 return None
@@ -76,11 +76,11 @@ class Questions:
     async def answering(
         self, place: str, what: str, answer: Callable[[bytes], Awaitable[Answer | None]]
     ) -> AsyncIterator[None]:
-        """Answer what edges ask, each question by itself; None answers nothing."""
+        """Answer questions, each in its own task. If `answer` returns None, no answer is sent."""
         running: set[asyncio.Task[None]] = set()
 
         async def take(question: Msg) -> None:
-            # No server checks whether an edge may write where the answer is to go: it could be into the stream.
+            # No server checks whether an edge may write to the reply subject, which could be one of the stream.
             if question.reply.startswith(_INBOXES):
                 task = asyncio.create_task(self._reply(question.reply, answer(question.data)))
                 running.add(task)

@@ -1,14 +1,14 @@
-"""Which boards' parts an edge has delivered to it. Pure.
+"""The boards whose parts NATS delivers to an edge. Pure.
 
-An edge names to NATS the boards that its clients follow. To name others, it makes a second consumer and goes over to
-that one between two batches (deliveries.py). Until then, the boards are *next* instead of *current*.
+An edge filters the stream by the boards that its clients follow. To change the filter, it creates a second consumer,
+and switches to it between two batches (deliveries.py). Until then, the new boards are *next*, not *current*.
 
 Rules:
-- A board is read safely only if it is both current and next. A board that has just lost its last client may be left
-  out of the next selection; if a client comes back before the switch, it waits for the one after.
-- Above MAX_BOARDS boards, an edge has everything delivered. It names boards again once they are half as many, so that
-  it does not go back and forth near the limit.
-- A server before 2.10 delivers everything, whatever is named. Then everything is current, and stays so.
+- A board is read safely only if it is both current and next. A board that has just lost its last client may be
+  missing from the next selection; a client that comes back before the switch waits for the one after.
+- Above MAX_BOARDS boards, an edge receives everything. It filters again once there are half as many, so that it does
+  not go back and forth near the limit.
+- A server before 2.10 ignores the filter and delivers everything. Then everything is current, and stays so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOTHING: Final[frozenset[str]] = frozenset()
 
 
 class Selection:
-    """The boards that are delivered now, and those that soon will be."""
+    """The boards that are delivered now, and those that will be after the next switch."""
 
     def __init__(self) -> None:
         self.current: Boards = NOTHING
@@ -34,7 +34,7 @@ class Selection:
         self._fixed = False
 
     def want(self, board: str) -> bool:
-        """Note that a board is wanted; return whether another selection is needed for that."""
+        """Note that a board is wanted; return whether that requires another selection."""
         self._wanted.add(board)
         return not self.has(board)
 
@@ -47,7 +47,7 @@ class Selection:
         return self.reads(board) and (self.next is None or board in self.next)
 
     def prepare(self, followed: Container[str]) -> bool:
-        """Choose the next selection: boards that are wanted and still followed. Return whether it is another one."""
+        """Choose the next selection: boards that are wanted and still followed. Return whether it differs."""
         self._wanted = {board for board in self._wanted if board in followed}
         if self._fixed:
             return False
@@ -56,7 +56,7 @@ class Selection:
         return self.next != self.current
 
     def connected(self, *, filtered: bool) -> None:
-        """Note whether NATS leaves out what was not named."""
+        """Note whether the server applied the filter."""
         self._fixed = self.next is not None and not filtered
         if not filtered:
             self.next = None

@@ -1,10 +1,10 @@
 """The source of an edge: follows the stream of NATS JetStream, as `postgres.feed` follows a database.
 
 Rules:
-- Four parts share one connection: a follower passes on changes (follower.py), and three others serve what changes
-  alone cannot give: boards.py, missed.py and permissions.py.
-- Of the database, an edge knows only what the publisher says. It connects to NATS alone.
-- A fault of the connection ends it; the edge connects again, with back-off and jitter, for ever.
+- Four parts share one connection: follower.py passes on changes, boards.py reads boards, missed.py reads what
+  resuming clients missed, and permissions.py asks for decisions of relay.may_read.
+- An edge connects to NATS only, and knows of the database only what the publisher reports.
+- A fault ends the connection; the edge reconnects with back-off and jitter, forever.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from relay.postgres.faults import first_of
 log = structlog.get_logger()
 
 WANTED_SECONDS: Final = 10.0
-"""Time for which a board or an answer may be awaited before that is a problem."""
+"""Time that a board or an answer may take before that is a problem."""
 
 CATCH_UP_SECONDS: Final = 5.0
-"""Timeout of an edge that stops, to pass on what is in the stream."""
+"""Timeout for passing on what is in the stream when the edge stops."""
 
 
 class NatsSource(Source, Authorizer):
@@ -54,7 +54,7 @@ class NatsSource(Source, Authorizer):
         self._backoff = Backoff()
         self._stream: Stream | None = None
 
-    # What the hub and the server ask, as of a feed
+    # The source, as a feed is one
 
     def ask(self, board: str, by: object = None) -> None:
         self.boards.ask(board, by)
@@ -78,7 +78,7 @@ class NatsSource(Source, Authorizer):
     # Its state
 
     def trouble(self, budget: float) -> str | None:
-        """Return in one line why changes do not come through, where a publisher has `budget` seconds to write."""
+        """Return in one line why changes do not come through. A publisher may be silent for `budget` seconds."""
         now = time.monotonic()
         if problem := self.problem or self._backoff.recurring(now):
             return problem
@@ -89,7 +89,7 @@ class NatsSource(Source, Authorizer):
         return self._overdue(now)
 
     def _overdue(self, now: float) -> str | None:
-        """Return in one line what has been wanted for too long."""
+        """Return in one line that boards or answers have been missing for too long; None if not."""
         wanted = self.boards.wanted_since
         seconds = now - min([*wanted.values(), self.permissions.asked_since or now])
         if seconds <= WANTED_SECONDS:
@@ -101,12 +101,12 @@ class NatsSource(Source, Authorizer):
 
     @property
     def proven(self) -> bool:
-        """Whether an entry has come since the start."""
+        """Whether an entry has arrived since the start."""
         return self.follower.proven
 
     @property
     def lag(self) -> float:
-        """Age of the last state, in seconds: all that was committed before it has been passed on."""
+        """See `Follower.lag`."""
         return self.follower.lag
 
     def status(self, budget: float) -> SourceStatus:
@@ -148,7 +148,7 @@ class NatsSource(Source, Authorizer):
             await asyncio.sleep(pause)
 
     async def _connect(self, hub: Sink) -> None:
-        """Follow the stream over one connection, until that ends."""
+        """Follow the stream over one connection, until it ends."""
         async with Stream.open(self._settings, self._settings.SERVE_FROM, "edge") as self._stream:
             stream = self._stream
             self.sessions += 1
@@ -170,7 +170,7 @@ class NatsSource(Source, Authorizer):
         return self._backoff.fail(time.monotonic(), fault)
 
     def _report(self, problem: str | None) -> None:
-        """Log what changed, once."""
+        """Log a problem, or its end, once."""
         if problem == self.problem:
             return
         self.problem = problem

@@ -3,19 +3,19 @@
 The stream holds what a feed would pass to a hub:
 
 - A *part* is what some transactions of a batch mean to one board, or to all boards.
-- A *commit* ends a batch. It says which position the batch leads to, and how many parts each board has in it.
-- A *state* says where the stream stands and which cursors are good. There is one every second, so a reader that comes
-  finds one near the end.
+- A *commit* ends a batch. It has the position to which the batch leads, and the number of parts of each board.
+- A *state* has the stream's position and the valid cursors. There is one every second, so a new reader finds one near
+  the end.
 
 Rules:
-- Batches and states are *steps*, numbered without a gap, and each says which position it goes on from. Every reader
-  gets all commits and all states, so it notices a step that is missing. It need not get the parts of boards that
-  nobody follows there: for each board that it does read, a commit says how many parts it must have.
-- Publishers append and never take back. A publisher that is interrupted leaves a batch without a commit. The next one
-  starts with a state, then publishes the whole batch. So parts count for nothing until their commit.
-- Messages are encoded by the publisher, once for all edges, and stay as they are.
-- No entry takes more bytes than NATS allows, measured on the entry as it is sent. A part is split where necessary. If
-  a message fits into no entry, its board must be read again.
+- Batches and states are *steps*, numbered without gaps, and each has the position that it continues from. Every
+  reader gets all commits and states, so it notices a missing step. It need not get the parts of boards that it does
+  not follow; for the boards that it does, a commit says how many parts it must have.
+- Publishers only append. A publisher that is interrupted leaves a batch without a commit. The next one starts with a
+  state, then publishes the whole batch. So parts do not count until their commit.
+- Messages are encoded by the publisher, once for all edges.
+- No entry is larger than NATS allows, measured on the entry as sent. Parts are split if necessary. If a message does
+  not fit into an entry, its board must be read again.
 
 `assembly.py` makes batches of entries.
 """
@@ -35,24 +35,24 @@ from relay.model.messages import Lanes, Message, Row
 ENTRY_BYTES: Final = 256 * 1024
 """Approximate size of the messages in one entry, in bytes."""
 
-BESIDE_BYTES: Final = 32 * 1024
-"""Maximum size of what a message carries beside; where there is more, selections of its board are read again."""
+ADDITION_BYTES: Final = 32 * 1024
+"""Maximum size of what a message carries for selections; if there is more, selections are read again."""
 
 MAX_BOARDS: Final = 1000
-"""Maximum number of boards that a reader names; a reader of more gets the whole stream."""
+"""Maximum number of boards that a reader filters by; a reader of more gets the whole stream."""
 
 TOKEN_LETTERS: Final = 200
 """Maximum length of a subject's token. A longer one ends in a hash instead."""
 
 
 class StreamBroken(Exception):
-    """The entries do not follow each other: why, in one line."""
+    """The entries are inconsistent. The text says why, in one line."""
 
 
 class Effect(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a transaction means to one board: its messages, or None and why the board must be read again.
+    """What a transaction means to one board: its messages, or None and the reason why the board must be read again.
 
-    With `at`, it is no transaction's, but says what is there as of that snapshot.
+    With `at`, it belongs to no transaction: its messages state values as of that snapshot.
     """
 
     xid: int
@@ -62,7 +62,7 @@ class Effect(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Part(msgspec.Struct, frozen=True, tag="part", tag_field="entry", omit_defaults=True):
-    """What some transactions of a batch mean to one board; or to all boards, which must be read again: `sync`."""
+    """What some transactions of a batch mean to one board; or, with `sync`, why all boards must be read again."""
 
     publisher: str
     step: int
@@ -72,16 +72,16 @@ class Part(msgspec.Struct, frozen=True, tag="part", tag_field="entry", omit_defa
 
 
 class End(msgspec.Struct, frozen=True):
-    """The positions between which a batch lies: it has everything that became visible between them."""
+    """The positions before and after a batch, which has everything that became visible between them."""
 
     after: str
     position: str
 
 
 class Commit(msgspec.Struct, frozen=True, tag="commit", tag_field="entry", omit_defaults=True):
-    """The end of a batch, and how many parts each board has in it; `common` counts those for all boards.
+    """The end of a batch, with the number of parts of each board; `common` counts those for all boards.
 
-    A batch with very many boards has several commits. Only the last one has the end.
+    A batch with very many boards has several commits. Only the last one has `end`.
     """
 
     publisher: str
@@ -92,11 +92,11 @@ class Commit(msgspec.Struct, frozen=True, tag="commit", tag_field="entry", omit_
 
 
 class State(msgspec.Struct, frozen=True, tag="state", tag_field="entry"):
-    """Where the stream stands: at this step and position, with these cursors. Before, it was at `after`.
+    """The stream's step, position and valid cursors. The position before was `after`.
 
-    `stream` names everything that goes on from one beginning. With `lost`, this does not go on from what was before.
-    Edges send their questions to `asked_at`. `problem` says why nothing comes from Postgres. Everything committed
-    `lag` seconds ago is in the stream.
+    `stream` identifies everything that continues from one beginning. With `lost`, continuity with what came before is
+    broken. Edges send their questions to `asked_at`. `problem` is why nothing comes from Postgres. Everything
+    committed more than `lag` seconds ago is in the stream.
     """
 
     stream: str
@@ -114,7 +114,7 @@ class State(msgspec.Struct, frozen=True, tag="state", tag_field="entry"):
 
     @property
     def epoch(self) -> Epoch:
-        """The cursors that are good."""
+        """The valid cursors."""
         return Epoch(self.run, self.keys, self.shape)
 
 
@@ -124,7 +124,7 @@ T = TypeVar("T")
 
 
 class Encoded(NamedTuple):
-    """An entry, and the bytes that are sent of it."""
+    """An entry and its encoding."""
 
     entry: Entry
     data: bytes
@@ -135,16 +135,16 @@ class Encoded(NamedTuple):
 
 
 class BoardRefused(msgspec.Struct, frozen=True, tag="refused", tag_field="answer"):
-    """Head of a publisher's answer for a board that it cannot read. The error follows.
+    """Head of a publisher's answer about a board that it cannot read. The error follows.
 
-    `final`: there is no such board to be had, and no use in asking again.
+    `final`: such a board cannot exist, so asking again is of no use.
     """
 
     final: bool = False
 
 
 class BoardHead(msgspec.Struct, frozen=True, tag="board", tag_field="answer"):
-    """Head of a publisher's answer with a board: the server's run, and the snapshot that the board was read in."""
+    """Head of a publisher's answer with a board: the server's run, and the snapshot in which the board was read."""
 
     run: str
     snapshot: str
@@ -155,7 +155,7 @@ _decoder: Final[msgspec.json.Decoder[Entry]] = msgspec.json.Decoder(Entry)
 
 
 def decode(data: bytes) -> Entry:
-    """Read an entry. Raises StreamBroken."""
+    """Decode an entry. Raises StreamBroken."""
     try:
         return _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as ex:
@@ -163,7 +163,7 @@ def decode(data: bytes) -> Entry:
 
 
 def decode_state(data: bytes) -> State:
-    """Read an entry that must be a state. Raises StreamBroken."""
+    """Decode an entry that must be a state. Raises StreamBroken."""
     entry = decode(data)
     if not isinstance(entry, State):
         raise StreamBroken(f"an entry is a {type(entry).__name__.lower()}: expected a state")
@@ -171,7 +171,7 @@ def decode_state(data: bytes) -> State:
 
 
 class _Extended(msgspec.Struct):
-    """A message as it stands in the stream, with what it carries beside for selections of its board."""
+    """A message in the stream, with what selections of its board need in addition."""
 
     type: str
     lanes: Lanes | None = None
@@ -182,35 +182,35 @@ _decode_extended: Final = msgspec.json.Decoder(_Extended).decode
 
 
 def extended(message: Message) -> msgspec.Raw:
-    """Return a message as it stands in the stream; without its task, if that is large."""
-    beside = _beside(message.lanes, message.task)
-    if len(beside) > BESIDE_BYTES:
-        beside = _beside(message.lanes, None)
-    return msgspec.Raw(message.json[:-1] + beside + b"}")
+    """Return a message for the stream; without its task, if that is large."""
+    addition = _addition(message.lanes, message.task)
+    if len(addition) > ADDITION_BYTES:
+        addition = _addition(message.lanes, None)
+    return msgspec.Raw(message.json[:-1] + addition + b"}")
 
 
 def message_of(raw: msgspec.Raw) -> Message:
-    """Return a message of the stream as clients are sent it."""
+    """Return a message of the stream as clients get it."""
     found = _decode_extended(raw)
     lanes = found.lanes
     if lanes is not None and lanes[0] == lanes[1]:
         lanes = (lanes[1], lanes[1])
-    size = len(_beside(found.lanes, found.task))
+    size = len(_addition(found.lanes, found.task))
     return Message(found.type, bytes(raw)[: -1 - size] + b"}", lanes=lanes, task=found.task)
 
 
-def _beside(lanes: Lanes | None, task: Row | None) -> bytes:
+def _addition(lanes: Lanes | None, task: Row | None) -> bytes:
     its_lanes = b"" if lanes is None else b',"lanes":' + encode(lanes)
     return its_lanes + (b"" if task is None else b',"task":' + encode(task))
 
 
 def is_text(board: str) -> bool:
-    """Return whether a board's name can be encoded: not if it has half a surrogate pair, which JSON can bring."""
+    """Return whether a board's name can be encoded. JSON can contain half a surrogate pair, which cannot."""
     return not any("\ud800" <= letter <= "\udfff" for letter in board)
 
 
 def can_name(board: str, room: int) -> bool:
-    """Return whether entries and questions of `room` bytes can name a board and leave room for something else."""
+    """Return whether entries and questions of `room` bytes can contain a board's name and leave enough room."""
     return is_text(board) and len(encode(board)) <= room // 2
 
 
@@ -262,7 +262,7 @@ def _portions(items: Iterable[T], size_of: Callable[[T], int], limit: int) -> It
 
 
 def token(board: str) -> str:
-    """Write a board's name as a subject's token: percent-encoded, dots too; a long one is shortened with a hash."""
+    """Return a board's name as a token of a subject: percent-encoded, including dots. A long one ends in a hash."""
     text = quote(board, safe="").replace(".", "%2E") or "%"
     if len(text) <= TOKEN_LETTERS:
         return text

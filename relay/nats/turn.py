@@ -1,7 +1,7 @@
-"""A turn of the active publisher: it appends what the feed finds, and answers edges.
+"""A turn of the active publisher: appends what the feed finds, and answers edges.
 
-A turn takes the place of the hub. The feed's position is where the stream ends; nothing else is kept. A new turn
-reads that end, and has its feed go on from there.
+A turn is the feed's sink, in place of a hub. The only state is the end of the stream, which has the feed's position:
+a new turn reads it, and its feed continues from there.
 """
 
 from __future__ import annotations
@@ -51,25 +51,25 @@ PROBLEM_LETTERS: Final = 1000
 
 
 class Left(Exception):
-    """The publisher has left the stream to others."""
+    """The publisher has stopped publishing, as `leave` asked."""
 
 
 class Turn(Sink):
-    """Publishes from where the stream ends.
+    """Publishes from the end of the stream on.
 
-    The publisher's name is new for each turn, and after each interrupted batch: so parts of a batch without a commit
-    are never taken for parts of another batch with the same step.
+    The publisher's name is new for each turn and after each interrupted batch. So parts of a batch without a commit
+    are never mistaken for those of another batch with the same step.
     """
 
     def __init__(self, stream: Stream, settings: Settings, before: Assembly | None, last: int) -> None:
         self._stream = stream
         self._place = self._name = secrets.token_hex(6)
         self._id = before.state.stream if before else secrets.token_hex(6)
-        # Where the stream is with everything that is written or queued.
+        # The stream's state after everything that is written or queued.
         self._step = before.step if before else 0
         self._epoch = before.state.epoch if before else None
         self._position = before.position if before else None
-        # The entries of the present batch, for each board and for all.
+        # The number of entries of the current batch, by board; None is for all boards.
         self._parts: Counter[str | None] = Counter()
         self._state_due = 0.0
         self._left = asyncio.Event()
@@ -80,7 +80,7 @@ class Turn(Sink):
 
     @classmethod
     async def take(cls, stream: Stream, settings: Settings, *, begin_again: bool) -> Turn:
-        """Read where the stream ends, to go on from there; with `begin_again`, start a new beginning instead."""
+        """Continue from the end of the stream; with `begin_again`, start over instead."""
         bounds, found = await stream.bounds(), await stream.last_state()
         if begin_again:
             log.warning("publisher.begins_again", problem="a batch could not be written, twice")
@@ -94,7 +94,7 @@ class Turn(Sink):
         return cls(stream, settings, before, bounds.last)
 
     async def run(self) -> None:
-        """Publish until another publisher does, or the stream cannot be used. Raises Left at the end of `leave`."""
+        """Publish until another publisher does, or the stream fails. Raises Left at the end of `leave`."""
         questions = self._stream.questions
         async with (
             questions.answering(self._place, "board", self.answers.board),
@@ -112,28 +112,28 @@ class Turn(Sink):
         raise Left
 
     async def leave(self) -> None:
-        """Publish what was committed until now, then end."""
+        """Publish everything committed until now, then end."""
         await self.feed.catch_up()
         await self.writer.until_written()
         self._left.set()
 
     @property
     def counts(self) -> Counts:
-        """What has happened since this publisher became active."""
+        """The counts of this turn."""
         return self.feed.counts + Counts(entries=self.writer.entries)
 
     @property
     def refused(self) -> bool:
-        """Whether the turn ended because a batch could not be written, for what it is."""
+        """Whether the turn ended because a batch itself was refused."""
         return self._refused or self.writer.refused
 
-    # The sink: what was committed
+    # The sink: changes
 
     def __contains__(self, board: object) -> bool:
         return isinstance(board, str) and can_name(board, self._stream.room)
 
     def begin(self, epoch: Epoch, position: Snapshot, lost: Reason | None) -> None:
-        """Write which cursors are good, and whether the stream goes on from where it was."""
+        """Append a state with the valid cursors, and whether continuity is broken."""
         if self._position is None:
             lost = lost or "journal_pruned"
         if self._parts:
@@ -143,7 +143,7 @@ class Turn(Sink):
         self._state(position, lost)
 
     def publish(self, transactions: Sequence[Committed], position: Snapshot | None) -> None:
-        """Append a batch, or a part of one. A position alone waits for the next state."""
+        """Append a batch or a part of one. A position alone waits for the next state."""
         try:
             self._publish(transactions, position)
         except Exception:
@@ -170,7 +170,7 @@ class Turn(Sink):
         self._position = position
 
     def _parts_of(self, transactions: Iterable[Committed]) -> Iterator[Part]:
-        """Gather what transactions mean to each board."""
+        """Gather the effects of transactions by board."""
         effects: defaultdict[str, list[Effect]] = defaultdict(list)
         for transaction in transactions:
             if transaction.sync:
@@ -183,7 +183,7 @@ class Turn(Sink):
         for board, its_effects in effects.items():
             yield Part(self._name, self._step + 1, its_effects, board)
 
-    # The sink: boards, which edges ask for
+    # The sink: boards, which edges requested
 
     def begin_read(self, name: str) -> bool:
         return self.answers.begin_read(name)
@@ -204,7 +204,7 @@ class Turn(Sink):
     # States
 
     def _state(self, position: Snapshot, lost: Reason | None = None) -> None:
-        """Append a state: everything visible at this position has been appended."""
+        """Append a state with this position: everything visible there has been appended."""
         assert self._epoch is not None, "the feed has begun"
         self._state_due = time.monotonic() + STATE_SECONDS
         self._step += 1
@@ -226,7 +226,7 @@ class Turn(Sink):
         self.writer.queue([Encoded.of(state)])
 
     async def _keep_stating(self) -> None:
-        """Append a state every second, also while nothing comes from Postgres."""
+        """Append states even while nothing comes from Postgres."""
         while True:
             await asyncio.sleep(STATE_SECONDS / 4)
             if self._position and not self._parts and time.monotonic() >= self._state_due + STATE_SECONDS / 2:
@@ -241,9 +241,9 @@ def _effect(transaction: Committed, meaning: Meaning) -> Effect:
 
 
 async def _assembled(stream: Stream, sequence: int, data: bytes, last: int) -> Assembly:
-    """Read from a state on to the stream's end. Raises StreamBroken if the entries do not follow each other."""
+    """Read from a state to the end of the stream. Raises StreamBroken if the entries are inconsistent."""
     assembly = Assembly(decode_state(data), whole=True)
     async for each in stream.read(sequence + 1, last):
         for _ in assembly.take(decode(each.data)):
-            pass  # what it means is for edges
+            pass  # only edges need the changes
     return assembly

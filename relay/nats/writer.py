@@ -1,7 +1,7 @@
-"""Appends to the stream what a publisher queues, in order, while its feed waits.
+"""Appends the entries that a publisher queues, in order.
 
 While JetStream stores entries, the feed is paused, and the next changes gather in the journal. So nothing piles up
-here, and a batch under load is as large as it needs to be.
+here, and under load batches become as large as necessary.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from relay.nats.stream import Commit, Encoded, State
 from relay.postgres.feed import Feed
 
 LEAVE_SECONDS: Final = 5.0
-"""Timeout of JetStream when a publisher leaves."""
+"""Timeout for storing what is queued when a publisher stops."""
 
 
 class Writer:
     """Appends entries to the stream.
 
-    `last` is the stream's last entry, `entries` and `batches` how many were appended. `refused` says whether the run
-    ended because a part of a batch could not be written, for what it is.
+    `last` is the sequence of the stream's last entry; `entries` and `batches` count what was appended. `refused` is
+    whether the run ended because a part of a batch itself was refused.
     """
 
     def __init__(self, stream: Stream, feed: Feed, last: int) -> None:
@@ -38,7 +38,7 @@ class Writer:
         self._emptied = asyncio.Event()
 
     def queue(self, entries: Iterable[Encoded]) -> None:
-        """Have entries appended after those that are queued already."""
+        """Queue entries to be appended after those queued already."""
         self._queued.extend(entries)
         if self._queued:
             self._emptied.clear()
@@ -46,7 +46,7 @@ class Writer:
             self._filled.set()
 
     async def run(self) -> None:
-        """Append what is queued. What is queued meanwhile goes with the next. Raises StreamError."""
+        """Append what is queued, until cancelled. Raises StreamError."""
         while True:
             await self._filled.wait()
             entries, self._queued = self._queued, []
@@ -60,14 +60,14 @@ class Writer:
         try:
             self.last = await self._stream.append(entries, self.last)
         except Exception as ex:
-            for_what_it_is = isinstance(ex, Refused) or not isinstance(ex, StreamError)
-            self.refused = for_what_it_is and not all(isinstance(each.entry, State) for each in entries)
+            at_fault = isinstance(ex, Refused) or not isinstance(ex, StreamError)  # the entries, not the connection
+            self.refused = at_fault and not all(isinstance(each.entry, State) for each in entries)
             raise
         self.entries += len(entries)
         self.batches += sum(isinstance(each.entry, Commit) for each in entries)
 
     async def until_written(self) -> None:
-        """Wait until everything queued is stored, for a while."""
+        """Wait until everything queued is stored, but not for long."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):
                 await self._emptied.wait()

@@ -16,7 +16,7 @@ from relay.model import messages
 from relay.model.messages import Message
 from relay.model.selection import ALL, Selection, Whole, board_of, is_selection, selected, selection_of
 from relay.model.transaction import Image, Transaction
-from relay.nats.stream import BESIDE_BYTES, extended, message_of
+from relay.nats.stream import ADDITION_BYTES, extended, message_of
 
 LANES = ["todo", "done", None, 7]
 COLUMNS = ["title", "size", "lane", "position"]
@@ -148,13 +148,13 @@ def test_a_selection_lists_its_lanes_and_says_no_order_that_its_columns_do_not_h
 
 def test_what_is_too_large_to_come_along_has_the_selection_read_again() -> None:
     """Where the task stays in the selection, or leaves it, nothing is missing."""
-    before: Tasks = {1: {"id": 1, "boardId": "default", "lane": "todo", "title": "x" * BESIDE_BYTES}}
+    before: Tasks = {1: {"id": 1, "boardId": "default", "lane": "todo", "title": "x" * ADDITION_BYTES}}
     moved = [message_of(extended(one)) for one in changes(before, {1: before[1] | {"lane": "done"}})]
     assert selected(["done"], None, [1]).messages(moved) == "row_unreadable"
     assert selected(["done"], None, [2]).messages(moved) == []
     assert [one.type for one in selected(["todo"], None).messages(moved)] == ["task.deleted"]  # type: ignore[union-attr]
     assert selected(None, ["title"]).messages(moved) == moved
-    assert max(len(extended(one)) for one in moved) < BESIDE_BYTES
+    assert max(len(extended(one)) for one in moved) < ADDITION_BYTES
 
 
 def test_names_of_selections_are_those_of_no_boards() -> None:
