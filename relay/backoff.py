@@ -1,11 +1,11 @@
-"""The pause after a fault before the next attempt, and whether a fault is the same as before. Pure.
+"""The pauses between attempts, and whether the same fault recurs. Pure.
 
 Rules:
-- Pauses double, each with jitter, until an attempt has lasted for `CALM_SECONDS`: an attempt that fails
-  right after its start has not worked in between, whatever it reported.
-- A fault recurs if the attempt before ended with the same one, and until one has lasted that long. So health does not
-  flap with a fault that comes back at once each time.
-- Numbers do not make two faults different: a sequence or a port differs each time, and the fault is the same.
+- Pauses double, each with jitter, until an attempt has lasted for `CALM_SECONDS`: an attempt that fails earlier does
+  not count as a success, whatever it reported.
+- A fault recurs if the previous attempt ended with the same one, until an attempt has lasted that long. So health
+  does not flap if the same fault comes back at once each time.
+- Faults that differ only in numbers, such as a sequence or a port, are the same.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ LONGEST_SECONDS: Final = 10.0
 """Maximum pause."""
 
 CALM_SECONDS: Final = 5.0
-"""Duration of an attempt from which it counts as a success."""
+"""Duration from which an attempt counts as a success."""
 
 _NUMBER: Final = re.compile(r"\d+")
 
 
 class Backoff:
-    """The pauses between attempts that follow each other. Times are in seconds, of a clock that only goes forward."""
+    """The pauses between successive attempts. Times are seconds of a clock that only goes forward."""
 
     def __init__(self, first: float = FIRST_SECONDS, longest: float = LONGEST_SECONDS) -> None:
         self._first = self._pause = first
@@ -42,7 +42,7 @@ class Backoff:
         self._began = now
 
     def fail(self, now: float, fault: str) -> float:
-        """Note why it ended; return how many seconds to wait before the next."""
+        """Note why the attempt ended; return how many seconds to wait before the next."""
         calm = now - self._began >= CALM_SECONDS
         self._recurs = not calm and self._last is not None and _alike(fault, self._last)
         self._last, self._began = fault, math.inf
@@ -53,7 +53,7 @@ class Backoff:
         return pause
 
     def recurring(self, now: float) -> str | None:
-        """Return in one line what has ended one attempt after another, unless it has stopped recurring."""
+        """Return in one line the fault that recurs; None if none does."""
         if not self._recurs or now - self._began >= CALM_SECONDS:
             return None
         return f"this comes again and again: {self._last}"

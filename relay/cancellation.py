@@ -1,8 +1,8 @@
-"""Keeps cancellations that libraries lose. Usable by all rooms.
+"""Keeps cancellations that asyncio would lose.
 
-Up to Python 3.11, `asyncio.wait_for` loses a cancellation that meets the end of what it waits for. psycopg and
-nats-py wait with it. Up to Python 3.12, `asyncio.TaskGroup` loses one that meets the fault of a task of its own. A
-task that is cancelled at such a moment would go on forever, and the task group that cancelled it would wait forever.
+Up to Python 3.11, `asyncio.wait_for`, which psycopg and nats-py use, loses a cancellation that coincides with the end
+of what it waits for. Up to Python 3.12, `asyncio.TaskGroup` loses one that coincides with the failure of one of its
+tasks. A task cancelled at such a moment would continue forever, and so would the task group that cancelled it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def kept_cancellation() -> Iterator[None]:
-    """End the current task after this block if it was cancelled within, even if the block lost that.
+    """Raise CancelledError after this block if the current task was cancelled within it, even if that was lost.
 
-    Counts from the beginning of the block: task groups and timeouts around it may have cancelled before.
+    Cancellations before the block, by surrounding task groups and timeouts, do not count.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
@@ -31,10 +31,10 @@ def kept_cancellation() -> Iterator[None]:
 
 
 async def in_own_task(work: Coroutine[object, object, T]) -> T:
-    """Await work that opens a task group, and end the current task if it was cancelled meanwhile.
+    """Await work that opens a task group, and raise CancelledError if the current task was cancelled meanwhile.
 
-    A task of its own does the work, for a task group marks the task that it is in as cancelled when it ends for a
-    fault, and up to Python 3.12 leaves it so.
+    The work runs in its own task, because a failing task group marks its task as cancelled, and up to Python 3.12
+    does not undo that.
     """
     with kept_cancellation():
         return await asyncio.create_task(work)

@@ -1,7 +1,7 @@
-"""The order of tasks in a lane, as `board.sync` states it. Pure; the server and the Python client sort by it alike.
+"""The order of tasks in a lane, as stated by `board.sync`. Pure; used by the relay and the Python client.
 
-Tasks are compared by one key after the other, and at last by their id. Booleans come before numbers, and numbers
-before texts. Integers are compared exactly, other numbers as double precision; texts by their code points.
+Tasks are compared by one key after the other, and finally by id. Booleans come before numbers, and numbers before
+strings. Integers are compared exactly, other numbers in double precision, and strings by code points.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class OrderKey(NamedTuple):
-    """A key by which tasks are compared. `values` are its texts in their order, where that is not alphabetical."""
+    """A key by which tasks are compared. `values` lists the values of an enum in their order."""
 
     key: str
     descending: bool
@@ -23,7 +23,7 @@ class OrderKey(NamedTuple):
 
 
 def arranged(tasks: Sequence[T], order: Sequence[OrderKey], value_of: Callable[[T, str], Any]) -> list[T]:
-    """Return the tasks in their order; `value_of` gives a task's value of a key, None if it has none."""
+    """Return the tasks in order; `value_of` returns a task's value of a key, None if it has none."""
     found = sorted(tasks, key=lambda task: _comparable(value_of(task, "id")))
     for by in reversed(order):
         _arrange(found, by, value_of)

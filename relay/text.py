@@ -1,7 +1,4 @@
-r"""Text for people, made from text of strangers, databases and libraries: one line, without control characters.
-
-Usable by all rooms. Pure.
-"""
+r"""Text for people, from text of strangers, databases and libraries: one line, without control characters. Pure."""
 
 from __future__ import annotations
 
@@ -10,20 +7,20 @@ import re
 from typing import Final
 
 ERROR_LETTERS: Final = 1000
-"""Maximum length of an error's line: what a user's function raises may be of any length."""
+"""Maximum length of an error's line, because a user's function may raise one of any length."""
 
 _HARMFUL: Final = re.compile(
     "["
     "\0-\x1f\x7f-\x9f"  # the controls, C0 and C1
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # these reorder what is read
-    "\u2028\u2029\ufeff"  # these end lines, or are not seen
-    "\ud800-\udfff"  # these are no characters, and cannot be printed
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional controls, which reorder text
+    "\u2028\u2029\ufeff"  # line separators, and an invisible mark
+    "\ud800-\udfff"  # surrogates, which cannot be printed
     "]"
 )
 
 
 def harmless(text: str) -> str:
-    r"""Write each character that a terminal would obey as `\u001b`; in a JSON string it means the same as before."""
+    r"""Escape harmful characters, like `\u001b`, so that JSON strings keep their meaning."""
     return _HARMFUL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -33,20 +30,20 @@ def one_line(text: str) -> str:
 
 
 def error_line(ex: BaseException) -> str:
-    """Describe an exception in one line, never empty.
+    """Describe an exception in one line, which is never empty.
 
-    Of an error that Postgres reports, its primary message; of a system call that failed, the system's words for its
-    number, after the file's name if there is one; of any other its text, or its type if it has none.
+    This is the primary message of an error of Postgres, the system's text for a failed system call, with the file's
+    name if there is one, or else the exception's text or type.
     """
-    return _said(ex)[:ERROR_LETTERS]
+    return _described(ex)[:ERROR_LETTERS]
 
 
-def _said(ex: BaseException) -> str:
+def _described(ex: BaseException) -> str:
     if primary := getattr(getattr(ex, "diag", None), "message_primary", None):
         return one_line(primary)
     cause = getattr(ex, "os_error", ex)  # aiohttp wraps it
     text = one_line(str(cause))
-    if found := re.search(r"\[Errno (\d+)\]", text):  # the first, where a name has several addresses
+    if found := re.search(r"\[Errno (\d+)\]", text):  # the first one, if a name has several addresses
         text = os.strerror(int(found[1]))
         if isinstance(cause, OSError) and cause.filename is not None:
             text = f"{cause.filename}: {text}"

@@ -1,1 +1,1 @@
-"""Access: which clients may connect, and to which boards."""
+"""Access: which clients may connect, and which boards they may follow."""

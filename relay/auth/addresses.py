@@ -1,12 +1,12 @@
-"""What proxies report about the clients behind them, in headers or by the PROXY protocol. Pure.
+"""Addresses of clients behind proxies, from headers or the PROXY protocol. Pure.
 
 Rules:
-- A proxy is believed only if it is trusted. Addresses that others report are ignored.
-- Each proxy adds the address that it heard from at the end of a list. So a list is read from its end,
-  through trusted proxies only; the part before that may be forged.
-- A proxy writes `X-Forwarded-For` or `Forwarded`, and may pass on the other as a client sent it. If both are there
-  and do not agree, neither is believed.
-- An address that cannot be read ends the search, and is logged as a fault.
+- Only trusted proxies are believed. Addresses reported by others are ignored.
+- Each proxy appends the address of its peer to a list. So a list is read from its end, through trusted proxies only;
+  the part before them may be forged.
+- A proxy writes `X-Forwarded-For` or `Forwarded`, and may pass on the other one from the client. If both are present
+  and disagree, neither is believed.
+- An address that cannot be parsed ends the search, and is reported as a fault.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ LONGEST_HEADER_BYTES: Final = 4096
 
 V1: Final = b"PROXY "
 V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
-"""What a header of the PROXY protocol begins with, in its two versions."""
+"""The first bytes of a header of the PROXY protocol, in its two versions."""
 
 _V1_MOST: Final = 107
 _V2_FIXED: Final = 16
 _V2_FAMILIES: Final = {0x11: (12, 4), 0x21: (36, 16)}
-"""Bytes of both addresses and ports together, and of one address, by family and transport."""
+"""The size of both addresses and ports together, and of one address, by family and transport."""
 
 _PAIR: Final = re.compile(r'\s*([\w!#$%&\'*+.^`|~-]+)=("(?:[^"\\]|\\.)*"|[^\s;,"]*)\s*([;,]|$)', re.ASCII)
 """A parameter of `Forwarded`, and what follows it."""
@@ -39,18 +39,18 @@ _DISAGREE: Final = "X-Forwarded-For and Forwarded do not agree: have the proxy r
 
 
 class BadProxyHeader(Exception):
-    """A header of the PROXY protocol that cannot be read; the text says why."""
+    """A header of the PROXY protocol cannot be read. The text says why."""
 
 
 class Source(NamedTuple):
-    """The address of a client, as far as it is known, and what could not be read of a proxy's report."""
+    """The address of a client, as far as it is known, and the text of a proxy that could not be read, if any."""
 
     address: str
     fault: str | None = None
 
 
 def source(peer: str, forwarded: Sequence[str], standard: Sequence[str], proxies: Proxies) -> Source:
-    """Find the address of a client by the values of `X-Forwarded-For` and of `Forwarded`."""
+    """Find the address of a client from the values of `X-Forwarded-For` and `Forwarded`."""
     if not proxies.trusts(peer):
         return Source(peer)
     hops = [hop for value in forwarded for hop in value.split(",")]
@@ -76,7 +76,7 @@ def _last(peer: str, hops: list[str], proxies: Proxies) -> Source:
 
 
 def _standard_hops(value: str) -> list[str]:
-    """Return the `for` of each element of a `Forwarded`, an unknown one where there is none. Raises ValueError."""
+    """Return the `for` of each element of a `Forwarded`, `unknown` if it has none. Raises ValueError."""
     hops, at, hop = [], 0, "unknown"
     while at < len(value):
         if not (match := _PAIR.match(value, at)):
@@ -100,16 +100,16 @@ def rate_key(address: str) -> str:
 
 
 class ProxyHeader(NamedTuple):
-    """A header of the PROXY protocol: its length, and where the client is, None if the proxy speaks for itself."""
+    """A header of the PROXY protocol: its length, and the client's address; None if the proxy itself connects."""
 
     length: int
     address: str | None
 
 
 def proxy_header(data: bytes) -> ProxyHeader | None:
-    """Read the header that a connection begins with, None if there is none. Raises BadProxyHeader.
+    """Parse the header at the beginning of a connection; return None if there is none. Raises BadProxyHeader.
 
-    The protocol has proxies send it at once, so an incomplete one is bad.
+    The protocol requires that the header is sent at once, so an incomplete one is bad.
     """
     if data.startswith(V1):
         return _version_1(data)
@@ -139,7 +139,7 @@ def _version_2(data: bytes) -> ProxyHeader:
     length = _V2_FIXED + rest
     if len(data) < length:
         raise BadProxyHeader("it does not end")
-    if version_and_command == 0x20:  # the proxy's own check of our health
+    if version_and_command == 0x20:  # LOCAL: the proxy's own health check
         return ProxyHeader(length, None)
     if version_and_command != 0x21:
         raise BadProxyHeader("it has an unknown version or command")

@@ -1,4 +1,4 @@
-"""The gate: what a connection must show before it is admitted. Pure."""
+"""The gate: decides which connections are admitted. Pure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from relay.config.origins import Origins
 from relay.config.proxies import Proxies
 
 FLOOD: Final = "too many connections a minute"
-"""Name of the refusal in the log, wherever it is noticed."""
+"""Reason of the refusal, for which there are two places."""
 
 
 class ForeignOrigin(Refused):
-    """A page of an origin that is not allowed."""
+    """The page is of an origin that is not allowed."""
 
     def __init__(self, origin: str) -> None:
         super().__init__("foreign origin")
@@ -30,7 +30,7 @@ class ForeignOrigin(Refused):
 
 
 class TooMany(Refused):
-    """Too many connections came; `seconds` says when there is room for one again."""
+    """There were too many connections. The next one is possible in `seconds`."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
 
@@ -41,11 +41,11 @@ class TooMany(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """A client that asks to connect: what its request says, and where it comes from.
+    """A client that asks to connect, as described by its request.
 
     `forwarded` are the values of `X-Forwarded-For`, `standard` those of `Forwarded`, `forwarded_hosts` those of
-    `X-Forwarded-Host`, the one that the client named first. `address` is where the client is, as `Gate.source`
-    says.
+    `X-Forwarded-Host`, of which the first is the client's. `peer` is the address of the connection, `address` that of
+    the client, from `Gate.source`.
     """
 
     peer: str
@@ -63,7 +63,7 @@ class Visitor:
     def credential(self) -> str | None:
         """The credential that it presents: as a subprotocol `bearer.…`, as `?token=…`, or as a header.
 
-        In this order, for a proxy may add a header of its own, and only the client can add the others. In a
+        In this order, because only the client adds the first two, but a proxy may add a header of its own. In a
         subprotocol, characters that are not allowed there are percent-encoded.
         """
         for offered in self.subprotocols:
@@ -81,14 +81,14 @@ class Visitor:
 
 
 MAX_PARAMETERS: Final = 200
-"""Maximum number of parameters in which a token is searched: a subscription over HTTP has 101 at most."""
+"""Maximum number of query parameters searched for a token. A subscription over HTTP has 101 at most."""
 
 BEARER: Final = "bearer."
 """Prefix of a subprotocol that is a credential."""
 
 
 class Gate:
-    """Decides which visitors are admitted. `access` may be replaced at any time. `origins` None admits all pages."""
+    """Decides which visitors are admitted. `access` may be replaced at any time. By default, all may connect."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Gate:
         self._rates = rates
 
     def flooded(self, peer: str, now: float) -> float:
-        """Return how many seconds a peer that is no proxy has to wait, before it has sent anything."""
+        """Return how many seconds a peer that is not a proxy must wait, before it has sent anything."""
         return self._rates.wait(peer, now) if self._rates else 0.0
 
     def source(self, visitor: Visitor) -> Source:
@@ -114,16 +114,16 @@ class Gate:
         return addresses.source(visitor.peer, visitor.forwarded, visitor.standard, self.proxies)
 
     def _host(self, visitor: Visitor) -> str | None:
-        """Return the host that a client asked for: the one that a trusted proxy reports, else that of `Host`.
+        """Return the host that a client asked for: as reported by a trusted proxy, otherwise `Host`.
 
-        A page cannot set either. Another program can, but that can also claim any origin.
+        A page can set neither. Another program can, but it can also claim any origin.
         """
         if visitor.forwarded_hosts and self.proxies.trusts(visitor.peer):
             return visitor.forwarded_hosts[0]
         return visitor.host
 
     def admit(self, visitor: Visitor, now: float) -> Grant:
-        """Return the grant of a visitor, at a moment of a clock that only goes forward. Raises Refused.
+        """Return the grant of a visitor. `now` is of a clock that only goes forward. Raises Refused.
 
         The cheapest checks come first, so that a flood costs little.
         """
@@ -131,10 +131,7 @@ class Gate:
         return self.access.grant(visitor.credential)
 
     def let_ask(self, visitor: Visitor, now: float) -> None:
-        """Let a visitor ask who has no credential yet: if its origin may connect, and it does not come too often.
-
-        Raises Refused.
-        """
+        """Check everything but the credential: the rate of connections, and the origin. Raises Refused."""
         if self._rates and (wait := self._rates.take(self.source(visitor).address, now)):
             raise TooMany(wait)
         if not visitor.origins and self._require_origin:

@@ -1,6 +1,6 @@
 """The keys that sign JSON Web Tokens, and the algorithms of each. Pure.
 
-The key decides which algorithm is valid, never the token: so a public key cannot be taken for a secret.
+The key decides which algorithm is valid, never the token, so a public key cannot be mistaken for a secret.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ ALGORITHMS: Final[Mapping[tuple[str, str | None], tuple[str, ...]]] = {
     ("EC", "P-521"): ("ES512",),
     ("OKP", "Ed25519"): ("EdDSA",),
 }
-"""The algorithms of a key, by its type and curve. A key that names one is good for that alone."""
+"""The algorithms of a key, by its type and curve. A key with an `alg` is valid for that algorithm only."""
 
 SECRETS: Final = "HS256"
 """The algorithm of secrets."""
 
 ASYMMETRIC: Final = "RS256, PS256, ES256, ES384 or EdDSA"
-"""Those that people use, in words."""
+"""The usual algorithms, for error messages."""
 
 
 class AccessError(Exception):
-    """A configured credential that cannot be used; the text says why, in one line, without showing it."""
+    """A configured credential cannot be used. The text says why, in one line, without showing it."""
 
 
 class Key(NamedTuple):
@@ -50,7 +50,7 @@ def signing_keys(text: str | bytes, where: str) -> list[Key]:
 
 
 def _key(member: Any) -> Key | None:
-    """Read a member of a JWKS; None if it is no key for tokens, or cannot be read."""
+    """Parse a member of a JWKS; return None if it is not a key for tokens, or cannot be read."""
     if not isinstance(member, dict) or member.get("use", "sig") != "sig":
         return None
     import jwt  # noqa: PLC0415  # as Access does

@@ -1,4 +1,4 @@
-"""Rates: how often something may happen. Token buckets, which are given the time. Pure."""
+"""Rate limits, by token buckets that are given the time. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from relay.auth.addresses import rate_key
 
 
 class Cells(Protocol):
-    """Two numbers of a bucket: the tokens that are left, and as of when."""
+    """The two numbers of a bucket: the remaining tokens, and the time of that figure."""
 
     def __getitem__(self, index: int, /) -> float: ...
 
@@ -18,9 +18,9 @@ class Cells(Protocol):
 
 
 class Bucket:
-    """A token bucket: full at first, then filled at `rate` tokens a second, up to its size.
+    """A token bucket, initially full, and refilled at `rate` tokens a second up to its size.
 
-    Times are in seconds, of one clock that only goes forward and is never 0. Its two numbers may be in shared memory.
+    Times are seconds of a clock that only goes forward and is never 0. `cells` may be in shared memory.
     """
 
     __slots__ = ("_cells", "_rate", "_size")
@@ -31,22 +31,22 @@ class Bucket:
         self._cells: Cells = [0.0, 0.0] if cells is None else cells
 
     def wait(self, now: float) -> float:
-        """Return for how many seconds there is no token: 0 if there is one."""
+        """Return the seconds until there is a token: 0 if there is one."""
         left, as_of = self._cells[0], self._cells[1]
         left = self._size if as_of == 0.0 else min(self._size, left + max(now - as_of, 0.0) * self._rate)
         self._cells[0], self._cells[1] = left, now
         return 0.0 if left >= 1 else (1 - left) / self._rate
 
     def spend(self, tokens: int = 1) -> None:
-        """Take tokens, also more than there are: then it takes longer until there is one again."""
+        """Take tokens. If there are fewer, the next one takes longer."""
         self._cells[0] -= tokens
 
 
 class Rates:
-    """Limits of connections a minute, from each address and from all; 0 is no limit.
+    """Limits of connections a minute, from each address and in total; 0 means no limit.
 
-    The buckets are in a fixed piece of memory, which several processes may share. Addresses with the same place in it
-    share a bucket; without the key in the first bytes of the memory, nobody can predict which do.
+    The buckets are in a fixed piece of memory, which several processes may share. Addresses whose hashes have the
+    same place share a bucket; without the key in the first bytes of the memory, nobody can predict which do.
     """
 
     PLACES: Final = 65_536
@@ -64,7 +64,7 @@ class Rates:
         self._cells = memory.cast("d")
 
     def take(self, address: str, now: float) -> float:
-        """Count a connection and return 0; or return for how many seconds there may be none, and do not count it."""
+        """Count a connection and return 0; or return the seconds until there may be one, and do not count it."""
         buckets = self._buckets(address)
         wait = _longest_wait(buckets, now)
         if not wait:
@@ -73,7 +73,7 @@ class Rates:
         return wait
 
     def wait(self, address: str, now: float) -> float:
-        """Return for how many seconds there may be no connection."""
+        """Return the seconds until there may be a connection."""
         return _longest_wait(self._buckets(address), now)
 
     def _buckets(self, address: str) -> list[Bucket]:

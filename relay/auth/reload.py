@@ -1,11 +1,11 @@
 """Reloading: keeps the `Gate` of a process up to date with settings, files and addresses.
 
 Rules:
-- A credential stays valid until its replacement has been read whole: a broken file, or an address that is not
-  reached, changes nothing and is logged.
-- An address of keys is read every few minutes. It is also read when a token is signed with an unknown key, but then
-  not sooner than `SOONEST_SECONDS` after the last time, however many such tokens come.
-- A file is read when the process starts, and at SIGHUP.
+- A credential stays valid until its replacement has been read completely: a broken file or an unreachable address
+  changes nothing, and is logged.
+- Keys at an address are fetched every few minutes, and when a token is signed with an unknown key, but then at most
+  every `SOONEST_SECONDS`, however many such tokens come.
+- Files are read when the process starts, and on SIGHUP.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from relay.config.settings import Settings, is_address, is_safe_address
 log = structlog.get_logger()
 
 REFRESH_SECONDS: Final = 300.0
-"""Interval at which an address of keys is read."""
+"""Interval at which keys are fetched."""
 
 SOONEST_SECONDS: Final = 10.0
-"""Minimum interval between two reads, for a key that is not known."""
+"""Minimum interval between fetches because of unknown keys."""
 
 FETCH_SECONDS: Final = 5.0
-"""Timeout of a read."""
+"""Timeout of a fetch."""
 
 LARGEST_KEYS_BYTES: Final = 1024 * 1024
 
 
 class Reloader:
-    """Reads credentials and certificates, at first and again."""
+    """Reads credentials and certificates, initially and again."""
 
     def __init__(self, settings: Settings, rates: Rates | None = None) -> None:
         self._settings = settings
@@ -64,7 +64,7 @@ class Reloader:
         await self._read()
 
     async def reload(self) -> None:
-        """Read everything again; what cannot be read stays as it was."""
+        """Read everything again. If anything cannot be read, everything stays as it was."""
         try:
             await self._read()
         except AccessError as ex:
@@ -73,14 +73,14 @@ class Reloader:
             log.info("access.reloaded")
 
     async def run(self) -> None:
-        """Read the address of keys from time to time, until cancelled."""
+        """Fetch keys from time to time, until cancelled."""
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             if is_address(self._settings.jwt_keys):
                 await self.new_keys()
 
     async def new_keys(self) -> None:
-        """Read the keys again, for there may be a new one; unless that was done just now."""
+        """Fetch the keys again, because there may be a new one, unless they were fetched just now."""
         loop = asyncio.get_running_loop()
         async with self._fetching:
             if loop.time() - self._asked < SOONEST_SECONDS:
@@ -94,7 +94,7 @@ class Reloader:
     async def _read(self) -> None:
         tokens = self._tokens()
         if self.tls:
-            # Tried on another context first: a failure halfway would leave a certificate without its key.
+            # Try on another context first, because a failure halfway would leave a certificate without its key.
             self._read_certificate(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
         async with self._fetching:
             keys = await self._read_keys()
@@ -154,7 +154,7 @@ def _origins(settings: Settings) -> list[str]:
 
 
 def _named_by(text: bytes, issuer: str, where: str) -> str | None:
-    """Return the address of keys that an issuer's description of itself names; None if the text is none.
+    """Return the address of keys from an issuer's OpenID configuration; None if the text is something else.
 
     Raises AccessError.
     """

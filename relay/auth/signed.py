@@ -1,6 +1,6 @@
-"""JSON Web Tokens: whether one is signed with a valid key, and what it claims. Pure.
+"""JSON Web Tokens: verifies signatures and returns claims. Pure.
 
-The algorithm of a token is decided by the key, see keys.py.
+The key decides which algorithm is valid; see keys.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from relay.auth.tokens import LEEWAY_SECONDS, Refused, UnknownKey
 
 
 class SignedTokens:
-    """The tokens that are signed with a secret, or with one of some keys, for an audience and from an issuer."""
+    """Verifies tokens signed with a secret or one of several keys, for an audience and from an issuer."""
 
     def __init__(self, secret: str, keys: Sequence[Key] | None, audience: str, issuer: str) -> None:
         self._secret = secret
@@ -55,7 +55,7 @@ class SignedTokens:
         raise Refused("wrong token: no key for its algorithm")
 
     def _keys_of(self, algorithm: str) -> list[Key]:
-        """Return the keys of an algorithm: a public key is never taken for a secret."""
+        """Return the keys of an algorithm. The secret is only for HS256, and HS256 only for the secret."""
         if algorithm == SECRETS:
             return [Key(None, (algorithm,), self._secret)] if self._secret else []
         return [key for key in self._keys or () if algorithm in key.algorithms]

@@ -1,14 +1,14 @@
 """Tokens: which credentials are valid, and for which boards. Pure.
 
-A *credential* is what a client presents: a static token, or a JSON Web Token. A *grant* is what it allows: which
+A *credential* is what a client presents: a static token or a JSON Web Token. A *grant* is what it allows: which
 boards, and until when. An `Access` knows the valid credentials.
 
 Rules:
-- No credential is ever part of an error, a log line or a repr. All refusals have the same
-  words; the reason is for the log.
+- No credential is ever part of an error, a log line or a repr. To clients, all refusals are the same; the log has the
+  reason.
 - Static tokens are compared in constant time.
-- A board's name comes from strangers, so matching it against a pattern takes time in proportion to its length.
-- With no credential configured everybody is admitted, as the guide's clients expect. `Access.open` says so.
+- Strangers choose the names of boards, so matching a name against a pattern takes linear time.
+- If no credential is configured, everybody is admitted, as the guide's clients expect: `Access.open`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ LEEWAY_SECONDS: Final = 5
 
 
 _OF_THE_TOKEN: Final = frozenset({"exp", "iat", "nbf", "jti"})
-"""Claims that say when a token is good and which one it is, not what its bearer may."""
+"""Claims about the token itself, not about the rights of its bearer."""
 
 
 class Refused(Exception):
-    """A client is not admitted: the reason, for the log, and the status of HTTP."""
+    """A client is not admitted. The text is the reason for the log, `status` the HTTP status."""
 
     status = HTTPStatus.UNAUTHORIZED
 
@@ -45,13 +45,13 @@ class UnknownKey(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A pattern of boards' names: each `*` stands for any characters, all else for itself."""
+    """A pattern of board names, in which each `*` matches any characters."""
 
     parts: tuple[str, ...]
 
     @classmethod
     def of(cls, text: str) -> Pattern:
-        """Read a pattern."""
+        """Parse a pattern."""
         return cls(tuple(text.split("*")))
 
     def matches(self, name: str) -> bool:
@@ -62,7 +62,7 @@ class Pattern:
         *middle, last = rest
         if not name.startswith(first) or not name.endswith(last) or len(name) < len(first) + len(last):
             return False
-        # The first place where a part fits leaves the most room for those that follow: no need to try another.
+        # The first match of a part leaves the most room for the next ones, so no other need be tried.
         place, end = len(first), len(name) - len(last)
         for part in middle:
             if (place := name.find(part, place, end)) < 0:
@@ -75,8 +75,8 @@ class Pattern:
 class Grant:
     """What a credential allows.
 
-    `boards` are those that it names; None if it names none, and the database may decide. `claims` are passed to the
-    database, if it decides. `expires` is in seconds of the epoch, None if it does not expire.
+    `boards` are the patterns that it names; None leaves the decision to the database. `claims` are passed to the
+    database, if it decides. `expires` is in seconds since the Unix epoch; None if it does not expire.
     """
 
     boards: tuple[Pattern, ...] | None = None
@@ -84,11 +84,11 @@ class Grant:
     expires: float | None = None
 
     def allows_as(self, other: Grant) -> bool:
-        """Return whether it allows the same as another: the same boards and claims, whenever the tokens expire."""
+        """Return whether it allows the same as another, apart from the time of expiry."""
         return self.boards == other.boards and _lasting(self.claims) == _lasting(other.claims)
 
     def names(self, board: str) -> bool:
-        """Return whether it names a board."""
+        """Return whether it allows a board, as far as the token decides."""
         return self.boards is None or any(pattern.matches(board) for pattern in self.boards)
 
 
@@ -97,7 +97,7 @@ def _lasting(claims: Mapping[str, Any]) -> dict[str, Any]:
 
 
 EVERYBODY: Final = Grant()
-"""The grant of every client where no credential is configured."""
+"""The grant of every client if no credential is configured."""
 
 
 class Access:
@@ -117,7 +117,7 @@ class Access:
         self._tokens = dict(tokens or {})
         self._signed: SignedTokens | None = None
         if secret or keys is not None:
-            # Only where they are wanted, for this loads 10 MB of cryptography.
+            # Imported only if needed, because this loads 10 MB of cryptography.
             from relay.auth.signed import SignedTokens  # noqa: PLC0415
 
             self._signed = SignedTokens(secret, keys, audience, issuer)
@@ -146,7 +146,7 @@ class Access:
         return Grant(named, claims, float(claims["exp"]) + LEEWAY_SECONDS)
 
     def _static(self, credential: str) -> Grant | None:
-        """Compare with every token, so that the time does not show which is nearly right."""
+        """Compare with every token, so that the time does not depend on which one matches."""
         presented = digest(credential)
         found = None
         for known, grant in self._tokens.items():
@@ -156,7 +156,7 @@ class Access:
 
 
 def _boards(claims: Mapping[str, Any]) -> tuple[Pattern, ...] | None:
-    """Return the boards that a token names: none if its claim is not a list of texts; None without the claim."""
+    """Return the boards that a token names: None without the claim, none if the claim is not a list of strings."""
     if "boards" not in claims:
         return None
     named = claims["boards"]
@@ -168,14 +168,14 @@ def _boards(claims: Mapping[str, Any]) -> tuple[Pattern, ...] | None:
 
 
 def digest(token: str) -> bytes:
-    """Return the digest of a static token: all have the same length."""
+    """Return the digest of a static token, so that all compared values have the same length."""
     return hashlib.sha256(token.encode(errors="surrogatepass")).digest()
 
 
 def static_tokens(entries: Iterable[str], where: str) -> dict[bytes, Grant]:
-    """Read tokens as they are configured: `token`, for every board, or `token:board,team-*`.
+    """Parse configured tokens: `token`, for every board, or `token:board,team-*`.
 
-    Raises AccessError, which names `where` and the entry by its number.
+    Raises AccessError, which names `where` and the number of the entry.
     """
     tokens: dict[bytes, Grant] = {}
     for number, entry in enumerate(entries, 1):
@@ -191,6 +191,6 @@ def static_tokens(entries: Iterable[str], where: str) -> dict[bytes, Grant]:
 
 
 def token_lines(text: str) -> list[str]:
-    """Return the entries of a file of tokens, one a line, without empty lines and those that begin with #."""
+    """Return the entries of a token file, one per line, without empty lines and those that begin with #."""
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]

@@ -1,11 +1,11 @@
-"""The Python client: holds boards as they are in the database, whatever happens to the connection.
+"""The Python client: keeps boards equal to the database, whatever happens to the connection.
 
     async with connect("ws://localhost:4002", token=token) as relay:
         board = await relay.subscribe("default")
         async for change in board:
             print(change.type, len(board.tasks))
 
-For programs without asyncio there is `relay.client.sync`. Nothing of the daemon is needed, nor imported.
+`relay.client.sync` is for programs without asyncio. The client does not import anything of the daemon.
 """
 
 from relay.client import sync

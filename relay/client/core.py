@@ -1,14 +1,14 @@
-"""What the Python client knows and decides, without a socket and without a clock. Pure.
+"""The state and decisions of the Python client, without sockets or clocks. Pure.
 
-The shell (`shell.py`) tells a `Session` what happened and when: a connection opened, a message came, it ended, time
-went on. The session answers with *effects* (`effects.py`), in `take_effects()`: what to send, when to connect, what
-to report to the program. From the inside out: a `Replica` holds the tasks of one board; a `Following` knows what of
-it is still to come; the `Session` keeps boards over one connection after another.
+The shell (`shell.py`) informs a `Session` about events and their times: a connection opened or ended, a message
+arrived, a timer is due. The session answers with *effects* (`effects.py`), from `take_effects()`: what to send, when
+to connect, what to report to the program. From the inside out: a `Replica` holds the tasks of one board; a
+`Following` also knows its cursor and unfinished batch; the `Session` keeps boards over one connection after another.
 
-Rules (those of tests/conformance, which the JavaScript client keeps too):
+Rules (those of tests/conformance, which the JavaScript client obeys too):
 - A batch is applied whole or not at all, so at any time a board equals the table at some moment.
-- A message that does not fit is not interpreted: the board is requested again. If it repeatedly does not fit, that is
-  an error.
+- A message that does not fit the board is not interpreted: the board is requested again. If messages repeatedly do
+  not fit, that is an error.
 - Messages of a connection that has ended are ignored.
 """
 
@@ -34,25 +34,25 @@ from relay.client.following import Following, Selection, State
 from relay.client.replica import Misfit, parse
 
 FIRST_PAUSE_SECONDS: Final = 0.5
-"""Maximum pause after a first failure. It doubles with each failure in a row; a random share of it is waited."""
+"""Maximum pause after the first failure. It doubles with each failure in a row. Pauses are a random part of it."""
 
 LONGEST_PAUSE_SECONDS: Final = 30.0
 """Maximum pause after any number of failures."""
 
 RESTART_PAUSE_SECONDS: Final = 2.0
-"""Maximum pause after close code 1012, of which a random share is waited: another relay may be there already."""
+"""Maximum pause after close code 1012. It is short, because another relay may be there already."""
 
 PING_SECONDS: Final = 30.0
-"""Interval between pings; a connection on which nothing came since the last one is closed."""
+"""Interval between pings. A connection on which nothing arrived since the last ping is closed."""
 
 MOST_MISFITS: Final = 5
-"""Maximum number of misfits in a row; then the board is an error."""
+"""Number of misfits in a row after which a board is unusable."""
 
 _BROKEN: Final = 1006
 _RESTARTING: Final = 1012
 _EXPIRED: Final = 4001
 HOPELESS_CODES: Final = frozenset({1002, 1007, 1008, 1009, 4003})
-"""Close codes after which coming back changes nothing; see docs/clients.md."""
+"""Close codes after which reconnecting is of no use; see docs/clients.md."""
 
 _Timer = Literal["attempt", "ping", "waits"] | Following
 _PING: Final = '{"type":"ping"}'
@@ -65,7 +65,7 @@ class Session:
         self.boards: dict[str, Following] = {}
         self.state: Literal["connecting", "live", "offline"] = "connecting"
         self.stopped: RelayError | None = None
-        """Why it does not come back by itself."""
+        """Why it does not reconnect by itself."""
         self.has_held_a_board = False
         self._chance = chance
         self._ping_seconds = ping_seconds
@@ -79,25 +79,25 @@ class Session:
         self._closed = False
 
     def take_effects(self) -> list[Effect]:
-        """Return the effects in order; to be called after every other method."""
+        """Return the effects in order. Call this after every other method."""
         effects, self._effects = self._effects, []
         return effects
 
     @property
     def due(self) -> float | None:
-        """When to say `tick` next."""
+        """When to call `tick` next; None if no timer is set."""
         return min(self._timers.values(), default=None)
 
-    # What the program wants
+    # Called for the program
 
     def start(self) -> None:
         """Begin to connect."""
         self._attempt()
 
     def subscribe(self, name: str, selection: Selection | None = None) -> Following:
-        """Follow a board, for one subscription more: the same object, if it is followed already.
+        """Follow a board for one more subscription; return the same object if it is already followed.
 
-        Raises RelayError if it is followed already with another selection: the relay sends one of both.
+        Raises RelayError if it is followed with another selection, because the relay sends only one per connection.
         """
         if self._closed:
             raise RelayError("closed", "this relay was closed: connect again", board_id=name)
@@ -118,7 +118,7 @@ class Session:
         return board
 
     def unsubscribe(self, board: Following) -> None:
-        """End one subscription to a board; the last one takes it along, and it stays as it is."""
+        """End one subscription to a board. After the last one, the board is no longer followed or updated."""
         board.subscriptions -= 1
         if board.subscriptions or self.boards.get(board.name) is not board:
             return
@@ -129,7 +129,7 @@ class Session:
         self._enter(board, "offline")
 
     def includes(self, board: Following, xid: str) -> None:
-        """Find out when a board includes a transaction: `Included`. Raises RelayError if nothing will say so."""
+        """Wait for a transaction, until the effect `Included`. Raises RelayError if that cannot come."""
         if self._closed:
             raise RelayError("closed", "this relay was closed: connect again", board_id=board.name)
         if self.stopped:
@@ -142,7 +142,7 @@ class Session:
                 self._send_wait(board, xid)
 
     def authenticate(self, token: str) -> bool:
-        """Present a fresh token; return whether there is a connection, on which an answer is to come."""
+        """Present a fresh token; return whether there is a connection, so that an answer will come."""
         if self._link == "open":
             self._authenticating += 1
             self._send({"type": "authenticate", "token": token})
@@ -153,7 +153,7 @@ class Session:
         return False
 
     def close(self) -> None:
-        """End everything; the boards stay as they are."""
+        """End everything. Boards are no longer updated."""
         if self._closed:
             return
         self._closed = True
@@ -161,7 +161,7 @@ class Session:
         for board in list(self.boards.values()):
             self._enter(board, "offline")
 
-    # What happened
+    # Called for the connection
 
     def opened(self, now: float) -> None:
         """Note that the attempt has led to a connection."""
@@ -171,11 +171,11 @@ class Session:
             self._ask(board)
 
     def heard(self) -> None:
-        """Note that data came, be it a part of a message."""
+        """Note that data arrived, perhaps only a part of a message."""
         self._heard = True
 
     def received(self, text: str | bytes, now: float) -> None:
-        """Take a message."""
+        """Handle a message."""
         if self._link != "open":
             return
         self._heard = True
@@ -200,7 +200,7 @@ class Session:
     ) -> None:
         """Note that the connection, or the attempt, has ended.
 
-        `at_least` is the pause that the relay asked for, `hopeless` says why waiting does not help.
+        `at_least` is the pause that the relay asked for, `hopeless` the reason if reconnecting is of no use.
         """
         if self._link == "none":
             return
@@ -238,7 +238,7 @@ class Session:
             name = message["boardId"]
             board = self.boards.get(name) if isinstance(name, str) else None
             return board if board and board.followed else None
-        # A server without cursors does not say of which board it speaks.
+        # A server without cursors does not name the board.
         followed = [board for board in self.boards.values() if board.followed]
         data = message.get("data")
         named = data.get("boardId") if message["type"] == "task.created" and isinstance(data, dict) else None
@@ -258,13 +258,13 @@ class Session:
         self._board_came = self.has_held_a_board = True
         self._failures = 0
         self._enter(board, "live")
-        if message.get("reason") == "epoch_changed":  # what has the number may be another transaction now
+        if message.get("reason") == "epoch_changed":  # the same number may now belong to another transaction
             self._end_waits(board, RelayError("not_included", "the database is another now", board_id=board.name))
         if changes:
             self._effects.append(Changed(board, changes))
 
     def _ask_again(self, board: Following, found: str, now: float) -> None:
-        """Ask again, at once the first time, then after pauses, and a limited number of times."""
+        """Request a board again: at once the first time, then after pauses, and a limited number of times."""
         misfits = board.misfit(now)
         if misfits == 1:
             self._ask(board)
@@ -285,7 +285,7 @@ class Session:
         if board and "xid" in refused:
             self._end_wait(board, refused["xid"], error)
             return
-        if code == "board_unavailable":  # it comes by itself, as soon as it can be read
+        if code == "board_unavailable":  # the board comes by itself, as soon as it can be read
             if board:
                 self._enter(board, "catching up")
             self._effects.append(Failed(None, error))
@@ -298,7 +298,7 @@ class Session:
         else:
             self._effects.append(Failed(None, error))
         if code == "too_many_messages":
-            for other in self.boards.values():  # one that asked for a board may be among those not heard
+            for other in self.boards.values():  # the refused message may have been their subscribe
                 if other.state == "catching up":
                     self._timers[other] = now + self._chance() * RESTART_PAUSE_SECONDS
             self._timers["waits"] = now + self._chance() * RESTART_PAUSE_SECONDS
@@ -329,7 +329,7 @@ class Session:
         self._send_waits(board)
 
     def _send_waits(self, board: Following) -> None:
-        """Ask for all that is waited for, again if need be: the relay takes that for one question."""
+        """Send all waits, perhaps again: the relay ignores duplicates."""
         for xid in board.waits if board.followed else ():
             self._send_wait(board, xid)
 
@@ -380,7 +380,7 @@ class Session:
 
     def _come_back(self, now: float, code: int, at_least: float = 0.0) -> None:
         if self._closed or not self.boards:
-            return  # until a board is wanted
+            return  # `subscribe` connects
         if code == _RESTARTING:
             pause = self._chance() * RESTART_PAUSE_SECONDS
         elif code == _EXPIRED and self._board_came:

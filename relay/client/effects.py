@@ -1,4 +1,4 @@
-"""Effects: what the client's core wants done or reported, and its errors. Pure."""
+"""Effects: what the client's core requests or reports, and its errors. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from relay.client.replica import Change
 
 
 class RelayError(Exception):
-    """What went wrong, in one line. `code` is for programs.
+    """An error of the relay or the connection, in one line. `code` is for programs.
 
-    The codes are those of docs/clients.md, and `closed` (the relay ended or refused the connection, in a way that
-    waiting does not help), `unsubscribed` (the board was left before it came), `unusable_board` (what the relay sends
-    of it contradicts itself), `other_selection` (the board is followed with another selection already), `forked`
-    (the connection belongs to the process that this one was forked from).
+    The codes are those of docs/clients.md, and `closed` (the relay ended or refused the connection, and waiting does
+    not help), `unsubscribed` (the board was left before it arrived), `unusable_board` (the board contradicts itself),
+    `other_selection` (the board is already followed with another selection), `forked` (the connection belongs to the
+    process that this one was forked from).
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class RelayError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Connect; then say `opened` or `ended`."""
+    """Connect, then call `Session.opened` or `Session.ended`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +40,15 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Hangup:
-    """End the connection, or the attempt, and report nothing more of it."""
+    """End the connection or attempt, and report nothing more about it."""
 
     politely: bool
-    """Whether there is somebody to say good-bye to."""
+    """Whether to perform the closing handshake."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """Report changes, all of which the board shows."""
+    """Report changes, all of which the board already contains."""
 
     board: Following
     changes: list[Change]
@@ -71,14 +71,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Authenticated:
-    """Report that the token which has waited longest was accepted, or why not."""
+    """Report that the token presented first among those unanswered was accepted, or why not."""
 
     error: RelayError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Included:
-    """Report that a board includes a transaction, or why that is not known."""
+    """Report that a board includes a transaction, or why that cannot be known."""
 
     board: Following
     xid: str

@@ -9,19 +9,19 @@ from typing import Any, Final, Literal
 from relay.client.replica import Change, Misfit, Replica
 
 State = Literal["connecting", "catching up", "live", "offline"]
-"""`offline` whenever there is no connection after the first attempt, and of a board that was refused or left."""
+"""`offline` whenever there is no connection after the first attempt, and for a board that was refused or left."""
 
 CALM_SECONDS: Final = 60.0
 """Time without a misfit after which the next one counts as the first again."""
 
 Selection = Mapping[str, Sequence[str]]
-"""The `lanes`, `columns` and `tasks` of a board that are followed, in order; all of those that are not said."""
+"""The selected `lanes`, `columns` and `tasks` of a board, sorted; an absent key selects all."""
 
 
 def selection(
     lanes: Collection[str] | None, columns: Collection[str] | None, tasks: Collection[str | int] | None
 ) -> Selection:
-    """Select lanes, columns, and tasks by their ids. Raises TypeError for what is no collection of these."""
+    """Make a selection. Raises TypeError for anything but collections of strings, or of ids for tasks."""
     wanted = {
         "lanes": (lanes, str, "strings"),
         "columns": (columns, str, "strings"),
@@ -38,20 +38,20 @@ def selection(
 
 
 class Following:
-    """One board that is followed: what is held, and how far it has come. Its methods are for the session."""
+    """A board that is followed: its tasks, its cursor and its unfinished batch. The session calls its methods."""
 
     def __init__(self, name: str, state: State, selection: Selection) -> None:
         self.name = name
         self.selection = selection
         self.subscriptions = 0
-        """For how many the board is followed; the last one to end takes it along."""
+        """The number of subscriptions; without any, the board is no longer followed."""
         self.state: State = state
         self.replica = Replica()
         self.cursor: str | None = None
         self.present = False
-        """Whether there has been a board."""
+        """Whether a board has arrived."""
         self.waits: dict[str, None] = {}
-        """The transactions that are waited for, in the order in which they were asked about."""
+        """The transactions that somebody waits for, in order."""
         self._parts: list[object] = []
         self._batches = 0
         self._misfits = 0
@@ -59,16 +59,16 @@ class Following:
 
     @property
     def followed(self) -> bool:
-        """Whether messages of it may come."""
+        """Whether its messages can arrive."""
         return self.state in {"live", "catching up"}
 
     def ask(self) -> str:
-        """Return the message that subscribes to it."""
+        """Return the message that subscribes to it, and drop an unfinished batch."""
         self._parts = []
         return json.dumps({"type": "subscribe", "boardId": self.name, "cursor": self.cursor, **self.selection})
 
     def receive(self, message: dict[str, Any]) -> list[Change] | None:
-        """Take a message; return what changed, None while the board is not there or whole. Raises Misfit."""
+        """Handle a message; return the changes, None while the board or batch is incomplete. Raises Misfit."""
         match message["type"]:
             case "board.sync":
                 return self._take_board(message)
@@ -87,7 +87,7 @@ class Following:
 
     def _take_part(self, message: dict[str, Any]) -> list[Change] | None:
         if self.cursor is None:
-            return None  # a board.sync is to come first
+            return None  # a board.sync must come first
         data, cursor = message.get("data"), _cursor(message)
         if not isinstance(data, list):
             raise Misfit
@@ -100,20 +100,20 @@ class Following:
         return changes
 
     def _take_plain(self, message: dict[str, Any]) -> list[Change] | None:
-        """From a server without cursors."""
+        """Handle a message of a server without cursors."""
         if self.cursor is not None or self.state != "live":
             return None
         return self.replica.apply([message])
 
     def misfit(self, now: float) -> int:
-        """Forget how far it has come; return the number of misfits in a row, this one included."""
+        """Forget the cursor, and return the number of misfits in a row, including this one."""
         self._misfits = 1 if now - self._last_misfit > CALM_SECONDS else self._misfits + 1
         self._last_misfit = now
         self._parts, self.cursor = [], None
         return self._misfits
 
     def forget_misfits(self) -> None:
-        """Count the next one as the first."""
+        """Count the next misfit as the first."""
         self._misfits = 0
 
 

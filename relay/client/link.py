@@ -1,9 +1,9 @@
-"""One WebSocket connection to a relay, and what its end means. The only module of the client that opens sockets.
+"""One WebSocket connection to a relay, and the meaning of its end. The only module of the client that opens sockets.
 
 Rules:
-- An end that waiting cannot help is distinguished from one that it can: see `hopeless`.
+- Permanent failures are distinguished from temporary ones; see `hopeless`.
 - A proxy that the environment names is used, and named in errors.
-- Boards may be large: no message is too long, and a message that is still arriving is no silence.
+- Boards may be large: messages may have any size, and one that is still arriving does not count as silence.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ CLOSE_SECONDS: Final = 1.0
 """Timeout of the closing handshake."""
 
 LONGEST_RETRY_AFTER_SECONDS: Final = 300.0
-"""Maximum pause that a relay may ask for; one that asks for more is asked again nevertheless."""
+"""Maximum pause that a relay may ask for; a longer one is shortened to this."""
 
 FAILURES: Final = (OSError, WebSocketException, ImportError)
-"""Exceptions with which an attempt or a connection may end; ImportError is of a proxy that needs another package."""
+"""Exceptions with which an attempt or a connection may end; ImportError if a proxy requires another package."""
 
 _LIMITS: Final[Mapping[int, str]] = {
     HTTPStatus.TOO_MANY_REQUESTS: "more connections in a minute than the relay allows: see WS_RATE_LIMIT_PER_CLIENT"
     " and WS_RATE_LIMIT_TOTAL",
     HTTPStatus.SERVICE_UNAVAILABLE: "the relay has no room: see WS_MAX_CONNECTIONS",
 }
-"""Meanings of the statuses that come of a limit."""
+"""Explanations of statuses that are caused by a limit."""
 
 _PASSING_STATUSES: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 class _Connection(ClientConnection):
-    """A connection that calls `heard` when data comes, be it a part of a message."""
+    """A connection that calls `heard` when data arrive, perhaps only a part of a message."""
 
     heard: Callable[[], None] | None = None
 
@@ -64,14 +64,17 @@ class _Connection(ClientConnection):
 async def connected(
     url: str, token: str | None, heard: Callable[[], None], *, proxy: bool = True
 ) -> AsyncIterator[ClientConnection]:
-    """Connect for as long as the context lasts, if `proxy` by that of the environment. Raises one of FAILURES."""
+    """Connect for as long as the context lasts; with `proxy`, through that of the environment, if any.
+
+    Raises one of FAILURES.
+    """
     through = _proxy_of(url) if proxy else None
     connection = await _connect(url, token, through)
     connection.heard = heard
     try:
         yield connection
     finally:
-        await connection.close()  # by itself websockets would call our leaving an error
+        await connection.close()  # websockets' own context manager would close with an error code after an exception
 
 
 async def _connect(url: str, token: str | None, proxy: str | None) -> _Connection:
@@ -98,13 +101,13 @@ async def _connect(url: str, token: str | None, proxy: str | None) -> _Connectio
 
 
 def _proxy_of(url: str) -> str | None:
-    """Return the proxy that the environment names for an address; none for addresses of this machine."""
+    """Return the proxy that the environment names for an address; None for addresses of this machine."""
     local = urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}
     return None if local else get_proxy(parse_uri(url))
 
 
 def check(url: str) -> None:
-    """Raise ValueError if this is not the address of a WebSocket endpoint."""
+    """Check that this is the address of a WebSocket endpoint. Raises ValueError."""
     try:
         parse_uri(url)
         _ = urlsplit(url).port
@@ -115,7 +118,7 @@ def check(url: str) -> None:
 
 
 def check_token(token: object) -> str | None:
-    """Return a token. Raises ValueError or TypeError for what cannot be one, without showing it."""
+    """Return a valid token or None. Raises ValueError or TypeError, without showing the token."""
     if token is None:
         return None
     if not isinstance(token, str):
@@ -126,7 +129,7 @@ def check_token(token: object) -> str | None:
 
 
 def without_secrets(url: str) -> str:
-    """Give an address without user, password and query, which may hold a token."""
+    """Return an address without user, password and query, which may contain a token."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -135,9 +138,9 @@ def without_secrets(url: str) -> str:
 
 
 def hopeless(ex: Exception, *, credential: str = "a good token", address: str = "the address") -> str | None:
-    """Describe a failure that waiting cannot help; None for any other. Close codes are for the core.
+    """Describe a permanent failure; return None for any other. Close codes are left to the core.
 
-    `credential` and `address` are what the user can give and check.
+    `credential` and `address` name what the user should give or check.
     """
     why = _hopeless(ex, credential, address)
     return why and ", ".join([why, *getattr(ex, "__notes__", ())])
@@ -154,7 +157,7 @@ def _hopeless(ex: Exception, credential: str, address: str) -> str | None:
         case ssl.SSLCertVerificationError():
             return f"the relay's certificate is not trusted: {ex.verify_message}: see SSL_CERT_FILE"
         case InvalidURI() | InvalidProxy() | InvalidProxyStatus() | ImportError() | TypeError() | ValueError():
-            return _reason(ex)  # the last two are of a token that cannot be presented
+            return _reason(ex)  # the last two mean a token that cannot be presented
     return None
 
 
@@ -171,7 +174,7 @@ def is_refused(ex: Exception) -> bool:
 
 
 def retry_after(ex: Exception) -> float:
-    """Return the seconds that a relay which refused asks to wait for."""
+    """Return the seconds that a refusing relay asks to wait."""
     if not isinstance(ex, InvalidStatus):
         return 0.0
     asked = ex.response.headers.get("Retry-After", "")

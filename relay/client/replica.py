@@ -1,8 +1,8 @@
-"""What the Python client holds: the tasks of one board, and the changes that a program has not read yet. Pure.
+"""The Python client's copy of one board, and the changes that the program has not read yet. Pure.
 
 Rules:
-- Messages are applied all or none, so a board is at any time what the table was at some moment.
-- Tasks are never changed in place: a change makes a new dict, so one that a program holds stays as it is.
+- Messages are applied together or not at all, so a board always equals the table at some moment.
+- Tasks are never changed in place: a change makes a new dict, so a program can keep the old one.
 - A message that does not fit raises `Misfit`, and changes nothing.
 """
 
@@ -18,47 +18,47 @@ from typing import Any, Final
 from relay.order import OrderKey, arranged
 
 Task = dict[str, Any]
-"""A row as the relay shows it: camelCase keys, values as JSON gives them; integers keep every digit."""
+"""A row as the relay sends it: camelCase keys, JSON values. Integers keep every digit."""
 
 TaskId = str | int | float
-"""An id as it is in the messages: "1" and 1 are two tasks."""
+"""An id as in the messages: "1" and 1 are two tasks."""
 
 BACKLOG_CHANGES: Final = 10_000
-"""Maximum number of changes that wait for a program that does not iterate, beside the first waiting batch."""
+"""Maximum number of changes that wait for the program, in addition to the first waiting batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change, which the board shows already."""
+    """One change, which the board already contains."""
 
     type: str
     """`task.created`, `task.updated`, `task.moved`, `task.deleted`, or `board.sync`: the board was replaced."""
     id: TaskId | None = None
-    """The task's; None if the whole board was replaced."""
+    """The task's id; None if the whole board was replaced."""
     task: Task | None = None
     """The task after it; None if it was deleted."""
     before: Task | None = None
     """The task before it; None if it was created."""
     changes: Task | None = None
-    """Of an update, the columns that changed, and only those."""
+    """The changed columns of a `task.updated`."""
     from_lane: Any = None
     to_lane: Any = None
     reason: str | None = None
-    """Of a `board.sync` that was not asked for: why, see docs/clients.md."""
+    """The reason for a `board.sync` that was not requested; see docs/clients.md."""
     tasks: Mapping[TaskId, Task] | None = None
-    """Of a `board.sync`: the board that the next changes follow."""
+    """The board after a `board.sync`, which the next changes apply to."""
     batch: int | None = None
-    """The same for all changes that became visible together; None from a server without cursors."""
+    """The same number for all changes that became visible together; None from a server without cursors."""
 
 
 def parse(text: str | bytes) -> dict[str, Any] | None:
-    """Read a message; return None for anything else: no JSON, no object, no type."""
+    """Parse a message; return None for anything else: no JSON, no object, no type."""
     try:
         try:
             message = json.loads(text)
         except json.JSONDecodeError:
             return None
-        except ValueError:  # an integer too long for Python's int(); or no UTF-8, which is reported again
+        except ValueError:  # an integer too long for int(), or not UTF-8, which fails again
             message = json.loads(text, parse_int=_long_integer)
     except (ValueError, RecursionError):
         return None
@@ -73,12 +73,12 @@ def _long_integer(digits: str) -> int | Decimal:
 
 
 def lane_name(lane: object) -> str:
-    """Give the key under which a lane is listed: a string as it is, null or a number as JSON."""
+    """Return the key under which a lane is listed: a string itself, null or a number as JSON."""
     return lane if isinstance(lane, str) else json.dumps(lane, default=str)
 
 
 class Misfit(Exception):
-    """A message that cannot be applied to what is held; its text says what was found."""
+    """A message cannot be applied to the board. The text says what was found."""
 
     def __init__(self, found: str = "a message of another shape than expected") -> None:
         super().__init__(found)
@@ -91,7 +91,7 @@ _Held = Callable[[Any], Task | None]
 
 
 class Replica:
-    """The tasks of one board, by id and by lane. Its methods raise Misfit, and then have changed nothing."""
+    """The tasks of one board, by id and by lane. A method that raises Misfit has changed nothing."""
 
     def __init__(self) -> None:
         self.tasks: dict[TaskId, Task] = {}
@@ -102,7 +102,7 @@ class Replica:
 
     @property
     def lanes(self) -> dict[str, list[Task]]:
-        """Each lane's tasks in order. The list of a lane that has not changed is the same as the last time."""
+        """Each lane's tasks in order. The list of an unchanged lane stays the same object."""
         for lane, tasks in self._lanes.items():
             if lane not in self._shown:
                 found = list(tasks.values())
@@ -128,7 +128,7 @@ class Replica:
         self._order = _order(_object(data).get("orderBy"))
 
     def apply(self, messages: Iterable[object], batch: int | None = None) -> list[Change]:
-        """Apply messages, all or none, and return what changed."""
+        """Apply messages together, and return the changes."""
         staged: dict[TaskId, Task | None] = {}
 
         def held(name: TaskId) -> Task | None:
@@ -139,7 +139,7 @@ class Replica:
             message = _object(each)
             step = _STEPS.get(_text(message.get("type")))
             if step is None:
-                continue  # of a newer relay
+                continue  # a newer relay's
             change = replace(step(_object(message.get("data")), held), batch=batch)
             assert change.id is not None
             staged[change.id] = change.task
@@ -175,7 +175,7 @@ def _names(value: object) -> dict[str, str | None] | None:
 
 def _order(value: object) -> tuple[OrderKey, ...] | None:
     if value is None:
-        return None  # tasks stay as they come
+        return None  # tasks stay in the order in which they come
     if not isinstance(value, list):
         raise Misfit
     return tuple(_order_key(_object(each)) for each in value)
@@ -264,9 +264,9 @@ _STEPS: Final[Mapping[str, Callable[[Task, _Held], Change]]] = {
 
 
 class Backlog:
-    """Changes that a program has not read yet. If it does not read for long, one `board.sync` stands for all.
+    """Changes that the program has not read yet. If there are too many, one `board.sync` replaces them.
 
-    A `board.sync` that waits is of the board as it is when the program comes to it, so nothing is kept after it.
+    A waiting `board.sync` shows the board as it is when the program reads it, so nothing is kept behind it.
     """
 
     def __init__(self, limit: int = BACKLOG_CHANGES) -> None:
@@ -274,7 +274,7 @@ class Backlog:
         self._waiting: deque[Change] = deque()
 
     def put(self, changes: Sequence[Change]) -> None:
-        """Keep changes that the board shows from now on; a `board.sync` comes alone."""
+        """Keep changes that the board now contains. A `board.sync` must come alone."""
         if self._waiting and self._waiting[-1].type == "board.sync":
             return
         if self._waiting and len(self._waiting) + len(changes) > self._limit:
@@ -283,5 +283,5 @@ class Backlog:
             self._waiting += changes
 
     def get(self) -> Change | None:
-        """Return the next change, None if the program has seen them all."""
+        """Return the next change; None if the program has read them all."""
         return self._waiting.popleft() if self._waiting else None

@@ -1,10 +1,10 @@
-"""The Python client over asyncio: carries out what the `Session` of `core.py` decides.
+"""The Python client over asyncio: executes what the `Session` of `core.py` decides.
 
 Rules:
-- After each call of the session, its effects are carried out in the same step (`Relay._act`).
-- One task makes a connection and reads it, one writes. Messages of a connection that was given up are ignored.
+- After each call of the session, its effects are executed in the same step (`Relay._act`).
+- One task connects and reads, another writes. Messages of an abandoned connection are ignored.
 - A `Board` is one subscription. No other part of a program can end it, or read its changes.
-- A connection belongs to the process that made it: in a fork of it, every call is an error.
+- A connection belongs to the process that opened it: in a fork, every call is an error.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _BROKEN: Final = 1006
 def connect(url: str, *, token: Token = None, proxy: bool = True) -> Relay:
     """Connect to a relay, and reconnect whenever the connection is lost: `async with connect(…) as relay`.
 
-    `token` is a token, or a function (it may be async) that is called before each attempt to connect.
-    `proxy` says whether to use the proxy that the environment names (`https_proxy` and the like), if it names one.
-    Raises ValueError for an invalid address or token.
+    `token` is a token, or a function (it may be async) that is called before each attempt to connect. `proxy` is
+    whether to use the proxy that the environment names (`https_proxy` and the like), if any. Raises ValueError for an
+    invalid address or token.
     """
     return Relay(url, token, proxy=proxy)
 
@@ -50,9 +50,9 @@ def connect(url: str, *, token: Token = None, proxy: bool = True) -> Relay:
 class Board:
     """One subscription to a board. Iterate over it for the board's changes, each once, in order.
 
-    The first is a `board.sync`: the board as it is then. A later loop goes on where the last one left. A program that
-    lets too many changes wait is given one `board.sync` instead of them, whose `reason` is `fell_behind`.
-    It ends when the board is left, and raises RelayError when the relay refuses the connection or the board.
+    The first change is a `board.sync` with the current board. A later loop continues where the last one stopped. If
+    too many changes wait, they are replaced by one `board.sync` with the reason `fell_behind`. The loop ends when the
+    subscription does, and raises RelayError when the relay refuses the connection or the board.
     """
 
     def __init__(self, relay: Relay, following: Following) -> None:
@@ -64,10 +64,10 @@ class Board:
         self._left: tuple[Mapping[TaskId, Task], Mapping[str, list[Task]], Mapping[str, str | None] | None] | None = (
             None
         )
-        """Tasks, lanes and their names as they were when the subscription ended."""
+        """Tasks, lanes and lane names at the end of the subscription."""
         self._looping = False
         self._waits: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
-        """Those in this process who wait for a transaction, by its id."""
+        """The calls of `includes` under way, by transaction id."""
         if following.present:
             self._backlog.put([Change("board.sync")])
 
@@ -77,7 +77,7 @@ class Board:
 
     @property
     def tasks(self) -> Mapping[TaskId, Task]:
-        """The tasks by id, to be read only; a change makes a new dict for its task."""
+        """The tasks by id. Do not modify them; a change makes a new dict for its task."""
         return self._left[0] if self._left else self._following.replica.tasks
 
     @property
@@ -87,7 +87,7 @@ class Board:
 
     @property
     def lane_names(self) -> Mapping[str, str | None] | None:
-        """The lanes' names in their order, where lanes are rows of a table; else None."""
+        """The lanes' names in their order, if lanes are rows of a table; otherwise None."""
         return self._left[2] if self._left else self._following.replica.lane_names
 
     @property
@@ -95,15 +95,15 @@ class Board:
         return "offline" if self._left or self._relay.forked else self._following.state
 
     def unsubscribe(self) -> None:
-        """End this subscription, not others to the same board; what it shows stays as it is, and its loop ends."""
+        """End this subscription, but not others to the same board. Its loop ends, and its tasks stay as they are."""
         self._relay._leave(self)  # noqa: SLF001  # the two are one
 
     async def includes(self, xid: int | str) -> None:
-        """Return once the board includes a transaction: `xid` is what `pg_current_xact_id()` said within it.
+        """Return once the board includes a transaction, whose id is `pg_current_xact_id()`, called within it.
 
-        It may have changed nothing, or have been rolled back. While there is no connection this waits:
-        `asyncio.timeout` limits it. Raises RelayError: its code is `not_included` if the transaction was not over
-        within half a minute, or if the database is another now; else it is that of the board or of the connection.
+        The transaction may have changed nothing, or have been rolled back. Without a connection, this waits; limit it
+        by `asyncio.timeout`. Raises RelayError: with the code `not_included` if the transaction did not end within
+        half a minute, or if the database was replaced; otherwise with that of the board or the connection.
         """
         self._relay.check_process()
         if self._left:
@@ -143,7 +143,7 @@ class Board:
             await self._woken.wait()
 
     async def _first(self) -> None:
-        """Wait until the board is there. Raises RelayError."""
+        """Wait until the board has arrived. Raises RelayError."""
         while not self._following.present:
             self._raise_error()
             if self._left:
@@ -152,7 +152,7 @@ class Board:
             await self._woken.wait()
 
     def _raise_error(self) -> None:
-        """Raise an error of the board once, for the relay may yet allow it; raise the end of everything each time."""
+        """Raise an error of the board once, because the relay may yet allow it; raise a permanent one each time."""
         if error := self._error:
             self._error = self._relay._session.stopped  # noqa: SLF001  # the two are one
             raise error
@@ -194,7 +194,7 @@ class Relay:
         self._process = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failing = False
-        """Whether it was already said that there is no connection."""
+        """Whether the lack of a connection has already been logged as a warning."""
         self._boards: dict[Following, list[Board]] = {}
         self._link: _Link | None = None
         self._links: set[asyncio.Task[None]] = set()
@@ -224,11 +224,12 @@ class Relay:
         columns: Collection[str] | None = None,
         tasks: Collection[str | int] | None = None,
     ) -> Board:
-        """Follow a board; return once it is there, however long that takes: `asyncio.timeout` limits it.
+        """Follow a board; return once it has arrived, however long that takes. To limit it, use `asyncio.timeout`.
 
-        With `lanes`, only tasks in these lanes are sent; with `columns`, of each task only these, and the id, the
-        board and the lane; with `tasks`, only those with these ids. Each call is a subscription of its own; the relay
-        sends the board once for all of them, so they all select the same.
+        `lanes` selects tasks by their lane, `tasks` by their id; `columns` selects columns besides `id`, `boardId`
+        and `lane`. Each call is an independent subscription, but all subscriptions to a board must select the same,
+        because the relay sends it only once.
+
         Raises RelayError if the relay refuses the connection or the board, or if this process is a fork.
         """
         self._running_loop()
@@ -239,14 +240,14 @@ class Relay:
         try:
             await board._first()  # noqa: SLF001  # the two are one
         except BaseException:
-            board.unsubscribe()  # nobody has it
+            board.unsubscribe()
             raise
         return board
 
     async def authenticate(self, token: str) -> None:
-        """Present a fresh token; return when the relay has taken it, or at once while there is no connection.
+        """Present a fresh token; return when the relay has accepted it, or at once if there is no connection.
 
-        Raises RelayError with code `not_authenticated` if it is not good; the last one then still is.
+        Raises RelayError with the code `not_authenticated` if it is refused; the previous one then remains valid.
         """
         if link.check_token(token) is None:
             raise ValueError("there is no token: expected a string")
@@ -261,7 +262,7 @@ class Relay:
         await answer
 
     async def close(self) -> None:
-        """End everything. The boards stay as they are, and loops over them end. Does nothing in a fork."""
+        """End everything. Loops over boards end, and their tasks stay as they are. Does nothing in a fork."""
         if self.forked:
             return
         self._session.close()
@@ -272,7 +273,7 @@ class Relay:
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a fork of the one that connected: it has a copy of the socket, and no loop."""
+        """Whether this process is a fork of the one that connected, with a copy of its socket but not its loop."""
         return self._process != os.getpid()
 
     def check_process(self) -> None:
@@ -314,7 +315,7 @@ class Relay:
         self._act()
 
     def _keep(self, token: str) -> None:
-        """Present this token from now on; a function is called each time."""
+        """Present this token from now on, unless a function is called each time."""
         if not callable(self._token):
             self._token = token
 
@@ -354,10 +355,10 @@ class Relay:
             case effects.Entered(following):
                 log.debug("board %r is %s", following.name, following.state)
             case _:
-                self._tell(effect)
+                self._inform(effect)
 
-    def _tell(self, effect: effects.Changed | effects.Failed | effects.Included) -> None:
-        """Tell all subscriptions to a board."""
+    def _inform(self, effect: effects.Changed | effects.Failed | effects.Included) -> None:
+        """Inform all subscriptions to a board."""
         if isinstance(effect, effects.Failed):
             log.warning("%s", effect.error)
         for board in self._boards.get(effect.board, ()) if effect.board else ():
@@ -400,13 +401,13 @@ class Relay:
         level = logging.INFO if of.opened or self._failing else logging.WARNING
         self._failing = True
         log.log(level, "no connection to %s: %s (%d)", link.without_secrets(self._url), link.reason(ex), code)
-        mendable = link.is_refused(ex) and callable(self._token) and self._session.has_held_a_board
+        may_get_another_token = link.is_refused(ex) and callable(self._token) and self._session.has_held_a_board
         self._session.ended(
             code,
             link.reason(ex),
             _now(),
             at_least=link.retry_after(ex),
-            hopeless=None if mendable else link.hopeless(ex),
+            hopeless=None if may_get_another_token else link.hopeless(ex),
         )
         self._act()
 
@@ -416,7 +417,7 @@ def _now() -> float:
 
 
 def _settle(answer: asyncio.Future[None], error: RelayError | None) -> None:
-    """Answer, unless nobody waits for it any more."""
+    """Resolve a future, unless nobody waits for it any more."""
     if answer.done():
         return
     if error is None:
@@ -475,6 +476,6 @@ class _Link:
                 await writing
 
     async def _write(self, connection: ClientConnection) -> None:
-        with contextlib.suppress(ConnectionClosed):  # the reader tells
+        with contextlib.suppress(ConnectionClosed):  # the reader reports it
             while True:
                 await connection.send(await self.outgoing.get())

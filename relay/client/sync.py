@@ -5,8 +5,8 @@
         for change in board: …
 
 Rules:
-- The client runs in an event loop in a thread of its own; each call here passes a request to it and waits.
-- What a board shows is a copy, for it may change at any time.
+- The client runs in an event loop in its own thread; each call here passes a request to it and waits.
+- `tasks` and `lanes` of a board are copies, because the board may change at any time.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ _T = TypeVar("_T")
 def connect(url: str, *, token: shell.Token = None, proxy: bool = True) -> Relay:
     """Connect to a relay, and reconnect whenever the connection is lost: `with connect(…) as relay`.
 
-    `token` is a token, or a function that is called before each attempt to connect, in the client's thread.
-    `proxy` says whether to use the proxy that the environment names, if it names one.
-    Raises ValueError for an invalid address or token.
+    `token` is a token, or a function that is called before each attempt to connect, in the client's thread. `proxy`
+    is whether to use the proxy that the environment names, if any. Raises ValueError for an invalid address or token.
     """
     return Relay(shell.connect(url, token=token, proxy=proxy))
 
@@ -58,7 +57,7 @@ class Board:
 
     @property
     def lane_names(self) -> Mapping[str, str | None] | None:
-        """The lanes' names in their order, as they are now, where lanes are rows of a table; else None."""
+        """The lanes' names in their order, as they are now, if lanes are rows of a table; otherwise None."""
         return self._relay._ask(lambda: self._board.lane_names)  # noqa: SLF001
 
     @property
@@ -66,13 +65,13 @@ class Board:
         return self._board.state
 
     def unsubscribe(self) -> None:
-        """End this subscription, not others to the same board; what it shows stays as it is, and its loop ends."""
+        """End this subscription, but not others to the same board. Its loop ends, and its tasks stay as they are."""
         self._relay._ask(self._board.unsubscribe)  # noqa: SLF001
 
     def includes(self, xid: int | str, timeout: float | None = None) -> None:
         """Return once the board includes a transaction; see `relay.client.Board.includes`.
 
-        Raises RelayError as that does, and TimeoutError if that takes longer than so many seconds.
+        Raises RelayError like that, and TimeoutError if it takes longer than `timeout` seconds.
         """
         self._relay._wait(self._board.includes(xid), timeout)  # noqa: SLF001
 
@@ -131,12 +130,10 @@ class Relay:
         columns: Collection[str] | None = None,
         tasks: Collection[str | int] | None = None,
     ) -> Board:
-        """Follow a board; return once it is there. Each call is a subscription of its own.
-
-        `lanes`, `columns` and `tasks` select what is sent; see `relay.client.Relay.subscribe`.
+        """Follow a board; return once it has arrived. See `relay.client.Relay.subscribe`.
 
         Raises RelayError if the relay refuses the connection or the board, or if this process is a fork; TimeoutError
-        if the board does not come within `timeout` seconds.
+        if the board does not arrive within `timeout` seconds.
         """
         return Board(
             self, self._wait(self._relay.subscribe(board_id, lanes=lanes, columns=columns, tasks=tasks), timeout)
@@ -147,8 +144,8 @@ class Relay:
         self._wait(self._relay.authenticate(token), None)
 
     def close(self) -> None:
-        """End everything. The boards stay as they are, and loops over them end. In a fork, forget the connection."""
-        if self._relay.forked:  # the thread and the connection are the other process's
+        """End everything. Loops over boards end, and their tasks stay as they are. A fork forgets the connection."""
+        if self._relay.forked:  # thread and connection belong to the other process
             self._loop = self._thread = None
             return
         if (closed := self._pass(self._relay.close())) is None:
@@ -164,9 +161,9 @@ class Relay:
             loop.close()
 
     def _ask(self, question: Callable[[], _T]) -> _T:
-        """Have the client's thread answer, which alone touches boards; without it nothing changes them."""
+        """Run a function in the client's thread, which alone touches boards; directly if there is none any more."""
 
-        async def answer() -> _T:  # for the loop runs nothing else
+        async def answer() -> _T:  # the loop takes coroutines only
             return question()
 
         future = self._pass(answer())
@@ -178,7 +175,7 @@ class Relay:
         try:
             return future.result()
         finally:
-            future.cancel()  # Ctrl-C, too, ends what is waited for
+            future.cancel()  # after Ctrl-C, for example
 
     def _pass(self, what: Coroutine[Any, Any, _T], timeout: float | None = None) -> Future[_T] | None:
         """Pass a request to the client's thread; return None if there is none. Raises RelayError in a fork."""
@@ -197,8 +194,8 @@ async def _others() -> None:
     await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
 
 
-async def _within(timeout: float | None, what: Coroutine[Any, Any, _T]) -> _T:  # noqa: ASYNC109  # that of a call
-    """Limit the time of an awaitable, in the loop itself: a change that comes at the last moment is not lost."""
+async def _within(timeout: float | None, what: Coroutine[Any, Any, _T]) -> _T:  # noqa: ASYNC109  # the caller's
+    """Limit the time of a coroutine within the loop, so that a change that arrives at the last moment is not lost."""
     try:
         async with asyncio.timeout(timeout):
             return await what

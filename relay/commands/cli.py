@@ -2,9 +2,9 @@
 
 Rules:
 - A user's mistake is one line on standard error and exit code 1 or 2, never a traceback.
-- Every setting is an option too, and `--help` names its variable; an option wins over the environment, and this
+- Every setting is also an option, and `--help` names its variable. An option wins over the environment, which wins
   over a `.env` file in the working folder.
-- Each command is a file or a folder of its own, imported when it is run.
+- Each command has its own file or folder, imported when it is run.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from relay.commands.lazy import LazyGroup
 STDERR: Final = 2
 
 ENV_FILE: Final = ".env"
-"""Name of the file that is read from the working directory, and from no other."""
+"""Name of the file that is read from the working folder, and from no other."""
 
 
 def main() -> None:
     """Run the command line."""
     _take_standard_files()
     try:
-        # Into the environment, where libpq finds its own variables too.
+        # Into the environment, because libpq reads its own variables there.
         dotenv.load_dotenv(ENV_FILE)
     except (OSError, UnicodeDecodeError) as ex:
         reason = ex.strerror if isinstance(ex, OSError) else "it is not UTF-8"
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _take_standard_files() -> None:
-    """Open standard files that are closed, lest the next file or socket be taken for one of them."""
+    """Open standard files that are closed, so that no other file or socket gets their number."""
     while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         pass
     os.close(opened)

@@ -1,6 +1,6 @@
 """A group of commands, each of which is imported when it is run or its help is shown.
 
-It is the pattern of Click's documentation, "Lazily Loading Subcommands": nobody waits for a web server to read SQL.
+This is the pattern "Lazily Loading Subcommands" of Click's documentation: `relay sql` does not import a web server.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import click
 
 
 class LazyGroup(click.Group):
-    """A group of `commands_at`: where each command is, by its name, like `relay.commands.serve:serve`."""
+    """A group of `commands_at`: the module and name of each command, like `relay.commands.serve:serve`."""
 
     def __init__(self, *args: Any, commands_at: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -34,9 +34,9 @@ class LazyGroup(click.Group):
 
 
 def _imported(name: str) -> ModuleType:
-    """Import a module without the garbage collector, for a third of a command's start was its search for garbage.
+    """Import a module without garbage collection, which took a third of a command's start.
 
-    What is imported stays until the process ends, so the collector never searches it.
+    Modules stay until the process ends, so the collector need not examine them later either.
     """
     gc.disable()
     try:

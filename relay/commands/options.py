@@ -1,4 +1,4 @@
-"""What commands share: settings as options, errors in one line, the beginning of the log."""
+"""Shared by the commands: settings as options, errors in one line, and the start of the log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OF_PUBLISH: Final = tuple(name for name, setting in SETTINGS.items() if setting.
 
 
 def settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make an option of each setting that is named, but of those that hold nothing else than secrets."""
+    """Add an option for each of these settings that has one."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for setting in reversed([SETTINGS[name] for name in names if SETTINGS[name].option]):
@@ -40,7 +40,7 @@ def settings_options(*names: str) -> Callable[[Callable[..., Any]], Callable[...
 
 
 def start_log(settings: config.Settings) -> None:
-    """Log from now on, and begin with a warning about each variable that resembles a setting, misspelt."""
+    """Start the log, with a warning about each variable that resembles a setting, misspelt."""
     logs.start(settings.LOG_LEVEL)
     for name, like in config.misspelt(os.environ):
         log.warning("relay.unknown_setting", setting=name, problem=f"{name} is no setting: did you mean {like}?")
@@ -48,7 +48,7 @@ def start_log(settings: config.Settings) -> None:
 
 @contextlib.contextmanager
 def one_line_errors(*errors: type[Exception]) -> Iterator[None]:
-    """End the command with one line, and exit code 1, for a setting that is not allowed and for these errors."""
+    """End the command with one line and exit code 1 for a SettingsError or one of these errors."""
     reported: tuple[type[Exception], ...] = (config.SettingsError, *errors)
     try:
         yield

@@ -68,7 +68,7 @@ def _patience_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _errors_in_options() -> Iterator[None]:
-    """Have errors name this command's options where they name the parameters of the function that it calls."""
+    """Make errors name this command's options instead of the parameters of the SQL function that it calls."""
     try:
         yield
     except install.InstallError as ex:
@@ -80,7 +80,7 @@ _GIVEN: Final = re.compile(r"\b(\w+) => (?:'((?:[^']|'')*)'|(true|false))(, (?=\
 
 
 def in_options(text: str, options: Mapping[str, click.Parameter]) -> str:
-    """Write `parameter => value` as a shell takes it, and bare names of parameters, where they are no plain words."""
+    """Replace `parameter => value` by an option with its value, and names of parameters that are not plain words."""
 
     def option(found: re.Match[str]) -> str:
         name, value, flag, more = found.groups()
@@ -100,20 +100,20 @@ def in_options(text: str, options: Mapping[str, click.Parameter]) -> str:
 @sql.command("watch")
 @click.argument("table")
 @click.option("--id", "id_column", help="column that is the key by itself  [default: id]")
-@click.option("--key", "key_columns", multiple=True, help="column of a key of several, in place of --id; repeated")
-@click.option("--id-prefix", help="what ids begin with, to keep them apart from those of other tables; '' for none")
+@click.option("--key", "key_columns", multiple=True, help="column of a composite key, instead of --id; repeated")
+@click.option("--id-prefix", help="text that ids begin with, to keep them apart from other tables'; '' for none")
 @click.option(
-    "--as-text/--as-numbers", "as_text", default=None, help="whether ids, boards and lanes that are numbers are text"
+    "--as-text/--as-numbers", "as_text", default=None, help="whether numeric ids, boards and lanes are sent as text"
 )
 @click.option(
     "--distinct-ids/--no-distinct-ids",
     default=None,
-    help="whether you know that no other table has a task of the same id on the same board",
+    help="whether you know that no other table has a task with the same id on the same board",
 )
-@click.option("--board", "board_column", help="column that names a task's board  [default: board_id]")
-@click.option("--board-as", help="expression that names it, in place of --board")
-@click.option("--lane", "lane_column", help="column that names a task's lane  [default: lane]")
-@click.option("--lane-as", help="expression that names it, in place of --lane")
+@click.option("--board", "board_column", help="column with a task's board  [default: board_id]")
+@click.option("--board-as", help="expression for the board, instead of --board")
+@click.option("--lane", "lane_column", help="column with a task's lane  [default: lane]")
+@click.option("--lane-as", help="expression for the lane, instead of --lane")
 @click.option("--lanes", metavar="TABLE", help="table whose rows are the lanes, declared by `relay sql lanes`")
 @click.option("--filter", help="which rows are tasks, like 'deleted_at is null'; '' for all again  [default: all]")
 @click.option("--hide", "hidden", multiple=True, help="column that must never leave the database; may be repeated")
@@ -121,7 +121,7 @@ def in_options(text: str, options: Mapping[str, click.Parameter]) -> str:
     "--show",
     "shown",
     multiple=True,
-    help="column to show beside those three, and no other, also of those that come later; may be repeated",
+    help="column to show besides those three; all others, also later ones, are private; may be repeated",
 )
 @click.option(
     "--order-by",
@@ -133,7 +133,7 @@ def in_options(text: str, options: Mapping[str, click.Parameter]) -> str:
 def sql_watch(table: str, patience: float, **options: Any) -> None:
     """Start feeding TABLE, like public.tasks, or change how it is fed.
 
-    Where TABLE is watched already, what is not given stays as it is.
+    If TABLE is already watched, options that are not given stay as they are.
     """
     with one_line_errors(install.InstallError), _errors_in_options():
         settings = {name: options.pop(name) for name in install.WATCH_SETTINGS}
@@ -144,16 +144,16 @@ def sql_watch(table: str, patience: float, **options: Any) -> None:
 @sql.command("lanes")
 @click.argument("table")
 @click.option("--id", "id_column", help="column that is the key by itself  [default: id]")
-@click.option("--board", "board_column", help="column that names a lane's board; '' for none  [default: board_id]")
+@click.option("--board", "board_column", help="column with a lane's board; '' for none  [default: board_id]")
 @click.option("--name", "name_column", help="column with a lane's name  [default: name]")
 @click.option("--filter", help="which rows are lanes, like 'closed_at is null'; '' for all again  [default: all]")
 @click.option("--order-by", multiple=True, help="order of the lanes, like 'position'; may be repeated")
 @_patience_option
 @settings_options("DATABASE_URL")
 def sql_lanes(table: str, patience: float, **options: Any) -> None:
-    """Declare that the rows of TABLE, like public.lists, are lanes; name it in `relay sql watch --lanes` then.
+    """Declare that the rows of TABLE, like public.lists, are lanes. Then name it in `relay sql watch --lanes`.
 
-    Where it is declared already, what is not given stays as it is.
+    If TABLE is already declared, options that are not given stay as they are.
     """
     with one_line_errors(install.InstallError), _errors_in_options():
         settings = {name: options.pop(name) for name in install.LANES_SETTINGS}
@@ -164,23 +164,23 @@ def sql_lanes(table: str, patience: float, **options: Any) -> None:
 @sql.command("extra")
 @click.argument("table")
 @click.argument("name")
-@click.option("--of", "related", required=True, metavar="TABLE", help="table that has what is shown")
+@click.option("--of", "related", required=True, metavar="TABLE", help="table with the data to show")
 @click.option(
-    "--show", "shown", multiple=True, help="column of it to show; may be repeated  [default: count its rows]"
+    "--show", "shown", multiple=True, help="column of that table to show; may be repeated  [default: count its rows]"
 )
-@click.option("--through", metavar="TABLE", help="table that links tasks to rows of it")
+@click.option("--through", metavar="TABLE", help="table that links tasks to rows of that table")
 @click.option("--order-by", multiple=True, help="order of the values, like 'position'; may be repeated")
-@click.option("--task-column", help="column of TABLE by which the rows are found  [default: its id]")
-@click.option("--key-column", help="column of theirs that has its value  [default: by the foreign key]")
-@click.option("--link-column", help="column that has the key of what is shown  [default: by the foreign key]")
-@click.option("--filter", help="which rows of it are shown or counted, like 'deleted_at is null'  [default: all]")
-@click.option("--link-filter", help="which rows of the table that links do, likewise  [default: all]")
+@click.option("--task-column", help="column of a task by which the rows are found  [default: its id]")
+@click.option("--key-column", help="column of the rows with the same value  [default: that of the foreign key]")
+@click.option("--link-column", help="column of --through with the key of a row  [default: that of the foreign key]")
+@click.option("--filter", help="rows to show or count, like 'deleted_at is null'  [default: all]")
+@click.option("--link-filter", help="rows of --through that link, likewise  [default: all]")
 @_patience_option
 @settings_options("DATABASE_URL")
 def sql_extra(table: str, patience: float, **options: Any) -> None:
     """Show data of another table on the tasks of TABLE, as a column called NAME.
 
-    For labels, assignees or a count of comments. Takes the place of what was shown under that name.
+    For labels, assignees or a count of comments. Replaces an extra of the same name.
     """
     with one_line_errors(install.InstallError), _errors_in_options():
         settings = {name: options.pop(name) for name in install.EXTRA_SETTINGS}
@@ -195,7 +195,7 @@ def sql_extra(table: str, patience: float, **options: Any) -> None:
 @_patience_option
 @settings_options("DATABASE_URL")
 def sql_drop_extra(table: str, name: str, patience: float, **options: str | None) -> None:
-    """Show an extra of TABLE no more."""
+    """Stop showing an extra of TABLE."""
     with one_line_errors(install.InstallError):
         install.drop_extra(read(options, ["DATABASE_URL"]).DATABASE_URL, table, name, timedelta(seconds=patience))
     click.echo(f"relay sql drop-extra: tasks of {table} have no {name}")

@@ -1,11 +1,11 @@
-"""`relay status`: one screen of a running relay, from what it answers at `/status`.
+"""`relay status`: one screen of a running relay, from its answer at `/status`.
 
-`Sample` is an answer and its time; `rates` are the rates a second between two of them; `rows` shows them. Only
-`ask` and `watch` do I/O.
+A `Sample` is an answer and its time, `rates` are the rates between two samples, and `screen` shows them. Only `ask`
+and `watch` do I/O.
 
 Rules:
-- A counter that went back began again with its relay, so there is no rate.
-- Control characters in answers are escaped, for an answer may repeat text of strangers.
+- A counter that has decreased was reset by a restart, so it has no rate.
+- Control characters in answers are escaped, because an answer may contain text of strangers.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ _DASH: Final = "-"
 
 
 class NoAnswer(Exception):
-    """Why there is nothing to show, in one line."""
+    """There is no usable answer. The text says why, in one line."""
 
 
 class AddressError(Exception):
-    """Where no relay can be, in one line."""
+    """The address cannot be a relay's. The text says why, in one line."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a relay answered."""
+    """A relay's answer."""
 
     at: float
-    """Seconds since the epoch."""
+    """Seconds since the Unix epoch."""
     status: Status
 
     @property
     def exit_code(self) -> int:
-        """HEALTHY if clients are served as they should be, and more may come."""
+        """HEALTHY if clients are served, and new ones can be."""
         return UNHEALTHY if self.status.problem or self.status.unready else HEALTHY
 
 
@@ -67,7 +67,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates a second between two samples; None, or no type, where they are not known."""
+    """Rates per second between two samples; None, or without the type, if unknown."""
 
     messages: Mapping[str, float] = field(default_factory=dict)
     """By type."""
@@ -76,7 +76,7 @@ class Rates:
 
 
 def rates(now: Sample, before: Sample | None) -> Rates:
-    """Return the rates of the time between two samples; of one alone none is known."""
+    """Return the rates between two samples; with only one, none is known."""
     if before is None or now.at <= before.at:
         return Rates()
     seconds, counts, earlier = now.at - before.at, now.status.counts, before.status.counts
@@ -93,7 +93,7 @@ def rates(now: Sample, before: Sample | None) -> Rates:
 
 
 def latency(now: Sample, before: Sample | None) -> Histogram:
-    """Return the latencies of the time between, if there were any and the relay is the same; else all."""
+    """Return the latencies between two samples, if there were any and the relay did not restart; otherwise all."""
     since_start = now.status.counts.commit_to_socket
     if before is None:
         return since_start
@@ -102,9 +102,9 @@ def latency(now: Sample, before: Sample | None) -> Histogram:
 
 
 def quantile(histogram: Histogram, share: float) -> float | None:
-    """Estimate a quantile as Prometheus does: evenly within a bucket, in seconds.
+    """Estimate a quantile as Prometheus does, by linear interpolation within a bucket, in seconds.
 
-    A value beyond the last bound counts as that bound; without values there is no quantile.
+    A value above the last bound counts as that bound; without values there is no quantile.
     """
     rank = share * sum(histogram.counts)
     if not rank:
@@ -241,7 +241,7 @@ def _size(value: float) -> str:
 
 
 def _short(seconds: float | None) -> str:
-    """Give a time that should be milliseconds."""
+    """Format a duration that is usually milliseconds."""
     if seconds is None:
         return _DASH
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
@@ -263,7 +263,7 @@ def _span(seconds: float | None) -> str:
 
 
 def check_url(url: str) -> None:
-    """Raise AddressError if this is not the address of a relay's health."""
+    """Check that this can be the address of a relay's health. Raises AddressError."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
@@ -294,7 +294,7 @@ async def ask(url: str) -> Sample:
 
 
 async def watch(url: str, every: float | None, show: Callable[[Sample | NoAnswer, Sample | None], None]) -> int:
-    """Show a relay once, or every `every` seconds for ever, compared with the sample before; return the exit code.
+    """Show a relay once, or every `every` seconds, compared with the previous sample; return the exit code.
 
     Raises AddressError.
     """

@@ -1,4 +1,4 @@
-"""What the commands that watch a relay share: colours, pages, a quiet end."""
+"""Shared by commands that print continuously: colours, pages, and a quiet end."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from rich.text import Text
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Let `quiet_end` see it: rich would end the process with exit code 1."""
+        """Leave it to `quiet_end`, because rich would end the process with exit code 1."""
         raise  # noqa: PLE0704  # rich calls this where it has caught the error
 
 
 def console(file: IO[str] | None = None) -> Console:
-    """Return what prints in colours to a terminal and plain text to anything else, by default to standard output.
+    """Return a console that prints in colours to a terminal, and plain text to anything else; by default on stdout.
 
-    Lines are never wrapped or coloured by guesswork, and nothing in them is taken for markup.
+    Lines are never wrapped or highlighted automatically, and nothing in them is interpreted as markup.
     """
     return _Console(file=file, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def pages(to: Console, *, full_screen: bool) -> Iterator[Callable[[Sequence[Text]], None]]:
-    """Yield what shows lines: on a screen of their own, each time in place of the last, or else one after another.
+    """Yield a function that shows a page: with `full_screen` in place of the last one, otherwise below it.
 
-    On a screen that is too small, empty lines go first, and then those at the end.
+    On a screen that is too small, empty lines are dropped first, then those at the end.
     """
     if not full_screen:
         before: Iterator[tuple[Text, ...]] = itertools.chain([()], itertools.repeat((Text(),)))
@@ -59,7 +59,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def interrupted_once() -> Iterator[None]:
-    """Let SIGTERM take the same way out as Ctrl-C, and nothing disturb what is done on that way."""
+    """Treat SIGTERM like Ctrl-C, and ignore further signals, so that nothing disturbs the cleanup."""
 
     def interrupt(*_: object) -> NoReturn:
         ignore_signals()
@@ -80,9 +80,9 @@ def ignore_signals() -> None:
 
 @contextlib.contextmanager
 def quiet_end() -> Iterator[None]:
-    """End the block without a word when it is interrupted, cancelled, or nobody reads standard output any more."""
+    """End the block silently when it is interrupted or cancelled, or when nobody reads standard output any more."""
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without our characters is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")  # do not fail in a locale without our characters
     try:
         yield
     except (KeyboardInterrupt, BrokenPipeError, asyncio.CancelledError):
@@ -90,9 +90,9 @@ def quiet_end() -> Iterator[None]:
 
 
 def cancel_when_reader_leaves() -> None:
-    """Have the running task cancelled when the pipe that standard output is has no reader any more.
+    """Cancel the current task when standard output is a pipe that loses its reader.
 
-    Without it, `| head` would be waited for until there is something more to print.
+    Otherwise, after `| head`, the command would run until there is something more to print.
     """
     task = asyncio.current_task()
     assert task
@@ -104,7 +104,7 @@ def cancel_when_reader_leaves() -> None:
 
 
 def _forget_output() -> None:
-    """Let go of what nobody may read, for Python would wait, or complain, when it writes that at its end."""
+    """Discard buffered output that nobody may read, because Python would block or fail when it flushes at exit."""
     with contextlib.suppress(OSError, ValueError):
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, sys.stdout.fileno())

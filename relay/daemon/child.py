@@ -1,11 +1,11 @@
-"""A worker as a process of its own, one of several: `python -m relay.daemon.child`, as process.py starts it.
+"""One of several worker processes: `python -m relay.daemon.child`, started by process.py.
 
 Rules:
-- Workers share the port, on which each listens while the kernel distributes connections, and the count of connections
+- All workers listen on the same port, and the kernel distributes connections. They share the count of connections
   (shared.py). Each has its own feed, so none waits for another.
-- Orders come over the control socket, one a line: answer with the `Status`, read credentials again, or disconnect the
-  clients and end. The end of the socket means the last, too, for it comes when the parent process was killed. Signals
-  are for the parent alone: they are blocked here.
+- Commands arrive on the control socket, one per line: answer with the `Status`, read credentials again, or disconnect
+  the clients and end. The end of the socket also ends the worker, because then the parent process was killed. Signals
+  are blocked here; the parent handles them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 STATUS: Final = b"status\n"
 RELOAD: Final = b"reload\n"
 DRAIN: Final = b"drain\n"
-"""The lines on the control socket."""
+"""The commands on the control socket."""
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 async def _obey(worker: Worker, control: socket.socket) -> None:
-    """Serve until an order to stop."""
+    """Serve until a command to stop."""
     reader, writer = await asyncio.open_connection(sock=control)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(writer.close)
@@ -78,17 +78,17 @@ async def _drain(worker: Worker, stops: asyncio.Event) -> None:
 async def _answer(
     worker: Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stops: asyncio.Event
 ) -> None:
-    """Carry out orders of the control socket, until its end, which stops the worker if no order did."""
-    # A process that was killed with an answer unread has reset the connection.
+    """Execute commands from the control socket until it ends, then stop the worker."""
+    # A parent that was killed with an answer unread has reset the connection.
     with contextlib.suppress(ConnectionError):
         reloading: set[asyncio.Task[None]] = set()
-        async for order in reader:
-            if order == RELOAD:
-                # In the background, for an address of keys may take long.
+        async for command in reader:
+            if command == RELOAD:
+                # In the background, because fetching keys may take long.
                 task = asyncio.create_task(worker.reload())
                 reloading.add(task)
                 task.add_done_callback(reloading.discard)
-            elif order == DRAIN:
+            elif command == DRAIN:
                 stops.set()
             else:
                 status = await worker.status()

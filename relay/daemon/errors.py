@@ -1,4 +1,4 @@
-"""Errors of the start, in one line."""
+"""Errors at the start, in one line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class StartError(Exception):
 
 @contextlib.contextmanager
 def listening_on(setting: str, host: str, port: int) -> Iterator[None]:
-    """Turn an OSError into a StartError that names the address and the setting by which to choose another."""
+    """Turn an OSError into a StartError that names the address and the setting to change."""
     try:
         yield
     except OSError as ex:
-        # asyncio wraps the system's words in its own, address and all; resolving a name has codes of its own.
+        # asyncio adds the address to the system's text; errors of name resolution have their own (negative) codes.
         reason = os.strerror(ex.errno) if ex.errno and ex.errno > 0 else ex.strerror
         blamed = setting if ex.errno in {errno.EADDRINUSE, errno.EACCES} else "WS_HOST"
         raise StartError(f"cannot listen on {host}:{port}: {reason}: choose another with {blamed}") from ex
@@ -26,7 +26,7 @@ def listening_on(setting: str, host: str, port: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def nats_installed(setting: str) -> Iterator[None]:
-    """Turn an import that fails for want of the `nats` extra into a StartError that says how to install it."""
+    """Turn an import that fails without the `nats` extra into a StartError that says how to install it."""
     try:
         yield
     except ModuleNotFoundError as ex:

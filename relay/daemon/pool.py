@@ -1,11 +1,11 @@
-"""The workers: several processes that serve subscribers on one port, seen from the one that starts them.
+"""The workers: several processes that serve subscribers on one port, as seen by their parent.
 
-Each is a relay by itself (child.py, process.py). This process has no subscribers and no connection to Postgres: it
-holds the port, asks the workers for their status, and restarts those that die.
+Each worker is a relay by itself (child.py, process.py). The parent has no subscribers and no connection to Postgres:
+it holds the port, asks the workers for their status, and restarts those that die.
 
 Rules:
-- The port is bound here, without listening, before a worker is started: so it is known, and stays bound while a
-  worker is away. Another program that has it is noticed, although the workers share it.
+- The parent binds the port, without listening, before it starts a worker. So the port is known, and stays bound while
+  a worker is missing. If another program has the port, that is noticed, although the workers share it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from relay.websocket.sockets import bind, port_of
 log = structlog.get_logger()
 
 STOP_SECONDS: Final = 15.0
-"""Timeout of a worker's stop, beside the time over which it disconnects its clients."""
+"""Timeout for a worker to stop, in addition to the time over which it disconnects its clients."""
 
 
 class Pool:
-    """Serves subscribers from as many processes as the settings say."""
+    """Serves subscribers from `WS_WORKERS` processes."""
 
     def __init__(self, settings: Settings, sockets: Sequence[socket.socket] = ()) -> None:
         self._settings = settings
@@ -50,7 +50,7 @@ class Pool:
         self.port = settings.WS_PORT
 
     async def open(self) -> None:
-        """Take the port. Raises StartError."""
+        """Bind the port. Raises StartError."""
         if sys.platform != "linux":
             raise StartError(f"WS_WORKERS: {self._settings.WS_WORKERS} works on Linux only: expected 1 here")
         if self._settings.WS_SOCKET and not self._shared:
@@ -77,7 +77,7 @@ class Pool:
     async def _bind(self) -> None:
         host = self._settings.WS_HOST
         with listening_on("WS_PORT", host, self.port):
-            # A socket that does not share finds out whether another program has the port, even if that one shares it.
+            # Without reuse_port, this fails if another program has the port, even with reuse_port.
             probe = await bind(host, self.port)
             self.port = port_of(probe) or self.port
             for sock in probe:
@@ -114,7 +114,7 @@ class Pool:
             running=bool(present) and not stops,
             port=self.port,
             problem=stops or problem,
-            # Where a worker is missing, the others serve new clients.
+            # If a worker is missing, the others serve new clients.
             unready=stops or next(iter(unready), None if present else problem),
             database=max(databases, key=lambda database: database.lag_seconds, default=None),
             stream=min(streams, key=lambda stream: stream.entry or 0, default=None),
@@ -127,12 +127,12 @@ class Pool:
         )
 
     async def reload(self) -> None:
-        """Have the workers read credentials and certificates again."""
+        """Make the workers read credentials and certificates again."""
         for process in self._processes:
             process.reload()
 
     async def drain(self) -> None:
-        """Have the workers disconnect their clients, and wait until they are gone."""
+        """Make the workers disconnect their clients, and wait until they have ended."""
         self._stopping = True
         if self._keeping:
             self._keeping.cancel()
@@ -145,7 +145,7 @@ class Pool:
             process.kill()
 
     async def close(self) -> None:
-        """Wait until the workers are gone."""
+        """Wait until the workers have ended."""
         with self._lifetime:
             await self.drain()
 
@@ -156,7 +156,7 @@ class Pool:
 
 
 def _problem(processes: Sequence[Process]) -> str | None:
-    """Return the problem of the workers: once if it is the same for all, else with the number of each."""
+    """Return the problem of the workers: once if all have the same, otherwise with each worker's number."""
     feeds = {process.known.problem if process.known else None for process in processes}
     if len(feeds) == 1 and not any(process.problem for process in processes):
         return feeds.pop()

@@ -1,4 +1,4 @@
-"""One worker's process, seen from the one that starts it, and after its death the next in its place.
+"""A worker's process, as seen by its parent, and its successors after its death.
 
 Rules:
 - A worker ends when its control socket does. So none outlives the process that started it.
@@ -29,16 +29,16 @@ from relay.model.status import Counts, Status
 log = structlog.get_logger()
 
 START_SECONDS: Final = 30.0
-"""Timeout of a worker's start, when the daemon starts."""
+"""Timeout for a worker to listen, when the daemon starts."""
 
 ANSWER_SECONDS: Final = 1.0
-"""Timeout of a worker's answer about its state."""
+"""Timeout for a worker to answer with its status."""
 
 
 class Process:
-    """One worker, and after its death the next in its place.
+    """A worker, restarted after its death.
 
-    `known` is what it reported last, None while none listens. `problem` says what is wrong with the process,
+    `known` is its last status, None while it does not listen. `problem` is what is wrong with the process,
     `known.problem` what is wrong with its feed.
     """
 
@@ -57,11 +57,11 @@ class Process:
 
     @property
     def counts(self) -> Counts:
-        """What this worker and those before it have counted since the daemon's start."""
+        """The counts of this worker and its predecessors, since the daemon's start."""
         return self._before + self.known.counts if self.known else self._before
 
     async def start(self) -> None:
-        """Start it, and ask for its status, which it answers once it listens."""
+        """Start the worker, and ask for its status, which it sends once it listens."""
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as undo, theirs:
             undo.callback(ours.close)
@@ -73,8 +73,8 @@ class Process:
 
     async def listens(self) -> None:
         """Wait until it listens. Raises StartError if it does not."""
-        assert self._process, "it was started"
-        assert self._answer, "it was asked"
+        assert self._process, "start comes before"
+        assert self._answer, "start asks"
         try:
             async with asyncio.timeout(START_SECONDS):
                 if not await asyncio.shield(self._answer):
@@ -84,7 +84,7 @@ class Process:
             raise StartError(f"worker {self.number} does not listen after {START_SECONDS:.0f} seconds") from None
 
     async def status(self) -> Status | None:
-        """Return its status; None if it is not there or does not answer in time."""
+        """Return its status; None if it does not run or does not answer in time."""
         if self._writer is None or self.known is None:
             return None
         try:
@@ -109,12 +109,12 @@ class Process:
                 log.error("worker.failed", worker=self.number, problem=self.problem)  # noqa: TRY400  # one line
 
     def reload(self) -> None:
-        """Order it to read credentials and certificates again."""
+        """Make it read credentials and certificates again."""
         if self._writer:
             self._writer.write(RELOAD)
 
     async def stop(self, seconds: float) -> None:
-        """Order it to stop, and wait up to `seconds` until it is gone."""
+        """Make it stop, and wait up to `seconds` for its end; then kill it."""
         if self._writer is None or self._process is None:
             return
         if self._process.returncode is None:
@@ -137,7 +137,7 @@ class Process:
         with _signals_blocked():
             return await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-P",  # it shall import what this process did, whatever lies in the working folder
+                "-P",  # import what this process has imported, not what may be in the working folder
                 "-m",
                 child.__name__,
                 *map(str, (self.number, control, *self._files)),
@@ -154,7 +154,7 @@ class Process:
         return self._answer
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        """Read its answers, until there are no more."""
+        """Read its answers until the end of the socket."""
         with contextlib.suppress(ConnectionError):
             async for line in reader:
                 if self.known is None and self._process:
@@ -171,11 +171,11 @@ class Process:
             self._answer.set_result(answer)
 
     async def _end(self) -> None:
-        """Wait for its death, and clean up."""
+        """Wait until it has died, and clean up."""
         if self._process is None or self._answers is None:
             return
         how = _how_it_ended(await self._process.wait())
-        # All of its answers come before the end of the socket.
+        # All its answers arrive before the end of the socket.
         await self._answers
         self._process = None
         self._places.give_back_all(self.number - 1)
@@ -185,9 +185,9 @@ class Process:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Start processes within that do not get the signals that stop this one, as Ctrl-C in a terminal sends to all.
+    """Block the signals that stop this process in processes started within, because Ctrl-C reaches all of them.
 
-    A process inherits the mask. It exists when `create_subprocess_exec` waits for the first time, so processes that
+    A process inherits the mask. It exists when `create_subprocess_exec` first yields to the loop, so processes that
     are started at the same time do not interfere.
     """
     signals = {signal.SIGINT, signal.SIGTERM}

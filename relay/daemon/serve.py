@@ -1,4 +1,4 @@
-"""The daemons, of which one serves clients and one publishes: they assemble, start and stop the parts."""
+"""The two daemons, `relay serve` and `relay publish`: they assemble, start and stop the parts."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ log = structlog.get_logger()
 
 
 HEALTH_SOCKET: Final = "health"
-"""The name of systemd's sockets that are for health; all others are for clients."""
+"""Name of systemd's sockets for health; all others are for clients."""
 
 
 class Signals:
-    """The signals that the daemon gets."""
+    """The signals that the daemon receives."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
@@ -45,15 +45,15 @@ class Signals:
 
 
 async def serve(settings: Settings) -> bool:
-    """Run until SIGINT or SIGTERM; read credentials again at SIGHUP. Raises StartError.
+    """Run until SIGINT or SIGTERM; read credentials again on SIGHUP. Raises StartError.
 
-    Returns false if a second such signal came before all clients were disconnected.
+    Returns False if a second such signal came before all clients were disconnected.
     """
     signals, systemd = Signals(), Systemd()
     async with running(settings) as (serving, relay):
         if settings.WS_ENABLED and settings.is_open:
             log.warning("access.open", problem=": ".join(filter(None, open_to_all(settings.WS_HOST))))
-        beside = [asyncio.create_task(each) for each in (_reload(relay, signals.reload, systemd), systemd.keep())]
+        background = [asyncio.create_task(each) for each in (_reload(relay, signals.reload, systemd), systemd.keep())]
         systemd.notify("READY=1")
         await _either(serving, signals.stop.wait())
         log.info("relay.stopping")
@@ -63,7 +63,7 @@ async def serve(settings: Settings) -> bool:
         if signals.stop_at_once.is_set():
             log.warning("relay.cut_short", problem="a second signal came before all clients were disconnected")
             relay.abort()
-        for task in beside:
+        for task in background:
             task.cancel()
     log.info("relay.stopped")
     return not signals.stop_at_once.is_set()
@@ -72,7 +72,7 @@ async def serve(settings: Settings) -> bool:
 async def publish(settings: Settings) -> None:
     """Publish the feed until SIGINT or SIGTERM. Raises StartError."""
     with nats_installed("PUBLISH_TO"):
-        from relay.nats.publisher import Publisher  # noqa: PLC0415  # of an extra, which not everybody has
+        from relay.nats.publisher import Publisher  # noqa: PLC0415  # an optional dependency
     signals, systemd = Signals(), Systemd()
     publisher = Publisher(settings)
     monitor = Monitor(publisher.status)
@@ -96,7 +96,7 @@ async def publish(settings: Settings) -> None:
 
 
 async def _either(*awaited: Awaitable[object]) -> None:
-    """Wait for one of several tasks; those that were made here end with it."""
+    """Wait for the first of several awaitables; cancel the tasks that were created for others."""
     tasks = {asyncio.ensure_future(each) for each in awaited}
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks - set(awaited):
@@ -104,7 +104,7 @@ async def _either(*awaited: Awaitable[object]) -> None:
 
 
 async def _reload(relay: Worker | Pool, asked: asyncio.Event, systemd: Systemd) -> None:
-    """Read credentials and certificates again, each time that it is asked to."""
+    """Read credentials and certificates again whenever `asked` is set."""
     while True:
         await asked.wait()
         asked.clear()
@@ -117,9 +117,9 @@ async def _reload(relay: Worker | Pool, asked: asyncio.Event, systemd: Systemd) 
 async def running(
     settings: Settings, writer: str | None = None, routes: Iterable[web.RouteDef] = ()
 ) -> AsyncIterator[tuple[asyncio.Task[None], Worker | Pool]]:
-    """Serve clients from this process or from several, with a monitor; the task ends only by a fault of the relay.
+    """Serve clients from this process or several, with a monitor. The task ends only if the relay itself fails.
 
-    `routes` are served beside those of the monitor; `writer` is the one of them with which the page writes tasks.
+    `routes` are served in addition to the monitor's; with that at `writer`, if any, the board page writes tasks.
     """
     several = settings.WS_ENABLED and settings.WS_WORKERS > 1
     passed = from_systemd()
@@ -151,7 +151,7 @@ async def running(
 
 
 def open_to_all(host: str) -> tuple[str, str]:
-    """Warn that no credential is required, and say how to change that unless it concerns this machine alone."""
+    """Return a warning that no credential is required, and a hint, empty if only this machine can connect."""
     if {"127.0.0.1", "::1", "localhost"}.issuperset(host.replace(",", " ").split()):
         return "no credential is configured: every program on this machine may follow every board", ""
     return (

@@ -1,4 +1,4 @@
-"""What several workers share: counts in memory that each of them maps from an open file."""
+"""Counts that several workers share, in memory that each maps from an open file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from relay.websocket.limits import Places
 class SharedPlaces(Places):
     """The places of all workers. The number that each has taken is in shared memory.
 
-    Each writes its own number only, and reads the others' while none can take a place: so the limit is exact.
+    Each worker writes only its own number, and reads the others' under a lock, so the limit is exact.
     """
 
     def __init__(self, limit: int, file: int, workers: int, own: int = 0) -> None:
@@ -23,7 +23,7 @@ class SharedPlaces(Places):
 
     @property
     def taken(self) -> int:
-        """Number of places that are taken, by all."""
+        """Number of places taken, by all workers."""
         return sum(self._taken_by)
 
     def take(self) -> bool:
@@ -39,7 +39,7 @@ class SharedPlaces(Places):
         self._taken_by[self._own] -= 1
 
     def give_back_all(self, of: int) -> None:
-        """Give back the places of a worker that is gone."""
+        """Give back the places of a worker that has ended."""
         self._taken_by[of] = 0
 
 

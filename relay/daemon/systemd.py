@@ -1,6 +1,6 @@
-"""Notifies systemd, if it started the daemon, of readiness and liveness, as sd_notify(3) says.
+"""Notifies systemd, if it started the daemon, of readiness and liveness (sd_notify(3)).
 
-These are a few datagrams to a socket that the environment names; without it, nothing is sent.
+Notifications are datagrams to a socket that the environment names. Without it, nothing is sent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Systemd:
         self._alive_within = int(usec) / _USEC if usec.isdecimal() else 0.0
 
     def notify(self, *lines: str) -> None:
-        """Send the state of the daemon. An error is ignored."""
+        """Send the state of the daemon. Errors are ignored."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
@@ -32,7 +32,7 @@ class Systemd:
             sock.sendto("\n".join(lines).encode(), address)
 
     async def keep(self) -> None:
-        """Notify the watchdog that the event loop runs, as often as systemd expects it."""
+        """Notify the watchdog that the event loop runs, as often as systemd expects."""
         if not self._alive_within:
             return
         while True:

@@ -1,4 +1,4 @@
-"""A worker: source, hub and endpoint of one process. The daemon is one worker, or starts several: see pool.py."""
+"""A worker: source, hub and endpoint of one process. The daemon is one worker, or starts several (pool.py)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from relay.websocket.sockets import bind, bind_path
 log = structlog.get_logger()
 
 REFRESH_SECONDS: Final = 60.0
-"""Interval at which the cursors of quiet boards are renewed, lest the journal no longer hold what follows them."""
+"""Interval at which the cursors of quiet boards are renewed, before the journal no longer holds what follows them."""
 
 STOPPING: Final = "the relay is stopping"
 
 
 class Worker:
-    """Serves subscribers from this process, on sockets that are given or that it binds."""
+    """Serves subscribers from this process, on the given sockets or on those that it binds."""
 
     def __init__(
         self,
@@ -82,8 +82,8 @@ class Worker:
                 self._endpoint.open_on(sockets, tls=self._credentials.tls)
 
     async def start(self) -> asyncio.Task[None]:
-        """Serve; the task ends only by a fault of the relay."""
-        # What exists now stays: without examining it each time, the collector causes no pauses of 50 ms under load.
+        """Serve. The task ends only if the relay itself fails."""
+        # What exists now stays. Exempted from garbage collection, it causes no pauses of 50 ms under load.
         gc.collect()
         gc.freeze()
         return asyncio.create_task(self._serve() if self._endpoint else _nothing(), name="feed")
@@ -106,7 +106,7 @@ class Worker:
             self._endpoint.check_grants()
 
     async def drain(self) -> None:
-        """Admit no more clients, pass on what was committed until now, and disconnect the clients within WS_DRAIN."""
+        """Admit no more clients, pass on what was committed until now, and disconnect the clients over WS_DRAIN."""
         self._stopping = True
         if self._endpoint is None:
             return
@@ -152,7 +152,7 @@ class Worker:
         return STOPPING if self._stopping else None
 
     async def close(self) -> None:
-        """Stop listening, and disconnect at once those that are left."""
+        """Stop listening, and disconnect the remaining clients at once."""
         self._stopping = True
         if self._endpoint:
             await self._endpoint.close()
@@ -167,7 +167,7 @@ def _source(settings: Settings) -> DecidingSource:
     if not settings.SERVE_FROM:
         return Feed(settings.DATABASE_URL)
     with nats_installed("SERVE_FROM"):
-        from relay.nats.source import NatsSource  # noqa: PLC0415  # of an extra, which not everybody has
+        from relay.nats.source import NatsSource  # noqa: PLC0415  # an optional dependency
     return NatsSource(settings)
 
 

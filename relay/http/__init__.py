@@ -1,1 +1,1 @@
-"""What an operator asks over HTTP, and the board page."""
+"""The HTTP side for operators: health, metrics and the board page."""

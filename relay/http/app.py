@@ -1,7 +1,7 @@
 """The HTTP side for operators: health, readiness and liveness, and metrics for Prometheus.
 
-It knows the relay by its `Status` alone, so one process and several are the same. It also serves the JavaScript
-client, of the same version as the relay, and the routes that it is given, such as the board page.
+It knows only the relay's `Status`, so one process and several are the same. It also serves the JavaScript client of
+the relay's version, and additional routes, such as the board page.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from relay.websocket.sockets import bind
 _STATIC: Final = Path(__file__).parents[1] / "client" / "js"
 
 CLIENT_FILES: Final[Mapping[str, str]] = {"client.js": "text/javascript", "client.d.ts": "text/plain"}
-"""The JavaScript client: a module and its types, each with its content type."""
+"""The files of the JavaScript client, with their content types."""
 
 
 CONNECTIONS: Final = 64
-"""Maximum number of connections; beyond it, the oldest one of the address with the most is closed."""
+"""Maximum number of connections; above it, the oldest one of the address with the most is closed."""
 
 REQUEST_SECONDS: Final = 10.0
 """Timeout of the first request on a connection."""
 
 KEPT_SECONDS: Final = 75.0
-"""Timeout of the next request after an answer."""
+"""Timeout for the next request after a response."""
 
 
 MOST_HEADERS: Final = 64
@@ -48,9 +48,9 @@ BODY_BYTES: Final = 64 * 1024
 class Monitor:
     """Answers GET /health, /ready, /live, /status and /metrics, and the JavaScript client.
 
-    Health is the guide's JSON and the database's side, 200 while clients are served and 503 if not. Ready is the same
-    answer for load balancers, in few bytes, once a probe has come through. Live is 200 while anything is answered.
-    Status is all that is known, as JSON; metrics are the same for Prometheus. `routes` are answered too.
+    Health is the guide's JSON with the state of the database, 200 while clients are served and 503 otherwise. Ready
+    is a short answer for load balancers, 200 once a probe has come through. Live is always 200. Status is everything
+    that is known, as JSON; metrics are the same for Prometheus. `routes` are served too.
     """
 
     def __init__(self, status: Callable[[], Awaitable[Status]], routes: Iterable[web.RouteDef] = ()) -> None:
@@ -77,10 +77,7 @@ class Monitor:
         self._listener = Listener(self._refusals, REQUEST_SECONDS, most=CONNECTIONS)
 
     async def open(self, host: str, port: int, sockets: Sequence[socket.socket] = ()) -> int:
-        """Begin to listen, on sockets that are bound if there are any, and return the port.
-
-        Raises OSError if the address is taken.
-        """
+        """Listen on the given sockets, or else on a host and port, and return the port. Raises OSError."""
         await self._runner.setup()
         server = self._runner.server
         assert server, "it was set up"
@@ -149,9 +146,9 @@ async def _live(_request: web.Request) -> web.Response:
 
 
 def _file(name: str, content_type: str) -> web.RouteDef:
-    """Serve a file, for which browsers ask each time, and which they fetch when it has changed.
+    """Serve a file that browsers revalidate each time.
 
-    Pages of any origin may load it, for it has no secret: a client that connects must present one.
+    Pages of any origin may load it: it contains no secret, and clients that connect must present a credential.
     """
     body = (_STATIC / name).read_bytes()
     etag = hashlib.sha256(body).hexdigest()
@@ -169,7 +166,7 @@ def _file(name: str, content_type: str) -> web.RouteDef:
 
 
 def _is_edge(status: Status) -> bool:
-    """Whether it serves clients from NATS, and knows nothing of the database."""
+    """Return whether this is an edge, which has no state of the database."""
     return status.stream is not None and status.stream.active is None
 
 

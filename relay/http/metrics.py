@@ -1,4 +1,4 @@
-"""A `Status` as Prometheus reads it. Its figures are defined in model/status.py."""
+"""A `Status` in Prometheus's text format. Its figures are defined in model/status.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def page(status: Status) -> bytes:
 
 
 def process() -> Process | None:
-    """Return the figures of this process; None where the system does not have them."""
+    """Return the figures of this process; None if the system does not provide them."""
     found = {family.name: family.samples[0].value for family in ProcessCollector(registry=None).collect()}
     if not found:
         return None

@@ -1,9 +1,9 @@
-"""The board page: its files, and the data for its script. Served by the monitor; see static/index.html.
+"""The board page: its files (in client/js), and the data for its script. Served by the monitor.
 
 Rules:
-- The page may load and reach nothing but this relay: its Content-Security-Policy makes the browser enforce that. Its
-  WebSocket is on another port, which the policy names with the host that the browser asked for.
-- The page gets no more than any client: what it shows was sent over WebSocket, with the reader's own token.
+- The page may load and reach nothing but this relay, which its Content-Security-Policy enforces. Its WebSocket is on
+  another port, which the policy names with the host that the browser asked for.
+- The page gets no more than any client: everything it shows was sent over WebSocket, with the reader's own token.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ FILES: Final[Mapping[str, tuple[str, str]]] = {
     "/board.css": ("board.css", "text/css"),
     "/board.js": ("board.js", "text/javascript"),
 }
-"""The files that are served, and no others, whatever lies in the folder. The client is served by the monitor
-itself."""
+"""The only files served from the folder, besides the client, which the monitor serves."""
 
 _HOST: Final = re.compile(r"([A-Za-z0-9_.-]+)(?::\d+)?", re.ASCII)
-"""A host that a policy may name; no IPv6 address is one. The client sends it, so nothing else may slip in."""
+"""A host that a policy may name, which excludes IPv6 addresses. The client sends it, so nothing else may pass."""
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self' {socket}; "
@@ -48,7 +47,7 @@ _HEADERS: Final[Mapping[str, str]] = {
 class Page:
     """Answers GET for each of FILES, and GET /page.json.
 
-    `writer` is where tasks can be written over HTTP, which is so in the demo alone.
+    `writer` is the path for writing tasks over HTTP, which only the demo has.
     """
 
     def __init__(
@@ -82,6 +81,6 @@ class Page:
 
 
 def policy(host: str, port: int) -> str:
-    """Return the page's Content-Security-Policy, for a browser that asked this host; `ws:` stands for `wss:` too."""
+    """Return the page's Content-Security-Policy, for a browser that asked this host. `ws:` covers `wss:` too."""
     named = _HOST.fullmatch(host)
     return _POLICY.format(socket=f"ws://{named[1]}:{port}" if named else "ws:")

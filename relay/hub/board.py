@@ -167,7 +167,7 @@ class Board(Generic[S]):
         self._tail = None
 
     def fail_read(self) -> list[S]:
-        """Do the same, and return those of its subscribers that have not been told yet that it fails."""
+        """Do the same, and return those of its subscribers that were not informed before."""
         uninformed = [subscriber for subscriber in self._reading if subscriber not in self._informed]
         self._informed.update(uninformed)
         self.abandon_read()

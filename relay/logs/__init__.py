@@ -1,4 +1,4 @@
-"""The log: what a line is, how many are written, and the thread that writes them."""
+"""The log: its lines, their limits, and the thread that writes them."""
 
 from relay.logs.log import dropped, start, suppressed
 

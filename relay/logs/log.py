@@ -1,13 +1,14 @@
-"""The log: to standard error, one JSON object a line for machines, readable text for a terminal.
+"""The log on standard error: one JSON object per line for machines, readable text for a terminal.
 
 Rules:
-- A line is one thing that happened; its `event` says what, in two words, the first of which is the part of the relay.
-- Levels: `error` needs an operator, `warning` may come to need one or affects clients, `info` is everything else of
-  interest at a low rate, `debug` is what would be too much.
-- Logging never blocks and never fails: see sink.py.
-- Text of strangers may be in any field. Control characters are escaped in the last step, for terminals obey them.
-- Lines of one event are limited to `BURST` at once and `LINES_A_SECOND` after that, lest a flood of clients fill the
-  disk. The next line of that event says how many were `suppressed` before it.
+- A line reports one `event`, named by a part of the relay and one word, such as `feed.problem`.
+- Levels: `error` needs an operator, `warning` may come to need one or affects clients, `info` is everything else at a
+  low rate, and `debug` is for what would be too much.
+- Logging never blocks and never fails; see sink.py.
+- Any field may contain text of strangers. Control characters are escaped in the last step, because terminals obey
+  them.
+- Each event is limited to `LINES_A_SECOND`, and `BURST` at once, so that a flood of clients cannot fill the disk. The
+  next line of the event has the number of `suppressed` ones.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BURST: Final = 500
 LINES_A_SECOND: Final = 50
 
 _NAMES: Final = {"websocket": "WebSocket"}
-"""Names of the parts in the guide, whose users search for these words in the log."""
+"""The guide's names of parts, which its readers search for in the log."""
 
 
 class Flood:
@@ -43,8 +44,8 @@ class Flood:
         self._since: defaultdict[str, int] = defaultdict(int)
 
     def __call__(self, _logger: object, _method: str, line: EventDict) -> EventDict:
-        """Pass a line on, or drop it: a processor of structlog's."""
-        # Lines of libraries are counted by library: their texts vary without limit.
+        """Pass a line on, or drop it, as a processor of structlog."""
+        # Lines of libraries are counted by library, because there is no limit to their texts.
         event, now = line.get("logger") or line["event"], time.monotonic()
         more = (now - self._counted.get(event, now)) * LINES_A_SECOND
         self._counted[event] = now
@@ -64,7 +65,7 @@ _sink: Sink | None = None
 
 
 def suppressed() -> int:
-    """Return the number of lines that this process has suppressed, because there were too many of their kind."""
+    """Return the number of lines that this process has suppressed because of the limits."""
     return _flood.suppressed
 
 
@@ -74,7 +75,7 @@ def dropped() -> int:
 
 
 def start(level: str = "info", **fields: object) -> None:
-    """Log lines of at least this level from now on; each has these fields too."""
+    """Start to log lines of at least this level, each with these additional fields."""
     global _sink  # noqa: PLW0603  # a process has one log
     render = _for_terminals() if sys.stderr and sys.stderr.isatty() else _for_machines
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
@@ -106,7 +107,7 @@ def start(level: str = "info", **fields: object) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _sink)),
         cache_logger_on_first_use=True,
     )
-    # Lines of the libraries are written in the same way.
+    # Write lines of libraries in the same way.
     logging.basicConfig(handlers=[_LibraryLog()], level=logging.WARNING)
 
 
@@ -118,12 +119,12 @@ def _descriptor() -> int:
 
 
 def _for_machines(_logger: object, _method: str, line: EventDict) -> str:
-    """Render a line as JSON, in which an escaped character means what it is."""
+    """Render a line as JSON, in which escaped characters keep their meaning."""
     return harmless(str(structlog.processors.JSONRenderer()(None, "", line)))
 
 
 def _for_terminals() -> Processor:
-    """Render lines for people, in colours; no other control sequences are left in them."""
+    """Render lines for people, in colours. No other control sequences remain."""
     console = structlog.dev.ConsoleRenderer()
 
     def render(_logger: object, _method: str, line: EventDict) -> str:

@@ -3,8 +3,8 @@
 Rules:
 - `write` never waits and never raises. While the reader stalls, lines wait, up to `WAITING_BYTES`. A line that does
   not fit, or that cannot be written, is dropped and counted.
-- Every line is tried. When a full disk has room again, or a pipe has a reader, the log goes on by itself, and a line
-  says how many were dropped.
+- Every line is tried. When a full disk has room again, or a pipe has a reader, the log continues, and a line reports
+  how many were dropped.
 - A line that was written in part is terminated before the next.
 """
 
@@ -23,7 +23,7 @@ WAITING_BYTES: Final = 1024 * 1024
 """Maximum size of the lines that wait to be written."""
 
 END_SECONDS: Final = 1.0
-"""Timeout of writing the last lines, when the process ends."""
+"""Timeout for writing the last lines when the process ends."""
 
 
 class Sink:
@@ -79,7 +79,7 @@ class Sink:
                     self._noted += more
 
     def _next(self) -> bytes | None:
-        """Wait for a line; return None if there will be no more."""
+        """Wait for a line; return None after the last one."""
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._ends)
             if not self._lines:
@@ -89,7 +89,7 @@ class Sink:
             return line
 
     def _put(self, line: bytes) -> bool:
-        """Write a line; return false if that failed."""
+        """Write a line; return False if that failed."""
         rest = b"\n" + line if self._cut else line
         length = len(rest)
         try:
@@ -103,7 +103,7 @@ class Sink:
         return True
 
     def _some(self, data: bytes) -> int:
-        """Write as much as the descriptor takes. Another program may have made it non-blocking."""
+        """Write as much as the descriptor takes, which another program may have made non-blocking."""
         while True:
             with contextlib.suppress(BlockingIOError):
                 return os.write(self._descriptor, data)

@@ -57,7 +57,7 @@ class Permissions:
                 asked.answer.set_result(answers)
 
     async def _ask(self, stream: Stream, asked: Sequence[Question]) -> Sequence[bool] | None:
-        """Ask the publisher, in portions that fit into a message. The answer to a question that does not fit is no."""
+        """Ask the publisher, in portions that fit into a message. A question that does not fit is answered no."""
         assert self._follower.state, "it has begun"
         try:
             found = await stream.questions.ask(self._follower.state.asked_at, "may_read", _encode(asked))

@@ -21,7 +21,7 @@ from relay.postgres.install import InstallError
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
 @click.pass_context
 def bench(context: click.Context, /, subscribers: int, seconds: float, as_json: bool, **options: str | None) -> None:
-    """Measure commit to client on your own server, in a scratch database, and remove that again."""
+    """Measure the time from commit to client on your own server, in a scratch database that is removed afterwards."""
     if context.invoked_subcommand:
         return
     with one_line_errors(run.BenchError, InstallError):
@@ -49,7 +49,7 @@ def bench(context: click.Context, /, subscribers: int, seconds: float, as_json: 
 def bench_writers(
     writers: tuple[int, ...], seconds: float, rounds: int, rows: int, as_json: bool, **options: str | None
 ) -> None:
-    """Measure what the triggers cost your server's writers, in a scratch database, and remove that again."""
+    """Measure what the triggers cost writers, in a scratch database on your server that is removed afterwards."""
     with one_line_errors(run.BenchError, InstallError):
         url = read(options, ["DATABASE_URL"]).DATABASE_URL
         tax = write_tax.run(url, writers, seconds, rounds, rows, lambda text: click.echo(text, err=True))

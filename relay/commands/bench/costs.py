@@ -1,4 +1,4 @@
-"""What `relay bench writers` finds: what each run took, and the tables that it compares."""
+"""The results of `relay bench writers`: the cost of each run, and the tables compared."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from dataclasses import dataclass
 from typing import Final
 
 TABLES: Final = ("none", "plain", "relay", "notify")
-"""`none` comes first: the others are compared with it."""
+"""`none` comes first; the others are compared with it."""
 
 
 @dataclass(frozen=True)
 class Processor:
-    """Processor time by where it went, in seconds."""
+    """Processor time in seconds, by process."""
 
     writers: float
-    """Of the backends that wrote."""
+    """The backends that wrote."""
 
     sessions: float
-    """Of the backends that the relay has."""
+    """The relay's backends."""
 
     background: float
-    """Of Postgres's own processes: the WAL writer, the checkpointer, autovacuum unless it ended meanwhile."""
+    """Postgres's own processes: the WAL writer, the checkpointer, and autovacuum unless it ended meanwhile."""
 
     relay: float
-    """Of the relay itself."""
+    """The relay itself."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run took."""
+    """The cost of one run."""
 
     changes: int
     seconds: float
     """Until the writers were done."""
 
     wal: int
-    """Bytes, of all that the server did meanwhile."""
+    """Bytes of WAL that the server wrote meanwhile."""
 
     processor: Processor | None
-    """Until the relay was done, too; None where Postgres does not run on this machine."""
+    """Until the relay was done too; None if Postgres does not run on this machine."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """From just before the statement that commits a change to a client, in milliseconds."""
+    """The time from just before the statement that commits a change until a client has it, in milliseconds."""
 
     p50: float | None
     p99: float | None
@@ -52,12 +52,12 @@ class Latency:
 
 
 Runs = dict[str, list[Cost]]
-"""What each table's runs took."""
+"""The costs of each table's runs."""
 
 
 @dataclass(frozen=True)
 class Tax:
-    """All that was found."""
+    """All results."""
 
     machine: Mapping[str, str]
     single: Mapping[int, Runs]
@@ -71,11 +71,11 @@ class Tax:
     """One statement over many rows."""
 
     journal_bytes: float
-    """Bytes of the journal's entries for each row of that UPDATE."""
+    """Bytes of the journal's entries per row of that UPDATE."""
 
     prune: Cost
-    """What it takes later, that these entries go: to delete them and to vacuum. The writers' part is this work."""
+    """The cost of deleting these entries and of the vacuum, in the part `writers`."""
 
     idle: Latency
     busy: Mapping[int, Latency]
-    """By the number of writers, while they write."""
+    """While this number of writers write."""

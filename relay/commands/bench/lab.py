@@ -1,4 +1,4 @@
-"""The laboratory of `relay bench writers`: tables that differ in their trigger, writers, a relay, and its client."""
+"""The setup of `relay bench writers`: tables that differ in their trigger, writers, a relay, and its client."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TABLE: Final = """
         task  text;
     begin
         while clock_timestamp() < until loop
-            -- Not within the condition: what is volatile there is asked of each row, and no index helps.
+            -- Not within the condition: a volatile function there is evaluated for each row, and no index is used.
             task := 'task-' || 1 + floor(random() * {1})::integer;
             update public."{0}" set estimated_hours = coalesce(estimated_hours, 0) + 1 where id = task;
             commits := commits + 1;
@@ -81,7 +81,7 @@ _PROBE: Final = f"""
 
 
 def prepare(dsn: str) -> None:
-    """Make the tables, where the relay is installed."""
+    """Create the tables; the relay must be installed."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         for table in TABLES:
             connection.execute(_TABLE.format(table, ROWS).encode())
@@ -91,7 +91,7 @@ def prepare(dsn: str) -> None:
 
 
 class Lab:
-    """The writers, a relay with one client, and the session that watches them all."""
+    """The writers, a relay with one client, and the session that observes them."""
 
     def __init__(
         self,
@@ -116,10 +116,10 @@ class Lab:
             yield cls(watcher, others, enter(ThreadPoolExecutor(writers)), meter)
 
     def machine(self) -> dict[str, str]:
-        """Describe the machine on which this was measured."""
+        """Describe the machine."""
         return bench.machine(self._watcher)
 
-    # What is written
+    # Writing
 
     def single(self, table: str, count: int, seconds: float) -> Cost:
         """Let `count` writers update rows, each row in its own transaction."""
@@ -156,7 +156,7 @@ class Lab:
         return self.meter.measured(write)
 
     def update(self, table: str, rows: int) -> tuple[Cost, int]:
-        """Write all of them by one UPDATE; return its transaction, too."""
+        """Update all rows by one UPDATE; return its transaction too."""
         writer, transactions = self._writers[0], []
 
         def write() -> int:
@@ -168,13 +168,13 @@ class Lab:
         return self.meter.measured(write), transactions[0][0]
 
     def entry_bytes(self, transaction: int) -> int:
-        """Return the size of a transaction's entries. The journal's file may have had room for them."""
+        """Return the size of a transaction's entries, because the journal's file need not have grown."""
         query = "select coalesce(sum(pg_column_size(j)), 0) from relay.journal j where j.xmin = %s::text::xid"
         return self.meter.number(query, transaction)
 
     def prune(self) -> Cost:
-        """Prune all that was committed from the journal, as the relay does in time. Raises BenchError."""
-        # What the relay has deleted by itself in the meantime is no part of this.
+        """Prune everything committed from the journal, as the relay does later. Raises BenchError."""
+        # First vacuum what the relay has already deleted, which is not part of this.
         self._writers[0].execute("vacuum relay.journal")
         self.meter.settle()
         horizon = self.meter.number("select pg_snapshot_xmin(pg_current_snapshot())::xid")
@@ -219,7 +219,7 @@ class Lab:
         self.meter.settle()
 
     def busy_latency(self, writers: int, seconds: float) -> Latency:
-        """Do so beside writers of the watched table."""
+        """Measure the latency while writers write the watched table."""
         self._make_ready("relay")
         with self._writing("relay", writers, 2 * seconds + bench.PATIENCE_SECONDS) as commits:
             latency = self.meter.latency(seconds)

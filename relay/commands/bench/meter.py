@@ -1,4 +1,4 @@
-"""Measures runs of `relay bench writers`: time, WAL, processor time by process, and from commit to client."""
+"""Measures runs of `relay bench writers`: time, WAL, processor time by process, and latency from commit to client."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from relay.commands.bench.subscribers import stamped
 
 
 class Meter:
-    """Measures what writers do, and what a relay with one client makes of it."""
+    """Measures writers together with a relay that has one client."""
 
     def __init__(
         self, watcher: psycopg.Connection, writers: Collection[int], relay: int, client: bench.Subscribers
     ) -> None:
-        """Watch by a session of its own; `writers` are the backends that write, `relay` is the relay's process."""
+        """Observe over `watcher`; `writers` are the backends that write, `relay` is the relay's process id."""
         self._watcher, self._writers = watcher, writers
         self._relay, self._client = relay, client
         self._probes = 0
         self._is_local = processor.is_titled(watcher.info.backend_pid, watcher.info.dbname)
 
     def measured(self, write: Callable[[], int]) -> Cost:
-        """Measure what is written, and what the relay makes of it."""
+        """Measure `write`, which returns the number of changes, until the relay has passed them on."""
         wal, before = self._wal(), self._readings()
         began = time.perf_counter()
         changes = write()
@@ -39,7 +39,7 @@ class Meter:
         return Cost(changes, seconds, self._wal() - wal, Processor(**used) if self._is_local else None)
 
     def latency(self, seconds: float) -> Latency:
-        """Commit a change now and then, and measure how long each took to the client. Raises BenchError."""
+        """Commit changes at RATE, and measure how long each took to the client. Raises BenchError."""
         count = max(int(bench.RATE * seconds), 1)
         began = time.monotonic()
         for number in range(count):
@@ -50,19 +50,19 @@ class Meter:
         return Latency(report.p50, report.p99, report.max)
 
     def settle(self) -> None:
-        """Wait until the relay has passed on all that was committed. Raises BenchError."""
+        """Wait until the relay has passed on everything committed so far. Raises BenchError."""
         self._probe()
         self._client.wait(1)
         self._client.report()
 
     def number(self, query: str, *parameters: object) -> int:
-        """Ask for a whole number."""
+        """Run a query that returns an integer."""
         row = self._watcher.execute(query.encode(), parameters).fetchone()
         assert row
         return int(row[0])
 
     def _readings(self) -> dict[str, dict[int, float]]:
-        """Return the processor time so far of each process, by the kind of its work."""
+        """Return the processor time of each process so far, by kind."""
         pids: dict[str, list[int]] = {"writers": [], "sessions": [], "background": []}
         # Only sessions have a user. In the scratch database, all but ours are the relay's.
         query = (
@@ -75,7 +75,7 @@ class Meter:
         return {kind: {pid: processor.seconds(pid) or 0.0 for pid in its} for kind, its in pids.items()}
 
     def _wal(self) -> int:
-        """Return how many bytes of WAL there were ever."""
+        """Return the total bytes of WAL ever written."""
         return self.number("select (pg_current_wal_insert_lsn() - '0/0')::bigint")
 
     def _probe(self) -> None:

@@ -1,7 +1,6 @@
-"""Processor time of processes on this machine; Linux alone says it precisely enough.
+"""Processor time of processes on this machine, which only Linux reports precisely enough.
 
-Rules:
-- What cannot be known is None, never a guess: the process ended, is another user's behind `hidepid`, or is elsewhere.
+Rule: what cannot be known is None, never a guess: the process has ended, is hidden by `hidepid`, or is elsewhere.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ def seconds(pid: int) -> float | None:
 
 
 def family(pid: int) -> list[int]:
-    """Return a process and all that it started, and these, and so on."""
+    """Return a process and all its descendants."""
     try:
         children = [
             int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()

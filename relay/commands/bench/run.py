@@ -1,13 +1,11 @@
-"""`relay bench`: what the user's own server and machine do, from commit to client, checked change by change.
-
-Its place is beside the demo, above all else but the command line.
+"""`relay bench`: measures the user's own server and machine, from commit to client, and checks every change.
 
 Rules:
-- The user's data is never touched: everything happens in a scratch database, made for the run.
-- That database and every process are gone afterwards, also after an error, Ctrl-C or SIGTERM; an impatient second
-  one is ignored, for the first is being obeyed.
-- What is measured is the product: `relay serve` as an operator starts it, in a process of its own, with subscribers
-  in another one. A figure counts only if every subscriber got every change once and in order.
+- The user's data is never touched: everything happens in a scratch database, created for the run.
+- That database and all processes are removed afterwards, also after an error, Ctrl-C or SIGTERM. A second signal is
+  ignored, because the first is being handled.
+- It measures the product: `relay serve` as an operator starts it, in its own process, with subscribers in another
+  one. A figure counts only if every subscriber got every change once and in order.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from relay.postgres.connection import complete
 from relay.text import error_line
 
 RATE: Final = 20
-"""Commits a second when changes are made one at a time."""
+"""Commits per second when changes are made one at a time."""
 
 IN_FLIGHT: Final = 16
 """Number of commits after which the writer waits for all subscribers."""
@@ -47,28 +45,28 @@ BURST: Final = 1000
 """Number of changes in the one transaction of the burst."""
 
 PATIENCE_SECONDS: Final = 60.0
-"""Timeout of deliveries, after which the run is given up."""
+"""Timeout for deliveries, after which the run is aborted."""
 
 NO_LIMITS: Final = dict.fromkeys(("WS_RATE_LIMIT_PER_CLIENT", "WS_RATE_LIMIT_TOTAL", "WS_MESSAGE_RATE"), "0")
 """Settings with which a relay takes any load of a benchmark."""
 
 STOP_SECONDS: Final = 10.0
-"""Timeout of the daemon's stop, after which it is killed."""
+"""Timeout for the daemon to stop, after which it is killed."""
 
 SPARE_FILES: Final = 64
-"""Number of files that a process needs beside its connections."""
+"""Number of files that a process needs in addition to its connections."""
 
 _UPDATE: Final = f"update public.tasks set title = %s where id = '{BOARD}'"  # a constant of ours
 _INSERT: Final = f"insert into public.tasks (board_id, title) values ('{BOARD}', %s)"
 
 
 class BenchError(Exception):
-    """Why there are no figures, in one line."""
+    """There are no figures. The text says why, in one line."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What one phase measured."""
+    """The results of one phase."""
 
     name: str
     changes: int
@@ -77,14 +75,14 @@ class Phase:
 
     deliveries_per_second: float
     relay_cpu_us_per_delivery: float | None
-    """Processor time of the relay; None where the system does not report it."""
+    """Processor time of the relay; None if the system does not report it."""
 
     subscribers: Report
 
 
 @dataclass(frozen=True)
 class Result:
-    """All that a run found."""
+    """The results of a run."""
 
     machine: Mapping[str, str]
     phases: list[Phase]
@@ -143,7 +141,7 @@ def as_json(result: Result) -> str:
 
 
 class _Bench:
-    """The writer, and how its phases are measured."""
+    """The writer, and the measurement of its phases."""
 
     def __init__(
         self,
@@ -158,7 +156,7 @@ class _Bench:
         self._sequence = 0
 
     def phase(self, name: str, write: Callable[[], None]) -> Phase:
-        """Run one phase, wait until everybody has all of it, and check that."""
+        """Run one phase, and wait until every subscriber has all its changes. Raises BenchError."""
         self._tell(f"{name}, {self._subscribers:,} subscribers ...")
         before, cpu, begun = self._sequence, processor.seconds(self._relay), time.monotonic_ns()
         write()
@@ -177,14 +175,14 @@ class _Bench:
         )
 
     def one_at_a_time(self, seconds: float) -> None:
-        """Commit a change now and then."""
+        """Commit single changes at RATE."""
         begun = time.monotonic()
         for number in range(max(int(RATE * seconds), 1)):
             time.sleep(max(begun + number / RATE - time.monotonic(), 0))
             self._change()
 
     def in_flight(self, seconds: float) -> None:
-        """Commit several changes, wait for everybody, and again."""
+        """Repeatedly commit IN_FLIGHT changes and wait for all subscribers."""
         before, until = self._sequence, time.monotonic() + seconds
         while time.monotonic() < until:
             for _ in range(IN_FLIGHT):
@@ -192,7 +190,7 @@ class _Bench:
             self._wait(before)
 
     def burst(self) -> None:
-        """Make many changes in one transaction, each of a row of its own: those of one row are one change."""
+        """Insert many rows in one transaction; updates of one row would count as one change."""
         with self._connection.transaction(), self._connection.pipeline():
             for _ in range(BURST):
                 self._change(_INSERT)
@@ -202,12 +200,12 @@ class _Bench:
         self._sequence += 1
 
     def _wait(self, since: int) -> None:
-        """Wait until everybody has what was changed since. Raises BenchError."""
+        """Wait until every subscriber has all changes since. Raises BenchError."""
         self._crew.wait((self._sequence - since) * self._subscribers)
 
 
 class Subscribers:
-    """The process of the subscribers, all of one board."""
+    """The process of the subscribers, all to one board."""
 
     def __init__(self, port: int, count: int) -> None:
         command = [sys.executable, "-m", "relay.commands.bench.subscribers", str(port), str(count)]
@@ -276,7 +274,7 @@ def _allow_files(count: int) -> None:
 
 @contextlib.contextmanager
 def scratch(database_url: str) -> Iterator[str]:
-    """Make a database for this run, and drop it afterwards."""
+    """Create a database for this run, and drop it afterwards."""
     name = f"relay_bench_{secrets.token_hex(6)}"
     _on_server(database_url, "create database {} template template0", name)
     try:
@@ -303,18 +301,18 @@ def _on_server(database_url: str, statement: str, name: str) -> None:
 
 @contextlib.contextmanager
 def running_relay(dsn: str, subscribers: int, **settings: str) -> Iterator[tuple[int, int]]:
-    """Run the daemon with its defaults except for ports, limits and these settings; yield its process id and port.
+    """Run the daemon with defaults except for ports, limits and these settings; yield its process id and port.
 
     Raises BenchError if it does not serve.
     """
     defaults = {name: str(field.default) for name, field in Settings.model_fields.items()}
     ours = {"WS_HOST": "127.0.0.1", "WS_PORT": "0", "HEALTH_PORT": "0", "WS_MAX_CONNECTIONS": str(subscribers)}
-    process = subprocess.Popen(  # a program of ours
+    process = subprocess.Popen(
         [sys.executable, "-m", "relay", "serve"],
         env={**os.environ, **defaults, **NO_LIMITS, **ours, **settings, "DATABASE_URL": dsn},
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # a terminal's Ctrl-C is for us
+        start_new_session=True,  # so that a terminal's Ctrl-C reaches only this process
     )
     try:
         assert process.stderr
@@ -332,7 +330,7 @@ def running_relay(dsn: str, subscribers: int, **settings: str) -> Iterator[tuple
 def _listening(log: IO[str]) -> int:
     """Read the daemon's log until it serves; return its port."""
     port, line = None, ""
-    for line in log:  # the last one says why it ended
+    for line in log:  # the last line says why it ended
         if line.startswith("{"):
             event = json.loads(line)
             port = event["port"] if event["event"] == "websocket.listening" else port
@@ -344,13 +342,13 @@ def _listening(log: IO[str]) -> int:
 
 
 def _forget(log: IO[str]) -> None:
-    """Read the daemon's log, lest it wait for a reader."""
+    """Read the daemon's log, so that the pipe does not fill."""
     for _ in log:
         pass
 
 
 def machine(connection: psycopg.Connection) -> dict[str, str]:
-    """Describe the machine on which this was measured; where commits wait for a disk, that is most of their time."""
+    """Describe the machine, and whether commits wait for its disk, which would be most of their time."""
     names = ("server_version", "fsync", "synchronous_commit")
     rows = [connection.execute("select current_setting(%s)", [name]).fetchone() for name in names]
     return {

@@ -1,13 +1,12 @@
-"""The bench's subscribers: a process of their own, `python -m relay.subscribers PORT COUNT`, driven over its pipes.
+"""The bench's subscribers: `python -m relay.commands.bench.subscribers PORT COUNT`, controlled over its pipes.
 
-They read what the relay sends with as little work as Python allows, and check every message of it: each subscriber
-must see each change once and in order. A change carries its number and the time before its commit in the task's
-title (see `stamped`).
+They read messages with as little work as Python allows, and check each one: every subscriber must get every change
+once and in order. A change carries its number, and the time before its commit, in the task's title (see `stamped`).
 
 Rules:
-- Each command is a line, each answer a line of JSON: `wait DELIVERIES SECONDS`, then `report`, which begins again.
-- A `board.sync` counts as all changes up to the last one that its tasks show, for so a client takes it.
-- Nothing is checked afterwards and nothing is kept per message but its latency.
+- Each command is a line, each answer a line of JSON: `wait DELIVERIES SECONDS`, then `report`, which resets counts.
+- A `board.sync` counts as all changes up to the last one in its tasks, because that is what it means to a client.
+- Nothing is checked afterwards, and nothing is kept per message except its latency.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ _CONNECTING_AT_ONCE: Final = 100
 
 
 def stamped(sequence: int) -> str:
-    """Return a title that carries a change's number and the time now."""
+    """Return a title with a change's number and the current time."""
     return f"@{sequence}:{time.monotonic_ns()}@ some words of a title"
 
 
 @dataclass
 class Report:
-    """What all subscribers counted; latencies in milliseconds."""
+    """The counts of all subscribers; latencies in milliseconds."""
 
     deliveries: int = 0
-    """Changes that arrived, those that came within a board.sync included."""
+    """Changes that arrived, including those within a board.sync."""
 
     syncs: int = 0
     p50: float | None = None
@@ -53,14 +52,14 @@ class Report:
     last_p50: float | None = None
     last_p99: float | None = None
     last_at: int = 0
-    """When the last one arrived, in nanoseconds of the monotonic clock."""
+    """Time of the last delivery, in nanoseconds of the monotonic clock."""
 
     faults: list[str] = field(default_factory=list)
-    """What was lost, doubled, reordered or closed."""
+    """Lost, repeated or reordered changes, and closed connections."""
 
 
 class Tally:
-    """Counts deliveries, and how long each took."""
+    """Counts deliveries and their latencies."""
 
     def __init__(self) -> None:
         self.deliveries = 0
@@ -78,13 +77,13 @@ class Tally:
         self._slowest[sequence] = max(at - sent_at, self._slowest.get(sequence, 0))
 
     def take_sync(self, changes: int, at: int) -> None:
-        """Count a board.sync, and the changes that it stands for."""
+        """Count a board.sync, and the changes that it contains."""
         self.deliveries += changes
         self.last_at = at
         self._syncs += 1
 
     def report(self) -> Report:
-        """Return what was counted."""
+        """Return the counts."""
         every, last = sorted(self._latencies), sorted(self._slowest.values())
         return Report(
             deliveries=self.deliveries,
@@ -101,14 +100,14 @@ class Tally:
 
 
 def percentile(ordered: list[int], share: float) -> float | None:
-    """Return the value that a share of all do not exceed, of ordered nanoseconds, in milliseconds."""
+    """Return a percentile of sorted nanoseconds, in milliseconds."""
     if not ordered:
         return None
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] / 1e6
 
 
 class Check:
-    """One subscriber's place in the sequence of changes."""
+    """One subscriber's position in the sequence of changes."""
 
     def __init__(self, name: str, crew: Crew) -> None:
         self._name, self._crew = name, crew
@@ -116,7 +115,7 @@ class Check:
 
     def take(self, message: bytes, at: int) -> None:
         """Check and count a message."""
-        # A board has the stamps of many changes, the latest of which counts.
+        # A board has the stamps of many changes, of which the latest counts.
         stamps = [(int(sequence), int(sent_at)) for sequence, sent_at in _STAMP.findall(message)]
         sequence, sent_at = max(stamps, default=(-1, 0))
         if message.startswith(_SYNC):
@@ -133,7 +132,7 @@ class Check:
 
 
 class Subscriber(asyncio.Protocol):
-    """A connection: the handshake is websockets' own, what comes after it a parser of unmasked frames."""
+    """A connection: websockets makes the handshake, then `take_frames` parses the frames."""
 
     def __init__(self, port: int, name: str, crew: Crew) -> None:
         self._handshake: ClientProtocol | None = ClientProtocol(parse_uri(f"ws://127.0.0.1:{port}/"))
@@ -166,7 +165,7 @@ class Subscriber(asyncio.Protocol):
                 return
             self._handshake.send_text(json.dumps({"type": "subscribe", "boardId": BOARD}).encode())
             self._transport.write(b"".join(self._handshake.data_to_send()))
-            self._handshake = None  # the relay says nothing before it is asked
+            self._handshake = None  # no frame can have arrived before the subscribe
 
     def _take(self, opcode: int, payload: bytes, at: int) -> None:
         if opcode == 1:
@@ -183,9 +182,9 @@ class Subscriber(asyncio.Protocol):
 
 
 def take_frames(data: bytes, take: Callable[[int, bytes, int], None], at: int) -> bytes:
-    """Hand over the opcode and payload of each whole frame; return the beginning of one that is not whole yet.
+    """Hand over the opcode and payload of each whole frame; return the beginning of an incomplete one.
 
-    The frames are as the relay sends them: neither masked nor fragmented.
+    Frames must be like the relay's: neither masked nor fragmented.
     """
     begin, size = 0, len(data)
     while size - begin >= 2:
@@ -202,7 +201,7 @@ def take_frames(data: bytes, take: Callable[[int, bytes, int], None], at: int) -
 
 
 class Crew:
-    """All subscribers, and the commands that they obey."""
+    """All subscribers, and the commands that control them."""
 
     def __init__(self, port: int, count: int) -> None:
         self._port, self._count = port, count
@@ -213,24 +212,24 @@ class Crew:
         self.tally = Tally()
 
     def subscribed(self) -> None:
-        """Count a subscriber that has its board."""
+        """Count a subscriber that has received its board."""
         self._boards += 1
         if self._boards == self._count:
             self._ready.set()
 
     def fault(self, sentence: str) -> None:
-        """Note what must not be."""
+        """Note a fault, and end all waits."""
         self.tally.faults.append(sentence)
         self._ready.set()
         self._reached.set()
 
     def check(self) -> None:
-        """Answer those that wait, if it is for no more than there is."""
+        """End a wait whose number of deliveries is reached."""
         if self.tally.deliveries >= self._wanted:
             self._reached.set()
 
     async def run(self) -> None:
-        """Connect all, then answer commands until their end."""
+        """Connect all subscribers, then answer commands until the end of input."""
         gate = asyncio.Semaphore(_CONNECTING_AT_ONCE)
         await asyncio.gather(*(self._connect(f"subscriber {number}", gate) for number in range(self._count)))
         await self._ready.wait()
@@ -260,7 +259,7 @@ class Crew:
 
 
 def _answer(value: object) -> None:
-    print(json.dumps(value), flush=True)  # noqa: T201  # the pipe
+    print(json.dumps(value), flush=True)  # noqa: T201  # to the pipe
 
 
 if __name__ == "__main__":

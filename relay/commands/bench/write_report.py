@@ -1,4 +1,4 @@
-"""What `relay bench writers` found, as text and as JSON, beside what the relay holds itself to."""
+"""The results of `relay bench writers`, compared with targets, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BARE: Final = TABLES[0]
 
 @dataclass(frozen=True)
 class Target:
-    """What the relay holds itself to, and what was found; None where that was not measured."""
+    """A target, and the measured figure; None if it was not measured."""
 
     name: str
     found: float | None
@@ -24,7 +24,7 @@ class Target:
 
     @property
     def is_met(self) -> bool | None:
-        """Return whether it was found so."""
+        """Whether the figure meets the target; None if it was not measured."""
         if self.found is None:
             return None
         return (self.at_most is None or self.found <= self.at_most) and (
@@ -52,7 +52,7 @@ def _wal(cost: Cost) -> float:
 
 
 def _cpu(part: Callable[[Processor], float]) -> Callable[[Cost], float]:
-    """Return the figure of a part of the processor time, in µs for each change."""
+    """Return a figure for a part of the processor time, in µs per change."""
 
     def figure(cost: Cost) -> float:
         assert cost.processor
@@ -81,12 +81,12 @@ def _median(figure: Figure, costs: Sequence[Cost]) -> float:
 
 
 def _multiple(figure: Figure, runs: Runs, table: str, of: str = _BARE) -> float:
-    """Return how a table's median compares with another's."""
+    """Return the ratio of a table's median to another's."""
     return _median(figure, runs[table]) / _median(figure, runs[of])
 
 
 def _added(figure: Figure, runs: Runs, table: str) -> float:
-    """Return the median of what a table's run took more than the bare table's in the same round."""
+    """Return the median difference between a table's run and the bare table's in the same round."""
     pairs = zip(runs[table], runs[_BARE], strict=True)
     return statistics.median(figure(cost) - figure(bare) for cost, bare in pairs)
 
@@ -99,7 +99,7 @@ def _has_cpu(runs: Runs) -> bool:
 
 
 def targets(tax: Tax) -> list[Target]:
-    """Return all that the relay holds itself to."""
+    """Return all targets, with the measured figures."""
     return [*_in_one_targets(tax.in_one), *_single_targets(tax.single), *_bulk_targets(tax), *_latency_targets(tax)]
 
 

@@ -1,14 +1,14 @@
-"""`relay bench writers`: what the triggers cost the writers, on the user's own server.
+"""`relay bench writers`: measures what the triggers cost writers, on the user's own server.
 
-Its place is beside `bench`, whose rules it keeps: a scratch database, and nothing left of it afterwards.
+Like `relay bench`, it uses a scratch database that is removed afterwards.
 
 Rules:
-- Tables that differ in their trigger only: none; the plainest that journals; the relay's, while a relay reads; and
-  the one that sends each row through pg_notify. They are written in turns, so that whatever else the server does hits
-  all alike; what counts is the median.
-- The writers loop inside the server: no round trip of a client hides what a commit costs.
-- A run ends when the relay has passed on all that was written, so that its work is counted where it belongs.
-- Processor time is counted by process. Where Postgres runs elsewhere, it is left out.
+- The tables differ only in their trigger: none; the simplest one that journals; the relay's, while a relay reads; and
+  one that sends each row through pg_notify. They are written in turns, so that other load affects all alike, and the
+  median counts.
+- The writers loop inside the server, so that no round trip to a client hides the cost of a commit.
+- A run ends when the relay has passed on everything written, so that its work is included.
+- Processor time is counted by process. If Postgres runs elsewhere, it is left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(
         install.run(dsn, "install")
         prepare(dsn)
         with Lab.open(dsn, max(writers)) as lab:
-            tell("from commit to client ...")  # first, for after a load the relay polls for a while
+            tell("from commit to client ...")  # first, because after a load the relay polls for a while
             idle = lab.meter.latency(seconds * rounds)
             single = {}
             for count in writers:
@@ -64,7 +64,7 @@ def _alternating(rounds: int, measure: Callable[[str], Cost]) -> Runs:
 
 
 def _bulk(lab: Lab, rounds: int, rows: int) -> tuple[Runs, Runs, float]:
-    """Measure COPY and UPDATE, and the bytes of the journal's entries for each row of the latter."""
+    """Measure COPY and UPDATE, and the bytes of the journal's entries per row of the UPDATE."""
     copied: Runs = {table: [] for table in TABLES}
     updated: Runs = {table: [] for table in TABLES}
     entries = []

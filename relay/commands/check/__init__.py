@@ -1,1 +1,1 @@
-"""`relay check`: examines all that the daemon needs, and says of each thing how it is and what to do about it."""
+"""`relay check`: examines everything that the daemon needs, and says what is wrong and what to do about it."""

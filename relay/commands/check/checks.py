@@ -1,4 +1,4 @@
-"""All checks, in an order in which what they find can be corrected."""
+"""All checks, in the order in which their findings can be corrected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THERE: Final = (
 """Checks of the database."""
 
 NATS: Final = stream.CHECKS
-"""Checks of the stream, where clients are served from there."""
+"""Checks of the stream, if clients are served from NATS."""
 
 LONGEST_NAME: Final = max(len(check.name) for check in (*HERE, *THERE, *NATS))
 """Length of the longest name of a check."""

@@ -31,10 +31,10 @@ _NAME_WIDTH: Final = checks.LONGEST_NAME + 2
 @click.option("--suggest", metavar="TABLE", help="print the commands that would watch TABLE")
 @click.pass_context
 def check(context: click.Context, /, as_json: bool, suggest: str | None, **options: str | None) -> None:
-    """Check everything that the daemon needs, and say what to do about what is not well.
+    """Check everything that the daemon needs, and say what to do about problems.
 
-    To be run where the daemon runs, with its settings. Exit code 1 if anything is wrong, 2 if a setting is not
-    allowed; warnings do no harm.
+    Run it where the daemon runs, with the daemon's settings. Exit code 1 if anything failed, 2 if a setting is not
+    allowed; warnings do not count.
     """
     logs.start("error")
     try:
@@ -50,7 +50,7 @@ def check(context: click.Context, /, as_json: bool, suggest: str | None, **optio
 
 
 async def _show(settings: Settings, *, as_json: bool) -> int:
-    """Print the findings, for people as they come; return the exit code."""
+    """Print the findings, for people one by one; return the exit code."""
     findings, console = [], terminal.console()
     async for finding in checks.run(settings):
         findings.append(finding)

@@ -1,17 +1,17 @@
-"""How checks are run and judged: the core of `relay check`.
+"""The core of `relay check`: runs checks and judges their results.
 
-It connects as the daemon does, with its two connections, its settings and its rights, and changes nothing. Where the
-daemon serves clients from NATS, it examines that, and knows nothing of the database.
+It connects like the daemon, with two connections and the daemon's settings and rights, and changes nothing. If the
+daemon serves clients from NATS, it examines NATS instead of the database.
 
 Rules:
-- Each check queries, and a pure function judges the answer. There is always one finding for each check, also where
-  the query fails with an error that nobody foresaw.
-- A check that depends on something broken is skipped: the first failure that is shown is the first to act on.
-- What the daemon's role may not see by itself, it reads through narrow functions of sql/install.sql: relay.altered,
+- Each check queries, and a pure function judges the answer. Every check has exactly one finding, even if it fails
+  with an unexpected error.
+- A check that depends on something broken is skipped, so the first failure shown is the first to act on.
+- What the daemon's role may not see itself, it reads through narrow functions of the installation: relay.altered,
   relay.vitals, relay.vacuum_holders and relay.widest.
-- Nothing is delayed: no lock is waited for, no table is read whole, each answer has a timeout. Before a transaction
-  pooler is ruled out, no setting is made and nothing listened to: both would stay in a connection that others use.
-- No secret is shown: not the connection string, not a credential.
+- Nothing is delayed: checks wait for no lock, read no table whole, and have a timeout. Until a transaction pooler is
+  ruled out, they neither set anything nor listen, because both would stay in a connection that others use.
+- No secret is shown: neither the connection string nor a credential.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Level = Literal["ok", "warning", "failed", "skipped"]
 
 
 class Verdict(NamedTuple):
-    """A judgement, what was found, and what to do about it, each in one line."""
+    """A status, what was found, and what to do about it, each in one line."""
 
     status: Level
     found: str
@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A verdict, and the name of the check."""
+    """The verdict of a check, with its name."""
 
     check: str
     status: Level
@@ -57,23 +57,23 @@ class Finding(NamedTuple):
 
 
 def ok(found: str) -> Verdict:
-    """All is well."""
+    """There is no problem."""
     return Verdict("ok", found)
 
 
 def warning(found: str, hint: str) -> Verdict:
-    """Changes flow all the same."""
+    """There is a problem, but changes flow."""
     return Verdict("warning", found, hint)
 
 
 def failed(found: str, hint: str) -> Verdict:
-    """Clients are not served as they should be, or will not be."""
+    """Clients are not served as they should be, or soon will not be."""
     return Verdict("failed", found, hint)
 
 
 @dataclass
 class Place:
-    """What the checks examine: the settings, and the two connections, or the stream, once they are open."""
+    """The objects of the checks: the settings, and the two connections or the stream, once they are open."""
 
     settings: Settings
     lifetime: AsyncExitStack
@@ -90,20 +90,20 @@ class Place:
 
 
 class Check(NamedTuple):
-    """A thing to examine."""
+    """A check."""
 
     name: str
     examine: Callable[[Place], Awaitable[Verdict]]
     about: str
     """What it examines, for the documentation."""
     advice: str
-    """What to do about it, in general."""
+    """What to do in general, for the documentation."""
     gate: bool = False
-    """Whether all later checks of the same place rest on it."""
+    """Whether all later checks of the same kind depend on it."""
 
 
 async def run(settings: Settings, here: Iterable[Check], there: Iterable[Check]) -> AsyncIterator[Finding]:
-    """Run the checks of this machine, and then those of the database or the stream, which depend on each other."""
+    """Run the checks of this machine, then those of the database or stream, which depend on each other."""
     async with AsyncExitStack() as lifetime:
         place = Place(settings, lifetime)
         for check in here:
@@ -131,13 +131,13 @@ async def _judged(check: Check, place: Place) -> Verdict:
     except (psycopg.Error, FeedError) as ex:
         found, hint = advised(error_line(ex))
         return failed(found, hint or _hint(ex))
-    except Exception as ex:  # noqa: BLE001  # whatever state a thing is in, the other checks go on
+    except Exception as ex:  # noqa: BLE001  # whatever fails here, the other checks go on
         found = f"this could not be checked: {type(ex).__name__}: {error_line(ex)}"
         return failed(found, "run relay sql install, and report it if it is found again")
 
 
 def _hint(ex: Exception) -> str:
-    """Say what to do about an error of a query that asks only for what the relay makes, or may read."""
+    """Return what to do about the error of a query that uses only objects of the relay, or public ones."""
     if isinstance(ex, _NOT_THERE):
         return "run relay sql install, then relay sql roles"
     if isinstance(ex, psycopg.errors.InsufficientPrivilege):
@@ -156,20 +156,20 @@ _NOT_THERE: Final = (
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """List names, but not all if they are many."""
+    """List names, the first `most` of them."""
     given = list(names)
     more = f" and {len(given) - most} more" if len(given) > most else ""
     return ", ".join(given[:most]) + more
 
 
 def advised(line: str) -> tuple[str, str | None]:
-    """Split a line into what was found and what it says to run, if that is how it ends."""
+    """Split a line that ends with a command to run into what was found and that advice."""
     if advice := re.search(r": ((?:run|have) .*)", line):
         return line[: advice.start()], advice[1]
     return line, None
 
 
 def halves(problem: str) -> tuple[str, str]:
-    """Split a line of the relay's into what was found and what to do."""
+    """Split a line into what was found and what to do, at its last colon."""
     found, _, hint = problem.rpartition(": ")
     return found, hint

@@ -22,7 +22,7 @@ VERSIONS: Final = range(14, 19)
 """Major versions of Postgres that the relay is tested with."""
 
 NOTIFICATION_SECONDS: Final = 1.0
-"""Timeout of a notification from one connection to the other; between two that are well it takes a millisecond."""
+"""Timeout of a notification from one connection to the other; it usually takes a millisecond."""
 
 SKEW_SECONDS: Final = 1.0
 """Maximum difference between the clocks of this machine and of the server."""
@@ -31,8 +31,7 @@ _CONNECTIONS: Final = 2
 """Number of connections of a check."""
 
 NEEDED_CONNECTIONS: Final = 3
-"""Minimum number of connections of the daemon, for each worker; where there is room, it opens more to read boards
-side by side."""
+"""Minimum number of connections of each worker. If there is room, it opens more to read several boards at once."""
 
 
 async def _connection(place: Place) -> Verdict:
@@ -51,12 +50,12 @@ async def _connection(place: Place) -> Verdict:
 async def _connect(place: Place, conninfo: str) -> None:
     links = [await Connection.connect(conninfo, autocommit=True) for _ in range(_CONNECTIONS)]
     for link in links:
-        place.lifetime.push_async_callback(link.close)  # to leave its context would commit, which a dead one cannot
+        place.lifetime.push_async_callback(link.close)  # its context manager would commit, which fails if it is dead
     place.links = links
 
 
 def judge_tls(where: str, address: str, *, tls: bool) -> Verdict:
-    """Whether strangers could read the connection."""
+    """Judge whether strangers could read the connection."""
     if tls:
         return ok(f"{where}, with TLS")
     if address and ipaddress.ip_address(address).is_global:
@@ -73,7 +72,7 @@ async def _primary(place: Place) -> Verdict:
 
 
 def judge_primary(standby: bool, read_only: bool) -> Verdict:
-    """Whether the server takes writes."""
+    """Judge whether the server accepts writes."""
     if standby:
         return failed("the server is a standby, which takes no writes", "name the primary in DATABASE_URL")
     if read_only:
@@ -87,7 +86,7 @@ async def _version(place: Place) -> Verdict:
 
 
 def judge_version(number: int) -> Verdict:
-    """Whether the relay knows this Postgres."""
+    """Judge whether the relay supports this version of Postgres."""
     major, tested = number // 10_000, f"{VERSIONS[0]} to {VERSIONS[-1]}"
     if major < VERSIONS[0]:
         return failed(
@@ -104,7 +103,7 @@ async def _encoding(place: Place) -> Verdict:
 
 
 def judge_encoding(encoding: str) -> Verdict:
-    """Whether the database's text can be read."""
+    """Judge whether the database's text can be decoded."""
     if encoding == "SQL_ASCII":
         return failed(
             "the database has encoding SQL_ASCII, which does not say what its text means",
@@ -137,14 +136,14 @@ async def _pooler(place: Place) -> Verdict:
 
 
 async def _changes_sessions(one: Connection, other: Connection) -> bool:
-    """Whether a connection is given another session, or one session to two connections.
+    """Return whether a connection changes sessions, or shares one with another connection.
 
-    A pool gives out first what came back last: what `one` had a moment ago, `other` then has in its transaction.
+    A pool hands out first the session that was returned last, so the transaction of `other` gets that of `one`.
     """
     first = await one.row(_PID)
     await other.rows("begin")
     try:
-        # Asked in this order: a pool of one session has none left for `one` meanwhile.
+        # In this order, because a pool of one session has none left for `one` meanwhile.
         return await other.row(_PID) == first or await one.row(_PID) != first
     finally:
         if not other.closed:
@@ -152,7 +151,7 @@ async def _changes_sessions(one: Connection, other: Connection) -> bool:
 
 
 async def round_trip(listener: Connection, other: Connection) -> float | None:
-    """Send a notification of our own: return the milliseconds until it came, None if it did not."""
+    """Send a notification; return the milliseconds until it arrived, None if it did not."""
     channel, token = "relay_check", secrets.token_hex(8)
     await listener.rows(f"listen {channel}".encode())
     try:
@@ -178,7 +177,7 @@ async def _clocks(link: Connection) -> tuple[float, float, float]:
 
 
 def judge_clock(readings: Iterable[tuple[float, float, float]]) -> Verdict:
-    """Whether the server's clock, read between two readings of ours, is the same. The quickest reading counts."""
+    """Judge the server's clock, each time read between two readings of ours. The quickest reading counts."""
     before, there, after = min(readings, key=lambda reading: reading[2] - reading[0])
     ahead, give = there - (before + after) / 2, (after - before) / 2
     if abs(ahead) - give <= SKEW_SECONDS:
@@ -190,7 +189,7 @@ def judge_clock(readings: Iterable[tuple[float, float, float]]) -> Verdict:
 
 
 class Room(NamedTuple):
-    """Maximum and present number of connections of the server, the role and the database; -1 is no limit."""
+    """The limits and current numbers of connections of the server, the role and the database; -1 means no limit."""
 
     most: int
     open: int
@@ -222,9 +221,9 @@ async def _connections(place: Place) -> Verdict:
 
 
 def judge_room(room: Room, workers: int) -> Verdict:
-    """Whether the daemon's connections find room, or have it already."""
+    """Judge whether there is room for the daemon's connections, or whether they are already open."""
     pairs = (room[0:2], room[2:4], room[4:6])
-    free = min(most - taken for most, taken in pairs if most >= 0) + _CONNECTIONS  # those of this check
+    free = min(most - taken for most, taken in pairs if most >= 0) + _CONNECTIONS  # this check's own
     theirs, needed = room.relays - _CONNECTIONS, NEEDED_CONNECTIONS * workers
     found = f"there is room for {max(free, 0)} more, and the daemon needs {needed}"
     found += f"; {theirs} are a relay's" if theirs > 0 else ""
@@ -240,7 +239,7 @@ async def _notifications(place: Place) -> Verdict:
 
 
 def judge_notifications(usage: float, prepared: int) -> Verdict:
-    """Whether notifications come at once."""
+    """Judge whether notifications arrive at once."""
     if usage >= QUEUE_USAGE:
         found = (
             f"the notification queue is {usage:.0%} full: triggers do not notify, changes come up to a second later"

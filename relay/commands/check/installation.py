@@ -1,4 +1,4 @@
-"""Examines what `relay sql install` and `relay sql roles` made."""
+"""Examines the results of `relay sql install` and `relay sql roles`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Function(NamedTuple):
 
 
 def functions_of(script: str) -> dict[str, _Function]:
-    """Read the functions that a script defines, by name."""
+    """Return the functions that a script defines, by name."""
     found = re.finditer(
         r"^create or replace function relay\.(\w+)(.*?)^as (\$\w*\$)(.*?)\3", script, re.MULTILINE | re.DOTALL
     )
@@ -24,7 +24,7 @@ def functions_of(script: str) -> dict[str, _Function]:
 
 
 def relations_of(script: str) -> list[str]:
-    """Read the names of the tables, views, sequences and indexes that a script defines."""
+    """Return the names of the tables, views, sequences and indexes that a script defines."""
     made = re.findall(
         r"create (?:unlogged table|sequence|or replace view) (?:if not exists )?relay\.(\w+)|create index (\w+)",
         script,
@@ -46,7 +46,7 @@ async def _install(place: Place) -> Verdict:
 
 
 def judge_install(there: Mapping[str, _Function], relations: Collection[str]) -> Verdict:
-    """Whether all is there, and all functions are as this version makes them; relay.may_read may be anything."""
+    """Judge whether everything exists, with all functions as in this version, except for relay.may_read."""
     script = install.text("install")
     wanted = functions_of(script)
     hint = "run relay sql install (relay sql diff shows what it changes)"
@@ -61,7 +61,7 @@ def judge_install(there: Mapping[str, _Function], relations: Collection[str]) ->
 
 
 class Grant(NamedTuple):
-    """A right in schema relay: on the schema, on a relation or on a function, each by its name."""
+    """A right of a role on schema relay, or on a relation or function in it."""
 
     role: str
     right: str
@@ -73,7 +73,7 @@ class Grant(NamedTuple):
 
 
 def grants_of(script: str) -> list[Grant]:
-    """Read what a script grants, to whom."""
+    """Return the rights that a script grants."""
     found = []
     for right, objects, roles in re.findall(
         r"^grant (select|insert|execute|usage) on (.*?) to ([\w, ]+);", script, re.MULTILINE | re.DOTALL

@@ -16,7 +16,7 @@ async def _journal(place: Place) -> Verdict:
 
 
 def judge_journal(vitals: Vitals, holders: str | None) -> Verdict:
-    """Whether the journal has room and is pruned; `holders` are transactions that keep it from being vacuumed."""
+    """Judge whether the journal has room and is pruned; `holders` are the transactions that prevent a vacuum."""
     journal = vitals.journal
     size = f"{journal.bytes:,} bytes; {journal.keep_bytes:,} are kept, journalling stops at {journal.stop_bytes:,}"
     held = f"; what was pruned is kept in the file by {holders}" if holders else ""

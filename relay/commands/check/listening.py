@@ -1,4 +1,4 @@
-"""Examines what listening takes of this machine: ports, files, and limits of connections."""
+"""Examines this machine: ports, open files, and limits of connections."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from relay.daemon.errors import StartError, listening_on
 from relay.websocket.sockets import bind
 
 SPARE_FILES: Final = 128
-"""Number of files that a process of the daemon needs beside its clients' connections."""
+"""Number of files that a process of the daemon needs in addition to its clients' connections."""
 
 LONGEST_RETURN_MINUTES: Final = 2.0
-"""Maximum time in which all clients should be able to come back."""
+"""Maximum time in which all clients should be able to reconnect."""
 
 
 async def _ports(place: Place) -> Verdict:
@@ -34,7 +34,7 @@ async def _ports(place: Place) -> Verdict:
 
 
 async def _taken(setting: str, host: str, port: int) -> str | None:
-    """Say why the daemon could not listen, by binding the address without listening."""
+    """Return why the daemon could not listen, by binding the address without listening; None if it could."""
     try:
         with listening_on(setting, host, port):
             for sock in await bind(host, port):
@@ -45,7 +45,7 @@ async def _taken(setting: str, host: str, port: int) -> str | None:
 
 
 async def _running(settings: Settings) -> Verdict | None:
-    """Return the status of the relay that has these ports, if one has."""
+    """Return the verdict if a relay is running on these ports."""
     first = settings.WS_HOST.replace(",", " ").split()[0]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)  # noqa: S104  # compared
     address = f"http://[{host}]" if ":" in host else f"http://{host}"
@@ -68,7 +68,7 @@ async def _files(place: Place) -> Verdict:
 
 
 def judge_files(clients: int, limit: int) -> Verdict:
-    """Whether a process may open enough files for its clients."""
+    """Judge whether a process may open enough files for its clients."""
     if limit == resource.RLIM_INFINITY:
         return ok("a process may open any number of files")
     needed = clients + SPARE_FILES
@@ -83,7 +83,7 @@ async def _rates(place: Place) -> Verdict:
 
 
 def judge_rates(clients: int, a_minute: int) -> Verdict:
-    """Whether all clients can come back soon after a restart."""
+    """Judge whether all clients can reconnect soon after a restart."""
     if not a_minute:
         return ok("connections are not limited by the minute")
     minutes = clients / a_minute
@@ -98,7 +98,7 @@ async def _limits(place: Place) -> Verdict:
 
 
 def judge_limits(settings: Settings) -> Verdict:
-    """Whether each limit can be reached before another one that leaves nothing of it."""
+    """Judge whether each limit can be reached before a wider one."""
     for least, most in _WITHIN:
         smaller, larger = getattr(settings, least), getattr(settings, most)
         if smaller > larger > 0:
@@ -112,7 +112,7 @@ _WITHIN: Final = (
     ("WS_RATE_LIMIT_PER_CLIENT", "WS_RATE_LIMIT_TOTAL"),
     ("WS_SEND_BUFFER", "WS_BACKLOG_TOTAL"),
 )
-"""Limits of one thing, each with that of all, or of more."""
+"""Pairs of a limit and the wider one that includes it."""
 
 CHECKS: Final = (
     Check(

@@ -1,4 +1,4 @@
-"""Examines the stream of NATS, where clients are served from there."""
+"""Examines the stream, if clients are served from NATS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 async def _nats(place: Place) -> Verdict:
     try:
         with nats_installed("SERVE_FROM"):
-            from relay.nats.connection import StreamError  # noqa: PLC0415  # of an extra, which not everybody has
+            from relay.nats.connection import StreamError  # noqa: PLC0415  # an optional dependency
             from relay.nats.jetstream import Stream  # noqa: PLC0415
     except StartError as ex:
         return failed(*halves(str(ex)))

@@ -1,9 +1,9 @@
-"""`relay check --suggest`: reads the keys and the columns of a table, and proposes how to watch it.
+"""`relay check --suggest`: reads the keys and columns of a table, and proposes how to watch it.
 
 Rules:
-- It proposes what a person would guess from the names, and no more. What it cannot tell it leaves out, so that the
-  command says what is missing.
-- What is printed can be pasted, and is to be read first.
+- It proposes what a person would guess from the names, and leaves out the rest, so that the command reports what is
+  missing.
+- The output can be pasted, but should be read first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LANE: Final = ("lane", "list", "column", "stack", "status", "state", "bucket", 
 _BOARD: Final = ("board", "project", "workspace", "space", "team")
 _NAME: Final = ("name", "title", "label")
 _COLOR: Final = ("color", "colour")
-_PERSON_NAME: Final = ("name", "username", "login")  # a title is what a person does
+_PERSON_NAME: Final = ("name", "username", "login")  # not title, which is a person's job
 _PERSON: Final = re.compile(
     "(.*_)?(user|member(ship)?|person|people|assignee|assignment|owner|creator|author|reporter|employee|participant"
     "|created_by|assigned_to)(_account|_profile)?"
@@ -43,7 +43,7 @@ _EXTRA_NAME: Final = re.compile("[A-Za-z_][A-Za-z0-9_]{0,62}")
 _KEYS: Final = {kind: kind for kind in ("smallint", "integer", "bigint", "uuid", "text")} | {
     "character varying": "text"
 }
-"""Types by whose values the rows of an extra are found, each with what it is compared as."""
+"""Types that can link the tables of an extra, with the type as which they are compared."""
 
 _TABLE: Final[LiteralString] = """
     select pg_catalog.format('%%I.%%I', n.nspname, c.relname),
@@ -56,8 +56,8 @@ _TABLE: Final[LiteralString] = """
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     where c.oid = %s::text::regclass
 """
-# Of each column: its type, with a collation by which texts that differ may be equal; whether it is a text that can be
-# shown; and the table to whose key it refers.
+# For each column: its type, with a nondeterministic collation, if any; whether it is a text that can be shown; and
+# the table whose key it references.
 _COLUMNS: Final[LiteralString] = """
     select a.attname::text,
            pg_catalog.concat(pg_catalog.format_type(a.atttypid, null),
@@ -88,9 +88,9 @@ _NEAR: Final[LiteralString] = """
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its key, the types of its columns, and to the key of which table a column refers.
+    """A table: its key, the types of its columns, and the tables whose keys columns reference.
 
-    Some columns are texts that can be shown. An ordinary table is no partition, and has none.
+    `texts` are the columns with text that can be shown. `ordinary`: neither partitioned nor a partition.
     """
 
     name: str
@@ -102,11 +102,11 @@ class Table:
 
     @property
     def words(self) -> str:
-        """Its name without the schema, as words between underscores."""
+        """Its name without the schema, as words joined by underscores."""
         return _words(self.name.rpartition(".")[2])
 
     def first(self, words: Iterable[str], columns: Iterable[str] | None = None) -> str | None:
-        """Return the first column that is called like the first of the words that one is called like."""
+        """Return the first column whose name matches the earliest possible word."""
         among = list(self.types if columns is None else columns)
         return next((column for word in words for column in among if _is_called(column, word)), None)
 
@@ -116,12 +116,12 @@ def _is_called(column: str, word: str) -> bool:
 
 
 def _words(name: str) -> str:
-    """Write a name as words in lower case between underscores."""
+    """Write a name as lower-case words joined by underscores."""
     return "_".join(re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()))
 
 
 def suggest(database_url: str, table: str) -> list[str]:
-    """Return the commands that watch a table, as a person would guess. Raises InstallError."""
+    """Return the commands that would watch a table. Raises InstallError."""
     try:
         with psycopg.connect(database_url) as connection:
             card = _read(connection, table)
@@ -142,7 +142,7 @@ def _read(connection: psycopg.Connection, table: str) -> Table:
 
 
 def commands(card: Table, referred: Mapping[str, Table], near: Iterable[Table]) -> list[str]:
-    """Return the commands, given the tables that refer to it, and all that it and those refer to. Pure."""
+    """Return the commands, given the tables that reference it (`near`), and those that it or they reference. Pure."""
     lane = card.first(_LANE, card.refers)
     lanes = referred[card.refers[lane]] if lane is not None else None
     if lanes is not None and lanes.first(_NAME) is None:
@@ -179,12 +179,12 @@ def _key(card: Table) -> list[str]:
 
 
 def _filter(table: Table) -> str | None:
-    """Say which rows an application hides as a rule: deleted, archived and closed ones, and drafts."""
+    """Return a filter for the rows that applications usually show: not deleted, archived or closed, and no drafts."""
     return _all(_shows(column, its_type) for column, its_type in table.types.items())
 
 
 def _shows(column: str, its_type: str) -> str | None:
-    """Say when a column does not hide a row; None if it never does."""
+    """Return the condition under which a column does not hide a row; None if it never does."""
     if its_type == "boolean" and re.search(r"deleted|archived|draft|closed|hidden|private", column, re.IGNORECASE):
         return f"{_quoted(column)} is not true"
     if re.fullmatch(r"(deleted|delete|archived|closed)_?at", column, re.IGNORECASE):
@@ -205,11 +205,11 @@ def _option(name: str, value: str | None) -> list[str]:
 
 
 _Guess = tuple[Sequence[str], Sequence[str]]
-"""Of an extra: names, the best first, and options."""
+"""An extra: possible names, the best first, and options."""
 
 
 def _extras(card: Table, near: Iterable[Table], far: Mapping[str, Table]) -> Iterator[str]:
-    """Say what other tables say about a task, under names that are free."""
+    """Return the commands for extras, under names that are free."""
     taken = {_bare(name) for name in (*card.types, "id", "board_id", "lane")}
     of_card = [table for table in near if _is_of(table, card)]
     guesses = chain.from_iterable(_counts(table) or _link(table, card, far) for table in of_card)
@@ -222,13 +222,13 @@ def _extras(card: Table, near: Iterable[Table], far: Mapping[str, Table]) -> Ite
 
 
 def _is_of(table: Table, card: Table) -> bool:
-    """Say whether each row is about one task."""
+    """Return whether each row belongs to one task."""
     columns = [column for column, other in table.refers.items() if other == card.name]
     return len(columns) == 1 and _finds(table, columns[0], card)
 
 
 def _finds(table: Table, column: str, other: Table) -> bool:
-    """Say whether the values of a column can be compared with another table's key."""
+    """Return whether the values of a column can be compared with another table's key."""
     return _KEYS.get(table.types[column]) == _KEYS.get(other.types[other.key[0]], "")
 
 
@@ -254,7 +254,7 @@ def _is_done(column: str) -> bool:
 
 
 def _link(link: Table, card: Table, far: Mapping[str, Table]) -> list[_Guess]:
-    """Say what a table links tasks to: what it is called like, or all else that it has."""
+    """Return the table that a table links tasks to: the one in its name, or else all others that it references."""
     of_card = set(map(_singular, card.words.split("_")))
     words = "_".join(word for word in link.words.split("_") if _singular(word) not in of_card)
     linked = {
@@ -283,7 +283,7 @@ def _link(link: Table, card: Table, far: Mapping[str, Table]) -> list[_Guess]:
 
 
 def _called(words: str, table: Table) -> str | None:
-    """Return what rows are to a task, in the plural if one of both names is; None if the link says something else."""
+    """Return the name of linked rows, in the plural if either is; None if the link means another table."""
     link, own = _last(words), _last(table.words)
     if _singular(link) == _singular(own):
         return max(link, own, key=len)
@@ -326,5 +326,5 @@ def _camel(words: str) -> str:
 
 
 def _bare(name: str) -> str:
-    """Write a name as relay.extra compares it."""
+    """Return a name in the form in which relay.extra compares names."""
     return name.replace("_", "").lower()

@@ -1,4 +1,4 @@
-"""Examines the tables that are watched."""
+"""Examines the watched tables."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from relay.postgres.watches import LaneTable, Watched, read_failing_extras, read
 from relay.text import error_line
 
 SLOW_SECONDS: Final = 1.0
-"""Time of the read of an empty board above which there is a warning; it usually takes milliseconds."""
+"""Time for reading an empty board above which there is a warning; it usually takes milliseconds."""
 
 WIDE_BYTES: Final = 1024 * 1024
-"""Size of a message above which there is a warning: many clients refuse larger ones."""
+"""Size of a row above which there is a warning, because many clients refuse larger messages."""
 
 _TABLES: Final[LiteralString] = """
     select pg_catalog.format('%I.%I', w.schema_name, w.table_name) from relay.watched w order by w.id
@@ -34,7 +34,7 @@ async def _watched(place: Place) -> Verdict:
 
 
 def judge_watched(each: Watched) -> Verdict | None:
-    """Whether the columns and the name by which a table is watched are there; None if so."""
+    """Judge whether the columns and the name by which a table is watched exist; None if so."""
     if each.problem:
         hint = f"run {each.repair} and name the columns as they are now"
         return failed(f"{each.table} {each.problem}: its rows are not shown", hint)
@@ -44,7 +44,7 @@ def judge_watched(each: Watched) -> Verdict | None:
 
 
 def judge_lanes(each: LaneTable, watched: Sequence[Watched]) -> Verdict | None:
-    """The same of a table of lanes."""
+    """Judge the same of a table of lanes."""
     if each.triggers_complete and (fault := each.fault(watched)):
         return failed(*fault.split(": ", 1))
     return warning(*each.shortcoming.split(": ", 1)) if each.shortcoming else None
@@ -66,7 +66,7 @@ async def _columns(place: Place) -> Verdict:
     return ok("the columns and names by which tables are watched are there")
 
 
-# The table that they spoke about was dropped, or the one that linked it, which took its own triggers along.
+# Triggers on one table of an extra remain when the other one was dropped together with its triggers.
 _LEFT_EXTRAS: Final[LiteralString] = """
     select pg_catalog.min(t.tgrelid::regclass::text),
            pg_catalog.string_agg(distinct pg_catalog.format('drop trigger %I on %s', t.tgname, t.tgrelid::regclass),
@@ -81,7 +81,7 @@ _LEFT_EXTRAS: Final[LiteralString] = """
 
 
 async def _reading(place: Place) -> Verdict:
-    """Read what the daemon reads, as the role that it is: the journal, and a board that nobody has."""
+    """Read like the daemon, with its role: the journal, and a board that does not exist."""
     link = place.link
     for table, missing in await link.rows(_UNREADABLE):
         found, hint = advised(f"{table}: boards are read by role relay_reader: {missing}")
@@ -107,7 +107,7 @@ async def _reading(place: Place) -> Verdict:
 
 
 def judge_reading(seconds: float, unindexed: Sequence[Any]) -> Verdict:
-    """Whether boards are read quickly; of tables without an index on the board, table, column and number of rows."""
+    """Judge whether boards are read quickly; `unindexed` has (table, column, number of rows) without an index."""
     if unindexed:
         table, column, rows = unindexed[0]
         found = f"{table} has {rows:,} rows and no index that begins with {column}: each board reads the whole table"
@@ -127,8 +127,8 @@ _UNREADABLE: Final[LiteralString] = """
     where m.missing is not null order by 1
 """
 
-# A board's rows are found by the column that names it, by that of their lane, or by an expression; those of an extra
-# by the task's key, and tasks by the key that an extra speaks of.
+# Rows of a board are found by the column of the board, by that of the lane, or by an expression. Rows of an extra are
+# found by the key in the task, and tasks by the key in the rows.
 _UNINDEXED: Final[LiteralString] = """
     select pg_catalog.format('%I.%I', n.nspname, o.relname),
            case when way.col is null then '(' || way.said || ')' else pg_catalog.quote_ident(way.col) end,
@@ -166,7 +166,7 @@ async def _clashes(place: Place) -> Verdict:
 
 
 def judge_clashes(watched: Sequence[Watched]) -> Verdict:
-    """Whether tables that may have tasks on the same boards have ids of their own there, and one order."""
+    """Judge whether tables that may share boards have distinct ids there, and the same order."""
     pairs = [pair for pair in combinations(watched, 2) if pair[0].board_kind == pair[1].board_kind]
     for one, other in pairs:
         if one.may_clash(other):
@@ -184,7 +184,7 @@ def judge_clashes(watched: Sequence[Watched]) -> Verdict:
     return ok("no two tables share ids on boards, or boards in different orders")
 
 
-# As relay.triggers_enabled has them, which says no more than that one is wrong.
+# The same conditions as in relay.triggers_enabled, which does not say which trigger is wrong.
 _TRIGGERS: Final[LiteralString] = """
     select pg_catalog.format('%I.%I', w.schema_name, w.table_name), part.name::text, wanted.name, t.tgenabled::text
     from relay.watched w
@@ -210,7 +210,7 @@ _TRIGGERS_OF_LANES: Final[LiteralString] = """
 """
 
 
-# One of the two triggers says that a table is watched, and how.
+# The other of the two triggers holds the options of the watch.
 _STRAYS: Final[LiteralString] = """
     select pg_catalog.format('%I.%I', n.nspname, c.relname)
     from pg_catalog.pg_trigger t
@@ -228,12 +228,12 @@ async def _triggers(place: Place) -> Verdict:
         return failed(found, f"run relay sql watch {shlex.quote(table)} with all its options")
     wrong = await place.link.rows(_TRIGGERS)
     if not wrong:
-        return await _triggers_beside(place)
+        return await _other_triggers(place)
     return judge_triggers(wrong)
 
 
 def judge_triggers(wrong: Sequence[Any]) -> Verdict:
-    """What wrong triggers mean; of each the table, the part of it, its name, and how it is enabled."""
+    """Judge wrong triggers: (table, partition or table, name, `pg_trigger.tgenabled` or None if missing)."""
     how = {None: "missing", "D": "disabled", "A": "not as relay.watch makes it"}
     table = wrong[0][0]
     found = listed(
@@ -247,8 +247,8 @@ def judge_triggers(wrong: Sequence[Any]) -> Verdict:
     return failed(found, hint)
 
 
-async def _triggers_beside(place: Place) -> Verdict:
-    """Judge those of lanes and extras."""
+async def _other_triggers(place: Place) -> Verdict:
+    """Judge the triggers of lanes and extras."""
     for lanes, complete in await place.link.rows(_TRIGGERS_OF_LANES):
         found, hint = f"those of {lanes}, whose rows are lanes, are", f"run relay sql lanes {shlex.quote(lanes)}"
         if complete:
@@ -323,10 +323,10 @@ async def _rows(place: Place) -> Verdict:
 
 
 def judge_rows(rows: Sequence[Any]) -> Verdict:
-    """Whether rows fit into a message, and their ids into the numbers of JavaScript.
+    """Judge whether rows fit into a message, and their ids into JavaScript's numbers.
 
-    They are (table, rows in the sample, bytes of the widest, rows with an id, a board or a lane beyond 2^53), widest
-    first.
+    `rows` has (table, rows in the sample, bytes of the widest, rows with an id, a board or a lane beyond 2^53), the
+    widest first.
     """
     if not rows:
         return ok("there are none yet")

@@ -1,1 +1,1 @@
-"""`relay demo`: a board that lives, without a database of one's own."""
+"""`relay demo`: a live board with its own throwaway database."""

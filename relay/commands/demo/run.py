@@ -1,11 +1,10 @@
 """The demo: a throwaway Postgres, a few writers, the relay, and a subscriber that shows what it receives.
 
 Rules:
-- Nothing is pretended. The writers use plain SQL and know no relay; the subscriber is a client like any other, on
-  a real WebSocket, and what it shows it knows from messages alone. So does the board page; tasks.py writes for
-  it.
-- Signals only ask it to stop. So Ctrl-C at any moment takes the same way out, and leaves nothing behind.
-- Nobody but this machine can connect.
+- Everything is real. The writers use plain SQL and know nothing of the relay. The subscriber and the board page are
+  ordinary clients on a WebSocket, which know only what they were sent; the page writes through tasks.py.
+- Signals only request a stop, so Ctrl-C at any moment cleans up in the same way.
+- Only this machine can connect.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from relay.postgres.embedded import HOST, EmbeddedPostgres, free_port
 SUBSCRIBE: Final = '{"type":"subscribe","boardId":"default"}'
 
 GUEST_TASK: Final = "task-101"
-"""The task that the newcomer is invited to change. No writer touches it, so it is there when they do."""
+"""The task that the newcomer is invited to change. No writer touches it."""
 
 
 async def run(settings: Settings, postgres_port: int | None) -> None:
     """Show the demo until SIGINT or SIGTERM.
 
-    Of the settings, the ports count. Raises DemoError, StartError, InstallError or EmbeddedPostgresError.
+    Of the settings, only the ports are used. Raises DemoError, StartError, InstallError or EmbeddedPostgresError.
     """
     stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -53,14 +52,14 @@ async def run(settings: Settings, postgres_port: int | None) -> None:
             "WS_HOST": HOST,
             "WS_PORT": settings.WS_PORT or free_port(),
             "HEALTH_PORT": settings.HEALTH_PORT or free_port(),
-            # Every connection is from this machine: a page that is loaded again and again is no flood.
+            # All connections are from this machine, and a page that is reloaded often is not a flood.
             "WS_RATE_LIMIT_PER_CLIENT": 0,
             "WS_RATE_LIMIT_TOTAL": 0,
         }
     )
     click.secho("Starting Postgres in a temporary folder …", dim=True)
-    # This keeps the loop waiting for a second or two, on purpose: a signal is then acted on when there is a
-    # Postgres to stop, and not in the middle of making one.
+    # This blocks the event loop for a second or two, on purpose: a signal is then handled when there is a Postgres to
+    # stop, and not while it is being created.
     with postgres:
         await writers.prepare(postgres.dsn)
         desk = tasks.Writer(postgres.dsn)
@@ -77,13 +76,13 @@ async def run(settings: Settings, postgres_port: int | None) -> None:
 
 
 def _forget_other_databases() -> None:
-    """Drop libpq's variables: they are about a database of the user's own, and would lead us there."""
+    """Remove libpq's variables, which could redirect connections to the user's own database."""
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
 
 
 def _require_free_ports(settings: Settings, postgres_port: int | None) -> None:
-    """Find out before Postgres is started, which takes a second. Raises DemoError."""
+    """Check the ports before Postgres is started, which takes a second. Raises DemoError."""
     wanted = {
         "--ws-port": settings.WS_PORT,
         "--health-port": settings.HEALTH_PORT,
@@ -92,16 +91,16 @@ def _require_free_ports(settings: Settings, postgres_port: int | None) -> None:
     with contextlib.ExitStack() as held:
         for option, port in wanted.items():
             probe = held.enter_context(socket.socket())
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as those that will listen do
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like the real listeners
             try:
                 probe.bind((HOST, port))
-                probe.listen()  # or else two options could have the same port
+                probe.listen()  # otherwise two options could have the same port
             except OSError as ex:
                 raise DemoError(f"cannot use port {port}: {ex.strerror}: choose another with {option}") from ex
 
 
 async def _until_one_ends(feed_task: asyncio.Task[None], *parts: Coroutine[Any, Any, object]) -> None:
-    """Run the parts until one of them or the feed ends, stop the others, and raise what ended it."""
+    """Run the parts until one of them or the feed ends, stop the others, and raise the error, if any."""
     tasks = [asyncio.create_task(part) for part in parts]
     done, _ = await asyncio.wait({feed_task, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
@@ -111,11 +110,11 @@ async def _until_one_ends(feed_task: asyncio.Task[None], *parts: Coroutine[Any, 
         task.result()
 
 
-# What the newcomer reads first ------------------------------------------------------------------------------
+# The introduction -------------------------------------------------------------------------------------------
 
 
 def _invitation(postgres: EmbeddedPostgres) -> str:
-    """Give a command that changes a task, to be pasted into another terminal."""
+    """Return a command that changes a task, to be pasted into another terminal."""
     psql = "psql" if shutil.which("psql") else shlex.quote(str(postgres.bin / "psql"))
     update = f"update tasks set title = 'Hello' where id = '{GUEST_TASK}'"  # a constant
     return f'{psql} "{postgres.dsn}" -c "{update}"'

@@ -1,4 +1,4 @@
-"""The demo's subscriber: holds the board with the client library, shows each change, and now and then the board."""
+"""The demo's subscriber: follows the board with the client library, shows each change, and sometimes the board."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from relay.client import Change, Task
 from relay.postgres.embedded import HOST
 
 MESSAGES_BETWEEN_BOARDS: Final = 25
-"""Number of messages after which the board is shown again, for by then it has left the screen."""
+"""Number of messages after which the board is shown again, because it has scrolled off the screen."""
 
 TASKS_SHOWN_PER_LANE: Final = 8
 TITLE_CHARACTERS: Final = 26
-"""Width of the column of titles; a longer title pushes what follows to the right."""
+"""Width of the column of titles; a longer title pushes the rest to the right."""
 
 VALUE_CHARACTERS: Final = 40
 """Maximum length of a value; a longer one is cut."""
@@ -40,14 +40,14 @@ _LANE_COLOURS: Final = {
 
 
 async def subscribe(port: int, invitation: str) -> None:
-    """Follow the board as any client does, and show each change, for ever."""
-    # Whatever proxy there may be leads away from this machine.
+    """Follow the board as any client does, and show each change, forever."""
+    # A proxy could not reach this machine.
     async with client.connect(f"ws://{HOST}:{port}", proxy=False) as relay:
         board = await relay.subscribe("default")
         since_shown = 0
         async for change in board:
             kind = click.style(f"{change.type:12}", fg=_TYPE_COLOURS.get(change.type))
-            click.echo(f"{_dim(time.strftime('%H:%M:%S'))}  {kind}  {_said(change)}")
+            click.echo(f"{_dim(time.strftime('%H:%M:%S'))}  {kind}  {_summary(change)}")
             since_shown += 1
             due = since_shown >= MESSAGES_BETWEEN_BOARDS and change.type != "task.moved"  # its update comes next
             if due:
@@ -58,8 +58,8 @@ async def subscribe(port: int, invitation: str) -> None:
                 since_shown = 0
 
 
-def _said(change: Change) -> str:
-    """Say in words what a change is."""
+def _summary(change: Change) -> str:
+    """Describe a change in words."""
     match change:
         case Change(type="board.sync", tasks=tasks):
             count = len(tasks or ())
@@ -76,7 +76,7 @@ def _said(change: Change) -> str:
 
 
 def _lines(board: client.Board) -> Iterator[str]:
-    """Draw the board: each lane, how many tasks it has, and which."""
+    """Draw the board: each lane with its number of tasks, and the tasks."""
     for lane, tasks in board.lanes.items():
         names = [f"{_dim(_text(task['id']))}  {_title(task)}  {_details(task)}" for task in tasks]
         if len(names) > TASKS_SHOWN_PER_LANE:
@@ -88,15 +88,15 @@ def _lines(board: client.Board) -> Iterator[str]:
 
 
 def _described(task: Task, changes: Task) -> str:
-    """Say what changed; or else, when `task.moved` has said it before, only which columns did."""
-    said = []
+    """Describe the changed columns; if `task.moved` has announced their values before, only name them."""
+    parts = []
     for name, value in changes.items():
         old = task.get(name)
-        if name == "title":  # the line begins with the old one
-            said.append(f"title → {_bold(_text(value))}")
+        if name == "title":  # the line begins with the old title
+            parts.append(f"title → {_bold(_text(value))}")
         elif name != "updatedAt" and value != old:
-            said.append(f"{name} → {_text(value)}" if old is None else f"{name} {_text(old)} → {_text(value)}")
-    return "  ".join(said) or _dim(", ".join(changes))
+            parts.append(f"{name} → {_text(value)}" if old is None else f"{name} {_text(old)} → {_text(value)}")
+    return "  ".join(parts) or _dim(", ".join(changes))
 
 
 def _title(task: Task) -> str:
@@ -122,7 +122,7 @@ def _dim(text: str) -> str:
 
 
 def _text(value: object) -> str:
-    """Write a value on part of a line, whatever the newcomer put into it."""
+    """Format any value for a part of a line, without control characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = "".join(character if character.isprintable() else " " for character in text)
     return text if len(text) <= VALUE_CHARACTERS else text[: VALUE_CHARACTERS - 1] + "…"

@@ -1,12 +1,13 @@
-"""The demo's writer for people: tasks are made, changed and deleted from the board page, by plain SQL.
+"""The demo's writer for people: creates, changes and deletes tasks for the board page, by plain SQL.
 
-It is one more application that writes to the table: it knows no relay, and what it wrote comes back as messages.
+It is one more application that writes to the table. It knows nothing of the relay, and its changes come back as
+messages.
 
 Rules:
-- There is one in the demo, and nowhere else: the daemon writes nothing that clients ask for.
-- Only the page may ask. The demo listens on this machine, but every page that is open in a browser can send requests
-  there: so the host must be this machine (or else any name could be pointed here), the origin the page's own, and the
-  body JSON, which no form can send.
+- Only the demo has it: the daemon writes nothing for clients.
+- Only the board page may use it. The demo listens on this machine only, but any page open in a browser can send
+  requests there. So the host must be this machine (other names could be pointed at it), the origin must be the page's
+  own, and the body must be JSON, which no form can send.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$"
 
 
 class Fields(BaseModel):
-    """The columns of a task that may be written, those that are to be; named as in messages."""
+    """The columns of a task to write, under the names that messages use."""
 
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel)
 
@@ -57,7 +58,7 @@ class Fields(BaseModel):
         return self
 
     def given(self) -> dict[str, object]:
-        """Return what is to be written, by column."""
+        """Return the values to write, by column."""
         return self.model_dump(exclude_unset=True)
 
 
@@ -70,7 +71,7 @@ class Writer:
         self._connection: AsyncConnection[TupleRow] | None = None
 
     def routes(self) -> list[web.RouteDef]:
-        """Say what is answered."""
+        """Return its routes."""
         return [
             web.post(PATH, self._create),
             web.patch(PATH + "/{id}", self._change),
@@ -78,7 +79,7 @@ class Writer:
         ]
 
     async def aclose(self) -> None:
-        """Leave the database."""
+        """Close the connection to the database."""
         if self._connection:
             await self._connection.close()
 
@@ -106,7 +107,7 @@ class Writer:
             try:
                 if self._connection is None or self._connection.closed:
                     self._connection = await AsyncConnection.connect(self._dsn, autocommit=True)
-                    # Somebody may hold the row in psql: then say so, and soon.
+                    # Fail soon if somebody holds the row in psql.
                     await self._connection.execute("set lock_timeout = '2s'")
                 return await (await self._connection.execute(statement, values)).fetchall()
             except (psycopg.Error, UnicodeError) as ex:
@@ -127,7 +128,7 @@ async def _fields(request: web.Request) -> Fields:
 
 
 def _require_own_page(request: web.Request) -> None:
-    """Let the page in that this port serves, and nobody else's. Raises HTTPForbidden or HTTPUnsupportedMediaType."""
+    """Admit only the page that this port serves. Raises HTTPForbidden or HTTPUnsupportedMediaType."""
     headers: Mapping[str, str] = request.headers
     if not _OWN_HOST.fullmatch(request.host):
         raise _mistake(web.HTTPForbidden, f"the host is {request.host!r}: expected localhost")

@@ -1,4 +1,4 @@
-"""The demo's writers: applications that change tasks by plain SQL, at a human pace, and know no relay."""
+"""The demo's writers: applications that change tasks by plain SQL, at a human pace."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ LANES: Final[Mapping[str, tuple[str, ...]]] = {
     "recovery": ("in_progress",),
     "done": ("todo",),
 }
-"""Lanes to which a task goes from each lane; one that stands there twice is chosen twice as often."""
+"""The possible next lanes of each lane; one that is listed twice is chosen twice as often."""
 
 PRIORITIES: Final = ("low", "medium", "high")
 HOURS: Final = (1, 2, 3, 4, 5, 6, 8)
@@ -71,16 +71,16 @@ T = TypeVar("T")
 
 
 class DemoError(Exception):
-    """Why the demo cannot start or go on, in one line."""
+    """The demo cannot start or continue. The text says why, in one line."""
 
 
 async def prepare(dsn: str) -> None:
-    """Set the database up as an operator does, and give the writers something to begin with."""
+    """Set up the database as an operator does, with a few tasks to begin with."""
     for name in ("tasks", "install"):
         install.run(dsn, name)
     install.watch(dsn, "public.tasks")
     async with _writer(dsn) as writer:
-        # Short ids, for people type them here.
+        # Short ids, because people type them here.
         await writer.execute("create sequence task_numbers start 101")
         await writer.execute("alter table tasks alter id set default 'task-' || nextval('task_numbers')")
         await writer.execute("insert into tasks (title, lane) values ('Say hello with psql', 'todo')")
@@ -90,10 +90,10 @@ async def prepare(dsn: str) -> None:
 
 @contextlib.asynccontextmanager
 async def _writer(dsn: str) -> AsyncIterator[Writer]:
-    """Connect as any application does. Raises DemoError for what the database refuses meanwhile."""
+    """Connect as any application does. Raises DemoError for errors of the database within the block."""
     try:
         async with await AsyncConnection.connect(dsn, autocommit=True, row_factory=dict_row) as writer:
-            # The newcomer may hold what a writer wants; that writer then does something else instead.
+            # If the newcomer holds a lock on the row, the writer does something else instead.
             await writer.execute("set lock_timeout = '1s'")
             yield writer
     except psycopg.Error as ex:
@@ -101,7 +101,7 @@ async def _writer(dsn: str) -> AsyncIterator[Writer]:
 
 
 async def write(dsn: str) -> None:
-    """Change tasks for ever, at a human pace."""
+    """Change tasks forever, at a human pace."""
     async with _writer(dsn) as writer:
         while True:
             await asyncio.sleep(_random.uniform(*PAUSE_SECONDS))
@@ -134,13 +134,13 @@ async def _make_any_change(writer: Writer, tasks: list[DictRow]) -> None:
 
 
 async def _own_tasks(writer: Writer) -> list[DictRow]:
-    """Read the writers' tasks, which their titles tell: what the newcomer makes or renames is left alone."""
+    """Return the writers' own tasks, recognized by title, so that those of the newcomer are left alone."""
     cursor = await writer.execute("select * from tasks where board_id = 'default' order by created_at")
     return [task async for task in cursor if task["title"].startswith(tuple(TITLES))]
 
 
 async def _create(writer: Writer, tasks: Sequence[DictRow], lane: str, count: int) -> None:
-    """Think of tasks that there are not, and add them in one statement."""
+    """Add tasks with unused titles, in one statement."""
     unused = [title for title in TITLES if not any(task["title"].startswith(title) for task in tasks)]
     titles = _random.sample(unused, min(count, len(unused)))
     await writer.execute(
@@ -179,13 +179,13 @@ def _another(choices: Sequence[T], but: T | None) -> T:
 
 
 async def _plan(writer: Writer, tasks: list[DictRow]) -> None:
-    """Change several tasks at once, those of one lane."""
+    """Change all tasks of a lane in one statement."""
     lane, priority = _random.choice(("backlog", "todo", "in_progress")), _random.choice(PRIORITIES)
     ids = [task["id"] for task in tasks if task["lane"] == lane]
     await writer.execute("update tasks set priority = %s where id = any (%s)", (priority, ids))
 
 
 async def _delete(writer: Writer, tasks: list[DictRow], count: int) -> None:
-    """Clear away the oldest tasks that are done, or else the oldest."""
+    """Delete the oldest tasks, preferring those that are done."""
     by_use = sorted(tasks, key=lambda task: task["lane"] != "done")
     await writer.execute("delete from tasks where id = any (%s)", ([task["id"] for task in by_use[:count]],))

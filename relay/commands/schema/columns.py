@@ -1,9 +1,9 @@
-"""What the tasks of a table are made of: reads its visible columns, and what JSON Postgres makes of their types.
+"""The shape of a table's tasks: reads its visible columns from the catalog, and how Postgres renders their types.
 
 Rules:
-- The catalog decides as `row_to_json` does: a domain is what it is made of, and a type that somebody has made a cast
-  to json for may be anything.
-- What an expression says, or was made text, is text.
+- The same logic as `row_to_json`: a domain is rendered as its base type, and a type with a user-defined cast to json
+  may be anything.
+- The results of expressions are text, and so are values sent as text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from relay.text import error_line
 
 _FIND: Final[LiteralString] = "select pg_catalog.to_regclass(%s)::oid, relay.version() is not null"
 
-# Each type that a row of the table is made of, down to Postgres's own, with what it is made of itself; and the table.
+# The types of all columns, recursively down to Postgres's own, with their components; and the table itself as oid 0.
 _ATTRIBUTES: Final[LiteralString] = """
     with recursive
     attribute (relation, n, type, described) as not materialized (
@@ -59,7 +59,7 @@ _ATTRIBUTES: Final[LiteralString] = """
            array(select a.described from attribute a where a.relation = %s order by a.n)
 """
 
-# What extras show: of each column its name, its type, and the labels if that is an enum.
+# The shown columns of extras: name, type, and labels of an enum.
 _EXTRAS: Final[LiteralString] = """
     select e.name, e.single, array(
         select pg_catalog.json_build_array(a.attname, t.typname,
@@ -74,7 +74,7 @@ _EXTRAS: Final[LiteralString] = """
 """
 
 _TABLE: Final = 0
-"""What stands for the table among the types."""
+"""The oid that stands for the table among the types."""
 
 _KINDS: Final[Mapping[str, Kind]] = {
     "bool": "boolean",
@@ -86,13 +86,13 @@ _KINDS: Final[Mapping[str, Kind]] = {
     "json": "any",
     "jsonb": "any",
 }
-"""What Postgres's own types are in JSON that are no texts; numeric depends on its scale."""
+"""Postgres's own types whose JSON is not text; numeric depends on its scale."""
 
 _FIRST_OF_USERS: Final = 16384
-"""The first oid that is not one of Postgres's own."""
+"""The first oid of user-defined objects (FirstNormalObjectId)."""
 
 _MODIFIER: Final = 4
-"""What Postgres adds to the precision and scale of a numeric; less is neither."""
+"""The offset of the type modifier of a numeric (VARHDRSZ); below it, there is no precision or scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ async def _read(connection: Connection, table: str) -> Shape:
 
 
 def _extra(name: str, single: bool, shown: Sequence[tuple[str, str, Sequence[str]]]) -> Key:
-    """Return the key of an extra; one that is too large is null, and so is a value of it."""
+    """Return the key of an extra, which is null if it is too large, and so is each value."""
     keys = [
         Key(camel_case(column), JsonType("enum", labels=labels) if labels else _own(its_type, -1), nullable=True)
         for column, its_type, labels in shown
@@ -161,22 +161,22 @@ def _extra(name: str, single: bool, shown: Sequence[tuple[str, str, Sequence[str
 
 
 def _task(watched: Watched, types: Mapping[int, _Type]) -> list[Key]:
-    """Return the keys of a task: what expressions say, then the columns in their order."""
+    """Return the keys of a task: those that are always text, then the columns in their order."""
     columns = {column.name: column for column in types[_TABLE].attributes}
     watch = watched.watch
     keys = {key: _key(key, columns[name], types) for name, key in watch.keys(watched.columns).items()}
     lane_may_be_null = watched.lanes is None
-    said = {
+    made_text = {
         "id": watched.as_text or watched.id_prefix is not None or watched.id_column is None,
         "boardId": watched.as_text or watched.board_column is None,
         "lane": watched.as_text or watched.lane_column is None,
     }
-    for key, is_text in said.items():
+    for key, is_text in made_text.items():
         known = keys.get(key)
         its_type = JsonType("string") if known is None or is_text else known.type
         nullable = key == "lane" and lane_may_be_null and (known is None or known.nullable)
         keys[key] = Key(key, its_type, nullable=nullable)
-    first = [key for key, is_text in said.items() if is_text]
+    first = [key for key, is_text in made_text.items() if is_text]
     return [keys[key] for key in dict.fromkeys([*first, *keys])]
 
 
@@ -190,7 +190,7 @@ def _key(key: str, column: _Attribute, types: Mapping[int, _Type]) -> Key:
 
 
 def _json_type(oid: int, modifier: int, dimensions: int, types: Mapping[int, _Type]) -> JsonType:
-    """Return what Postgres makes of a value."""
+    """Return the JSON type of a value."""
     its_type = types[oid]
     while its_type.base:
         modifier = its_type.modifier if its_type.modifier >= 0 else modifier
@@ -202,7 +202,7 @@ def _json_type(oid: int, modifier: int, dimensions: int, types: Mapping[int, _Ty
         return item
     if its_type.kind == "c":
         keys = [_key(each.name, each, types) for each in its_type.attributes]
-        # NOT NULL of a table holds for its rows, not for values of its row type.
+        # NOT NULL of a table applies to its rows, not to other values of its row type.
         return JsonType("object", name=its_type.name, keys=[Key(key.name, key.type, nullable=True) for key in keys])
     if its_type.kind == "e":
         return JsonType("enum", labels=its_type.labels)

@@ -33,9 +33,9 @@ _OF_TASKS: Final = tuple(languages.PRINTED)
 )
 @settings_options("DATABASE_URL")
 def schema(table: str | None, its_format: Choice, **options: str | None) -> None:
-    """Print the contract for machines: all messages that clients send and receive.
+    """Print the schema of all messages that clients send and receive.
 
-    With --table, print the type of the tasks of one table: its visible columns, as the relay shows them.
+    With --table, print the type of the tasks of one table: its visible columns, as the relay sends them.
     """
     allowed = _OF_MESSAGES if table is None else _OF_TASKS
     if its_format not in allowed:

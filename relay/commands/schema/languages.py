@@ -1,9 +1,9 @@
 """The type of a table's tasks, printed as JSON Schema, TypeScript and Python. Pure.
 
 Rules:
-- What is printed is true of every task that a client can be sent; it may be wider than what a table happens to hold.
-- JSON has no NaN and no infinity: Postgres makes them strings.
-- Objects are open: a migration may add a column while a program runs.
+- The type is valid for every task that a client can get; it may be wider than what the table happens to contain.
+- JSON has no NaN or infinity, so Postgres writes them as strings.
+- Objects are open, because a migration may add a column while a program runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from relay.text import harmless
 
 Kind = Literal["boolean", "integer", "bigint", "whole", "decimal", "numeric", "float", "string", "any"]
-"""What a single value is: `bigint` and `whole` are integers beyond those of a double, `decimal` has a fraction, and a
+"""The kind of a scalar: `bigint` and `whole` are integers that may exceed a double, `decimal` has a fraction, and
 `numeric` may be either."""
 
 WORDS: Final[Mapping[str, Sequence[str]]] = {
@@ -27,12 +27,12 @@ WORDS: Final[Mapping[str, Sequence[str]]] = {
     "numeric": ["NaN", "Infinity", "-Infinity"],
     "float": ["NaN", "Infinity", "-Infinity"],
 }
-"""What numbers may be beside numbers. A numeric with a precision has no infinity."""
+"""The strings that may replace a number. A numeric with a precision cannot be infinite."""
 
 
 @dataclass(frozen=True, slots=True)
 class JsonType:
-    """What a value is in JSON. `item` is of an array, `name` and `keys` are of an object, `labels` of an enum."""
+    """The JSON type of a value: an array has `item`, an object `name` and `keys`, an enum `labels`."""
 
     kind: Kind | Literal["array", "object", "enum"]
     item: JsonType | None = None
@@ -43,7 +43,7 @@ class JsonType:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key of an object. It is there in each, and may be null if it is `nullable`."""
+    """A key that every object has; its value may be null if `nullable`."""
 
     name: str
     type: JsonType
@@ -52,7 +52,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the tasks of a table are."""
+    """The type of a table's tasks."""
 
     table: str
     keys: Sequence[Key]
@@ -113,7 +113,7 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _holds_null(item: JsonType) -> bool:
-    """Whether an array may hold nulls: all may, but for arrays of arrays."""
+    """Return whether an array may contain nulls: any may, except arrays of arrays."""
     return item.kind != "array"
 
 
@@ -131,7 +131,7 @@ _TYPESCRIPT: Final[Mapping[str, Sequence[str]]] = {
     "string": ["string"],
     "any": ["unknown"],
 }
-"""As the JavaScript client gives them: an integer beyond 2^53 is a bigint."""
+"""The types that the JavaScript client produces; an integer beyond 2^53 is a bigint."""
 
 
 def typescript(task: Shape) -> str:
@@ -187,7 +187,7 @@ def python(task: Shape) -> str:
 
 
 def _class(name: str, keys: Sequence[Key], classes: dict[str, str]) -> str:
-    """Add a class, behind those that it is made of; return its name."""
+    """Add a class after those that it uses; return its name."""
     members = {key.name: " | ".join(_hints(key.type, key.nullable, classes)) for key in keys}
     while name in classes:
         name += "_"
@@ -222,4 +222,4 @@ PRINTED: Final[Mapping[str, Callable[[Shape], str]]] = {
     "typescript": typescript,
     "python": python,
 }
-"""What prints each format."""
+"""The function that prints each format."""

@@ -1,1 +1,1 @@
-"""`relay tail`: shows a board's messages as they come, for people and for scripts."""
+"""`relay tail`: shows a board's messages as they arrive, for people and for scripts."""

@@ -33,7 +33,7 @@ from relay.text import harmless
     "--token-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="file of the token, read at each connection; without it the variable RELAY_TOKEN counts",
+    help="file with the token, read for each connection; by default, the variable RELAY_TOKEN is used",
 )
 @click.option("--json", "as_json", is_flag=True, help="print messages as they came, each in one line")
 @click.option(
@@ -44,7 +44,7 @@ from relay.text import harmless
     "lanes",
     multiple=True,
     metavar="LANE",
-    help="only tasks in this lane, or to or from it; may be repeated",
+    help="only tasks in this lane, or moving to or from it; may be repeated",
 )
 @click.option("--id", "tasks", multiple=True, metavar="ID", help="only this task; may be repeated")
 @click.option(
@@ -55,7 +55,7 @@ from relay.text import harmless
     "--cursor-file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="go on where the last run with this file ended",
+    help="continue where the last run with this file ended",
 )
 @click.option("--count", type=click.IntRange(1), metavar="N", help="end after N messages")
 def tail(
@@ -71,7 +71,7 @@ def tail(
     cursor_file: Path | None,
     count: int | None,
 ) -> None:
-    """Watch a BOARD: print its messages as they come, until Ctrl-C."""
+    """Watch a BOARD: print its messages as they arrive, until Ctrl-C."""
     wanted = Filter(frozenset(types), frozenset(lanes), frozenset(tasks), text, first_board=not no_sync)
     console, errors = terminal.console(), terminal.console(sys.stderr)
 

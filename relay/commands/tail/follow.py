@@ -1,12 +1,12 @@
 """Follows a board for `relay tail`, over one connection after another.
 
-It knows a running relay by its WebSocket endpoint alone, and follows its board resumably (docs/clients.md), so a
-connection that breaks costs nothing but a pause: each change is shown once. Connections, pauses and what an end means
-are the client library's; the messages are read here, as the JSON that came (messages.py).
+It is a resumable client of the WebSocket endpoint (docs/clients.md), so a broken connection costs only a pause, and
+each change is shown once. It uses the client library for connections and pauses, but keeps messages as the JSON that
+arrived (messages.py).
 
 Rules:
-- A delivery is shown whole before its cursor is kept: one that was not shown comes again.
-- A failure that may pass is retried for ever; any other is a TailError.
+- A delivery is shown completely before its cursor is kept; one that was not shown comes again.
+- Temporary failures are retried forever; a permanent one is a TailError.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _random: Final = random.Random()  # noqa: S311  # chance, not a secret
 
 
 class States:
-    """The state of the connection, reported when it changes, and not for attempts that fail like the last one."""
+    """Reports the state of the connection when it changes, but not for attempts that fail like the last one."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
         self._last = ("", "")
 
     def __call__(self, state: str, why: str = "") -> None:
-        """Tell a state: connecting, catching up, live or offline, and why."""
+        """Report a state: connecting, catching up, live or offline, and why."""
         if (state, why) == self._last or (state == "connecting" and self._last[0] == "offline"):
             return
         self._last = (state, why)
@@ -56,21 +56,21 @@ class States:
 
 @dataclass(frozen=True)
 class Target:
-    """Which board, where, and as whom."""
+    """The board to follow, at which relay, with which token."""
 
     url: str
     board: str
     token: Callable[[], str | None] = lambda: None
-    """Asked before each attempt, for tokens expire."""
+    """Called before each attempt, because tokens expire."""
     ping_seconds: float = PING_SECONDS
 
 
 async def follow(
     target: Target, cursor: str | None, tell: Callable[[str, str], None]
 ) -> AsyncGenerator[Delivery, None]:
-    """Yield what comes after the cursor, for ever; each delivery is requested when the one before is done with.
+    """Yield what follows the cursor, forever. A cursor counts as soon as the next delivery is requested.
 
-    Raises TailError for a failure that waiting cannot repair.
+    Raises TailError for a permanent failure.
     """
     attempt = 0
     while True:
@@ -101,7 +101,7 @@ async def follow(
 
 
 def pause(attempt: int) -> float:
-    """Return how long to wait after a failure, in seconds: full jitter, so that not everybody comes back at once."""
+    """Return the seconds to wait after a failure, with full jitter."""
     return _random.uniform(0, longest_pause(attempt + 1))
 
 
@@ -117,7 +117,7 @@ async def _connected(target: Target) -> AsyncIterator[ClientConnection]:
 
 
 async def _ping(connection: ClientConnection, heard: asyncio.Event, seconds: float) -> None:
-    """Send pings, as the guide asks clients to, and cut the connection if nothing at all came since the last."""
+    """Send pings, as the guide asks of clients, and abort the connection if nothing arrived since the last one."""
     with contextlib.suppress(ConnectionClosed):
         while True:
             heard.clear()
@@ -132,7 +132,7 @@ def _subscribe(board: str, cursor: str | None) -> str:
 
 
 def hopeless(ex: Exception) -> str | None:
-    """Describe a failure that waiting cannot repair; None for any other."""
+    """Describe a permanent failure; return None for any other."""
     if isinstance(ex, ConnectionClosed) and ex.rcvd and ex.rcvd.code in HOPELESS_CODES:
         return harmless(f"the relay closed the connection: {ex.rcvd.reason or 'no reason'} ({ex.rcvd.code})")
     why = link.hopeless(ex, credential="a good token in RELAY_TOKEN or --token-file", address="--url")
@@ -149,7 +149,7 @@ def _reason(ex: Exception) -> str:
 
 
 def check_url(url: str) -> None:
-    """Raise TailError if this is not the address of a WebSocket endpoint."""
+    """Check that this is the address of a WebSocket endpoint. Raises TailError."""
     try:
         link.check(url)
     except ValueError as ex:
@@ -157,9 +157,9 @@ def check_url(url: str) -> None:
 
 
 def token_from(file: Path | None, token: str | None) -> Callable[[], str | None]:
-    """Return what gives the token: the file's, read again each time, or else the one that is given.
+    """Return a function that returns the token: the file's, read each time, or else the given one.
 
-    Raises TailError, then and at once, for a file that cannot be read, and for what no token can be.
+    Both this and the function raise TailError if the file cannot be read or the token is invalid.
     """
 
     def read() -> str | None:
@@ -185,17 +185,17 @@ def _read(file: Path) -> str:
 
 
 class CursorFile:
-    """Where a run leaves off, for the next one."""
+    """The cursor at which a run ends, for the next run."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path.resolve()  # what a link leads to is replaced, not the link
+        self._path = path.resolve()  # replace the target of a link, not the link
 
     def load(self) -> str | None:
-        """Return the cursor, None the first time. Raises TailError for a file that cannot be read."""
+        """Return the cursor; None the first time. Raises TailError if the file cannot be read."""
         return (_read(self._path).strip() or None) if self._path.exists() else None
 
     def save(self, cursor: str) -> None:
-        """Replace the cursor, such that the file is never half of it. Raises TailError if that cannot be done."""
+        """Replace the cursor atomically. Raises TailError if that fails."""
         try:
             descriptor, temporary = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
             try:
@@ -211,20 +211,20 @@ class CursorFile:
 
 @dataclass(frozen=True)
 class Output:
-    """What to print, and where to leave off."""
+    """What to print and how, and when to stop."""
 
     filter: Filter
     show: Callable[[Message], None]
     tell: Callable[[str], None]
-    """Takes what is about the connection, in one line."""
+    """Prints the state of the connection, in one line."""
     count: int | None = None
     cursor_file: CursorFile | None = None
 
 
 async def run(target: Target, output: Output) -> None:
-    """Show a board's messages until `count` have been, or the task is cancelled. Raises TailError.
+    """Show a board's messages until `count` were shown or the task is cancelled. Raises TailError.
 
-    A delivery that `count` cuts short does not move the cursor of the file: the next run begins with it.
+    A delivery that `count` cuts short does not advance the cursor file, so the next run begins with it.
     """
     terminal.cancel_when_reader_leaves()
     check_url(target.url)

@@ -1,8 +1,8 @@
-"""What a relay sends to `relay tail`: deliveries made of parts, and messages read from them. Pure.
+"""The messages that `relay tail` receives: assembles batches from parts, and reads messages. Pure.
 
 Rules:
-- A batch is delivered whole, with the cursor to go on from.
-- Values stay the JSON that came, never numbers of ours: no digit is lost. So this does not use the client's parsing.
+- A batch is delivered whole, with the cursor to continue from.
+- Values stay the JSON that arrived, so that no digit is lost. Therefore this does not use the client's parser.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _NULL: Final = Raw(b"null")
 
 
 class TailError(Exception):
-    """What waiting cannot repair, in one line."""
+    """A permanent failure, in one line."""
 
 
 class Delivery(NamedTuple):
-    """Messages that belong together, each as the JSON that came."""
+    """Messages that belong together, each as the JSON that arrived."""
 
     messages: list[bytes]
     cursor: str | None
-    """Where these have led to, to resume from."""
+    """The cursor after these messages."""
     reason: str | None = None
-    """Why a board was sent that was not asked for."""
+    """The reason for a board that was not requested."""
 
 
 class _Envelope(msgspec.Struct):
@@ -46,13 +46,13 @@ class _Error(msgspec.Struct):
 
 
 class Parts:
-    """What has come over one connection of a batch that is not whole yet."""
+    """The parts of an unfinished batch on one connection."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
 
     def take(self, text: bytes) -> Delivery | None:
-        """Return what is whole with this message. Raises TailError for an error, and for what no relay sends."""
+        """Return the delivery that this message completes, if any. Raises TailError for errors and bad messages."""
         try:
             envelope = msgspec.json.decode(text, type=_Envelope)
             match envelope.type:
@@ -78,18 +78,18 @@ class Parts:
 
 @dataclass(frozen=True)
 class Message:
-    """One message, read."""
+    """A decoded message."""
 
     json: bytes
     type: str
     task: str | None = None
-    """Its id; None if the message is of a board."""
+    """The task's id; None if the message is about a board."""
     lanes: tuple[str, ...] = ()
-    """The task's lane, or from which to which it moved; none while it is not known."""
+    """The task's lane, or its old and new lane; empty while unknown."""
     values: Mapping[str, Raw] = field(default_factory=dict)
-    """The columns that it tells, as JSON; of a task that was created, those that are not null."""
+    """The columns in the message, as JSON, without nulls of a created task."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    """How many tasks each lane of a board has."""
+    """The number of tasks in each lane of a board."""
     reason: str | None = None
 
 
@@ -102,13 +102,13 @@ class _Board(msgspec.Struct):
 
 
 class Reader:
-    """Reads messages, in their order, and remembers in which lane each task is, for not every message tells."""
+    """Decodes messages in order, and remembers the lane of each task, which not every message contains."""
 
     def __init__(self) -> None:
         self._lanes: dict[str, str] = {}
 
     def read(self, json: bytes) -> Message:
-        """Read the next message. Raises TailError for what is none."""
+        """Decode the next message. Raises TailError if it is invalid."""
         try:
             envelope = msgspec.json.decode(json, type=_Envelope)
             if envelope.type == "board.sync":
@@ -150,7 +150,7 @@ def _known(lane: str | None) -> tuple[str, ...]:
 
 
 def text_of(value: Raw) -> str:
-    """Give a string as it is, and anything else as JSON."""
+    """Return a string as it is, and anything else as JSON."""
     try:
         return msgspec.json.decode(value, type=str)
     except msgspec.DecodeError:

@@ -1,4 +1,4 @@
-"""Which messages `relay tail` shows, and how: one line each, in which a terminal obeys nothing of a task. Pure."""
+"""Which messages `relay tail` shows, and how: one line each, without control characters. Pure."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _COLOURS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Filter:
-    """Which messages are wanted; what is empty wants all.
+    """The messages to show; an empty condition admits all.
 
-    A board.sync is about every task, so only `types` and `first_board` keep it back.
+    A board.sync is about every task, so only `types` and `first_board` exclude it.
     """
 
     types: frozenset[str] = frozenset()
     lanes: frozenset[str] = frozenset()
-    """A task that is there, or leaves it, or comes to it; and one whose lane is not known."""
+    """Admit tasks in, from or to these lanes, and tasks whose lane is unknown."""
     tasks: frozenset[str] = frozenset()
     text: str = ""
-    """Part of the id, a lane or a value."""
+    """Admit tasks with this text in the id, a lane or a value."""
     first_board: bool = True
-    """Whether to show the board that was asked for; one that comes for a reason is shown anyway."""
+    """Whether to show the requested board; one that comes for a reason is shown anyway."""
 
     def wants(self, message: Message) -> bool:
-        """Tell whether to show a message."""
+        """Return whether to show a message."""
         if self.types and message.type not in self.types:
             return False
         if message.task is None:
