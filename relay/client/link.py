@@ -27,6 +27,8 @@ from websockets.exceptions import (
 from websockets.proxy import get_proxy
 from websockets.uri import parse_uri
 
+from relay.text import one_line
+
 OPEN_SECONDS: Final = 10.0
 """Timeout of the attempt to connect."""
 
@@ -197,4 +199,4 @@ def _reason(ex: Exception) -> str:
             return f"HTTP {response.status_code}" + (f", {limit}" if limit else "")
         case TimeoutError():
             return f"no answer within {OPEN_SECONDS:.0f} seconds"
-    return " ".join(str(ex).split()) or type(ex).__name__
+    return one_line(str(ex)) or type(ex).__name__

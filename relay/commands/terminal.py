@@ -10,13 +10,22 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from typing import IO, Final, NoReturn
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
+
+TYPE_COLOURS: Final[Mapping[str, str]] = {
+    "board.sync": "magenta",
+    "task.created": "green",
+    "task.updated": "yellow",
+    "task.moved": "bright_blue",
+    "task.deleted": "red",
+}
+"""The colours of messages, by type."""
 
 
 class _Console(Console):

@@ -19,6 +19,7 @@ import logging
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Final, TextIO, cast
 
 import structlog
@@ -81,11 +82,7 @@ def start(level: str = "info", **fields: object) -> None:
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
     def add_fields(_logger: object, _method: str, line: EventDict) -> EventDict:
-        part = str(line["event"]).partition(".")[0]
-        if part in _NAMES:
-            line["logger"] = _NAMES[part]
-        line.update(fields)
-        return line
+        return _with_fields(line, fields)
 
     def note(count: int) -> str:
         line: EventDict = {"event": "log.dropped", "lines": count, "level": "warning"}
@@ -109,6 +106,15 @@ def start(level: str = "info", **fields: object) -> None:
     )
     # Write lines of libraries in the same way.
     logging.basicConfig(handlers=[_LibraryLog()], level=logging.WARNING)
+
+
+def _with_fields(line: EventDict, fields: Mapping[str, object]) -> EventDict:
+    """Add the fields of this process, and the guide's name of the part."""
+    part = str(line["event"]).partition(".")[0]
+    if part in _NAMES:
+        line["logger"] = _NAMES[part]
+    line.update(fields)
+    return line
 
 
 def _descriptor() -> int:

@@ -25,6 +25,7 @@ from nats.js.errors import APIError
 
 from relay.cancellation import kept_cancellation
 from relay.config.settings import Settings
+from relay.text import one_line
 
 CONNECT_SECONDS: Final = 5
 """Timeout of connecting."""
@@ -86,18 +87,9 @@ class Connection:
             with kept_cancellation():
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await client.connect(
-                        _servers(servers),
-                        name=f"relay {role}",
-                        # Others, such as relay check, have the rights of an edge.
-                        inbox_prefix="_INBOX_publisher" if role == "publisher" else "_INBOX_edge",
-                        allow_reconnect=False,
-                        # Without these, nats-py never gives up the first attempt.
-                        max_reconnect_attempts=1,
-                        reconnect_time_wait=0,
-                        ping_interval=PING_SECONDS,
-                        max_outstanding_pings=2,
                         error_cb=connection._failed,
                         closed_cb=connection._closed,
+                        **_options(servers, role),
                         **_security(settings, servers),
                     )
         except asyncio.CancelledError:
@@ -174,6 +166,22 @@ def _shown(servers: str) -> str:
     return ", ".join(urlsplit(server).netloc.rpartition("@")[2] for server in _servers(servers))
 
 
+def _options(servers: str, role: str) -> dict[str, Any]:
+    """Return the other arguments of `connect`, apart from callbacks."""
+    return {
+        "servers": _servers(servers),
+        "name": f"relay {role}",
+        # Others, such as relay check, have the rights of an edge.
+        "inbox_prefix": "_INBOX_publisher" if role == "publisher" else "_INBOX_edge",
+        "allow_reconnect": False,
+        # Without these, nats-py never gives up the first attempt.
+        "max_reconnect_attempts": 1,
+        "reconnect_time_wait": 0,
+        "ping_interval": PING_SECONDS,
+        "max_outstanding_pings": 2,
+    }
+
+
 def _security(settings: Settings, servers: str) -> dict[str, Any]:
     """Return the arguments of `connect` for TLS and credentials."""
     given: dict[str, Any] = {}
@@ -202,8 +210,7 @@ def _credentials(path: Path) -> Path:
 
 
 def _line(ex: BaseException) -> str:
-    text = " ".join(str(ex).split()).removeprefix("nats: ")
-    return text or type(ex).__name__
+    return one_line(str(ex)).removeprefix("nats: ") or type(ex).__name__
 
 
 def _is_a_warning(record: logging.LogRecord) -> bool:

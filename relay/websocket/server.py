@@ -18,6 +18,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -33,7 +34,7 @@ from relay.websocket.decisions import Decisions
 from relay.websocket.frames import COMPRESSION
 from relay.websocket.handshake import TOO_MANY, Entrance
 from relay.websocket.limits import Addresses, Limits, Memory, Places
-from relay.websocket.listener import ARRIVALS, Arrival, Listener
+from relay.websocket.listener import ARRIVALS, Listener
 from relay.websocket.outbox import PIECE_BYTES
 from relay.websocket.peer import Peer, Shared
 from relay.websocket.refusals import Refusals
@@ -61,7 +62,7 @@ class Endpoint:
     is signed with an unknown one. `authorizer` decides about boards in addition to the token.
     """
 
-    def __init__(  # the parts of one process, put together in one place
+    def __init__(
         self,
         hub: Hub,
         *,
@@ -82,11 +83,19 @@ class Endpoint:
         self.clients: Clients[Peer] = Clients(
             places or Places(max_connections), Addresses(self.limits.connections_of_address), self.refusals
         )
-        self.shared = Shared(
+        entrance = Entrance(self.gate, self.refusals, Refusals("websocket.unread_header"), new_keys)
+        self.shared = self._shared(entrance, heartbeat, compression=compression)
+        self.listener = self._listener(min(max(max_connections, ARRIVALS.start), ARRIVALS.stop))
+        self._heartbeat = heartbeat
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._plain = True
+
+    def _shared(self, entrance: Entrance, heartbeat: float, *, compression: bool) -> Shared:
+        return Shared(
             clients=self.clients,
-            entrance=Entrance(self.gate, self.refusals, Refusals("websocket.unread_header"), new_keys),
-            services=Services(hub, self.gate, self.limits, self.refusals, self.decisions),
-            caught_up=hub.caught_up,
+            entrance=entrance,
+            services=Services(self.hub, self.gate, self.limits, self.refusals, self.decisions),
+            caught_up=self.hub.caught_up,
             spend=self._spend,
             unfinished=Memory(UNFINISHED_BYTES),
             backlogs=Memory(self.limits.all_buffers),
@@ -94,17 +103,16 @@ class Endpoint:
             limits=self.limits,
             extensions=COMPRESSION if compression else (),
         )
-        self.listener = Listener(
+
+    def _listener(self, most_arrivals: int) -> Listener:
+        return Listener(
             self.refusals,
             self.limits.handshake_seconds,
-            most=min(max(max_connections, ARRIVALS.start), ARRIVALS.stop),
+            most=most_arrivals,
             proxies=lambda: self.gate.proxies,
             flooded=lambda address: self.gate.flooded(address, time.monotonic()),
             turn_back=self._turn_back,
         )
-        self._heartbeat = heartbeat
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._plain = True
 
     async def open(
         self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None
@@ -115,7 +123,7 @@ class Endpoint:
     def open_on(self, sockets: Sequence[socket.socket], *, tls: ssl.SSLContext | None = None) -> None:
         """Listen on bound sockets."""
         self._plain = tls is None
-        self.listener.open(sockets, self._connection, tls)
+        self.listener.open(sockets, partial(Connection, self.shared), tls)
         self._spend(self._beat())
         self._spend(self._expire_waits())
         if self.decisions:
@@ -209,9 +217,6 @@ class Endpoint:
                     connection.client.ask_again()
 
     # Internals
-
-    def _connection(self, arrival: Arrival) -> Connection:
-        return Connection(self.shared, arrival)
 
     def _spend(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the background, until it is done or the endpoint is closed."""

@@ -46,17 +46,7 @@ async def run(settings: Settings, postgres_port: int | None) -> None:
     _forget_other_databases()
     _require_free_ports(settings, postgres_port)
     postgres = EmbeddedPostgres(port=postgres_port)
-    settings = settings.model_copy(
-        update={
-            "DATABASE_URL": postgres.dsn,
-            "WS_HOST": HOST,
-            "WS_PORT": settings.WS_PORT or free_port(),
-            "HEALTH_PORT": settings.HEALTH_PORT or free_port(),
-            # All connections are from this machine, and a page that is reloaded often is not a flood.
-            "WS_RATE_LIMIT_PER_CLIENT": 0,
-            "WS_RATE_LIMIT_TOTAL": 0,
-        }
-    )
+    settings = _local(settings, postgres.dsn)
     click.secho("Starting Postgres in a temporary folder …", dim=True)
     # This blocks the event loop for a second or two, on purpose: a signal is then handled when there is a Postgres to
     # stop, and not while it is being created.
@@ -73,6 +63,21 @@ async def run(settings: Settings, postgres_port: int | None) -> None:
             await _until_one_ends(feed_task, stop.wait(), subscribe(settings.WS_PORT, invitation), *writing)
         click.secho("\nStopping …", dim=True)
     click.echo("Stopped: Postgres and its folder are gone.")
+
+
+def _local(settings: Settings, dsn: str) -> Settings:
+    """Return the settings for this database and this machine."""
+    return settings.model_copy(
+        update={
+            "DATABASE_URL": dsn,
+            "WS_HOST": HOST,
+            "WS_PORT": settings.WS_PORT or free_port(),
+            "HEALTH_PORT": settings.HEALTH_PORT or free_port(),
+            # All connections are from this machine, and a page that is reloaded often is not a flood.
+            "WS_RATE_LIMIT_PER_CLIENT": 0,
+            "WS_RATE_LIMIT_TOTAL": 0,
+        }
+    )
 
 
 def _forget_other_databases() -> None:

@@ -11,6 +11,7 @@ import click
 
 from relay import client
 from relay.client import Change, Task
+from relay.commands.terminal import TYPE_COLOURS
 from relay.postgres.embedded import HOST
 
 MESSAGES_BETWEEN_BOARDS: Final = 25
@@ -23,13 +24,7 @@ TITLE_CHARACTERS: Final = 26
 VALUE_CHARACTERS: Final = 40
 """Maximum length of a value; a longer one is cut."""
 
-_TYPE_COLOURS: Final = {
-    "board.sync": "magenta",
-    "task.created": "green",
-    "task.updated": "yellow",
-    "task.moved": "bright_blue",
-    "task.deleted": "red",
-}
+
 _LANE_COLOURS: Final = {
     "backlog": "bright_blue",
     "todo": "cyan",
@@ -46,7 +41,7 @@ async def subscribe(port: int, invitation: str) -> None:
         board = await relay.subscribe("default")
         since_shown = 0
         async for change in board:
-            kind = click.style(f"{change.type:12}", fg=_TYPE_COLOURS.get(change.type))
+            kind = click.style(f"{change.type:12}", fg=TYPE_COLOURS.get(change.type))
             click.echo(f"{_dim(time.strftime('%H:%M:%S'))}  {kind}  {_summary(change)}")
             since_shown += 1
             due = since_shown >= MESSAGES_BETWEEN_BOARDS and change.type != "task.moved"  # its update comes next

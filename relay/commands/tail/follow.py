@@ -169,11 +169,11 @@ def token_from(file: Path | None, token: str | None) -> Callable[[], str | None]
     return read
 
 
-def _checked(token: str, where: str) -> str:
-    token = token.strip()
-    if not token or not all("!" <= character <= "~" for character in token):
-        raise TailError(f"{where} holds no token: expected one, in one line, without spaces")
-    return token
+def _checked(token: str, where: str) -> str | None:
+    try:
+        return link.check_token(token.strip())
+    except ValueError:
+        raise TailError(f"{where} holds no token: expected one, in one line, without spaces") from None
 
 
 def _read(file: Path) -> str:

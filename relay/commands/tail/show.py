@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -11,18 +10,11 @@ from msgspec import Raw
 from rich.text import Text
 
 from relay.commands.tail.messages import Message, text_of
+from relay.commands.terminal import TYPE_COLOURS
 from relay.text import harmless
 
 VALUE_CHARACTERS: Final = 60
 """Maximum length of a value; a longer one is cut, except in JSON."""
-
-_COLOURS: Final[Mapping[str, str]] = {
-    "board.sync": "magenta",
-    "task.created": "green",
-    "task.updated": "yellow",
-    "task.moved": "bright_blue",
-    "task.deleted": "red",
-}
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ def line(message: Message, at: datetime) -> Text:
     """Show a message in one line."""
     parts = [
         Text(f"{at:%H:%M:%S}.{at.microsecond // 1000:03}", "dim"),
-        Text(f"{harmless(message.type):12}", _COLOURS.get(message.type, "cyan")),
+        Text(f"{harmless(message.type):12}", TYPE_COLOURS.get(message.type, "cyan")),
     ]
     if message.type == "board.sync":
         total = sum(message.counts.values())
