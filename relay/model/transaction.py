@@ -90,9 +90,9 @@ class Touch(NamedTuple):
 class Transaction:
     """The images of one transaction, in any order. A large transaction may be split, by rows.
 
-    `sync`: the reason why all boards must be read again, for example TRUNCATE. `again`: boards that must be read again
-    too, each with its reason, such as changed lanes. `outdated`: the images may have an earlier shape of the tables, so
-    the boards that they touch must be read again.
+    `sync`: the reason why all boards must be read again, for example TRUNCATE. `again`: boards that must be read
+    again too, each with its reason, such as changed lanes. `outdated`: the images may have an earlier shape of the
+    tables, so the boards that they touch must be read again.
 
     Changed extras come separately: `touches` belong to no transaction, but to the snapshot `at`.
     """

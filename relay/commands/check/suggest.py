@@ -254,7 +254,7 @@ def _is_done(column: str) -> bool:
 
 
 def _link(link: Table, card: Table, far: Mapping[str, Table]) -> list[_Guess]:
-    """Return the table that a table links tasks to: the one in its name, or else all others that it references."""
+    """Return the table that a table links tasks to: the one in its name, or the only other one that it references."""
     of_card = set(map(_singular, card.words.split("_")))
     words = "_".join(word for word in link.words.split("_") if _singular(word) not in of_card)
     linked = {
