@@ -30,6 +30,8 @@ const MOST_MISFITS = 5; // in a row; then the board is an error
 const OPEN_TIMEOUT = 10_000;
 const PING_INTERVAL = 30_000;
 const PROBE_TIMEOUT = 5_000;
+const MOST_PATIENCE = 31; // pings; sixteen minutes
+const SILENT = "nothing was heard";
 const HOPELESS = new Set([1002, 1007, 1008, 1009, 4003]); // close codes that waiting does not help
 const EXPIRED = 4001;
 const REFUSED = 4003;
@@ -659,7 +661,10 @@ const pauseAfter = (failures) => Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** fail
 
 // A connection --------------------------------------------------------------------------------------------------
 
-/** One attempt to connect, and the connection that it leads to. `hooks`: opened, received, ended (once, at last). */
+/**
+ * One attempt to connect, and the connection that it leads to. `hooks`: opened, received, ended (once, at last), and
+ * awaits, which tells whether a board is to come. `patience` is how many pings without an answer that may take.
+ */
 class Link {
   #socket = null;
   #clock;
@@ -668,11 +673,13 @@ class Link {
   #heard = false;
   #over = false;
   #trouble = "";
+  #patience;
   isOpen = false;
 
-  constructor(clock, hooks) {
+  constructor(clock, hooks, patience) {
     this.#clock = clock;
     this.#hooks = hooks;
+    this.#patience = patience;
   }
 
   async open(url, WebSocket, token) {
@@ -701,12 +708,15 @@ class Link {
     if (this.isOpen) this.#socket.send(JSON.stringify(message));
   }
 
-  /** Asks for a sign of life, and ends the link if there is none in time. */
+  /** Asks for a sign of life, and ends the link if there is none in time. The answer comes behind a board, if one does. */
   probe(timeout = PROBE_TIMEOUT) {
     if (!this.isOpen) return;
     this.#heard = false;
     this.send({ type: "ping" });
-    this.#after(timeout, () => (this.#heard ? this.probe(PING_INTERVAL) : this.cut("nothing was heard")));
+    this.#after(this.#hooks.awaits() ? PING_INTERVAL : timeout, () => {
+      if (this.#heard || (this.#hooks.awaits() && this.#patience-- > 0)) this.probe(PING_INTERVAL);
+      else this.cut(SILENT);
+    });
   }
 
   /** Ends a link that is of no use any more, without waiting for the other side. */
@@ -806,6 +816,7 @@ class Relay extends Emitter {
   #askingWaits; // the timer of what is waited for, and to be asked again
   #authenticating = []; // answers come in the order of the questions
   #failures = 0;
+  #patience = 0; // with a link on which a board is to come: a large one takes long, and a part of it is not heard
   #boardCame = false; // on this link
   #stopped = null; // the error after which it does not come back, until authenticate()
   #suspended = false; // while its page is put aside
@@ -938,13 +949,19 @@ class Relay extends Emitter {
   #attempt() {
     this.#clearAttempt();
     this.#boardCame = false;
-    const link = new Link(this._clock, {
+    const hooks = {
       opened: () => this.#opened(),
       received: (text) => this.#received(text),
       ended: (how) => this.#ended(how),
-    });
+      awaits: () => this.#awaits(),
+    };
+    const link = new Link(this._clock, hooks, this.#patience);
     this.#link = link;
     void link.open(this.#url, this.#WebSocket, this.#token);
+  }
+
+  #awaits() {
+    return [...this.#boards.values()].some(({ state }) => state === "catching up");
   }
 
   #opened() {
@@ -954,6 +971,7 @@ class Relay extends Emitter {
 
   #ended({ code, trouble, opened, hopeless, refused }) {
     this.#link = null;
+    if (trouble === SILENT && this.#awaits()) this.#patience = Math.min(this.#patience * 2 + 1, MOST_PATIENCE);
     for (const following of [...this.#asking.keys()]) this.#forgetAsking(following);
     this._clock.clearTimeout(this.#askingWaits);
     const lost = new RelayError("closed", `the connection ended (${code})`, { closeCode: code });

@@ -463,6 +463,28 @@ test("a page that wakes asks for a sign of life, and cuts a dead link after five
   assert.equal(board.state, "offline");
 });
 
+test("a board that takes minutes comes in the end, and is not cut off because its page is shown again", async () => {
+  browser();
+  const { world, board } = await start();
+  const seconds = [];
+  while (seconds.length < 4) {
+    world.socket.open();
+    const [socket, began] = [world.socket, world.now];
+    globalThis.document.dispatchEvent(new Event("visibilitychange"));
+    while (socket.state === "open") await world.wait(1);
+    seconds.push((world.now - began) / 1000);
+    while (world.socket === socket) await world.wait(1);
+  }
+  assert.deepEqual(seconds, [30, 60, 120, 240]);
+  const { socket } = world;
+  socket.open();
+  await world.wait(400);
+  socket.receive(sync());
+  assert.equal(board.state, "live");
+  await world.wait(90);
+  assert.equal(socket.state, "closed", "a dead link is noticed as soon as ever");
+});
+
 test("after close nothing is left: no timer, no listener, no reconnect", async () => {
   browser();
   const { world, relay } = await live();
