@@ -410,7 +410,12 @@ async def test_a_hostile_title_is_text(daemon: Daemon, tasks: Database, window: 
     tasks.execute("update tasks set status = %s where board_id = 'hostile'", hostile)
     await expect(one.page.locator(".card .status")).to_have_text(hostile)
     await expect(one.page.locator("#log-list")).to_contain_text("onerror")
-    await one.page.locator(".title").press("Enter")
+    tasks.execute("update tasks set lane = 'constructor' where board_id = 'hostile'")
+    await expect(one.in_lane("constructor", hostile)).to_have_count(1)
+    tasks.execute("update tasks set lane = 'done' where board_id = 'hostile'")
+    tasks.execute("select relay.resync()")
+    await expect(one.page.locator('.lane[data-lane="constructor"]')).to_have_count(0)
+    await one.page.locator(".lane .title").press("Enter")
     await expect(one.page.locator("#details h2")).to_have_text(hostile)
     assert await one.page.locator("img, body script").count() == 0
     assert await one.page.title() == "hostile · Board"

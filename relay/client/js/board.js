@@ -72,7 +72,8 @@ function text(value) {
 }
 
 function laneName(lane) {
-  const named = board?.laneNames?.[lane];
+  const { laneNames } = board ?? {};
+  const named = laneNames && Object.hasOwn(laneNames, lane) ? laneNames[lane] : null;
   if (named) return named;
   const words = lane.replaceAll("_", " ").trim();
   return words ? words[0].toUpperCase() + words.slice(1) : lane;
@@ -284,7 +285,7 @@ function placeOf(name) {
 function arrange() {
   const names = board.laneOrder;
   for (const [name, lane] of lanes) {
-    if (!(name in board.lanes)) {
+    if (!Object.hasOwn(board.lanes, name)) {
       lane.element.remove();
       lanes.delete(name);
     }
