@@ -20,7 +20,7 @@
  */
 
 import { useCallback, useSyncExternalStore } from "react";
-import { RelayError, selected } from "./client.js";
+import { selected } from "./client.js";
 
 const EMPTY = Object.freeze({ lanes: Object.freeze({}), state: "connecting", error: undefined });
 
@@ -99,7 +99,7 @@ class SharedBoard {
     try {
       this.#follow();
     } catch (error) {
-      if (!(error instanceof RelayError)) throw error;
+      if (error?.name !== "RelayError") throw error; // its class may be that of another copy of the client
       this.#error = error;
       this.#relay._emit("error", error);
     }

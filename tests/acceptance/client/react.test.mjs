@@ -6,6 +6,7 @@ import { connect } from "pg-change-relay-client";
 import { useBoard, useTask } from "pg-change-relay-client/react";
 import { StrictMode, act, createElement, useState } from "react";
 import { create } from "react-test-renderer";
+import * as copied from "../../../relay/client/js/client.js";
 import { World, settled } from "../../conformance/world.mjs";
 
 globalThis.IS_REACT_ACT_ENVIRONMENT = true;
@@ -39,6 +40,10 @@ async function shown(component, wrap = (element) => element) {
 
 /** Renders components of which each shows a part of the board, under StrictMode; returns what they show and how to change that. */
 async function parts(...first) {
+  return partsOf(connect, ...first);
+}
+
+async function partsOf(connect, ...first) {
   let change;
   function Part({ lane }) {
     const selection = { lanes: [lane, lane], columns: undefined }; // made for each render
@@ -175,9 +180,11 @@ test("of two parts of a board, one is followed, and the other as soon as that is
   assert.deepEqual(asked(), [["unsubscribe", undefined]]);
 });
 
-test("of a connection that was closed, a component says so", async () => {
-  const { show, shown, relay } = await parts();
-  relay.close();
-  await show("todo");
-  assert.deepEqual(shown(), [" offline closed "]);
+test("of a connection that was closed, a component says so, also if another copy of the client made it", async () => {
+  for (const made of [connect, copied.connect]) {
+    const { show, shown, relay } = await partsOf(made);
+    relay.close();
+    await show("todo");
+    assert.deepEqual(shown(), [" offline closed "]);
+  }
 });
