@@ -75,6 +75,9 @@ class Session:
         self._failures = 0
         self._board_came = False
         self._heard = False
+        # On this connection: what of each board was last asked for, and how many pings were sent and answered.
+        self._asked: dict[str, Selection] = {}
+        self._pings = self._pongs = 0
         self._authenticating = 0
         self._closed = False
 
@@ -167,7 +170,10 @@ class Session:
         """Note that the attempt has led to a connection."""
         self._link, self.state, self._heard = "open", "live", True
         self._timers["ping"] = now + self._ping_seconds
+        self._asked.clear()
+        self._pings = self._pongs = 0
         for board in self.boards.values():
+            board.fence = 0
             self._ask(board)
 
     def heard(self) -> None:
@@ -188,6 +194,8 @@ class Session:
             for board in self.boards.values():
                 if not board.followed:
                     self._ask(board)
+        elif message["type"] == "pong":
+            self._pongs += 1
         elif message["type"] == "included":
             self._included(message.get("data"))
         elif message["type"] == "error":
@@ -237,7 +245,7 @@ class Session:
         if "boardId" in message:
             name = message["boardId"]
             board = self.boards.get(name) if isinstance(name, str) else None
-            return board if board and board.followed else None
+            return board if board and board.followed and self._pongs >= board.fence else None
         # A server without cursors does not name the board.
         followed = [board for board in self.boards.values() if board.followed]
         data = message.get("data")
@@ -298,6 +306,7 @@ class Session:
         else:
             self._effects.append(Failed(None, error))
         if code == "too_many_messages":
+            self._pongs = self._pings  # one of them may not be answered
             for other in self.boards.values():  # the refused message may have been their subscribe
                 if other.state == "catching up":
                     self._timers[other] = now + self._chance() * RESTART_PAUSE_SECONDS
@@ -325,6 +334,11 @@ class Session:
 
     def _ask(self, board: Following) -> None:
         self._enter(board, "catching up")
+        if self._asked.setdefault(board.name, board.selection) != board.selection:
+            # What was sent of the other part comes before the answer to a ping.
+            self._asked[board.name] = board.selection
+            self._send_ping()
+            board.fence = self._pings
         self._effects.append(Send(board.ask()))
         self._send_waits(board)
 
@@ -359,11 +373,15 @@ class Session:
     def _ping(self, now: float) -> None:
         if self._heard:
             self._heard = False
-            self._effects.append(Send(_PING))
+            self._send_ping()
             self._timers["ping"] = now + self._ping_seconds
         else:
             self._hang_up(politely=False)
             self._come_back(now, _BROKEN)
+
+    def _send_ping(self) -> None:
+        self._pings += 1
+        self._effects.append(Send(_PING))
 
     def _hang_up(self, *, politely: bool) -> None:
         if self._link != "none":

@@ -50,6 +50,8 @@ class Following:
         self.cursor: str | None = None
         self.present = False
         """Whether a board has arrived."""
+        self.fence = 0
+        """Number of pongs to await: messages that come before are of another part of the board."""
         self.waits: dict[str, None] = {}
         """The transactions that somebody waits for, in order."""
         self._parts: list[object] = []

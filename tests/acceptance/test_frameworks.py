@@ -145,7 +145,7 @@ async def test_react_takes_over_what_the_server_rendered(
         await page.evaluate("choose('done')")
         database.execute("update tasks set title = 'Last'")
         await expect(page.locator("li")).to_have_text(["Last"])
-        assert types == ["subscribe", "unsubscribe", "subscribe"]
+        assert types == ["ping", "subscribe", "unsubscribe", "ping", "subscribe"]
 
 
 APP: Final = """

@@ -381,6 +381,7 @@ class Following {
   #batches = 0;
   #misfits = 0;
   #lastMisfit = -Infinity;
+  #fence = 0; // number of the pong before which what comes is of another part of the board
 
   constructor(relay, id, state, selection) {
     this.id = id;
@@ -398,6 +399,7 @@ class Following {
     this.#parts = [];
     for (const board of this.boards) board._asked();
     this.enter("catching up");
+    this.#fence = this.#relay._fence(this);
     this.#relay._send({ type: "subscribe", boardId: this.id, cursor: this.#cursor, ...this.selection });
     this.askWaits();
   }
@@ -442,7 +444,7 @@ class Following {
   }
 
   receive(message) {
-    if (!this.followed) return;
+    if (!this.followed || this.#relay._pongs < this.#fence) return;
     try {
       this.#take(message);
     } catch (error) {
@@ -675,6 +677,8 @@ class Link {
   #trouble = "";
   #patience;
   isOpen = false;
+  pings = 0;
+  pongs = 0;
 
   constructor(clock, hooks, patience) {
     this.#clock = clock;
@@ -708,11 +712,17 @@ class Link {
     if (this.isOpen) this.#socket.send(JSON.stringify(message));
   }
 
+  /** Asks for a pong; returns which. */
+  ping() {
+    this.send({ type: "ping" });
+    return ++this.pings;
+  }
+
   /** Asks for a sign of life, and ends the link if there is none in time. The answer comes behind a board, if one does. */
   probe(timeout = PROBE_TIMEOUT) {
     if (!this.isOpen) return;
     this.#heard = false;
-    this.send({ type: "ping" });
+    this.ping();
     this.#after(this.#hooks.awaits() ? PING_INTERVAL : timeout, () => {
       if (this.#heard || (this.#hooks.awaits() && this.#patience-- > 0)) this.probe(PING_INTERVAL);
       else this.cut(SILENT);
@@ -810,6 +820,7 @@ class Relay extends Emitter {
   #state = "connecting";
   #boards = new Map();
   #link = null;
+  #asked = new Map(); // on this link: board -> what of it was last asked for
   #timer; // of the next attempt
   #waiting = false;
   #asking = new Map(); // boards that are to be asked for later -> timer
@@ -898,6 +909,17 @@ class Relay extends Emitter {
     this.#link?.send(message);
   }
 
+  get _pongs() {
+    return this.#link.pongs;
+  }
+
+  /** Returns before which pong what comes of a board is of another part of it, which was asked for before. */
+  _fence({ id, selection }) {
+    const [was, is] = [this.#asked.get(id), JSON.stringify(selection)];
+    this.#asked.set(id, is);
+    return was === undefined || was === is ? 0 : this.#link.ping();
+  }
+
   /** Finds out when a board includes a transaction. Throws RelayError if nothing will say so. */
   _await(following, xid) {
     if (this.#stopped) throw this.#stopped;
@@ -965,6 +987,7 @@ class Relay extends Emitter {
   }
 
   #opened() {
+    this.#asked.clear();
     this.#enter("live");
     for (const following of [...this.#boards.values()]) following.ask();
   }
@@ -1066,6 +1089,7 @@ class Relay extends Emitter {
       return;
     }
     if (message.type === "authenticated") this.#authenticated();
+    else if (message.type === "pong") this.#link.pongs += 1;
     else if (message.type === "included") this.#boards.get(message.data?.boardId)?.included(message.data.xid);
     else if (message.type === "error") this.#refused(isObject(message.data) ? message.data : {});
     else if (message.boardId === undefined) this.#only(message)?.receive(message);
@@ -1100,6 +1124,7 @@ class Relay extends Emitter {
     following?.fail(error);
     if (code === "not_authenticated") this.#authenticating.shift()?.answer.reject(error);
     if (code === "too_many_messages") {
+      this.#link.pongs = this.#link.pings; // one of them may not be answered
       // One that asked for a board may be among those that were not heard.
       const unheard = [...this.#boards.values()].filter((other) => other.state === "catching up");
       for (const other of unheard) this._askLater(other, RESTART_PAUSE);

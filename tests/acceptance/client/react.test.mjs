@@ -61,7 +61,12 @@ async function partsOf(connect, ...first) {
   const errors = [];
   relay.on("error", ({ code }) => errors.push(code));
   let root;
-  const asked = () => world.sent.splice(0).map(({ type, lanes }) => [type, lanes?.join()]);
+  /** Returns what was asked for, and answers pings, after which a part counts. */
+  const asked = () => {
+    const sent = world.sent.splice(0);
+    for (const { type } of sent) if (type === "ping") world.socket.receive('{"type":"pong"}');
+    return sent.filter(({ type }) => type !== "ping").map(({ type, lanes }) => [type, lanes?.join()]);
+  };
   const show = (...lanes) => act(async () => change(lanes));
   const receive = (lane, ...tasks) =>
     act(async () => world.socket.receive(message("board.sync", { data: { lanes: { [lane]: tasks } } })));
