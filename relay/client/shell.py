@@ -286,7 +286,7 @@ class Relay:
             )
 
     def check_unused(self) -> None:
-        """Raise RelayError if it was opened before: it ends with its `with` block, and does not come back."""
+        """Raise RelayError if it was opened before, because it ends with its `with` block for good."""
         if self._loop:
             raise RelayError("closed", "this relay was opened before: connect again")
 

@@ -98,7 +98,7 @@ class Relay:
         self._relay = relay
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        # Held while a request is passed to the loop, so that none comes after its end.
+        # Held while a request is passed to the loop, so that none arrives after its end.
         self._passing = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -190,7 +190,7 @@ class Relay:
 
 
 async def _others() -> None:
-    """Wait for what other threads have asked already."""
+    """Wait for the requests that other threads have already passed."""
     await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
 
 

@@ -42,8 +42,8 @@ MAX_SELECTED: Final = 100
 """Maximum number of lanes, columns and tasks in a selection together."""
 
 MAX_LIST_BYTES: Final = 32 * 1024
-"""Size up to which a list or an object is read: no good one is longer. A mebibyte of them took six seconds and a
-gigabyte."""
+"""Maximum size of a list or object that is parsed, more than any valid one has. Parsing a mebibyte of them took six
+seconds and a gigabyte of memory."""
 
 MAX_TOKEN_CHARACTERS: Final = 8192
 """Maximum length of a token, the same as in a header."""
@@ -179,7 +179,7 @@ _Known: Final = msgspec.defstruct("_Known", [(key, msgspec.Raw | msgspec.UnsetTy
 _decode_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_known: Final = msgspec.json.Decoder(_Known).decode
 _LISTS: Final = {b"[": msgspec.Raw(b"[null]"), b"{": msgspec.Raw(b"{}")}
-"""What is as bad as a list or an object that is too long, whatever its key."""
+"""Replacements for lists and objects that are too long, which are invalid for every key."""
 
 ErrorCode = Literal[
     "invalid_json",
@@ -230,10 +230,7 @@ def parse(text: str) -> ClientMessage:
 
 
 def _known(text: str) -> bytes:
-    """Return of a message the keys that are known: the others are passed over, whatever their size.
-
-    Raises BadMessage.
-    """
+    """Return the message with its known keys only; the others are skipped, whatever their size. Raises BadMessage."""
     try:
         known = _decode_known(_decode_json(text))
     except RecursionError:
