@@ -117,10 +117,21 @@ def role_of_the_daemon(database: Database) -> Iterator[None]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    """A link to a file of ours finds it."""
-    targets = re.findall(r"\]\((?!http)([^)#]+)", document.read_text())
+    """A link to a file of ours finds it, and the heading in it, if it names one."""
+    targets = [target.split("#") for target in re.findall(r"\]\((?!http)([^)]+)\)", document.read_text())]
+    found = [(document.parent / name if name else document, *heading) for name, *heading in targets]
 
-    assert [target for target in targets if not (document.parent / target).exists()] == []
+    assert [file for file, *_ in found if not file.exists()] == []
+    assert [
+        (file.name, heading) for file, *named in found for heading in named if heading not in headings(file)
+    ] == []
+
+
+def headings(document: Path) -> set[str]:
+    """Return the headings of a document, as links name them."""
+    prose = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
 @pytest.mark.parametrize("document", [README, DBA, OPERATOR, TROUBLESHOOTING], ids=lambda path: path.name)
