@@ -105,7 +105,7 @@ def test_an_enum_with_an_implicit_cast_is_refused_and_so_is_one_that_gets_it_lat
     cards.execute("create cast (public.state as text) with inout as implicit")
 
     assert cards.fetch(
-        "select problem like 'has state of type %% implicit casts now%%' from relay.watched where table_name = 'cards'"
+        "select problem like 'has state of type %% implicit casts%%' from relay.watched where table_name = 'cards'"
     ) == [(True,)]
     assert cards.fetch("select * from relay.board(%s)", DEFAULT) == []
     assert "it is not immutable" in refusal(cards, filter="state <> 'archived'")
