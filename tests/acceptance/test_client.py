@@ -218,7 +218,7 @@ async def test_scripts_without_asyncio(database: Database, relay: Relays, tmp_pa
         ["board.sync", ["a"]],
     ]
     parts = ("", ".core", ".effects", ".following", ".link", ".replica", ".shell", ".sync")
-    modules = ["relay", *(f"relay.client{part}" for part in parts), "relay.order"]
+    modules = ["relay", *(f"relay.client{part}" for part in parts), "relay.order", "relay.text"]
     assert lines[-2:] == ["nothing came within 0.01 seconds", ["offline", modules]]
 
 
