@@ -227,7 +227,8 @@ as $$
         when e.shown = '{}' then pg_catalog.format('(select pg_catalog.to_json(pg_catalog.count(*)) from %s where %s)', found.tables, found.rows)
         when e.single then pg_catalog.format('(select made.v from %s %s where %s order by %s limit 1)',
                                              found.tables, made.said, found.rows, sorted.said)
-        else pg_catalog.format('(select coalesce(pg_catalog.json_agg(l.v), ''[]'') from (select made.v from %s %s where %s order by %s limit 1000) l)',
+        else pg_catalog.format('(select coalesce(pg_catalog.json_agg(l.v), ''[]'') '
+                               'from (select made.v from %s %s where %s order by %s limit 1000) l)',
                                found.tables, made.said, found.rows, sorted.said) end)
     from (select pg_catalog.format('only %s near', e.near)
                  || case when e.far is not null
@@ -276,8 +277,8 @@ as $$
 $$;
 
 -- The key of a row, and a digest of each value that decides what the extra shows of it, behind a null: of the near table, or of
--- the far one. Null if the row has no part in it, see relay.make_noting_functions. A key of over 8 KiB is an error, which has all boards be read again,
--- for an entry has to fit into the journal.
+-- the far one. Null if the row has no part in it, see relay.make_noting_functions. A key of over 8 KiB is an error, which has
+-- all boards be read again, for an entry has to fit into the journal.
 create or replace function relay.extra_body(e relay.extras, far boolean) returns text
     language sql
     stable
@@ -500,6 +501,25 @@ begin
 end
 $$;
 
+-- The filters of an extra's tables as its triggers say them. Refuses, in one sentence, what relay.watch would.
+create or replace function relay.extra_filters(e relay.extras, filter text, link_filter text) returns jsonb
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- Both are null without a table, or without what is given.
+    near_filter constant jsonb := case when e.far is null then relay.expression(e.near, 'relay.extra: filter', 'boolean', filter)
+                                  else relay.expression(e.near, 'relay.extra: link_filter', 'boolean', link_filter) end;
+    far_filter  constant jsonb := relay.expression(e.far, 'relay.extra: filter', 'boolean', filter);
+begin
+    if e.far is null and link_filter is not null then
+        raise exception 'relay.extra: found link_filter without through: expected filter, for the rows of %', e.near
+            using errcode = 'invalid_parameter_value';
+    end if;
+    return pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('near_filter', near_filter, 'far_filter', far_filter));
+end
+$$;
+
 -- What an extra's triggers say; its filters as they were checked.
 create or replace function relay.extra_said(e relay.extras) returns jsonb
     language sql
@@ -578,9 +598,6 @@ begin
     if not found then
         raise exception 'relay.extra: % is not watched: run select relay.watch(%) first', extra.target,
             pg_catalog.quote_literal(extra.target) using errcode = 'undefined_table';
-    elsif extra.through is null and nullif(extra.link_filter, '') is not null then
-        raise exception 'relay.extra: found link_filter without through: expected filter, for the rows of %', extra.related
-            using errcode = 'invalid_parameter_value';
     end if;
     select * into present from relay.extras e where e.target = extra.target and e.name = extra.name;
     wanted.name := extra.name;
@@ -606,10 +623,7 @@ begin
     end loop;
     perform relay.grant_reading(wanted.target, array[wanted.task_column]);
     wanted.same := true;
-    wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
-        'near_filter', case when wanted.far is null then relay.expression(wanted.near, 'relay.extra: filter', 'boolean', nullif(extra.filter, ''))
-                       else relay.expression(wanted.near, 'relay.extra: link_filter', 'boolean', nullif(extra.link_filter, '')) end,
-        'far_filter', relay.expression(wanted.far, 'relay.extra: filter', 'boolean', nullif(extra.filter, ''))));
+    wanted.said := relay.extra_filters(wanted, nullif(extra.filter, ''), nullif(extra.link_filter, ''));
     wanted.near_filter := relay.spelled(wanted.near, wanted.said -> 'near_filter', true);
     wanted.far_filter := relay.spelled(wanted.far, wanted.said -> 'far_filter', true);
     if relay.is_declared(present, wanted) then

@@ -16,9 +16,10 @@ create unlogged table if not exists relay.journal (
     -- Of R: the id, the board and the image of the row that left, then those of the row that came; then why an image
     -- that should be there is not. Null where there is none. One value, for each column costs every writer. The board
     -- is [board, lane] as JSON, where tasks are found through their lanes. Of L: the two boards, in their places. Of N and
-    -- F: the keys before and after, in the places of the ids, and the watch is that of the extra.
+    -- F: the keys before and after, in the places of the ids, and the watch is that of the extra. Neither where all that is
+    -- to be said is that a filter fails at a row.
     entry     text[],
-    -- Of L, S and P.
+    -- Of L, S and P; and of N and F, where a filter fails at a row.
     reason    text
 ) with (
     -- VACUUM gives room back for new entries, but never shortens the file: that takes a lock which, on a standby,

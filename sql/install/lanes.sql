@@ -62,6 +62,52 @@ as $$
     select relay.make_noting_functions('relay.lane_' || l.id, relay.lane_body(l), 'relay.lanes_' || l.id, relay.lanes_body(l))
 $$;
 
+-- Refuses, in one sentence, a table whose rows cannot be lanes.
+create or replace function relay.check_lanes(l relay.lane_tables) returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    col name;
+begin
+    if not exists (select from pg_catalog.pg_class c where c.oid = l.target and c.relkind = 'r'
+                   and c.relpersistence <> 't' and not c.relispartition) then
+        raise exception 'relay.lanes: % is not an ordinary table: expected one whose rows are lanes', l.target
+            using errcode = 'wrong_object_type';
+    end if;
+    foreach col in array array_remove(array[l.id_column, l.board_column, l.name_column], null) loop
+        if not exists (select from pg_catalog.pg_attribute a
+                       where a.attrelid = l.target and a.attname = col and a.attnum > 0 and not a.attisdropped) then
+            raise exception 'relay.lanes: % has no column %: name its own with id_column, board_column or name_column',
+                l.target, pg_catalog.quote_literal(col) using errcode = 'undefined_column';
+        end if;
+    end loop;
+    if relay.comparable(l.target, l.id_column) is null then
+        raise exception 'relay.lanes: column % of % cannot be the id of lanes: expected an integer, a uuid, or text '
+            'of a collation that is deterministic',
+            pg_catalog.quote_ident(l.id_column), l.target using errcode = 'datatype_mismatch';
+    end if;
+    if not relay.is_key(l.target, array[l.id_column]) then
+        raise exception 'relay.lanes: column % of % is not a key by itself: expected a primary key or unique index of its own, '
+            'not deferrable, and not null', pg_catalog.quote_ident(l.id_column), l.target using errcode = 'invalid_table_definition';
+    end if;
+    if l.board_column is not null and not exists (
+        select from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
+        where a.attrelid = l.target and a.attname = l.board_column
+          and (t.typcategory in ('S', 'E') or t.typname in ('uuid', 'int2', 'int4', 'int8'))) then
+        raise exception 'relay.lanes: column % of % cannot name boards: expected text, uuid, an integer or an enum',
+            pg_catalog.quote_ident(l.board_column), l.target using errcode = 'datatype_mismatch';
+    end if;
+    if not relay.is_shown_as_text(l.target, l.name_column) then
+        raise exception 'relay.lanes: column % of % cannot be the name of lanes: expected text, an enum, or a type of Postgres''s own',
+            pg_catalog.quote_ident(l.name_column), l.target using errcode = 'datatype_mismatch';
+    end if;
+    perform relay.check_order('relay.lanes', l.target, l.order_by, '{}');
+end
+$$;
+
 -- Declares that the rows of a table are lanes, or changes how. What is not given stays as it is, where that is declared
 -- already. Boards then list exactly these lanes in this order, for the watches that name the table, see relay.watch.
 --
@@ -87,7 +133,6 @@ as $$
 declare
     present relay.lane_tables;
     wanted  relay.lane_tables;
-    entry   text;
 begin
     perform relay.one_at_a_time();
     select * into present from relay.lane_tables l where l.target = lanes.target;
@@ -99,40 +144,7 @@ begin
         where a.attrelid = lanes.target and a.attname = 'board_id' and not a.attisdropped) else present.board_column end), '');
     wanted.name_column := coalesce(lanes.name_column, present.name_column, 'name');
     wanted.order_by := pg_catalog.array_remove(coalesce(lanes.order_by, present.order_by, '{}'), '');
-    if not exists (select from pg_catalog.pg_class c where c.oid = wanted.target and c.relkind = 'r'
-                   and c.relpersistence <> 't' and not c.relispartition) then
-        raise exception 'relay.lanes: % is not an ordinary table: expected one whose rows are lanes', wanted.target
-            using errcode = 'wrong_object_type';
-    end if;
-    foreach entry in array array_remove(array[wanted.id_column, wanted.board_column, wanted.name_column], null) loop
-        if not exists (select from pg_catalog.pg_attribute a
-                       where a.attrelid = wanted.target and a.attname = entry and a.attnum > 0 and not a.attisdropped) then
-            raise exception 'relay.lanes: % has no column %: name its own with id_column, board_column or name_column',
-                wanted.target, pg_catalog.quote_literal(entry) using errcode = 'undefined_column';
-        end if;
-    end loop;
-    if relay.comparable(wanted.target, wanted.id_column) is null then
-        raise exception 'relay.lanes: column % of % cannot be the id of lanes: expected an integer, a uuid, or text '
-            'of a collation that is deterministic',
-            pg_catalog.quote_ident(wanted.id_column), wanted.target using errcode = 'datatype_mismatch';
-    end if;
-    if not relay.is_key(wanted.target, array[wanted.id_column]) then
-        raise exception 'relay.lanes: column % of % is not a key by itself: expected a primary key or unique index of its own, '
-            'not deferrable, and not null', pg_catalog.quote_ident(wanted.id_column), wanted.target using errcode = 'invalid_table_definition';
-    end if;
-    if wanted.board_column is not null and not exists (
-        select from pg_catalog.pg_attribute a
-        join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
-        where a.attrelid = wanted.target and a.attname = wanted.board_column
-          and (t.typcategory in ('S', 'E') or t.typname in ('uuid', 'int2', 'int4', 'int8'))) then
-        raise exception 'relay.lanes: column % of % cannot name boards: expected text, uuid, an integer or an enum',
-            pg_catalog.quote_ident(wanted.board_column), wanted.target using errcode = 'datatype_mismatch';
-    end if;
-    if not relay.is_shown_as_text(wanted.target, wanted.name_column) then
-        raise exception 'relay.lanes: column % of % cannot be the name of lanes: expected text, an enum, or a type of Postgres''s own',
-            pg_catalog.quote_ident(wanted.name_column), wanted.target using errcode = 'datatype_mismatch';
-    end if;
-    perform relay.check_order('relay.lanes', wanted.target, wanted.order_by, '{}');
+    perform relay.check_lanes(wanted);
     wanted.order_by := relay.order_named(wanted.target, relay.order_of(wanted.target, wanted.order_by), true);
     perform relay.require_owner(wanted.target);
     wanted.said := pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('filter',

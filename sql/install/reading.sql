@@ -314,8 +314,8 @@ end
 $$;
 
 -- How the rows of a watch are read, in SQL: the tables that they are made of, in which the row's alias is "row_of_table"; which
--- rows are tasks; and, of each, the board and the image, with names and values of extras, if there are any. With "careful", that of a row that cannot be shown,
--- such as one whose own values make an expression fail, is "!" and, as JSON, its id and why.
+-- rows are tasks; and, of each, the board and the image, with names and values of extras, if there are any. With "careful", that
+-- of a row that cannot be shown, such as one whose own values make an expression fail, is "!" and, as JSON, its id and why.
 create or replace function relay.reading(
     w relay.watches, careful boolean, extras text, out rows text, out filter text, out board text, out task text
 )
@@ -456,7 +456,8 @@ create or replace function relay.touched_query(w relay.watches, e relay.extras, 
     set search_path = pg_catalog, pg_temp
 as $$
     select pg_catalog.format('select %s as key, %s as board, %s as task from %s%s where %s and %s and (%2$s) is not null '
-                             'and ($2 is null or (%2$s) collate "C" = any ($2))', touched.key, r.board, r.task, touched.tables, r.rows, touched.said, r.filter)
+                             'and ($2 is null or (%2$s) collate "C" = any ($2))',
+                             touched.key, r.board, r.task, touched.tables, r.rows, touched.said, r.filter)
     from relay.reading(w, careful, relay.extra_of(e, 'row_of_table.', careful)) r
     cross join (select pg_catalog.format('row_of_table.%I::%s', e.task_column, relay.joinable(e.target, e.task_column)) as col,
                        relay.collation_of(e.target, e.task_column) as collated) task
@@ -481,22 +482,19 @@ create or replace function relay.read_touched(w relay.watches, e relay.extras, q
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    few constant integer := 100;
-    its record;
+    few  constant integer := 100;
+    many boolean;
 begin
     if boards is null then
-        execute pg_catalog.format('select pg_catalog.array_agg(q.key) as keys, pg_catalog.array_agg(q.board) as boards, '
-                                  'pg_catalog.array_agg(q.task) as tasks from (%s limit %s) q', query, few + 1) using keys, boards into its;
-        if pg_catalog.cardinality(its.keys) > few then
-            return query execute pg_catalog.format('select null, $3, q.board, null, pg_catalog.count(*) from (%s) q group by q.board', query)
-                using keys, boards, w.id;
-        else
-            return query select q.key, w.id, q.board, q.task, null::bigint
-                from unnest(its.keys, its.boards, its.tasks) q (key, board, task);
-        end if;
-        return;
+        execute pg_catalog.format('select pg_catalog.count(*) > %s from (select from (%s) q limit %1$s + 1) q', few, query)
+            using keys, boards into many;
     end if;
-    return query execute pg_catalog.format('select q.key, $3, q.board, q.task, null::bigint from (%s) q', query) using keys, boards, w.id;
+    if many then
+        return query execute pg_catalog.format('select null, $3, q.board, null, pg_catalog.count(*) from (%s) q group by q.board', query)
+            using keys, boards, w.id;
+    else
+        return query execute pg_catalog.format('select q.key, $3, q.board, q.task, null::bigint from (%s) q', query) using keys, boards, w.id;
+    end if;
 end
 $$;
 

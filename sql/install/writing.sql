@@ -611,7 +611,8 @@ $body$, id, reads, op, entry, word)
 $make$;
 
 -- Makes two functions for a table beside that of tasks. One makes texts of a row, without any right: behind a null those that
--- decide; or why there are none, where the row's own values make a filter fail; null if the row does not match it. The other is that of its row trigger.
+-- decide; or why there are none, where the row's own values make a filter fail; null if the row does not match it. The other
+-- is that of its row trigger.
 create or replace function relay.make_noting_functions(reads text, row_body text, notes text, body text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp

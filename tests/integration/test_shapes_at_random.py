@@ -169,7 +169,7 @@ async def test_a_follower_holds_what_a_fresh_client_gets_and_that_is_the_table(d
                     await asyncio.sleep(SECONDS)
                     calm.set()  # or whatever was wrong before a lane changed would be put right by that
                     await asyncio.sleep(SECONDS)
-                assert await running.feed.catch_up()
+                assert await running.feed.catch_up(), (running.feed.problem, running.feed.lag)
                 for name, board in boards.items():
                     expected = database.fetch(EXPECTED, name)
                     await until(partial(shows, board, [(lane, cards or []) for lane, _, cards in expected]))
@@ -263,7 +263,7 @@ async def test_what_other_tables_say_about_tasks_is_exact(database: Database) ->
                 await asyncio.sleep(SECONDS)
                 await gathered(running, SECONDS / 4)
                 await asyncio.sleep(SECONDS / 2)
-            assert await running.feed.catch_up()
+            assert await running.feed.catch_up(), (running.feed.problem, running.feed.lag)
             for name, board in boards.items():
                 expected = database.fetch(SHOWN, name)
                 await until(partial(says, board, expected))
