@@ -715,6 +715,7 @@ begin
     perform relay.hold_in_snapshot(array_remove(array[e.near, e.far], null));
     at := 'k.key::' || relay.joinable(e.target, e.task_column);
     begin
+        perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
         return query execute pg_catalog.format(query, relay.extra_value(e, at, false)) using keys;
     exception when data_exception or program_limit_exceeded then
         -- What was returned by then is right, as far as it goes, and is returned once more.
@@ -764,6 +765,7 @@ begin
     end if;
     perform relay.hold_in_snapshot(array_remove(array[w.target, w.lanes, e.near, e.far], null));
     begin
+        perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
         return query select * from relay.read_touched(w, e, relay.touched_query(w, e, far, false), keys, boards);
     exception when data_exception or program_limit_exceeded then
         return query select * from relay.read_touched(w, e, relay.touched_query(w, e, far, true), keys, boards);

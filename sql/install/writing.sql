@@ -599,8 +599,8 @@ begin
     elsif reason is null and was is not distinct from stands then
         return null;
     end if;
-    -- About once in 256 times, as for entries of rows.
-    if (pg_catalog.pg_lsn_hash(pg_catalog.pg_current_wal_insert_lsn()) # pg_catalog.hash_array(coalesce(stands, was))) & 255 = 0 then
+    -- Once in 256 times, see relay.has_room.
+    if pg_catalog.hashfloat8(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())) & 255 = 0 then
         perform relay.pause_if_full();
     end if;
     insert into relay.journal (watch, op, entry, reason) values (%1$s, kind, array[%4$s], coalesce(reason, %5$L));
