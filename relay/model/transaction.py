@@ -21,8 +21,7 @@ Rules:
 - Two images before, or two after, cannot result from any history: triggers were off for a while. Then, and only then,
   the board must be read again.
 - The sums need images of one shape. If a row comes and leaves while an enum's label is renamed, its images do not
-  cancel out, and resemble an update. `is_doubtful` reports rows that seem to have come before one left, so that the
-  caller compares shapes.
+  cancel out, and resemble an update: so whoever reads the journal compares shapes first, and marks what is `outdated`.
 - Work is linear in the entries, and nothing is encoded for boards that nobody follows.
 - Data of other tables about a task, its *extras*, has no images: its value is that at the end of the batch.
 """
@@ -105,26 +104,6 @@ class Transaction:
     at: Snapshot | None = None
     outdated: bool = False
 
-    @property
-    def is_doubtful(self) -> bool:
-        """Whether a row seems to have come before the row in its place left.
-
-        This happens if triggers write the table again, and if a row came and left in different shapes, so that its
-        images do not cancel out.
-        """
-        came: set[tuple[str, int, str]] = set()
-        left: set[tuple[str, int, str]] = set()
-        for image in self.images:
-            place = image.board, image.table.id, image.key
-            if image.sign > 0:
-                came.add(place)
-            elif place in came:
-                left.add(place)
-        return any(_came_first(self._at(place)) for place in left)
-
-    def _at(self, place: tuple[str, int, str]) -> list[Image]:
-        return [image for image in self.images if (image.board, image.table.id, image.key) == place]
-
     def messages(self, boards: Container[str | None]) -> dict[str, Meaning]:
         """Return the messages for each of `boards` that it touches, by row in order of appearance.
 
@@ -176,10 +155,6 @@ def _before_and_after(images: list[Image]) -> tuple[Image | None, Image | None] 
     if len(before) > 1 or len(after) > 1:
         return None
     return (before[0] if before else None), (after[0] if after else None)
-
-
-def _came_first(images: list[Image]) -> bool:
-    return [image.sign for image in cancelled(images)] == [1, -1]
 
 
 def _messages(before: Image | None, after: Image | None) -> Iterator[Message]:

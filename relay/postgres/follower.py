@@ -138,19 +138,20 @@ class Follower:
     async def _pass_on(self, batch: Batch, transactions: list[Transaction]) -> None:
         if batch.more:
             self._position.pass_part()
-            self._sink.publish(await self._as_watched(transactions), None)
+            self._sink.publish(await self._as_watched(batch.stamp, transactions), None)
         else:
-            known = await self._as_watched(transactions)
+            known = await self._as_watched(batch.stamp, transactions)
             self._position.pass_all(batch.now)
             self._sink.publish(known, batch.now)
         await self._flow.until_open()
 
-    async def _as_watched(self, transactions: list[Transaction]) -> list[Transaction]:
+    async def _as_watched(self, stamp: str, transactions: list[Transaction]) -> list[Transaction]:
         """Where the shape changed that transactions rely on, sync all boards once, with cursors of the new shape."""
         if any(one.sync == "watch_changed" for one in transactions) and await self._check_shape("watch_changed"):
             transactions = [one for one in transactions if one.sync != "watch_changed"]
-        elif any(one.is_doubtful for one in transactions):
+        elif stamp != self._position.stamp:
             await self._check_shape("schema_changed")
+            self._position.stamp = stamp
         self._position.mark_outdated(transactions)
         return transactions
 

@@ -5,6 +5,9 @@ Rules:
   position. So no transaction is skipped and none is read twice, however long it was open.
 - An entry that another server wrote, and that a restore put there, is younger as a row than as a transaction. It is
   not read.
+- A batch comes with a stamp of the catalog rows that images are made by, in its own snapshot. Where that of the last
+  one was another, the shape of the tables is to be compared before the batch is passed on. So no batch has half of
+  what an ALTER TABLE did.
 - Where a task's board is that of its lane, which is a row of another table, it is resolved when the entries are
   read, in their snapshot. That table may be locked: it is waited for a moment only, or all boards are read again. A
   lane that changed asks for its boards to be read again. So in whatever order writers
@@ -59,12 +62,13 @@ class Batch:
     where it ends, even in the midst of a transaction. With `paused`, some of it was not journalled.
 
     `committed` counts its transactions, also those that concern nobody. For `polled` more seconds, the triggers do
-    not notify.
+    not notify. `stamp` is another one whenever the tables may have another shape as of `now`.
     """
 
     now: Snapshot
     transactions: list[Transaction] | None
     horizon: Snapshot
+    stamp: str
     more: bool = False
     committed: int = 0
     polled: float = 0.0
@@ -80,7 +84,24 @@ _KEPT: Final[LiteralString] = """
     case when exists (select from relay.horizon f where f.place <> h.place)
          then pg_catalog.pg_current_snapshot() else h.seen end::text, h.pauses <> relay.pauses()
 """
-_HEAD: Final[LiteralString] = "select pg_catalog.pg_current_snapshot()::text," + _KEPT + ", relay.polled_for() "
+# A catalog row that changes has another xmin, later than that of any other: so the sum is another.
+_STAMP: Final[LiteralString] = """
+    (select pg_catalog.concat_ws(' ', pg_catalog.count(*), pg_catalog.sum(s.xmin::text::bigint)) from (
+        select a.xmin from pg_catalog.pg_attribute a where a.attrelid = any (%s::oid[]) and a.attnum > 0
+        union all
+        select t.xmin from pg_catalog.pg_trigger t where t.tgrelid = any (%s::oid[])
+        union all
+        select i.xmin from pg_catalog.pg_inherits i where i.inhparent = any (%s::oid[])
+        union all
+        select e.xmin from pg_catalog.pg_enum e where e.enumtypid = any (%s::oid[])
+        union all
+        select c.xmin from pg_catalog.pg_cast c where c.castsource = any (%s::oid[])
+        union all
+        select p.xmin from pg_catalog.pg_proc p where p.oid = any (%s::oid[])) s)
+"""
+_HEAD: Final[LiteralString] = (
+    "select pg_catalog.pg_current_snapshot()::text," + _KEPT + ", relay.polled_for()," + _STAMP
+)
 _HORIZON: Final[LiteralString] = "from relay.horizon h where h.place = relay.place()"
 _ENTRY: Final[LiteralString] = """
            j.xid::text::bigint, j.watch, j.op::text, /**/j.key/**/, /**/j.old_key/**/, /**/j.old_board/**/,
@@ -106,13 +127,13 @@ _FIRST: Final[LiteralString] = (
     _HEAD
     + ", null::pg_lsn, null::tid, null::bigint, null::integer, null, null, null, null, null, null, null, null "
     + _HORIZON
-    + " union all (select null, null, null, null, j.lsn, j.ctid,"
+    + " union all (select null, null, null, null, null, j.lsn, j.ctid,"
     + _ENTRY
 )
-_SINCE: Final[LiteralString] = _FIRST + _NEW + "order by j.lsn, j.ctid limit %s) order by 5 nulls first, 6"
+_SINCE: Final[LiteralString] = _FIRST + _NEW + "order by j.lsn, j.ctid limit %s) order by 6 nulls first, 7"
 _MISSED: Final[LiteralString] = (
     _FIRST + _NEW + "and (j.op = 'S' or j.old_board = any (%s) or j.new_board = any (%s) or j.watch = any (%s)) "
-    "limit %s) order by 5 nulls first, 6"
+    "limit %s) order by 6 nulls first, 7"
 )
 
 # A large batch: its transactions in the order of their latest entries, each with how many it has, and the reason if
@@ -205,8 +226,11 @@ class Journal:
 
     async def head(self) -> tuple[Snapshot, Snapshot, bool]:
         """Return what is visible now, the journal's horizon, and whether something since then was not journalled."""
-        found = _batch(await self._rows(_HEAD + _HORIZON))
+        found = await self._head()
         return found.now, found.horizon, found.paused
+
+    async def _head(self) -> Batch:
+        return _batch(await self._rows(_HEAD + _HORIZON, *self._watches.closure))
 
     async def since(self, position: Snapshot) -> AsyncGenerator[Batch, None]:
         """Read what became visible since a position."""
@@ -214,9 +238,9 @@ class Journal:
         in_one_snapshot = self._watches.depend_on_other_tables
         if in_one_snapshot:
             await self._rows(_ONE_SNAPSHOT)
-        rows = await self._rows(_SINCE, *new, PART_CHANGES + 1)
+        rows = await self._rows(_SINCE, *self._watches.closure, *new, PART_CHANGES + 1)
         if len(rows) <= 1 + PART_CHANGES:
-            entries = [Entry(*row[6:]) for row in rows[1:]]
+            entries = [Entry(*row[7:]) for row in rows[1:]]
             batch = _batch(rows, entries)
             if not in_one_snapshot:  # an extra that was declared just now asks for a sync
                 yield replace(batch, transactions=await self._transactions(entries))
@@ -250,7 +274,7 @@ class Journal:
 
     async def _in_parts(self, new: tuple[str, list[str]]) -> AsyncIterator[Batch]:
         """Read a large batch in the snapshot of this transaction."""
-        whole = _batch(await self._rows(_HEAD + _HORIZON))
+        whole = await self._head()
         if whole.paused:  # what follows writes, to end the pause, and sends all boards
             yield whole
             return
@@ -276,14 +300,15 @@ class Journal:
         names = list(boards)
         new = (str(oldest.xmax), _running(oldest))
         # Of what is found through lanes, all: on which boards it is, only they say.
-        parameters = (*new, names, names, self._watches.found_through_lanes, RESUME_CHANGES + 1)
+        all_of = self._watches.found_through_lanes
+        parameters = (*self._watches.closure, *new, names, names, all_of, RESUME_CHANGES + 1)
         async with self._link.in_turn:
             await self._rows(_ONE_SNAPSHOT)
             await self._rows("set local enable_seqscan = off")  # see Session.open
             rows = await self._rows(_MISSED, *parameters)
             touched_keys = await self._rows(_TOUCHES + " limit %s", *new, RESUME_CHANGES + 1)
             too_much = len(rows) > 1 + RESUME_CHANGES or len(touched_keys) > RESUME_CHANGES
-            entries = await self._resolved([Entry(*row[6:]) for row in rows[1:] if not too_much])
+            entries = await self._resolved([Entry(*row[7:]) for row in rows[1:] if not too_much])
             found = transactions_of(entries, self._watches.by_id, boards)
             await self._extras.attach(found)
             batch = _batch(rows, entries)
@@ -418,11 +443,12 @@ class Journal:
 
 def _batch(rows: Sequence[TupleRow], entries: Sequence[Entry] = ()) -> Batch:
     """Make a batch without its transactions, given its first row."""
-    now, horizon, paused, polled = rows[0][:4] if rows and rows[0][0] is not None else _no_horizon()
+    now, horizon, paused, polled, stamp = rows[0][:5] if rows and rows[0][0] is not None else _no_horizon()
     return Batch(
         Snapshot.parse(now),
         [],
         Snapshot.parse(horizon),
+        stamp,
         committed=len({entry.xid for entry in entries}),
         polled=polled / 1000,
         paused=paused,

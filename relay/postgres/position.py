@@ -19,9 +19,13 @@ from relay.model.transaction import Transaction
 
 
 class Position:
-    """A snapshot in an epoch. `breaks` counts for each reason how often continuity was broken."""
+    """A snapshot in an epoch. `breaks` counts for each reason how often continuity was broken.
+
+    `stamp` is that of the last batch that is known to have the epoch's shape, see Batch.
+    """
 
     def __init__(self, epoch: Epoch | None = None, snapshot: Snapshot | None = None) -> None:
+        self.stamp: str | None = None
         self.breaks: Counter[str] = Counter()
         self._epoch = epoch
         self._snapshot = snapshot

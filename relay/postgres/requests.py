@@ -23,6 +23,7 @@ from relay.hub.ports import Question, Resuming, Sink
 from relay.model import messages
 from relay.postgres.boards import READ_SECONDS
 from relay.postgres.faults import BoardMisnamed, Scope, scope_of
+from relay.postgres.journal import Batch
 from relay.postgres.position import Position
 from relay.postgres.session import Session
 from relay.postgres.turns import Turns
@@ -235,12 +236,20 @@ class MissedReader:
             try:
                 batch = await session.journal_of_missed.missed(resume.oldest, resume.boards)
                 async with between_batches:
-                    self._position.mark_outdated(batch.transactions or ())
-                    self._resuming.resumed(batch.now, None if batch.paused else batch.transactions, batch.horizon)
+                    self._hand_over(self._resuming, batch)
             except BaseException:
                 self._resuming.abandon_resume()
                 raise
             await asyncio.sleep(GATHER_SECONDS)
+
+    def _hand_over(self, resuming: Resuming, batch: Batch) -> None:
+        if batch.paused:
+            resuming.resumed(batch.now, None, batch.horizon)
+        elif batch.stamp != self._position.stamp:
+            resuming.abandon_resume()  # the follower is about to compare the shape
+        else:
+            self._position.mark_outdated(batch.transactions or ())
+            resuming.resumed(batch.now, batch.transactions, batch.horizon)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from relay.postgres.faults import FeedError, is_refusal
 from relay.postgres.journal import Journal, says_nothing
 from relay.postgres.unshown import Unshown
 from relay.postgres.vitals import Vitals, read_vitals
-from relay.postgres.watches import Watches
+from relay.postgres.watches import Closure, Watches
 from relay.text import error_line
 
 log = structlog.get_logger()
@@ -35,6 +35,9 @@ log = structlog.get_logger()
 MAY_READ_TIMEOUT: Final = "2s"
 """Timeout of relay.may_read, for what is asked at once."""
 
+_NOTE_SHAPE: Final[LiteralString] = """
+    select shape, shaped::text::bigint, tables::bigint[], types::bigint[], functions::bigint[] from relay.note_shape()
+"""
 _MAY_READ: Final[LiteralString] = """
     select coalesce(relay.may_read(q.claims::jsonb, q.board), false)
     from unnest(%s::text[], %s::text[]) with ordinality q (claims, board, n)
@@ -90,6 +93,8 @@ class Session:
                 # The journal is read by its index alone: with statistics that lag behind, as they do for a table
                 # that grows at one end, the planner may think that a third of it is new.
                 await listener.rows("set enable_seqscan = off")
+                # And with one plan, which takes several times as long to make as to run.
+                await listener.rows("set plan_cache_mode = force_generic_plan")
                 await listener.rows("listen relay")
                 silent = await listener.row("select pg_catalog.current_setting('max_prepared_transactions') <> '0'")
                 boards = partial(
@@ -119,7 +124,8 @@ class Session:
     async def note_shape(self) -> tuple[str, int]:
         """Note which shape the watched tables have; return it, and below which id transactions may be older."""
         async with self._reader.in_turn:
-            shape, shaped = await self._reader.row("select shape, shaped::text::bigint from relay.note_shape()")
+            shape, shaped, tables, types, functions = await self._reader.row(_NOTE_SHAPE)
+        self.watches.closure = Closure(tables, tables, tables, types, types, functions)
         self.boards.note_shape(shape)
         return shape, shaped
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, NamedTuple
 
 from relay.order import OrderKey
 from relay.postgres.connection import Connection
@@ -311,10 +311,29 @@ async def read_lanes(connection: Connection) -> list[LaneTable]:
     return [LaneTable(*row) for row in await connection.rows(_LANES)]
 
 
+class Closure(NamedTuple):
+    """The oids of what images are made by: of tables, types and functions, as often as the journal asks for each.
+
+    Partitions that have none themselves are not among the tables, for they can be many: their columns are those of
+    the table that they belong to.
+    """
+
+    columns_of: Sequence[int] = ()
+    triggers_of: Sequence[int] = ()
+    partitions_of: Sequence[int] = ()
+    labels_of: Sequence[int] = ()
+    casts_of: Sequence[int] = ()
+    functions: Sequence[int] = ()
+
+
 class Watches:
-    """The watches of a database, read over a connection that others use too."""
+    """The watches of a database, read over a connection that others use too.
+
+    `closure` is what the images of the tables are made by, as of when their shape was noted.
+    """
 
     def __init__(self, reader: Connection) -> None:
+        self.closure = Closure()
         self.by_id: Mapping[int, Watch] = {}
         self._reader = reader
         self._known: dict[int, Watched] = {}

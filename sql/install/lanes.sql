@@ -244,10 +244,18 @@ as $$
                      union select e::oid from relay.extra_tables(w.target) e) as oids
     ) tables
     cross join lateral (
-        select pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.oid, t.tgenabled, t.xmin), ',' order by t.oid) as said
+        select pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.oid, t.tgenabled, t.xmin, made.said), ',' order by t.oid) as said
         from pg_catalog.unnest(tables.oids) p
         join pg_catalog.pg_trigger t on t.tgrelid = p
         join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.pronamespace = 'relay'::regnamespace
+        -- The functions that were made for the table, see relay.altered; not those that every install replaces.
+        left join lateral (
+            select pg_catalog.string_agg(m.oid || ' ' || m.xmin, ' ' order by m.oid) as said
+            from pg_catalog.pg_proc m
+            where m.pronamespace = f.pronamespace and t.tgparentid = 0 and f.proname ~ '_[0-9]+' and m.proname in (
+                f.proname, pg_catalog.replace(f.proname, 'journal_', 'entry_'), pg_catalog.replace(f.proname, 'journal_', 'place_'),
+                pg_catalog.replace(f.proname, 'lanes_', 'lane_'))
+        ) made on true
     ) triggers
     -- Those of partitions without the trigger on TRUNCATE: the file of a truncated one is another.
     cross join lateral (
@@ -314,7 +322,12 @@ $$;
 -- The shape as it is now, and the id below which transactions may have made images while it was another: a label of an
 -- enum, for one, can be renamed while a transaction is open that has written rows with it. It is kept here, so that a
 -- relay that starts in between knows of it. Waits for nobody who prunes: then the id is only higher than it need be.
-create or replace function relay.note_shape() returns table (shape text, shaped xid8)
+--
+-- And what the shape is made of, so that a reader of the journal sees in its own snapshot whether it may be another: the
+-- tables, but for partitions that have none themselves, the types of users, and the functions of their casts. Read after the shape:
+-- what was added to them in between, the shape has not, and is compared again for.
+create or replace function relay.note_shape()
+    returns table (shape text, shaped xid8, tables oid[], types oid[], functions oid[])
     language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
@@ -329,12 +342,28 @@ begin
         update relay.horizon h set shape = present, shaped = pg_catalog.pg_current_xact_id() where h.place = here;
     end if;
     return query
-        select present, case when h.shape = present then h.shaped else pg_catalog.pg_current_xact_id() end
+        with own (oid) as (
+            select p::oid from relay.watches w cross join lateral relay.parts(w.target) p
+            join pg_catalog.pg_class c on c.oid = p where p = w.target or c.relkind = 'p'
+            union
+            select w.lanes::oid from relay.watches w where w.lanes is not null
+            union
+            select e::oid from relay.watches w cross join lateral relay.extra_tables(w.target) e
+        ), made_of as (
+            select distinct t.oid, t.typrelid from own o cross join lateral relay.types(o.oid) m
+            join pg_catalog.pg_type t on t.oid = m where t.oid >= 16384
+        )
+        select present, case when h.shape = present then h.shaped else pg_catalog.pg_current_xact_id() end,
+               array(select o.oid from own o union select m.typrelid from made_of m where m.typrelid <> 0),
+               array(select m.oid from made_of m),
+               array(select c.castfunc from pg_catalog.pg_cast c join made_of m on m.oid = c.castsource
+                     where c.castfunc <> 0 and c.casttarget in ('json'::regtype, 'text'::regtype))
         from relay.horizon h where h.place = here;
 end
 $$;
 
-comment on function relay.note_shape() is 'The shape of the watched tables, and below which id transactions may be older than it.';
+comment on function relay.note_shape() is
+    'The shape of the watched tables, below which id transactions may be older than it, and what it is made of.';
 
 create or replace view relay.watched as
     select w.id,

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from relay.commands.cli import cli
-from relay.postgres import follower, housekeeping
+from relay.postgres import follower, housekeeping, requests
 from tests.acceptance.test_docs import MIGRATIONS, examples
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -269,6 +269,52 @@ async def test_ddl_that_changes_what_clients_hold_is_a_sync(
     async with asyncio.timeout(2):
         assert [kind for kind, _ in await moody.receive_batch()] == ["board.sync"]
     assert moody.reason == "schema_changed"
+
+
+REWRITING = {
+    "ids": "alter table tasks alter id type text using 'new-' || id",
+    "values": "alter table tasks alter title type text using upper(title)",
+    "renamed": "alter table tasks rename description to details",
+    "default": "alter table tasks add weight int default 7",
+    "generated": "alter table tasks add size int generated always as (length(title)) stored",
+    "dropped": "alter table tasks drop weight, drop size",
+    "label": "alter type mood rename value 'good' to 'fine'",
+    "cast": "create function to_json(mood) returns json language sql as $$ select json '1' $$;"
+    "create cast (mood as json) with function to_json(mood)",
+    "its function": "create or replace function to_json(mood) returns json language sql as $$ select json '2' $$",
+    "no triggers": "begin; alter table tasks disable trigger user; update tasks set status = 'unseen';"
+    "alter table tasks enable trigger user; commit",
+    "detached": "alter table parts detach partition part",
+    "attached": "alter table parts attach partition part for values from (0) to (10)",
+}
+"""What changes rows and fires no trigger for them, in this order."""
+
+
+async def test_no_batch_has_half_of_a_migration(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However soon a row is written after it, the board comes first; and so it does to those who come back."""
+    monkeypatch.setattr(follower, "SHAPE_SECONDS", 600.0)
+    monkeypatch.setattr(requests, "GATHER_SECONDS", 0.01)
+    database.execute(
+        "create type mood as enum ('good'); alter table tasks add mood mood default 'good';"
+        "insert into tasks (id, title) values ('a', 'A');"
+        "create table parts (id int primary key, board_id text, lane text) partition by range (id);"
+        "create table part partition of parts for values from (0) to (10);"
+        "select relay.watch('parts', distinct_ids => true); insert into parts values (1, 'default', 'todo')"
+    )
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.resume("default", None)
+        for case, statement in REWRITING.items():
+            cursor, tasks = client.cursor, client.tasks
+            database.execute(statement)
+            database.execute("update tasks set title = title || '.'")
+            assert (case, (await client.receive_batch())[0][0]) == (case, "board.sync")
+            assert client.reason == "schema_changed"
+            async with Client.to(relay.url) as fresh, Client.to(relay.url) as back:
+                await back.resume("default", cursor, tasks)
+                await fresh.resume("default", None)
+                while client.tasks != fresh.tasks:
+                    assert (case, {kind for kind, _ in await client.receive_batch()}) == (case, {"task.updated"})
+                assert (case, back.reason, back.tasks) == (case, "schema_changed", fresh.tasks)
 
 
 async def test_row_that_comes_and_leaves_while_a_label_is_renamed_is_no_update(

@@ -7,13 +7,15 @@ from typing import Any, cast
 
 import pytest
 
-from relay.hub.ports import Sink
+from relay.hub.ports import Resume, Resuming, Sink
 from relay.model.snapshot import Snapshot
 from relay.postgres import boards as board_module
 from relay.postgres import requests
 from relay.postgres.boards import Boards
 from relay.postgres.faults import IdsClash
-from relay.postgres.requests import BoardQueue, BoardReads
+from relay.postgres.journal import Batch
+from relay.postgres.position import Position
+from relay.postgres.requests import BoardQueue, BoardReads, MissedReader
 from relay.postgres.session import Session
 from relay.postgres.unshown import Unshown
 from relay.postgres.watches import Watches
@@ -140,3 +142,44 @@ async def test_which_tables_have_no_row_on_a_board_is_not_known_if_their_shape_c
 class _Silent:
     async def rows(self, *_: object) -> list[Any]:
         return []
+
+
+@pytest.mark.parametrize(
+    ("stamp", "paused", "handed_over"), [("1", False, True), ("2", False, False), ("2", True, True)]
+)
+async def test_what_was_missed_is_handed_over_in_the_shape_that_the_feed_knows(
+    stamp: str, paused: bool, handed_over: bool
+) -> None:
+    """Of another shape, it is asked for again; where changes were not journalled, the shape is no matter."""
+    now = Snapshot.parse("10:10:")
+
+    class Reader:
+        journal_of_missed = property(lambda self: self)
+
+        async def missed(self, *_: object) -> Batch:
+            return Batch(now, [], now, stamp, paused=paused)
+
+    class Returning:
+        def __init__(self) -> None:
+            self.calls: list[str] = []
+            self.called = asyncio.Event()
+
+        def begin_resume(self) -> Resume:
+            return Resume(now, now, frozenset("b"))
+
+        def resumed(self, *_: object) -> None:
+            self.calls.append("resumed")
+            self.called.set()
+
+        def abandon_resume(self) -> None:
+            self.calls.append("abandoned")
+            self.called.set()
+
+    position, returning = Position(), Returning()
+    position.stamp = "1"
+    reader = MissedReader(position)
+    reader.ask(cast(Resuming, returning))
+    reading = asyncio.create_task(reader.run(cast(Session, Reader()), asyncio.Lock()))
+    await returning.called.wait()
+    reading.cancel()
+    assert returning.calls == ["resumed" if handed_over else "abandoned"]

@@ -443,24 +443,6 @@ def test_two_images_before_or_two_after_have_the_board_read_again(entries: list[
         assert messages([inserted(row(5)), *order, inserted(row(6))]) == {"b": "changes_missing"}
 
 
-@pytest.mark.parametrize(
-    ("entries", "is_doubtful"),
-    [
-        ([inserted(row()), deleted(row())], False),
-        ([updated(row(), row(n=1)), updated(row(n=1), row(n=2))], False),
-        ([deleted(row()), inserted(row(n=1))], False),
-        ([inserted(row()), updated(row(), row(n=1)), deleted(row(n=1))], False),
-        ([inserted(row(2)), deleted(row(1))], False),
-        ([inserted(row(n=1)), deleted(row())], True),
-        ([inserted(row(2)), inserted(row(n=1)), updated(row(2), row(2, n=1)), deleted(row())], True),
-    ],
-)
-def test_a_row_that_came_before_the_one_whose_place_it_takes_is_doubtful(
-    entries: list[Entry], is_doubtful: bool
-) -> None:
-    assert Transaction(10, images(*entries)).is_doubtful is is_doubtful
-
-
 def test_only_the_board_with_such_a_row_is_read_again() -> None:
     found = messages([inserted(row(title="x")), inserted(row(title="y")), inserted(row(2, board="c"))])
     assert found["b"] == "changes_missing"
