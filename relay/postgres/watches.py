@@ -36,29 +36,11 @@ _FAILING_EXTRAS: Final[LiteralString] = """
 """
 
 
+_ANOTHER: Final = "is another table than the one that was watched"
+
+
 def _order_key(column: str, descending: bool, nulls_first: bool, values: list[str] | None) -> OrderKey:
     return OrderKey(column, descending, nulls_first, None if values is None else tuple(values))
-
-
-_DROPPED: Final[LiteralString] = """
-    select d.name
-    from unnest(%s::oid[], %s::text[]) d (oid, name)
-    where not exists (select from pg_catalog.pg_class c where c.oid = d.oid)
-      and exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-                  where c.relkind in ('r', 'p')
-                    and array[n.nspname, c.relname]::text[] = pg_catalog.parse_ident(d.name))
-"""
-"""Of tables that were watched, those that were dropped and whose name another table has."""
-
-_STRIPPED: Final[LiteralString] = """
-    select s.name
-    from unnest(%s::oid[], %s::text[], %s::integer[]) s (oid, name, id)
-    where exists (select from pg_catalog.pg_class c where c.oid = s.oid)
-      and not exists (select from relay.watches w where w.target = s.oid)
-      and pg_catalog.to_regproc('relay.journal_' || s.id) is not null
-"""
-"""Of tables that were watched, those that are there still, and whose triggers are gone, but not the functions of the
-triggers: so it was not relay.unwatch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +187,18 @@ class Watched:
     @property
     def fault(self) -> str | None:
         """Say in one line what keeps its changes from being shown, and what to run."""
+        unwatch = shlex.join(["relay", "sql", "unwatch", self.table])
+        if self.problem == _ANOTHER:
+            return f"{self.table} {self.problem}: to show it, run {self.command(self.table)}; if not, run {unwatch}"
         if self.problem:
             return (
                 f"{self.table} {self.problem}, and is not shown: run {self.repair} with the columns as they are now"
             )
         if not self.triggers_complete:
-            return f"triggers of {self.table} are missing or disabled: run {self.repair}"
-        return ": ".join(self.replacement) if self.replaced else None
+            return (
+                f"triggers of {self.table} are missing or disabled: run {self.repair}; to give it up, run {unwatch}"
+            )
+        return self._replacement if self.replaced else None
 
     @property
     def shortcoming(self) -> str | None:
@@ -221,12 +208,12 @@ class Watched:
         return "; ".join(filter(None, (doubled, lost))) or None
 
     @property
-    def replacement(self) -> tuple[str, str]:
+    def _replacement(self) -> str:
         """Say that another table took its name, and what to run."""
         again, unwatch = (shlex.join(["relay", "sql", word, self.table]) for word in ("watch", "unwatch"))
         return (
-            f"{self.table} is shown, which was watched as {self.watched_as}, and another table has that name",
-            f"to show the other, run {unwatch} and {self.command(self.watched_as)}; to go on, run {again}",
+            f"{self.table} is shown, which was watched as {self.watched_as}, and another table has that name: "
+            f"to show the other, run {unwatch} and {self.command(self.watched_as)}; to go on, run {again}"
         )
 
 
@@ -337,8 +324,6 @@ class Watches:
         self.by_id: Mapping[int, Watch] = {}
         self._reader = reader
         self._known: dict[int, Watched] = {}
-        self._dropped: dict[str, Watched] = {}
-        self._stripped: dict[str, Watched] = {}
         self._lanes: list[LaneTable] = []
         self._extras: list[Declared] = []
 
@@ -346,15 +331,6 @@ class Watches:
     def problem(self) -> str | None:
         """Say in one line what keeps changes from being shown, if anything does."""
         faults = [fault for each in self._known.values() if (fault := each.fault)]
-        faults += [
-            f"{table} was dropped, and another table has its name now: run {watched.command(table)}"
-            for table, watched in self._dropped.items()
-        ]
-        faults += [
-            f"triggers of {table} were dropped, and its rows are not shown: run {watched.command(table)}; "
-            f"or, to have it so, run {shlex.join(['relay', 'sql', 'unwatch', table])}"
-            for table, watched in self._stripped.items()
-        ]
         faults += [fault for each in self._lanes if (fault := each.fault(self._known.values()))]
         faults += [fault for each in self._extras if (fault := each.fault)]
         if not self._known and not faults:
@@ -374,15 +350,6 @@ class Watches:
             self._lanes = await read_lanes(self._reader)
             self._extras = await read_failing_extras(self._reader)
             found = await read_watched(self._reader)
-            gone = [
-                *self._dropped.values(),
-                *self._stripped.values(),
-                *self._missing_from({each.id for each in found}),
-            ]
-            dropped = await self._replaced(gone) if gone else set()
-            stripped = await self._without_triggers(gone) if gone else set()
-        self._dropped = {each.table: each for each in gone if each.table in dropped - {one.table for one in found}}
-        self._stripped = {each.table: each for each in gone if each.table in stripped}
         self._known = {each.id: each for each in found}
         self.by_id = {each.id: each.watch for each in found if each.problem is None}
 
@@ -404,14 +371,3 @@ class Watches:
     def is_unknown(self, entry: Entry) -> bool:
         """Whether an entry was made under a watch that came later than these were read, or that is no more."""
         return entry.op == "R" and entry.watch not in self.by_id
-
-    def _missing_from(self, ids: Collection[int]) -> Iterable[Watched]:
-        return (each for each in self._known.values() if each.id not in ids)
-
-    async def _replaced(self, gone: Sequence[Watched]) -> set[Any]:
-        oids, names = [each.target for each in gone], [each.table for each in gone]
-        return {name for (name,) in await self._reader.rows(_DROPPED, oids, names)}
-
-    async def _without_triggers(self, gone: Sequence[Watched]) -> set[Any]:
-        oids, names, ids = ([getattr(each, of) for each in gone] for of in ("target", "table", "id"))
-        return {name for (name,) in await self._reader.rows(_STRIPPED, oids, names, ids)}

@@ -86,7 +86,7 @@ select (d.said ->> 'extra')::integer as id,
        shown.order_by,
        -- Whether it is one value, and no list.
        d.said ? 'single' as single,
-       case when own.task_column is null or col.key_column is null or (d.said ? 'link' and (col.link_column is null or own.far_key is null))
+       case when not d.same and not d.on_trigger or own.task_column is null or col.key_column is null or (d.said ? 'link' and (col.link_column is null or own.far_key is null))
                 or pg_catalog.array_position(shown.columns, null) is not null
             then 'is made of a table or column that is not there any more'
             when relay.joinable(own.target, own.task_column) is distinct from relay.joinable(d.target, col.key_column)

@@ -262,21 +262,51 @@ $$;
 -- What is written in the triggers on TRUNCATE that call a function of this name, and whether they are on the table still
 -- that they were made on. Those on partitions say no more than the watch's id. Each is read once: the planner knows
 -- little of a database that is new, and would read it again for each use of what it says.
-create or replace function relay.statements(func name, out target regclass, out said jsonb, out same boolean) returns setof record
+--
+-- The same is noted on the functions of the row triggers, for a table whose triggers somebody has dropped: then it is on no
+-- trigger, and is found by the table's name. That may be another table since.
+create or replace function relay.statements(func name, out target regclass, out said jsonb, out same boolean, out on_trigger boolean)
+    returns setof record
     language plpgsql
     stable
     rows 10
     set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
+declare
+    kind constant text := pg_catalog.split_part(func, '_', 1);
 begin
     return query
-        select d.target, d.said, (d.said ->> 'oid')::oid = d.target
-        from (select t.tgrelid::regclass as target, relay.said(t.tgargs) as said
-              from pg_catalog.pg_trigger t
-              where t.tgnargs = 2 and t.tgfoid = (select p.oid from pg_catalog.pg_proc p
-                                                  where p.pronamespace = 'relay'::regnamespace and p.proname = func)
-              offset 0) d;
+        with made as materialized (
+            select t.tgrelid::regclass as target, relay.said(t.tgargs) as said
+            from pg_catalog.pg_trigger t
+            where t.tgnargs = 2 and t.tgfoid = (select p.oid from pg_catalog.pg_proc p
+                                                where p.pronamespace = 'relay'::regnamespace and p.proname = func)
+        ), noted as materialized (
+            select pg_catalog.substr(pg_catalog.obj_description(p.oid, 'pg_proc'), 10)::jsonb as said
+            from pg_catalog.pg_proc p
+            where p.pronamespace = 'relay'::regnamespace and p.pronargs = 0
+              and p.proname >= (kind || '_')::name and p.proname < (kind || '`')::name
+              and pg_catalog.obj_description(p.oid, 'pg_proc') ~ '^made for {'
+              and not exists (select from made m where pg_catalog.split_part(p.proname, '_', 2)
+                                  = coalesce(m.said ->> 'watch', m.said ->> 'lane_table', m.said ->> 'extra'))
+        )
+        select m.target, m.said, (m.said ->> 'oid')::oid = m.target, true from made m
+        union all
+        select c.oid::regclass, n.said, (n.said ->> 'oid')::oid = c.oid, false
+        from noted n
+        join pg_catalog.pg_class c on c.oid = pg_catalog.to_regclass(coalesce(n.said ->> 'name', n.said -> 'near' ->> 1))
+        where c.relkind in ('r', 'p') and (kind = 'extra' or c.oid not in (select m.target from made m));
+end
+$$;
+
+-- Notes on a function what it was made for, see relay.statements.
+create or replace function relay.note_purpose(func text, said jsonb) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute pg_catalog.format('comment on function %s is %L', func, 'made for ' || said::text);
 end
 $$;
 
@@ -305,7 +335,8 @@ select (d.said ->> 'lane_table')::integer as id,
        relay.column_named(d.target, d.said -> 'title', d.same) as name_column,
        relay.order_named(d.target, d.said -> 'order_by', d.same) as order_by,
        relay.spelled(d.target, d.said -> 'filter', d.same) as filter,
-       coalesce((select pg_catalog.format('has no column %s any more, its lanes'' %s', d.said -> e.key ->> 1, e.role)
+       coalesce(case when not d.same and not d.on_trigger then 'is another table than the one that was declared' end,
+                (select pg_catalog.format('has no column %s any more, its lanes'' %s', d.said -> e.key ->> 1, e.role)
                  from (values ('id', 'id'), ('board', 'board'), ('title', 'name')) e (key, role)
                  where d.said ? e.key and relay.column_named(d.target, d.said -> e.key, d.same) is null limit 1),
                 relay.outgrown(d.target, d.said -> 'filter', d.same) || ', which its filter is made of',
@@ -370,6 +401,7 @@ select (d.said ->> 'watch')::integer as id,
                where not exists (select from pg_catalog.pg_attribute a
                                  where a.attrelid = d.target and a.attname = h ->> 1 and not a.attisdropped))
            then 'was restored, and a column that it hides is not there'
+           when not d.same and not d.on_trigger then 'is another table than the one that was watched'
        end as problem,
        d.said ->> 'name' as watched_as,
        -- The columns that are not hidden, where it was said which are shown; else null.

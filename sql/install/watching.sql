@@ -493,6 +493,7 @@ declare
     part regclass;
     name text;
 begin
+    perform relay.note_purpose(pg_catalog.format('relay.journal_%s()', w.id), said);
     execute pg_catalog.format(
         'create or replace trigger relay_change after insert or update or delete on %s for each row '
         'execute function relay.journal_%s()', w.target, w.id);
@@ -514,6 +515,7 @@ create or replace function relay.put_triggers(on_table regclass, name text, on_r
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    perform relay.note_purpose(on_row || '()', said);
     execute pg_catalog.format('create or replace trigger %I after insert or update or delete on %s for each row execute function %s()',
                               name, on_table, on_row);
     execute pg_catalog.format('create or replace trigger %I after truncate on %s for each statement execute function %s(%L, %L)',
@@ -543,7 +545,8 @@ as $$
 $$;
 
 -- Removes the functions of watches that are no more: a table that is dropped takes its triggers with it, and leaves
--- their functions. The daemon never does, for while a dump is restored the functions come before their triggers.
+-- their functions. The daemon never does, for while a dump is restored the functions come before their triggers. Those of a
+-- table that is there stay, for they say how it was watched.
 create or replace function relay.remove_orphans() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -560,6 +563,10 @@ begin
                             and j.proname = case when f.proname ~ '^extra' then f.proname
                                             else case when f.proname ~ '^lane' then 'lanes_' else 'journal_' end
                                                  || pg_catalog.split_part(f.proname, '_', 2) end)
+          and not exists (select from pg_catalog.unnest('{journal_truncate,lanes_truncate,extra_truncate}'::name[]) t
+                          cross join lateral relay.statements(t) s
+                          where pg_catalog.split_part(f.proname, '_', 2)
+                              = coalesce(s.said ->> 'watch', s.said ->> 'lane_table', s.said ->> 'extra'))
     loop
         execute pg_catalog.format('drop function %s', orphan);
     end loop;

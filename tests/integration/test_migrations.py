@@ -6,6 +6,7 @@ import asyncio
 import re
 import shlex
 from collections.abc import AsyncIterator
+from unittest.mock import ANY
 
 import pytest
 from click.testing import CliRunner
@@ -99,7 +100,7 @@ async def test_triggers_that_are_off_are_a_problem_within_a_second(database: Dat
 async def test_triggers_that_somebody_drops_are_a_problem_until_somebody_decides(
     database: Database, relay: Relay, client: Client, dropped: str, word: str
 ) -> None:
-    """Tools that compare schemas drop what they do not know. To unwatch a table is no problem."""
+    """Tools that compare schemas drop what they do not know. Relays that start afterwards know of it, too."""
     database.execute("create table notes (id int primary key, board_id text, lane text, salary int)")
     database.execute(
         "select relay.watch('notes', hidden => '{salary}', id_prefix => 'n');"
@@ -109,7 +110,10 @@ async def test_triggers_that_somebody_drops_are_a_problem_until_somebody_decides
         await client.receive()
     for trigger in dropped.split(", "):
         await asyncio.to_thread(database.execute, f"drop trigger {trigger} on notes")
-    await until(lambda: "triggers of public.notes were dropped" in (relay.feed.problem or ""))
+    said = "triggers of public.notes are missing or disabled"
+    await until(lambda: said in (relay.feed.problem or ""))
+    async with Relay(database.dsn).running() as late:
+        await until(lambda: said in (late.feed.problem or ""))
     await asyncio.to_thread(run, database, relay.feed.problem or "", word)
     await until(lambda: relay.feed.problem is None)
     while ("n1" in client.tasks) != (word == " watch "):
@@ -177,7 +181,13 @@ async def test_table_that_was_dropped_for_another_of_its_name_is_a_problem(datab
     database.execute("select relay.watch('other')")
     await until(lambda: relay.feed.problem is None)
     database.execute(SWAPPED.replace("commit", "drop table tasks_old; commit"))
-    await until(lambda: "public.tasks was dropped, and another table has its name" in (relay.feed.problem or ""))
+    said = "public.tasks is another table than the one that was watched"
+    await until(lambda: said in (relay.feed.problem or ""))
+    database.execute("select relay.watch('other'); insert into tasks (id, title) values ('a', 'A')")
+    async with Relay(database.dsn).running() as late, Client.to(late.url) as client:
+        assert await client.subscribe("default") == ("board.sync", {"lanes": ANY})
+        assert client.tasks == {}
+        await until(lambda: said in (late.feed.problem or ""))
     run(database, relay.feed.problem or "", " watch public.tasks")
     await until(lambda: relay.feed.problem is None)
     orphans = "select proname from pg_proc where proname ~ '^(journal|entry)_[0-9]+$'"

@@ -35,11 +35,8 @@ async def _watched(place: Place) -> Verdict:
 
 def judge_watched(each: Watched) -> Verdict | None:
     """Judge whether the columns and the name by which a table is watched exist; None if so."""
-    if each.problem:
-        hint = f"run {each.repair} and name the columns as they are now"
-        return failed(f"{each.table} {each.problem}: its rows are not shown", hint)
-    if each.replaced:
-        return failed(*each.replacement)
+    if (fault := each.fault) and (each.problem or each.triggers_complete):
+        return failed(*fault.split(": ", 1))
     return warning(*each.shortcoming.split(": ", 1)) if each.shortcoming else None
 
 
@@ -210,22 +207,7 @@ _TRIGGERS_OF_LANES: Final[LiteralString] = """
 """
 
 
-# The other of the two triggers holds the options of the watch.
-_STRAYS: Final[LiteralString] = """
-    select pg_catalog.format('%I.%I', n.nspname, c.relname)
-    from pg_catalog.pg_trigger t
-    join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.proname ~ '^journal_[0-9]+$'
-    join pg_catalog.pg_namespace r on r.oid = f.pronamespace and r.nspname = 'relay'
-    join pg_catalog.pg_class c on c.oid = t.tgrelid
-    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    where t.tgparentid = 0 and t.tgrelid not in (select w.target from relay.watched w) order by 1
-"""
-
-
 async def _triggers(place: Place) -> Verdict:
-    for (table,) in await place.link.rows(_STRAYS):
-        found = f"{table} has trigger relay_change, but not relay_truncate: nobody knows how it was watched"
-        return failed(found, f"run relay sql watch {shlex.quote(table)} with all its options")
     wrong = await place.link.rows(_TRIGGERS)
     if not wrong:
         return await _other_triggers(place)
