@@ -9,7 +9,8 @@ Rules:
   skips it; whoever holds an older one may be sent what it has already.
 - A task that appears, or that other keys than before find, comes with its extras.
 - Tables that cannot be read, for somebody has locked or altered them, are waited for a moment only. So is a read that
-  takes long, as without an index. Then all boards are read again, each within its own limits.
+  takes long, as without an index. Then boards are read again, each within its own limits: those of tasks that came,
+  or all if it is not known which tasks it is about.
 - One label may be that of very many tasks. Where that is so, they are counted by board first: those of boards that
   nobody follows are not read, and too many are left to reads of their boards.
 """
@@ -138,8 +139,8 @@ class Extras:
                 try:
                     extras = {extra.name: values[extra.id, key] for extra, key in _keys_of(image)}
                 except KeyError:
-                    transaction.sync = transaction.sync or sync_of(transaction.xid, _UNREAD).sync
-                    break
+                    transaction.again[image.board] = "extras_changed"
+                    continue
                 transaction.images[place] = image._replace(extras=extras)
 
     async def touched(

@@ -9,10 +9,9 @@ Rules:
   one was another, the shape of the tables is to be compared before the batch is passed on. So no batch has half of
   what an ALTER TABLE did.
 - Where a task's board is that of its lane, which is a row of another table, it is resolved when the entries are
-  read, in their snapshot. That table may be locked: it is waited for a moment only, or all boards are read again. A
-  lane that changed asks for its boards to be read again. So in whatever order writers
-  committed, and though none of them locked the other's row, what is sent fits what any read of a board shows. So it
-  is with what other tables say about tasks, see extras.py.
+  read, in their snapshot: see places.py. A lane that changed asks for its boards to be read again. So in whatever
+  order writers committed, and though none of them locked the other's row, what is sent fits what any read of a board
+  shows. So it is with what other tables say about tasks, see extras.py.
 - Memory is bounded: a large batch is read in parts, and of a large transaction one row after the other.
 
 Pruning, and the horizon. The journal is pruned by DELETE, below a floor: `horizon`, which is written in the same
@@ -37,6 +36,7 @@ from relay.postgres.connection import Connection, readable
 from relay.postgres.decode import Entry, images_of, sync_of, transactions_of
 from relay.postgres.extras import Extras, appeared, touches_in, touches_of
 from relay.postgres.faults import FeedError
+from relay.postgres.places import Places
 from relay.postgres.unshown import Unshown
 from relay.postgres.watches import Watches
 from relay.text import one_line
@@ -172,11 +172,7 @@ _TOUCHES: Final[LiteralString] = (
 )
 
 _ONE_SNAPSHOT: Final[LiteralString] = "begin isolation level repeatable read, read only"
-_RESOLVED: Final[LiteralString] = (
-    "select r.watch, /**/r.place/**/, /**/r.board/**/ from relay.resolve(%s::integer[], %s::text[]) r"
-)
 _UNREADABLE: Final = "row_unreadable: "
-_UNPLACED: Final = "lanes_changed: tasks changed whose lanes cannot be read now"
 
 # Whether the journal is whole since a snapshot, and has nothing about some watches on a board, nor anything that asks
 # for it to be read again. It is asked later than what it is asked about, and so says no less.
@@ -221,6 +217,7 @@ class Journal:
         self._link = link
         self._watches = watches
         self._followed = followed
+        self._places = Places(self._rows, watches)
         self._extras = Extras(self._rows, watches)
         self._probes: list[str] = []
 
@@ -242,6 +239,7 @@ class Journal:
         if len(rows) <= 1 + PART_CHANGES:
             entries = [Entry(*row[7:]) for row in rows[1:]]
             batch = _batch(rows, entries)
+            self._places.begin(None if batch.paused else batch.stamp, entries)
             if not in_one_snapshot:  # an extra that was declared just now asks for a sync
                 yield replace(batch, transactions=await self._transactions(entries))
                 return
@@ -275,6 +273,7 @@ class Journal:
     async def _in_parts(self, new: tuple[str, list[str]]) -> AsyncIterator[Batch]:
         """Read a large batch in the snapshot of this transaction."""
         whole = await self._head()
+        self._places.forget()
         if whole.paused:  # what follows writes, to end the pause, and sends all boards
             yield whole
             return
@@ -308,7 +307,8 @@ class Journal:
             rows = await self._rows(_MISSED, *parameters)
             touched_keys = await self._rows(_TOUCHES + " limit %s", *new, RESUME_CHANGES + 1)
             too_much = len(rows) > 1 + RESUME_CHANGES or len(touched_keys) > RESUME_CHANGES
-            entries = await self._resolved([Entry(*row[7:]) for row in rows[1:] if not too_much])
+            self._places.forget()
+            entries = await self._places.resolved([Entry(*row[7:]) for row in rows[1:] if not too_much])
             found = transactions_of(entries, self._watches.by_id, boards)
             await self._extras.attach(found)
             batch = _batch(rows, entries)
@@ -362,9 +362,10 @@ class Journal:
         while rows := await self._rows(f"fetch {PART_CHANGES} from part".encode()):
             found = [Entry(*columns) for _, *columns in rows]
             await self._watches.load_for(found)
-            entries = await self._resolved(found)
-            if any(entry.op == "S" for entry in entries):
-                yield sync_of(int(xid), _UNPLACED)
+            entries = await self._places.resolved(found)
+            again = [entry for entry in entries if entry.op != "R"]
+            for transaction in transactions_of(again, self._watches.by_id, self._followed):
+                yield transaction
             for (key, *_), entry in zip(rows, entries, strict=True):
                 its = self._images(entry) if entry.op == "R" else []
                 images += [image for image in its if image.key == key]
@@ -397,7 +398,7 @@ class Journal:
                 self._note_unrecorded(entry.watch, entry.reason)
             elif entry.op in {"L", "N", "F"} and (entry.reason or "").startswith(_UNREADABLE):
                 log.error("feed.unreadable_row", problem=one_line((entry.reason or "").removeprefix(_UNREADABLE)))
-        resolved = await self._resolved(entries)
+        resolved = await self._places.resolved(entries)
         return transactions_of(resolved, self._watches.by_id, self._followed, self._unshown)
 
     def _images(self, entry: Entry) -> list[Image]:
@@ -407,35 +408,6 @@ class Journal:
         if self._unshown is not None and (reason or "").startswith(_UNREADABLE):
             watch = self._watches.by_id.get(number) if number is not None else None
             self._unshown.unrecorded(watch.table if watch else "a watched table")
-
-    async def _resolved(self, entries: Sequence[Entry]) -> Sequence[Entry]:
-        """Give the entries of tasks that are found through lanes the boards that these have in this snapshot.
-
-        Those whose lanes cannot be read ask for all boards to be read again; of which only theirs cannot be.
-        """
-        joined = self._watches.found_through_lanes
-        places = {
-            (entry.watch, place)
-            for entry in (entries if joined else ())
-            if entry.op == "R" and entry.watch in joined
-            for place in (entry.old_board, entry.new_board)
-            if place is not None
-        }
-        if not places:
-            return entries
-        found = await self._rows(_RESOLVED, *map(list, zip(*places, strict=True)))
-        boards: dict[tuple[int, str | None], str] = {(watch, place): board for watch, place, board in found}
-        unplaced = {watch for watch, place, _ in found if place is None}
-
-        def placed(entry: Entry) -> Entry:
-            if entry.op != "R" or entry.watch not in joined:
-                return entry
-            if entry.watch in unplaced:
-                return entry._replace(op="S", reason=_UNPLACED)
-            old, new = (boards.get((entry.watch, place)) for place in (entry.old_board, entry.new_board))
-            return entry._replace(old_board=old, new_board=new)
-
-        return [placed(entry) for entry in entries]
 
     async def _rows(self, query: bytes | LiteralString, *parameters: object) -> list[TupleRow]:
         return await self._link.rows(readable(query, self._link), *parameters)

@@ -558,6 +558,50 @@ async def test_lanes_that_cannot_be_read_are_a_fault_of_their_boards_alone(
         assert relay.feed.status(10).counts.reconnects == 0
 
 
+async def test_tasks_in_lanes_that_are_known_go_on_while_the_table_of_lanes_is_locked(
+    lists: Database, relay: Relay
+) -> None:
+    """What was resolved holds until a lane changes, which is in the journal."""
+    async with Client.to(relay.url) as one, Client.to(relay.url) as two:
+        await one.subscribe("1")
+        await two.subscribe("2")
+        lists.execute("insert into cards values (1, 10, 'a'), (2, 11, 'b')")
+        assert brief([await one.receive(), await one.receive()]) == [created(1), created(2)]
+        with lists.connect() as holder, holder.transaction():
+            await asyncio.to_thread(holder.execute, "lock table lists in access exclusive mode")
+            lists.execute("update cards set title = 'c' where id = 2; update cards set list_id = 11 where id = 1")
+            assert brief([await one.receive(), await one.receive()]) == [updated(2, title="c"), moved(1, 10, 11)]
+        lists.execute("update lists set board_id = 2 where id = 11")
+        assert lanes_in((await one.receive())[1]) == {"10": []}
+        assert lanes_in((await two.receive())[1]) == {"11": [1, 2], "20": []}
+        lists.execute("update cards set title = 'd' where id = 1")
+        assert brief([await two.receive()]) == [updated(1, title="d")]
+
+
+async def test_board_that_tasks_name_themselves_is_alone_concerned_while_their_lanes_cannot_be_read(
+    database: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are not sent again."""
+    monkeypatch.setattr(boards, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(requests, "LONGEST_RETRY_SECONDS", 0.1)
+    database.execute(
+        "create table statuses (id int primary key, name text); insert into statuses values (1, 'New');"
+        "create table issues (id int primary key, project_id int, status_id int);"
+        "insert into issues values (1, 7, 1), (2, 8, 1); select relay.lanes('statuses');"
+        "select relay.watch('issues', board_column => 'project_id', lane_column => 'status_id', lanes => 'statuses')"
+    )
+    async with Client.to(relay.url) as seven, Client.to(relay.url) as eight:
+        await seven.subscribe("7")
+        await eight.subscribe("8")
+        with database.connect() as holder, holder.transaction():
+            await asyncio.to_thread(holder.execute, "lock table statuses in access exclusive mode")
+            database.execute("insert into issues values (3, 7, 1)")
+            assert (await seven.receive())[1]["code"] == "board_unavailable"
+        assert lanes_in((await seven.receive())[1]) == {"1": [1, 3]}
+        database.execute("insert into issues values (4, 8, 1)")
+        assert brief([await eight.receive()]) == [created(4)]
+
+
 @pytest.mark.parametrize(
     "change",
     [
