@@ -50,6 +50,10 @@ class Table(Protocol):
     @property
     def id(self) -> int: ...
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether its images do not say what boards show."""
+
     def task(self, columns: Row, board: str) -> Row:
         """Turn a row, keyed by the names of its columns, into a task as clients see it."""
 
@@ -118,7 +122,7 @@ class Transaction:
             its = found.setdefault(board, [])
             if isinstance(its, str):
                 continue
-            if self.outdated:
+            if self.outdated or images[0].table.in_doubt:
                 found[board] = "schema_changed"
             elif (pair := _before_and_after(images)) is None:
                 found[board] = "changes_missing"

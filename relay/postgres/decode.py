@@ -92,6 +92,8 @@ class Watch:
     """Of what kind the names of its boards are: bigint, uuid or text."""
     extras: tuple[Extra, ...] = ()
     """What other tables say about its tasks."""
+    in_doubt: bool = False
+    """Whether changes may be of rows that no board shows: of a partition that is being detached."""
 
     def shows(self, column: str) -> bool:
         """Whether a column is in tasks."""

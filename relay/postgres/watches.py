@@ -15,7 +15,7 @@ _WATCHED: Final[LiteralString] = """
     select id, pg_catalog.format('%I.%I', schema_name, table_name) as table, id_column, board_column, lane_column,
            hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced, filter, board_as,
            lane_as, lanes, key_columns, id_prefix, as_text, columns, ordering, distinct_ids, id_kind, board_kind,
-           lost_order, is_key, extras
+           lost_order, is_key, extras, detaching::text
     from relay.watched order by id
 """
 _LANES: Final[LiteralString] = """
@@ -138,6 +138,7 @@ class Watched:
     lost_order: Sequence[str]
     is_key: bool
     extras: Sequence[tuple[int, str, str]] | None
+    detaching: str | None
 
     @property
     def watch(self) -> Watch:
@@ -150,6 +151,7 @@ class Watched:
             lanes=self.lanes is not None,
             board_kind=self.board_kind,
             extras=tuple(Extra(*each) for each in self.extras or ()),
+            in_doubt=self.detaching is not None,
         )
 
     def command(self, table: str) -> str:
@@ -205,7 +207,8 @@ class Watched:
         """Say in one line what is not as it should be where its changes are shown, and what to run."""
         lost = _disorder(self.table, self.lost_order, self.command(self.table)) if self.lost_order else None
         doubled = None if self.is_key or self.problem else _no_key(self.table, self.key_columns)
-        return "; ".join(filter(None, (doubled, lost))) or None
+        detaching = None if self.detaching is None else _being_detached(self.table, self.detaching)
+        return "; ".join(filter(None, (doubled, lost, detaching))) or None
 
     @property
     def _replacement(self) -> str:
@@ -230,6 +233,13 @@ def _no_key(table: str, columns: Sequence[str]) -> str:
     return (
         f"rows of {table} may share an id, which is one task to clients, for ({', '.join(columns)}) has no unique "
         "index of its own any more, or may be null: restore its key, or have the table watched by another"
+    )
+
+
+def _being_detached(table: str, part: str) -> str:
+    return (
+        f"{part} is being detached from {table}, and until that is over each change has its board read again: "
+        f"if it was given up, run alter table {table} detach partition {part} finalize"
     )
 
 

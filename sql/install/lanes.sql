@@ -236,7 +236,7 @@ as $$
     select pg_catalog.left(pg_catalog.md5(pg_catalog.concat_ws(';', 'relay.epochs'::regclass::oid,
         pg_catalog.string_agg(pg_catalog.concat_ws(' ', w.target::oid, w.key_columns, w.id_prefix, w.as_text, w.board_column, w.lane_column,
             w.hidden, w.order_by, w.filter, w.board_as, w.lane_as, w.lanes::oid, l.said, w.problem, cols.said, types.said, triggers.said,
-            files.said, names.said), ';' order by w.target::oid))), 12)
+            files.said, detaching.said, names.said), ';' order by w.target::oid))), 12)
     from relay.watches w
     left join relay.lane_tables l on l.target = w.lanes
     cross join lateral (
@@ -264,6 +264,7 @@ as $$
         where p <> w.target
           and not exists (select from pg_catalog.pg_trigger t where t.tgrelid = p and t.tgname = 'relay_truncate' and t.tgenabled in ('O', 'A'))
     ) files
+    cross join lateral (select relay.detaching(w.target)::oid as said) detaching
     cross join lateral (
         select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod,
                    a.attisdropped, a.xmin, case when a.attgenerated <> '' then d.xmin end), ','
@@ -404,7 +405,8 @@ create or replace view relay.watched as
            relay.lost_order(w.target, w.order_by) as lost_order,
            relay.is_key(w.target, w.key_columns) as is_key,
            (select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(e.id, e.name, e.task_column) order by e.name)
-            from relay.extras e where e.target = w.target and e.problem is null) as extras
+            from relay.extras e where e.target = w.target and e.problem is null) as extras,
+           relay.detaching(w.target) as detaching
     from relay.watches w
     join pg_catalog.pg_class c on c.oid = w.target
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace;

@@ -20,6 +20,18 @@ as $$
     select p.oid::regclass from parts p
 $$;
 
+-- A partition that is being detached concurrently, if there is one. Its rows are on no board, but its triggers are there until
+-- the end, so that what is written straight into it is journalled as ever.
+create or replace function relay.detaching(target regclass) returns regclass
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select i.inhrelid::regclass
+    from relay.parts(target) p join pg_catalog.pg_inherits i on i.inhparent = p and i.inhdetachpending
+    order by i.inhrelid limit 1
+$$;
+
 -- The type's own name, or of what a domain is made of.
 create or replace function relay.base_type(typ oid) returns oid
     language plpgsql

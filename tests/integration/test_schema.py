@@ -208,7 +208,7 @@ async def test_new_partition_is_no_problem_and_a_truncate_of_it_alone_is_a_sync(
 
 
 async def test_partition_that_is_being_detached_is_none_any_more(database: Database, relay: Relay) -> None:
-    """Readers see none of its rows, although who reads the table keeps the detaching from its end."""
+    """Readers see none of its rows, also not of those that are written straight into it before the end."""
     database.execute("create table p (id int primary key, board_id text, lane text) partition by range (id)")
     database.execute("create table p0 partition of p for values from (0) to (10); select relay.watch('p')")
     database.execute("insert into p values (1, 'b', 'x')")
@@ -221,8 +221,19 @@ async def test_partition_that_is_being_detached_is_none_any_more(database: Datab
             )
             await synced(client)
             assert (client.tasks, detaching.done()) == ({}, False)
+            database.execute("insert into p0 values (2, 'b', 'x'); update p0 set lane = 'y' where id = 1")
+            await synced(client)
+            assert client.tasks == {}
+            assert "p0 is being detached from public.p" in relay.feed.status(10).incomplete["public.p"]
             reader.execute("commit")
             await detaching
+            database.execute("insert into p0 values (3, 'b', 'x'); create table p1 partition of p default")
+            while "public.p" in relay.feed.status(10).incomplete:
+                await client.receive()
+            database.execute("insert into p values (12, 'b', 'x')")
+            while 12 not in client.tasks:
+                await client.receive()
+            assert client.tasks.keys() == {12}
 
 
 # Rows that cannot be shown
