@@ -38,7 +38,7 @@ grant execute on function relay.parts(regclass), relay.detaching(regclass), rela
 grant select on sequence relay.control to relay_daemon;
 
 -- Functions that run with the rights of the schema's owner, or of relay_reader.
-grant execute on function relay.version(), relay.place(), relay.epoch(), relay.shape(), relay.note_shape(), relay.refresh(), relay.hold_tables(text, integer[]),
+grant execute on function relay.version(), relay.place(), relay.epoch(), relay.shape(), relay.note_shape(), relay.refresh(), relay.restore_rights(), relay.hold_tables(text, integer[]),
     relay.board(text, boolean, integer[]), relay.resolve(integer[], text[]), relay.extra_values(integer, text[]), relay.touched(integer, boolean, text[], text[]), relay.readable(text), relay.poll_for(integer), relay.prune(interval, bigint), relay.resume(),
     relay.probe(text), relay.vitals(), relay.vacuum_holders(), relay.may_read(jsonb, text), relay.altered(),
-    relay.widest(), relay.missing_right(regclass) to relay_daemon;
+    relay.widest(), relay.missing_right(regclass), relay.needed_rights() to relay_daemon;

@@ -72,8 +72,12 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "feed.fault": Event("an unexpected error: the relay reconnects", ("exception",)),
     "feed.not_refreshed": Event(
-        "Postgres did not let the relay adapt its trigger functions to an altered table; the relay tries again",
+        "Postgres did not let the relay repair its trigger functions or its roles' rights; the relay tries again",
         ("problem",),
+    ),
+    "feed.rights_restored": Event(
+        "the relay's own roles lacked rights, so that writers may have failed, and have them again",
+        ("roles",),
     ),
     "feed.unreadable_row": Event("a row cannot be shown, and is left out", ("problem",)),
     "feed.board_failed": Event(

@@ -143,7 +143,10 @@ class Feed(Source, Authorizer):
         """The tables that are shown, but not as they should be, and why."""
         found = dict(self._session.watches.shortcomings if self._session else {})
         if self._session and self._session.unfit:
-            found["schema relay"] = f"trigger functions may not fit their tables any more: {self._session.unfit}"
+            found["schema relay"] = (
+                "trigger functions may not fit their tables any more, or lack rights, and Postgres refuses to repair "
+                f"them: {self._session.unfit}: run relay sql install"
+            )
         for table, problem in self._unshown.problems.items():
             found[table] = f"{found[table]}; {problem}" if table in found else problem
         return found

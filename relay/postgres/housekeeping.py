@@ -18,11 +18,10 @@ LINK_SECONDS: Final = 0.25
 
 
 async def inspect(session: Session) -> None:
-    """Read again and again what is watched, and whether its triggers are in place, and fit."""
+    """Read again and again what is watched, and whether its triggers are in place, fit, and may do what they do."""
     while True:
         await asyncio.sleep(INSPECT_SECONDS)
-        if session.unfit:
-            await session.refresh()
+        await (session.refresh() if session.unfit else session.restore_rights())
         await session.watches.load()
 
 

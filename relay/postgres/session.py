@@ -19,6 +19,7 @@ from typing import Any, Final, LiteralString, Self
 
 import psycopg
 import structlog
+from psycopg.rows import TupleRow
 
 from relay.model.cursor import Epoch
 from relay.postgres.boards import Boards
@@ -148,17 +149,27 @@ class Session:
         Postgres may refuse, for a database can forbid who changes what; `unfit` then says why, in one line. All else
         goes on: where a function does not fit, changes cannot be recorded, and all boards are read again.
         """
+        await self._repair("select relay.refresh()")
+
+    async def restore_rights(self) -> None:
+        """Restore the rights that the relay's roles need: without them, those who write to the tables fail."""
+        for (roles,) in await self._repair("select relay.restore_rights()::text[]"):
+            if roles:
+                log.warning("feed.rights_restored", roles=roles)
+
+    async def _repair(self, query: LiteralString) -> list[TupleRow]:
         try:
             async with self._reader.in_turn:
-                await self._reader.rows("select relay.refresh()")
+                repaired = await self._reader.rows(query)
         except psycopg.Error as ex:
             if self._reader.closed or not is_refusal(ex):
                 raise
             if (problem := error_line(ex)) != self.unfit:
                 log.error("feed.not_refreshed", problem=problem)  # noqa: TRY400  # the line says it all
             self.unfit = problem
-        else:
-            self.unfit = None
+            return []
+        self.unfit = None
+        return repaired
 
     async def notified(self, seconds: float) -> list[str | None]:
         """Wait up to `seconds` for a notification; return the label of the probe that each is of, or None."""

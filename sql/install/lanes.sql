@@ -462,8 +462,80 @@ $$;
 
 comment on function relay.altered() is 'Which trigger functions are not as they should be.';
 
--- Makes those functions as they should be, after columns were renamed or retyped, and gives to the powerless roles what
--- is theirs, after a restore without owners; the daemon calls it. Replacing a function locks no table, and has every
+-- The rights that the roles of the relay need: relay_writer to insert, to read the control, and to call its helpers and what
+-- renders; relay_renderer to call others that render; relay_reader to read what is watched, and boards. For functions that are made for a
+-- table, see relay.altered.
+create or replace function relay.needed_rights(out role name, out privilege text, out object text, out missing boolean)
+    returns setof record
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select r.name, 'usage', 'schema relay', not pg_catalog.has_schema_privilege(r.name, 'relay', 'usage')
+    from pg_catalog.unnest('{relay_writer,relay_reader,relay_renderer}'::name[]) r (name)
+    union all
+    select t.role, t.privilege, t.object, not case t.object
+               when 'sequence relay.control' then pg_catalog.has_sequence_privilege(t.role, 'relay.control', t.privilege)
+               else pg_catalog.has_table_privilege(t.role, t.object, t.privilege) end
+    from (values ('relay_writer'::name, 'insert', 'relay.journal'), ('relay_writer', 'select', 'sequence relay.control'),
+                 ('relay_reader', 'select', 'relay.watches'), ('relay_reader', 'select', 'relay.lane_tables'),
+                 ('relay_reader', 'select', 'relay.extras')) t (role, privilege, object)
+    union all
+    select f.role, 'execute', 'function ' || p.oid::regprocedure, not pg_catalog.has_function_privilege(f.role, p.oid, 'execute')
+    from (values
+        ('relay_writer'::name, '{journal_sync,notify,polled_for,pauses,paused,pause_if_full}'::name[]),
+        ('relay_renderer', '{entry,image}'),
+        ('relay_reader',
+         '{parts,types,has_user_types,base_type,is_plain,spelled,label_named,outgrown,said,statements,column_named,comparable,
+           is_shown_as_text,lane_join,lane_condition,lanes_of,board_type,written_as,id_of,has_places,place_of,labelled,as_text,
+           equals,in_index,order_parts,order_named,is_usual_order,ordering,lost_order,order_clause,written,image,holders,
+           missing_right,tables_of,reading,joinable,collation_of,columns_named,table_named,extra_tables,camel_case,shown_value,
+           readable,extra_function,extra_condition,extra_value,extra_of,extras_of,hold_in_snapshot,touched_query,read_touched}')) f (role, names)
+    join pg_catalog.pg_proc p on p.proname = any (f.names)
+    where p.pronamespace = 'relay'::regnamespace
+$$;
+
+-- Gives to roles of the relay what is theirs, after a restore without owners, or where somebody has revoked it: without it,
+-- writers of watched tables fail. Returns the roles that lacked something. The daemon calls it.
+create or replace function relay.restore_rights() returns name[]
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    needed   record;
+    restored name[] := '{}';
+begin
+    for needed in
+        select f.name::regprocedure as func, f.role
+        from (values
+            ('relay.image(record)', 'relay_renderer'::name), ('relay.journal_truncate()', 'relay_writer'),
+            ('relay.lanes_truncate()', 'relay_writer'), ('relay.extra_truncate()', 'relay_writer'),
+            ('relay.board(text, boolean, integer[])', 'relay_reader'), ('relay.resolve(integer[], text[])', 'relay_reader'),
+            ('relay.extra_values(integer, text[])', 'relay_reader'), ('relay.touched(integer, boolean, text[], text[])', 'relay_reader'),
+            ('relay.hold_tables(text, integer[])', 'relay_reader'), ('relay.widest()', 'relay_reader')) f (name, role)
+        join pg_catalog.pg_proc p on p.oid = f.name::regprocedure
+        left join pg_catalog.pg_roles r on r.rolname = f.role
+        where r.oid is distinct from p.proowner
+    loop
+        -- Two that repair at once would be in each other's way.
+        perform pg_catalog.pg_advisory_xact_lock('relay.watched'::regclass::oid::bigint);
+        perform relay.give(needed.func, needed.role);
+        restored := pg_catalog.array_append(pg_catalog.array_remove(restored, needed.role), needed.role);
+    end loop;
+    for needed in select n.role, n.privilege, n.object from relay.needed_rights() n where n.missing loop
+        perform pg_catalog.pg_advisory_xact_lock('relay.watched'::regclass::oid::bigint);
+        execute pg_catalog.format('grant %s on %s to %I', needed.privilege, needed.object, needed.role);
+        restored := pg_catalog.array_append(pg_catalog.array_remove(restored, needed.role), needed.role);
+    end loop;
+    return restored;
+end
+$$;
+
+comment on function relay.restore_rights() is 'Gives to the roles of the relay the rights that they need.';
+
+-- Makes those functions as they should be, after columns were renamed or retyped, or somebody has replaced one; the daemon
+-- calls it. Replacing a function locks no table, and has every
 -- session compile it again, with the columns as they are now. Its owner loses no right and gains none: what it creates
 -- is decided by the triggers alone.
 create or replace function relay.refresh() returns integer
@@ -478,21 +550,14 @@ declare
     altered integer[];
     made    integer := 0;
 begin
-    perform relay.give('relay.image(record)'::regprocedure, 'relay_renderer');
-    perform relay.give('relay.journal_truncate()'::regprocedure, 'relay_writer');
-    perform relay.give('relay.board(text, boolean, integer[])'::regprocedure, 'relay_reader');
-    perform relay.give('relay.lanes_truncate()'::regprocedure, 'relay_writer');
-    perform relay.give('relay.resolve(integer[], text[])'::regprocedure, 'relay_reader');
-    perform relay.give('relay.extra_truncate()'::regprocedure, 'relay_writer');
-    perform relay.give('relay.extra_values(integer, text[])'::regprocedure, 'relay_reader');
-    perform relay.give('relay.touched(integer, boolean, text[], text[])'::regprocedure, 'relay_reader');
-    perform relay.give('relay.hold_tables(text, integer[])'::regprocedure, 'relay_reader');
-    perform relay.give('relay.widest()'::regprocedure, 'relay_reader');
+    perform relay.restore_rights();
     altered := array(select a from relay.altered() a);
     -- The loops would be planned even so, which takes longer than all else here.
     if altered = '{}' then
         return made;
     end if;
+    perform pg_catalog.pg_advisory_xact_lock('relay.watched'::regclass::oid::bigint);
+    altered := array(select a from relay.altered() a);  -- those that another relay has not made meanwhile
     for w in select s.* from relay.watches s where s.id = any (altered) loop
         perform relay.make_functions(w);
         made := made + 1;

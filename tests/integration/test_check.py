@@ -105,7 +105,13 @@ _ALTER = "do $$ begin execute replace(pg_get_functiondef('relay.{}_ID'::regproc)
             "run relay sql install",
         ),
         ("select relay.unwatch('tasks')", "watched", "failed", "nothing is watched", "run relay sql watch"),
-        ("drop trigger relay_truncate on tasks", "watched", "failed", "nothing is watched", "run relay sql watch"),
+        (
+            "drop trigger relay_truncate on tasks",
+            "triggers",
+            "failed",
+            "relay_truncate of public.tasks is missing",
+            "run relay sql watch public.tasks",
+        ),
         (
             "alter table tasks disable trigger relay_change",
             "triggers",
@@ -209,7 +215,7 @@ async def test_column_that_is_gone(database: Database) -> None:
     database.execute("alter table tasks drop column lane, add column stage text")
     columns = (await check(database.dsn))["columns"]
 
-    assert columns.found == "public.tasks has no column lane any more, its lane: its rows are not shown"
+    assert columns.found == "public.tasks has no column lane any more, its lane, and is not shown"
     assert str(columns.hint).startswith("run relay sql watch public.tasks")
     database.execute("select relay.watch('tasks', lane_column => 'stage', order_by => '{priority}')")
     assert not_ok(await check(database.dsn)) == {}
@@ -267,7 +273,7 @@ HOSTILE = [
         )
     },
     {"drop view relay.watched; create view relay.watched as select 1": ("watched", "column w.schema_name does not")},
-    {"drop trigger relay_truncate on tasks": ("triggers", "public.tasks has trigger relay_change, but not")},
+    {"drop trigger relay_truncate on tasks": ("triggers", "relay_truncate of public.tasks is missing")},
     {
         "drop trigger relay_extra_EXTRA on notes": (
             "triggers",

@@ -501,6 +501,35 @@ async def test_database_that_forbids_ddl_leaves_its_boards_current(
         pass
 
 
+REVOKED = (
+    "revoke usage on schema relay from relay_writer, relay_reader, relay_renderer",
+    "revoke insert on relay.journal from relay_writer",
+    "revoke all on sequence relay.control from relay_writer",
+    "revoke execute on all functions in schema relay from relay_writer, relay_reader, relay_renderer",
+    "revoke select on relay.watches from relay_reader",
+    "reassign owned by relay_writer, relay_reader, relay_renderer to current_user",
+)
+
+
+_WRONG = "select object from relay.needed_rights() where missing union all select relay.altered()::text"
+
+
+@pytest.mark.usefixtures("inspects_often")
+async def test_rights_that_somebody_revokes_from_the_relays_roles_are_restored(
+    database: Database, relay: Relay, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers of watched tables fail without them. So it is with what belongs to those roles."""
+    monkeypatch.setattr(follower, "SHAPE_SECONDS", 0.05)
+    await until(lambda: relay.feed.problem is None)
+    for number, statement in enumerate(REVOKED):
+        await asyncio.to_thread(database.execute, statement)
+        await until(lambda: database.fetch(_WRONG) == [])
+        await asyncio.to_thread(database.execute, "insert into tasks (id, title) values (%s, 'A')", str(number))
+        while str(number) not in client.tasks:
+            await client.receive()
+    assert relay.feed.status(10).counts.reconnects == 0
+
+
 # Columns that are shown
 
 

@@ -105,18 +105,23 @@ _LACKING: Final[LiteralString] = """
 """
 
 
+_LACKING_BESIDE: Final[LiteralString] = """
+    select n.role, pg_catalog.array_agg(n.object order by n.object)
+    from relay.needed_rights() n where n.missing group by n.role order by n.role
+"""
+
+
 async def _grants(place: Place) -> Verdict:
     user = place.link.info.user
     own = [grant._replace(role=user) for grant in grants_of(install.text("roles"))]
-    wanted = own + grants_of(install.text("install"))
-    lacking = [Grant(*row) for row in await place.link.rows(_LACKING, *map(list, zip(*wanted, strict=True)))]
-    if not lacking:
-        return ok(f"role {user} has all {len(own)} rights that it needs, and so have the relay's own roles")
-    role = lacking[0].role
-    found = f"role {role} has no right on {listed(str(grant) for grant in lacking if grant.role == role)}"
-    if role != user:
-        return failed(found, "run relay sql install")
-    return failed(found, "run relay sql roles" + (", and connect as relay_daemon" if user != "relay_daemon" else ""))
+    lacking = [Grant(*row) for row in await place.link.rows(_LACKING, *map(list, zip(*own, strict=True)))]
+    if lacking:
+        found = f"role {user} has no right on {listed(map(str, lacking))}"
+        beside = ", and connect as relay_daemon" if user != "relay_daemon" else ""
+        return failed(found, f"run relay sql roles{beside}")
+    for role, objects in await place.link.rows(_LACKING_BESIDE):
+        return failed(f"role {role} has no right on {listed(objects)}", "run relay sql install, or start the daemon")
+    return ok(f"role {user} has all {len(own)} rights that it needs, and so have the relay's own roles")
 
 
 CHECKS: Final = (
