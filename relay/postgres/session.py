@@ -149,7 +149,8 @@ class Session:
         Postgres may refuse, for a database can forbid who changes what; `unfit` then says why, in one line. All else
         goes on: where a function does not fit, changes cannot be recorded, and all boards are read again.
         """
-        await self._repair("select relay.refresh()")
+        if await self._repair("select relay.refresh()"):
+            self.unfit = None
 
     async def restore_rights(self) -> None:
         """Restore the rights that the relay's roles need: without them, those who write to the tables fail."""
@@ -160,7 +161,7 @@ class Session:
     async def _repair(self, query: LiteralString) -> list[TupleRow]:
         try:
             async with self._reader.in_turn:
-                repaired = await self._reader.rows(query)
+                return await self._reader.rows(query)
         except psycopg.Error as ex:
             if self._reader.closed or not is_refusal(ex):
                 raise
@@ -168,8 +169,6 @@ class Session:
                 log.error("feed.not_refreshed", problem=problem)  # noqa: TRY400  # the line says it all
             self.unfit = problem
             return []
-        self.unfit = None
-        return repaired
 
     async def notified(self, seconds: float) -> list[str | None]:
         """Wait up to `seconds` for a notification; return the label of the probe that each is of, or None."""

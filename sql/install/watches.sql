@@ -391,6 +391,13 @@ select (d.said ->> 'watch')::integer as id,
              order by a.attnum) as hidden,
        relay.order_named(d.target, d.said -> 'order_by', d.same) as order_by,
        case
+           -- After a restore, a hidden column may be there under another name.
+           when not d.same and exists (
+               select from pg_catalog.jsonb_array_elements(d.said -> 'hidden') h
+               where not exists (select from pg_catalog.pg_attribute a
+                                 where a.attrelid = d.target and a.attname = h ->> 1 and not a.attisdropped))
+           then 'was restored, and a column that it hides is not there'
+           when not d.same and not d.on_trigger then 'is another table than the one that was watched'
            when pg_catalog.array_position(key.columns, null) is not null
            then 'has no column ' || (key.said -> (pg_catalog.array_position(key.columns, null) - 1) ->> 1) || ' any more, its id'
            when d.said ? 'board' and col.board_column is null
@@ -407,13 +414,6 @@ select (d.said ->> 'watch')::integer as id,
            then pg_catalog.format('has lanes of another type than those in %s', lanes.target)
            when d.said ? 'lanes' and lanes.board_column is null and not d.said ?| array['board', 'board_as']
            then pg_catalog.format('has no board, and %s has none any more', lanes.target)
-           -- After a restore, a hidden column may be there under another name.
-           when not d.same and exists (
-               select from pg_catalog.jsonb_array_elements(d.said -> 'hidden') h
-               where not exists (select from pg_catalog.pg_attribute a
-                                 where a.attrelid = d.target and a.attname = h ->> 1 and not a.attisdropped))
-           then 'was restored, and a column that it hides is not there'
-           when not d.same and not d.on_trigger then 'is another table than the one that was watched'
        end as problem,
        d.said ->> 'name' as watched_as,
        -- The columns that are not hidden, where it was said which are shown; else null.

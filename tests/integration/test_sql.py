@@ -206,11 +206,22 @@ def test_trigger_that_does_not_always_fire_shows_and_watch_restores_it(
     assert database.fetch(triggers) == [(True, True)]
 
 
-def test_table_without_the_trigger_that_holds_the_watch_is_not_watched(database: Database) -> None:
-    """The watch is written in the trigger on TRUNCATE, and nowhere else."""
-    database.execute("drop trigger relay_truncate on tasks")
+def test_watch_is_kept_where_somebody_drops_the_triggers_and_goes_with_the_table(database: Database) -> None:
+    """It is written in the trigger on TRUNCATE, and noted on the function of the other. After that it goes on."""
+    watched = "select target::regclass::text, hidden, triggers_complete, problem from relay.watched"
+    database.execute("select relay.watch('tasks', hidden => '{description}')")
+    database.execute("drop trigger relay_change on tasks; drop trigger relay_truncate on tasks")
+    assert database.fetch(watched) == [("tasks", ["description"], False, None)]
+    database.execute("select relay.remove_orphans(); select relay.watch('tasks')")
+    assert database.fetch(watched) == [("tasks", ["description"], True, None)]
 
-    assert database.fetch("select * from relay.watched") == []
+    database.execute(
+        "drop trigger relay_truncate on tasks; alter table tasks rename to jobs; create table tasks (id int)"
+    )
+    [(table, _, _, problem)] = database.fetch(watched)
+    assert (table, problem) == ("tasks", "was restored, and a column that it hides is not there")
+    database.execute("drop table tasks")
+    assert database.fetch(watched) == []
 
 
 def test_watch_id_is_never_used_again(database: Database) -> None:
