@@ -46,7 +46,7 @@ NO_ENCODING: Final = (
 
 READ_ONLY: Final = (
     "sessions are read-only here, for default_transaction_read_only is on: expected a role that may write: "
-    "run alter role NAME in database NAME set default_transaction_read_only = off"
+    "run alter role {} in database {} set default_transaction_read_only = off"
 )
 
 # What goes wrong on a connection, the feed reports itself.
@@ -133,7 +133,9 @@ async def connect(conninfo: str) -> Connection:
         if connection:
             await connection.close()
         if isinstance(ex, psycopg.OperationalError) and "session is read-only" in str(ex):
-            raise FeedError(READ_ONLY) from None
+            given = conninfo_to_dict(conninfo)
+            names = (str(given.get(key) or "NAME").replace('"', '""') for key in ("user", "dbname"))
+            raise FeedError(READ_ONLY.format(*(f'"{name}"' for name in names))) from None
         raise
     return connection
 

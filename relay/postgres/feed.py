@@ -214,6 +214,8 @@ class Feed(Source, Authorizer):
 def _problem_of(group: BaseExceptionGroup[Exception]) -> str:
     """Say what ended a session; one that nobody foresaw is logged whole."""
     first = first_of(group)
+    if isinstance(first, psycopg.errors.InsufficientPrivilege) and not first.diag.context:
+        return f"{error_line(first)}: run relay sql roles, and connect as relay_daemon"
     if isinstance(first, (psycopg.Error, OSError, FeedError, WatchOutdated)):
         return error_line(first)
     log.error("feed.fault", exc_info=group)

@@ -381,5 +381,5 @@ async def test_database_that_only_reads_is_no_primary(database: Database) -> Non
     database.execute(f"alter database {name} set default_transaction_read_only = on")
     async with serving(database.dsn) as worker, feeding(worker):
         await until_reported(worker, "sessions are read-only here", part="unready")
-        database.execute(f"alter database {name} reset default_transaction_read_only")
+        database.execute(str((await worker.status()).unready).partition(": run ")[2])
         await until_reported(worker, "None", part="unready")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,16 @@ async def test_publisher_needs_no_more_than_the_daemons_role_has(
             database.execute("insert into tasks (id, title) values ('a', 'A')")
             assert [kind for kind, _ in await client.receive_batch()] == ["task.created"]
             assert is_active(other)
+
+
+async def test_right_that_the_daemon_lacks_is_named_with_the_command(database: Database, daemon_dsn: str) -> None:
+    async with Relay(daemon_dsn).running() as relay:
+        await until(lambda: relay.feed.problem is None)
+        await asyncio.to_thread(database.execute, "drop owned by relay_daemon")
+        said = "permission denied for schema relay: run relay sql roles, and connect as relay_daemon"
+        await until(lambda: relay.feed.problem == said)
+        await asyncio.to_thread(database.execute, ROLES.read_text())
+        await until(lambda: relay.feed.problem is None)
 
 
 def test_daemon_may_do_nothing_else(daemon_dsn: str) -> None:
