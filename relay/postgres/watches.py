@@ -315,12 +315,12 @@ class Closure(NamedTuple):
     the table that they belong to.
     """
 
-    columns_of: Sequence[int] = ()
-    triggers_of: Sequence[int] = ()
-    partitions_of: Sequence[int] = ()
-    labels_of: Sequence[int] = ()
-    casts_of: Sequence[int] = ()
-    functions: Sequence[int] = ()
+    columns_of: list[int]
+    triggers_of: list[int]
+    partitions_of: list[int]
+    labels_of: list[int]
+    casts_of: list[int]
+    functions: list[int]
 
 
 class Watches:
@@ -330,7 +330,7 @@ class Watches:
     """
 
     def __init__(self, reader: Connection) -> None:
-        self.closure = Closure()
+        self.closure = Closure([], [], [], [], [], [])
         self.by_id: Mapping[int, Watch] = {}
         self._reader = reader
         self._known: dict[int, Watched] = {}

@@ -135,7 +135,7 @@ declare
     wanted  relay.lane_tables;
 begin
     perform relay.one_at_a_time();
-    select * into present from relay.lane_tables l where l.target = lanes.target;
+    select * into present from relay.lane_tables l where l.target = lanes.target and l.is_own;
     wanted.target := lanes.target;
     wanted.same := true;
     wanted.id_column := coalesce(lanes.id_column, present.id_column, 'id');

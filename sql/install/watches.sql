@@ -362,7 +362,8 @@ select (d.said ->> 'lane_table')::integer as id,
                                                   ('relay_lanes_truncate', 32, 'lanes_truncate'))) = 2 as triggers_complete,
        d.said,
        d.same,
-       d.said ->> 'name' as declared_as
+       d.said ->> 'name' as declared_as,
+       d.same or d.on_trigger as is_own
 from relay.statements('lanes_truncate') d
 offset 0;
 
@@ -433,7 +434,9 @@ select (d.said ->> 'watch')::integer as id,
        d.said ? 'as_text' as as_text,
        d.said,
        d.same,
-       d.said ? 'distinct_ids' as distinct_ids
+       d.said ? 'distinct_ids' as distinct_ids,
+       -- Whether it is the table that was watched, or a restored one.
+       d.same or d.on_trigger as is_own
 from relay.statements('journal_truncate') d
 cross join lateral (
     select max(a.attname) filter (where a.role = 'id') as id_column,

@@ -587,7 +587,7 @@ declare
     remedy text;
 begin
     select o.target into other from relay.watches o
-    where o.target <> wanted.target and o.id_prefix is not distinct from wanted.id_prefix and not o.distinct_ids
+    where o.target <> wanted.target and o.is_own and o.id_prefix is not distinct from wanted.id_prefix and not o.distinct_ids
       and relay.id_kind(o) = ids and relay.board_kind(o) = boards
     order by o.target::text limit 1;
     if other is null or ids = 'uuid' or wanted.distinct_ids then
@@ -658,7 +658,7 @@ declare
     col           name;
 begin
     perform relay.one_at_a_time();
-    select * into current_watch from relay.watches w where w.target = watch.target;
+    select * into current_watch from relay.watches w where w.target = watch.target and w.is_own;
     if watch.hidden is not null and watch.shown is not null then
         raise exception 'relay.watch: found both hidden and shown: expected the columns to hide, or the only ones to show'
             using errcode = 'invalid_parameter_value';

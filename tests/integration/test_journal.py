@@ -382,7 +382,9 @@ async def test_long_transaction_costs_reading_nothing(database: Database, relay:
     assert position.xip
     reader = database.connect()
     reader.execute("set enable_seqscan = off")
-    parameters = [str(position.xmax), [str(xid) for xid in position.xip], PART_CHANGES + 1]
+    assert relay.feed._session  # noqa: SLF001
+    closure = relay.feed._session.watches.closure  # noqa: SLF001
+    parameters = [*closure, str(position.xmax), [str(xid) for xid in position.xip], PART_CHANGES + 1]
     rows = reader.execute(b"explain (analyze, timing off) " + _SINCE.encode(), parameters).fetchall()
     long.execute("rollback")
     found = [int(float(match[1])) for (line,) in rows if (match := re.search(r"Scan.*actual rows=([0-9.]+)", line))]

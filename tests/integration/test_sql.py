@@ -220,6 +220,9 @@ def test_watch_is_kept_where_somebody_drops_the_triggers_and_goes_with_the_table
     )
     [(table, _, _, problem)] = database.fetch(watched)
     assert (table, problem) == ("tasks", "was restored, and a column that it hides is not there")
+    database.execute("drop table tasks; create table tasks (id int primary key, board_id text, lane text)")
+    database.execute("select relay.watch('tasks')")
+    assert database.fetch(watched) == [("tasks", [], True, None)]
     database.execute("drop table tasks")
     assert database.fetch(watched) == []
 

@@ -164,7 +164,8 @@ async def _clashes(place: Place) -> Verdict:
 
 def judge_clashes(watched: Sequence[Watched]) -> Verdict:
     """Judge whether tables that may share boards have distinct ids there, and the same order."""
-    pairs = [pair for pair in combinations(watched, 2) if pair[0].board_kind == pair[1].board_kind]
+    shown = [each for each in watched if each.problem is None]
+    pairs = [pair for pair in combinations(shown, 2) if pair[0].board_kind == pair[1].board_kind]
     for one, other in pairs:
         if one.may_clash(other):
             found = f"tasks of {one.table} and {other.table} may have the same id on the same board"
