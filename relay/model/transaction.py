@@ -21,7 +21,8 @@ Rules:
 - Two images before, or two after, cannot result from any history: triggers were off for a while. Then, and only then,
   the board must be read again.
 - The sums need images of one shape. If a row comes and leaves while an enum's label is renamed, its images do not
-  cancel out, and resemble an update: so whoever reads the journal compares shapes first, and marks what is `outdated`.
+  cancel out, and resemble an update. So the reader of the journal compares shapes first, and marks transactions as
+  `outdated`.
 - Work is linear in the entries, and nothing is encoded for boards that nobody follows.
 - Data of other tables about a task, its *extras*, has no images: its value is that at the end of the batch.
 """
