@@ -519,12 +519,12 @@ begin
         where r.oid is distinct from p.proowner
     loop
         -- Two that repair at once would be in each other's way.
-        perform pg_catalog.pg_advisory_xact_lock('relay.watched'::regclass::oid::bigint);
+        lock table relay.epochs in share update exclusive mode;
         perform relay.give(needed.func, needed.role);
         restored := pg_catalog.array_append(pg_catalog.array_remove(restored, needed.role), needed.role);
     end loop;
     for needed in select n.role, n.privilege, n.object from relay.needed_rights() n where n.missing loop
-        perform pg_catalog.pg_advisory_xact_lock('relay.watched'::regclass::oid::bigint);
+        lock table relay.epochs in share update exclusive mode;
         execute pg_catalog.format('grant %s on %s to %I', needed.privilege, needed.object, needed.role);
         restored := pg_catalog.array_append(pg_catalog.array_remove(restored, needed.role), needed.role);
     end loop;
@@ -556,7 +556,7 @@ begin
     if altered = '{}' then
         return made;
     end if;
-    perform pg_catalog.pg_advisory_xact_lock('relay.watched'::regclass::oid::bigint);
+    lock table relay.epochs in share update exclusive mode;
     altered := array(select a from relay.altered() a);  -- those that another relay has not made meanwhile
     for w in select s.* from relay.watches s where s.id = any (altered) loop
         perform relay.make_functions(w);

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import shlex
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
@@ -19,6 +20,7 @@ from relay.commands.cli import cli
 from relay.order import OrderKey
 from relay.postgres import boards, install, requests
 from relay.postgres.decode import Watch, board_data
+from tests.acceptance.support import run_relay
 from tests.acceptance.test_docs import SHAPES, commands, examples
 from tests.clusters import run
 from tests.integration.client import Client, Message, until
@@ -235,7 +237,9 @@ def test_watching_again_with_the_same_expressions_changes_nothing(cards: Databas
     ]
 
 
-async def test_the_guides_clients_get_the_default_board_of_a_table_with_uuid_boards(database: Database) -> None:
+async def test_the_guides_clients_get_the_default_board_of_a_table_with_uuid_boards(
+    database: Database, tmp_path: Path
+) -> None:
     """As docs/shapes.md says, whose SQL and commands run as printed."""
     database.execute("select relay.unwatch('tasks'); drop table tasks")
     alone = "select relay.unwatch(target) from relay.watches"  # the examples are of several databases
@@ -248,6 +252,10 @@ async def test_the_guides_clients_get_the_default_board_of_a_table_with_uuid_boa
         if " sql watch " in command:
             database.execute(alone)
         words = shlex.split(command)[1:]
+        if "check" in words:  # which sets up the log of its process
+            checked = run_relay(*words, cwd=tmp_path, DATABASE_URL=database.dsn)
+            assert (checked.stderr, checked.returncode) == ("", 0)
+            continue
         finished = await asyncio.to_thread(CliRunner().invoke, cli, words, env={"DATABASE_URL": database.dsn})
         assert (finished.stderr, finished.exit_code) == ("", 0)
     database.execute("insert into tasks (board_id, title) values (%s, 'a'), (%s, 'b')", DEFAULT, OTHER)
