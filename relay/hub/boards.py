@@ -20,11 +20,12 @@ MAX_SELECTIONS: Final = 1000
 class Boards(Mapping[str, Board[Subscriber]]):
     """Boards and selections by name.
 
-    `selections` has the names that are followed of each board, `shares` the selections that each subscriber follows.
+    `selections` has the names that are followed of each board, in their turn, `shares` the selections that each
+    subscriber follows.
     """
 
     def __init__(self) -> None:
-        self.selections: defaultdict[str, set[str]] = defaultdict(set)
+        self.selections: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self._of: dict[str, Board[Subscriber]] = {}
         self.shares: Shares[str] = Shares()
         # Number of selections, without whole boards.
@@ -43,7 +44,7 @@ class Boards(Mapping[str, Board[Subscriber]]):
         """Return the board or selection of this name, for a subscriber that will follow it; make it if it is new."""
         if name not in self._of:
             self._of[name] = Board()
-            self.selections[board_of(name)].add(name)
+            self.selections[board_of(name)][name] = None
             self._narrow += is_selection(name)
         if is_selection(name):
             self.shares.add(by, name)
@@ -61,13 +62,18 @@ class Boards(Mapping[str, Board[Subscriber]]):
         del self._of[name]
         self._narrow -= is_selection(name)
         its = self.selections[board_of(name)]
-        its.discard(name)
+        del its[name]
         if not its:
             del self.selections[board_of(name)]
 
     def of(self, board: str) -> list[tuple[str, Board[Subscriber]]]:
         """Return the board and its selections, as far as they are followed."""
         return [(name, self._of[name]) for name in self.selections.get(board, ())]
+
+    def put_last(self, name: str) -> None:
+        """Have a selection of a board come after the others."""
+        its = self.selections[board_of(name)]
+        its[name] = its.pop(name)
 
     def has_room_for(self, name: str) -> bool:
         """Return whether a board or selection may be followed, given the limit of selections."""

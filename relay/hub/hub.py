@@ -46,6 +46,10 @@ log = structlog.get_logger()
 CROWDED_OUT: Final = "others needed the room that this selection had: select what others do, or the whole board"
 """The error for a selection that was replaced by another."""
 
+SELECTED_BYTES: Final = 4 * 1024 * 1024
+"""How much is selected of a board at once, for all selections together: it takes a tenth of a second, and
+nothing else happens meanwhile. The selections that are left get the next read of the board."""
+
 MAX_WAITS: Final = 10_000
 """Maximum number of waits for transactions, over all subscribers: each takes memory, and all may expire at once."""
 
@@ -261,10 +265,17 @@ class Hub(Sink, Resuming):
             self.abandon_read(name)
             return
         assert self._position is not None, "the feed has a position before it reads a board"
-        whole = Whole(data)
+        whole, room = Whole(data), SELECTED_BYTES
         for each, board in self._boards.of(name):
-            if deliveries := list(board.synced(snapshot, self._position)):
-                self._deliver(each, board, deliveries, selection_of(each).data(whole) if is_selection(each) else data)
+            if not is_selection(each):
+                self._deliver(each, board, board.synced(snapshot, self._position), data)
+            elif room <= 0:
+                board.abandon_read()
+            elif deliveries := list(board.synced(snapshot, self._position)):
+                chosen = selection_of(each).data(whole)
+                self._deliver(each, board, deliveries, chosen)
+                self._boards.put_last(each)
+                room -= len(chosen)
             self._requests.ask(each, board)
         self._answer_waits(name)
 

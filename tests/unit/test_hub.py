@@ -1095,6 +1095,25 @@ def test_a_board_is_taken_apart_once_for_all_selections_of_its_tasks(monkeypatch
     assert read.call_count == 3
 
 
+def test_of_a_large_board_a_few_selections_are_made_of_each_read_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty of a board of twenty thousand tasks held up everybody for two seconds; and none waits for ever."""
+    monkeypatch.setattr(hub, "SELECTED_BYTES", 30)
+    scene, crowd = Scene(), [Listener() for _ in range(6)]
+    names = ["a", *(selected([lane], None).of("a") for lane in "vwxyz")]
+    for name, one in zip(names, crowd, strict=True):
+        scene.hub.subscribe(one, name)
+    scene.hub.subscribe(Listener(), names[1])
+    for number in range(11, 15):
+        assert scene.asked == ["a"]
+        scene.asked.clear()
+        assert scene.hub.begin_read("a")
+        scene.hub.publish([wrote(number, "a")], Snapshot.parse(f"{number + 1}:{number + 1}:"))
+        scene.hub.synced("a", Snapshot.parse(f"{number}:{number}:"), b'{"lanes":{"v":[],"w":[]}}')
+        assert [len(one.sent) > 0 for one in crowd].count(True) == min(2 * number - 19, 6)
+        scene.hub.subscribe(crowd[1], names[1])  # whoever asks again comes last
+    assert all(b'"type":"board.sync"' in one.sent[0] for one in crowd)
+
+
 def test_a_selection_takes_the_place_of_another_and_is_answered_as_the_board(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boards, "MAX_SELECTIONS", 1)
     scene, ann = Scene(), Listener()
