@@ -158,6 +158,8 @@ def execute(dsn: str, statement: str) -> None:
 
 async def test_promoted_standby_causes_a_sync(installed_server: EmbeddedPostgres) -> None:
     """When the primary is lost and its standby promoted, the relay finds it by itself and boards are sent again."""
+    extra = "select relay.extra('tasks', 'notes', 'notes', key_column => 'task_id')"
+    execute(installed_server.dsn, f"create table notes (task_id text); {extra}")
     with Standby(installed_server) as standby:
         both = make_conninfo(
             host=f"{HOST},{HOST}",
@@ -181,6 +183,9 @@ async def test_promoted_standby_causes_a_sync(installed_server: EmbeddedPostgres
             await asyncio.to_thread(write, standby.dsn, "b")
             kind, data = await client.receive()
             assert (kind, data["id"]) == ("task.created", "b")
+            await asyncio.to_thread(execute, standby.dsn, "insert into notes values ('a')")
+            kind, data = await client.receive()
+            assert (kind, data["changes"]) == ("task.updated", {"notes": 1})
 
 
 # Writers that fail
