@@ -65,8 +65,8 @@ _LABELS_ARE: Final = "--of public.labels --through public.{} --show name --show 
         ),
         (
             "",
-            [_LABELS, f"taggings: {_LABEL_OF}, deleted_at date"],
-            ["labels " + _LABELS_ARE.format("taggings") + " --link-filter 'deleted_at is null'"],
+            [_LABELS, f"taggings: {_LABEL_OF}, removed_at date"],
+            ["labels " + _LABELS_ARE.format("taggings") + " --link-filter 'removed_at is null'"],
         ),
         ("", [_LABELS, f"card_labels: {_LABEL_OF}, other_id bigint > cards"], []),
         ("", ["labels: id bigint, name text", f"card_labels: {_LABEL_OF}"], []),

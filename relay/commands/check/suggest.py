@@ -30,6 +30,8 @@ _PERSON: Final = re.compile(
     "|created_by|assigned_to)(_account|_profile)?"
 )
 _COUNTED: Final = re.compile("(.*_)?(comment|note|attachment|file|checklist|checklist_item|sub_?task|to_?do|vote)")
+_HIDES: Final = re.compile("deleted|removed|archived|draft|closed|hidden|private", re.IGNORECASE)
+_HIDDEN_AT: Final = re.compile("(deleted?|removed|archived|closed)_?at", re.IGNORECASE)
 _DONE: Final = re.compile("(is_)?(done|completed?|checked|finished)")
 _POSITION: Final = ("position", "rank", "pos", "sort", "sort_order", "order", "order_index", "created_at")
 
@@ -185,9 +187,9 @@ def _filter(table: Table) -> str | None:
 
 def _shows(column: str, its_type: str) -> str | None:
     """Return the condition under which a column does not hide a row; None if it never does."""
-    if its_type == "boolean" and re.search(r"deleted|archived|draft|closed|hidden|private", column, re.IGNORECASE):
+    if its_type == "boolean" and _HIDES.search(column):
         return f"{_quoted(column)} is not true"
-    if re.fullmatch(r"(deleted|delete|archived|closed)_?at", column, re.IGNORECASE):
+    if _HIDDEN_AT.fullmatch(column):
         return f"{_quoted(column)} = 0" if its_type in {"integer", "bigint"} else f"{_quoted(column)} is null"
     return None
 
