@@ -26,6 +26,7 @@
 -- Words: a *change* is what happened to one row, a *board* is the group of rows that share the value of the board
 -- column, a *watch* says which columns of a table are the id, the board and the lane.
 
+\ir install/path.sql
 \ir install/schema.sql
 \ir install/journal.sql
 \ir install/epochs.sql
@@ -38,3 +39,4 @@
 \ir install/pruning.sql
 \ir install/vitals.sql
 \ir install/rights.sql
+\ir install/path_end.sql

@@ -5,9 +5,22 @@
 -- as well: see relay.watch in install.sql.
 
 do $tasks$
+declare
+    path constant text := pg_catalog.current_setting('search_path');
+    owner text;
 begin
     if pg_catalog.to_regclass('public.tasks') is not null then
         return;
+    end if;
+    -- Anybody may have made an operator that fits better; see install/path.sql.
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    -- Whoever owned it could replace it, and have all who write the table run something else.
+    select r.rolname into owner
+    from pg_catalog.pg_proc p join pg_catalog.pg_roles r on r.oid = p.proowner
+    where p.oid = pg_catalog.to_regprocedure('public.tasks_set_updated_at()') and r.rolname <> current_user;
+    if owner is not null then
+        raise exception 'function public.tasks_set_updated_at() belongs to %, expected %: have it dropped or renamed',
+            owner, current_user using errcode = 'duplicate_function';
     end if;
 
     create table public.tasks (
@@ -44,5 +57,6 @@ begin
         before update on public.tasks
         for each row when (old operator(pg_catalog.*<>) new)
         execute function public.tasks_set_updated_at();
+    perform pg_catalog.set_config('search_path', path, true);
 end
 $tasks$;

@@ -13,11 +13,14 @@ declare
     strays   text;
     previous constant text := pg_catalog.current_setting('lock_timeout');
     messages constant text := pg_catalog.current_setting('client_min_messages');
+    path     constant text := pg_catalog.current_setting('search_path');
     until    constant timestamptz := pg_catalog.clock_timestamp() + interval '30 seconds';
 begin
     if pg_catalog.to_regnamespace('relay') is null then
         return;
     end if;
+    -- Anybody may have made an operator that fits better; see install/path.sql.
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     if not exists (select from pg_catalog.pg_class c where c.oid = pg_catalog.to_regclass('relay.journal')) then
         raise exception 'schema relay is not the relay''s: it has no table journal: nothing was removed'
             using errcode = 'invalid_schema_name';
@@ -109,5 +112,6 @@ begin
         end loop;
     end if;
     perform pg_catalog.set_config('lock_timeout', previous, true);
+    perform pg_catalog.set_config('search_path', path, true);
 end
 $$;

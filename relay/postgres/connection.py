@@ -182,6 +182,9 @@ SETTINGS: Final[Mapping[str, str]] = {
 }
 """Settings of a session, whatever a role or a database presets."""
 
+PINNED_PATH: Final = "set search_path = pg_catalog, pg_temp"
+"""Has commands of people find nothing but Postgres's own operators and functions; see sql/install/path.sql."""
+
 YOUNG_SETTINGS: Final[Mapping[str, str]] = {"transaction_timeout": "0", "restrict_nonsystem_relation_kind": ""}
 """Settings that Postgres has since version 17, and one of them also since some minor versions of those before."""
 

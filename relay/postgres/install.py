@@ -166,12 +166,13 @@ _OTHERWISE: Final = b"""
     limit 1
 """
 
-# Without the right to use a schema, Postgres says no more than that.
+# Without the right to use a schema, Postgres says no more than that. The operator is named with its schema, because
+# Postgres has none for exactly these types: anybody may have made one in schema public.
 _UNSEEN: Final = b"""
     select pg_catalog.format('%%I.%%I belongs to %%s, and only its owner may change its triggers: have a role '
         'that may run: grant %%3$s to %%I', n.nspname, c.relname, c.relowner::regrole, current_user)
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    where array[n.nspname, c.relname]::text[] = pg_catalog.parse_ident(%(table)s)
+    where array[n.nspname, c.relname]::text[] operator(pg_catalog.=) pg_catalog.parse_ident(%(table)s)
       and not pg_catalog.has_schema_privilege(n.oid, 'usage')
 """
 _NOT_OURS: Final = b"""

@@ -5,6 +5,7 @@ Roles belong to a whole cluster, so these tests have one of their own.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -12,8 +13,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from relay.commands.check.suggest import suggest
+from relay.commands.schema import columns
 from relay.postgres import install
 from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from tests.clusters import psql
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
 from tests.servers import Database, Server, do_without, temporary_database
@@ -240,6 +244,48 @@ def test_role_of_our_name_that_has_more_than_it_needs_is_refused(fresh: Database
     [name] = set(re.findall(r"relay_\w+", _ROLES[kind]))
 
     assert name in _refused(fresh, fresh.dsn)
+
+
+async def test_operators_that_anybody_made_are_not_called_by_those_who_install(fresh: Database) -> None:
+    """They would run with their rights, where Postgres has no operator of exactly these types."""
+    fresh.execute("create role stranger; grant create, usage on schema public to stranger")
+    fresh.execute("create table caught (types text); grant insert on caught to public; set role stranger")
+    fresh.execute("set search_path = pg_catalog")
+    types = (("oid", "regclass"), ("oid", "regnamespace"), ("oid", "int4"), ("numeric", "int4"))
+    for number, (operator, (left, right)) in enumerate(itertools.product(("=", "<>", ">="), types)):
+        fresh.execute(
+            f"create function public.op_{number}({left}, {right}) returns boolean language plpgsql as $$ begin "
+            f"insert into public.caught values ('{left} {right}'); return $1::text {operator} $2::text; end $$; "
+            f"create operator public.{operator} (leftarg = {left}, rightarg = {right}, function = public.op_{number})"
+        )
+    fresh.execute("reset search_path; reset role")
+    for name in ("tasks", "install", "roles"):
+        install.run(fresh.dsn, name)
+    _watch(fresh.dsn, "tasks")
+    fresh.execute("insert into tasks (title, estimated_hours) values ('T', 1)")
+    suggest(fresh.dsn, "tasks")
+    await columns.read(fresh.dsn, "tasks")
+    assert install.diff(fresh.dsn) == []
+    install.unwatch(fresh.dsn, "tasks")
+    files = (install.text(name) for name in ("uninstall", "install", "uninstall"))
+    given = [
+        "set client_min_messages = warning;",
+        *files,
+        "begin; set local search_path = x;" + install.text("install"),
+    ]
+    paths = psql(fresh.dsn, "-At", given="show search_path;\n".join([*given, "commit;", ""]))
+
+    assert paths.split("\n") == [*4 * ['"$user", public'], "x", '"$user", public', ""]
+    assert fresh.fetch("select distinct types from caught") == []
+
+
+def test_function_of_the_tasks_table_that_another_made_is_refused(fresh: Database) -> None:
+    """Its owner could have whoever writes the table run what he likes."""
+    fresh.execute("create role stranger; grant create, usage on schema public to stranger; set role stranger")
+    fresh.execute("create function public.tasks_set_updated_at() returns trigger language plpgsql as 'begin end'")
+    fresh.execute("reset role")
+    with pytest.raises(install.InstallError, match="belongs to stranger, expected"):
+        install.run(fresh.dsn, "tasks")
 
 
 def test_right_too_many_is_revoked_by_what_the_refusal_prints(fresh: Database) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 
+from relay.postgres.connection import PINNED_PATH
 from relay.postgres.install import InstallError
 from relay.text import error_line
 
@@ -126,6 +127,10 @@ def suggest(database_url: str, table: str) -> list[str]:
     """Return the commands that would watch a table. Raises InstallError."""
     try:
         with psycopg.connect(database_url) as connection:
+            # The name is found by the session's search path; all else by Postgres's own.
+            [(oid,)] = connection.execute("select %s::text::regclass::oid", [table]).fetchall()
+            connection.execute(PINNED_PATH)
+            [(table,)] = connection.execute("select %s::oid::regclass::text", [oid]).fetchall()
             card = _read(connection, table)
             near = [_read(connection, name) for (name,) in connection.execute(_NEAR, [table]).fetchall()]
             names = {name for each in (card, *near) for name in each.refers.values()}

@@ -15,7 +15,7 @@ from typing import Final, LiteralString
 import psycopg
 
 from relay.commands.schema.languages import JsonType, Key, Kind, Shape
-from relay.postgres.connection import Connection, complete
+from relay.postgres.connection import PINNED_PATH, Connection, complete
 from relay.postgres.decode import camel_case
 from relay.postgres.install import InstallError
 from relay.postgres.watches import Watched, read_watched
@@ -137,6 +137,7 @@ async def _read(connection: Connection, table: str) -> Shape:
     oid, _ = await connection.row(_FIND, table)
     if oid is None:
         raise InstallError(f"there is no table {table}: expected one that is watched, like public.tasks")
+    await connection.rows(PINNED_PATH)
     watched = next((each for each in await read_watched(connection) if each.target == oid), None)
     if watched is None:
         raise InstallError(f"{table} is not watched: run relay sql watch {table} first")
