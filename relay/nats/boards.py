@@ -42,10 +42,14 @@ _decode_head: Final = msgspec.json.Decoder(BoardHead | BoardRefused).decode
 
 
 class BoardReader:
-    """Reads boards on request. `wanted_since` has the time of each request that is not served yet."""
+    """Reads boards on request.
+
+    `wanted_since` has the time of each request that is not served yet, `answered` that of the last answer.
+    """
 
     def __init__(self, follower: Follower) -> None:
         self.wanted_since: dict[str, float] = {}
+        self.answered = 0.0
         self._follower = follower
         self._again_at: dict[str, float] = {}
         self._queue = BoardQueue()
@@ -101,6 +105,7 @@ class BoardReader:
         answer = await stream.questions.ask(self._follower.state.asked_at, "board", name.encode())
         if answer is None:
             return False
+        self.answered = time.monotonic()
         head, body = _decode_head(answer[0]), answer[1]
         if isinstance(head, BoardRefused):
             if head.final:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -39,9 +40,13 @@ _WORKING: Final = b"working"
 
 
 class Questions:
-    """Both sides of the questions over one connection. Methods raise StreamError."""
+    """Both sides of the questions over one connection. Methods raise StreamError.
+
+    `heard` is when the publisher last said that it works on an answer.
+    """
 
     def __init__(self, connection: Connection) -> None:
+        self.heard = 0.0
         self._connection = connection
         self._client = connection.client
 
@@ -61,7 +66,7 @@ class Questions:
             try:
                 await self._client.publish(self._subject(place, what), question, reply=inbox)
                 while not (head := await answers.next_msg(timeout=SILENT_SECONDS)).headers:
-                    pass  # the publisher is working
+                    self.heard = time.monotonic()
                 if _PARTS not in head.headers:
                     return None  # the server: no responders
                 parts = [await answers.next_msg(timeout=SILENT_SECONDS) for _ in range(int(head.headers[_PARTS]))]

@@ -29,9 +29,14 @@ from relay.nats.jetstream import Stream
 from relay.nats.missed import MissedReader
 from relay.nats.permissions import Permissions
 from relay.nats.stream import StreamBroken
+from relay.postgres.boards import READ_SECONDS
 from relay.postgres.faults import first_of
 
 log = structlog.get_logger()
+
+SLOWEST_SECONDS: Final = 1.5 * READ_SECONDS
+"""Time in which a publisher that works on boards answers one of them: it gives one up that takes as long as a read
+may take."""
 
 WANTED_SECONDS: Final = 10.0
 """Time that a board or an answer may take before that is a problem."""
@@ -91,13 +96,25 @@ class NatsSource(Source, Authorizer):
     def _overdue(self, now: float) -> str | None:
         """Return in one line that boards or answers have been missing for too long; None if not."""
         wanted = self.boards.wanted_since
-        seconds = now - min([*wanted.values(), self.permissions.asked_since or now])
-        if seconds <= WANTED_SECONDS:
+        first = min(wanted.values(), default=now)
+        heard = self._stream.questions.heard if self._stream else 0.0
+        silent = now - min(max(first, heard, self.boards.answered), self.permissions.asked_since or now)
+        if silent <= WANTED_SECONDS and now - max(first, self.boards.answered) <= SLOWEST_SECONDS:
             return None
+        seconds = now - min(first, self.permissions.asked_since or now)
         return (
             f"{len(wanted)} boards are wanted and not here, for up to {seconds:.0f} seconds: the "
             "publisher is too slow"
         )
+
+    def _slow(self, now: float) -> dict[str, str]:
+        """Return the boards that have been missing for long, and for how long."""
+        waited = {board: now - since for board, since in self.boards.wanted_since.items()}
+        return {
+            board: f"it has been wanted for {seconds:.0f} seconds, and the publisher is not done with it"
+            for board, seconds in waited.items()
+            if seconds > WANTED_SECONDS
+        }
 
     @property
     def proven(self) -> bool:
@@ -123,6 +140,7 @@ class NatsSource(Source, Authorizer):
                 entries=self.follower.entries,
             ),
             stream=StreamStatus(connected=self._stream is not None, entry=self.follower.last or None),
+            failing=self._slow(time.monotonic()),
         )
 
     # Running

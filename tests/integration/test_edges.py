@@ -24,7 +24,7 @@ from nats.js import api
 from relay import config
 from relay.config import Settings
 from relay.hub.ports import Sink
-from relay.nats import assembly, boards, permissions, source, turn
+from relay.nats import assembly, boards, permissions, questions, source, turn
 from relay.nats import stream as relay_stream
 from relay.nats.answers import Answers
 from relay.nats.connection import Refused, StreamError
@@ -664,11 +664,13 @@ async def test_an_edge_goes_on_after_a_fault_that_nobody_expected(
         assert client.reason == "journal_pruned"
 
 
-async def test_a_board_that_is_wanted_for_long_is_a_problem_of_the_edge(
+async def test_a_board_that_takes_long_is_its_own_problem_and_the_edges_if_none_comes(
     feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However well the stream may be read; and no longer once the board is there."""
-    monkeypatch.setattr(source, "WANTED_SECONDS", 0.5)
+    """A client that asked every edge for one slow board made all of them unready."""
+    monkeypatch.setattr(questions, "WORKING_SECONDS", 0.05)
+    monkeypatch.setattr(source, "WANTED_SECONDS", 0.2)
+    monkeypatch.setattr(source, "SLOWEST_SECONDS", 0.6)
     begin_read = Answers.begin_read
     answers = asyncio.Event()
 
@@ -680,12 +682,14 @@ async def test_a_board_that_is_wanted_for_long_is_a_problem_of_the_edge(
         await until(lambda: near.feed.proven)
         assert near.feed.trouble(10) is None
         await client.send({"type": "subscribe", "boardId": "default"})
+        await until(lambda: "default" in near.feed.status(10).failing)
+        assert near.feed.status(10).unready is None
         await until(lambda: "1 boards are wanted and not here" in str(near.feed.trouble(10)))
         answers.set()
         assert one._turn  # noqa: SLF001
         one._turn.feed.ask("default")  # noqa: SLF001
         await client.receive()
-        assert near.feed.trouble(10) is None
+        assert (near.feed.trouble(10), near.feed.status(10).failing) == (None, {})
 
 
 async def test_a_board_that_the_publisher_cannot_read_is_an_error_of_its_subscribers(
