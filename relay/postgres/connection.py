@@ -174,6 +174,8 @@ SETTINGS: Final[Mapping[str, str]] = {
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "2",
+    # What is read at once is sorted in memory: a role may be allowed no file for it, or few.
+    "work_mem": "'8MB'",
     # The planner does not know how little is new, and would compile code for the millions of rows that it expects.
     "jit": "off",
     **{f"enable_{way}": "on" for way in ("seqscan", "indexscan", "indexonlyscan", "bitmapscan", "tidscan", "sort")},

@@ -6,6 +6,7 @@ import asyncio
 import re
 import shlex
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import ANY
 
 import pytest
@@ -528,6 +529,22 @@ async def test_rights_that_somebody_revokes_from_the_relays_roles_are_restored(
         while str(number) not in client.tasks:
             await client.receive()
     assert relay.feed.status(10).counts.reconnects == 0
+
+
+def test_relays_that_repair_at_once_wait_for_each_other(database: Database) -> None:
+    """Postgres lets one of two transactions fail that replace a function, or grant a right, at once."""
+    one, other = database.connect(), database.connect()
+    for change in ("alter table tasks rename status to state", "revoke insert on relay.journal from relay_writer"):
+        database.execute(change)
+        one.execute("begin; select relay.refresh()")
+        with ThreadPoolExecutor() as threads:
+            waiting = threads.submit(other.execute, "select relay.refresh()")
+            until_waiting = "select from pg_locks where not granted and pid = %s"
+            while not waiting.done() and not database.fetch(until_waiting, other.info.backend_pid):
+                pass
+            one.execute("commit")
+            waiting.result()
+    assert database.fetch(_WRONG) == []
 
 
 # Columns that are shown
