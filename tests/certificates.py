@@ -1,14 +1,16 @@
-"""Certificates that vouch for themselves, for tests."""
+"""Self-signed certificates, and keys that sign tokens, for tests."""
 
 from __future__ import annotations
 
 import datetime as dt
 import ipaddress
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 
@@ -35,3 +37,9 @@ def certificate(folder: Path, name: str) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return cert, private
+
+
+def key_and_jwk(kid: str) -> tuple[ec.EllipticCurvePrivateKey, dict[str, Any]]:
+    """Make a key for ES256; return it and its public half as a JWK with this id."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key, ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": kid}

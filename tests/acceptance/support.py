@@ -275,3 +275,16 @@ class Client:
         async with asyncio.timeout(SECONDS):
             await self._connection.wait_closed()
         return self._connection.close_code
+
+
+@contextlib.asynccontextmanager
+async def clients_of(daemon: Daemon, count: int) -> AsyncIterator[list[Client]]:
+    """Connect so many clients for as long as the context lasts."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Client.to(daemon)) for _ in range(count)]
+
+
+def task_ids(sync: Message) -> list[Any]:
+    """Return the ids of the tasks on a board that was sent whole."""
+    assert sync["type"] == "board.sync"
+    return [task["id"] for lane in sync["data"]["lanes"].values() for task in lane]

@@ -14,8 +14,6 @@ from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from jwt.algorithms import ECAlgorithm
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidMessage, InvalidStatus
 from websockets.typing import Origin
@@ -23,7 +21,7 @@ from websockets.typing import Origin
 from relay.daemon.serve import open_to_all
 from relay.postgres.embedded import free_port
 from tests.acceptance.support import Daemon, Relays, mistake, run_relay, until
-from tests.certificates import certificate
+from tests.certificates import certificate, key_and_jwk
 from tests.contract import checked
 from tests.servers import Database
 
@@ -42,11 +40,6 @@ async def gets_in(daemon: Daemon, token: str, **options: Any) -> bool:
         if ex.response.status_code != http.HTTPStatus.UNAUTHORIZED:
             raise
         return False
-
-
-def key_and_jwk(kid: str) -> tuple[ec.EllipticCurvePrivateKey, dict[str, Any]]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    return key, ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": kid}
 
 
 def signed(key: Any, kid: str, **claims: Any) -> str:

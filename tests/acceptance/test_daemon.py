@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from relay.postgres.embedded import HOST, free_port
-from tests.acceptance.support import Client, Daemon, Relays, mistake, run_relay, until
+from tests.acceptance.support import Client, Daemon, Relays, mistake, run_relay, task_ids, until
 from tests.proxy import Proxy
 from tests.servers import Database, install
 
@@ -118,11 +118,6 @@ def assert_unhealthy(daemon: Daemon, problem: str) -> None:
     assert daemon.guides_health() == (503, expected)
     assert daemon.ask("/ready") == (503, {"ready": False, "problem": problem})
     assert daemon.ask("/live") == (200, {"live": True})
-
-
-def task_ids(sync: dict[str, Any]) -> list[str]:
-    assert sync["type"] == "board.sync"
-    return [task["id"] for lane in sync["data"]["lanes"].values() for task in lane]
 
 
 # Losing the database

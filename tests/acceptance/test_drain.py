@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from relay.postgres.embedded import HOST, free_port
-from tests.acceptance.support import SECONDS, Client, Daemon, Program, Relays, until
+from tests.acceptance.support import SECONDS, Client, Daemon, Program, Relays, clients_of, until
 from tests.contract import checked
 from tests.servers import Database, do_without
 
 HAPROXY = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
-
-
-@contextlib.asynccontextmanager
-async def clients_of(daemon: Daemon, count: int) -> AsyncIterator[list[Client]]:
-    async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(Client.to(daemon)) for _ in range(count)]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -11,16 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.support import Client, Message, Relays, until
+from tests.acceptance.support import Client, Relays, task_ids, until
 from tests.servers import Database
 
 MANY = 30_000
-
-
-def ids(sync: Message) -> list[Any]:
-    """Return the ids on a board that was sent whole."""
-    assert sync["type"] == "board.sync"
-    return [task["id"] for lane in sync["data"]["lanes"].values() for task in lane]
 
 
 def insert(database: Database, *names: str, board: str = "default") -> None:
@@ -85,8 +79,8 @@ async def test_board_and_transaction_of_many_tasks_arrive_whole(database: Databa
         assert (await other.receive())["data"]["id"] == "y"
 
     names = {f"t{number + 1}" for number in range(MANY)}
-    assert len(ids(sync)) == MANY
-    assert set(ids(sync)) == names
+    assert len(task_ids(sync)) == MANY
+    assert set(task_ids(sync)) == names
     assert {message["type"] for message in received} == {"task.updated"}
     assert {message["data"]["id"] for message in received} == names
     assert daemon.log("websocket.dropped") == []
@@ -181,4 +175,4 @@ async def test_frozen_relay_lets_go_of_the_tables_that_it_reads(database: Databa
             await until(lambda: not database.fetch(held), "a relay that holds no snapshot")
         finally:
             daemon.signal(signal.SIGCONT)
-        assert ids(await board) == ["a"]
+        assert task_ids(await board) == ["a"]

@@ -6,26 +6,19 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from websockets.exceptions import InvalidStatus
 
 from relay.postgres.embedded import HOST
-from tests.acceptance.support import Client, Daemon, Relays, mistake, run_relay, until
+from tests.acceptance.support import Client, Daemon, Relays, clients_of, mistake, run_relay, until
 from tests.proxy import Proxy
 from tests.servers import Database
 
 MANY = 24
 """So many connections that each of two workers has some: that all go to one happens once in eight million times."""
-
-
-@contextlib.asynccontextmanager
-async def connected(daemon: Daemon, count: int = MANY) -> AsyncIterator[list[Client]]:
-    """Yield clients of all workers."""
-    async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(Client.to(daemon)) for _ in range(count)]
 
 
 async def workers_of(daemon: Daemon, clients: Sequence[Client]) -> list[int]:
@@ -76,7 +69,7 @@ async def test_workers_serve_as_one(database: Database, relay: Relays) -> None:
     Any worker refuses a client that would exceed WS_MAX_CONNECTIONS; a place that one gave back, any may give.
     """
     daemon = await relay(database.dsn, "--workers", "2", WS_PORT="0", WS_MAX_CONNECTIONS=str(MANY))
-    async with connected(daemon) as clients:
+    async with clients_of(daemon, MANY) as clients:
         assert set(await workers_of(daemon, clients)) == {1, 2}
         for client in clients:
             await client.subscribe()
@@ -155,7 +148,7 @@ async def test_workers_that_have_lost_the_database_say_so_once(
 async def test_worker_that_is_killed_is_started_again(database: Database, relay: Relays) -> None:
     """After kill -9 of a worker health names it, its clients come back, the others go on, and no count goes back."""
     daemon = await relay(database.dsn, WS_WORKERS="2", WS_MAX_CONNECTIONS=str(MANY))
-    async with connected(daemon) as clients:
+    async with clients_of(daemon, MANY) as clients:
         workers = await workers_of(daemon, clients)
         before = daemon.metrics()
         os.kill(pid_of(daemon, 2), signal.SIGKILL)
@@ -176,7 +169,7 @@ async def test_worker_that_is_killed_is_started_again(database: Database, relay:
         assert {name: after[name] for name in sent} == {name: before[name] for name in sent}
 
         await until(lambda: daemon.guides_health() == (200, healthy_json(daemon, workers.count(1))), "it to be back")
-        async with connected(daemon, workers.count(2)) as again:
+        async with clients_of(daemon, workers.count(2)) as again:
             assert await refused(daemon)
             for client in again:
                 await client.subscribe()
@@ -224,7 +217,7 @@ async def test_stopping_tells_the_clients_of_all_workers(database: Database, rel
     """SIGTERM ends the daemon with exit code 0, all connections with 1012, and leaves no process."""
     daemon = await relay(database.dsn, WS_WORKERS="2")
     pids = [pid_of(daemon, worker) for worker in (1, 2)]
-    async with connected(daemon) as clients:
+    async with clients_of(daemon, MANY) as clients:
         assert set(await workers_of(daemon, clients)) == {1, 2}
         assert await daemon.stop() == 0
         assert {await client.closed() for client in clients} == {1012}
@@ -236,7 +229,7 @@ async def test_stopping_tells_the_clients_of_all_workers(database: Database, rel
 async def test_signal_to_all_processes_stops_them_once(database: Database, relay: Relays) -> None:
     """Signals that go to the workers too, as Ctrl-C in a terminal does, are no death of theirs."""
     daemon = await relay(database.dsn, WS_WORKERS="2")
-    async with connected(daemon) as clients:
+    async with clients_of(daemon, MANY) as clients:
         for pid in (pid_of(daemon, 1), pid_of(daemon, 2), daemon.pid):
             os.kill(pid, signal.SIGINT)
         assert {await client.closed() for client in clients} == {1012}
@@ -250,7 +243,7 @@ async def test_no_worker_outlives_a_daemon_that_was_killed(database: Database, r
     """After kill -9 of the daemon its workers tell their clients, and end."""
     daemon = await relay(database.dsn, WS_WORKERS="2")
     pids = [pid_of(daemon, worker) for worker in (1, 2)]
-    async with connected(daemon) as clients:
+    async with clients_of(daemon, MANY) as clients:
         await daemon.stop(signal.SIGKILL)
         assert {await client.closed() for client in clients} == {1012}
     await until(lambda: not any(map(exists, pids)), "the end of the workers")

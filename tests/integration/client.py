@@ -21,10 +21,10 @@ _SECONDS = 20.0
 _LAST = itertools.count(1)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds, a while at most."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - the feed tells nobody; it has no use for it
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait until a condition holds; raise TimeoutError if it does not in time."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event for tests
             await asyncio.sleep(0.01)
 
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from relay.auth.gate import Gate
 from relay.hub.hub import Hub
-from relay.hub.ports import Authorizer
+from relay.hub.ports import Authorizer, Resuming
 from relay.nats.source import NatsSource
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.feed import Feed
+from relay.postgres.install import text
 from relay.websocket.limits import Limits
 from relay.websocket.server import Endpoint
+from relay.websocket.sockets import bind
 from tests.integration.client import Client
-from tests.servers import Database, install
+from tests.servers import Database, install, sole_use
 
 
 class Relay:
@@ -67,6 +73,32 @@ class Relay:
                 await task
 
 
+class Idle:
+    """A source that reads nothing, and remembers which boards it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def ask(self, board: str, by: object = None) -> None:  # noqa: ARG002  # the protocol's
+        self.asked.append(board)
+
+    def ask_changes(self, resuming: Resuming) -> None:
+        """Do nothing."""
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    sockets: list[socket.socket] | None = None, *, tls: ssl.SSLContext | None = None, **options: Any
+) -> AsyncIterator[Endpoint]:
+    """Run an endpoint on a hub with an idle source."""
+    endpoint = Endpoint(Hub(Idle()), **{"heartbeat": 30.0, "max_connections": 256} | options)
+    endpoint.open_on(sockets or await bind("127.0.0.1", 0), tls=tls)
+    try:
+        yield endpoint
+    finally:
+        await endpoint.close()
+
+
 @pytest.fixture
 async def relay(database: Database) -> AsyncIterator[Relay]:
     """Yield a relay on the test's database."""
@@ -80,6 +112,18 @@ async def client(relay: Relay) -> AsyncIterator[Client]:
     async with Client.to(relay.url) as client:
         await client.subscribe("default")
         yield client
+
+
+@pytest.fixture
+def daemon_dsn(database: Database) -> Iterator[str]:
+    """Yield how to connect as the role of sql/roles.sql, with password "hush"."""
+    with sole_use("role-relay_daemon"):
+        database.execute(text("roles"))
+        database.execute("alter role relay_daemon password 'hush'")
+        try:
+            yield make_conninfo(database.dsn, user="relay_daemon", password="hush")
+        finally:
+            database.execute("drop owned by relay_daemon cascade; drop role relay_daemon")
 
 
 @pytest.fixture

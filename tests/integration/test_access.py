@@ -17,7 +17,6 @@ import jwt
 import pytest
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
-from jwt.algorithms import ECAlgorithm
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.frames import Frame, Opcode
@@ -34,6 +33,7 @@ from relay.config.proxies import Proxies
 from relay.config.settings import DISCOVERY
 from relay.websocket import server
 from relay.websocket.limits import Limits
+from tests.certificates import key_and_jwk
 from tests.contract import checked
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -213,11 +213,6 @@ async def served(keys: dict[str, Any], path: str = "/keys") -> AsyncIterator[tup
         yield f"http://127.0.0.1:{runner.addresses[0][1]}{path}", asked
     finally:
         await runner.cleanup()
-
-
-def key_and_jwk(kid: str) -> tuple[ec.EllipticCurvePrivateKey, dict[str, Any]]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    return key, ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": kid}
 
 
 async def gets_in(relay: Relay, key: ec.EllipticCurvePrivateKey, kid: str, **claims: str) -> bool:

@@ -27,8 +27,6 @@ from tests.integration.client import until
 from tests.servers import Database, Server, Standby, do_without, sole_use, temporary_database
 from tests.servers import install as install_all
 
-ROLES = Path(__file__).parents[2] / "sql" / "roles.sql"
-
 LOCAL = {"WS_HOST": "127.0.0.1", "WS_PORT": "0", "HEALTH_PORT": "0"}
 
 
@@ -46,18 +44,6 @@ async def check(dsn: str, **settings: str) -> dict[str, Finding]:
 
 def not_ok(found: dict[str, Finding]) -> dict[str, str]:
     return {name: finding.status for name, finding in found.items() if finding.status != "ok"}
-
-
-@pytest.fixture
-def daemon_dsn(database: Database) -> Iterator[str]:
-    """Yield how to connect as the role of sql/roles.sql."""
-    with sole_use("role-relay_daemon"):
-        database.execute(ROLES.read_text())
-        database.execute("alter role relay_daemon password 'hush'")
-        try:
-            yield make_conninfo(database.dsn, user="relay_daemon", password="hush")
-        finally:
-            database.execute("drop owned by relay_daemon cascade; drop role relay_daemon")
 
 
 async def test_all_is_well_with_the_daemons_rights(database: Database, daemon_dsn: str) -> None:

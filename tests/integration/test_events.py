@@ -19,16 +19,15 @@ from relay.auth.rates import Rates
 from relay.auth.tokens import Access, static_tokens
 from relay.config.origins import Origins
 from relay.hub import boards
-from relay.hub.hub import Hub
 from relay.model import messages
 from relay.websocket import ending, stream
 from relay.websocket.events import RETRY_MILLISECONDS
 from relay.websocket.server import Endpoint
 from tests.contract import checked
 from tests.integration.client import Client, until
-from tests.integration.conftest import Relay
+from tests.integration.conftest import Relay, listening
 from tests.integration.test_access import relay_of, token
-from tests.integration.test_server import MEBIBYTE, Nobody, change, table
+from tests.integration.test_server import MEBIBYTE, change, table
 from tests.servers import Database
 
 SECONDS = 20
@@ -210,29 +209,21 @@ async def test_a_part_of_a_board_is_read_as_events_and_resumed_exactly(database:
 async def test_events_of_a_part_for_which_there_is_no_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the answer has begun, so that a client can tell by its status."""
     monkeypatch.setattr(boards, "MAX_SELECTIONS", 0)
-    endpoint = Endpoint(Hub(Nobody()), heartbeat=30.0, max_connections=10)
-    await endpoint.open("127.0.0.1", 0)
-    try:
+    async with listening() as endpoint:
         async with Reader.to(endpoint, "/boards/default/events?lane=todo") as reader:
             assert (reader.status, reader.headers["retry-after"]) == (503, "5")
             assert (await reader.reader.read()).startswith(b"there is no room for one more selection: ")
         await until(lambda: endpoint.connections == 0)
-    finally:
-        await endpoint.close()
 
 
 @pytest.mark.parametrize("board", ["a b/c?d", "ü", "%", "x" * messages.MAX_BOARD_CHARACTERS])
 async def test_any_board_can_be_named_below_any_prefix(board: str) -> None:
-    endpoint = Endpoint(Hub(Nobody()), heartbeat=30.0, max_connections=10)
-    await endpoint.open("127.0.0.1", 0)
-    try:
-        async with Reader.to(endpoint, f"/relay/boards/{quote(board, safe='')}/events?token=t") as reader:
-            assert reader.status == 200
-            [connection] = endpoint.clients
-            assert endpoint.hub.following(connection.outbox) == [board]
-            assert connection.outbox.address == "127.0.0.1"
-    finally:
-        await endpoint.close()
+    path = f"/relay/boards/{quote(board, safe='')}/events?token=t"
+    async with listening() as endpoint, Reader.to(endpoint, path) as reader:
+        assert reader.status == 200
+        [connection] = endpoint.clients
+        assert endpoint.hub.following(connection.outbox) == [board]
+        assert connection.outbox.address == "127.0.0.1"
 
 
 TURNED_AWAY: list[tuple[int, str, str, Mapping[str, str]]] = [
@@ -266,9 +257,7 @@ TURNED_AWAY: list[tuple[int, str, str, Mapping[str, str]]] = [
 async def test_events_are_for_those_who_may_follow_the_board() -> None:
     """As over WebSocket; a page of an allowed origin may read every answer, and no other page any."""
     gate = Gate(Access(static_tokens(["all", "some:default"], "test")), origins=Origins.of([PAGE]))
-    endpoint = Endpoint(Hub(Nobody()), heartbeat=30.0, max_connections=10, gate=gate)
-    await endpoint.open("127.0.0.1", 0)
-    try:
+    async with listening(gate=gate) as endpoint:
         for status, method, path, headers in TURNED_AWAY:
             async with Reader.to(endpoint, path, method, **headers) as reader:
                 assert (reader.status, path) == (status, path)
@@ -280,15 +269,11 @@ async def test_events_are_for_those_who_may_follow_the_board() -> None:
                 if status != 200:
                     assert len(await reader.reader.read()) < 200
         await until(lambda: endpoint.connections == 0)
-    finally:
-        await endpoint.close()
 
 
 async def test_events_count_against_the_limits_of_connections() -> None:
     gate = Gate(rates=Rates(3, 100))
-    endpoint = Endpoint(Hub(Nobody()), heartbeat=30.0, max_connections=1, gate=gate)
-    await endpoint.open("127.0.0.1", 0)
-    try:
+    async with listening(max_connections=1, gate=gate) as endpoint:
         async with Reader.to(endpoint) as first, Reader.to(endpoint, Origin=PAGE) as second:
             assert (first.status, second.status) == (200, 503)
             assert second.headers["access-control-allow-origin"] == PAGE.lower()
@@ -297,27 +282,24 @@ async def test_events_count_against_the_limits_of_connections() -> None:
                 assert int(third.headers["retry-after"]) > 0
         await until(lambda: endpoint.connections == 0)
         assert endpoint.refusals.counts == {"too many connections": 1, "too many connections a minute": 1}
-    finally:
-        await endpoint.close()
 
 
 async def test_nothing_is_sent_to_a_client_whose_connection_is_ending() -> None:
     """A board that could not be had raised an error in the source then, and all boards were read again."""
-    endpoint = Endpoint(Hub(Nobody()), heartbeat=30.0, max_connections=10)
-    await endpoint.open("127.0.0.1", 0)
-    try:
-        async with Reader.to(endpoint) as reader, connect(f"ws://127.0.0.1:{endpoint.port}", proxy=None) as socket_:
-            await socket_.send('{"type":"subscribe","boardId":"default"}')
-            await until(lambda: endpoint.hub.subscriptions == 2)
-            for connection in endpoint.clients:
-                connection.close(messages.CloseCode.SERVICE_RESTART, "stopping")
-            endpoint.hub.refuse("default", messages.error("not_allowed", "no"))
-            await reader.end()
-            assert reader.comments == ["1012 stopping"]
-            with pytest.raises(ConnectionClosed):
-                await socket_.recv()
-    finally:
-        await endpoint.close()
+    async with (
+        listening() as endpoint,
+        Reader.to(endpoint) as reader,
+        connect(f"ws://127.0.0.1:{endpoint.port}", proxy=None) as socket_,
+    ):
+        await socket_.send('{"type":"subscribe","boardId":"default"}')
+        await until(lambda: endpoint.hub.subscriptions == 2)
+        for connection in endpoint.clients:
+            connection.close(messages.CloseCode.SERVICE_RESTART, "stopping")
+        endpoint.hub.refuse("default", messages.error("not_allowed", "no"))
+        await reader.end()
+        assert reader.comments == ["1012 stopping"]
+        with pytest.raises(ConnectionClosed):
+            await socket_.recv()
 
 
 async def test_a_stream_ends_when_a_right_or_a_token_does(database: Database) -> None:

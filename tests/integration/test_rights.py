@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
 
+from relay.postgres.install import text
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.integration.test_edges import Feed, is_active
 from tests.nats import NatsServer
-from tests.servers import Database, sole_use
-
-ROLES = Path(__file__).parents[2] / "sql" / "roles.sql"
+from tests.servers import Database
 
 MAY_READ = {"entries", "extras", "horizon", "control", "lane_tables", "watches", "watched"}
 
 
-@pytest.fixture
-def daemon_dsn(database: Database) -> Iterator[str]:
-    """Yield how to connect as the role of sql/roles.sql."""
-    with sole_use("role-relay_daemon"):
-        database.execute(ROLES.read_text())
-        database.execute(ROLES.read_text())  # twice, as it may be
-        database.execute("alter role relay_daemon password 'secret'")
-        try:
-            yield make_conninfo(database.dsn, user="relay_daemon", password="secret")
-        finally:
-            database.execute("drop owned by relay_daemon cascade; drop role relay_daemon")
-
-
 async def test_daemon_needs_no_more_than_its_role_has(database: Database, daemon_dsn: str) -> None:
     """Boards, changes, resuming, pruning, polling and an ended pause: all of it."""
+    database.execute(text("roles"))  # may be run again
     async with Relay(daemon_dsn).running() as relay, Client.to(relay.url) as client:
         await client.resume("default", None)
         database.execute("insert into tasks (id, title) values ('a', 'A')")
@@ -81,7 +65,7 @@ async def test_right_that_the_daemon_lacks_is_named_with_the_command(database: D
 
 def test_daemon_may_do_nothing_else(daemon_dsn: str) -> None:
     """It owns nothing, writes nothing, reads no table of the users', and calls only what it must."""
-    granted = set(re.findall(r"relay\.(\w+)\(", ROLES.read_text().partition("grant execute")[2]))
+    granted = set(re.findall(r"relay\.(\w+)\(", text("roles").partition("grant execute")[2]))
     with psycopg.connect(daemon_dsn, autocommit=True) as connection:
         tables = connection.execute(
             "select c.relname, has_table_privilege(c.oid, 'select'), "

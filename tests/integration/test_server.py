@@ -16,7 +16,7 @@ import ssl
 import struct
 import threading
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,6 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
 from websockets.frames import Frame, Opcode
 
-from relay.hub.hub import Hub
-from relay.hub.ports import Resuming
 from relay.model import messages as protocol
 from relay.websocket import ending, server
 from relay.websocket.connection import Connection
@@ -39,7 +37,7 @@ from relay.websocket.server import Endpoint
 from tests.certificates import certificate
 from tests.contract import checked
 from tests.integration.client import Client, until
-from tests.integration.conftest import Relay
+from tests.integration.conftest import Relay, listening
 from tests.servers import Database
 
 DEADLINE = 15.0
@@ -147,38 +145,8 @@ async def _small_socket(endpoint: Endpoint) -> socket.socket:
     return sock
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = DEADLINE) -> None:
-    """Wait until a condition holds; fail if it does not in time."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - nothing tells us; the deadline ends it
-            await asyncio.sleep(0.01)
-
-
 def url(endpoint: Endpoint) -> str:
     return f"ws://127.0.0.1:{endpoint.port}"
-
-
-class Nobody:
-    """A source that reads nothing."""
-
-    def ask(self, board: str, by: object = None) -> None:  # the protocol's
-        """Do nothing."""
-
-    def ask_changes(self, resuming: Resuming) -> None:
-        """Do nothing."""
-
-
-@contextlib.asynccontextmanager
-async def listening(
-    *, heartbeat: float = 30.0, max_connections: int = 1000, tls: ssl.SSLContext | None = None
-) -> AsyncIterator[Endpoint]:
-    """Run an endpoint on a hub that nobody feeds."""
-    endpoint = Endpoint(Hub(Nobody()), heartbeat=heartbeat, max_connections=max_connections)
-    await endpoint.open("127.0.0.1", 0, tls=tls)
-    try:
-        yield endpoint
-    finally:
-        await endpoint.close()
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +166,7 @@ async def accepted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Connec
     for connection in found:
         if not connection.closed:
             transport(connection).abort()
-            await eventually(lambda connection=connection: connection.closed)  # type: ignore[misc]
+            await until(lambda connection=connection: connection.closed)  # type: ignore[misc]
     assert errors == []
 
 
@@ -676,7 +644,7 @@ async def test_client_without_handshake_is_cut_off(
         peer.write(said)
 
         assert await peer.read_rest() == b""
-        await eventually(lambda: accepted[0].closed)
+        await until(lambda: accepted[0].closed)
 
 
 async def test_handshake_in_time_is_not_cut_off(endpoint: Endpoint, accepted: list[Connection]) -> None:
@@ -684,7 +652,7 @@ async def test_handshake_in_time_is_not_cut_off(endpoint: Endpoint, accepted: li
     endpoint.listener.seconds = 0.2
     async with Peer.to(endpoint) as peer, Peer.to(endpoint, shake_hands=False) as later:
         await later.read_rest()  # it came later and its time is over
-        await eventually(lambda: accepted[1].closed)
+        await until(lambda: accepted[1].closed)
         peer.send(PING.encode())
 
         assert await peer.receive() == (Opcode.TEXT, PONG)
@@ -699,12 +667,12 @@ async def test_handshake_may_end_in_pieces_with_more_behind_it(
     handshake = HANDSHAKE if good else HANDSHAKE.replace(b"Upgrade: websocket", b"Upgrade: nothing")
     async with Peer.to(endpoint, shake_hands=False) as peer:
         peer.write(handshake[:-pieces])
-        await eventually(lambda: bool(accepted) and has_come(accepted[0], handshake[:-pieces]))
+        await until(lambda: bool(accepted) and has_come(accepted[0], handshake[:-pieces]))
         peer.write(handshake[-pieces:] + b"no frame at all")
         answer = await peer.read_rest()
 
     assert answer.startswith(b"HTTP/1.1 101 " if good else b"HTTP/1.1 426 ")
-    await eventually(lambda: accepted[0].closed)
+    await until(lambda: accepted[0].closed)
 
 
 async def test_message_that_comes_with_the_handshake_is_answered_after_it(endpoint: Endpoint) -> None:
@@ -724,7 +692,7 @@ async def test_closing_that_comes_with_the_handshake_raises_nothing(endpoint: En
         peer.write(HANDSHAKE + Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=True))
         await peer.read_rest()
 
-    await eventually(lambda: endpoint.connections == 0)
+    await until(lambda: endpoint.connections == 0)
     await assert_serves(endpoint)
     assert errors == []
 
@@ -763,7 +731,7 @@ async def test_one_connection_too_many_gets_503_until_another_leaves() -> None:
         assert endpoint.connections == 2
 
         await first.close()
-        await eventually(lambda: endpoint.connections == 1)
+        await until(lambda: endpoint.connections == 1)
 
         await assert_serves(endpoint)
 
@@ -772,7 +740,7 @@ async def test_heartbeat_drops_a_client_that_does_not_answer() -> None:
     """A peer that ignores a ping is cut off without a closing handshake."""
     async with listening(heartbeat=0.1) as endpoint, Peer.to(endpoint) as peer:
         assert set(await peer.read_rest()) == {0x89, 0x00}  # empty pings, and nothing else
-        await eventually(lambda: endpoint.connections == 0)
+        await until(lambda: endpoint.connections == 0)
 
 
 async def test_heartbeat_keeps_a_client_that_answers() -> None:
@@ -949,7 +917,7 @@ async def test_client_that_ends_without_reading_is_dropped(monkeypatch: pytest.M
         with contextlib.suppress(ConnectionError):
             peer.writer.write_eof()
 
-        await eventually(lambda: endpoint.connections == 0, 5.0)
+        await until(lambda: endpoint.connections == 0, 5.0)
 
 
 # Leaving
@@ -990,7 +958,7 @@ async def test_client_that_leaves_in_the_middle_is_forgotten(database: Database,
             case _:
                 await asyncio.wait_for(_drain_then_close(peer), DEADLINE)
 
-        await eventually(lambda: relay.endpoint.connections == 0, 6.0)
+        await until(lambda: relay.endpoint.connections == 0, 6.0)
 
     assert not relay.hub.begin_read("default")
     async with Client.to(relay.url) as client:
@@ -1011,7 +979,7 @@ async def test_clean_close_ends_at_once(endpoint: Endpoint, accepted: list[Conne
         await connection.close(4000, "had enough")
         assert connection.close_code == 4000
 
-    await eventually(lambda: endpoint.connections == 0, PROMPT)
+    await until(lambda: endpoint.connections == 0, PROMPT)
     assert accepted[0].closed
 
 
@@ -1020,7 +988,7 @@ async def test_end_of_stream_ends_at_once(endpoint: Endpoint, accepted: list[Con
     async with Peer.to(endpoint) as peer:
         peer.writer.close()
 
-        await eventually(lambda: endpoint.connections == 0, PROMPT)
+        await until(lambda: endpoint.connections == 0, PROMPT)
     assert accepted[0].closed
 
 
@@ -1089,10 +1057,10 @@ async def test_stopping_cuts_off_a_client_that_has_not_shaken_hands(
 ) -> None:
     """A stopped endpoint leaves no connection behind, and none that could still be let in."""
     async with Peer.to(endpoint, shake_hands=False) as peer:
-        await eventually(lambda: len(accepted) == 1)
+        await until(lambda: len(accepted) == 1)
         await endpoint.close()
         with contextlib.suppress(ConnectionError):
             peer.write(HANDSHAKE)
 
-        await eventually(lambda: accepted[0].closed, PROMPT)
+        await until(lambda: accepted[0].closed, PROMPT)
         assert not (await peer.read_rest()).startswith(b"HTTP/1.1 101 ")

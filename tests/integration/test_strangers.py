@@ -26,8 +26,6 @@ from relay.config.origins import Origins
 from relay.config.proxies import Proxies
 from relay.http import app as monitor
 from relay.http.app import Monitor
-from relay.hub.hub import Hub
-from relay.hub.ports import Resuming
 from relay.model import messages as protocol
 from relay.model.status import Status
 from relay.websocket import listener, server
@@ -37,6 +35,7 @@ from relay.websocket.listener import ARRIVALS, Arrival, Files, _open_files
 from relay.websocket.server import Endpoint
 from relay.websocket.sockets import bind, bind_path
 from tests.integration.client import Client, until
+from tests.integration.conftest import Idle, listening
 
 SECONDS = 15.0
 HEAD = (
@@ -44,19 +43,6 @@ HEAD = (
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
 )
 HANDSHAKE = HEAD + b"\r\n"
-
-
-class Nobody:
-    """A source that reads nothing, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def ask(self, board: str, by: object = None) -> None:  # noqa: ARG002  # the protocol's
-        self.asked.append(board)
-
-    def ask_changes(self, resuming: Resuming) -> None:
-        """Do nothing."""
 
 
 class Judge:
@@ -70,17 +56,6 @@ class Judge:
         self.asked += questions
         await self.free.wait()
         return [True] * len(questions)
-
-
-@contextlib.asynccontextmanager
-async def listening(sockets: list[socket.socket] | None = None, **options: Any) -> AsyncIterator[Endpoint]:
-    """Run an endpoint on a hub that nobody feeds."""
-    endpoint = Endpoint(Hub(Nobody()), heartbeat=30.0, **{"max_connections": 256} | options)
-    endpoint.open_on(sockets or await bind("127.0.0.1", 0))
-    try:
-        yield endpoint
-    finally:
-        await endpoint.close()
 
 
 @contextlib.asynccontextmanager
@@ -307,7 +282,7 @@ async def test_what_waits_to_be_read_is_bounded_while_postgres_is_away(monkeypat
         await client.send({"type": "ping"})
         await client.receive()
         hub, source = endpoint.hub, endpoint.hub._source  # noqa: SLF001
-        assert isinstance(source, Nobody)
+        assert isinstance(source, Idle)
         assert source.asked == [f"b{number}" for number in range(10)]
         assert not any(hub.begin_read(name) for name in tuple(source.asked))
         assert source.asked[10:] == ["b28", "b29"]

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
 
 from relay.postgres.install import text
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
-from tests.servers import Database, sole_use
-
-ROLES = Path(__file__).parents[2] / "sql" / "roles.sql"
+from tests.servers import Database
 
 RENDERER = "relay_renderer"
 """The role as which the code of users runs."""
@@ -123,18 +119,6 @@ def app(database: Database) -> Iterator[str]:
     database.execute(f"create role {name}; grant create, usage on schema public to {name}")
     yield name
     database.execute(f"drop owned by {name} cascade; drop role {name}")
-
-
-@pytest.fixture
-def daemon_dsn(database: Database) -> Iterator[str]:
-    """Yield how to connect as the role of sql/roles.sql."""
-    with sole_use("role-relay_daemon"):
-        database.execute(ROLES.read_text())
-        database.execute("alter role relay_daemon password 'secret'")
-        try:
-            yield make_conninfo(database.dsn, user="relay_daemon", password="secret")
-        finally:
-            database.execute("drop owned by relay_daemon cascade; drop role relay_daemon")
 
 
 def _as(database: Database, role: str, statements: str) -> None:
