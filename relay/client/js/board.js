@@ -1,11 +1,11 @@
-/* The board page: shows a board as it is, and moves when that does.
+/* The board page: shows a board, and each change as it is committed.
  *
- * Its place: a client like any other. What it knows of the board it has from client.js; what it draws, it draws here.
+ * It is a client like any other: it gets the board from client.js, and draws it.
  *
  * Rules:
- * - What a database says is text: it enters the page through textContent alone. The page's policy forbids the rest.
- * - Changes wait for the next frame and are drawn together: only lanes and cards that changed are touched.
- * - Nothing is shown before it was committed. A card that is dropped stays where it was let go until its message comes.
+ * - Values of the database are text: they enter the page only as textContent, and its security policy forbids the rest.
+ * - Changes wait for the next frame and are drawn together. Only lanes and cards that changed are touched.
+ * - Nothing is shown before it is committed. A card that is dropped stays where it is until its message arrives.
  */
 
 import { connect } from "./client.js";
@@ -33,7 +33,7 @@ const THEMES = { auto: ["◐", "as the system has it"], light: ["☀", "light"],
 const $ = (id) => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-/** Make an element: its properties, `data-` and `aria-` attributes, and what is in it, which is text or elements. */
+/** Make an element with these properties, `data-` and `aria-` attributes, and content, which is text or elements. */
 function make(tag, properties = {}, ...inside) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -44,7 +44,7 @@ function make(tag, properties = {}, ...inside) {
   return element;
 }
 
-/** What is remembered in this browser; a browser that remembers nothing does no harm. */
+/** What this browser stores for the page, if it stores anything. */
 const memory = {
   get(name, otherwise) {
     try {
@@ -62,11 +62,11 @@ const memory = {
   },
 };
 
-// How a value is shown ---------------------------------------------------------------------------------------
+// Values -----------------------------------------------------------------------------------------------------
 
 function text(value) {
   if (value === null || value === undefined) return "";
-  // Integers that a number would round are BigInts, which JSON does not know.
+  // Large integers are BigInts, which JSON cannot represent.
   const known = (_, each) => (typeof each === "bigint" ? String(each) : each);
   return typeof value === "object" ? JSON.stringify(value, known) : String(value);
 }
@@ -112,7 +112,7 @@ function makeCard(task) {
   return { element, title, meta, fields: new Map([["title", title]]), lane: null };
 }
 
-/** Bring a card up to date, and return the elements of the fields that changed. */
+/** Update a card, and return the elements of the fields that changed. */
 function patch(card, task) {
   const changed = [];
   put(card, "title", titleOf(task), changed);
@@ -137,7 +137,7 @@ function put(card, name, value, changed) {
     if (!value) return;
     field = make("span", { className: name === "priority" || name === "status" || name === "id" ? name : "more" });
     card.fields.set(name, field);
-    // Fields keep their order, whichever comes first.
+    // Fields keep their order, whichever gets a value first.
     const last = name === "id" ? null : card.fields.get("id");
     const place = SHOWN.indexOf(name);
     const next = place < 0 ? last : SHOWN.slice(place + 1).map((key) => card.fields.get(key)).find(Boolean);
@@ -189,7 +189,7 @@ const own = new Map(); // by id: when a user here let it go, and what flies mean
 
 function take(change) {
   if (!board) return;
-  // A page that is hidden draws nothing, so there is no time to be taken.
+  // A hidden page draws nothing, so there is nothing to measure.
   if (!document.hidden) arrived ??= performance.now();
   received += 1;
   lines.push([new Date(), change]);
@@ -200,7 +200,7 @@ function take(change) {
   if (change.type === "board.sync") wholly = true;
   else {
     dirty.set(change.id, true);
-    // The database's clock is this one's only where both are on one machine, as they are in the demo.
+    // The clocks can be compared only if the database is on this machine, as in the demo.
     const at = about.writer && Date.parse(change.changes?.updatedAt ?? (change.type === "task.created" ? change.task?.updatedAt : ""));
     if (at && !document.hidden) committed = Math.min(committed ?? at, at);
     tally(change);
@@ -281,7 +281,7 @@ function placeOf(name) {
   return lane;
 }
 
-/** Put lanes and cards in the relay's order. Only what is out of place is moved. */
+/** Put lanes and cards in the relay's order, moving only those that are out of place. */
 function arrange() {
   const names = board.laneOrder;
   for (const [name, lane] of lanes) {
@@ -314,7 +314,7 @@ function arrange() {
   $("total").textContent = board.tasks.size.toLocaleString("en");
 }
 
-// What moves, glides --------------------------------------------------------------------------------------------
+// Animations ----------------------------------------------------------------------------------------------------
 
 function measure() {
   const places = new Map();
@@ -354,7 +354,7 @@ function animate(before, moved, fresh, gone) {
   }
 }
 
-/** Let a card cross from lane to lane, above them all, for lanes clip what is in them. */
+/** Animate a card from lane to lane, above them all, because lanes clip their contents. */
 function fly(element, from, lane) {
   const place = element.getBoundingClientRect();
   const hidden = place.top > lane.bottom - 20 || place.bottom < lane.top;
@@ -369,7 +369,7 @@ function fly(element, from, lane) {
   run(ghost, steps, duration).finished.finally(() => ghost.remove());
 }
 
-/** Put a likeness of a card above the board. */
+/** Put a copy of a card above the board. */
 function stage(element, place) {
   const ghost = element.cloneNode(true);
   ghost.classList.remove("lifted");
@@ -389,12 +389,12 @@ function glow(element) {
   element.animate([shade, { ...shade, offset: 0.25 }, none], { duration: GLOW_MS, easing: "ease-out" });
 }
 
-// How long it took ----------------------------------------------------------------------------------------------
+// Latency -------------------------------------------------------------------------------------------------------
 
 const samples = [];
 let sampled = "";
 
-/** Take the time once this frame is handed over to the screen. */
+/** Measure the time once this frame has been painted. */
 function measureLatency() {
   const [came, since] = [arrived, committed];
   arrived = committed = null;
@@ -510,7 +510,7 @@ function spoken({ type, task, before, toLane }) {
   return `${cut(titleOf(task ?? before), 60)} ${VERBS[type] ?? "changed in"} ${lane}`;
 }
 
-/** Say at once what a user here did; of the rest a summary now and then, for a busy board would never be silent. */
+/** Announce the user's own changes at once, and others' in summaries, or a busy board would never be silent. */
 function tally(change) {
   const follows = Object.keys(change.changes ?? {}).every((key) => key === "updatedAt" || key === "lane");
   if (change.type === "task.updated" && follows) return; // the move was reported already
@@ -561,7 +561,7 @@ function cardAt(lane, place) {
   return all?.[Math.min(place, all.length - 1)] ?? null;
 }
 
-/** Go to a card in the next lane that has one, about as far down. */
+/** Focus a card at about the same height in the next lane that has one. */
 function sideways(card, step) {
   const place = [...card.parentElement.children].indexOf(card);
   const sibling = step > 0 ? "nextElementSibling" : "previousElementSibling";
@@ -602,7 +602,7 @@ $("lanes").addEventListener("click", (event) => {
 
 // Writing, in the demo ------------------------------------------------------------------------------------------
 
-/** Ask the demo's writer; what it wrote is seen when its message comes. */
+/** Send a request to the demo's writer. Its effect is seen when the change arrives. */
 async function write(method, id, body) {
   const path = id === undefined ? about.writer : `${about.writer}/${encodeURIComponent(id)}`;
   try {
@@ -619,7 +619,7 @@ async function write(method, id, body) {
   return false;
 }
 
-/** Remember that a change of a task is a user's of this page; forget it should its message not come. */
+/** Remember that a change of a task was made on this page, or forget it if its message does not arrive. */
 function expect(id, since, ghost) {
   land(id);
   own.set(id, { since, ghost, timer: setTimeout(() => land(id), ANSWER_MS) });
@@ -631,7 +631,7 @@ function land(id) {
   clearTimeout(waiting.timer);
   waiting.ghost?.remove();
   cards.get(id)?.element.classList.remove("lifted");
-  queueMicrotask(() => own.get(id) === waiting && own.delete(id)); // its time is still to be taken
+  queueMicrotask(() => own.get(id) === waiting && own.delete(id)); // its latency is yet to be measured
 }
 
 async function move(id, lane, since, ghost) {
@@ -651,7 +651,7 @@ function compose(name) {
   const form = make("form", { className: "composer" }, input);
   lane.list.before(form);
   input.focus();
-  // Moving the focus away closes it; Escape moves it.
+  // Losing the focus closes it, and Escape moves the focus.
   input.addEventListener("blur", () => form.remove(), { once: true });
   input.addEventListener("keydown", (event) => event.key === "Escape" && lane.element.querySelector(".add").focus());
   form.addEventListener("submit", async (event) => {
@@ -673,7 +673,7 @@ $("lanes").addEventListener("pointerdown", (event) => {
   if (!about.writer || !card || event.button || drag) return;
   const [x, y] = [event.clientX, event.clientY];
   drag = { card, from: { x, y }, at: { x, y }, pointer: event.pointerId, ghost: null, lane: null, moved: false, panning: 0 };
-  // A finger that moves at once scrolls; one that rests takes the card.
+  // A finger that moves at once scrolls; one that rests picks up the card.
   if (event.pointerType === "touch") drag.resting = setTimeout(lift, LONG_PRESS_MS);
 });
 
@@ -697,7 +697,7 @@ document.addEventListener("pointermove", (event) => {
   if (drag.ghost) carry();
 });
 
-/** Have the card where the pointer is, and light up the lane into which it would fall. */
+/** Move the card to the pointer, and highlight the lane into which it would be dropped. */
 function carry() {
   const { ghost, from, at } = drag;
   ghost.style.transform = `translate(${at.x - from.x}px, ${at.y - from.y}px) rotate(${calm.matches ? 0 : 1.5}deg)`;
@@ -710,7 +710,7 @@ function carry() {
   drag.panning ||= requestAnimationFrame(pan);
 }
 
-/** At the edge, bring what is beyond it, for as long as the pointer rests there: a phone shows one lane at a time. */
+/** Scroll while the pointer is at an edge: a phone shows one lane at a time. */
 function pan() {
   if (!drag) return;
   drag.panning = 0;
@@ -744,7 +744,7 @@ function endDrag(keepsGhost) {
 
 document.addEventListener("pointercancel", (event) => drag?.pointer === event.pointerId && endDrag());
 document.addEventListener("keydown", (event) => event.key === "Escape" && drag && endDrag());
-// The finger that carries a card scrolls nothing, and asks for no menu.
+// While a finger drags a card, it must neither scroll nor open a menu.
 document.addEventListener("touchmove", (event) => drag?.ghost && event.preventDefault(), { passive: false });
 document.addEventListener("contextmenu", (event) => drag?.ghost && event.preventDefault());
 
@@ -821,7 +821,7 @@ function editor(task) {
   return form;
 }
 
-/** Keep the open task true, but not under the hands of who edits it. */
+/** Update the open task if it is only shown. A form in which it is edited is left alone. */
 function refreshDetails() {
   if (!$("details").open || !(wholly || dirty.has(opened))) return;
   const task = board.tasks.get(opened);
@@ -849,7 +849,7 @@ function storedToken() {
   return token && !expired(token) ? token : null;
 }
 
-/** Tell whether a JSON Web Token says of itself that it is over. */
+/** Whether a JSON Web Token has expired, by its own claims. */
 function expired(token) {
   try {
     const claims = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
@@ -859,7 +859,7 @@ function expired(token) {
   }
 }
 
-/** Give the client a token for its next attempt; ask the reader for one if there is none that may be good. */
+/** Return a token for the client's next attempt, and ask the user for one if none may be valid. */
 async function token() {
   attempts += 1;
   if (attempts > 1 && !refusal) await readPage();
@@ -871,9 +871,9 @@ async function token() {
   return good;
 }
 
-/** Find out why an attempt failed, for browsers do not say: was the relay away, or did it not let this page in?
+/** Find out why an attempt failed, which browsers hide: is the relay unreachable, or did it refuse this page?
  *
- * It did not let us in if it answered over HTTP both before and after.
+ * It refused if it answered over HTTP both before and after the attempt.
  */
 async function readPage() {
   const before = wasThere;
@@ -889,7 +889,7 @@ async function readPage() {
   else notice(`The relay answers, but lets no WebSocket of this page in: ${LIMITED}. It is tried again.`);
 }
 
-/** Ask the reader for a token. */
+/** Ask the user for a token. */
 function ask(why) {
   asking ??= new Promise((resolve) => {
     $("asks-why").textContent = why;
@@ -913,7 +913,7 @@ function ask(why) {
   return asking;
 }
 
-// A token is needed: Escape would leave an empty page.
+// Escape must not close the dialog: without a token the page stays empty.
 $("asks").addEventListener("close", () => asking && $("asks").showModal());
 
 // Connecting ----------------------------------------------------------------------------------------------------
@@ -971,7 +971,7 @@ function showState(state) {
   if (state === "live") schedule();
 }
 
-/** Say what the relay said; after a token that is not good, not good any more, or never can be, ask for another. */
+/** Show an error of the relay. If the token is invalid or has expired, ask for another. */
 function fail(error) {
   if (error.closeCode === REFUSED && !about.token) {
     notice(`The relay refused this page: ${location.origin} is not among its WS_ORIGINS.`);

@@ -1,9 +1,9 @@
 /** The types of client.js. */
 
-/** An id as the relay sends it. An integer that a JavaScript number would round is a bigint, in any column. */
+/** An id as the relay sends it. In any column, an integer that a JavaScript number cannot hold exactly is a bigint. */
 export type TaskId = string | number | bigint;
 
-/** What every row has, and so every type for one, be it an interface or an alias. */
+/** What every row has. Your own type for rows, an interface or an alias, must have it too. */
 export interface AnyTask {
   readonly id: TaskId;
   readonly lane?: unknown;
@@ -16,13 +16,13 @@ export interface Task extends AnyTask {
   readonly [column: string]: unknown;
 }
 
-/** How the connection is. `"offline"` while there is none after the first attempt, also when the next is being made. */
+/** The state of the connection. After the first attempt, `"offline"` whenever there is none, also during attempts. */
 export type RelayState = "connecting" | "live" | "offline";
 
-/** How a board is: `"live"` when it is as the database's, `"offline"` too if it was refused or left. */
+/** The state of a board: `"live"` when it is up to date, `"offline"` also if it was refused or unsubscribed from. */
 export type BoardState = "connecting" | "catching up" | "live" | "offline";
 
-/** One change, which the board shows already. Tasks in it are never changed afterwards. */
+/** One change, which the board already includes. The objects of its tasks are never modified afterwards. */
 export type Change<T extends AnyTask = Task> =
   | BoardSync
   | TaskCreated<T>
@@ -33,7 +33,7 @@ export type Change<T extends AnyTask = Task> =
 /** The whole board was replaced. */
 export interface BoardSync {
   readonly type: "board.sync";
-  /** Why, if it is not what was asked for: see the clients' guide. */
+  /** Why the board was sent whole when changes were asked for: see the clients' guide. */
   readonly reason: string | undefined;
 }
 
@@ -72,13 +72,13 @@ export interface TaskDeleted<T extends AnyTask = Task> extends OfATask {
 }
 
 /**
- * What went wrong. Codes are those of the clients' guide, and
- * `"closed"`: waiting does not help. The relay ended the connection, see `closeCode`, or refused it; or the token or
- * the address cannot be used; or close() was called;
- * `"unreachable"`: an attempt to connect failed (reported once until one succeeds; the client goes on trying);
- * `"unsubscribed"`: the board was left before it came;
- * `"other_selection"`: the board is followed with another selection already;
- * `"unusable_board"`: what the relay sends of the board contradicts itself.
+ * What went wrong. Codes are those of the clients' guide, and these:
+ * - `"closed"`: the client has stopped. The relay refused the connection or ended it for good (see `closeCode`), the
+ *   token or the address is invalid, or close() was called.
+ * - `"unreachable"`: an attempt to connect failed. The client keeps trying, and reports this once until one succeeds.
+ * - `"unsubscribed"`: you unsubscribed before the board arrived.
+ * - `"other_selection"`: this connection follows the board with another selection already.
+ * - `"unusable_board"`: the relay's messages about the board contradict each other.
  */
 export class RelayError extends Error {
   constructor(code: string, message: string, about?: { boardId?: string; closeCode?: number });
@@ -88,66 +88,66 @@ export class RelayError extends Error {
 }
 
 /**
- * One subscription to a board, which is as it is in the database. It may change whenever messages come, never in the
- * midst of your code.
+ * One subscription to a board. While it is live, its tasks are those in the database. It changes when messages arrive,
+ * never while your code runs.
  */
 export interface Board<T extends AnyTask = Task> {
   readonly id: string;
   /** The tasks by id. */
   readonly tasks: ReadonlyMap<TaskId, T>;
-  /** The tasks of each lane in order. The array of a lane that has not changed is the same as the last time. */
+  /** The tasks of each lane in order. As long as a lane does not change, its array is the same object. */
   readonly lanes: Readonly<Record<string, readonly T[]>>;
-  /** The lanes in their order, for an object has numbers first. */
+  /** The keys of `lanes` in their order on the board. (An object puts keys that are integers first.) */
   readonly laneOrder: readonly string[];
-  /** The lanes' names, where lanes are rows of a table; else null. */
+  /** The lanes' names if lanes are rows of a table, else null. */
   readonly laneNames: Readonly<Record<string, string | null>> | null;
   readonly state: BoardState;
-  /** Resolves when the board is there; rejects if before that it is refused, left or given up, or waiting is of no use. */
+  /** Resolves when the board has arrived. Rejects if it is refused, you end it, or the client stops before that. */
   readonly ready: Promise<void>;
 
-  /** Calls the listener at each change; returns a function that ends that. */
+  /** Calls the listener at each change. Returns a function that removes it. */
   on(event: "change", listener: (change: Change<T>) => void): () => void;
   on(event: "state", listener: (state: BoardState) => void): () => void;
   on(event: "error", listener: (error: RelayError) => void): () => void;
 
   /**
-   * Resolves once the board includes a transaction: `xid` is what `pg_current_xact_id()` said within it. It may have
-   * changed nothing, or have been rolled back. While there is no connection this waits. Rejects with a RelayError: its
-   * code is `"not_included"` if the transaction was not over within half a minute, or if the database is another now;
-   * else it is that of the board or of the connection. Throws TypeError for what is no transaction id.
+   * Resolves once the board includes the effects of a transaction, if it has any: `xid` is what `pg_current_xact_id()`
+   * returned within it. Without a connection, it waits for one. Rejects with a RelayError. Its code is
+   * `"not_included"` if the transaction had not ended after half a minute, or if the database has been replaced;
+   * otherwise it is the error of the board or of the connection. Throws TypeError if `xid` is not a transaction id.
    */
   includes(xid: string | number | bigint, options?: IncludesOptions): Promise<void>;
 
-  /** Ends this subscription, not others to the same board; what it shows stays as it is. */
+  /** Ends this subscription, not others to the same board. Its tasks stay as they are. */
   unsubscribe(): void;
 }
 
-/** A connection to a relay, made again whenever it is lost. */
+/** A connection to a relay, which is reopened whenever it is lost. */
 export interface Relay {
   readonly state: RelayState;
 
   /**
-   * Follows a board. Each call is a subscription of its own; the relay sends the board once for all of them. Throws
-   * TypeError where there is no WebSocket.
+   * Follows a board. Each call returns a subscription of its own; the relay sends the board once for all of them.
+   * Throws TypeError if there is no WebSocket class.
    */
   subscribe<T extends AnyTask = Task>(boardId: string, options?: SubscribeOptions): Board<T>;
 
-  /** Presents a fresh token; kept when the relay has taken it, or at once while there is no connection. */
+  /** Presents a new token. It replaces the old one once the relay has accepted it, or at once if not connected. */
   authenticate(token: string): Promise<void>;
 
   on(event: "state", listener: (state: RelayState) => void): () => void;
-  /** Hears of the boards' errors too. */
+  /** Gets the errors of the boards, too. */
   on(event: "error", listener: (error: RelayError) => void): () => void;
 
   /** Ends everything. The boards stay as they are. */
   close(): void;
 }
 
-/** A part of a board. What is absent selects all. */
+/** A part of a board. A field that is absent selects everything. */
 export interface BoardSelection {
   /** Only tasks in these lanes, by their keys in `lanes`. One that leaves them is deleted, one that enters is created. */
   lanes?: readonly string[] | undefined;
-  /** Of each task only these columns, beside `id`, `boardId` and `lane`. */
+  /** Only these columns of each task, and always `id`, `boardId` and `lane`. */
   columns?: readonly string[] | undefined;
   /** Only tasks with these ids. */
   tasks?: readonly TaskId[] | undefined;
@@ -155,8 +155,8 @@ export interface BoardSelection {
 
 export interface SubscribeOptions extends BoardSelection {
   /**
-   * Limits the wait for the board, say `AbortSignal.timeout(5000)`: if it is aborted before the board has come, the
-   * subscription ends and `ready` rejects with the signal's reason. Later it has no effect.
+   * Limits the wait for the board, for example `AbortSignal.timeout(5000)`: if it is aborted before the board has
+   * arrived, the subscription ends and `ready` rejects with the signal's reason. Later it has no effect.
    */
   signal?: AbortSignal | undefined;
 }
@@ -169,11 +169,11 @@ export interface IncludesOptions {
 export type Token = string | null | undefined;
 
 export interface Options {
-  /** The token, or what gives it before each attempt to connect. */
+  /** The token, or a function that is called for one before each attempt to connect. */
   token?: Token | (() => Token | Promise<Token>);
   /** The WebSocket class, where there is no global one. */
   WebSocket?: new (url: string, protocols: string[]) => unknown;
-  /** For tests: time in milliseconds, and chance from 0 to 1. */
+  /** For tests: a clock in milliseconds, and random numbers from 0 to 1. */
   clock?: Clock;
 }
 
@@ -185,7 +185,7 @@ export interface Clock {
 }
 
 /**
- * A connection to a relay, made when the first board is subscribed to. Throws TypeError for what is no address, and for a
- * token that cannot be presented.
+ * Returns a client of a relay, which connects when you subscribe to the first board. Throws TypeError if the address or
+ * the token is invalid.
  */
 export function connect(url: string, options?: Options): Relay;

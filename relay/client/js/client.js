@@ -1,5 +1,5 @@
 /**
- * Follows boards of a pg-change-relay, and holds each as it is in the database.
+ * Follows boards of a pg-change-relay, and keeps each as it is in the database.
  *
  *     import { connect } from "./client.js";
  *
@@ -7,7 +7,7 @@
  *     board.on("change", (change) => console.log(change.type, board.lanes));
  *
  * One module without dependencies, for browsers and for Node 18 or later; its types are in client.d.ts. Where there
- * is no global WebSocket (Node before 22), pass one: `connect(url, { WebSocket })`, say that of the package ws.
+ * is no global WebSocket (Node before 22), pass one, such as that of the package ws: `connect(url, { WebSocket })`.
  *
  * From the core outwards: a `Replica` is the tasks of one board; a `Following` knows what of it is still to come; a
  * `Board` is one subscription to it, of which there may be several; a `Link` is one connection, from the attempt to
@@ -15,11 +15,11 @@
  *
  * Rules:
  * - A batch is applied whole or not at all, so a board is at any time what the table was at some moment.
- * - What does not fit is never guessed at: the board is requested again, and a board that goes on not to fit is an error.
+ * - A message that does not fit is never guessed at: the board is requested again. If that goes on, it is an error.
  * - Tasks are never changed in place: a change makes a new object, so an object that you hold stays as it is.
- * - Nothing of a link that has ended is heard any more.
+ * - Once a link has ended, its events are ignored.
  * - Nobody can end the subscription of somebody else.
- * - A part of the environment is used if it is there; nothing follows from it about any other part.
+ * - Each feature of the environment is detected by itself: none is inferred from another.
  */
 
 const FIRST_PAUSE = 500;
@@ -61,8 +61,8 @@ const REAL_CLOCK = {
 };
 
 /**
- * Connects to a relay when the first board is subscribed to, and again whenever the connection is lost. Throws TypeError
- * for what is no address, and for a token that cannot be presented.
+ * Returns a client, which connects when the first board is subscribed to, and again whenever the connection is lost.
+ * Throws TypeError if the address or the token is invalid.
  */
 export function connect(url, options) {
   return new Relay(url, options);
@@ -84,7 +84,7 @@ export class RelayError extends Error {
 const LONG_INTEGER = /^-?\d{16,}$/;
 const MARK = `integer-${Math.random()}:`; // nobody who writes a task can know it
 
-/** Parses JSON. An integer that a number would round is a BigInt. */
+/** Parses JSON. An integer that a number cannot hold exactly becomes a BigInt. */
 function parse(text) {
   if (!/\d{16}/.test(text)) return JSON.parse(text);
   const marked = outsideStrings(text, (part) =>
@@ -124,7 +124,7 @@ function stringEnd(text, quote) {
 
 // What is held --------------------------------------------------------------------------------------------------
 
-/** What cannot be, if we hold what the relay thinks we hold; its message says what was found. */
+/** A message cannot apply to the board that we hold, so it is not the board that the relay thinks we hold. */
 class Misfit extends Error {}
 
 function fits(condition, found = "a message of another shape than expected") {
@@ -145,10 +145,10 @@ const laneName = (lane) => (typeof lane === "string" ? lane : String(lane ?? nul
 
 // Their order --------------------------------------------------------------------------------------------------
 
-/** Booleans come before numbers, numbers before texts; what cannot be compared comes last. */
+/** Booleans sort before numbers, numbers before strings, and all of them before what cannot be compared. */
 const RANKS = { boolean: 0, number: 1, bigint: 1, string: 2 };
 
-/** Compares texts by code points: by code units, which `<` does, those above U+FFFF would come before some below. */
+/** Compares strings by code points. `<` compares code units, and so sorts characters above U+FFFF before some below. */
 function compareTexts(one, other) {
   const length = Math.min(one.length, other.length);
   for (let at = 0; at < length; at += 1) {
@@ -171,7 +171,7 @@ function compareValues(one, other) {
   return one > other ? 1 : 0;
 }
 
-/** Returns what compares tasks by the `orderBy` of a board, and at last by their ids. */
+/** Returns a function that compares tasks by the `orderBy` of a board, and then by their ids. */
 function comparison(orderBy) {
   const keys = orderBy.map(({ key, descending, nullsFirst, values }) => {
     const places = values && new Map(values.map((value, place) => [value, place]));
@@ -195,7 +195,7 @@ function comparison(orderBy) {
   };
 }
 
-/** The tasks of one board, by id and by lane. Pure. Its methods throw Misfit, and then have changed nothing. */
+/** The tasks of one board, by id and by lane. Does no I/O. A method that throws Misfit has changed nothing. */
 class Replica {
   tasks = new Map();
   laneNames = null; // lane -> its name, where lanes have names
@@ -205,7 +205,7 @@ class Replica {
   #shown = {};
   #stale = new Set(); // lanes that have changed since they were shown
 
-  /** Lane -> its tasks in order. The array of a lane that has not changed is the same as the last time. */
+  /** Lane -> its tasks in order. As long as a lane does not change, its array is the same object. */
   get lanes() {
     if (this.#stale.size) {
       const entries = [...this.#lanes].map(([lane, tasks]) => [
@@ -218,7 +218,7 @@ class Replica {
     return this.#shown;
   }
 
-  /** The lanes in their order: those that the board came with, then others that tasks have come to. */
+  /** The lanes in their order: those that the board was sent with, then others in the order they appeared. */
   get laneOrder() {
     return [...new Set([...(this.#laneOrder ?? []), ...this.#lanes.keys()])];
   }
@@ -228,7 +228,7 @@ class Replica {
     return this.#compare ? found.sort(this.#compare) : found;
   }
 
-  /** Holds another board, given the data of a `board.sync`. */
+  /** Replaces the board, given the data of a `board.sync`. */
   replace(data) {
     const tasks = new Map();
     const lanes = new Map();
@@ -258,7 +258,7 @@ class Replica {
     this.#stale = new Set([...lanes.keys()]);
   }
 
-  /** Applies messages, all or none, and returns what changed. */
+  /** Applies messages, all or none, and returns the changes. */
   apply(messages) {
     const staged = new Map(); // id -> the task as it becomes, undefined if it goes
     const changes = [];
@@ -293,7 +293,7 @@ class Replica {
   }
 }
 
-/** What each message does to a task, given its data and what is held of each id. */
+/** What each type of message does to a task, given its data and the tasks that are held, by id. */
 const STEPS = Object.assign(Object.create(null), {
   "task.created": (data, held) => {
     fits(isObject(data) && isId(data.id));
@@ -327,14 +327,14 @@ function known(data, held) {
 class Emitter {
   #listeners = new Map();
 
-  /** Calls a listener at each event; returns a function that ends that. */
+  /** Calls a listener at each event. Returns a function that removes it. */
   on(event, listener) {
     const listeners = this.#listeners.get(event) ?? new Set();
     this.#listeners.set(event, listeners.add(listener));
     return () => void listeners.delete(listener);
   }
 
-  /** A listener that throws is heard of like any other fault of the program, and harms nobody else. */
+  /** An error of a listener is reported as an uncaught error, and other listeners are called all the same. */
   _emit(event, value) {
     for (const listener of [...(this.#listeners.get(event) ?? [])]) {
       try {
@@ -348,7 +348,7 @@ class Emitter {
   }
 }
 
-/** A promise that somebody else keeps; who does not await it need not mind that it is broken. */
+/** A promise that is settled from outside. If nobody awaits it, its rejection is not reported as unhandled. */
 class Deferred {
   settled = false;
 
@@ -368,7 +368,7 @@ class Deferred {
 
 // A board -------------------------------------------------------------------------------------------------------
 
-/** One board that is followed, for however many subscriptions. */
+/** One board that is followed, for all subscriptions to it. */
 class Following {
   boards = new Set(); // the subscriptions to it
   replica = new Replica();
@@ -390,7 +390,7 @@ class Following {
     this.state = state;
   }
 
-  /** Whether messages of it may come. */
+  /** Whether messages about it may arrive. */
   get followed() {
     return this.state === "live" || this.state === "catching up";
   }
@@ -404,19 +404,19 @@ class Following {
     this.askWaits();
   }
 
-  /** Asks when the board includes a transaction: once for all who wait for it. */
+  /** Asks the relay when the board includes a transaction, once for all who wait for it. */
   await(xid) {
     if (this.waits.has(xid)) return;
     this.waits.add(xid);
     if (this.followed) this.#askWait(xid);
   }
 
-  /** Asks for all that is waited for, again if need be: the relay takes that for one question. */
+  /** Asks for everything that is waited for. The relay treats repeated questions as one. */
   askWaits() {
     if (this.followed) for (const xid of this.waits) this.#askWait(xid);
   }
 
-  /** Includes a transaction, or it is not known whether it does. */
+  /** Handles the answer: the board includes a transaction, or the relay cannot say. */
   included(xid, error) {
     if (this.waits.delete(xid)) for (const board of [...this.boards]) board._included(xid, error);
   }
@@ -429,7 +429,7 @@ class Following {
     for (const xid of [...this.waits]) this.included(xid, error);
   }
 
-  /** Has no connection, or no right to be followed, any more. */
+  /** The connection, or the right to follow the board, is lost. */
   fail(error) {
     this.enter("offline");
     if (!error) return;
@@ -464,7 +464,7 @@ class Following {
     this.#parts = [];
     this.#cursor = typeof cursor === "string" ? cursor : null;
     if (reason === "epoch_changed") {
-      // What has the number may be another transaction now.
+      // In another database, the same id may belong to another transaction.
       this.#endWaits(new RelayError("not_included", "the database is another now", { boardId: this.id }));
     }
     this.#arrived([{ type: "board.sync", reason }]);
@@ -482,7 +482,7 @@ class Following {
     this.#arrived(changes.map((change) => ({ ...change, batch: this.#batches })));
   }
 
-  /** From a server without cursors. */
+  /** Handles a change from a server without cursors. */
   #takePlain(message) {
     if (this.#cursor !== null || this.state !== "live") return;
     this.#arrived(this.replica.apply([message]));
@@ -495,7 +495,7 @@ class Following {
     for (const board of [...this.boards]) board._arrived(changes);
   }
 
-  /** At once the first time, then after pauses; but a relay whose answers never fit is not asked without end. */
+  /** Requests the board at once the first time, then after pauses, and gives up if it never fits. */
   #askAgain(found) {
     const now = this.#relay._clock.now();
     this.#misfits = now - this.#lastMisfit > CALM ? 1 : this.#misfits + 1;
@@ -513,7 +513,7 @@ class Following {
   }
 }
 
-/** One subscription to a board. What begins with an underscore is for the Relay. */
+/** One subscription to a board. Names with an underscore are for the Relay. */
 class Board extends Emitter {
   #relay;
   #following;
@@ -626,11 +626,11 @@ class Board extends Emitter {
   }
 }
 
-/** Why a board is not waited for any more. Older signals give no reason. */
+/** Why the wait for a board was aborted. Signals of older environments have no reason. */
 const givenUp = (boardId, signal) =>
   signal.reason ?? new RelayError("unsubscribed", "the wait for the board was given up", { boardId });
 
-/** A promise, or the reason of a signal that is aborted first. */
+/** Returns a promise that rejects with the signal's reason if that is aborted first. */
 function untilAborted(promise, boardId, signal) {
   return new Promise((resolve, reject) => {
     const abort = () => reject(givenUp(boardId, signal));
@@ -639,7 +639,7 @@ function untilAborted(promise, boardId, signal) {
   });
 }
 
-/** Returns what is selected of a board, each name once and in order. Throws TypeError for what are no names. For react.js. */
+/** Returns a selection with its lists sorted, without duplicates. Throws TypeError if it is invalid. react.js uses it. */
 export function selected(wanted) {
   const chosen = Object.entries(SELECTABLE).filter(([key]) => wanted[key] !== undefined && wanted[key] !== null);
   return Object.fromEntries(chosen.map(([key, types]) => [key, texts(key, wanted[key], types)]));
@@ -652,7 +652,7 @@ function texts(key, names, types) {
   throw new TypeError(`${key} is no array of ${types.join("s or ")}s: expected one`);
 }
 
-/** Returns a transaction's id as text. Throws TypeError for what is none. */
+/** Returns a transaction's id as text. Throws TypeError if it is not one. */
 function transactionId(xid) {
   const text = String(xid);
   if (TRANSACTION.test(text) && (typeof xid !== "number" || Number.isSafeInteger(xid))) return text;
@@ -664,8 +664,8 @@ const pauseAfter = (failures) => Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** fail
 // A connection --------------------------------------------------------------------------------------------------
 
 /**
- * One attempt to connect, and the connection that it leads to. `hooks`: opened, received, ended (once, at last), and
- * awaits, which tells whether a board is to come. `patience` is how many pings without an answer that may take.
+ * One attempt to connect, and the connection that results. `hooks`: opened, received, ended (called once, at the end),
+ * and awaits, which returns whether a board is expected. `patience` is the number of unanswered pings it may take.
  */
 class Link {
   #socket = null;
@@ -696,7 +696,7 @@ class Link {
     }
     if (this.#over) return;
     try {
-      // The package ws has a limit of its own. React Native warns of options that it does not know.
+      // The package ws limits the size of messages by default. React Native warns about options that it does not know.
       const options = WebSocket.prototype?.terminate ? [{ maxPayload: 0 }] : [];
       this.#socket = new WebSocket(url, subprotocols(given), ...options);
     } catch (error) {
@@ -712,13 +712,13 @@ class Link {
     if (this.isOpen) this.#socket.send(JSON.stringify(message));
   }
 
-  /** Asks for a pong; returns which. */
+  /** Sends a ping, and returns the number of its pong. */
   ping() {
     this.send({ type: "ping" });
     return ++this.pings;
   }
 
-  /** Asks for a sign of life, and ends the link if there is none in time. The answer comes behind a board, if one does. */
+  /** Sends a ping, and ends the link if nothing arrives in time. A pong waits behind a board that is being sent. */
   probe(timeout = PROBE_TIMEOUT) {
     if (!this.isOpen) return;
     this.#heard = false;
@@ -729,7 +729,7 @@ class Link {
     });
   }
 
-  /** Ends a link that is of no use any more, without waiting for the other side. */
+  /** Ends a link that is not usable any more, without waiting for the relay. */
   cut(trouble) {
     const socket = this.#socket;
     this.#ended({ code: BROKEN, trouble });
@@ -737,7 +737,7 @@ class Link {
     else socket?.close();
   }
 
-  /** Says good-bye. */
+  /** Closes the connection by the closing handshake. */
   close() {
     const socket = this.#socket;
     this.#ended({ code: 1000, trouble: "" });
@@ -777,10 +777,10 @@ class Link {
   }
 }
 
-/** Says why there was no connection, given what the WebSocket says of it, and whether another attempt is of no use. */
-function whyNot(said = "") {
-  const status = Number(STATUS.exec(said)?.[1]);
-  if (!status) return { trouble: NO_STATUS.test(said) ? UNKNOWN : said };
+/** Says why an attempt failed, given what the WebSocket reports, and whether another attempt would be useless. */
+function whyNot(reported = "") {
+  const status = Number(STATUS.exec(reported)?.[1]);
+  if (!status) return { trouble: NO_STATUS.test(reported) ? UNKNOWN : reported };
   const trouble = `HTTP ${status}${LIMITED[status] ? `, ${LIMITED[status]}` : ""}`;
   if (status >= 500 || PASSING.has(status)) return { trouble };
   if (status === 401 || status === 403) {
@@ -790,14 +790,14 @@ function whyNot(said = "") {
   return { trouble, hopeless: `${trouble} was answered: expected the WebSocket endpoint of a relay` };
 }
 
-/** A browser can set no headers, so the token is a subprotocol. The relay takes the other one, and with it tells by a
- * close code that a token or an origin is refused: of what HTTP answers, a browser tells nothing. */
+/** A browser cannot set headers, so the token is sent as a subprotocol. The relay selects the other one, which also
+ * asks it to refuse a token or an origin by a close code: a browser hides the HTTP status from scripts. */
 function subprotocols(token) {
   if (token === undefined || token === null) return ["relay"];
   return ["relay", `bearer.${checked(token)}`];
 }
 
-/** Returns a token. Throws TypeError, without it, for one that cannot be presented. */
+/** Returns a token if it is valid, else throws TypeError, with a message that does not contain it. */
 function checked(token) {
   if (typeof token !== "string") throw new TypeError(`the token is of type ${typeof token}: expected a string`);
   if (!SUBPROTOCOL.test(token)) {
@@ -811,7 +811,7 @@ function checked(token) {
 
 // The relay -----------------------------------------------------------------------------------------------------
 
-/** The boards, over one connection after another. What begins with an underscore is for its boards. */
+/** Follows boards over one connection after another. Names with an underscore are for its boards. */
 class Relay extends Emitter {
   #url;
   #address;
@@ -913,14 +913,14 @@ class Relay extends Emitter {
     return this.#link.pongs;
   }
 
-  /** Returns before which pong what comes of a board is of another part of it, which was asked for before. */
+  /** Returns the number of the pong up to which messages are of the part that was requested earlier, or 0. */
   _fence({ id, selection }) {
-    const [was, is] = [this.#asked.get(id), JSON.stringify(selection)];
-    this.#asked.set(id, is);
-    return was === undefined || was === is ? 0 : this.#link.ping();
+    const [earlier, now] = [this.#asked.get(id), JSON.stringify(selection)];
+    this.#asked.set(id, now);
+    return earlier === undefined || earlier === now ? 0 : this.#link.ping();
   }
 
-  /** Finds out when a board includes a transaction. Throws RelayError if nothing will say so. */
+  /** Waits until a board includes a transaction. Throws RelayError if that will never be known. */
   _await(following, xid) {
     if (this.#stopped) throw this.#stopped;
     if (this.#link?.isOpen && !following.followed) {
@@ -929,7 +929,7 @@ class Relay extends Emitter {
     following.await(xid);
   }
 
-  /** Ends one subscription; the last one takes the board along. */
+  /** Ends one subscription, and with the last one stops following the board. */
   _leave(board, following, reason) {
     following.boards.delete(board);
     if (following.boards.size === 0 && this.#boards.get(following.id) === following) {
@@ -947,7 +947,7 @@ class Relay extends Emitter {
     this.#failures = 0;
   }
 
-  /** Asks no more for a board that cannot be held, until the next connection. */
+  /** Gives up a board that cannot be applied, until the next connection. */
   _giveUp(following, found) {
     const { id } = following;
     const message = `the board ${id} cannot be held: found ${found}, after ${MOST_MISFITS} attempts`;
@@ -1003,7 +1003,7 @@ class Relay extends Emitter {
     for (const following of [...this.#boards.values()]) following.fail();
     if (this.#closed || this.#suspended) return;
     const turnedAway = code === REFUSED && !this.#boardCame;
-    // A function is asked for a fresh token.
+    // A function will return a new token.
     const mendable = (refused || turnedAway) && typeof this.#token === "function" && this.#heldABoard;
     if (HOPELESS.has(code) && !mendable) {
       const did = turnedAway ? "refused" : "closed";
@@ -1053,7 +1053,7 @@ class Relay extends Emitter {
     this._emit("state", state);
   }
 
-  /** Something happened to the machine or its network: what we have may be dead, and what failed may work. */
+  /** The machine woke up or its network changed: the connection may be dead, and a new attempt may succeed. */
   #stir = ({ type }) => {
     if (type === "pagehide") this.#suspend();
     else if (this.#suspended) this.#resume(type);
@@ -1062,7 +1062,7 @@ class Relay extends Emitter {
     else if (this.#waiting && type !== "offline" && this.#boards.size) this.#attempt();
   };
 
-  /** The page is left, and perhaps kept for the way back: browsers keep none that has a connection open. */
+  /** The user leaves the page. Browsers keep it for "back" only if it has no open connection. */
   #suspend() {
     this.#suspended = true;
     this.#clearAttempt();
@@ -1096,7 +1096,7 @@ class Relay extends Emitter {
     else this.#boards.get(message.boardId)?.receive(message);
   }
 
-  /** A server without cursors does not say of which board it speaks. */
+  /** A server without cursors does not name the board in its messages. */
   #only(message) {
     const followed = [...this.#boards.values()].filter((following) => following.followed);
     const named = message.type === "task.created" ? message.data?.boardId : undefined;
@@ -1125,7 +1125,7 @@ class Relay extends Emitter {
     if (code === "not_authenticated") this.#authenticating.shift()?.answer.reject(error);
     if (code === "too_many_messages") {
       this.#link.pongs = this.#link.pings; // one of them may not be answered
-      // One that asked for a board may be among those that were not heard.
+      // A request for a board may be among the messages that the relay dropped.
       const unheard = [...this.#boards.values()].filter((other) => other.state === "catching up");
       for (const other of unheard) this._askLater(other, RESTART_PAUSE);
       this.#askWaitsLater();
@@ -1146,15 +1146,15 @@ class Relay extends Emitter {
     this.#asking.delete(following);
   }
 
-  /** A function is asked each time; a token that was given is used until there is a fresh one. */
+  /** A function is called each time. A fixed token is used until authenticate() replaces it. */
   #keep(token) {
     if (typeof this.#token !== "function") this.#token = token;
   }
 }
 
 /**
- * An address without user, password and query, which may hold a token. React Native has no parts of a URL, and no
- * location.
+ * An address without user, password and query, which may hold a token. React Native's URL has no such parts, and it has
+ * no location.
  */
 function addressOf(url) {
   const base = globalThis.location?.href;
@@ -1171,7 +1171,7 @@ function whole(url, base) {
   }
 }
 
-/** Calls back, in a browser, when its machine woke or its network changed; returns a function that ends that. */
+/** In a browser, calls back when the machine woke up or its network changed. Returns a function that ends that. */
 function heedNetwork(callback) {
   const heeded = [
     [globalThis.window, "online"],

@@ -2,20 +2,20 @@
 
 import type { AnyTask, BoardSelection, BoardState, Relay, RelayError, Task, TaskId } from "./client.js";
 
-/** A board as it is shown. The same object, and the same arrays in it, for as long as nothing has changed. */
+/** A board as it is rendered. As long as nothing changes, it is the same object, with the same arrays. */
 export interface BoardView<T extends AnyTask = Task> {
-  /** The tasks of each lane in order; none before the board has come. */
+  /** The tasks of each lane in order; empty until the board has arrived. */
   readonly lanes: Readonly<Record<string, readonly T[]>>;
   readonly state: BoardState;
-  /** Why the board is not followed, until it is live again. */
+  /** Why the board is not live, until it is live again. */
   readonly error: RelayError | undefined;
 }
 
 /**
- * Follows a board, or the selected part of it, for as long as the component is mounted, and renders it again when it has
- * changed. All components that show the same share one subscription. A connection follows one part of a board: while a
- * component shows another, `error` has the code `"other_selection"`. A selection may be made for each render: what
- * counts is what it says. While a web server renders, the board is empty and nothing is connected.
+ * Follows a board, or the selected part of it, while the component is mounted, and rerenders the component when it
+ * changes. Components with the same board and selection share one subscription. A connection follows only one part of
+ * a board: for a second, `error` has the code `"other_selection"`. Selections are compared by value, so you can create
+ * one at each render. On a server, the board is empty and no connection is made.
  */
 export function useBoard<T extends AnyTask = Task>(
   relay: Relay,
@@ -24,9 +24,9 @@ export function useBoard<T extends AnyTask = Task>(
 ): BoardView<T>;
 
 /**
- * One task of a board, undefined while there is none with that id. Renders again only when that task has changed. It
- * follows what `useBoard` follows with the same selection, so that all components of a page share it: for a page that
- * shows one task alone, select that, as `{ tasks: [taskId] }`.
+ * Returns one task of a board, or undefined while there is none with that id, and rerenders only when that task
+ * changes. It shares the subscription of `useBoard` with the same selection. On a page that shows only one task, select
+ * just that: `{ tasks: [taskId] }`.
  */
 export function useTask<T extends AnyTask = Task>(
   relay: Relay,

@@ -1,7 +1,7 @@
 "use client";
 
 /**
- * Boards in React: hooks that follow a board, or a part of it, for as long as a component shows it.
+ * Boards in React: hooks that follow a board, or a part of it, while a component is mounted.
  *
  *     const relay = connect("ws://localhost:4002");
  *
@@ -11,12 +11,12 @@
  *     }
  *
  * Rules:
- * - All components that show the same of a board share one subscription. It begins with the first and ends with the last.
- * - What is selected is compared by what it says, so an object made for each render changes nothing.
- * - A connection follows one part of a board. Of two parts, the one that came first is followed, until it is not shown.
- * - A batch is rendered whole: React reads the board when it renders, and the board holds whole batches only.
- * - A component renders again only when what it shows has changed.
- * - Nothing is connected or kept while a web server renders. The page begins empty there, and in the browser.
+ * - Components with the same board and selection share one subscription, from the first mount to the last unmount.
+ * - Selections are compared by value, so one can be created at each render.
+ * - A connection follows one part of a board. Of two parts, the first is followed until no component shows it.
+ * - A batch is rendered whole: React reads the board when it renders, and the board always contains whole batches.
+ * - A component rerenders only when what it shows has changed.
+ * - Rendering on a server makes no connection and keeps nothing. The first render is empty there and in the browser.
  */
 
 import { useCallback, useSyncExternalStore } from "react";
@@ -24,12 +24,12 @@ import { selected } from "./client.js";
 
 const EMPTY = Object.freeze({ lanes: Object.freeze({}), state: "connecting", error: undefined });
 
-/** The board, or the selected part of it: its lanes, its state, and the error that it has, if any. */
+/** The board, or the selected part of it: its lanes, its state, and its error, if any. */
 export function useBoard(relay, boardId, selection) {
   return useShared(relay, boardId, selection, (shared) => shared?.view() ?? EMPTY, EMPTY);
 }
 
-/** One task of what useBoard would show, undefined while there is none with that id. */
+/** One task of what useBoard returns for the same selection, or undefined while there is none with that id. */
 export function useTask(relay, boardId, taskId, selection) {
   return useShared(relay, boardId, selection, (shared) => shared?.task(taskId), undefined);
 }
@@ -52,7 +52,7 @@ const sharedBoards = new WeakMap(); // relay -> key -> SharedBoard, those that a
 
 const found = (relay, key) => sharedBoards.get(relay)?.get(key);
 
-/** A board, or a part of it, for all components that show it. */
+/** A board, or a part of it, shared by all components that show it. */
 class SharedBoard {
   #relay;
   #boardId;
@@ -79,7 +79,7 @@ class SharedBoard {
     };
   };
 
-  /** The same object for as long as nothing in it has changed. */
+  /** Returns the same object as long as nothing in it has changed. */
   view = () => {
     const { lanes, state } = this.#board ?? (this.#error ? { lanes: EMPTY.lanes, state: "offline" } : EMPTY);
     const { lanes: shownLanes, state: shownState, error: shownError } = this.#view;
