@@ -57,9 +57,9 @@ async def test_right_that_the_daemon_lacks_is_named_with_the_command(database: D
     async with Relay(daemon_dsn).running() as relay:
         await until(lambda: relay.feed.problem is None)
         await asyncio.to_thread(database.execute, "drop owned by relay_daemon")
-        said = "permission denied for schema relay: run relay sql roles, and connect as relay_daemon"
-        await until(lambda: relay.feed.problem == said)
-        await asyncio.to_thread(database.execute, ROLES.read_text())
+        problem = "permission denied for schema relay: run relay sql roles, and connect as relay_daemon"
+        await until(lambda: relay.feed.problem == problem)
+        await asyncio.to_thread(database.execute, text("roles"))
         await until(lambda: relay.feed.problem is None)
 
 
