@@ -208,7 +208,10 @@ begin
                                         pg_catalog.pg_stat_get_last_autovacuum_time(p)) vacuumed
             where h.place = here) is true
         then
-            perform pg_catalog.pg_stat_force_next_flush();  -- so that autovacuum knows at once
+            -- So that autovacuum knows at once. Postgres 14 has no such function, and autovacuum knows a little later.
+            if pg_catalog.current_setting('server_version_num')::integer >= 150000 then
+                perform pg_catalog.pg_stat_force_next_flush();
+            end if;
             return false;
         end if;
         count := count + 1;
