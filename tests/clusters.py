@@ -18,7 +18,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from tests.servers import Database, Server, do_without, install, temporary_database
+from tests.servers import PROGRAMS, Database, Postgres, Server, do_without, install, temporary_database
 
 SYSTEM_PROGRAMS: Final = Path("/usr/lib/postgresql/15/bin")
 """Where Debian and Ubuntu put an older Postgres."""
@@ -35,28 +35,23 @@ _SETTINGS: Final = {
 }
 
 
-class Cluster(EmbeddedPostgres):
-    """A server, fresh or copied from a running one; of the embedded version or of the system's."""
-
-    _programs: Path | None
+class Cluster(Postgres):
+    """A server, fresh or copied from a running one."""
 
     def __init__(
         self,
         *,
-        programs: Path | None = None,
+        programs: Path | None = PROGRAMS,
         copy_of: Cluster | None = None,
         standby: bool = False,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(settings={**_SETTINGS, **(settings or {})})
-        self._programs = copy_of._programs if copy_of else programs  # noqa: SLF001 - its own class
+        super().__init__(
+            settings={**_SETTINGS, **(settings or {})},
+            programs=copy_of._programs if copy_of else programs,  # noqa: SLF001 - its own class
+        )
         self._copy_of = copy_of
         self._standby = standby
-
-    def start(self) -> None:
-        if self._programs:
-            self._server_bin = self._programs
-        super().start()
 
     def promote(self) -> None:
         """Make a standby a primary of its own, and return once it takes writes."""
@@ -64,22 +59,10 @@ class Cluster(EmbeddedPostgres):
             assert connection.execute("select pg_promote()").fetchall() == [(True,)]
 
     def _create_cluster(self) -> None:
-        if self._programs:
-            self._server_bin = self._programs
         if self._copy_of:
-            follow = ["--write-recovery-conf"] if self._standby else []
-            source = f"--dbname={self._copy_of.dsn}"
-            self._create_with("pg_basebackup", *follow, "--checkpoint=fast", "--no-sync", source)
-        elif self._programs:
-            self._create_with("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "-N")
+            self._copy(self._copy_of, follow=self._standby)
         else:
             super()._create_cluster()
-
-    def _create_with(self, program: str, *options: str) -> None:
-        status = self._spawn(program, *options).wait()
-        self._guard.watch(None)
-        if status != 0:
-            raise EmbeddedPostgresError(f"{program} failed with exit status {status}: {self._log_tail()}")
 
 
 @contextmanager

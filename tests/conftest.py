@@ -21,7 +21,16 @@ from relay.postgres import embedded
 from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from tests.nats import NATS_SERVER, NatsServer
 from tests.proxy import Proxy
-from tests.servers import Database, NoServerError, Server, choose_server, do_without, install, temporary_database
+from tests.servers import (
+    Database,
+    NoServerError,
+    Postgres,
+    Server,
+    choose_server,
+    do_without,
+    install,
+    temporary_database,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -175,7 +184,7 @@ def own_server() -> Iterator[EmbeddedPostgres]:
     """Yield a running server that this test alone uses, to stop and start it."""
     with ExitStack() as stack:
         try:
-            own = stack.enter_context(EmbeddedPostgres())
+            own = stack.enter_context(Postgres())
         except EmbeddedPostgresError as error:
             do_without(str(error))
         yield own

@@ -1,7 +1,8 @@
 """The Postgres servers that integration tests run on, and the databases inside them.
 
-Which server: the one RELAY_TEST_DSN names, else a container where a Docker engine answers, else the embedded
-one. The choice costs a few seconds at most and says why it passed over what it passed over.
+Which server: the one RELAY_TEST_DSN names, else one of the programs in the folder RELAY_TEST_PROGRAMS, else a
+container where a Docker engine answers, else the embedded one. The choice costs a few seconds at most and says why it
+passed over what it passed over.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import warnings
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, LiteralString, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, LiteralString, NoReturn, Self
 
 import psycopg
 import pytest
@@ -27,9 +28,12 @@ from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from relay.postgres.install import text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from testcontainers.core.container import DockerContainer
+
+PROGRAMS: Final = Path(_programs) if (_programs := os.environ.get("RELAY_TEST_PROGRAMS")) else None
+"""Folder with the Postgres that all servers of this run are of, instead of the wheel's."""
 
 IMAGE = "postgres:17"
 _POSTGRES_PORT = 5432
@@ -37,7 +41,8 @@ _ENGINE_SECONDS = 5  # a Docker engine, or the registry behind it, that is silen
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
-_SQL = Path(__file__).parent.parent / "sql"
+# What every version understands.
+_INITDB = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
 
 _CONTROL: LiteralString = """
     do $$ begin
@@ -103,7 +108,34 @@ class Database:
         return self._own
 
 
-class Standby(EmbeddedPostgres):
+class Postgres(EmbeddedPostgres):
+    """A server of a test's own; of the run's programs, or of those given."""
+
+    def __init__(self, *, settings: Mapping[str, str] | None = None, programs: Path | None = PROGRAMS) -> None:
+        super().__init__(settings=settings)
+        self._programs = programs
+        if programs:
+            self._initdb = _INITDB
+
+    def _program(self, name: str) -> Path:
+        """Find a program; packages of a server alone lack clients, and the wheel's work with older servers too."""
+        given = self._programs / name if self._programs else None
+        return given if given and given.exists() else super()._program(name)
+
+    def _copy(self, server: EmbeddedPostgres, *, follow: bool) -> None:
+        """Begin with the data of a running server, and perhaps follow it."""
+        options = ["--checkpoint=fast", "--no-sync", f"--dbname={server.dsn}"]
+        if follow:
+            options.append("--write-recovery-conf")
+            # Of what a newer pg_basebackup writes there, an older server does not understand all.
+            self._settings["primary_conninfo"] = server.dsn
+        status = self._spawn("pg_basebackup", *options).wait()
+        self._guard.watch(None)
+        if status != 0:
+            raise EmbeddedPostgresError(f"pg_basebackup failed with exit status {status}: {self._log_tail()}")
+
+
+class Standby(Postgres):
     """A copy of a running server, which follows it until it is promoted."""
 
     def __init__(self, primary: EmbeddedPostgres) -> None:
@@ -116,16 +148,7 @@ class Standby(EmbeddedPostgres):
             assert connection.execute("select pg_promote()").fetchall() == [(True,)]
 
     def _create_cluster(self) -> None:
-        status = self._spawn(
-            "pg_basebackup",
-            "--write-recovery-conf",
-            "--checkpoint=fast",
-            "--no-sync",
-            f"--dbname={self._primary.dsn}",
-        ).wait()
-        self._guard.watch(None)
-        if status != 0:
-            raise EmbeddedPostgresError(f"pg_basebackup failed with exit status {status}: {self._log_tail()}")
+        self._copy(self._primary, follow=True)
 
 
 def do_without(reason: str) -> NoReturn:
@@ -172,7 +195,7 @@ def choose_server(lifetime: ExitStack) -> Server:
     if dsn := os.environ.get("RELAY_TEST_DSN"):
         return _named(dsn)
     reasons = []
-    for start in (_container, _embedded):
+    for start in (_embedded,) if PROGRAMS else (_container, _embedded):
         try:
             dsn, label = lifetime.enter_context(start())
         except NoServerError as error:
@@ -202,10 +225,10 @@ def _one_line(error: Exception) -> str:
 def _embedded() -> Iterator[tuple[str, str]]:
     with ExitStack() as stack:
         try:
-            server = stack.enter_context(EmbeddedPostgres())
+            server = stack.enter_context(Postgres())
         except EmbeddedPostgresError as error:
             raise NoServerError(f"no embedded Postgres: {error}") from error
-        yield server.dsn, "embedded Postgres"
+        yield server.dsn, "RELAY_TEST_PROGRAMS" if PROGRAMS else "embedded Postgres"
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
 HOST = "127.0.0.1"
@@ -90,6 +90,7 @@ class EmbeddedPostgres:
 
     bin: Path  # psql, pgbench and the other client programs
 
+    _initdb: Sequence[str] = _INITDB
     _folder: Path
     _server_bin: Path  # postgres and initdb, where the user that runs them can reach them
     _guard: _Guard
@@ -173,7 +174,7 @@ class EmbeddedPostgres:
         return _programs(programs / self._package.name)
 
     def _create_cluster(self) -> None:
-        status = self._spawn("initdb", *_INITDB).wait()
+        status = self._spawn("initdb", *self._initdb).wait()
         self._guard.watch(None)
         if status != 0:
             raise EmbeddedPostgresError(f"initdb failed with exit status {status}: {self._log_tail()}")
@@ -183,7 +184,7 @@ class EmbeddedPostgres:
         try:
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603 - the wheel's own programs
-                    [self._server_bin / program, "-D", self._data, *options],
+                    [self._program(program), "-D", self._data, *options],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -195,9 +196,12 @@ class EmbeddedPostgres:
                     start_new_session=True,  # a terminal's Ctrl-C is for us, not for the server
                 )
         except (OSError, subprocess.SubprocessError) as error:
-            raise EmbeddedPostgresError(f"could not run {self._server_bin / program}: {error}") from error
+            raise EmbeddedPostgresError(f"could not run {self._program(program)}: {error}") from error
         self._guard.watch(self._process.pid)
         return self._process
+
+    def _program(self, name: str) -> Path:
+        return self._server_bin / name
 
     def _accepts_connections(self, pid: int) -> bool:
         """Tell by the server's own status file, whose eighth line is its state (what pg_ctl does too)."""

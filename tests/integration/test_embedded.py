@@ -212,7 +212,7 @@ def test_a_server_that_does_not_start_says_what_it_logged(temporary: Path) -> No
 
 
 def test_a_cluster_that_cannot_be_made_says_why(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.postgres.embedded._INITDB", ("--encoding=NONE",))
+    monkeypatch.setattr(EmbeddedPostgres, "_initdb", ("--encoding=NONE",))
     with pytest.raises(EmbeddedPostgresError, match=r"initdb failed.*NONE"), EmbeddedPostgres():
         pass
     assert _empty(temporary)

@@ -16,11 +16,11 @@ from psycopg.conninfo import make_conninfo
 from relay.commands.check.suggest import suggest
 from relay.commands.schema import columns
 from relay.postgres import install
-from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from relay.postgres.embedded import EmbeddedPostgresError
 from tests.clusters import psql
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
-from tests.servers import Database, Server, do_without, temporary_database
+from tests.servers import Database, Postgres, Server, do_without, temporary_database
 
 NOT_OURS = "select rolname from pg_roles where rolname !~ '^pg_' and not (rolsuper and rolname = current_user)"
 
@@ -29,7 +29,7 @@ NOT_OURS = "select rolname from pg_roles where rolname !~ '^pg_' and not (rolsup
 def cluster() -> Iterator[Server]:
     """Yield a server whose roles are these tests' alone."""
     try:
-        with EmbeddedPostgres() as own:
+        with Postgres() as own:
             yield Server(own.dsn, "its own", 0)
     except EmbeddedPostgresError as error:
         do_without(str(error))

@@ -13,7 +13,7 @@ from relay.postgres import schedule
 from relay.postgres.embedded import EmbeddedPostgres
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
-from tests.servers import MUTE, PAUSE, UNMUTE, Database, install
+from tests.servers import MUTE, PAUSE, UNMUTE, Database, Postgres, install
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ async def test_prepared_transactions_reach_clients() -> None:
 
     Even after a crash, which it outlives, but its entries in the journal do not.
     """
-    with EmbeddedPostgres(settings={"max_prepared_transactions": "2"}) as server:
+    with Postgres(settings={"max_prepared_transactions": "2"}) as server:
         install(server.dsn)
         with Database(server.dsn) as database:
             async with Relay(server.dsn).running() as relay, Client.to(relay.url) as client:

@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 
 from relay.postgres import install
-from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from tests.servers import Database, Server, do_without, temporary_database
+from relay.postgres.embedded import EmbeddedPostgresError
+from tests.servers import Database, Postgres, Server, do_without, temporary_database
 from tests.twins import Observed, Session, Statement, Twins
 
 _TABLES = """
@@ -467,7 +467,7 @@ def pair_with_two_phases(server: Server) -> Iterator[Twins]:
     """Yield twins on a server that knows PREPARE TRANSACTION."""
     try:
         with (
-            EmbeddedPostgres(settings={"max_prepared_transactions": "5"}) as own,
+            Postgres(settings={"max_prepared_transactions": "5"}) as own,
             _two_databases(Server(own.dsn, "its own", server.version_num)) as databases,
         ):
             databases[0].execute("create role writer login password 'secret'")

@@ -29,7 +29,7 @@ from relay.postgres.install import text
 from tests import writes
 from tests.acceptance.support import Daemon
 from tests.proxy import Proxy
-from tests.servers import MUTE, PAUSE, install
+from tests.servers import MUTE, PAUSE, Postgres, install
 from tests.torture import mutants
 from tests.torture.oracle import Audit, Entry
 from tests.writes import Script, Writes
@@ -271,7 +271,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        with EmbeddedPostgres() as self._postgres:
+        with Postgres() as self._postgres:
             await asyncio.to_thread(install, self.dsn)
             await self.execute(text("roles"))
             await self.execute(_AUDIT)
