@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -105,22 +106,27 @@ async def sent(page: Page) -> AsyncIterator[list[str]]:
 async def test_react_takes_over_what_the_server_rendered(
     database: Database, relay: Relays, page: Page, program: Program
 ) -> None:
-    """Under StrictMode the page follows the board, then a part of it, each by one subscription that ends with it."""
+    """Under StrictMode the page follows the board, then a part of it, each by one subscription that ends with it.
+
+    It also takes over what is still as the server rendered it when the board is live, and changes come meanwhile.
+    """
     port = free_port()
     daemon = await relay(database.dsn, HEALTH_PORT=str(port), WS_ORIGINS=f"http://localhost:{port}")
     [connection], [todo, title, lane] = examples(FRAMEWORKS, "javascript"), examples(FRAMEWORKS, "jsx")
     program.write(relay_js=connection.replace("ws://localhost:4002", daemon.url), todo_jsx=todo, title_jsx=title)
     program.write(lane_jsx=lane, app_jsx=APP, server_jsx=SERVER, browser_jsx=BROWSER)
     html = program.run(program.bundle("server.jsx", "node"))
-    assert html == '<ul aria-busy="true"></ul><h1>…</h1>\n<ol></ol>\n'
+    assert html == '<ul aria-busy="true"></ul><h1>…</h1>\n<ol></ol>\n<!--$--><ul aria-busy="true"></ul><!--/$-->\n'
     script = program.bundle("browser.jsx", "browser").read_text()
 
     async with sent(page) as types:
         await page.goto(f"http://localhost:{port}/live")
-        whole, part = html.splitlines()
-        await page.set_content(f'<div id="root">{whole}</div><div id="part">{part}</div>')
+        whole, part, late = html.splitlines()
+        await page.set_content(
+            f'<div id="root">{whole}</div><div id="part">{part}</div><div id="late" hidden>{late}</div>'
+        )
         await page.evaluate(script)
-        await expect(page.locator("ul")).to_have_attribute("aria-busy", "false")
+        await expect(page.locator("#root ul")).to_have_attribute("aria-busy", "false")
         database.execute("insert into tasks (id, title, lane) values ('a', 'First', 'todo'), ('b', 'Second', 'todo')")
         await expect(page.locator("li")).to_have_text(["First", "Second"])
         await expect(page.locator("h1")).to_have_text("First")
@@ -131,9 +137,18 @@ async def test_react_takes_over_what_the_server_rendered(
         database.execute("update tasks set title = 'Moved', lane = 'done' where id = 'a'")
         await expect(page.locator("h1")).to_have_text("Moved")
         await expect(page.locator("li")).to_have_text(["Renamed"])
+
+        taken_over = asyncio.create_task(page.evaluate("takeOverLate()"))
+        number = 0
+        while not taken_over.done():
+            await asyncio.to_thread(database.execute, "update tasks set title = %s", str(number := number + 1))
+        assert await taken_over == {"asServed": True, "itself": True}
+        await expect(page.locator("li")).to_have_text([str(number)] * 2)
+        database.execute("update tasks set title = 'Renamed'")
+        await expect(page.locator("li")).to_have_text(["Renamed"] * 2)
         assert types == ["subscribe"]
 
-        await page.evaluate("root.unmount()")
+        await page.evaluate("root.unmount(), late.unmount()")
         await until(lambda: types == ["subscribe", "unsubscribe"], "the end of the subscription")
         types.clear()
         await page.evaluate("hydratePart()")
@@ -149,7 +164,7 @@ async def test_react_takes_over_what_the_server_rendered(
 
 
 APP: Final = """
-import { Profiler, StrictMode, useState } from "react";
+import { Profiler, StrictMode, Suspense, lazy, useEffect, useState } from "react";
 import { Lane } from "./lane.jsx";
 import { Title } from "./title.jsx";
 import { Todo } from "./todo.jsx";
@@ -169,23 +184,61 @@ function Chosen() {
   return <Lane name={chosen.name} />;
 }
 export const part = <StrictMode><Chosen /></StrictMode>;
+
+/** The lane, in a place of its own, with more beside it than React renders at a stretch. */
+export function late(Lane, onTakenOver) {
+  const more = <><Slow /><Slow /><Slow /><TakenOver onTakenOver={onTakenOver} /></>;
+  return <StrictMode><Suspense><Lane />{more}</Suspense></StrictMode>;
+}
+function Slow() {
+  for (const end = performance.now() + 10; performance.now() < end; );
+  return null;
+}
+function TakenOver({ onTakenOver }) {
+  useEffect(() => onTakenOver?.(), []);
+  return null;
+}
+export const Loaded = (when) => lazy(() => when.then(() => ({ default: Todo })));
+export { Todo };
 """
 
 SERVER: Final = """
 import { renderToString } from "react-dom/server";
-import { app, part } from "./app.jsx";
+import { Todo, app, late, part } from "./app.jsx";
 
-console.log(renderToString(app));
-console.log(renderToString(part));
+for (const each of [app, part, late(Todo)]) console.log(renderToString(each));
 """
 
 BROWSER: Final = """
 import { hydrateRoot } from "react-dom/client";
-import { app, part, renders } from "./app.jsx";
+import { Loaded, app, late, part, renders } from "./app.jsx";
+import { relay } from "./relay.js";
 
 globalThis.renders = renders;
 globalThis.root = hydrateRoot(document.querySelector("#root"), app);
 globalThis.hydratePart = () => void hydrateRoot(document.querySelector("#part"), part);
+
+/** Loads the code of a lane after three changes; returns whether its list was as served until then, and stayed. */
+globalThis.takeOverLate = async () => {
+  const place = document.querySelector("#late");
+  const [served, html] = [place.querySelector("ul"), place.innerHTML];
+  let asServed;
+  const loaded = new Promise((load) => {
+    let changes = 0;
+    const board = relay.subscribe("default");
+    board.on("change", () => {
+      changes += 1;
+      if (changes < 3) return;
+      asServed = place.innerHTML === html;
+      board.unsubscribe();
+      load();
+    });
+  });
+  await new Promise((takenOver) => {
+    globalThis.late = hydrateRoot(place, late(Loaded(loaded), takenOver));
+  });
+  return { asServed, itself: served === place.querySelector("ul") };
+};
 """
 
 
