@@ -1,17 +1,22 @@
-"""What a delivery costs over server-sent events, beside WebSocket: processor time of the relay's side, in turns.
+"""What a delivery costs over server-sent events, beside WebSocket: processor time of the server's side, in turns.
 
     python benchmarks/events.py           # about a minute
     python benchmarks/events.py --selection           # the same of a part of a board
     python benchmarks/events.py --subscribers 200 --rounds 3
+    python benchmarks/events.py --asgi    # WebSocket beside an ASGI application that sends as many bytes
 
 An endpoint and a hub, fed by this process, one change a batch; the subscribers are a process of their own, which
 reads and throws away. Both kinds resume, so they are sent the same messages.
+
+The ASGI application runs in uvicorn and does nothing but send a text that was made beforehand: `asgi` to one client
+after another, so that one that does not read holds up all others; `tasks` in a task for each client, which does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -19,11 +24,13 @@ import selectors
 import socket
 import statistics
 import time
-from collections.abc import Container, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import msgspec
 import structlog
+import uvicorn
 
 from relay.hub.hub import Hub
 from relay.hub.ports import Resuming
@@ -40,6 +47,12 @@ UPGRADE = (
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 KINDS = ("websocket", "events")
+ASGI_KINDS = ("websocket", "asgi", "tasks")
+TEXT = (
+    '{"type":"batch","boardId":"default","cursor":"000000000000.111111111111.11:11:.S4ila9NS5pg9DJP-iWx-AQ","data":[{'
+    '"type":"task.updated","data":{"id":"task-1","changes":{"title":"Task %d","updatedAt":"2026-01-01T00:00:00Z"}}}]}'
+)
+"""What the relay sends for a change."""
 
 
 def request(kind: str, *, selection: bool) -> bytes:
@@ -74,51 +87,152 @@ class Nobody:
     def ask_changes(self, resuming: Resuming) -> None: ...
 
 
+class Served(Protocol):
+    """A server with subscribers."""
+
+    port: int
+
+    @property
+    def subscriptions(self) -> int: ...
+
+    async def publish(self, number: int) -> None: ...
+
+
+class Relaying:
+    """The relay's endpoint and hub."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        assert endpoint.port
+        self._endpoint = endpoint
+        self._hub = endpoint.hub
+        self.port = endpoint.port
+
+    @property
+    def subscriptions(self) -> int:
+        return self._hub.subscriptions
+
+    async def publish(self, number: int) -> None:
+        """Publish one change; the first time, after the board."""
+        assert not self._endpoint.behind, "the subscribers were too slow"
+        if number == 0:
+            assert self._hub.begin_read("default")
+            self._hub.synced("default", Snapshot.parse("10:10:"), b'{"lanes":{}}')
+        xid = number + 10
+        self._hub.publish([Change(xid)], Snapshot.parse(f"{xid + 1}:{xid + 1}:"))
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def running(cls, subscribers: int) -> AsyncIterator[Served]:
+        hub = Hub(Nobody())
+        hub.begin(EPOCH, Snapshot.parse("10:10:"), None)
+        endpoint = Endpoint(hub, heartbeat=3600.0, max_connections=subscribers)
+        await endpoint.open("127.0.0.1", 0)
+        try:
+            yield cls(endpoint)
+        finally:
+            await endpoint.close()
+
+
+Sending = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Asgi:
+    """An ASGI application that sends each change to all its clients."""
+
+    def __init__(self, *, tasks: bool) -> None:
+        self._tasks = tasks
+        self._clients: list[Sending] = []
+        self._queues: list[asyncio.Queue[str]] = []
+        self.port = 0
+
+    @property
+    def subscriptions(self) -> int:
+        return len(self._clients)
+
+    async def publish(self, number: int) -> None:
+        """Send as many bytes as the relay does."""
+        text = TEXT % number
+        for queue in self._queues:
+            queue.put_nowait(text)
+        for send in () if self._tasks else self._clients:
+            await send({"type": "websocket.send", "text": text})
+
+    async def __call__(self, _scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Sending) -> None:
+        await receive()  # that it connects
+        await send({"type": "websocket.accept"})
+        self._clients.append(send)
+        sending = asyncio.create_task(self._send(send)) if self._tasks else None
+        while (await receive())["type"] != "websocket.disconnect":
+            pass  # uvicorn may or may not pass on what came with the handshake
+        if sending:
+            sending.cancel()
+
+    async def _send(self, send: Sending) -> None:
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        self._queues.append(queue)
+        while True:
+            await send({"type": "websocket.send", "text": await queue.get()})
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def running(cls, *, tasks: bool) -> AsyncIterator[Served]:
+        application = cls(tasks=tasks)
+        config = uvicorn.Config(
+            application, port=0, ws="websockets-sansio", lifespan="off", log_level="critical", ws_ping_interval=None
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve())
+        while not server.started:  # noqa: ASYNC110  # it tells nobody
+            await asyncio.sleep(0.05)
+        application.port = server.servers[0].sockets[0].getsockname()[1]
+        try:
+            yield application
+        finally:
+            server.should_exit = True
+            await serving
+
+
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--subscribers", type=int, default=1000)
     options.add_argument("--batches", type=int, default=300)
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--selection", action="store_true")
+    options.add_argument("--asgi", action="store_true")
     given = options.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    costs: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for number in range(2 * given.rounds):
-        kind = KINDS[number % 2]
+    kinds = ASGI_KINDS if given.asgi else KINDS
+    costs: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for kind in kinds * given.rounds:
         asked = request(kind, selection=given.selection)
-        costs[kind].append(asyncio.run(measure(asked, given.subscribers, given.batches)))
+        costs[kind].append(asyncio.run(measure(kind, asked, given.subscribers, given.batches)))
+    first, *others = medians = {kind: statistics.median(found) for kind, found in costs.items()}
     for kind, found in costs.items():
-        print(f"{kind:>10}: {statistics.median(found):5.2f} µs a delivery ({min(found):.2f} to {max(found):.2f})")
-    ratio = statistics.median(costs["events"]) / statistics.median(costs["websocket"])
-    print(f"     ratio: {ratio:.2f}")
+        print(f"{kind:>10}: {medians[kind]:5.2f} µs a delivery ({min(found):.2f} to {max(found):.2f})")
+    print("     ratio:", *(f"{medians[kind] / medians[first]:.2f}" for kind in others))
 
 
-async def measure(request: bytes, subscribers: int, batches: int) -> float:
+async def measure(kind: str, request: bytes, subscribers: int, batches: int) -> float:
     """Return the processor time of a delivery, in microseconds."""
-    hub = Hub(Nobody())
-    hub.begin(EPOCH, Snapshot.parse("10:10:"), None)
-    endpoint = Endpoint(hub, heartbeat=3600.0, max_connections=subscribers)
-    await endpoint.open("127.0.0.1", 0)
-    process = multiprocessing.get_context("spawn").Process(target=read, args=(request, endpoint.port, subscribers))
-    process.start()
-    try:
-        while hub.subscriptions < subscribers:  # noqa: ASYNC110  # the hub tells nobody
-            await asyncio.sleep(0.05)
-        assert hub.begin_read("default")
-        hub.synced("default", Snapshot.parse("10:10:"), b'{"lanes":{}}')
-        began = time.process_time()
-        for xid in range(10, 10 + batches):
-            hub.publish([Change(xid)], Snapshot.parse(f"{xid + 1}:{xid + 1}:"))
-            await asyncio.sleep(0.005)
-        assert not endpoint.behind, "the subscribers were too slow"
-        return (time.process_time() - began) * 1e6 / (subscribers * batches)
-    finally:
-        await endpoint.close()
-        process.join()
+    on_asgi = kind in {"asgi", "tasks"}
+    async with Asgi.running(tasks=kind == "tasks") if on_asgi else Relaying.running(subscribers) as server:
+        process = multiprocessing.get_context("spawn").Process(target=read, args=(request, server.port, subscribers))
+        process.start()
+        try:
+            while server.subscriptions < subscribers:  # noqa: ASYNC110  # the server tells nobody
+                await asyncio.sleep(0.05)
+            began = time.process_time()
+            for number in range(batches):
+                await server.publish(number)
+                await asyncio.sleep(0.005)
+            return (time.process_time() - began) * 1e6 / (subscribers * batches)
+        finally:
+            process.terminate()
+            process.join()
 
 
 def read(request: bytes, port: int, subscribers: int) -> None:
-    """Subscribe, and throw away what comes until the relay ends it."""
+    """Subscribe, and throw away what comes."""
     selector = selectors.DefaultSelector()
     for _ in range(subscribers):
         sock = socket.create_connection(("127.0.0.1", port))

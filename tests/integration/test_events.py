@@ -216,6 +216,25 @@ async def test_events_of_a_part_for_which_there_is_no_room_are_refused(monkeypat
         await until(lambda: endpoint.connections == 0)
 
 
+async def test_events_of_a_part_whose_room_others_need_end_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that says of which board, and the end; the client may come back for another part."""
+    monkeypatch.setattr(boards, "MAX_SELECTIONS", 2)
+    path = "/boards/default/events?lane={}"
+    async with (
+        listening() as endpoint,
+        Reader.to(endpoint, path.format("todo")),
+        Reader.to(endpoint, path.format("done")) as reader,
+        Client.to(f"ws://127.0.0.1:{endpoint.port}", "127.0.0.2") as other,
+    ):
+        await other.send({"type": "subscribe", "boardId": "default", "cursor": None, "lanes": ["backlog"]})
+        error = (await reader.next()).message
+        assert (error["type"], error["data"]["code"]) == ("error", "too_many_selections")
+        assert error["data"]["boardId"] == "default"
+        for connection in endpoint.clients:
+            connection.beat()
+        assert (await reader.reader.read()).startswith(b": 4008 ")
+
+
 @pytest.mark.parametrize("board", ["a b/c?d", "ü", "%", "x" * messages.MAX_BOARD_CHARACTERS])
 async def test_any_board_can_be_named_below_any_prefix(board: str) -> None:
     path = f"/relay/boards/{quote(board, safe='')}/events?token=t"
