@@ -77,7 +77,7 @@ release: install  ## Build wheel, sdist, npm package and SBOM into dist/, and tr
 	$(PYTHON) -m venv --without-pip build/sbom
 	$(if $(UV),$(UV) pip install --quiet --python $(SBOM),$(BIN)/python -m pip --python $(SBOM) install --quiet --disable-pip-version-check) "$$(echo dist/*.whl)[nats]"
 	$(BIN)/cyclonedx-py environment --output-reproducible --mc-type application --pyproject pyproject.toml --output-file dist/sbom.cdx.json $(SBOM)
-	RELEASE=$(CURDIR)/dist $(BIN)/python -m pytest -n 0 tests/acceptance/test_release.py
+	RELEASE="$(CURDIR)/dist" $(BIN)/python -m pytest -n 0 tests/acceptance/test_release.py
 
 check: install prose  ## Lint, check formats, types, the direction of imports, and the prose
 	$(BIN)/ruff check
