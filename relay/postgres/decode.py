@@ -252,6 +252,11 @@ class Entry(NamedTuple):
     new_row: str | None
     reason: str | None
 
+    @property
+    def key_before(self) -> str:
+        """The row's key before the change. It may be the empty text."""
+        return self.key if self.old_key is None else self.old_key
+
     def concerns(self, boards: Container[str | None]) -> bool:
         """Whether it concerns one of the boards."""
         return self.new_board in boards or self.old_board in boards
@@ -263,7 +268,7 @@ class Entry(NamedTuple):
         if self.old_board is not None and self.old_board in boards:
             old = self._columns(watch, self.old_row, problems)
             if old is not None:
-                found.append(Image(watch, self.old_key or self.key, self.old_board, old, -1))
+                found.append(Image(watch, self.key_before, self.old_board, old, -1))
         if self.new_board is not None and self.new_board in boards:
             new = self._columns(watch, self.new_row, problems)
             if new is not None:
@@ -290,7 +295,7 @@ def images_of(
     if unshown is not None and problems and entry.old_board is None and entry.new_board is None:
         unshown.unrecorded(watch.table)
     elif unshown is not None and (problems or unshown.has_rows):
-        places = (entry.old_board, entry.old_key or entry.key), (entry.new_board, entry.key)
+        places = (entry.old_board, entry.key_before), (entry.new_board, entry.key)
         unshown.note(watch.table, *places, images)
     return images
 

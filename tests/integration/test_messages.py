@@ -130,11 +130,13 @@ async def test_move_to_another_board_is_deleted_there_and_created_here(database:
 
 
 async def test_change_of_key_is_deleted_and_created(database: Database, client: Client) -> None:
-    """A new primary key is a new task to clients."""
+    """A new primary key is a new task to clients, also in place of the empty text."""
     database.execute("insert into tasks (id, title) values ('a', 'New')")
+    database.execute("update tasks set id = ''")
     database.execute("update tasks set id = 'b'")
 
-    assert brief(await client.until_last(database))[1:] == [deleted("a"), created("b")]
+    expected = [deleted("a"), created(""), deleted(""), created("b")]
+    assert brief(await client.until_last(database))[1:] == expected
 
 
 async def test_truncate_is_a_sync_for_every_subscribed_board(database: Database, relay: Relay) -> None:
