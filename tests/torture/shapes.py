@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar, Final
 
@@ -177,25 +177,39 @@ async def _round(world: ShapesWorld, followers: list[Follower], verdict: Verdict
 
 
 async def _judge(world: ShapesWorld, followers: list[Follower], verdict: Verdict) -> None:
+    """Have clients come to hold the tables' lanes and cards in time, and all that a client is sent that comes now."""
     expected = {name: await world.lanes(name) for name in shapes.BOARDS}
     deadline = time.monotonic() + CATCH_UP_SECONDS
-    while different := [
+    verdict.violations += await _until_none(lambda: _wrong(followers, expected), deadline)
+    if not verdict.violations:
+        fresh = {name: await shapes.fresh(world.urls()[0], name) for name in shapes.BOARDS}
+        verdict.violations += await _until_none(lambda: _unlike(followers, fresh), deadline)
+
+
+async def _until_none(faults: Callable[[], list[str]], deadline: float) -> list[str]:
+    while found := faults():
+        if time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(0.05)
+    return []
+
+
+def _wrong(followers: list[Follower], expected: Mapping[str, list[tuple[str, str, list[int]]]]) -> list[str]:
+    return [
         f"client {n}, board {name}: {_difference(follower.boards.get(name), lanes)}"
         for n, follower in enumerate(followers)
         for name, lanes in expected.items()
         if name not in follower.boards or held(follower.boards[name]) != lanes
-    ]:
-        if time.monotonic() > deadline:
-            verdict.violations += different
-            return
-        await asyncio.sleep(0.05)
-    for name in shapes.BOARDS:
-        fresh = await shapes.fresh(world.urls()[0], name)
-        verdict.violations += [
-            f"client {n} holds board {name} otherwise than a fresh one"
-            for n, follower in enumerate(followers)
-            if shapes.held(follower.boards[name]) != fresh
-        ]
+    ]
+
+
+def _unlike(followers: list[Follower], fresh: Mapping[str, tuple[Any, ...]]) -> list[str]:
+    return [
+        f"client {n} holds board {name} otherwise than a fresh one"
+        for n, follower in enumerate(followers)
+        for name, board in fresh.items()
+        if shapes.held(follower.boards[name]) != board
+    ]
 
 
 def held(board: relay.client.Board) -> list[tuple[str, str | None, list[Any]]]:
