@@ -1,13 +1,13 @@
 """Boards: how one is read, exactly as of one snapshot.
 
 Rules:
-- A board is read in one transaction that first locks its tables against DDL, and by one statement, with a snapshot
-  from after that: an older one, from before a TRUNCATE or an ALTER TABLE that rewrites rows, would show no row.
-- The server holds what was read, and the transaction ends before it is sent: so no lock and no snapshot waits for a
-  relay that reads slowly, is frozen, or is cut off.
-- A lock that cannot be had, and a read that takes too long, are errors of this board. A table that had no row on it
-  the last time, and that the journal names no change of since, is not waited for: so its lock is no matter of a board
-  that has all its tasks in others.
+- A board is read in one transaction, which first locks its tables against DDL and then reads with one statement. Its
+  snapshot is taken after the locks, because one from before a TRUNCATE or a rewriting ALTER TABLE would see no rows.
+- The server materializes the result, and the transaction ends before it is sent. So no lock and no snapshot is held
+  for a relay that reads slowly, is frozen, or is cut off.
+- A lock timeout or a slow read is an error of this board only. The relay does not wait for a table that had no row on
+  the board at the last read and has had no change since, according to the journal. So a lock on that table does not
+  affect boards whose tasks are all in other tables.
 - A row that cannot be shown is left out.
 """
 
@@ -28,27 +28,27 @@ from relay.postgres.unshown import LeftOut, Unshown
 from relay.postgres.watches import Watches
 
 READ_SECONDS: Final = 30.0
-"""Timeout of the read of a board, without the time that it takes to send it."""
+"""Timeout of the read of a board, without the time to send it."""
 
 LOCK_SECONDS: Final = 2.0
-"""Timeout of the lock on each of its tables."""
+"""Timeout of the lock on each table of a board."""
 
 LARGE_BOARD_TASKS: Final = 1_000
-"""Number of tasks above which a board is encoded in a thread, so that changes of other boards go on meanwhile."""
+"""Number of tasks above which a board is encoded in a thread, so that changes of other boards do not wait."""
 
 FETCH_TASKS: Final = 2_000
 """Number of tasks fetched at once."""
 
 REMEMBERED_BOARDS: Final = 10_000
-"""Maximum number of boards of which it is known which tables have no row on them."""
+"""Maximum number of boards for which the tables without rows on them are remembered."""
 
-# Sets the time limit of the statement after it, too.
+# It also sets the timeout of the next statement.
 _HOLD: Final[LiteralString] = """
     select h.watch, h.held, pg_catalog.set_config('statement_timeout', %s, true) from relay.hold_tables(%s, %s) h
 """
 
-# One statement, and so one snapshot. The first row has the snapshot and the number of rows that follow. So once it
-# has come, all has been read, within the statement's time limit, which a commit does not have.
+# One statement, and so one snapshot. The first row has the snapshot and the number of rows that follow. So when it
+# arrives, everything has been read within the statement's timeout, which does not apply to the commit.
 _BOARD: Final[LiteralString] = """
     declare board no scroll cursor with hold for
     with board as materialized (select b.watch, /**/b.task/**/ as task from relay.board(%s, %s, %s) b)
@@ -59,7 +59,7 @@ _BOARD: Final[LiteralString] = """
 
 
 class _Found(NamedTuple):
-    """The rows of a board, each with its watch, as of a snapshot; some watches may have been left out."""
+    """The rows of a board, each with its watch, as of a snapshot; the watches `left_out` were not read."""
 
     snapshot: Snapshot
     rows: list[tuple[int | None, str]]
@@ -74,11 +74,11 @@ class _Absent(NamedTuple):
 
 
 Asked = Callable[[Connection, str, Snapshot, str, Collection[int]], Awaitable[bool]]
-"""Asks whether a journal says nothing of some watches on a board since a snapshot, where the tables had a shape."""
+"""See relay.postgres.journal.says_nothing."""
 
 
 class Boards:
-    """Reads up to `side_by_side` boards at once, each over a connection of its own, opened when it is needed."""
+    """Reads up to `side_by_side` boards at once, each over a connection of its own, which is opened when needed."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Boards:
         self._absent: dict[str, _Absent] = {}
 
     def note_shape(self, shape: str) -> None:
-        """Note the shape of the tables; where it is another, nothing is known any more of which rows they have."""
+        """Note the shape of the tables. If it has changed, forget which tables have no rows on which boards."""
         if shape != self._shape:
             self._shape = shape
             self._absent.clear()
@@ -116,7 +116,7 @@ class Boards:
         watches = self._watches.by_id
         if not numbers <= watches.keys():
             raise WatchOutdated("the watched tables changed while a board was read")
-        if shape == self._shape:  # else a rewrite may have brought rows since, of which the journal says nothing
+        if shape == self._shape:  # otherwise a rewrite may have added rows since, which the journal does not record
             self._remember(name, found, numbers)
         left_out: list[LeftOut] = []
         if len(found.rows) > LARGE_BOARD_TASKS:
@@ -127,7 +127,7 @@ class Boards:
         return found.snapshot, data
 
     async def _found(self, reader: Connection, name: str, seconds: float) -> _Found:
-        """Read a board, without the tables that cannot be locked if they surely have nothing on it."""
+        """Read a board, without tables that cannot be locked if they certainly have nothing on it."""
         absent = self._absent.get(name)
         if absent is None or self._shape is None:
             return await _rows(reader, name, seconds, [])
@@ -144,7 +144,7 @@ class Boards:
             if number not in numbers and not (watch.lanes and (has_lanes or watch.board_column is not None))
         )
         self._absent.pop(name, None)
-        if len(self._watches.by_id) > 1:  # else there is nothing that could be left out
+        if len(self._watches.by_id) > 1:  # a single table is never left out
             self._absent[name] = _Absent(found.snapshot, absent)
         if len(self._absent) > REMEMBERED_BOARDS:
             del self._absent[next(iter(self._absent))]
@@ -169,7 +169,7 @@ class Boards:
         except psycopg.OperationalError:
             if not self.connections:
                 raise
-            return  # the server has no connection left: the ones that are open have to do
+            return  # the server has no connection left: make do with those that are open
         finally:
             self._opening -= 1
         self.connections.append(reader)
@@ -180,14 +180,14 @@ async def _rows(reader: Connection, name: str, seconds: float, absent: Sequence[
     try:
         return await _read(reader, name, seconds, absent, careful=False)
     except psycopg.errors.UntranslatableCharacter:
-        # The database's encoding has no such character, so no board has that name.
+        # The name has a character that the database's encoding lacks, so there is no such board.
         return _Found(Snapshot.parse((await reader.row("select pg_catalog.pg_current_snapshot()::text"))[0]), [])
     except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
         raise
     except psycopg.Error as ex:
         if scope_of(ex, reading_board=True) is not Scope.BOARD:
             raise
-        # Some row cannot be shown: read again with a check of each row, which is slower.
+        # Some row cannot be shown: read again and check each row, which is slower.
         return await _read(reader, name, seconds, absent, careful=True)
 
 

@@ -205,7 +205,7 @@ async def in_time() -> AsyncIterator[None]:
         async with asyncio.timeout(START_SECONDS):
             yield
     except TimeoutError:
-        raise FeedError("Postgres was reached and then did not answer: connecting again") from None
+        raise FeedError("Postgres was reached and then did not answer: reconnecting") from None
 
 
 async def require_answer(connection: Connection, conninfo: str) -> None:
@@ -218,7 +218,7 @@ async def require_answer(connection: Connection, conninfo: str) -> None:
     if connection.waiting_since != since:
         return  # it has answered meanwhile
     if state != "active":
-        raise FeedError(f"a connection is silent and Postgres says that it is {state}: connecting again")
+        raise FeedError(f"a connection is silent and Postgres says that it is {state}: reconnecting")
     connection.waiting_since = loop.time()
 
 

@@ -1,16 +1,16 @@
 """Turns what Postgres returns into what clients may see: the journal's entries, and the rows of boards.
 
-This is the one place where JSON that Postgres wrote is parsed, and where columns get the names that clients know. It
-does no I/O but the log's.
+Only this module parses JSON that Postgres wrote and gives columns the names that clients know. It does no I/O except
+logging.
 
 Rules:
 - Values stay as Postgres wrote them.
-- A task that is found through its lane is on the board that its lane has, as `relay.resolve` says.
-- The id, the board and the lane appear under the guide's names whatever their columns are called. Where expressions
-  give them, an image has their values under the empty name, which no column can have. So it has extras, if it comes
-  with them.
+- A task that is found through its lane is on the board of its lane, according to `relay.resolve`.
+- The id, the board and the lane have the keys `id`, `boardId` and `lane`, whatever their columns are called. If they
+  are computed by expressions, an image has their values under the empty key, which no column can have. Extras, if an
+  image has any, are there, too.
 - A row that cannot be shown counts as absent, in boards and changes alike, and is reported.
-- No entry is parsed for a board that nobody follows.
+- Entries for boards that nobody follows are not parsed.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from relay.text import one_line
 log = structlog.get_logger()
 
 MAX_TASK_BYTES: Final = 4 * 1024 * 1024
-"""Maximum size of a task as JSON; a larger row is not shown. The journal keeps images up to some times this size."""
+"""Maximum size of a task as JSON; a larger row is not shown. Images in the journal can be a few times this size."""
 
 MAX_TASK_DEPTH: Final = 500
-"""Maximum depth of the arrays and objects of a task; many parsers refuse deeper ones."""
+"""Maximum depth of arrays and objects in a task, because many parsers refuse deeper ones."""
 
 _ROLES: Final = ("id", "boardId", "lane")
 
-_SAID: Final = ""
-"""Key under which an image has the values of expressions on its row."""
+_COMPUTED: Final = ""
+"""Key under which an image has the values of expressions on its row, and extras."""
 
 _decode_row: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_unreadable: Final = msgspec.json.Decoder(tuple[str, str]).decode
@@ -57,11 +57,11 @@ _lanes_or_name: Final[msgspec.json.Decoder[list[tuple[str, str | None]] | str]] 
 )
 
 _FORMS: Final = {"bigint": re.compile("-?[0-9]+"), "uuid": re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")}
-"""How names of boards are written that are not just any text."""
+"""The forms of board names that are not arbitrary text."""
 
 
 class Extra(NamedTuple):
-    """What other tables say about tasks, under a name; `task_column` has the key by which they say it."""
+    """Data of other tables about a task, under a name; `task_column` has the key by which they refer to the task."""
 
     id: int
     name: str
@@ -72,7 +72,7 @@ class Extra(NamedTuple):
 class Watch:
     """A watched table, as far as its changes are concerned.
 
-    `hidden` columns are in no task; nor is any but those of `shown`, if that is not None.
+    `hidden` columns are in no task. If `shown` is not None, only its columns are.
     """
 
     id: int
@@ -85,22 +85,22 @@ class Watch:
     order: tuple[OrderKey, ...] = ()
     """The order of its tasks, by columns."""
     visible: tuple[str, ...] = ()
-    """Its columns that are in tasks."""
+    """The columns that are in tasks."""
     lanes: bool = False
     """Whether its tasks are found through lanes that are rows of another table."""
     board_kind: str = "text"
-    """Of what kind the names of its boards are: bigint, uuid or text."""
+    """The kind of its boards' names: bigint, uuid or text."""
     extras: tuple[Extra, ...] = ()
-    """What other tables say about its tasks."""
+    """The extras of its tasks."""
     in_doubt: bool = False
-    """Whether changes may be of rows that no board shows: of a partition that is being detached."""
+    """Whether changes may be of rows that no board shows, because a partition is being detached."""
 
     def shows(self, column: str) -> bool:
         """Whether a column is in tasks."""
         return column not in self.hidden and (self.shown is None or column in self.shown)
 
     def may_have(self, board: str) -> bool:
-        """Whether a board of this name may have tasks of it."""
+        """Whether a board of this name may have tasks of this table."""
         form = _FORMS.get(self.board_kind)
         return form is None or form.fullmatch(board) is not None
 
@@ -114,26 +114,26 @@ class Watch:
             raise UnreadableRow(problem, self._id_in(image))
         try:
             columns = _decode_row(image)
-            _decode_row(columns.get(_SAID, b"{}"))
+            _decode_row(columns.get(_COMPUTED, b"{}"))
         except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as ex:
             problem = f"a row of {self.table} cannot be shown: {ex}: {image!a:.200}"
             raise UnreadableRow(problem, self._id_in(image)) from None
         if len(image) > MAX_TASK_BYTES:
-            # Without what is not the row's own: an image may come with its extras or without.
-            size = sum(len(bytes(value)) for name, value in columns.items() if name != _SAID and self.shows(name))
+            # Count only the row's own columns: an image may or may not have extras.
+            size = sum(len(bytes(value)) for name, value in columns.items() if name != _COMPUTED and self.shows(name))
             if size > MAX_TASK_BYTES:
                 problem = f"a row of {self.table} has {size} bytes: expected {MAX_TASK_BYTES} at most"
                 raise UnreadableRow(problem, self._id_in(image))
         return columns
 
     def _id_in(self, image: str) -> str | None:
-        """Return the id in an image that cannot be shown, if Python's own reader, which takes more, finds it."""
+        """Return the id in an image that cannot be shown, if Python's own parser, which accepts more, finds it."""
         try:
             columns = json.loads(image)
-            said = columns.get(_SAID, {}).get("id", columns.get(self.id_column))
-        except (ValueError, AttributeError, RecursionError):  # what is no object has no attribute either
+            found = columns.get(_COMPUTED, {}).get("id", columns.get(self.id_column))
+        except (ValueError, AttributeError, RecursionError):  # AttributeError: not an object
             return None
-        return None if said is None else str(said)
+        return None if found is None else str(found)
 
     def task(self, columns: Row, board: str) -> Row:
         """Turn a row into a task of a board as clients see it.
@@ -142,9 +142,9 @@ class Watch:
         """
         keys = _keys(self, tuple(columns))
         task = {keys[column]: value for column, value in columns.items() if column in keys}
-        if said := columns.get(_SAID):
-            its = _decode_row(said)
-            task = {**{key: its[key] for key in _ROLES if key in its}, **task, **its}
+        if computed := columns.get(_COMPUTED):
+            values = _decode_row(computed)
+            task = {**{key: values[key] for key in _ROLES if key in values}, **task, **values}
         if self.lanes and "boardId" not in task:
             task = {"boardId": msgspec.Raw(msgspec.json.encode(board)), **task}
         if missing := set(_ROLES) - task.keys():
@@ -155,26 +155,26 @@ class Watch:
         return task
 
     def value_of(self, extra: Extra, columns: Row) -> msgspec.Raw:
-        """Return what an image says that an extra is that it comes with."""
-        return _decode_row(columns[_SAID])[extra.name]
+        """Return the value of an extra that an image has."""
+        return _decode_row(columns[_COMPUTED])[extra.name]
 
     def extras_that_differ(self, before: Row, after: Row) -> Collection[str]:
-        """Name the extras that are found by other keys after a change of the row than before."""
+        """Name the extras whose key in the row has changed."""
         columns = ((extra.name, extra.task_column) for extra in self.extras)
         return {name for name, column in columns if before.get(column) != after.get(column)}
 
-    def is_at(self, columns: Row) -> tuple[bytes, ...]:
-        """Return what decides in which lane a task is, and by which keys other tables speak of it."""
-        deciding = {_SAID, self.lane_column, *(extra.task_column for extra in self.extras)}
+    def lane_and_keys(self, columns: Row) -> tuple[bytes, ...]:
+        """Return the values that determine the lane of a task, and the keys of its extras."""
+        deciding = {_COMPUTED, self.lane_column, *(extra.task_column for extra in self.extras)}
         return tuple(bytes(value) for name, value in columns.items() if name in deciding)
 
     def keys(self, columns: Iterable[str]) -> Mapping[str, str]:
-        """Name columns for clients; those that are in no task are left out."""
+        """Return the keys of columns in tasks; columns that are in no task are left out."""
         return _keys(self, tuple(columns))
 
     @cached_property
     def order_by(self) -> tuple[OrderKey, ...]:
-        """The order of its tasks, by the keys that clients know."""
+        """The order of its tasks, by the keys of tasks."""
         keys = _keys(self, self.visible)
         return tuple(by._replace(key=keys[by.key]) for by in self.order if by.key in keys)
 
@@ -188,30 +188,30 @@ class Watch:
         )
 
     def __hash__(self) -> int:
-        # A key of a cache, for each task: a frozen set would be hashed each time.
+        # Watches are keys of a cache that is used for each task, so the hash must not be computed each time.
         return self._hash
 
 
 @lru_cache(maxsize=1024)
 def _keys(watch: Watch, columns: tuple[str, ...]) -> Mapping[str, str]:
-    """Name the columns for clients: camelCase, but two that would share a name both keep their own."""
+    """Return the keys of columns in tasks: camelCase, or the columns' own names if two would share a key."""
     columns_of = {"id": watch.id_column, "boardId": watch.board_column, "lane": watch.lane_column}
     roles = {column: role for role, column in columns_of.items() if column is not None}
-    said = [role for role, column in columns_of.items() if column is None]
-    said += [extra.name for extra in watch.extras]
-    visible = [column for column in columns if watch.shows(column) and column != _SAID]
+    computed = [role for role, column in columns_of.items() if column is None]
+    computed += [extra.name for extra in watch.extras]
+    visible = [column for column in columns if watch.shows(column) and column != _COMPUTED]
     wanted = {column: roles.get(column) or camel_case(column) for column in visible}
-    names = [*said, *wanted.values()]
+    names = [*computed, *wanted.values()]
     keys = {column: name if column in roles or names.count(name) == 1 else column for column, name in wanted.items()}
     for column in visible:
-        # A column called "id" beside another that is the task's id.
-        while column not in roles and [*said, *keys.values()].count(keys[column]) > 1:
+        # For example a column called "id" next to another that is the task's id.
+        while column not in roles and [*computed, *keys.values()].count(keys[column]) > 1:
             keys[column] += "_"
     return keys
 
 
 def _of_unreadable(image: str) -> tuple[str | None, str]:
-    """Return the id of a row of which a board has no image, and why; its id may be unreadable itself."""
+    """Return the id of a row that has no image, and why it has none. The id may be unreadable, too."""
     try:
         key, problem = _decode_unreadable(image[1:])
     except (msgspec.MsgspecError, UnicodeEncodeError):
@@ -234,11 +234,11 @@ def camel_case(column: str) -> str:
 
 
 class Entry(NamedTuple):
-    """One row of the journal. A tuple, for thousands are made a second.
+    """One row of the journal. A tuple, because thousands are made per second.
 
-    `op` is R for a change of a row, L for one of the two boards' lanes, N and F for one of what the near or the far
-    table of an extra says about a key, S where all boards must be read again, P for a probe. `old_key` is the row's
-    key before the change, if that changed it.
+    `op` is R for a change of a row, L for a change of the two boards' lanes, N or F for a change in the near or far
+    table of an extra that concerns a key, S if all boards must be read again, and P for a probe. `old_key` is the
+    row's key before the change, if the change was to the key.
     """
 
     xid: int
@@ -262,7 +262,7 @@ class Entry(NamedTuple):
         return self.new_board in boards or self.old_board in boards
 
     def images(self, watch: Watch, boards: Container[str | None]) -> tuple[list[Image], list[str]]:
-        """Return the images that it moves on or off one of the boards, and why others cannot be shown."""
+        """Return the images that it adds to or removes from the boards, and why others cannot be shown."""
         problems = [f"a row of {watch.table} cannot be shown: {one_line(self.reason)}"] if self.reason else []
         found = []
         if self.old_board is not None and self.old_board in boards:
@@ -286,9 +286,9 @@ class Entry(NamedTuple):
 def images_of(
     entry: Entry, watches: Mapping[int, Watch], followed: Container[str | None], unshown: Unshown | None = None
 ) -> list[Image]:
-    """Return the images that an entry moves on or off the followed boards, and report those that cannot be shown."""
+    """Return the images that an entry adds to or removes from followed boards; report those that cannot be shown."""
     if (watch := watches.get(entry.watch)) is None:
-        return []  # made under a watch that is no more; the transaction that ended it asks for a sync
+        return []  # its watch no longer exists, and the transaction that ended it causes a sync
     images, problems = entry.images(watch, followed)
     for problem in problems:
         log.error("feed.unreadable_row", problem=problem)
@@ -308,8 +308,8 @@ def transactions_of(
 ) -> list[Transaction]:
     """Gather entries into transactions, in the order of their last entry.
 
-    Between transactions, this order respects every row's history: a transaction that changes a row which another
-    one changed has waited for its commit.
+    This order respects the history of each row: a transaction that changes a row which another one has changed has
+    waited for that one's commit.
     """
     found: dict[int, Transaction] = {}
     for entry in entries:
@@ -331,7 +331,7 @@ def transactions_of(
 
 
 def sync_of(xid: int, text: str | None) -> Transaction:
-    """Return a transaction after which boards are read again: the reason begins with a word that clients know."""
+    """Return a transaction after which all boards are read again. `text` begins with a reason that clients know."""
     log.info("feed.sync", reason=one_line(text or ""))
     word = (text or "").partition(":")[0]
     return Transaction(xid, sync=cast(Reason, word) if word in get_args(Reason) else "resync")
@@ -343,9 +343,9 @@ def board_data(
     watches: Mapping[int, Watch],
     left_out: list[LeftOut] | None = None,
 ) -> bytes:
-    """Encode the data of a `board.sync`: rows as they are read, each with its watch; one without is about lanes.
+    """Encode the data of a `board.sync`, given the rows, each with its watch; a row without a watch is about lanes.
 
-    `left_out` gets the rows that cannot be shown. Raises WatchOutdated, IdsClash, and BoardMisnamed.
+    Rows that cannot be shown are added to `left_out`. Raises WatchOutdated, IdsClash, or BoardMisnamed.
     """
     tasks = []
     left_out = [] if left_out is None else left_out
@@ -369,12 +369,12 @@ def board_data(
         if len(watches) > 1:
             _require_distinct(task["id"], watch.table, table_of)
     orders = {watch.order_by for watch in watches.values() if watch.may_have(name)}
-    # Tables that are ordered differently have no order in common. Without one, clients put new tasks at the end.
+    # If tables are ordered differently, the board has no order, and clients put new tasks at the end.
     return messages.board_data(tasks, lanes, orders.pop() or None if len(orders) == 1 else None)
 
 
 def _unreadable_lane(image: str) -> LeftOut:
-    """Report a row of lanes that cannot be shown; return its table and its id."""
+    """Report a lane that cannot be shown; return its table and its id."""
     try:
         table, key, problem = _decode_unreadable_lane(image[1:])
     except (msgspec.MsgspecError, UnicodeEncodeError) as ex:  # its characters do not exist in UTF-8
@@ -384,7 +384,7 @@ def _unreadable_lane(image: str) -> LeftOut:
 
 
 def _lanes(name: str, image: str) -> list[tuple[str, str | None]]:
-    """Return a board's lanes. Raises BoardMisnamed if the database says how it writes that name."""
+    """Return a board's lanes. Raises BoardMisnamed if the database returned the name as it writes it instead."""
     found = _lanes_or_name.decode(image)
     if isinstance(found, str):
         raise BoardMisnamed(
@@ -394,9 +394,9 @@ def _lanes(name: str, image: str) -> list[tuple[str, str | None]]:
 
 
 def _require_distinct(task_id: msgspec.Raw, table: str, table_of: dict[bytes, str]) -> None:
-    """Note of which table a task is. Raises IdsClash if one of another table has its id.
+    """Note which table a task is from. Raises IdsClash if a task of another table has its id.
 
-    A number is the same as its text, for many clients have both under one key.
+    A number counts as equal to its text, because many clients use both as the same key.
     """
     text = bytes(task_id).strip(b'"')
     if (other := table_of.setdefault(text, table)) != table:

@@ -1,18 +1,19 @@
-"""Extras: what other tables say about tasks, such as labels or a count of comments, where the journal is read.
+"""Extras: data of other tables about tasks, such as labels or a count of comments, as far as the journal is
+concerned.
 
-An entry of the near or the far table of an extra names a key, and neither a task nor a value. Both are read in the
-snapshot in which the journal is read.
+A journal entry of an extra's near or far table names only a key. The tasks and the values are read in the snapshot in
+which the journal is read.
 
 Rules:
-- A batch leads to its snapshot, and so do the extras in it: whichever of its transactions touched an extra, it is
-  sent as it is then, once, after all rows of the batch. Whoever holds a board as of that snapshot or of a later one
-  skips it; whoever holds an older one may be sent what it has already.
-- A task that appears, or that other keys than before find, comes with its extras.
-- Tables that cannot be read, for somebody has locked or altered them, are waited for a moment only. So is a read that
-  takes long, as without an index. Then boards are read again, each within its own limits: those of tasks that came,
-  or all if it is not known which tasks it is about.
-- One label may be that of very many tasks. Where that is so, they are counted by board first: those of boards that
-  nobody follows are not read, and too many are left to reads of their boards.
+- The values of a batch are as of its snapshot: whichever of its transactions touched an extra, its value is sent
+  once, after all rows of the batch. Clients that hold a board as of that snapshot or a later one skip it; those with
+  an older one may get a value that they already have.
+- A task that appears, or whose keys or lane have changed, is sent with its extras.
+- The relay waits only a moment for tables that are locked or altered, and for reads that are slow, for example
+  without an index. After that, boards are read again, each within its own limits: those of the tasks in question, or
+  all if these are unknown.
+- Very many tasks can have the same label. If so, they are counted by board first. Tasks of boards that nobody follows
+  are not read, and if there are too many, their boards are read again instead.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ FETCH_TASKS: Final = 2_000
 """Number of tasks whose extras are read at once."""
 
 TOUCHED_TASKS: Final = 20_000
-"""Maximum number of tasks read for the keys of a part; if there are more, a `board.sync` costs everybody less."""
+"""Maximum number of tasks read for the keys of a part. Beyond it, a `board.sync` is cheaper for everybody."""
 
 READ_SECONDS: Final = 3.0
 """Timeout of a read of extras, for which all boards wait."""
 
-# The locks that a read takes end with it, for what was read may be long in the sending.
+# The locks of a read are released right after it, because sending may take long.
 _BEGIN: Final = "savepoint extras; set local statement_timeout = {:.0f}"
 _END: Final = b"rollback to savepoint extras; release savepoint extras"
 _VALUES: Final[LiteralString] = "select v.key, /**/v.value/**/ from relay.extra_values(%s, %s::text[]) v"
@@ -74,7 +75,7 @@ class Touched(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A task that a key is about, or how many of a board are. Without a board, something that cannot be read."""
+    """A task that a key refers to, or how many tasks of a board. Without a board, something cannot be read."""
 
     key: str | None = None
     watch: int | None = None
@@ -84,21 +85,21 @@ class _Read(NamedTuple):
 
 
 Touches = Mapping[Touched, Mapping[str, int | None]]
-"""The keys that were touched, and by which transaction; None if by several."""
+"""The keys that were touched, each with the transaction that touched it, or None if several did."""
 
 Appeared = Mapping[tuple[object, ...], int]
-"""The tasks that are sent whole: of each the watch, the board and the id, and the transaction."""
+"""The tasks that are sent whole, by watch, board and id, each with its transaction."""
 
 _NOTHING: Final[Appeared] = MappingProxyType({})
 
 
 def touches_of(found: Iterable[tuple[int, str, str | None, int | None]]) -> Touches:
-    """Gather touches: of each the extra, N or F, the key and the transaction, None if they are several."""
+    """Gather touches, each given by the extra, N or F, the key, and the transaction, or None if they are several."""
     touches: defaultdict[Touched, dict[str, int | None]] = defaultdict(dict)
     for extra, op, key, xid in found:
         if key is not None:
-            its = touches[Touched(extra, op == "F")]
-            its[key] = xid if its.setdefault(key, xid) == xid else None
+            keys = touches[Touched(extra, op == "F")]
+            keys[key] = xid if keys.setdefault(key, xid) == xid else None
     return touches
 
 
@@ -120,17 +121,17 @@ class Extras:
         self._watches = watches
 
     async def attach(self, transactions: Iterable[Transaction]) -> None:
-        """Give the images of tasks that need them their extras."""
+        """Add extras to the images that need them."""
         lacking = [(transaction, list(_lacking(transaction.images))) for transaction in transactions]
         keys: defaultdict[int, dict[str | None, None]] = defaultdict(dict)
         for transaction, places in lacking:
             for extra, key in (each for place in places for each in _keys_of(transaction.images[place])):
                 keys[extra.id][key] = None
         values: dict[tuple[int, str | None], msgspec.Raw] = {}
-        for number, its_keys in keys.items():
+        for number, keys_of_extra in keys.items():
             await self._rows(_BEGIN.format(READ_SECONDS * 1000).encode())
             with suppress(psycopg.errors.QueryCanceled):
-                found = await self._rows(_VALUES, number, list(its_keys))
+                found = await self._rows(_VALUES, number, list(keys_of_extra))
                 values |= {(number, key): msgspec.Raw((value or "null").encode()) for key, value in found}
             await self._rows(_END)
         for transaction, places in lacking:
@@ -146,7 +147,7 @@ class Extras:
     async def touched(
         self, touches: Touches, at: Snapshot, followed: Container[str | None], sent: Appeared = _NOTHING
     ) -> AsyncIterator[Transaction]:
-        """Read the tasks whose extras were touched, in parts; without those that came with them, see `appeared`."""
+        """Read the tasks whose extras were touched, in parts, except those that were sent with them (`sent`)."""
         for (extra, far), keys in touches.items():
             which = extra, far, list(keys)
             tasks_on: dict[str | None, int] = {}
@@ -161,7 +162,7 @@ class Extras:
                     yield self._part(extra, rows, keys, at, sent)
 
     async def _read_touched(self, *which: object) -> AsyncIterator[list[_Read]]:
-        """Read the tasks of an extra, in parts; one without a board if not all could be read."""
+        """Read the tasks of an extra, in parts. A row without a board means that not all could be read."""
         slow = False
         await self._rows(_BEGIN.format(READ_SECONDS * 1000).encode())
         try:
@@ -183,17 +184,17 @@ class Extras:
                 part.sync = sync_of(0, _UNREAD).sync
             elif touch := self._touch(extra, watch, board, task):
                 by = keys.get(key or "")
-                # If one transaction alone touched it, it comes with the task that appears by that one.
+                # If one transaction both touched it and made the task appear, the task was sent with it.
                 if by is None or by != sent.get((watch, board, bytes(touch.id))):
                     part.touches.append(touch)
         return part
 
     def _touch(self, number: int, watch_id: int | None, board: str, task: str | None) -> Touch | None:
-        """Return what became of an extra, given the task's image; None if the task is not shown, or was counted."""
+        """Return the new value of an extra, given the task's image; None if it is not shown, or only counted."""
         watch = self._watches.by_id.get(watch_id) if watch_id is not None else None
         extra = next((each for each in watch.extras if each.id == number), None) if watch else None
         if watch is None or extra is None or task is None:
-            return None  # it was declared or dropped meanwhile, which asks for a sync
+            return None  # it was declared or dropped meanwhile, which causes a sync
         try:
             columns = watch.columns(task)
         except UnreadableRow as ex:
@@ -204,7 +205,7 @@ class Extras:
 
 
 def appeared(transactions: Iterable[Transaction]) -> Appeared:
-    """Name the tasks that are sent whole, with their extras."""
+    """Return the tasks that are sent whole, with their extras."""
     return {
         (image.table.id, image.board, bytes(image.task["id"])): transaction.xid
         for transaction in transactions
@@ -215,15 +216,15 @@ def appeared(transactions: Iterable[Transaction]) -> Appeared:
 
 
 def _lacking(images: Sequence[Image]) -> Iterator[int]:
-    """Find the images of what appears, or that other keys than before find, or in another lane."""
+    """Find the images of tasks that appear, or whose lane or keys of extras change."""
     for places, before, after in _net(images):
-        was, stands = ({_watch(image).is_at(image.columns) for image in side} for side in (before, after))
-        if not stands <= was:
+        old, new = ({_watch(image).lane_and_keys(image.columns) for image in side} for side in (before, after))
+        if not new <= old:
             yield from (place for place in places if images[place].sign > 0)
 
 
 def _net(images: Sequence[Image]) -> Iterator[tuple[list[int], list[Image], list[Image]]]:
-    """Give the images of each row that has extras by their places, and what is there before and after, net."""
+    """Yield, for each row that has extras, the indices of its images, and its net images before and after."""
     rows: defaultdict[tuple[str, int, str], list[int]] = defaultdict(list)
     for place, image in enumerate(images):
         if _watch(image).extras:
@@ -235,7 +236,8 @@ def _net(images: Sequence[Image]) -> Iterator[tuple[list[int], list[Image], list
 
 def _keys_of(image: Image) -> Iterator[tuple[Extra, str | None]]:
     for extra in _watch(image).extras:
-        value = msgspec.json.decode(image.columns.get(extra.task_column, b"null"))  # of a former name: it is outdated
+        # An image with a former name of the column is outdated anyway.
+        value = msgspec.json.decode(image.columns.get(extra.task_column, b"null"))
         yield extra, None if value is None else str(value)
 
 

@@ -1,11 +1,11 @@
-"""Faults of the feed, and whose fault each of them is. Pure.
+"""Faults of the feed, and how far each of them reaches. Pure.
 
-A fault stays where it is. It has one of four scopes, decided in `scope_of` and nowhere else:
+A fault affects no more than its scope, which is decided in `scope_of` and nowhere else:
 
-- a row's: the row counts as absent, and is reported;
-- a board's: a read of it fails; its subscribers get an `error`, it is read again with back-off, and health says so;
-- a session's: all connections of the feed end, and it connects again with back-off;
-- the process's: what is not a fault, such as cancellation.
+- row: the row counts as absent, and is reported;
+- board: its subscribers get an `error`, it is read again with back-off, and health reports it;
+- session: all connections of the feed end, and it reconnects with back-off;
+- process: not a fault, such as cancellation.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class WatchOutdated(Exception):
 
 
 class IdsClash(Exception):
-    """Two tasks of one id on one board, from two tables: messages could not distinguish them."""
+    """Two tasks on one board, from two tables, have the same id, so that messages could not distinguish them."""
 
 
 class BoardMisnamed(Exception):
-    """A board's name that the database writes otherwise, such as a uuid in capitals."""
+    """A board's name is not written as the database writes it, such as a uuid in capitals."""
 
 
 class Scope(Enum):
-    """Whose fault something is."""
+    """How far a fault reaches."""
 
     ROW = "row"
     BOARD = "board"
@@ -55,33 +55,33 @@ class Scope(Enum):
 # SQLSTATEs about the server, a connection, or what all boards depend on: classes, and single codes.
 _OF_SESSION: Final = (
     "08",  # the connection
-    "25P",  # a transaction in a state in which it cannot go on, or one that was ended for its time limit
+    "25P",  # a transaction that has failed, or was ended by a timeout
     "28",  # authorization
     "3D",  # the database
     "3F000",  # schema relay
-    "42P17",  # a function of schema relay that is not as the install made it
+    "42P17",  # a function of schema relay that was altered after the installation
     "53300",  # no connection left
-    "57P",  # the server stops, crashed, or ended the session
+    "57P",  # the server is stopping, crashed, or ended the session
     "58P",  # its files
 )
 
 
 def scope_of(ex: BaseException, *, reading_board: bool = False) -> Scope:
-    """Tell whose fault this is; `reading_board` while a board was read, and nothing else."""
+    """Return the scope of a fault; `reading_board` if it was raised by nothing but the read of a board."""
     if isinstance(ex, UnreadableRow):
         return Scope.ROW
     if not isinstance(ex, Exception):
         return Scope.PROCESS
     if reading_board and (isinstance(ex, (WatchOutdated, IdsClash)) or is_refusal(ex)):
         return Scope.BOARD
-    return Scope.SESSION  # also what nobody foresaw
+    return Scope.SESSION  # also of unforeseen exceptions
 
 
 def is_refusal(ex: Exception) -> bool:
-    """Whether Postgres refused what was asked, but the session goes on."""
+    """Whether Postgres refused a statement, but the session is still usable."""
     if not isinstance(ex, psycopg.Error) or ex.sqlstate is None or ex.sqlstate.startswith(_OF_SESSION):
         return False
-    # A relation, a function or a right that is missing outside all functions is one that the install makes.
+    # Outside all functions, a missing relation, function or right is one that the installation creates.
     return not ex.sqlstate.startswith("42") or bool(ex.diag.context)
 
 

@@ -1,13 +1,13 @@
 """The feed: follows the journal of one database, for a sink, whatever happens to the connection.
 
-What it finds goes to the sink: batches of transactions, each with the position it brings the feed to; and boards,
-and what resuming clients missed, each with the snapshot it was read in.
+It passes to the sink: batches of transactions, each with the position after it; and boards and what resuming clients
+missed, each with the snapshot in which it was read.
 
 Rules:
-- Parts that outlive sessions hold what is known (position.py, progress.py) and what is asked (requests.py). A
-  session has each of them do its part, side by side; `Follower` reads the journal.
-- A fault stays where it is, see faults.py. After a session has ended, the feed connects again, with back-off, for
-  ever.
+- State that outlives sessions is the position and progress (position.py, progress.py) and the requests (requests.py).
+  During a session, each has a task of its own, and `Follower` reads the journal.
+- A fault affects no more than its scope, see faults.py. When a session ends, the feed reconnects, with back-off,
+  forever.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = structlog.get_logger()
 class Feed(Source, Authorizer):
     """Follows the journal of one database and reads its boards.
 
-    It begins now, or goes on from a position in an epoch. `problem` says in one line why it is not running, and is
+    It begins now, or continues from a position in an epoch. `problem` says in one line why it is not running, and is
     None while it is.
     """
 
@@ -66,22 +66,22 @@ class Feed(Source, Authorizer):
         self._session: Session | None = None
         self._sessions = 0
 
-    # What the sink asks
+    # Requests of the sink
 
     def ask(self, board: str, by: object = None) -> None:
-        """Have a board read, for the sink."""
+        """Have a board read; boards of different `by` take turns."""
         self._boards.ask(board, by)
 
     def ask_changes(self, resuming: Resuming) -> None:
-        """Have the journal read for those who resume."""
+        """Have the journal read for clients that resume."""
         self._missed.ask(resuming)
 
     async def may_read(self, questions: Sequence[Question]) -> Sequence[bool]:
-        """Ask the database whether these claims may read these boards, as soon as it is there."""
+        """Ask the database whether these claims may read these boards, as soon as it is connected."""
         return await self._permissions.may_read(questions)
 
     def pause(self) -> None:
-        """Read no more of the journal until `go_on`: the sink has to store what it was given."""
+        """Stop reading the journal until `go_on`: the sink has yet to store what it was given."""
         self._flow.pause()
 
     def go_on(self) -> None:
@@ -89,13 +89,13 @@ class Feed(Source, Authorizer):
         self._flow.go_on()
 
     async def catch_up(self) -> bool:
-        """Wait until all is passed on that is committed now; false if the feed does not run or takes too long."""
+        """Wait until everything committed now has been passed on; false if not running or if it takes too long."""
         return self.problem is None and await self._progress.catch_up()
 
-    # How it is
+    # State
 
     def status(self, budget: float) -> SourceStatus:
-        """Return the state, where a probe may take `budget` seconds to come back."""
+        """Return the state; `budget` is how many seconds a probe may take to come back."""
         problem = self.trouble(budget)
         return SourceStatus(
             up=self.problem is None,
@@ -109,7 +109,7 @@ class Feed(Source, Authorizer):
         )
 
     def trouble(self, budget: float) -> str | None:
-        """Say in one line why changes do not come through, where a probe may take `budget` seconds to come back."""
+        """Say in one line why changes do not come through; `budget` is how many seconds a probe may take."""
         return self.problem or self._progress.probe.problem(time.monotonic(), budget)
 
     @property
@@ -119,7 +119,7 @@ class Feed(Source, Authorizer):
 
     @property
     def lag(self) -> float:
-        """Age of the last read, in seconds: all that was committed before it has been passed on."""
+        """Age of the last read, in seconds. Everything committed before it has been passed on."""
         return time.monotonic() - self._progress.read_at
 
     @property
@@ -173,7 +173,7 @@ class Feed(Source, Authorizer):
             backoff.begin(time.monotonic())
             try:
                 await in_own_task(self._run(sink))
-            except* Exception as group:  # noqa: BLE001  # also what nobody foresaw is a session's
+            except* Exception as group:  # noqa: BLE001  # an unforeseen exception ends the session, too
                 self._report(_problem_of(group))
             finally:
                 self._session = None
@@ -200,7 +200,7 @@ class Feed(Source, Authorizer):
             tasks.create_task(housekeeping.check_links(session))
 
     def _report(self, problem: str | None) -> None:
-        """Log what changed about the feed, once."""
+        """Log a change of the problem."""
         if problem == self.problem:
             return
         self.problem = problem
@@ -212,7 +212,7 @@ class Feed(Source, Authorizer):
 
 
 def _problem_of(group: BaseExceptionGroup[Exception]) -> str:
-    """Say what ended a session; one that nobody foresaw is logged whole."""
+    """Say what ended a session. An unforeseen exception is logged whole."""
     first = first_of(group)
     if isinstance(first, psycopg.errors.InsufficientPrivilege) and not first.diag.context:
         return f"{error_line(first)}: run relay sql roles, and connect as relay_daemon"

@@ -1,11 +1,10 @@
 """Follows the journal for one session, and passes on what it finds.
 
 Rules:
-- Where the journal is full, and a transaction that stays open keeps it so, clients are sent their boards every
-  `PAUSED_SECONDS`: later than usual, but no later than that.
-- While a batch is passed on in parts, nothing else is. If it does not come to its end, clients have a part of it that
-  would come to them again.
-- Postgres never waits for a client: the sink takes everything at once, or has the feed pause.
+- While the journal is full because a transaction stays open, clients get their boards every `PAUSED_SECONDS`.
+- While a batch is passed on in parts, nothing else is. If it is interrupted, clients have a part of it and must get
+  their boards again.
+- Postgres never waits for a client: the sink takes everything at once, or pauses the feed.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ PAUSED_SECONDS: Final = 5.0
 
 
 class Flow:
-    """When something may be passed to the sink. It outlives sessions."""
+    """Controls when something may be passed to the sink. It outlives sessions."""
 
     def __init__(self) -> None:
         self.between_batches = asyncio.Lock()
@@ -63,7 +62,7 @@ class Flow:
 class Follower:
     """Follows the journal for one session.
 
-    `report` is called after each read with what keeps changes from being shown, in one line, or None.
+    `report` is called after each read: with the problem that keeps changes from being shown, in one line, or None.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class Follower:
         self._report = report
 
     async def begin(self) -> None:
-        """Go on from the position, if what follows it is still there; else from now, and say why."""
+        """Continue from the position if the journal has what follows it, else from now, and tell clients why."""
         session = self._session
         await session.refresh()
         epoch, shaped = await session.epoch()
@@ -111,7 +110,7 @@ class Follower:
             if schedule.must_poll(clock.time()):
                 await session.poll_for(POLLING_SECONDS)
                 schedule.polls(clock.time())
-            # If nothing has been committed since, nothing has another shape; and an idle database stays idle.
+            # Without a commit, no shape can have changed. So an idle database stays idle.
             if clock.time() - checked >= SHAPE_SECONDS and self._position.snapshot != compared:
                 checked, compared = clock.time(), self._position.snapshot
                 await self._check_shape("schema_changed")
@@ -121,12 +120,12 @@ class Follower:
             self._progress.notified(await session.notified(schedule.wait(clock.time())))
 
     async def _read_batch(self) -> Batch:
-        """Pass on what is new; return its last part, which is paused if journalling stays so."""
+        """Pass on what is new; return its last part, which is `paused` if journalling still is."""
         async with contextlib.aclosing(self._session.journal.since(self._position.snapshot)) as batches:
             async for batch in batches:
                 if batch.paused:
-                    goes_on = await self._read_over_pause()
-                    return replace(batch, transactions=None, committed=0, polled=0.0, paused=not goes_on)
+                    resumed = await self._skip_pause()
+                    return replace(batch, transactions=None, committed=0, polled=0.0, paused=not resumed)
                 if not self._position.snapshot.covers(batch.horizon):
                     raise FeedError("the journal no longer holds what follows the relay's position")
                 if batch.transactions is None:
@@ -146,7 +145,7 @@ class Follower:
         await self._flow.until_open()
 
     async def _as_watched(self, stamp: str, transactions: list[Transaction]) -> list[Transaction]:
-        """Where the shape changed that transactions rely on, sync all boards once, with cursors of the new shape."""
+        """Sync all boards once, with cursors of the new shape, if the shape that transactions rely on has changed."""
         if any(one.sync == "watch_changed" for one in transactions) and await self._check_shape("watch_changed"):
             transactions = [one for one in transactions if one.sync != "watch_changed"]
         elif stamp != self._position.stamp:
@@ -155,19 +154,19 @@ class Follower:
         self._position.mark_outdated(transactions)
         return transactions
 
-    async def _read_over_pause(self) -> bool:
-        """Go on from now, for something was not journalled; return whether journalling goes on."""
-        goes_on = await self._session.end_pause()
+    async def _skip_pause(self) -> bool:
+        """Continue from now, because something was not journalled; return whether journalling has resumed."""
+        resumed = await self._session.end_pause()
         now, _, _ = await self._session.journal.head()
         await self._restart(now, "journalling_paused")
         await self._session.read_vitals()
-        if not goes_on:
+        if not resumed:
             holders = await self._session.holders()
             log.warning("feed.paused", problem=f"the journal is full, and kept so by {holders}")
-        return goes_on
+        return resumed
 
     async def _check_shape(self, reason: Reason) -> bool:
-        """Send all clients their boards again when a watched table is no longer what it was; return whether so."""
+        """If the shape of a watched table has changed, send all clients their boards again, and return true."""
         if await self._session.shape() == self._position.epoch.shape:
             return False
         await self._session.refresh()

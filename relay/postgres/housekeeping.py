@@ -1,4 +1,4 @@
-"""What a session does beside reading: it inspects the triggers, prunes the journal, and checks its connections."""
+"""What a session does besides reading: it inspects the triggers, prunes the journal, and checks its connections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from relay.postgres.session import Session
 
 INSPECT_SECONDS: Final = 10.0
-"""Interval at which the feed makes sure that the triggers are still in place."""
+"""Interval at which the feed checks that the triggers are still in place."""
 
 PRUNE_SECONDS: Final = 5.0
 """Interval between prunes of the journal, and between readings of its vitals."""
@@ -18,7 +18,7 @@ LINK_SECONDS: Final = 0.25
 
 
 async def inspect(session: Session) -> None:
-    """Read again and again what is watched, and whether its triggers are in place, fit, and may do what they do."""
+    """Regularly read what is watched, and check that its triggers are in place, fit, and have their rights."""
     while True:
         await asyncio.sleep(INSPECT_SECONDS)
         await (session.refresh() if session.unfit else session.restore_rights())

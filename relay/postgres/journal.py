@@ -1,24 +1,23 @@
 """The journal: the queries that read it, and the batches that they yield.
 
 Rules:
-- Changes come with the snapshot in which they were read, from the same statement: "what is new since" and the next
-  position. So no transaction is skipped and none is read twice, however long it was open.
-- An entry that another server wrote, and that a restore put there, is younger as a row than as a transaction. It is
-  not read.
-- A batch comes with a stamp of the catalog rows that images are made by, in its own snapshot. Where that of the last
-  one was another, the shape of the tables is to be compared before the batch is passed on. So no batch has half of
-  what an ALTER TABLE did.
-- Where a task's board is that of its lane, which is a row of another table, it is resolved when the entries are
-  read, in their snapshot: see places.py. A lane that changed asks for its boards to be read again. So in whatever
-  order writers committed, and though none of them locked the other's row, what is sent fits what any read of a board
-  shows. So it is with what other tables say about tasks, see extras.py.
-- Memory is bounded: a large batch is read in parts, and of a large transaction one row after the other.
+- One statement returns the changes since a position and the snapshot in which it read them, which is the next
+  position. So no transaction is skipped or read twice, however long it was open.
+- Entries that a restore copied from another server are not read: their rows are younger than the transactions that
+  they name.
+- A batch has a stamp of the catalog rows that determine how images are made, in its own snapshot. If it differs from
+  the stamp of the last batch, the shape of the tables is compared before the batch is passed on. So no batch shows
+  half of an ALTER TABLE.
+- If a task is on the board of its lane, which is a row of another table, that board is read when the entries are
+  read, in their snapshot: see places.py. A change of a lane causes its boards to be read again. So whatever order
+  writers committed in, and although none of them locked the other's row, changes are consistent with any read of a
+  board. The same goes for extras, see extras.py.
+- Memory is bounded: a large batch is read in parts, and a large transaction row by row.
 
-Pruning, and the horizon. The journal is pruned by DELETE, below a floor: `horizon`, which is written in the same
-transaction. A statement sees either both or neither. So a reader may go on from a position if, in the very snapshot
-that it reads under, its position covers the horizon: then whatever was deleted, it has read before. A batch that is
-read in several statements is read under one snapshot, which shows all that was there when it was taken, whatever is
-deleted meanwhile.
+Pruning, and the horizon. Pruning deletes entries and, in the same transaction, records up to where in `horizon`. A
+statement sees either both or neither. So a reader can continue from a position if, in the snapshot that it reads
+under, its position covers the horizon: it has then already read everything that was deleted. A batch that is read by
+several statements is read under one snapshot, which is not affected by later deletions.
 """
 
 from __future__ import annotations
@@ -44,25 +43,26 @@ from relay.text import one_line
 log = structlog.get_logger()
 
 RESUME_CHANGES: Final = 20_000
-"""Maximum number of changes read for those who resume; if there are more, a `board.sync` costs everybody less."""
+"""Maximum number of changes read for clients that resume. Beyond it, a `board.sync` is cheaper for everybody."""
 
 PART_CHANGES: Final = 2_000
-"""Number of changes held in memory at once, about; a larger batch is read in parts."""
+"""Approximate maximum number of changes in memory at once. A larger batch is read in parts."""
 
 BATCH_TRANSACTIONS: Final = 100_000
-"""Maximum number of transactions in a batch, which may have gathered in an hour without the relay; if there are more,
-a `board.sync` costs everybody less."""
+"""Maximum number of transactions in a batch, which can hold an hour without a relay. Beyond it, a `board.sync` is
+cheaper for everybody."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What became visible between two snapshots, the later of which is `now`; None if there is too much of it.
+    """The transactions that became visible between two snapshots, the later of which is `now`; None if too many.
 
-    The journal holds all that follows `horizon`. With `more`, it is a part of a large batch, and the next one goes on
-    where it ends, even in the midst of a transaction. With `paused`, some of it was not journalled.
+    The journal contains everything after `horizon`. With `more`, this is a part of a large batch, and the next part
+    continues where it ends, even within a transaction. With `paused`, some changes were not journalled.
 
-    `committed` counts its transactions, also those that concern nobody. For `polled` more seconds, the triggers do
-    not notify. `stamp` is another one whenever the tables may have another shape as of `now`.
+    `committed` is the number of transactions, also of those that concern nobody. For `polled` more seconds, the
+    triggers do not notify. `stamp` differs from that of another batch if the tables may have another shape as of
+    `now`.
     """
 
     now: Snapshot
@@ -75,16 +75,17 @@ class Batch:
     paused: bool = False
 
 
-# The journal since a snapshot. An entry in another transaction's name (see relay.resume) stays unread until that one
-# is over. Of the transactions that were running, only those are searched for that no longer are: so the entries of
-# one that stays open are not read again and again. The snapshot is a row of its own, the first, and of the
-# same statement: there even when nothing is new, and not sent along with each entry.
-# A row of another place came with a dump, and so perhaps did entries: then nothing counts as kept; see relay.epoch.
+# The journal since a snapshot. An entry that names another transaction (see relay.resume) is not read until that one
+# has ended. Of the transactions that were running then, only those that have ended are searched for, so that entries
+# of one that stays open are not read again and again. The snapshot is the first row of the same statement: it is
+# there even if nothing is new, and is not repeated with each entry.
+# A horizon of another place was restored from a dump, and so perhaps were entries. Then the journal counts as empty;
+# see relay.epoch.
 _KEPT: Final[LiteralString] = """
     case when exists (select from relay.horizon f where f.place <> h.place)
          then pg_catalog.pg_current_snapshot() else h.seen end::text, h.pauses <> relay.pauses()
 """
-# A catalog row that changes has another xmin, later than that of any other: so the sum is another.
+# A catalog row that changes gets a new xmin, later than any other, so the sum changes.
 _STAMP: Final[LiteralString] = """
     (select pg_catalog.concat_ws(' ', pg_catalog.count(*), pg_catalog.sum(s.xmin::text::bigint)) from (
         select a.xmin from pg_catalog.pg_attribute a where a.attrelid = any (%s::oid[]) and a.attnum > 0
@@ -107,8 +108,8 @@ _ENTRY: Final[LiteralString] = """
            j.xid::text::bigint, j.watch, j.op::text, /**/j.key/**/, /**/j.old_key/**/, /**/j.old_board/**/,
            /**/j.new_board/**/, /**/j.old_row/**/, /**/j.new_row/**/, /**/j.reason/**/
 """
-# A row that this server's triggers wrote has the id of its transaction, or a later one where a savepoint was set;
-# but relay.resume makes entries in the name of others.
+# The xmin of a row that this server's triggers wrote is the id of its transaction, or a later one within a savepoint.
+# Only relay.resume writes entries that name other transactions.
 _OURS: Final[LiteralString] = """
     (j.reason = 'journalling_paused' or ((j.xmin::text::bigint - j.xid::text::bigint) & 4294967295) < 2147483648)
 """
@@ -136,14 +137,14 @@ _MISSED: Final[LiteralString] = (
     "limit %s) order by 6 nulls first, 7"
 )
 
-# A large batch: its transactions in the order of their latest entries, each with how many it has, and the reason if
-# it asks for the boards to be read again.
+# A large batch: its transactions in the order of their latest entries, each with its number of entries, and the
+# reason if it requires all boards to be read again.
 _OUTLINE: Final[LiteralString] = (
     "select j.xid::text, count(*), max(j.reason) filter (where j.op = 'S')" + _NEW + "group by j.xid "
     "order by max(j.lsn), j.xid limit %s"
 )
-# All rows of one statement have one position. Where they stand is then about the order in which they were written,
-# which matters to nobody but a client that shows tasks in the order in which they come.
+# All rows of one statement have the same lsn. Their ctid is then about the order in which they were written, which
+# only matters to clients that show tasks in the order of arrival.
 _IN_ORDER: Final[LiteralString] = "order by j.lsn, j.ctid"
 _WHOLE: Final[LiteralString] = (
     "select" + _ENTRY + "from relay.entries j where j.xid = any (%s::text[]::xid8[]) and " + _OURS + _IN_ORDER
@@ -151,7 +152,7 @@ _WHOLE: Final[LiteralString] = (
 _LANES: Final[LiteralString] = (
     "select" + _ENTRY + "from relay.entries j where j.xid = %s::text::xid8 and j.op = 'L' and " + _OURS
 )
-# A large transaction, row by row: an entry that changed a key comes once for each of the two. Only keys are sorted.
+# A large transaction, row by row: an entry that changed a key is returned once for each key. Only keys are sorted.
 _BY_KEY: Final[LiteralString] = (
     "declare part no scroll cursor for select /**/s.key/**/, e.* from (select j.ctid as at, k.key "
     "from relay.entries j "
@@ -162,7 +163,7 @@ _BY_KEY: Final[LiteralString] = (
     "cross join lateral (select" + _ENTRY + "from relay.entries j where j.ctid = s.at offset 0) e"
 )
 
-# What was touched of extras: the extra, N or F, the key, and the transaction that did if it was one.
+# The extras that were touched: the extra, N or F, the key, and the transaction if it was only one.
 _TOUCHES: Final[LiteralString] = (
     "select s.watch, s.op::text, /**/k.key/**/, "
     "case when min(s.xid::text::bigint) = max(s.xid::text::bigint) then min(s.xid::text::bigint) end from (select j.*"
@@ -174,8 +175,8 @@ _TOUCHES: Final[LiteralString] = (
 _ONE_SNAPSHOT: Final[LiteralString] = "begin isolation level repeatable read, read only"
 _UNREADABLE: Final = "row_unreadable: "
 
-# Whether the journal is whole since a snapshot, and has nothing about some watches on a board, nor anything that asks
-# for it to be read again. It is asked later than what it is asked about, and so says no less.
+# Whether the journal is complete since a snapshot and has no entry that concerns a board and some watches, or that
+# requires the board to be read again. It runs after the read that it is about, so it can only see more.
 _SAYS_NOTHING: Final[LiteralString] = (
     "select relay.shape(),"
     + _KEPT
@@ -187,9 +188,9 @@ _SAYS_NOTHING: Final[LiteralString] = (
 
 
 async def says_nothing(link: Connection, shape: str, since: Snapshot, board: str, watches: Collection[int]) -> bool:
-    """Whether these watches surely had no row come to a board since a snapshot, where none was on it.
+    """Whether these watches, which had no row on a board as of a snapshot, certainly have none now.
 
-    `shape` is that of the tables then.
+    `shape` is that of the tables as of the snapshot.
     """
     await link.rows("begin read only")
     try:
@@ -205,9 +206,10 @@ async def says_nothing(link: Connection, shape: str, since: Snapshot, board: str
 
 
 class Journal:
-    """The journal, read over one connection. Of live changes, only those of boards in `followed` are decoded.
+    """The journal, read over one connection. Only changes of boards in `followed` are decoded.
 
-    A board that is followed later is read later, and shows them. `unshown` notes what of them cannot be shown.
+    A board that is followed later is read later, and so contains them. Rows that cannot be shown are noted in
+    `unshown`.
     """
 
     def __init__(
@@ -240,7 +242,7 @@ class Journal:
             entries = [Entry(*row[7:]) for row in rows[1:]]
             batch = _batch(rows, entries)
             self._places.begin(None if batch.paused else batch.stamp, entries)
-            if not in_one_snapshot:  # an extra that was declared just now asks for a sync
+            if not in_one_snapshot:  # if an extra was declared just now, that causes a sync
                 yield replace(batch, transactions=await self._transactions(entries))
                 return
             async for transactions, more in self._at_once(entries, batch.now):
@@ -248,7 +250,7 @@ class Journal:
                     await self._rows("commit")
                 yield replace(batch, transactions=transactions, more=more)
             return
-        del rows  # more than a part, and large
+        del rows  # large, and not needed: they are read again in parts
         if not in_one_snapshot:
             await self._rows(_ONE_SNAPSHOT)
         async for batch in self._in_parts(new):
@@ -259,7 +261,7 @@ class Journal:
     async def _at_once(
         self, entries: Sequence[Entry], now: Snapshot
     ) -> AsyncIterator[tuple[list[Transaction], bool]]:
-        """Turn the entries of a batch into transactions; in parts, if one label is that of many tasks."""
+        """Turn the entries of a batch into transactions; in parts, if an extra of many tasks was touched."""
         transactions = await self._transactions(entries)
         await self._extras.attach(transactions)
         sent = appeared(transactions)
@@ -274,7 +276,7 @@ class Journal:
         """Read a large batch in the snapshot of this transaction."""
         whole = await self._head()
         self._places.forget()
-        if whole.paused:  # what follows writes, to end the pause, and sends all boards
+        if whole.paused:  # the follower ends the pause, for which it must be able to write, and sends all boards
             yield whole
             return
         outline = await self._rows(_OUTLINE, *new, BATCH_TRANSACTIONS + 1)
@@ -298,7 +300,7 @@ class Journal:
     async def _missed(self, oldest: Snapshot, boards: Collection[str]) -> tuple[Batch, Sequence[Entry]]:
         names = list(boards)
         new = (str(oldest.xmax), _running(oldest))
-        # Of what is found through lanes, all: on which boards it is, only they say.
+        # All changes of tasks that are found through lanes: which boards they are on is only known afterwards.
         all_of = self._watches.found_through_lanes
         parameters = (*self._watches.closure, *new, names, names, all_of, RESUME_CHANGES + 1)
         async with self._link.in_turn:
@@ -322,12 +324,12 @@ class Journal:
         return replace(batch, transactions=None if too_much else found), entries
 
     def probes(self) -> list[str]:
-        """Return the probes that were read since the last time."""
+        """Return the labels of the probes that were read since the last call."""
         arrived, self._probes = self._probes, []
         return arrived
 
     async def _parts(self, outline: Iterable[TupleRow]) -> AsyncIterator[list[Transaction]]:
-        """Read transactions in parts: many small ones are a part, and a large one is many."""
+        """Read transactions in parts: a part is several small transactions, or a piece of a large one."""
         small: list[str] = []
         room = PART_CHANGES
         for xid, count, reason in outline:
@@ -353,7 +355,7 @@ class Journal:
         return found
 
     async def _by_key(self, xid: str) -> AsyncIterator[Transaction]:
-        """Read a large transaction row by row; at most a part is held, and of one row what did not cancel out."""
+        """Read a large transaction row by row, with at most a part and the net images of one row in memory."""
         lanes = [Entry(*row) for row in await self._rows(_LANES, xid)]
         for transaction in transactions_of(lanes, self._watches.by_id, self._followed):
             yield transaction
@@ -367,8 +369,8 @@ class Journal:
             for transaction in transactions_of(again, self._watches.by_id, self._followed):
                 yield transaction
             for (key, *_), entry in zip(rows, entries, strict=True):
-                its = self._images(entry) if entry.op == "R" else []
-                images += [image for image in its if image.key == key]
+                of_entry = self._images(entry) if entry.op == "R" else []
+                images += [image for image in of_entry if image.key == key]
             last = (rows[-1][2], rows[-1][0])
             done = [image for image in images if (image.table.id, image.key) != last]
             images = cancelled(image for image in images if (image.table.id, image.key) == last)
@@ -383,7 +385,7 @@ class Journal:
         return transaction
 
     async def _touched_parts(self, now: Snapshot, *new: object) -> AsyncIterator[list[Transaction]]:
-        """Read what touched extras in a large batch, some keys after the others."""
+        """Read the tasks whose extras were touched in a large batch, some keys at a time."""
         await self._rows("declare touches no scroll cursor for " + _TOUCHES, *new)
         while rows := await self._rows(f"fetch {PART_CHANGES} from touches".encode()):
             async for touched in self._extras.touched(touches_of(rows), now, self._followed):
@@ -432,7 +434,7 @@ def _touches(transactions: Iterable[Transaction]) -> int:
 
 
 def _no_horizon() -> TupleRow:
-    raise FeedError("relay.horizon has no row of this installation: connecting again, which makes one")
+    raise FeedError("relay.horizon has no row of this installation: reconnecting, which creates one")
 
 
 def _running(snapshot: Snapshot) -> list[str]:

@@ -1,7 +1,7 @@
-"""The lead among several publishers of one name and one role on one database: their oldest session has it.
+"""The lead among publishers with the same name, role and database: their oldest session has it.
 
-Postgres ends the session, and so the lead, of a process that is gone, frozen or cut off. An advisory lock would not
-do, for any role may take one and keep it.
+If the leading process dies, freezes or is cut off, Postgres ends its session, and so its lead. An advisory lock would
+not do, because any role can take one and keep it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from relay.postgres.faults import FeedError
 from relay.text import error_line
 
 LEAD_SECONDS: Final = 3.0
-"""Time without a sign of life after which Postgres ends the leading session, and another may lead."""
+"""Idle time after which Postgres ends the leading session, and another may lead."""
 
 _LEADS: Final[LiteralString] = """
     select not exists (
@@ -42,7 +42,7 @@ class Lead:
     @asynccontextmanager
     async def open(cls, conninfo: str, name: str) -> AsyncIterator[Self]:
         """Connect, as a candidate for the lead. All methods raise FeedError if Postgres does not answer."""
-        # Postgres cuts names: what makes this one unlike others comes first.
+        # Postgres truncates names, so the part that distinguishes this one comes first.
         label = f"relay {hashlib.sha256(name.encode()).hexdigest()[:16]} {name}"
         with _one_line():
             async with await connect(make_conninfo(conninfo, application_name=label)) as connection:
@@ -59,16 +59,16 @@ class Lead:
         """Keep the lead. Raises FeedError when it is lost."""
         while True:
             if not await self.has():
-                raise FeedError("another session leads, which began before this one")
+                raise FeedError("another session, which began before this one, leads")
             await asyncio.sleep(LEAD_SECONDS / 6)
 
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """Turn what goes wrong into a FeedError of one line."""
+    """Turn errors into a FeedError of one line."""
     try:
         yield
     except TimeoutError:
-        raise FeedError("Postgres does not answer: connecting again") from None
+        raise FeedError("Postgres does not answer: reconnecting") from None
     except (psycopg.Error, OSError) as ex:
         raise FeedError(error_line(ex)) from None

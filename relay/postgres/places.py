@@ -1,11 +1,11 @@
-"""Places: on which boards tasks are that are found through their lanes, which are rows of another table.
+"""Places: finds the boards of tasks whose lanes are rows of another table.
 
 Rules:
-- A place is a board or null, and a lane. Its board is what the table of lanes says in the snapshot of the journal.
-- What was resolved once holds until the journal says that lanes changed, or the shape of the tables did. So while
-  somebody locks or alters that table, tasks in lanes that are known go on.
-- Of a place that cannot be resolved, a board that it names itself is read again; where only its lane names one, all
-  boards are.
+- A place is a lane, and a board unless only the lane determines it. Places are resolved by the table of lanes, in the
+  snapshot in which the journal is read.
+- A result is kept until lanes change, according to the journal, or the shape of the tables does. So while that table
+  is locked or altered, changes of tasks in known lanes continue.
+- If a place cannot be resolved, its board is read again, or all boards are if only the lane determines it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _UNPLACED: Final = "lanes_changed: tasks changed whose lanes cannot be read now"
 
 
 class Place(NamedTuple):
-    """What an entry says of where a task is, and under which watch."""
+    """The place of a task as an entry has it, which is JSON, and the watch of its table."""
 
     watch: int
-    said: str
+    text: str
 
     @property
     def own_board(self) -> str | None:
-        """The board that it names itself."""
-        board: str | None = json.loads(self.said)[0]
+        """The board, unless only the lane determines it."""
+        board: str | None = json.loads(self.text)[0]
         return board
 
 
@@ -51,17 +51,17 @@ class Places:
         self._stamp: str | None = None
 
     def begin(self, stamp: str | None, entries: Iterable[Entry]) -> None:
-        """Begin a batch: keep what is known, unless that may be different now. None if not all was journalled."""
+        """Begin a batch, and forget what may have changed. `stamp` is None if not everything was journalled."""
         if stamp != self._stamp or any(entry.op in {"L", "S"} for entry in entries):
             self.forget()
         self._stamp = stamp
 
     def forget(self) -> None:
-        """Know nothing any more."""
+        """Forget all boards of places."""
         self._known.clear()
 
     async def resolved(self, entries: Sequence[Entry]) -> Sequence[Entry]:
-        """Give the entries of tasks that are found through lanes the boards that these have in this snapshot."""
+        """Return the entries with the boards of their tasks in this snapshot, where lanes determine them."""
         joined = self._watches.found_through_lanes
         places = {place for entry in (entries if joined else ()) for place in _places(entry, joined) if place}
         if not places:
@@ -75,23 +75,23 @@ class Places:
         if len(self._known) > KNOWN_PLACES:
             self.forget()
         found = await self._rows(_RESOLVED, *map(list, zip(*places, strict=True)))
-        failed = {watch for watch, said, _ in found if said is None}
+        failed = {watch for watch, text, _ in found if text is None}
         self._known |= {place: None for place in places if place.watch not in failed}
-        self._known |= {Place(watch, said): board for watch, said, board in found if watch not in failed}
+        self._known |= {Place(watch, text): board for watch, text, board in found if watch not in failed}
 
     def _placed(self, entry: Entry, old: Place | None, new: Place | None) -> Entry:
         places = [place for place in (old, new) if place]
         if all(place in self._known for place in places):
-            was, stands = (self._known[place] if place else None for place in (old, new))
-            return entry._replace(old_board=was, new_board=stands) if places else entry
+            old_board, new_board = (self._known[place] if place else None for place in (old, new))
+            return entry._replace(old_board=old_board, new_board=new_board) if places else entry
         if any(place.own_board is None for place in places):
             return entry._replace(op="S", reason=_UNPLACED)
-        was, stands = (place.own_board if place else None for place in (old, new))
-        return entry._replace(op="L", old_board=was, new_board=stands)
+        old_board, new_board = (place.own_board if place else None for place in (old, new))
+        return entry._replace(op="L", old_board=old_board, new_board=new_board)
 
 
 def _places(entry: Entry, joined: Sequence[int]) -> tuple[Place | None, Place | None]:
     if entry.op != "R" or entry.watch not in joined:
         return None, None
-    old, new = (None if said is None else Place(entry.watch, said) for said in (entry.old_board, entry.new_board))
+    old, new = (None if text is None else Place(entry.watch, text) for text in (entry.old_board, entry.new_board))
     return old, new

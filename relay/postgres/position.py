@@ -1,9 +1,9 @@
-"""Where a feed is in the journal, and whether it can go on from there. Pure.
+"""Where a feed is in the journal, and whether it can continue from there. Pure.
 
 Rules:
 - The position is a snapshot: everything that it sees has been passed to the sink.
-- It lives as long as its run of the server is known (see relay.epochs in sql/install.sql), the watched tables keep
-  their shape, and the journal holds what follows it. After that, continuity is broken: all clients are sent their
+- It is valid as long as its run of the server is known (see relay.epochs in sql/install.sql), the watched tables keep
+  their shape, and the journal has what follows it. After that, continuity is broken: all clients are sent their
   boards again, with the reason.
 """
 
@@ -19,9 +19,9 @@ from relay.model.transaction import Transaction
 
 
 class Position:
-    """A snapshot in an epoch. `breaks` counts for each reason how often continuity was broken.
+    """A snapshot in an epoch. `breaks` counts how often continuity was broken, by reason.
 
-    `stamp` is that of the last batch that is known to have the epoch's shape, see Batch.
+    `stamp` is that of the last batch that certainly has the epoch's shape, see Batch.
     """
 
     def __init__(self, epoch: Epoch | None = None, snapshot: Snapshot | None = None) -> None:
@@ -29,14 +29,14 @@ class Position:
         self.breaks: Counter[str] = Counter()
         self._epoch = epoch
         self._snapshot = snapshot
-        # Whether clients have a part of the batch that follows.
+        # Whether clients have got a part of the next batch.
         self._cut_short = False
         # Transactions below this id may have made images before the watched tables got their present shape.
         self._shaped = 0
 
     @property
     def epoch(self) -> Epoch:
-        """The cursors that are good now."""
+        """The epoch whose cursors are valid now."""
         assert self._epoch is not None, "a session begins with an epoch"
         return self._epoch
 
@@ -47,7 +47,7 @@ class Position:
         return self._snapshot
 
     def begin(self, epoch: Epoch, now: Snapshot, horizon: Snapshot, *, shaped: int, paused: bool) -> Reason | None:
-        """Begin a session: go on from the position if what follows it is still there, else from now; return why.
+        """Begin a session: continue from the position if possible (None), else from now, and return the reason.
 
         Transactions below the id `shaped` may be older than the shape.
         """
@@ -65,12 +65,12 @@ class Position:
         self._cut_short = True
 
     def pass_all(self, now: Snapshot) -> None:
-        """Note that everything was passed on that a later snapshot sees."""
+        """Note that everything that a later snapshot sees has been passed on."""
         self._snapshot = now
         self._cut_short = False
 
     def restart(self, now: Snapshot, reason: Reason) -> None:
-        """Go on from now: the journal does not have, or has too much of, what follows the position."""
+        """Continue from now, because the journal lacks what follows the position, or has too much of it."""
         self.pass_all(now)
         self.breaks[reason] += 1
 
@@ -82,16 +82,16 @@ class Position:
     def mark_outdated(self, transactions: Iterable[Transaction]) -> None:
         """Mark the transactions that may have made images before the shape changed.
 
-        A label of an enum, for one, can be renamed while a transaction is open that has written rows with it.
+        For example, a label of an enum can be renamed while a transaction that has written rows with it is open.
         """
         for one in transactions:
             one.outdated = one.xid < self._shaped
 
     def _broken(self, epoch: Epoch, now: Snapshot, horizon: Snapshot, *, paused: bool) -> Reason | None:
-        """Say why the feed cannot go on from its position, if it has one and cannot."""
+        """Say why the feed cannot continue from its position; None if it can, or has none."""
         if self._snapshot is None or self._epoch is None:
             return None
-        # A server that knows less than was seen already has lost transactions.
+        # If the server sees less than the position does, it has lost transactions.
         if self._epoch.run not in epoch.keys or not now.covers(self._snapshot):
             return "epoch_changed"
         if paused:

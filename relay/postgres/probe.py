@@ -1,6 +1,6 @@
 """The probe: a change that concerns nobody, written to prove that changes come through. Pure.
 
-It is back when its notification has come and its entry has been passed on, with all that was committed before it.
+It is back when its notification has arrived and its entry has been passed on, with everything committed before it.
 That proves that connections, triggers, journal and hub work.
 """
 
@@ -23,45 +23,45 @@ class Probe:
         self._prefix = secrets.token_hex(6)
         self._number = 0
         self._written = now
-        self._came: set[Way] = set()
-        # Since when one is due or under way, None while the last one is back; whether one has been written since
-        # then, and in which ways one has come.
+        self._ways: set[Way] = set()
+        # Since when a probe has been due or under way, None if the last one is back; whether one has been written
+        # since then, and the ways in which any has come back since then.
         self._since: float | None = now
         self._was_written = False
-        self._ever_came: set[Way] = set()
+        self._ways_since: set[Way] = set()
 
     def due(self, now: float) -> None:
-        """Note that a probe is to be written: from now on it is awaited."""
+        """Note that a probe is due: from now on it is awaited."""
         if self._since is None:
-            self._since, self._was_written, self._ever_came = now, False, set()
+            self._since, self._was_written, self._ways_since = now, False, set()
 
     def write(self, now: float) -> str:
         """Return the label of a new probe, which replaces one that is not back."""
         self._number += 1
         self._written = now
         self._was_written = True
-        self._came = set()
+        self._ways = set()
         return f"{self._prefix}-{self._number}"
 
-    def came(self, label: str, way: Way, now: float) -> float | None:
-        """Note that a probe came back; return the time that it took, in seconds, once it has come both ways."""
+    def returned(self, label: str, way: Way, now: float) -> float | None:
+        """Note that a probe came back in one way; once it has in both, return the time that it took, in seconds."""
         if self._since is None or label != f"{self._prefix}-{self._number}":
             return None
-        self._came.add(way)
-        self._ever_came.add(way)
-        if len(self._came) < len(WAYS):
+        self._ways.add(way)
+        self._ways_since.add(way)
+        if len(self._ways) < len(WAYS):
             return None
         self._since = None
         self.took = now - self._written
         return self.took
 
     def problem(self, now: float, budget: float) -> str | None:
-        """Say in one line what has not come back in time."""
+        """Say in one line what has not come back in time; None if nothing is late."""
         if self._since is None or now - self._since <= budget:
             return None
         waited = f"no probe has come back for {now - self._since:.0f} seconds"
         if not self._was_written:
             return f"{waited}: none could be written: does Postgres answer?"
-        if "journal" not in self._ever_came:
+        if "journal" not in self._ways_since:
             return f"{waited}: the journal is not read in time"
         return f"{waited}: no notification comes: is there a transaction pooler in between?"

@@ -14,35 +14,35 @@ from relay.postgres.probe import Probe, Way
 from relay.postgres.session import Session
 
 CATCH_UP_SECONDS: Final = 5.0
-"""Timeout of passing on what was committed before a relay is to stop."""
+"""Time that a stopping relay takes at most to pass on what was committed before."""
 
 PROBE_SECONDS: Final = 2.0
-"""Interval between probes, while others write too."""
+"""Interval between probes while others write, too."""
 
 IDLE_PROBE_SECONDS: Final = 300.0
-"""Interval between probes where nothing else is written: an idle database stays idle."""
+"""Interval between probes while nobody else writes, so that an idle database stays idle."""
 
 
 class Progress:
-    """What has been passed on, and the tasks that wait for that.
+    """What has been passed on, and who waits for that.
 
-    `transactions` counts those that were found, `notifications` those that came, `skipped` about how many
-    transactions did not notify; `probe_times` is how long probes took.
+    `transactions` and `notifications` count what was received, and `skipped` roughly the transactions that did not
+    notify. `probe_times` is how long probes took.
     """
 
     def __init__(self) -> None:
         self.probe_times = Histogram()
         self.transactions = self.notifications = self.skipped = 0
         self.probe = Probe(time.monotonic())
-        # When the last read began whose changes have been passed on; and what waits for a later one, since when.
+        # When the last read whose changes have been passed on began; and who waits for a later one, since when.
         self.read_at = time.monotonic()
         self._waiting: list[tuple[float, asyncio.Future[bool]]] = []
         self._probe_wanted = asyncio.Event()
-        # Set when others write too.
+        # Set when others write, too.
         self._active = asyncio.Event()
 
     async def catch_up(self) -> bool:
-        """Wait until all is passed on that is committed now; false if it takes too long."""
+        """Wait until everything that is committed now has been passed on; return false if that takes too long."""
         caught_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((time.monotonic(), caught_up))
         self._probe_wanted.set()
@@ -52,22 +52,22 @@ class Progress:
         return False
 
     def has_read(self, began: float, committed: int, probes: Sequence[str]) -> None:
-        """Note that all is passed on that was committed before a read began, these probes among it."""
+        """Note that everything committed before a read began has been passed on, including these probes."""
         self.transactions += committed
         if committed > len(probes):
             self._active.set()
         self.read_at = began
-        self._came(probes, "journal")
+        self._note(probes, "journal")
         self._end_waiting(began, caught_up=True)
 
     def notified(self, probes: Sequence[str | None]) -> None:
-        """Note the notifications that came since the last read, and which probes they are of."""
+        """Note the notifications since the last read: for each the label of its probe, or None."""
         self.notifications += len(probes)
         self.skipped = max(self.skipped, self.transactions - self.notifications)
-        self._came(filter(None, probes), "notification")
+        self._note(filter(None, probes), "notification")
 
     def stopped(self) -> None:
-        """Note that nothing is passed on any more."""
+        """Note that nothing will be passed on any more."""
         self._end_waiting(math.inf, caught_up=False)
 
     async def run(self, session: Session) -> None:
@@ -76,7 +76,7 @@ class Progress:
             self.probe.due(time.monotonic())
             label, notified = await session.write_probe(lambda: self.probe.write(time.monotonic()))
             if not notified:
-                self._came([label], "notification")
+                self._note([label], "notification")
             await self._until_probe_is_due()
 
     async def _until_probe_is_due(self) -> None:
@@ -90,9 +90,9 @@ class Progress:
         self._probe_wanted.clear()
         self._active.clear()
 
-    def _came(self, probes: Iterable[str], way: Way) -> None:
+    def _note(self, probes: Iterable[str], way: Way) -> None:
         for label in probes:
-            if (took := self.probe.came(label, way, time.monotonic())) is not None:
+            if (took := self.probe.returned(label, way, time.monotonic())) is not None:
                 self.probe_times = self.probe_times.observe(took)
 
     def _end_waiting(self, until: float, *, caught_up: bool) -> None:

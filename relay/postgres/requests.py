@@ -1,10 +1,10 @@
-"""What a sink asks of its feed: boards, what resuming clients missed, and who may read what.
+"""What a sink requests from its feed: boards, what resuming clients missed, and who may read what.
 
 Rules:
-- Requests outlive sessions: what one session could not answer, the next one does.
-- Clients that resume are served together: one read of the journal, from the oldest of their cursors on, and the next
-  not before more have gathered. So ten thousand that come back at once cost Postgres a handful of queries.
-- A board that cannot be read is read again later, with back-off; see faults.py for what ends the session instead.
+- Requests outlive sessions: if one session ends before it answers, the next one answers.
+- Clients that resume are served together: by one read of the journal from the oldest of their cursors, and then a
+  pause in which more gather. So ten thousand clients that return at once cost Postgres a handful of queries.
+- A board that cannot be read is read again later, with back-off; faults.py decides what ends the session instead.
 """
 
 from __future__ import annotations
@@ -32,40 +32,41 @@ from relay.text import error_line
 log = structlog.get_logger()
 
 SIDE_BY_SIDE: Final = 4
-"""Maximum number of boards that are read at once, each over a connection of its own; one of them is a slow one. The
-others give up a read that takes long, and leave it to that one."""
+"""Maximum number of boards that are read at once, each over a connection of its own. One connection is for slow
+boards: the others abort a read that takes long, and leave it to that one."""
 
 UNAVAILABLE: Final = "this board cannot be read at present: it comes as soon as it can"
-"""The error that subscribers get for a board that cannot be read; the details are for the operator."""
+"""The error that subscribers get for a board that cannot be read. The log has the details."""
 
 GATHER_SECONDS: Final = 0.25
-"""Maximum pause between two reads of one board, and pause between two reads of the journal for clients that resume:
-meanwhile more clients gather that the next one serves."""
+"""Maximum pause between two reads of one board, and the pause between two reads of the journal for resuming clients.
+Meanwhile more clients gather, whom the next read serves."""
 
 GATHER_SHARE: Final = 4
-"""That pause as a multiple of the time that the read took: so a stampede leaves time for others."""
+"""Length of the pause between two reads of one board, as a multiple of the time that the read took."""
 
 SLOW_SECONDS: Final = 1.0
-"""A board whose read takes longer is read with the slow ones, now and the next time."""
+"""If the read of a board takes longer, it is read as a slow one, this time and the next time."""
 
 SLOW_BOARDS: Final = 10_000
-"""Maximum number of boards known to be slow."""
+"""Maximum number of slow boards that are remembered."""
 
 LONGEST_RETRY_SECONDS: Final = 30.0
 """Maximum pause until a board that could not be read is read again."""
 
 
 class BoardQueue:
-    """The boards that are to be read, each not before its pause is over.
+    """The boards to read, each not before its pause is over.
 
-    Boards that failed or took long the last time wait in a queue of their own, so that they delay no others. No board
-    is read twice at once: for clients that have come since, a read that began before lacks what happened in between.
+    Boards that failed or were slow the last time have a queue of their own, so that they do not delay others. A board
+    is never read twice at once. If it is requested while it is being read, it is read again afterwards, because the
+    current read may lack what was committed since it began.
     """
 
     def __init__(self) -> None:
         self._due: Mapping[bool, Turns] = {False: Turns(), True: Turns()}
         self._paused_until: dict[str, float] = {}
-        # The boards that are being read, and those of them that are to be read again.
+        # The boards that are being read, and those of them that must be read again afterwards.
         self._reading: set[str] = set()
         self._again: dict[str, object] = {}
         self._slow: dict[str, None] = {}
@@ -77,7 +78,7 @@ class BoardQueue:
         return {board: problem for board, (problem, _) in self._failed.items()}
 
     def put(self, board: str, by: object = None) -> None:
-        """Have a board read, for somebody who wants it."""
+        """Have a board read; boards of different `by` take turns."""
         if board in self._reading:
             self._again[board] = by
             return
@@ -88,7 +89,7 @@ class BoardQueue:
             queue.put(board, by)
 
     async def get(self, *, slow: bool = False) -> str:
-        """Wait for a board that is due, among the slow ones or the others. `done` ends its read."""
+        """Wait for a board that is due, from the slow ones or the others. The caller must call `done` afterwards."""
         while (board := await self._due[slow].get()) in self._reading:
             self._again[board] = None
         self._reading.add(board)
@@ -105,7 +106,7 @@ class BoardQueue:
         self._failed.pop(board, None)
 
     def has_read(self, board: str, seconds: float) -> None:
-        """Note that a read of a board is over, and how many seconds it took."""
+        """Note that a board has been read, and how many seconds that took."""
         self._failed.pop(board, None)
         self._slow.pop(board, None)
         if seconds > SLOW_SECONDS:
@@ -113,13 +114,13 @@ class BoardQueue:
         self._pause(board, min(GATHER_SHARE * seconds, GATHER_SECONDS))
 
     def is_slow(self, board: str) -> None:
-        """Note that to read a board takes long."""
+        """Note that reading a board takes long."""
         self._slow[board] = None
         if len(self._slow) > SLOW_BOARDS:
             del self._slow[next(iter(self._slow))]
 
     def has_failed(self, board: str, problem: str) -> bool:
-        """Note that a board could not be read, and why; return whether that is new."""
+        """Note that a board could not be read, and why; return whether this is a new problem."""
         known, backoff = self._failed.get(board, (None, Backoff(longest=LONGEST_RETRY_SECONDS)))
         self._failed[board] = problem, backoff
         self._pause(board, backoff.fail(-math.inf, problem))
@@ -148,7 +149,7 @@ class BoardReader:
         return self._queue.failing
 
     def ask(self, board: str, by: object = None) -> None:
-        """Have a board read, for somebody who wants it."""
+        """Have a board read; boards of different `by` take turns."""
         self._queue.put(board, by)
 
     async def run(self, session: Session, sink: Sink, between_batches: asyncio.Lock) -> None:
@@ -169,7 +170,7 @@ class BoardReads:
     between_batches: asyncio.Lock
 
     async def run(self, *, slow: bool) -> None:
-        """Read boards one after another, slow ones or the others."""
+        """Read boards one after another: slow ones, or the others."""
         while True:
             name = await self.queue.get(slow=slow)
             try:
@@ -192,11 +193,11 @@ class BoardReads:
             self.queue.has_read(name, loop.time() - began)
             self.sink.refuse(name, messages.error("invalid_board_id", str(ex), name))
         except BaseException as ex:
-            if not self._goes_on_after(ex, name, slow=slow):
+            if not self._retry_after(ex, name, slow=slow):
                 raise
 
-    def _goes_on_after(self, ex: BaseException, name: str, *, slow: bool) -> bool:
-        """Have a board read again that could not be read; return false if the fault is not the board's."""
+    def _retry_after(self, ex: BaseException, name: str, *, slow: bool) -> bool:
+        """Have a board that could not be read read again later; return false if the fault is not the board's."""
         if isinstance(ex, psycopg.errors.QueryCanceled) and not slow:
             self.queue.is_slow(name)
             self.sink.abandon_read(name)
@@ -207,14 +208,14 @@ class BoardReads:
         problem = error_line(ex)
         if self.queue.has_failed(name, problem):
             log.error("feed.board_failed", board=name[:100], problem=problem)
-        # Also if nobody wants it now: then it is found out and forgotten that it fails.
+        # Even if nobody follows it any more: the next attempt finds that out, and forgets the failure.
         self.queue.put(name)
         self.sink.fail_read(name, messages.error("board_unavailable", UNAVAILABLE, name))
         return True
 
 
 class MissedReader:
-    """Reads what clients missed that come back."""
+    """Reads what resuming clients missed."""
 
     def __init__(self, position: Position) -> None:
         self._position = position
@@ -246,7 +247,7 @@ class MissedReader:
         if batch.paused:
             resuming.resumed(batch.now, None, batch.horizon)
         elif batch.stamp != self._position.stamp:
-            resuming.abandon_resume()  # the follower is about to compare the shape
+            resuming.abandon_resume()  # the follower will compare the shape
         else:
             self._position.mark_outdated(batch.transactions or ())
             resuming.resumed(batch.now, batch.transactions, batch.horizon)
@@ -254,7 +255,7 @@ class MissedReader:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Questions that are asked together, and the future for their answers."""
+    """Questions asked together, and the future for their answers."""
 
     questions: Sequence[Question]
     answer: asyncio.Future[Sequence[bool]]

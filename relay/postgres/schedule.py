@@ -1,8 +1,8 @@
 """When to read the journal again. Pure.
 
 A notification is a hint: the journal is read at least every `READ_SECONDS` in any case. When many transactions
-commit, the relay polls every few milliseconds and announces that in the database. Then the triggers do not notify,
-which is what costs writers most. All relays of a database poll together.
+commit, the relay polls every few milliseconds and announces this in the database. Then the triggers do not notify,
+which costs writers most. All relays of a database poll together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ READ_SECONDS: Final = 1.0
 """Maximum interval between two reads of the journal, notified or not."""
 
 BUSY_TRANSACTIONS: Final = 250
-"""Number of transactions a second from which on the relay polls: reading them in groups costs less."""
+"""Transactions per second above which the relay polls, because reading them in groups costs less."""
 
 BUSY_SECONDS: Final = 0.25
 """Approximate time over which transactions are counted."""
@@ -26,8 +26,8 @@ POLL_SECONDS: Final = 0.005
 """Interval between two polls."""
 
 SLOW_POLL_SECONDS: Final = 0.05
-"""Interval between two polls while transactions may commit that did not notify, because relays polled when they wrote
-(most of them commit within `READ_SECONDS`), or where the triggers never notify."""
+"""Interval between two polls if transactions that did not notify may commit: because relays polled when they wrote
+(most of them commit within `READ_SECONDS`), or because the triggers never notify."""
 
 
 class PollSchedule:

@@ -1,6 +1,6 @@
 """A session: the connections to Postgres while all are well, and the queries over them.
 
-One connection listens for notifications and reads the journal. Another runs everything short: watches, probes,
+One connection listens for notifications and reads the journal. Another runs all other short queries: watches, probes,
 pruning, what resuming clients missed. Boards are read over connections of their own.
 
 Rules:
@@ -34,7 +34,7 @@ from relay.text import error_line
 log = structlog.get_logger()
 
 MAY_READ_TIMEOUT: Final = "2s"
-"""Timeout of relay.may_read, for what is asked at once."""
+"""Timeout of relay.may_read, for all questions of one statement."""
 
 _NOTE_SHAPE: Final[LiteralString] = """
     select shape, shaped::text::bigint, tables::bigint[], types::bigint[], functions::bigint[] from relay.note_shape()
@@ -49,7 +49,8 @@ _MAY_READ: Final[LiteralString] = """
 class Session:
     """The connections while all are well.
 
-    `silent`: the triggers never notify here, for transactions may be prepared. `vitals` were read last, None before.
+    `silent`: the triggers never notify here, because transactions may be prepared. `vitals` are those last read, or
+    None. `unfit` is why Postgres refuses to repair the trigger functions, or None.
     """
 
     def __init__(
@@ -91,10 +92,10 @@ class Session:
 
             async with in_time():
                 await _require_install(listener)
-                # The journal is read by its index alone: with statistics that lag behind, as they do for a table
-                # that grows at one end, the planner may think that a third of it is new.
+                # Read the journal only by its index. The statistics of a table that grows at one end lag behind, so
+                # the planner may believe that a third of it is new.
                 await listener.rows("set enable_seqscan = off")
-                # And with one plan, which takes several times as long to make as to run.
+                # Make one plan only: it takes several times as long to make as to run.
                 await listener.rows("set plan_cache_mode = force_generic_plan")
                 await listener.rows("listen relay")
                 silent = await listener.row("select pg_catalog.current_setting('max_prepared_transactions') <> '0'")
@@ -131,7 +132,7 @@ class Session:
         return shape, shaped
 
     async def end_pause(self) -> bool:
-        """Resume journalling if it was paused and there is room; return whether it goes on."""
+        """Resume journalling if it is paused and there is room; return whether it has resumed."""
         return bool((await self._listener.row("select relay.resume()"))[0])
 
     async def holders(self) -> str:
@@ -146,14 +147,14 @@ class Session:
     async def refresh(self) -> None:
         """Regenerate the trigger functions where the tables have changed.
 
-        Postgres may refuse, for a database can forbid who changes what; `unfit` then says why, in one line. All else
-        goes on: where a function does not fit, changes cannot be recorded, and all boards are read again.
+        Postgres may refuse, for example because of an event trigger; `unfit` then says why, in one line. Everything
+        else continues: changes that a function cannot record cause all boards to be read again.
         """
         if await self._repair("select relay.refresh()"):
             self.unfit = None
 
     async def restore_rights(self) -> None:
-        """Restore the rights that the relay's roles need: without them, those who write to the tables fail."""
+        """Restore the rights that the relay's roles need, without which writers of the tables fail."""
         for (roles,) in await self._repair("select relay.restore_rights()::text[]"):
             if roles:
                 log.warning("feed.rights_restored", roles=roles)
@@ -171,7 +172,7 @@ class Session:
             return []
 
     async def notified(self, seconds: float) -> list[str | None]:
-        """Wait up to `seconds` for a notification; return the label of the probe that each is of, or None."""
+        """Wait up to `seconds` for notifications; return for each the label of its probe, or None."""
         notifications = self._listener.notifies(timeout=seconds, stop_after=1)
         return [_probe_of(notify.payload) async for notify in notifications]
 
@@ -182,7 +183,7 @@ class Session:
             return written, bool((await self._reader.row("select relay.probe(%s)", written))[0])
 
     async def read_vitals(self) -> None:
-        """Ask how the journal is."""
+        """Read the state of the journal into `vitals`."""
         async with self._reader.in_turn:
             self.vitals = await read_vitals(self._reader)
 
@@ -192,13 +193,13 @@ class Session:
             return bool((await self._reader.row("select relay.prune() > 0"))[0])
 
     async def may_read(self, questions: Sequence[tuple[Mapping[str, Any], str]]) -> list[bool]:
-        """Ask relay.may_read about each pair of claims and board; where it fails, the answer is no."""
+        """Ask relay.may_read about each pair of claims and board. If it fails, the answer is no."""
         return await self._answered([(json.dumps(claims), board) for claims, board in questions])
 
     async def _answered(self, questions: Sequence[tuple[str, str]]) -> list[bool]:
-        """Answer all at once; if that fails, each half by itself, until the failing questions are isolated.
+        """Ask all at once; if that fails, ask each half by itself, until the failing questions are isolated.
 
-        Between two statements others may use the connection, for example to prune the journal.
+        Between two statements, others may use the connection, for example to prune the journal.
         """
         try:
             async with self._reader.in_turn:

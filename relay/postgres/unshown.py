@@ -1,11 +1,11 @@
-"""What cannot be shown, as far as health reports it: rows that subscribers lack, and changes that were not recorded.
+"""What cannot be shown, for health: rows that subscribers lack, and changes that were not recorded.
 
 Rules:
-- A row counts while somebody follows its board: from the change or the read of the board that found it, until a
-  change or a read shows it, or it is gone.
-- After a change that was not recorded, all boards are read again, or nobody knows which board lacks what. So it is
-  with some while a column is renamed; that it goes on for `REPEATED_SECONDS` is a fault, until there was none for
-  `UNRECORDED_SECONDS`.
+- A row counts while somebody follows its board: from the change or the read that found it, until a change or a read
+  shows or removes it.
+- After a change that was not recorded, all boards are read again, because nobody knows which board lacks what. A few
+  are normal while a column is renamed. Health reports them if they continue for `REPEATED_SECONDS`, until there has
+  been none for `UNRECORDED_SECONDS`.
 - A row whose id cannot be read counts without it.
 """
 
@@ -19,13 +19,13 @@ from typing import Final
 from relay.model.transaction import Image
 
 REPEATED_SECONDS: Final = 5.0
-"""For how long changes are not recorded before health reports it."""
+"""Time for which changes must have failed to be recorded before health reports it."""
 
 UNRECORDED_SECONDS: Final = 60.0
-"""How long health reports it after the last of them."""
+"""Time for which health reports it after the last such change."""
 
 KNOWN_ROWS: Final = 1_000
-"""Maximum number of rows of a board whose ids are known; others are counted."""
+"""Maximum number of rows per board whose ids are kept; others are only counted."""
 
 LeftOut = tuple[str, str | None]
 """The table and the id of a row."""
@@ -47,14 +47,14 @@ class Unshown:
         self._followed = followed
 
     def has_read(self, board: str, rows: Iterable[LeftOut]) -> None:
-        """Note the rows that a board was read without."""
+        """Note the rows that were left out when a board was read."""
         self._boards.pop(board, None)
         for table, key in rows:
             self._add(board, table, key)
 
-    def note(self, table: str, left: Place, came: Place, images: Sequence[Image]) -> None:
-        """Note which place a row left and which it came to, and the images of it that can be shown."""
-        (old, old_key), (new, key) = left, came
+    def note(self, table: str, old_place: Place, new_place: Place, images: Sequence[Image]) -> None:
+        """Note a change of a row from one place to another, and those of its images that can be shown."""
+        (old, old_key), (new, key) = old_place, new_place
         if old is not None and old in self._boards:
             self._remove(old, table, old_key, unshown=all(image.sign > 0 for image in images))
         if new is not None and new in self._followed and all(image.sign < 0 for image in images):
@@ -74,8 +74,8 @@ class Unshown:
         self._boards = {board: rows for board, rows in self._boards.items() if board in self._followed}
         found: dict[str, str] = {}
         rows = Counter[LeftOut]()
-        for its in self._boards.values():
-            rows.update(+its)
+        for of_board in self._boards.values():
+            rows.update(+of_board)
         for table in {table for table, _ in rows}:
             keys = [key for of, key in rows if of == table and key is not None]
             count = sum(times for (of, _), times in rows.items() if of == table)

@@ -67,12 +67,12 @@ class Declared:
 
     @property
     def command(self) -> str:
-        """Return the command that declares it as it is; COLUMN stands for those that are gone."""
+        """Return the command that declares it as it is now, with COLUMN for each column that was dropped."""
         return self._command(self.near, self.far or self.far_as)
 
     @property
     def fault(self) -> str | None:
-        """Say in one line why what is shown may not be so, and what to run."""
+        """Say in one line why what is shown may be wrong, and what to run."""
         if not self.problem and not self.triggers_complete:
             return f"triggers for {self.name} of {self.table} are missing or disabled: run {self.command}"
         if self.problem or not self.replaced:
@@ -155,8 +155,8 @@ class Watched:
         )
 
     def command(self, table: str) -> str:
-        """Return the command that watches a table as this one is, to be pasted into a shell."""
-        said = {
+        """Return the shell command that watches a table with the options of this one."""
+        given = {
             "--id": self.id_column,
             "--id-prefix": self.id_prefix,
             "--board": self.board_column,
@@ -166,23 +166,23 @@ class Watched:
             "--lanes": self.lanes,
             "--filter": self.filter,
         }
-        options: dict[str, Sequence[str]] = {name: [value] for name, value in said.items() if value is not None}
+        options: dict[str, Sequence[str]] = {name: [value] for name, value in given.items() if value is not None}
         options |= {"--hide": self.hidden} if self.shown is None else {"--show": self.shown}
         options |= {"--order-by": _rest(self.order_by, self.lost_order)}
         options |= {} if self.id_column else {"--key": self.key_columns}
         words = ["relay", "sql", "watch", table]
         words += [word for name, values in options.items() for value in values for word in (name, value)]
         flags = {"--as-text": self.as_text, "--distinct-ids": self.distinct_ids}
-        return shlex.join([*words, *(flag for flag, given in flags.items() if given)])
+        return shlex.join([*words, *(flag for flag, is_set in flags.items() if is_set)])
 
     def may_clash(self, other: Watched) -> bool:
-        """Whether it may have a task of the same id on the same board as another table, as far as is known."""
+        """Whether it and another table may have tasks with the same id on the same board, as far as is known."""
         alike = (self.id_kind, self.id_prefix, self.board_kind) == (other.id_kind, other.id_prefix, other.board_kind)
         return alike and self.id_kind != "uuid" and not (self.distinct_ids or other.distinct_ids)
 
     @property
     def repair(self) -> str:
-        """Return the beginning of the command that has its columns named again, or those of its lanes."""
+        """Return the beginning of the command by which to name its columns again, or those of its lanes."""
         of_lanes = self.lanes is not None and (self.problem or "").startswith("has its lanes in")
         return shlex.join(["relay", "sql", *(["lanes", str(self.lanes)] if of_lanes else ["watch", self.table])])
 
@@ -260,15 +260,15 @@ class LaneTable:
     is_key: bool
 
     def command(self, table: str) -> str:
-        """Return the command that declares a table as this one is, to be pasted into a shell."""
-        said = {"--id": self.id_column, "--board": self.board_column or "", "--name": self.name_column}
-        words = [word for name, value in said.items() if value is not None for word in (name, value)]
+        """Return the shell command that declares a table with the options of this one."""
+        given = {"--id": self.id_column, "--board": self.board_column or "", "--name": self.name_column}
+        words = [word for name, value in given.items() if value is not None for word in (name, value)]
         words += [] if self.filter is None else ["--filter", self.filter]
         words += [word for entry in _rest(self.order_by, self.lost_order) for word in ("--order-by", entry)]
         return shlex.join(["relay", "sql", "lanes", table, *words])
 
     def fault(self, watched: Iterable[Watched]) -> str | None:
-        """Say in one line why these may not be the lanes, and what to run."""
+        """Say in one line why the lanes that are shown may be wrong, and what to run."""
         again = shlex.join(["relay", "sql", "lanes", self.table])
         if not self.triggers_complete:
             return f"triggers of {self.table} are missing or disabled: run {again}"
@@ -287,32 +287,32 @@ class LaneTable:
 
     @property
     def shortcoming(self) -> str | None:
-        """Say in one line what is not as it should be of these lanes, and what to run."""
+        """Say in one line what is not as it should be with these lanes, and what to run."""
         lost = _disorder(self.table, self.lost_order, self.command(self.table)) if self.lost_order else None
         doubled = None if self.is_key or self.id_column is None else _no_key(self.table, [self.id_column])
         return "; ".join(filter(None, (doubled, lost))) or None
 
 
 async def read_watched(connection: Connection) -> list[Watched]:
-    """Ask what is watched."""
+    """Read what is watched."""
     return [Watched(*row) for row in await connection.rows(_WATCHED)]
 
 
 async def read_failing_extras(connection: Connection) -> list[Declared]:
-    """Ask which extras are not shown, or lack triggers, or have some that replication does not fire."""
+    """Read which extras are not shown, or lack triggers, or have triggers that replication does not fire."""
     return [Declared(*row) for row in await connection.rows(_FAILING_EXTRAS)]
 
 
 async def read_lanes(connection: Connection) -> list[LaneTable]:
-    """Ask which tables are declared as those of lanes."""
+    """Read which tables are declared as tables of lanes."""
     return [LaneTable(*row) for row in await connection.rows(_LANES)]
 
 
 class Closure(NamedTuple):
-    """The oids of what images are made by: of tables, types and functions, as often as the journal asks for each.
+    """The oids of everything that determines how images are made: one list for each parameter of the journal's stamp.
 
-    Partitions that have none themselves are not among the tables, for they can be many: their columns are those of
-    the table that they belong to.
+    Partitions without partitions of their own are not among the tables, because they can be many, and their columns
+    are those of their table.
     """
 
     columns_of: list[int]
@@ -324,9 +324,9 @@ class Closure(NamedTuple):
 
 
 class Watches:
-    """The watches of a database, read over a connection that others use too.
+    """The watches of a database, read over a connection that others use, too.
 
-    `closure` is what the images of the tables are made by, as of when their shape was noted.
+    `closure` is as of when the shape of the tables was last noted.
     """
 
     def __init__(self, reader: Connection) -> None:
@@ -352,7 +352,7 @@ class Watches:
         """Say in one line each what is not as it should be in tables that are shown."""
         tables: list[Watched | LaneTable] = [*self._known.values(), *self._lanes]
         extras = {f"{each.table}.{each.name}": each.shortcoming for each in self._extras if each.problem}
-        return {each.table: said for each in tables if (said := each.shortcoming)} | extras
+        return {each.table: problem for each in tables if (problem := each.shortcoming)} | extras
 
     async def load(self) -> None:
         """Read what is watched, and whether its triggers are in place."""
@@ -365,19 +365,19 @@ class Watches:
 
     @property
     def found_through_lanes(self) -> list[int]:
-        """The watches whose tasks are on the board that their lane has."""
+        """The watches whose tasks are found through their lanes."""
         return [number for number, watch in self.by_id.items() if watch.lanes]
 
     @property
     def depend_on_other_tables(self) -> bool:
-        """Whether what tasks are depends on tables other than their own."""
+        """Whether tasks depend on tables other than their own."""
         return any(watch.lanes or watch.extras for watch in self.by_id.values())
 
     async def load_for(self, entries: Iterable[Entry]) -> None:
-        """Read them again if entries say that they have changed."""
+        """Read the watches again if entries show that they have changed."""
         if any(entry.op == "S" or self.is_unknown(entry) for entry in entries):
             await self.load()
 
     def is_unknown(self, entry: Entry) -> bool:
-        """Whether an entry was made under a watch that came later than these were read, or that is no more."""
+        """Whether an entry was made under a watch that was added since these were read, or that no longer exists."""
         return entry.op == "R" and entry.watch not in self.by_id

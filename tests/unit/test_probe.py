@@ -14,10 +14,10 @@ def test_probe_is_back_when_notification_and_journal_are() -> None:
     probe = Probe(now=0.0)
     label = probe.write(now=1.0)
 
-    assert probe.came(label, "journal", now=1.5) is None
-    assert probe.came(label, "journal", now=1.6) is None
-    assert probe.came(label, "notification", now=3.0) == 2.0
-    assert probe.came(label, "notification", now=4.0) is None
+    assert probe.returned(label, "journal", now=1.5) is None
+    assert probe.returned(label, "journal", now=1.6) is None
+    assert probe.returned(label, "notification", now=3.0) == 2.0
+    assert probe.returned(label, "notification", now=4.0) is None
     assert probe.took == 2.0
     assert probe.problem(now=1000.0, budget=BUDGET) is None
 
@@ -31,9 +31,9 @@ def test_probes_of_others_and_older_ones_do_not_count() -> None:
 
     for strange in (older, foreign, "", label + "0"):
         for way in WAYS:
-            assert probe.came(strange, way, now=3.0) is None
-    assert probe.came(label, "notification", now=3.0) is None
-    assert probe.came(label, "journal", now=3.0) == 1.0
+            assert probe.returned(strange, way, now=3.0) is None
+    assert probe.returned(label, "notification", now=3.0) is None
+    assert probe.returned(label, "journal", now=3.0) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_what_is_missing_is_named_after_the_budget(came: Way | None, words: str)
     for now in (6.0, 8.0):
         label = probe.write(now)
         if came:
-            probe.came(label, came, now)
+            probe.returned(label, came, now)
 
     assert probe.problem(now=10.0, budget=BUDGET) is None
     assert probe.problem(now=10.1, budget=BUDGET) == f"no probe has come back for 10 seconds: {words}" + (
@@ -63,8 +63,8 @@ def test_probe_that_cannot_be_written_is_a_problem() -> None:
     """One that is due and not written is waited for like any; between two of them nothing is."""
     probe = Probe(now=0.0)
     label = probe.write(now=0.0)
-    probe.came(label, "notification", now=0.1)
-    probe.came(label, "journal", now=0.1)
+    probe.returned(label, "notification", now=0.1)
+    probe.returned(label, "journal", now=0.1)
     assert probe.problem(now=100.0, budget=BUDGET) is None
 
     probe.due(now=100.0)
