@@ -28,7 +28,7 @@ grant select on relay.entries, relay.horizon to relay_daemon;
 
 -- What is watched, and the functions that these views call.
 grant select on relay.watches, relay.watched, relay.lane_tables, relay.extras to relay_daemon;
-grant execute on function relay.parts(regclass), relay.detaching(regclass), relay.triggers_enabled(integer, regclass, text, boolean), relay.is_key(regclass, name[]), relay.pauses(),
+grant execute on function relay.parts(regclass), relay.detaching(regclass), relay.tables_of(relay.watches), relay.extra_tables(regclass), relay.triggers_enabled(integer, regclass, text, boolean), relay.is_key(regclass, name[]), relay.pauses(),
     relay.polled_for(), relay.base_type(oid), relay.is_plain(oid), relay.spelled(regclass, jsonb, boolean, text), relay.label_named(jsonb, boolean),
     relay.outgrown(regclass, jsonb, boolean), relay.said(bytea), relay.statements(name), relay.column_named(regclass, jsonb, boolean),
     relay.comparable(regclass, name), relay.is_shown_as_text(regclass, name), relay.ordering(regclass, text[]), relay.order_parts(text),

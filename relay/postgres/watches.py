@@ -15,7 +15,7 @@ _WATCHED: Final[LiteralString] = """
     select id, pg_catalog.format('%I.%I', schema_name, table_name) as table, id_column, board_column, lane_column,
            hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced, filter, board_as,
            lane_as, lanes, key_columns, id_prefix, as_text, columns, ordering, distinct_ids, id_kind, board_kind,
-           lost_order, is_key, extras, detaching::text
+           lost_order, is_key, extras, detaching::text, missing_right
     from relay.watched order by id
 """
 _LANES: Final[LiteralString] = """
@@ -139,6 +139,7 @@ class Watched:
     is_key: bool
     extras: Sequence[tuple[int, str, str]] | None
     detaching: str | None
+    missing_right: str | None
 
     @property
     def watch(self) -> Watch:
@@ -208,7 +209,8 @@ class Watched:
         lost = _disorder(self.table, self.lost_order, self.command(self.table)) if self.lost_order else None
         doubled = None if self.is_key or self.problem else _no_key(self.table, self.key_columns)
         detaching = None if self.detaching is None else _being_detached(self.table, self.detaching)
-        return "; ".join(filter(None, (doubled, lost, detaching))) or None
+        missing = self.missing_right and f"{self.table} is read by role relay_reader: {self.missing_right}"
+        return "; ".join(filter(None, (missing, doubled, lost, detaching))) or None
 
     @property
     def _replacement(self) -> str:

@@ -366,6 +366,38 @@ $$;
 comment on function relay.note_shape() is
     'The shape of the watched tables, below which id transactions may be older than it, and what it is made of.';
 
+-- The tables that a watch's tasks are made of.
+create or replace function relay.tables_of(w relay.watches) returns setof regclass
+    language sql
+    stable
+    rows 2
+    set search_path = pg_catalog, pg_temp
+as $$
+    select w.target
+    union all
+    select w.lanes where w.lanes is not null
+    union
+    select e from relay.extra_tables(w.target) e
+$$;
+
+-- What relay_reader lacks to read a table, as what to do about it; null if nothing.
+create or replace function relay.missing_right(target regclass) returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when not pg_catalog.has_schema_privilege('relay_reader', c.relnamespace, 'usage') then pg_catalog.format(
+            'have the owner of the schema run: grant usage on schema %s to relay_reader', c.relnamespace::regnamespace)
+        when not pg_catalog.has_table_privilege('relay_reader', c.oid, 'select') then pg_catalog.format(
+            'have %s run: grant select on %s to relay_reader', c.relowner::regrole, c.oid::regclass)
+        when c.relrowsecurity and not pg_catalog.pg_has_role('relay_reader', c.relowner, 'usage')
+             and not (select r.rolbypassrls from pg_catalog.pg_roles r where r.rolname = 'relay_reader') then
+            'row level security is on: have a superuser run: alter role relay_reader bypassrls'
+    end
+    from pg_catalog.pg_class c where c.oid = target
+$$;
+
 create or replace view relay.watched as
     select w.id,
            n.nspname as schema_name,
@@ -406,7 +438,10 @@ create or replace view relay.watched as
            relay.is_key(w.target, w.key_columns) as is_key,
            (select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(e.id, e.name, e.task_column) order by e.name)
             from relay.extras e where e.target = w.target and e.problem is null) as extras,
-           relay.detaching(w.target) as detaching
+           relay.detaching(w.target) as detaching,
+           -- What relay_reader lacks to read it, or a table of its lanes or extras.
+           (select m.missing from relay.tables_of(w) t cross join lateral relay.missing_right(t) m (missing)
+            where m.missing is not null limit 1) as missing_right
     from relay.watches w
     join pg_catalog.pg_class c on c.oid = w.target
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace;

@@ -67,20 +67,6 @@ as $$
         where c.opcintype = typ and c.opcdefault), '=')
 $$;
 
--- The tables that a watch's tasks are made of.
-create or replace function relay.tables_of(w relay.watches) returns setof regclass
-    language sql
-    stable
-    rows 2
-    set search_path = pg_catalog, pg_temp
-as $$
-    select w.target
-    union all
-    select w.lanes where w.lanes is not null
-    union
-    select e from relay.extra_tables(w.target) e
-$$;
-
 -- The condition that finds the rows of a board by an index, in SQL, given the column that names it and its type. Of
 -- case-insensitive text it finds more. The board is a literal, for that is cast by no function of users; the column is cast
 -- for domains, some of which have no operators. Where an enum's owner has made implicit casts, Postgres finds no operator,
@@ -148,24 +134,6 @@ begin
         select w.id, not exists (select from relay.tables_of(w) t where t = any (locked))
         from pg_catalog.unnest(watches) w;
 end
-$$;
-
--- What relay_reader lacks to read a table, as what to do about it; null if nothing.
-create or replace function relay.missing_right(target regclass) returns text
-    language sql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select case
-        when not pg_catalog.has_schema_privilege('relay_reader', c.relnamespace, 'usage') then pg_catalog.format(
-            'have the owner of the schema run: grant usage on schema %s to relay_reader', c.relnamespace::regnamespace)
-        when not pg_catalog.has_table_privilege('relay_reader', c.oid, 'select') then pg_catalog.format(
-            'have %s run: grant select on %s to relay_reader', c.relowner::regrole, c.oid::regclass)
-        when c.relrowsecurity and not pg_catalog.pg_has_role('relay_reader', c.relowner, 'usage')
-             and not (select r.rolbypassrls from pg_catalog.pg_roles r where r.rolname = 'relay_reader') then
-            'row level security is on: have a superuser run: alter role relay_reader bypassrls'
-    end
-    from pg_catalog.pg_class c where c.oid = target
 $$;
 
 -- Whether a row, whose alias is "lane", is a lane, in SQL.

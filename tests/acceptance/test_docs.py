@@ -280,7 +280,7 @@ def test_sql_of_the_dbas_guide_runs_in_its_order(empty_database: Database) -> No
 
 
 def test_everything_that_is_made_is_in_the_dbas_guide(database: Database) -> None:
-    """Each table, view and sequence; each function that is called from outside, by name, not those made for a table."""
+    """Each table, view and sequence; each function that is called from outside, by name, but not those of a table."""
     ours = "= 'relay'::regnamespace"
     made = f"select relname::text from pg_class where relnamespace {ours} and relkind in ('r', 'p', 'v', 'S')"
     called = (

@@ -531,6 +531,22 @@ async def test_rights_that_somebody_revokes_from_the_relays_roles_are_restored(
     assert relay.feed.status(10).counts.reconnects == 0
 
 
+@pytest.mark.usefixtures("inspects_often")
+async def test_right_to_read_that_is_lost_is_named_before_anybody_asks_for_a_board(
+    database: Database, relay: Relay
+) -> None:
+    """With the statement that gives it."""
+    for statement in (
+        "revoke select on tasks from relay_reader",
+        "create schema app; alter table tasks set schema app",
+    ):
+        database.execute(statement)
+        await until(lambda: "is read by role relay_reader" in str(relay.feed.status(10).incomplete))
+        [said] = relay.feed.status(10).incomplete.values()
+        database.execute(said.partition(" run: ")[2])
+        await until(lambda: relay.feed.status(10).incomplete == {})
+
+
 def test_relays_that_repair_at_once_wait_for_each_other(database: Database) -> None:
     """Postgres lets one of two transactions fail that replace a function, or grant a right, at once."""
     one, other = database.connect(), database.connect()
