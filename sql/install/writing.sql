@@ -226,6 +226,7 @@ begin
                              relay.as_text(w.target, w.board_column, pg_catalog.format('after.%I', w.board_column)));
 
     return '-- ' || relay.types_stamp(w.target) || pg_catalog.format($body$
+#variable_conflict use_variable
 begin
     -- "after" is null in a delete, "before" in an insert, and so is all that is taken from them.
     begin%2$s%3$s
@@ -362,6 +363,7 @@ begin
               from pg_catalog.unnest(w.shown) with ordinality u (c, n)) s;
     end if;
     return '-- ' || relay.types_stamp(w.target) || pg_catalog.format($body$
+#variable_conflict use_variable
 declare
     was     text[];
     stands  text[];

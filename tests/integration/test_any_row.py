@@ -470,11 +470,15 @@ _NAMES = (
         "json",
     ),
     *("text", "sqlerrm", "sqlstate", "current_user", "excluded", "reason", "part", "pg_catalog", "relay", "journal"),
+    *("was", "stands", "old_place", "new_place", "quick", "problem", "of_row"),
 )
 
 
-async def test_columns_of_any_name_are_shown(database: Database, relay: Relay) -> None:
+@pytest.mark.parametrize("places", [False, True], ids=["columns", "an expression"])
+@pytest.mark.parametrize("listed", [False, True], ids=["all but hidden ones", "only listed ones"])
+async def test_columns_of_any_name_are_shown(database: Database, relay: Relay, listed: bool, places: bool) -> None:
     """Keywords, names that generated code uses, and such as need quotes are columns like any, generated ones too."""
+    visible = [name for name in _NAMES if name not in {"old", "value"}] + ["num", "twice"]
     with database.connect() as owner:
         columns = sql.SQL(", ").join(sql.SQL("{} text default 'd'").format(sql.Identifier(name)) for name in _NAMES)
         owner.execute(
@@ -483,7 +487,10 @@ async def test_columns_of_any_name_are_shown(database: Database, relay: Relay) -
                 "twice int generated always as (num * 2) stored)"
             ).format(columns)
         )
-        owner.execute("select relay.watch('odd', hidden => '{old,value}', distinct_ids => true)")
+        owner.execute(
+            "select relay.watch('odd', hidden => %s, shown => %s::name[], filter => %s, distinct_ids => true)",
+            (None if listed else ["old", "value"], visible if listed else None, "num > 0" if places else None),
+        )
         async with Follower.of(relay, "b") as follower:
             owner.execute("insert into odd (id, board_id, lane) values ('a', 'b', 'todo'), ('z', 'b', 'todo')")
             changes = sql.SQL(", ").join(sql.SQL("{} = 'e'").format(sql.Identifier(name)) for name in _NAMES)
@@ -497,7 +504,7 @@ async def test_columns_of_any_name_are_shown(database: Database, relay: Relay) -
     task = follower.tasks['"a"']
     assert task["twice"] == b"4"
     assert [value for value in task.values() if value == b'"d"'] == []
-    assert len(task) == 3 + len(_NAMES) - 2 + 2
+    assert len(task) == 3 + len(visible)
 
 
 @pytest.mark.parametrize(
