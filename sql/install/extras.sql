@@ -328,7 +328,7 @@ create or replace function relay.touch_body(e relay.extras, far boolean) returns
     set search_path = pg_catalog, pg_temp
 as $$
     select relay.noting_body(e.id, relay.extra_function(e.id, far), case when far then 'F' else 'N' end,
-                             'was[2], null, null, stands[2], null, null, null', null)
+                             'old_texts[2], null, null, new_texts[2], null, null, null', null)
 $$;
 
 create or replace function relay.extra_truncate() returns trigger

@@ -41,7 +41,7 @@ create or replace function relay.lanes_body(l relay.lane_tables) returns text
     set search_path = pg_catalog, pg_temp
 as $$
     select relay.noting_body(l.id, 'relay.lane_' || l.id, case when l.board_column is null then 'S' else 'L' end,
-                             'null, was[2], null, null, stands[2], null, null', 'lanes_changed')
+                             'null, old_texts[2], null, null, new_texts[2], null, null', 'lanes_changed')
 $$;
 
 create or replace function relay.lanes_truncate() returns trigger

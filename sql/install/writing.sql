@@ -1,9 +1,9 @@
 -- Writing: this runs inside the writer's transaction, so it must never fail
 
--- Pauses journalling when the file is full. A writer calls it about once in 32 kB of rows, since asking for the size
--- costs more than an entry; so by the time of the pause the file is larger by some 64 kB, ten times as much once in
--- 20,000 pauses, and by the row that was being written. The lock serializes changes of the control, and is held for this
--- moment only, for a subtransaction that fails lets go of its locks. Always returns true.
+-- Pauses journalling when the file is full. A writer calls it about once in 32 kB of rows, because reading the size costs
+-- more than an entry. So the file exceeds the limit by some 64 kB, by ten times as much once in 20,000 pauses, and by the
+-- row being written. The lock serializes changes of the control. It is held only for a moment, because a subtransaction
+-- that fails releases its locks. Always returns true.
 create or replace function relay.pause_if_full() returns boolean
     language plpgsql
     security definer
@@ -12,7 +12,7 @@ as $$
 declare
     bytes constant bigint := pg_catalog.pg_total_relation_size('relay.journal'::regclass);
 begin
-    -- Not from the view: a writer that had a lock on it would keep others from replacing it.
+    -- Not from the view: a writer's lock on it would prevent its replacement.
     if bytes > (select greatest(s.stop_bytes, (select max(h.ceiling) from relay.horizon h)) from relay.configured() s) then
         lock table relay.horizon in share update exclusive mode nowait;
         if not relay.paused() then
@@ -27,8 +27,8 @@ exception when others then
 end
 $$;
 
--- Notifies the relays that listen, but not while relays poll, nor when the server's notification queue fills up (a full
--- one fails commits), nor where two-phase commit is enabled (a transaction that has notified cannot be prepared).
+-- Notifies the relays, except while they poll, while the server's notification queue is filling up (commits fail when it
+-- is full), or if two-phase commit is enabled (a transaction that has notified cannot be prepared).
 create or replace function relay.notify() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -42,8 +42,8 @@ begin
 end
 $$;
 
--- Has the daemon read its boards again, with the reason: a word of docs/clients.md, then perhaps more for people. Needs
--- only the right to insert into the journal.
+-- Has the daemon read all boards again. The reason is one of docs/clients.md, and may continue with details for people.
+-- Needs only the right to insert into the journal.
 create or replace function relay.journal_sync(watch integer, reason text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -69,9 +69,9 @@ begin
 end
 $$;
 
--- The image of a row, or "!" and why there is none. A row that is too large has none: its text can be six times as
--- large as JSON, and a value of a gigabyte is an error. The limits are above what any reader takes (see docs/clients.md).
--- The text as a record runs no code but output functions. A row of 32 kB that is compressed has less than 8 MiB.
+-- The image of a row, or "!" and why there is none. A row that is too large has none: as JSON, its text can be six times
+-- as large, and a value of a gigabyte is an error. The limits exceed what readers accept (see docs/clients.md). Converting
+-- a record to text runs only output functions. A row of 32 kB that is compressed has less than 8 MiB.
 create or replace function relay.image(of_row record) returns text
     language plpgsql
     security definer
@@ -95,9 +95,8 @@ exception when others or assert_failure then
 end
 $$;
 
--- The careful way to make an entry. The trigger functions take it for wide rows, under other settings than those in which
--- images are made, and where the quick way failed. It makes each image by itself, so that one which cannot be made leaves
--- out only itself.
+-- The careful way to make an entry. Trigger functions use it for wide rows, if the session has other settings than those
+-- in which images are made, and if the quick way failed. It makes each image separately, so that a failure leaves out one.
 create or replace function relay.entry(
     old_key text, old_board text, old_row record, new_key text, new_board text, new_row record
 ) returns text[]
@@ -129,7 +128,7 @@ begin
 end
 $$;
 
--- A column's value as text, in SQL. Not by a cast where the type is an enum, for its owner can make one.
+-- A column's value as text, in SQL. For an enum, not by a cast, because the enum's owner can create one.
 create or replace function relay.as_text(target regclass, col name, expression text) returns text
     language plpgsql
     stable
@@ -146,16 +145,16 @@ begin
 end
 $$;
 
--- Whether a row of a table is made of types of users: only then can making JSON of it run their code.
+-- Whether a table has columns of user-defined types: only then can converting its rows to JSON run users' code.
 create or replace function relay.has_user_types(target regclass) returns boolean
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$ select exists (select from relay.types(target) t where t::oid >= 16384) $$;
 
--- Stands for the types of a table's columns. It is in each function that is made for a table: PL/pgSQL plans an expression
--- of a row once per session, and fails when a column has another type since; where the types have changed, the function
--- is another, and so is made again, and planned again.
+-- Identifies the types of a table's columns. Each function that is generated for a table contains it. PL/pgSQL plans an
+-- expression on a row once per session, and fails if the type of a column changes after that. With the stamp, the function
+-- changes whenever the types do, so it is replaced and planned again.
 create or replace function relay.types_stamp(target regclass) returns text
     language sql
     stable
@@ -165,27 +164,29 @@ as $$
     from pg_catalog.pg_attribute a where a.attrelid = target and a.attnum > 0 and not a.attisdropped
 $$;
 
--- The body of the function that makes the entries of one watch. Generated, for a column can be named in PL/pgSQL only as it
--- is written: reading the id and the board out of the JSON image would cost more, and fails on JSON that holds \u0000.
--- The only columns it names are those and the hidden ones. If a later schema change renames or retypes one of them, the
--- block around them catches it: the writer goes on, the daemon learns of it, and has this made again (relay.refresh).
+-- The body of the function that makes the entries of one watch. It is generated, because PL/pgSQL can only access a column
+-- by a literal name: reading the id and the board from the JSON image would cost more, and fails on JSON that contains
+-- \u0000. It names only these columns and the hidden ones. If a schema change renames or retypes one of them, the block
+-- around them catches the error. Then the writer continues, and the daemon notices and regenerates this (relay.refresh).
 --
--- The role that runs users' code owns these functions, so that code could drop or alter them, those of other tables too.
--- So it runs where nothing can be written: in a block that catches errors, which is a subtransaction, the transaction is
--- read-only, and after it is not. No code can change that back within it.
+-- The role that runs users' code owns these functions, so that code could drop or alter them, and those of other tables. So
+-- the transaction is made read-only while that code runs: in a block that catches errors, which is a subtransaction, the
+-- setting ends with the block, and no code can revert it before.
 --
--- Every writer pays for this code. PL/pgSQL prepares each expression in each transaction, which takes a
--- microsecond or two, and as much again for five to ten functions and operators in it; an INSERT prepares its own for
--- each row. So all of the quick way is one expression here and one in journal_body, and an INSERT as plain as can be.
+-- Every writer pays for this code. PL/pgSQL prepares each expression in each transaction, which takes a microsecond or two,
+-- and as much again for five to ten functions and operators in it. An INSERT prepares its expressions for each row. So the
+-- quick way is a single expression here, another in journal_body, and an INSERT that is as simple as possible.
+--
+-- Columns can have the names of variables, hence use_variable.
 create or replace function relay.entry_body(w relay.watches) returns text
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $make$
 declare
     hide text := '';
-    gone text;
-    came text;
-    said text;
+    old_values text;
+    new_values text;
+    refusal text;
     guard text;
     col  name;
     old_row text := 'before';
@@ -194,22 +195,22 @@ begin
     if relay.has_places(w) then
         return relay.placing_body(w);
     end if;
-    said := pg_catalog.format('array[null, null, null, null, null, null, ''row_unreadable: relay.entry_%s must belong to '
+    refusal := pg_catalog.format('array[null, null, null, null, null, null, ''row_unreadable: relay.entry_%s must belong to '
                               'relay_renderer: run relay sql install'']', w.id);
     guard := E'\n        if current_user <> ''relay_renderer'' or pg_catalog.set_config(''transaction_read_only'', ''on'', true) is null then return '
-             || said || '; end if;';
+             || refusal || '; end if;';
     if w.shown is not null then
-        -- Columns that are not listed are removed before anything reads them, also those that come later.
-        select pg_catalog.format('(select %1$I from (select %2$s) %1$I where op <> ''INSERT'')', s.alias, s.gone),
-               pg_catalog.format('(select %1$I from (select %2$s) %1$I where op <> ''DELETE'')', s.alias, s.came)
+        -- Columns that are not listed are removed before anything reads them, also those that are added later.
+        select pg_catalog.format('(select %1$I from (select %2$s) %1$I where op <> ''INSERT'')', s.alias, s.of_old),
+               pg_catalog.format('(select %1$I from (select %2$s) %1$I where op <> ''DELETE'')', s.alias, s.of_new)
         into old_row, new_row
-        -- A column that had the row's alias as its name would be taken for the row.
+        -- No column may have the row's alias as its name, or it would be taken for the row.
         from (select 'row_' || pg_catalog.md5(w.shown::text) as alias,
-                     pg_catalog.string_agg(pg_catalog.format('before.%I', c), ', ' order by n) as gone,
-                     pg_catalog.string_agg(pg_catalog.format('after.%I', c), ', ' order by n) as came
+                     pg_catalog.string_agg(pg_catalog.format('before.%I', c), ', ' order by n) as of_old,
+                     pg_catalog.string_agg(pg_catalog.format('after.%I', c), ', ' order by n) as of_new
               from pg_catalog.unnest(w.shown) with ordinality u (c, n)) s;
     elsif w.hidden <> '{}' then
-        -- The value of a hidden column is removed before anything reads it, and is found under no other name.
+        -- Values of hidden columns are removed before anything reads them.
         hide := E'\n        if op <> ''INSERT'' then';
         foreach col in array w.hidden loop
             hide := hide || pg_catalog.format(' before.%I := null;', col);
@@ -220,18 +221,18 @@ begin
         end loop;
         hide := hide || ' end if;';
     end if;
-    gone := pg_catalog.format('before.%I::text, %s', w.id_column,
+    old_values := pg_catalog.format('before.%I::text, %s', w.id_column,
                              relay.as_text(w.target, w.board_column, pg_catalog.format('before.%I', w.board_column)));
-    came := pg_catalog.format('after.%I::text, %s', w.id_column,
+    new_values := pg_catalog.format('after.%I::text, %s', w.id_column,
                              relay.as_text(w.target, w.board_column, pg_catalog.format('after.%I', w.board_column)));
 
     return '-- ' || relay.types_stamp(w.target) || pg_catalog.format($body$
 #variable_conflict use_variable
 begin
-    -- "after" is null in a delete, "before" in an insert, and so is all that is taken from them.
+    -- In a delete, "after" and everything taken from it is null, and in an insert "before".
     begin%2$s%3$s
         return case
-            -- After a restore without owners, this would run users' code with the rights of the role that restored.
+            -- After a restore without owners, this would run users' code with the rights of the restoring role.
             when current_user <> 'relay_renderer' or pg_catalog.set_config('transaction_read_only', 'on', true) is null then %4$s
             -- Rows that are not too wide. Images must not depend on the settings of the writer.
             when %7$s
@@ -250,8 +251,8 @@ end
 $body$, w.id,
         -- Setting a column to null can run code, too.
         case when hide <> '' then guard else '' end,
-        hide, said, gone, came,
-        -- Where types are a user's, each image is made by itself, for their code may do anything.
+        hide, refusal, old_values, new_values,
+        -- With user-defined types, each image is made separately, because their code may do anything.
         case when relay.has_user_types(w.target) then 'false' else 'true' end,
         (select pg_catalog.string_agg(pg_catalog.format(E'\n                and pg_catalog.current_setting(%L) %s',
                                                         s.name, s.condition), '' order by s.name)
@@ -260,16 +261,16 @@ $body$, w.id,
 end
 $make$;
 
--- Where a watch says by expressions which rows are tasks, or on which board or in which lane they are, or where its lanes
--- are rows of another table, a row has a *place*: its id, its board and its lane as texts, and no place if it is no task.
+-- If a watch has a filter, computes the id, the board or the lane, or has lanes that are rows of another table, each task
+-- has a *place*: its id, its board and its lane as texts. A row that is not a task has none.
 create or replace function relay.has_places(w relay.watches) returns boolean
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$ select w.said ?| array['filter', 'board_as', 'lane_as', 'lanes', 'key', 'prefix', 'as_text'] $$;
 
--- The id of a row as text, in SQL: of several columns, joined by colons; a colon or a backslash in one of them has a
--- backslash before it, so that no two keys are one id.
+-- The id of a row as text, in SQL. Several columns are joined by colons; a colon or backslash in a value is escaped by a
+-- backslash, so that different keys have different ids.
 create or replace function relay.id_of(w relay.watches, prefix text) returns text
     language sql
     stable
@@ -284,7 +285,7 @@ as $$
               from pg_catalog.unnest(w.key_columns) with ordinality k (name, n)) end
 $$;
 
--- The place of a row in SQL: of a table's row, or of a trigger's, as the prefix says.
+-- The place of a row, in SQL; the prefix is that of its columns.
 create or replace function relay.place_of(w relay.watches, prefix text) returns text
     language sql
     stable
@@ -300,25 +301,25 @@ as $$
                  relay.as_text(w.target, w.lane_column, pg_catalog.format('%s%I', prefix, w.lane_column))))
 $$;
 
--- In front of the image of a row that has a place goes what no column has: JSON, under a name that no column can have,
--- the empty one. In SQL, given the place, and names and values of extras, if there are any.
+-- Adds computed values to the image of a row that has a place, in SQL: as JSON under the empty key, which no column can
+-- have. Given the place, and keys and values of extras, if there are any.
 create or replace function relay.labelled(w relay.watches, place text, image text, extras text) returns text
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select case when made.said = '' then image
+    select case when made.computed = '' then image
            else pg_catalog.format('''{"":'' || pg_catalog.json_build_object(%s)::text || '','' || pg_catalog.substr(%s, 2)',
-                                  made.said, image) end
-    from (select pg_catalog.concat_ws(', ', pg_catalog.string_agg(pg_catalog.format('%L, (%s)[%s]', e.name, place, e.n), ', ' order by e.n), extras) as said
+                                  made.computed, image) end
+    from (select pg_catalog.concat_ws(', ', pg_catalog.string_agg(pg_catalog.format('%L, (%s)[%s]', e.name, place, e.n), ', ' order by e.n), extras) as computed
           from (values (1, w.said ?| array['key', 'prefix', 'as_text'], 'id'),
                        (2, w.said ? 'board_as' or w.said ? 'as_text' and w.board_column is not null, 'boardId'),
-                       (3, w.said ?| array['lane_as', 'as_text'], 'lane')) e (n, said, name)
-          where e.said) made
+                       (3, w.said ?| array['lane_as', 'as_text'], 'lane')) e (n, is_computed, name)
+          where e.is_computed) made
 $$;
 
--- The careful way to a row's place: under the settings in which expressions are evaluated, whatever the session's are;
--- and if one fails, the row has no place, and a fourth text says why.
+-- The careful way to compute a row's place: under the settings in which expressions are evaluated, whatever those of the
+-- session are. If an expression fails, the row has no place, and a fourth text says why.
 create or replace function relay.place_body(w relay.watches) returns text
     language sql
     stable
@@ -331,14 +332,14 @@ begin
                                                          ', expected relay_renderer: run relay sql install')];
     end if;
     return %2$s;
--- What the values of this row cause. Anything else, such as a renamed column, is not the row's fault.
+-- Errors that the values of this row cause. Others, such as a renamed column, are not the row's fault.
 exception when data_exception or program_limit_exceeded then
     return array[null, null, null, pg_catalog.concat(sqlstate, ' ', pg_catalog.left(sqlerrm, 200))];
 end
 $body$, w.id, relay.place_of(w, 'of_row.'))
 $make$;
 
--- What relay.entry_body makes where rows have places. The places are computed before hidden values are removed.
+-- What relay.entry_body makes if rows have places. Places are computed before hidden values are removed.
 create or replace function relay.placing_body(w relay.watches) returns text
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -354,22 +355,22 @@ begin
     from pg_catalog.unnest(w.hidden) h having count(*) > 0 and w.shown is null;
     if w.shown is not null then
         -- As in relay.entry_body.
-        select pg_catalog.format('(select %1$I from (select %2$s) %1$I where was is not null)', s.alias, s.gone),
-               pg_catalog.format('(select %1$I from (select %2$s) %1$I where stands is not null)', s.alias, s.came)
+        select pg_catalog.format('(select %1$I from (select %2$s) %1$I where old_place is not null)', s.alias, s.of_old),
+               pg_catalog.format('(select %1$I from (select %2$s) %1$I where new_place is not null)', s.alias, s.of_new)
         into old_row, new_row
         from (select 'row_' || pg_catalog.md5(w.shown::text) as alias,
-                     pg_catalog.string_agg(pg_catalog.format('before.%I', c), ', ' order by n) as gone,
-                     pg_catalog.string_agg(pg_catalog.format('after.%I', c), ', ' order by n) as came
+                     pg_catalog.string_agg(pg_catalog.format('before.%I', c), ', ' order by n) as of_old,
+                     pg_catalog.string_agg(pg_catalog.format('after.%I', c), ', ' order by n) as of_new
               from pg_catalog.unnest(w.shown) with ordinality u (c, n)) s;
     end if;
     return '-- ' || relay.types_stamp(w.target) || pg_catalog.format($body$
 #variable_conflict use_variable
 declare
-    was     text[];
-    stands  text[];
-    entry   text[];
-    problem text;
-    quick   boolean := %2$s;
+    old_place text[];
+    new_place text[];
+    entry     text[];
+    problem   text;
+    quick     boolean := %2$s;
 begin
     if current_user <> 'relay_renderer' or pg_catalog.set_config('transaction_read_only', 'on', true) is null then
         return array[null, null, null, null, null, null, pg_catalog.concat('row_unreadable: relay.entry_%1$s belongs to ',
@@ -377,42 +378,42 @@ begin
     end if;
     if quick then
         begin
-            if op <> 'INSERT' then was := %3$s; end if;
-            if op <> 'DELETE' then stands := %4$s; end if;
+            if op <> 'INSERT' then old_place := %3$s; end if;
+            if op <> 'DELETE' then new_place := %4$s; end if;
         exception when others or assert_failure then
             quick := false;
         end;
     end if;
     if not quick then
-        was := case when op <> 'INSERT' then relay.place_%1$s(before) end;
-        stands := case when op <> 'DELETE' then relay.place_%1$s(after) end;
-        problem := coalesce(was[4], stands[4]);
-        was := case when was[4] is null then was end;
-        stands := case when stands[4] is null then stands end;
+        old_place := case when op <> 'INSERT' then relay.place_%1$s(before) end;
+        new_place := case when op <> 'DELETE' then relay.place_%1$s(after) end;
+        problem := coalesce(old_place[4], new_place[4]);
+        old_place := case when old_place[4] is null then old_place end;
+        new_place := case when new_place[4] is null then new_place end;
     end if;
-    if problem is null and was is null and stands is null then
+    if problem is null and old_place is null and new_place is null then
         return null;
     end if;%5$s
-    if was = stands and before operator(pg_catalog.*=) after then
+    if old_place = new_place and before operator(pg_catalog.*=) after then
         return null;
     end if;
-    -- A row that is no task has no image.
-    before := case when was is not null then before end;
-    after := case when stands is not null then after end;
+    -- A row that is not a task has no image.
+    before := case when old_place is not null then before end;
+    after := case when new_place is not null then after end;
     begin
         entry := case
             when quick and %6$s
                 and coalesce(pg_catalog.pg_column_size(%10$s), 0) + coalesce(pg_catalog.pg_column_size(%11$s), 0) < 32768
-            then array[was[1], was[2], pg_catalog.row_to_json(%10$s)::text,
-                       stands[1], stands[2], pg_catalog.row_to_json(%11$s)::text, null]
-            else relay.entry(was[1], was[2], %10$s, stands[1], stands[2], %11$s) end;
+            then array[old_place[1], old_place[2], pg_catalog.row_to_json(%10$s)::text,
+                       new_place[1], new_place[2], pg_catalog.row_to_json(%11$s)::text, null]
+            else relay.entry(old_place[1], old_place[2], %10$s, new_place[1], new_place[2], %11$s) end;
     exception when others or assert_failure then
-        entry := relay.entry(was[1], was[2], %10$s, stands[1], stands[2], %11$s);
+        entry := relay.entry(old_place[1], old_place[2], %10$s, new_place[1], new_place[2], %11$s);
     end;
     entry[3] := %7$s;
     entry[6] := %8$s;%9$s
     if problem is not null then
-        entry[4] := coalesce(entry[4], entry[1], '?');  -- of the row: without an id, the whole entry would be unreadable
+        entry[4] := coalesce(entry[4], entry[1], '?');  -- without an id, the whole entry would be unreadable
         entry[7] := coalesce(entry[7], 'row_unreadable: ' || problem);
     end if;
     return entry;
@@ -425,17 +426,17 @@ $body$, w.id,
          from relay.settings_of(null) s),
         relay.place_of(w, 'before.'), relay.place_of(w, 'after.'), hide,
         case when relay.has_user_types(w.target) then 'false' else 'true' end,
-        relay.labelled(w, 'was', 'entry[3]', null), relay.labelled(w, 'stands', 'entry[6]', null),
+        relay.labelled(w, 'old_place', 'entry[3]', null), relay.labelled(w, 'new_place', 'entry[6]', null),
         -- Readers resolve the board of a lane.
         case when w.said ? 'lanes' then $lanes$
-    entry[2] := case when was is not null then pg_catalog.json_build_array(was[2], was[3])::text end;
-    entry[5] := case when stands is not null then pg_catalog.json_build_array(stands[2], stands[3])::text end;$lanes$ else '' end,
+    entry[2] := case when old_place is not null then pg_catalog.json_build_array(old_place[2], old_place[3])::text end;
+    entry[5] := case when new_place is not null then pg_catalog.json_build_array(new_place[2], new_place[3])::text end;$lanes$ else '' end,
         old_row, new_row);
 end
 $make$;
 
--- The settings that the JSON of a table's rows depends on, and what they must be. JSON has a form of its own for dates, but
--- not for ranges of them. Of a type that is not known here, it is all of them.
+-- The settings that the JSON of a table's rows depends on, and their required values. JSON has its own form for dates, but
+-- not for ranges of dates. A type that is not listed here is assumed to depend on all settings.
 create or replace function relay.settings_of(target regclass, out name text, out condition text) returns setof record
     language sql
     stable
@@ -462,8 +463,8 @@ as $$
                    or t.typcategory = 'A'))
 $$;
 
--- True, in SQL; once in 32 kB of rows, it checks first whether the journal is full. The clock differs between the rows of
--- one statement, as the WAL's position does not.
+-- True, in SQL. Once in 32 kB of rows, it first checks whether the journal is full. The clock serves as the random number,
+-- because it differs between the rows of a statement.
 create or replace function relay.has_room() returns text
     language sql
     immutable
@@ -473,11 +474,11 @@ as $make$
            '>= coalesce(pg_catalog.pg_column_size(old), 0) + coalesce(pg_catalog.pg_column_size(new), 0) or relay.pause_if_full())'
 $make$;
 
--- The body of the row trigger's function of one watch: it has the entry made without any right, and inserts it outside
--- the block that catches errors, for a block that writes would be a subtransaction with an id of its own. At high write
--- rates, an update that changes nothing makes an entry too, which cancels out: detecting it would cost all others more.
+-- The body of the row trigger's function of one watch. The entry is made by a function without rights, and inserted outside
+-- the block that catches errors, because a block that writes would be a subtransaction with an id of its own. At high write
+-- rates, an update that changes nothing makes an entry, too, which cancels out: detecting it would cost all others more.
 --
--- "return old" returns a variable and evaluates nothing; what a trigger after the fact returns does not matter.
+-- "return old" returns a variable without evaluating anything. The result of an AFTER trigger is ignored.
 create or replace function relay.journal_body(w relay.watches) returns text
     language sql
     set search_path = pg_catalog, pg_temp
@@ -494,7 +495,7 @@ begin
     elsif pg_catalog.current_setting('max_prepared_transactions') <> '0' or pg_catalog.pg_notification_queue_usage() >= 0.5
         or pg_catalog.pg_notify('relay', '') is null
     then
-        null;  -- as in relay.notify, for less: a bulk statement comes here with each row
+        null;  -- as relay.notify, but cheaper: a bulk statement does this for each row
     end if;
     insert into relay.journal (watch, entry) values (%1$s, relay.entry_%1$s(tg_op, old, new));
     return old;
@@ -502,7 +503,7 @@ end
 $body$, w.id, relay.has_room())
     where not relay.has_places(w)
     union all
-    -- Not every row is a task, nor every change one of a task.
+    -- Not every row is a task, and not every change concerns one.
     select pg_catalog.format($body$
 declare
     entry text[] := case when not relay.paused() then relay.entry_%1$s(tg_op, old, new) end;
@@ -517,8 +518,8 @@ $body$, w.id, relay.has_room())
     where relay.has_places(w)
 $make$;
 
--- Those who may make partitions of a table. Postgres asks them for the right to call the trigger function that a partition
--- then has too; they cannot make another trigger of it, for without a right on the schema they cannot name it.
+-- The roles that create partitions of a table. Postgres requires them to have the right to call the trigger function, which
+-- the partition gets, too. They cannot create other triggers with it: without rights on the schema, they cannot name it.
 create or replace function relay.makers_of_parts(target regclass) returns setof regrole
     language sql
     stable
@@ -564,9 +565,9 @@ begin
 end
 $$;
 
--- The body of the row trigger's function of a table beside that of tasks: one of lanes, or one that an extra is made of. Given
--- the function that makes texts of a row, see relay.make_noting_functions, it notes where these have changed, with a word
--- for it. A row at which a filter fails is none to it, and is noted even so: an entry that says why, and touches nothing.
+-- The body of the row trigger's function of a table of lanes or of an extra. "reads" is the function that makes texts of a
+-- row, see relay.make_noting_functions; if these have changed, an entry is made. A row at which a filter fails counts as
+-- absent, and causes an entry that says why and touches nothing.
 create or replace function relay.noting_body(id integer, reads text, op text, entry text, word text) returns text
     language sql
     immutable
@@ -574,31 +575,31 @@ create or replace function relay.noting_body(id integer, reads text, op text, en
 as $make$
     select pg_catalog.format($body$
 declare
-    was    text[];
-    stands text[];
-    kind   "char" := %3$L;
-    reason text;
+    old_texts text[];
+    new_texts text[];
+    kind      "char" := %3$L;
+    reason    text;
 begin
     if relay.paused() then
         return null;
     end if;
     begin
         perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
-        was := case when tg_op <> 'INSERT' then %2$s(old) end;
-        stands := case when tg_op <> 'DELETE' then %2$s(new) end;
+        old_texts := case when tg_op <> 'INSERT' then %2$s(old) end;
+        new_texts := case when tg_op <> 'DELETE' then %2$s(new) end;
     exception when others or assert_failure then
-        was := null;
-        stands := null;
+        old_texts := null;
+        new_texts := null;
         kind := 'S';
         reason := 'row_unreadable: ' || pg_catalog.left(sqlerrm, 200);
     end;
-    if was[1] is not null or stands[1] is not null then
+    if old_texts[1] is not null or new_texts[1] is not null then
         reason := pg_catalog.format('row_unreadable: a row of %%I.%%I is left out, for a filter fails at it: %%s',
-                                    tg_table_schema, tg_table_name, coalesce(was[1], stands[1]));
-        was := case when was[1] is null then was end;
-        stands := case when stands[1] is null then stands end;
-        kind := case when was is distinct from stands then kind else 'L' end;
-    elsif reason is null and was is not distinct from stands then
+                                    tg_table_schema, tg_table_name, coalesce(old_texts[1], new_texts[1]));
+        old_texts := case when old_texts[1] is null then old_texts end;
+        new_texts := case when new_texts[1] is null then new_texts end;
+        kind := case when old_texts is distinct from new_texts then kind else 'L' end;
+    elsif reason is null and old_texts is not distinct from new_texts then
         return null;
     end if;
     -- Once in 256 times, see relay.has_room.
@@ -612,9 +613,9 @@ end
 $body$, id, reads, op, entry, word)
 $make$;
 
--- Makes two functions for a table beside that of tasks. One makes texts of a row, without any right: behind a null those that
--- decide; or why there are none, where the row's own values make a filter fail; null if the row does not match it. The other
--- is that of its row trigger.
+-- Makes two functions for a table of lanes or of an extra. One, without rights, makes texts of a row: null followed by the
+-- relevant values; or why there are none, if the row's own values make a filter fail; or null, if the row does not match
+-- the filter. The other is that of the row trigger.
 create or replace function relay.make_noting_functions(reads text, row_body text, notes text, body text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -645,8 +646,8 @@ begin
 end
 $$;
 
--- Revokes every right here from every role but the relay's own: the role that installs may have default
--- privileges, which give others rights on what is made.
+-- Revokes all rights on the relay's objects from roles other than its own, because the installing role may have default
+-- privileges that grant rights to others.
 create or replace function relay.revoke_others() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -680,7 +681,7 @@ begin
 end
 $$;
 
--- Gives a function to another role, which must be allowed to create in the schema for that moment.
+-- Gives a function to another role, which needs the right to create in the schema for that moment.
 create or replace function relay.give(func regprocedure, to_role text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
