@@ -50,13 +50,13 @@ _CONTROL: LiteralString = """
         perform relay.set_control(%s);
     end $$
 """
-PAUSE: LiteralString = _CONTROL.replace("%s", "true, relay.pauses() | 1, 0")
-"""Pauses journalling, as a writer does that finds the journal full."""
+PAUSE: LiteralString = _CONTROL.replace("%s", "true, relay.pauses() + (not relay.paused())::integer, 0")
+"""Pauses journalling, as a writer does that finds the journal full: each pause has a number that no other had."""
 
-MUTE: LiteralString = _CONTROL.replace("%s", "false, relay.pauses(), 2000")
+MUTE: LiteralString = _CONTROL.replace("%s", "relay.paused(), relay.pauses(), 2000")
 """Has the triggers notify nobody for two seconds, as if a relay polled; no relay is notified of it."""
 
-UNMUTE: LiteralString = _CONTROL.replace("%s", "false, relay.pauses(), 0")
+UNMUTE: LiteralString = _CONTROL.replace("%s", "relay.paused(), relay.pauses(), 0")
 """Has them notify again."""
 
 
