@@ -1,25 +1,25 @@
 -- Epochs: where snapshots are valid
 
--- The journal's lower end. Changes of transactions that "seen" sees may be gone: a reader whose snapshot does not
--- cover it has lost continuity and must read its boards again. The same holds while "pauses" differs from the control.
--- "place" is the cluster, the database and the installation that the transaction ids are of. Rows of another place
--- came with a dump; that is also why no table here has a key: a dump's rows must never collide with ours.
+-- The journal's lower end. Changes of transactions that "seen" sees may have been deleted: a reader whose snapshot does
+-- not cover it has lost continuity and must read its boards again. The same holds while "pauses" differs from the control.
+-- "place" identifies the cluster, the database and the installation that the transaction ids belong to. Rows of another
+-- place were restored from a dump. That is also why no table here has a key: a dump's rows must never collide with ours.
 create unlogged table if not exists relay.horizon (
     place   text        not null,
     seen    pg_snapshot not null,
-    -- Every entry of a lower id is gone, so pruning begins here.
+    -- All entries with lower ids have been deleted, so pruning begins here.
     swept   xid8        not null,
     pauses  bigint      not null,
-    -- The size of the file above which journalling pauses, if it is above stop_bytes: all of that was free once.
+    -- The size of the file above which journalling pauses, if it is above stop_bytes: so much has been free before.
     ceiling bigint      not null,
-    -- While journalling is paused: since when nothing is left in the journal but what a VACUUM can remove.
+    -- While journalling is paused: since when the journal has contained nothing but deleted rows.
     emptied timestamptz,
     -- The shape of the watched tables, and the id below which transactions may have made images of another one.
     shape   text,
     shaped  xid8
 );
 
--- What was committed by when, and how many entries, of how many bytes in all, that added since the tick before.
+-- What was committed by when, and how many entries and bytes that added since the previous tick.
 create unlogged table if not exists relay.ticks (
     place   text        not null,
     at      timestamptz not null default pg_catalog.clock_timestamp(),
@@ -28,10 +28,10 @@ create unlogged table if not exists relay.ticks (
     bytes   bigint      not null
 );
 
--- A snapshot taken in one run of the server is valid in the next, if the next goes on where it ended. Postgres empties
--- an unlogged table in crash recovery, in a restore and when a standby is promoted, just when transaction ids that
--- were seen before may be given out again. One row per run, so that a copy of the server's files that is put back
--- does not know the runs that came after it was made.
+-- A snapshot taken in one run of the server is valid in the next, if that continues where it ended. Postgres empties an
+-- unlogged table in crash recovery, in a restore and when a standby is promoted, which is exactly when transaction ids may
+-- be assigned again. There is one row per run, so that a restored copy of the server's files does not have the runs after
+-- it was made.
 create unlogged table if not exists relay.epochs (
     run     text        not null default pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 12),
     key     bytea       not null default pg_catalog.sha256(pg_catalog.convert_to(
@@ -55,8 +55,8 @@ as $$
         'relay.epochs'::regclass::oid)
 $$;
 
--- Whether a dump has brought rows of another place, and with them perhaps entries that pass for ours, for ids of
--- transactions mean nothing elsewhere: then all that is in the journal counts as gone.
+-- Whether rows of another place were restored from a dump, and with them perhaps entries with transaction ids that mean
+-- nothing here. Then the journal counts as empty.
 create or replace function relay.forget_others(here text) returns boolean
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -76,8 +76,8 @@ begin
 end
 $$;
 
--- The runs of the server whose snapshots are valid, the present one first; it is noted now if it is new. Begins
--- again where a dump was restored or the server has crashed: what the journal then holds is of another place or past.
+-- The runs of the server whose snapshots are valid, the present one first, which is recorded if it is new. If a dump was
+-- restored or the server has crashed, the list starts again: the journal's contents are of another place or of the past.
 create or replace function relay.epoch() returns table (run text, key bytea)
     language plpgsql
     security definer
@@ -99,8 +99,8 @@ begin
             insert into relay.horizon (place, seen, swept, pauses, ceiling)
             select here, s, pg_catalog.pg_snapshot_xmin(s), relay.pauses() - relay.paused()::integer, 0
             from pg_catalog.pg_current_snapshot() s;
-            -- A prepared transaction outlives a crash and a failover, its entries do not. So one is made in its name, which
-            -- no reader takes before it is over.
+            -- A prepared transaction survives a crash and a failover, but its entries do not. So an entry is made that
+            -- names it, which no reader takes before it has ended.
             insert into relay.journal (xid, op, reason)
             select x, 'S', 'epoch_changed'
             from relay.horizon h

@@ -147,7 +147,7 @@ cross join lateral (
 where not d.said ? 'far_of'
 offset 0;
 
-comment on view relay.extras is 'What other tables say about tasks, as it is written in their triggers.';
+comment on view relay.extras is 'Data of other tables about tasks, as declared in their triggers.';
 
 -- The tables that the extras of a watched table are made of.
 create or replace function relay.extra_tables(target regclass) returns setof regclass
@@ -684,7 +684,7 @@ begin
 end
 $$;
 
-comment on function relay.drop_extra(regclass, text, interval) is 'An extra is shown no more. Said again, it does nothing.';
+comment on function relay.drop_extra(regclass, text, interval) is 'Stops showing an extra. Does nothing if there is none of that name.';
 
 -- What an extra is for these keys of tasks, in the snapshot of the calling transaction, as JSON. Not for all of them if its
 -- tables cannot be read, such as for a lock, or for they were altered since that snapshot.
@@ -726,7 +726,7 @@ exception when others then
 end
 $$;
 
-comment on function relay.extra_values(integer, text[]) is 'What an extra is for tasks with these keys.';
+comment on function relay.extra_values(integer, text[]) is 'The values of an extra for tasks with these keys.';
 
 -- The tasks that an extra is about, where keys were touched in its near or its far table: each with its board and its image,
 -- in which that extra is. In the snapshot of the calling transaction; with a row without anything if not all could be read.

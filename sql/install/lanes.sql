@@ -1,7 +1,7 @@
 -- Lanes
 
--- What a board shows of a row of lanes, or is sorted by, as texts behind a null: the board, the id, the name and what orders
--- it. Null if the row is no lane. It is none either if its own values make the filter fail: then the only text says why.
+-- What boards show of a lane or sort it by, as texts after a null: the board, the id, the name and the values that order it.
+-- Null if the row is not a lane. If the row's own values make the filter fail, it is not, and the only text says why.
 create or replace function relay.lane_body(l relay.lane_tables) returns text
     language sql
     stable
@@ -14,7 +14,7 @@ begin
             using errcode = 'invalid_object_definition';
     end if;
     return case when %2$s then array[null, %3$s] end;
--- What the values of this row cause. Anything else, such as a renamed column, is not the row's fault.
+-- Errors that the values of this row cause. Others, such as a renamed column, are not the row's fault.
 exception when data_exception or program_limit_exceeded then
     return array[pg_catalog.concat(sqlstate, ' ', pg_catalog.left(sqlerrm, 200))];
 end
@@ -33,8 +33,8 @@ $body$, l.id, coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'of_r
     ) c (n, name)
 $make$;
 
--- A change of a lane is not journalled itself, for a board's lanes are sent with the board: only which boards are to be read
--- again. All, where lanes are of no board.
+-- The entry of a changed lane only says which boards must be read again, because lanes are sent with boards: all boards, if
+-- lanes do not belong to boards.
 create or replace function relay.lanes_body(l relay.lane_tables) returns text
     language sql
     stable
@@ -116,12 +116,12 @@ create or replace function relay.lanes(
     target       regclass,
     -- "id", and "name", if nothing is declared yet.
     id_column    name     default null,
-    -- At first "board_id", if there is one; '' if lanes are the same on all boards.
+    -- "board_id" by default, if there is one; '' if lanes are the same on all boards.
     board_column name     default null,
     name_column  name     default null,
-    -- "column [asc|desc] [nulls first|last]", ...; the id decides among equals.
+    -- "column [asc|desc] [nulls first|last]", ...; equal lanes are ordered by id.
     order_by     text[]   default null,
-    -- Which rows are lanes, such as "closed_at is null"; at first all, and so again by ''.
+    -- Which rows are lanes, such as "closed_at is null"; '', the default, means all.
     filter       text     default null,
     patience     interval default '30 seconds'
 ) returns void
@@ -174,7 +174,7 @@ begin
     if present.id is not null then
         execute pg_catalog.format('drop function relay.lanes_%1$s(), relay.lane_%1$s(record)', present.id);
     end if;
-    -- Their boards are of another kind now, perhaps, and no longer apart from those of other tables.
+    -- The type of their boards may have changed, so that they may share boards with other tables now.
     perform relay.refuse_clash(w) from relay.watches w where w.lanes = wanted.target;
     perform relay.journal_sync(wanted.id, 'watch_changed');
 end
@@ -183,7 +183,7 @@ $$;
 comment on function relay.lanes(regclass, name, name, name, text[], text, interval) is
     'Declares that the rows of a table are lanes. Example: select relay.lanes(''public.lists'', order_by => ''{position}'')';
 
--- The rows of a table are lanes no more. Takes ACCESS EXCLUSIVE on the table, as relay.unwatch does.
+-- Makes the rows of a table no longer lanes. Takes ACCESS EXCLUSIVE on the table, as relay.unwatch does.
 create or replace function relay.drop_lanes(target regclass, patience interval default '30 seconds') returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -211,9 +211,9 @@ begin
 end
 $$;
 
-comment on function relay.drop_lanes(regclass, interval) is 'The rows of a table are lanes no more.';
+comment on function relay.drop_lanes(regclass, interval) is 'Stops using the rows of a table as lanes.';
 
--- For what fires no trigger at all: a load with triggers disabled, a partition attached or detached.
+-- For changes that fire no trigger: a load with triggers disabled, a partition attached or detached.
 create or replace function relay.resync() returns void
     language sql
     set search_path = pg_catalog, pg_temp
@@ -257,7 +257,7 @@ as $$
                 pg_catalog.replace(f.proname, 'lanes_', 'lane_'))
         ) made on true
     ) triggers
-    -- Those of partitions without the trigger on TRUNCATE: the file of a truncated one is another.
+    -- The files of partitions without the trigger on TRUNCATE: a truncated one has another file.
     cross join lateral (
         select pg_catalog.string_agg(pg_catalog.concat_ws(' ', p::oid, pg_catalog.pg_relation_filenode(p)), ',' order by p::oid) as said
         from relay.parts(w.target) p
@@ -289,7 +289,7 @@ as $$
               union select m from relay.extra_tables(w.target) e cross join lateral relay.types(e) m) made_of (m)
         join pg_catalog.pg_type t on t.oid = m
     ) types
-    -- The names of what is not temporary, where values of these types show them.
+    -- The names of all objects that are not temporary, if values of these types show them.
     cross join lateral (
         select pg_catalog.md5(pg_catalog.string_agg(n.said, ',' order by n.said)) as said
         from (
@@ -339,7 +339,7 @@ declare
 begin
     perform from relay.horizon h where h.place = here and h.shape is distinct from present for update skip locked;
     if found then
-        -- Not the xmax of a snapshot: above it are transactions that began before the one that changed the shape was over.
+        -- Not the xmax of a snapshot: transactions above it may have begun before the one that changed the shape ended.
         update relay.horizon h set shape = present, shaped = pg_catalog.pg_current_xact_id() where h.place = here;
     end if;
     return query
@@ -364,7 +364,7 @@ end
 $$;
 
 comment on function relay.note_shape() is
-    'The shape of the watched tables, below which id transactions may be older than it, and what it is made of.';
+    'The shape of the watched tables, the id below which transactions may be older, and what the shape is made of.';
 
 -- The tables that a watch's tasks are made of.
 create or replace function relay.tables_of(w relay.watches) returns setof regclass
@@ -413,7 +413,7 @@ create or replace view relay.watched as
            w.watched_as,
            w.shown,
            w.target::oid as target,
-           -- Whether another table has the name now that it had when it was watched.
+           -- Whether the name under which it was watched is now that of another table.
            exists (select from pg_catalog.pg_class o join pg_catalog.pg_namespace p on p.oid = o.relnamespace
                    where o.oid <> w.target and o.relkind in ('r', 'p')
                      and array[p.nspname, o.relname]::text[] = pg_catalog.parse_ident(w.watched_as)) as replaced,
@@ -427,8 +427,7 @@ create or replace view relay.watched as
            array(select a.attname from pg_catalog.pg_attribute a
                  where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden)
                  order by a.attnum) as columns,
-           -- What clients should sort by: nothing where the order is none that a DBA has declared, so that a board.sync
-           -- is as the guide has it.
+           -- What clients should sort by: nothing, if no order was declared.
            case when not relay.is_usual_order(w.said -> 'order_by')
                 then array(select o.key from relay.ordering(w.target, w.order_by) o order by o.n) end as ordering,
            w.distinct_ids,
@@ -448,7 +447,7 @@ create or replace view relay.watched as
 
 comment on view relay.watched is 'What is watched. triggers_complete false: run relay.watch again.';
 
--- Whether a trigger function is there as it should be: of this owner, with this body, and to be called by this role.
+-- Whether a trigger function exists with this owner, this body, and the right of this role to call it.
 create or replace function relay.is_made(name text, owner text, body text, caller text) returns boolean
     language sql
     stable
@@ -553,7 +552,7 @@ begin
         left join pg_catalog.pg_roles r on r.rolname = f.role
         where r.oid is distinct from p.proowner
     loop
-        -- Two that repair at once would be in each other's way.
+        -- Two repairs at once would get in each other's way.
         lock table relay.epochs in share update exclusive mode;
         perform relay.give(needed.func, needed.role);
         restored := pg_catalog.array_append(pg_catalog.array_remove(restored, needed.role), needed.role);
@@ -567,7 +566,7 @@ begin
 end
 $$;
 
-comment on function relay.restore_rights() is 'Gives to the roles of the relay the rights that they need.';
+comment on function relay.restore_rights() is 'Restores the rights that the roles of the relay need.';
 
 -- Makes those functions as they should be, after columns were renamed or retyped, or somebody has replaced one; the daemon
 -- calls it. Replacing a function locks no table, and has every
@@ -587,7 +586,7 @@ declare
 begin
     perform relay.restore_rights();
     altered := array(select a from relay.altered() a);
-    -- The loops would be planned even so, which takes longer than all else here.
+    -- Return early: planning the loops takes longer than everything else here.
     if altered = '{}' then
         return made;
     end if;
@@ -609,4 +608,4 @@ begin
 end
 $$;
 
-comment on function relay.refresh() is 'Makes the trigger functions fit the tables as they are now.';
+comment on function relay.refresh() is 'Regenerates the trigger functions if their tables have changed.';

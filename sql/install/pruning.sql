@@ -1,7 +1,6 @@
 -- Pruning
 
--- The decisions here need the snapshot of each statement; one from the beginning of the transaction would be too
--- old.
+-- The decisions here need a snapshot per statement. One from the beginning of the transaction would be too old.
 create or replace function relay.require_read_committed(caller text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -14,7 +13,7 @@ begin
 end
 $$;
 
--- Notes what is committed by now, and the bytes of entries that it added. Where nothing is new it writes nothing, so
+-- Records what is committed by now, and the bytes of entries that it added. If there is nothing new, it writes nothing, so
 -- an idle database stays idle.
 create or replace function relay.tick(here text) returns void
     language sql
@@ -34,8 +33,8 @@ as $$
     where found.entries > 0
 $$;
 
--- Deletes a bounded number of entries below "floor", so that no call takes long; returns how many. They are
--- found from where the last call ended: what is deleted stays in the index until it is vacuumed, and that waits for the
+-- Deletes a bounded number of entries below "floor", so that no call takes long, and returns how many. The search begins
+-- where the last call ended, because deleted rows stay in the index until they are vacuumed, and that waits for the
 -- longest transaction of the database.
 create or replace function relay.sweep(here text, floor xid8, most integer) returns integer
     language plpgsql
@@ -58,9 +57,9 @@ begin
 end
 $$;
 
--- Deletes the oldest changes, by age and by size (see relay.settings); returns how many. Call it again until it
--- returns 0, each time in a transaction of its own. It only deletes: so it waits for nobody, nobody waits for it, and
--- a reader sees what its snapshot shows. Of two at once, the second does nothing.
+-- Deletes the oldest changes, by age and by size (see relay.settings), and returns how many. Call it until it returns 0,
+-- each time in a transaction of its own. It only deletes, so it waits for nobody, nobody waits for it, and readers see
+-- what their snapshots show. If two run at once, the second does nothing.
 create or replace function relay.prune(keep interval default null, most bigint default null) returns bigint
     language plpgsql
     security definer
@@ -72,7 +71,7 @@ declare
 begin
     perform relay.require_read_committed('relay.prune');
     perform relay.forget_others(here);
-    -- Where the clock was set back, it takes the ticks along: none would be old, and none be added, until it had caught up.
+    -- If the clock was set back, move the ticks, too. Otherwise none would be old or added until the clock had caught up.
     if exists (select from relay.ticks t where t.place = here and t.at > pg_catalog.clock_timestamp() + interval '1 second') then
         perform from relay.horizon h where h.place = here for update skip locked;
         if not found then
@@ -86,7 +85,7 @@ begin
     where not exists (select from relay.ticks t
                       where t.place = here and t.at > pg_catalog.clock_timestamp() - interval '1 second' and keep is null);
     select coalesce(keep, s.keep_age), coalesce(most, s.keep_bytes) into keep, most from relay.settings s;
-    -- The youngest tick that is too old, or has too much after it: all that was over by then may go.
+    -- The latest tick that is too old, or has too much after it: transactions that had ended by then may be deleted.
     select pg_catalog.pg_snapshot_xmin(t.seen) into floor
     from (
         select k.at, k.seen, sum(k.bytes) over (order by k.at desc) - k.bytes as younger
@@ -104,8 +103,8 @@ begin
     update relay.horizon h
     set seen = pg_catalog.concat(floor, ':', floor, ':')::pg_snapshot
     where h.place = here and pg_catalog.pg_snapshot_xmax(h.seen) < floor;
-    -- The tick of this floor stays until all below it are gone, which may take several calls; and the youngest one, for
-    -- the next counts from it.
+    -- The tick of this floor is kept until everything below it is deleted, which may take several calls. The latest tick is
+    -- kept, because the next one counts from it.
     delete from relay.ticks t
     where t.place = here and pg_catalog.pg_snapshot_xmin(t.seen) < floor
       and t.at < (select max(k.at) from relay.ticks k where k.place = here);
@@ -113,7 +112,7 @@ begin
 end
 $$;
 
-comment on function relay.prune(interval, bigint) is 'Lets old changes go; the daemon calls it every few seconds.';
+comment on function relay.prune(interval, bigint) is 'Deletes old changes; the daemon calls it every few seconds.';
 
 -- The files of the journal's entries: the table, and its TOAST table.
 create or replace function relay.journal_parts() returns setof regclass
@@ -126,8 +125,9 @@ as $$
     select c.reltoastrelid from pg_catalog.pg_class c where c.oid = 'relay.journal'::regclass
 $$;
 
--- An id above that of every transaction which has one now. A snapshot does not tell: transactions that are running
--- may lie above its xmax. A block with an exception clause is a subtransaction, and gets the next id when it writes.
+-- An id above those of all transactions that have one now. It cannot be taken from a snapshot, because running
+-- transactions may be above its xmax. A block with an exception clause is a subtransaction, which gets the next id when it
+-- writes.
 create or replace function relay.next_xid() returns xid8
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -146,18 +146,17 @@ begin
 end
 $$;
 
--- Ends a pause, if there is room: journalling goes on, and relays must read their boards again. Returns
--- whether journalling goes on. What the journal holds is deleted first, for nobody can go on from it; room is there
--- when that was vacuumed, which waits for the longest transaction of the database.
+-- Ends a pause if there is room. Then journalling resumes, and relays must read their boards again. Returns whether
+-- journalling has resumed. First, the journal's entries are deleted, because nobody can continue from them. There is room
+-- once they are vacuumed, which waits for the longest transaction of the database.
 --
--- That all of a full file is free must be proved, or journalling would pause at once again: a VACUUM, of the table and of
--- its TOAST table, that began when everything was deleted, and left nothing. It began then if it ended later, and none
--- ran at that moment. What the statistics say of the rows does not do, for it comes late, and what VACUUM says of the
--- living rows is an estimate.
+-- It must be certain that a full file is free, or journalling would pause again at once. The proof is a VACUUM of the table
+-- and of its TOAST table that began after everything was deleted. It did if it ended later, and none was running at that
+-- moment. Statistics would not do: those of rows are delayed, and VACUUM only estimates the number of live rows.
 --
--- What was not journalled during the pause cannot be missed: a transaction that skipped an entry had its id by then, so in
--- the snapshot taken after journalling went on, it is either over (then the horizon, which is that snapshot, sees it)
--- or still running. For each of the latter an entry is made in its name, which no reader takes before it is over.
+-- Changes that were not journalled during the pause are not missed. A transaction that skipped an entry had its id by then.
+-- So in the snapshot taken after journalling resumed, either it has ended, and the horizon, which is that snapshot, sees
+-- it; or it is running, and an entry is made that names it, which no reader takes before it has ended.
 create or replace function relay.resume() returns boolean
     language plpgsql
     security definer
@@ -176,14 +175,14 @@ declare
 begin
     perform relay.require_read_committed('relay.resume');
     perform from relay.horizon h where h.place = here for update;
-    -- The control is changed under this lock only.
+    -- The control is only changed under this lock.
     lock table relay.horizon in share update exclusive mode;
     count := relay.pauses();
     if count = (select h.pauses from relay.horizon h where h.place = here) then
         return true;
     end if;
     if relay.paused() then
-        -- Others may have written entries that are not visible yet, or be vacuuming it.
+        -- There may be entries that are not visible yet, or a vacuum may be running.
         busy := exists (
             select from pg_catalog.pg_locks l
             where l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
@@ -193,7 +192,7 @@ begin
             update relay.horizon h set emptied = null where h.place = here;
         elsif not busy and (select h.emptied is null or h.emptied > pg_catalog.clock_timestamp() from relay.horizon h where h.place = here) then
             update relay.horizon h set emptied = pg_catalog.clock_timestamp() where h.place = here;
-            -- Autovacuum comes where it knows of dead rows, and may know of none: here are some of both tables.
+            -- Autovacuum only runs if it knows of dead rows, and it may know of none: make some in both tables.
             insert into relay.journal (op, reason)
             select 'P', case i when 1 then (select pg_catalog.string_agg(pg_catalog.gen_random_uuid()::text, '')
                                             from pg_catalog.generate_series(1, 2000)) end
@@ -208,7 +207,7 @@ begin
                                         pg_catalog.pg_stat_get_last_autovacuum_time(p)) vacuumed
             where h.place = here) is true
         then
-            -- So that autovacuum knows at once. Postgres 14 has no such function, and autovacuum knows a little later.
+            -- This informs autovacuum at once. Postgres 14 lacks the function, so there it happens a little later.
             if pg_catalog.current_setting('server_version_num')::integer >= 150000 then
                 perform pg_catalog.pg_stat_force_next_flush();
             end if;
@@ -219,15 +218,15 @@ begin
     end if;
     below := relay.next_xid()::text::bigint;
     after := pg_catalog.pg_current_snapshot();
-    -- The file does not shrink. Where it is as large as it may be, it is free, and may be filled again, and a little
-    -- more, for free room is not always found at once: by an eighth of what was asked for, until it is twice as large;
-    -- then by a sixty-fourth, for with less it would pause at once again.
+    -- The file does not shrink. If it has its maximum size, all of it is free and may be filled again, and a little more,
+    -- because free space is not always found at once: by an eighth of the setting until it is twice as large, and then by a
+    -- sixty-fourth. With less, journalling would pause again at once.
     update relay.horizon h
     set seen = after, pauses = count, emptied = null,
         ceiling = case when size > most - most / 4
                   then greatest(size + most / 64, least(size + most / 8, 2 * most)) else 0 end
     where h.place = here;
-    -- The youngest stays, for it says how wide entries are.
+    -- The latest tick is kept, because it shows how wide entries are.
     delete from relay.ticks t where t.place = here and t.at < (select max(k.at) from relay.ticks k where k.place = here);
     insert into relay.journal (xid, op, reason)
     select running.xid, 'S', 'journalling_paused'
@@ -244,9 +243,9 @@ $$;
 
 comment on function relay.resume() is 'Ends a pause of the journal; the daemon calls it.';
 
--- Promises that the caller polls the journal for the given milliseconds, two seconds at most: the triggers do not notify
--- meanwhile, for transactions that notify commit one at a time in the whole cluster. When this begins it notifies once
--- itself, so that all other relays poll too.
+-- Promises that the caller polls the journal for the given milliseconds, at most two seconds. Meanwhile the triggers do not
+-- notify, because transactions that notify commit one at a time in the whole cluster. When polling begins, this notifies
+-- once, so that all other relays poll, too.
 create or replace function relay.poll_for(ms integer) returns void
     language plpgsql
     security definer
@@ -269,4 +268,4 @@ exception when lock_not_available then
 end
 $$;
 
-comment on function relay.poll_for(integer) is 'Spares writers the notification; a busy daemon calls it.';
+comment on function relay.poll_for(integer) is 'Makes triggers stop notifying while daemons poll; a busy daemon calls it.';

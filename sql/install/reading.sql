@@ -40,18 +40,18 @@ as $$
     join pg_catalog.pg_attribute a on a.attrelid = c.target and a.attname = c.board_column
 $$;
 
--- The type that says how the names of a watch's boards are written, if one does.
+-- The type that determines how the names of a watch's boards are written, if any.
 create or replace function relay.written_as(w relay.watches) returns regtype
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    -- An expression that a uuid is part of says, as a rule, the uuid.
+    -- The value of an expression on a uuid is usually the uuid.
     select coalesce(relay.board_type(w), (select 'uuid'::regtype from pg_catalog.jsonb_array_elements(w.said -> 'board_as' -> 'uses') u
                                           where u ->> 2 = 'uuid' limit 1))
 $$;
 
--- The operator by which a type's own indexes find what is equal: that of citext is not in pg_catalog.
+-- The equality operator of a type's own indexes: that of citext, for example, is not in pg_catalog.
 create or replace function relay.equals(typ regtype) returns text
     language sql
     stable
@@ -67,10 +67,10 @@ as $$
         where c.opcintype = typ and c.opcdefault), '=')
 $$;
 
--- The condition that finds the rows of a board by an index, in SQL, given the column that names it and its type. Of
--- case-insensitive text it finds more. The board is a literal, for that is cast by no function of users; the column is cast
--- for domains, some of which have no operators. Where an enum's owner has made implicit casts, Postgres finds no operator,
--- or theirs: so there is no such condition.
+-- The condition that finds the rows of a board by an index, in SQL, given the column that names the board, and its type. For
+-- case-insensitive text it finds more rows. The board is a literal, because literals are not cast by functions of users. The
+-- column is cast for domains, some of which have no operators. If an enum's owner has made implicit casts, Postgres may find
+-- no operator, or theirs, so there is no such condition.
 create or replace function relay.in_index(own_table text, col name, typ regtype, board text) returns text
     language sql
     stable
@@ -81,9 +81,9 @@ as $$
            else pg_catalog.format('%1$s.%2$I::%4$s %5$s %3$L::%4$s', own_table, col, board, pg_catalog.format_type(typ, -1), relay.equals(typ)) end
 $$;
 
--- Keeps the tables that a board may have rows in from being truncated or rewritten until the end of the transaction: of
--- such a table, an older snapshot shows no row. So the statement that reads comes after this one, and takes its
--- snapshot then. The caller sets how long to wait for each. Returns those watches, and whether their tables are held.
+-- Locks the tables that a board may have rows in, so that they are not truncated or rewritten before the transaction ends:
+-- an older snapshot would see no rows in such a table. So the statement that reads must come after this one, to take a later
+-- snapshot. The caller sets the lock timeout. Returns the watches, and whether their tables could be locked.
 --
 -- It is an error if one is not, be it for a lock or for a right that is missing, but for the watches that the caller knows to have no row on the board.
 create or replace function relay.hold_tables(board text, absent integer[] default '{}')
@@ -95,7 +95,7 @@ as $$
 #variable_conflict use_column
 declare
     patience constant text := pg_catalog.current_setting('lock_timeout');
-    -- Read once: planning this takes longer than all else here.
+    -- Read once: planning this takes longer than everything else here.
     watches  constant relay.watches[] := array(
         select w from relay.watches w
         where w.problem is null and (relay.board_type(w) is null or relay.written(hold_tables.board, relay.board_type(w)) = hold_tables.board));
@@ -146,14 +146,14 @@ as $$
            else coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'lane.'), 'true') end
 $$;
 
--- How the rows of a watch find their lanes, in SQL: a join with their table, whose alias is "lane", given the lane of a row.
--- With "careful", a lane at which the filter fails is none, and no error.
+-- The join of a watch's rows with the table of their lanes, whose alias is "lane", in SQL, given the lane of a row. With
+-- "careful", a lane at which the filter fails is left out, instead of an error.
 create or replace function relay.lane_join(w relay.watches, lane text, careful boolean) returns text
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    -- Columns of different collations cannot be compared but by naming one: that of the index.
+    -- Columns with different collations can only be compared by naming one: that of the index.
     select pg_catalog.format('join only %1$s lane on lane.%2$I::%3$s = %4$s::%3$s%5$s and %6$s', l.target, l.id_column, comparable,
                              lane, case comparable when 'text' then pg_catalog.format(' collate %s', a.attcollation::regcollation) end,
                              relay.lane_condition(l, careful))
@@ -176,7 +176,7 @@ begin
     foreach tab in array tables loop
         execute pg_catalog.format('lock table %s in access share mode', tab);
     end loop;
-    -- The catalog as this snapshot has it, and as it is.
+    -- The catalog in this snapshot, and the current one.
     if exists (select from pg_catalog.unnest(tables) t cross join lateral relay.parts(t) p
                join pg_catalog.pg_class c on c.oid = p
                where c.relkind = 'r' and c.relfilenode <> pg_catalog.pg_relation_filenode(p))
@@ -190,9 +190,9 @@ begin
 end
 $$;
 
--- The board of the places that rows of watches with lanes have, see relay.placing_body: those that have one, in the snapshot
--- of the calling transaction. Of a watch whose lanes cannot be read, such as for a lock on their table, or for it was
--- rewritten since that snapshot, a row without a place.
+-- The boards of places whose lanes are rows of a table, see relay.placing_body, in the snapshot of the calling transaction.
+-- Places without a board are not returned. A watch whose lanes cannot be read, because their table is locked or has been
+-- rewritten since that snapshot, has a row without a place.
 create or replace function relay.resolve(watches integer[], places text[])
     returns table (watch integer, place text, board text)
     language plpgsql
@@ -220,7 +220,7 @@ begin
             begin
                 return query execute query || relay.lane_join(w, 'p.lane', false) using w.id, watches, places;
             exception when data_exception or program_limit_exceeded then
-                -- What was returned by then is right, as far as it goes, and is returned once more.
+                -- What has been returned so far is right, and is returned again.
                 return query execute query || relay.lane_join(w, 'p.lane', true) using w.id, watches, places;
             end;
         exception when others then
@@ -235,9 +235,9 @@ $$;
 
 comment on function relay.resolve(integer[], text[]) is 'The boards of tasks that are found through their lanes.';
 
--- The lanes of a board in their order, as JSON: the id and the name of each. None where none are declared for it, but for
--- watches that are left out. With "careful", also each row at which the filter fails, as "!" and, as
--- JSON, its table, its id and why.
+-- The lanes of a board in order, as JSON: the id and the name of each. Returns nothing if no table of lanes is declared for
+-- it, not counting watches that are left out. With "careful", also returns each row at which the filter fails, as "!"
+-- followed by JSON: its table, its id, and why.
 create or replace function relay.lanes_of(board text, careful boolean, absent integer[]) returns setof text
     language plpgsql
     stable
@@ -264,7 +264,7 @@ begin
             relay.as_text(l.target, l.name_column, 'lane.' || pg_catalog.quote_ident(l.name_column)),
             relay.order_clause(l.target, l.order_by, 'lane'),
             l.id_column, l.target, on_board, relay.lane_condition(l, careful)) into its;
-        -- Two JSON arrays become one.
+        -- Join two JSON arrays.
         listed := coalesce(pg_catalog.left(listed, -1) || ',' || pg_catalog.substr(its::text, 2), listed, its::text);
         if careful and l.filter is not null then
             return query execute pg_catalog.format(
@@ -302,7 +302,7 @@ begin
     select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', a.attname), ', ' order by a.attnum) into columns
     from pg_catalog.pg_attribute a
     where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden);
-    -- A column that had the row's alias as its name would be taken for the row.
+    -- No column may have the row's alias as its name, or it would be taken for the row.
     row_name := 'row_' || pg_catalog.md5(columns);
 
     select relay.as_text(l.target, l.board_column, 'lane.' || pg_catalog.quote_ident(l.board_column)) into of_lane
@@ -314,7 +314,7 @@ begin
                       relay.as_text(w.target, w.board_column, 'row_of_table.' || pg_catalog.quote_ident(w.board_column)));
     filter := coalesce(relay.spelled(w.target, w.said -> 'filter', w.same, 'row_of_table.'), 'true');
     task := relay.labelled(w, 'p.at', 'i.image', extras);
-    -- An expression may fail at any row. Where a column names the board, such a row is reported with it.
+    -- An expression may fail at any row. If a column names the board, such a row is reported as one of that board.
     if guarded then
         filter := 'true';
         board := case when of_lane is not null then pg_catalog.format('case when p.at[4] is null then %s end', of_lane)
@@ -350,10 +350,10 @@ create or replace function relay.board(board text, careful boolean default false
     language plpgsql
     stable
     security definer
-    -- A policy that filters rows would leave boards silently empty; this makes it an error.
+    -- Make a policy that would filter rows an error, instead of silently leaving boards empty.
     set row_security = off
     set search_path = pg_catalog, pg_temp
-    -- The same as where the journal's images are made.
+    -- The same settings as for the journal's images.
     set timezone = 'UTC'
     set datestyle = 'ISO, MDY'
     set intervalstyle = 'postgres'
@@ -386,8 +386,8 @@ begin
         continue when typ is not null and written is distinct from board;
 
         its := relay.reading(w, careful, relay.extras_of(w.target, 'row_of_table.', careful));
-        -- The first condition finds the rows by an index; the second is exact where the first is not. An expression that
-        -- may fail is evaluated with care alone.
+        -- The first condition finds the rows by an index, and the second is exact. An expression that may fail is only
+        -- evaluated with "careful".
         select case when l.board_column is null then 'row_of_table' else 'lane' end, coalesce(l.board_column, w.board_column)
         into own_table, col from (select) one left join relay.lane_tables l on l.target = w.lanes;
         indexed := case
@@ -468,7 +468,7 @@ $$;
 
 comment on function relay.board(text, boolean, integer[]) is 'The tasks of one board as subscribers see them.';
 
--- A text that the daemon can be sent, which speaks UTF-8: where the database has another encoding, not all of them can.
+-- A text that can be sent to the daemon in UTF-8. In a database with another encoding, some texts cannot.
 create or replace function relay.readable(said text) returns text
     language plpgsql
     stable
@@ -482,8 +482,8 @@ exception when untranslatable_character or character_not_in_repertoire then
 end
 $$;
 
--- Who may read a board, where the daemon is set to ask (WS_MAY_READ): replace this function as you like. "claims" are
--- those of the client's token. Where they name boards, the daemon has compared them already. Left alone when it is there.
+-- Whether a client may read a board, if the daemon is configured to ask (WS_MAY_READ). Replace this function as you like;
+-- upgrades keep yours. "claims" are those of the client's token. If they name boards, the daemon has already compared them.
 do $$
 begin
     if pg_catalog.to_regprocedure('relay.may_read(jsonb, text)') is null then

@@ -77,7 +77,7 @@ begin
                     using errcode = 'duplicate_object';
             end if;
         end if;
-        -- To give it functions, one must be able to act as it.
+        -- Giving functions to a role requires membership in it.
         if not pg_catalog.pg_has_role(me, name, 'usage') then
             begin
                 execute pg_catalog.format('grant %I to %I', name, me);
@@ -102,7 +102,7 @@ begin
         select 'operator', o.oid::regoperator::text, o.oprowner
         from pg_catalog.pg_operator o where o.oprnamespace = pg_catalog.to_regnamespace('relay')
         union all
-        -- A trigger on a table of the relay's that calls a function which is not.
+        -- Triggers on tables of the relay that call functions of others.
         select 'the function of trigger ' || t.tgname || ' on', t.tgrelid::regclass::text, p.proowner
         from pg_catalog.pg_trigger t
         join pg_catalog.pg_class c on c.oid = t.tgrelid and c.relnamespace = pg_catalog.to_regnamespace('relay')

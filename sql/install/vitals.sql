@@ -1,7 +1,7 @@
 -- Watching over it
 
--- Writes a probe: an entry that concerns no board, with a notification of its own. The daemon that wrote it finds out
--- whether both come back to it, and how soon. True if it notified, which it does not when the queue fills up.
+-- Writes a probe: an entry that concerns no board, with a notification of its own. The daemon that wrote it measures
+-- whether and when both come back. Returns whether it notified: it does not while the queue is filling up.
 create or replace function relay.probe(label text) returns boolean
     language plpgsql
     security definer
@@ -20,7 +20,7 @@ begin
 end
 $$;
 
-comment on function relay.probe(text) is 'Writes a change that concerns nobody; daemons call it to see that changes come through.';
+comment on function relay.probe(text) is 'Writes a change that concerns nobody; daemons call it to check that changes come through.';
 
 -- How the journal is. "journal_rows" is what the statistics say, a second late; "dead_rows" how many wait to be
 -- vacuumed; "journal_bytes" about what both take of the file, which never shrinks, at the width of the entries kept;
@@ -46,7 +46,7 @@ as $$
            pg_catalog.pg_stat_get_dead_tuples('relay.journal'::regclass)
     from relay.settings s
     cross join (select pg_catalog.pg_total_relation_size('relay.journal'::regclass) as size) f
-    -- A tick below which all is gone says nothing of the age of what is left.
+    -- Ticks below which everything has been deleted say nothing about the age of the rest.
     cross join (select pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()
                        - min(k.at) filter (where pg_catalog.pg_snapshot_xmin(k.seen) > h.swept)) as age,
                        (sum(k.bytes) / sum(k.entries))::bigint as width
@@ -56,7 +56,7 @@ $$;
 
 comment on function relay.vitals() is 'How large and how old the journal is, and whether it is pruned as it should be.';
 
--- Who keeps what was deleted from being vacuumed, in this database, the oldest first: at most three, for people.
+-- Describes the transactions that prevent the vacuum of deleted entries in this database, the oldest first, at most three.
 create or replace function relay.vacuum_holders() returns text
     language sql
     security definer
@@ -106,13 +106,13 @@ declare
     blocks bigint;
     places tid[];
 begin
-    -- To plan a query of a table can run code of its owner's.
+    -- Planning a query of a table can run code of its owner.
     if current_user <> 'relay_reader' then
         raise exception 'relay.widest belongs to %, expected relay_reader: run relay sql install', current_user
             using errcode = 'invalid_object_definition';
     end if;
     for w in select * from relay.watches s where s.problem is null order by s.id loop
-        -- A partition may be read by the roles that may read it, not by those that may read the table it belongs to.
+        -- The right to read a partition does not follow from that to read its table.
         select c.oid into part
         from relay.parts(w.target) p
         join pg_catalog.pg_class c on c.oid = p
@@ -140,7 +140,7 @@ begin
         begin
             perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
             blocks := pg_catalog.pg_relation_size(part) / pg_catalog.current_setting('block_size')::bigint;
-            -- The first rows of blocks all over it, the last among them; the fewer blocks, the more rows of each.
+            -- The first rows of blocks from all over it, including the last; the fewer blocks, the more rows of each.
             select pg_catalog.array_agg(distinct pg_catalog.format('(%s,%s)', (blocks - 1) * i / 63, line)::tid) into places
             from pg_catalog.generate_series(0, 63) i
             cross join pg_catalog.generate_series(1, least(300, 1024 / least(greatest(blocks, 1), 64))) line;

@@ -858,4 +858,4 @@ begin
 end
 $$;
 
-comment on function relay.unwatch(regclass, interval) is 'Stops feeding a table. Said again, it does nothing.';
+comment on function relay.unwatch(regclass, interval) is 'Stops feeding a table. Does nothing if it is not watched.';
