@@ -116,8 +116,11 @@ class Writer:
 
 async def _fields(request: web.Request) -> Fields:
     _require_own_page(request)
-    body = await request.content.read(LARGEST_BODY_BYTES + 1)
-    if len(body) > LARGEST_BODY_BYTES:
+    try:
+        await request.content.readexactly(LARGEST_BODY_BYTES + 1)
+    except asyncio.IncompleteReadError as ex:
+        body = ex.partial
+    else:
         raise _mistake(web.HTTPBadRequest, f"the body is too long: expected {LARGEST_BODY_BYTES} bytes at most")
     try:
         return Fields.model_validate_json(body)
