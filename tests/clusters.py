@@ -86,7 +86,11 @@ def elsewhere(dsn: str, cluster: Cluster) -> str:
 
 
 def client_program(name: str) -> Path:
-    """Find one of Postgres's client programs."""
+    """Find one of Postgres's client programs, of the version of the servers if possible."""
+    if PROGRAMS and (PROGRAMS / name).exists():
+        return PROGRAMS / name
+    if PROGRAMS and name.startswith(("pg_dump", "pg_restore")):
+        do_without(f"{PROGRAMS} has no {name}, and what a newer one writes may be too new for its server")
     try:
         return EmbeddedPostgres().bin / name
     except EmbeddedPostgresError as error:

@@ -31,7 +31,7 @@ from tests.clusters import (
     run,
 )
 from tests.integration.client import Client, Message, Tasks
-from tests.servers import Database, do_without
+from tests.servers import PROGRAMS, Database, do_without
 
 KEEP_BYTES = 500_000
 ROWS = 300
@@ -70,7 +70,8 @@ def standby(primary: Cluster) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def older() -> Iterator[Cluster]:
     """Yield another server, of an older version where the system has one."""
-    with running(lambda: Cluster(programs=SYSTEM_PROGRAMS if SYSTEM_PROGRAMS.exists() else None)) as cluster:
+    programs = PROGRAMS or (SYSTEM_PROGRAMS if SYSTEM_PROGRAMS.exists() else None)
+    with running(lambda: Cluster(programs=programs)) as cluster:
         yield cluster
 
 

@@ -19,11 +19,11 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 
 from relay.model.schema import json_schema
-from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.install import text
 from tests.acceptance.support import RELAY, Daemon, Program, Relays, environment, run_relay, until
 from tests.acceptance.test_guide import node, npm_package
 from tests.certificates import certificate
+from tests.clusters import client_program
 from tests.contract import checked
 from tests.nats import NATS_SERVER, NO_SERVER, NatsServer
 from tests.servers import Database, do_without, sole_use
@@ -91,7 +91,8 @@ def commands(document: Path) -> list[str]:
 
 def run_examples(blocks: list[str], folder: Path, *programs: Path, **settings: str) -> str:
     """Run shell blocks one after the other, until the first that fails, and return what they print."""
-    path = [RELAY.parent, EmbeddedPostgres().bin, *programs, os.environ["PATH"]]
+    client = client_program("pg_dump" if any("pg_dump" in block for block in blocks) else "psql")
+    path = [RELAY.parent, client.parent, *programs, os.environ["PATH"]]
     finished = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "".join(blocks)],
         cwd=folder,
