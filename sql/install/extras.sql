@@ -151,13 +151,16 @@ comment on view relay.extras is 'Data of other tables about tasks, as declared i
 
 -- The tables that the extras of a watched table are made of.
 create or replace function relay.extra_tables(target regclass) returns setof regclass
-    language sql
+    language plpgsql
     stable
     rows 1
     set search_path = pg_catalog, pg_temp
 as $$
-    select d.target from relay.statements('extra_truncate') d
-    where relay.table_named(d.said -> 'task', d.same) = extra_tables.target
+begin
+    return query
+        select d.target from relay.statements('extra_truncate') d
+        where relay.table_named(d.said -> 'task', d.same) = extra_tables.target;
+end
 $$;
 
 -- How clients know a column: in camel case, as decode.py has it.

@@ -368,34 +368,40 @@ comment on function relay.note_shape() is
 
 -- The tables that a watch's tasks are made of.
 create or replace function relay.tables_of(w relay.watches) returns setof regclass
-    language sql
+    language plpgsql
     stable
     rows 2
     set search_path = pg_catalog, pg_temp
 as $$
-    select w.target
-    union all
-    select w.lanes where w.lanes is not null
-    union
-    select e from relay.extra_tables(w.target) e
+begin
+    return query
+        select w.target
+        union all
+        select w.lanes where w.lanes is not null
+        union
+        select e from relay.extra_tables(w.target) e;
+end
 $$;
 
 -- What relay_reader lacks to read a table, as what to do about it; null if nothing.
 create or replace function relay.missing_right(target regclass) returns text
-    language sql
+    language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select case
-        when not pg_catalog.has_schema_privilege('relay_reader', c.relnamespace, 'usage') then pg_catalog.format(
-            'have the owner of the schema run: grant usage on schema %s to relay_reader', c.relnamespace::regnamespace)
-        when not pg_catalog.has_table_privilege('relay_reader', c.oid, 'select') then pg_catalog.format(
-            'have %s run: grant select on %s to relay_reader', c.relowner::regrole, c.oid::regclass)
-        when c.relrowsecurity and not pg_catalog.pg_has_role('relay_reader', c.relowner, 'usage')
-             and not (select r.rolbypassrls from pg_catalog.pg_roles r where r.rolname = 'relay_reader') then
-            'row level security is on: have a superuser run: alter role relay_reader bypassrls'
-    end
-    from pg_catalog.pg_class c where c.oid = target
+begin
+    return (
+        select case
+            when not pg_catalog.has_schema_privilege('relay_reader', c.relnamespace, 'usage') then pg_catalog.format(
+                'have the owner of the schema run: grant usage on schema %s to relay_reader', c.relnamespace::regnamespace)
+            when not pg_catalog.has_table_privilege('relay_reader', c.oid, 'select') then pg_catalog.format(
+                'have %s run: grant select on %s to relay_reader', c.relowner::regrole, c.oid::regclass)
+            when c.relrowsecurity and not pg_catalog.pg_has_role('relay_reader', c.relowner, 'usage')
+                 and not (select r.rolbypassrls from pg_catalog.pg_roles r where r.rolname = 'relay_reader') then
+                'row level security is on: have a superuser run: alter role relay_reader bypassrls'
+        end
+        from pg_catalog.pg_class c where c.oid = target);
+end
 $$;
 
 create or replace view relay.watched as

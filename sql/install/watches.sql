@@ -23,13 +23,16 @@ $$;
 -- A partition that is being detached concurrently, if there is one. Its rows are on no board, but its triggers are there until
 -- the end, so that what is written straight into it is journalled as ever.
 create or replace function relay.detaching(target regclass) returns regclass
-    language sql
+    language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select i.inhrelid::regclass
-    from relay.parts(target) p join pg_catalog.pg_inherits i on i.inhparent = p and i.inhdetachpending
-    order by i.inhrelid limit 1
+begin
+    return (
+        select i.inhrelid::regclass
+        from relay.parts(target) p join pg_catalog.pg_inherits i on i.inhparent = p and i.inhdetachpending
+        order by i.inhrelid limit 1);
+end
 $$;
 
 -- The type's own name, or of what a domain is made of.
@@ -288,6 +291,11 @@ as $$
 declare
     kind constant text := pg_catalog.split_part(func, '_', 1);
 begin
+    -- Most databases have no lanes and no extras, and are asked for those of each watched table.
+    if not exists (select from pg_catalog.pg_proc p where p.pronamespace = 'relay'::regnamespace
+                   and p.proname >= (kind || '_0')::name and p.proname < (kind || '_:')::name) then
+        return;
+    end if;
     return query
         with made as materialized (
             select t.tgrelid::regclass as target, relay.said(t.tgargs) as said
@@ -295,13 +303,15 @@ begin
             where t.tgnargs = 2 and t.tgfoid = (select p.oid from pg_catalog.pg_proc p
                                                 where p.pronamespace = 'relay'::regnamespace and p.proname = func)
         ), noted as materialized (
-            select pg_catalog.substr(pg_catalog.obj_description(p.oid, 'pg_proc'), 10)::jsonb as said
-            from pg_catalog.pg_proc p
-            where p.pronamespace = 'relay'::regnamespace and p.pronargs = 0
-              and p.proname >= (kind || '_')::name and p.proname < (kind || '`')::name
-              and pg_catalog.obj_description(p.oid, 'pg_proc') ~ '^made for {'
-              and not exists (select from made m where pg_catalog.split_part(p.proname, '_', 2)
-                                  = coalesce(m.said ->> 'watch', m.said ->> 'lane_table', m.said ->> 'extra'))
+            select pg_catalog.substr(d.comment, 10)::jsonb as said
+            from (select p.oid from pg_catalog.pg_proc p
+                  where p.pronamespace = 'relay'::regnamespace and p.pronargs = 0
+                    and p.proname >= (kind || '_')::name and p.proname < (kind || '`')::name
+                    and pg_catalog.split_part(p.proname, '_', 2) not in (
+                        select coalesce(m.said ->> 'watch', m.said ->> 'lane_table', m.said ->> 'extra', '') from made m)
+                  offset 0) p
+            cross join lateral pg_catalog.obj_description(p.oid, 'pg_proc') d (comment)
+            where d.comment ~ '^made for {'
         )
         select m.target, m.said, (m.said ->> 'oid')::oid = m.target, true from made m
         union all
