@@ -10,8 +10,9 @@ from typing import Final
 from relay.hub.board import Board, Step
 from relay.hub.ports import Committed, Subscriber
 from relay.hub.shares import Shares
+from relay.model.cursor import Reason
 from relay.model.messages import Meaning
-from relay.model.selection import board_of, is_selection, selection_of
+from relay.model.selection import Changed, board_of, is_selection, selection_of
 
 MAX_SELECTIONS: Final = 1000
 """Maximum number of different selections followed at once: each costs work for each change of its board."""
@@ -89,16 +90,18 @@ def steps(transactions: Iterable[Committed], selections: Mapping[str, Iterable[s
                 found[name].append(Step(transaction.xid, (), transaction.sync, transaction.at))
             continue
         for board, meaning in transaction.messages(selections).items():
+            changed = meaning if isinstance(meaning, str) else Changed(meaning)
             for name in selections[board]:
-                if step := _step(transaction, name, meaning):
+                if step := _step(transaction, name, changed):
                     found[name].append(step)
     return found
 
 
-def _step(transaction: Committed, name: str, meaning: Meaning) -> Step | None:
+def _step(transaction: Committed, name: str, changed: Changed | Reason) -> Step | None:
     """Return what a transaction means to a board or selection, given its meaning to the board; None if nothing."""
-    if is_selection(name) and not isinstance(meaning, str):
-        meaning = selection_of(name).messages(meaning)
+    meaning: Meaning = changed if isinstance(changed, str) else changed.messages
+    if is_selection(name) and not isinstance(changed, str):
+        meaning = selection_of(name).messages(changed)
     if isinstance(meaning, str):
         return Step(transaction.xid, (), meaning, transaction.at)
     return Step(transaction.xid, meaning, at=transaction.at) if meaning else None

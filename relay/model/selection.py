@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Final
@@ -91,6 +91,26 @@ class Whole:
         return places
 
 
+class Changed:
+    """What changed on a board, taken apart once for all selections of it, and only if these need that."""
+
+    def __init__(self, found: list[Message]) -> None:
+        self.messages = found
+
+    def of(self, ids: frozenset[str]) -> list[Message]:
+        """Return the messages about the tasks with these ids, in their order."""
+        fewer: Collection[str] = min(ids, self._places, key=len)
+        places = (place for each in fewer if each in ids for place in self._places.get(each, ()))
+        return [self.messages[place] for place in sorted(places)]
+
+    @cached_property
+    def _places(self) -> Mapping[str, list[int]]:
+        places: defaultdict[str, list[int]] = defaultdict(list)
+        for place, message in enumerate(self.messages):
+            places[messages.text_of(_decode_keyed(message.json).data.id)].append(place)
+        return places
+
+
 class _Unknown(Exception):
     """A task entered the selection, but its message does not carry it, because it was too large."""
 
@@ -126,16 +146,15 @@ class Selection:
             del board["orderBy"]
         return _encode(board)
 
-    def messages(self, found: Sequence[Message]) -> Meaning:
+    def messages(self, changed: Changed) -> Meaning:
         """Derive the selection's messages from the board's; if they lack something, return a reason to read again."""
+        found = changed.messages if self.tasks is None else changed.of(self.tasks)
         try:
             return [message for one in found for message in self._of_one(one)]
         except _Unknown:
             return "row_unreadable"
 
     def _of_one(self, message: Message) -> Iterator[Message]:
-        if self.tasks is not None and messages.text_of(_decode_keyed(message.json).data.id) not in self.tasks:
-            return
         match message.type:
             case "task.created":
                 yield from self._created(_decode_message(message.json).data)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from relay.client.replica import Replica, lane_name
 from relay.model import messages
 from relay.model.messages import Message
-from relay.model.selection import ALL, Selection, Whole, board_of, is_selection, selected, selection_of
+from relay.model.selection import ALL, Changed, Selection, Whole, board_of, is_selection, selected, selection_of
 from relay.model.transaction import Image, Transaction
 from relay.nats.stream import ADDITION_BYTES, extended, message_of
 
@@ -117,7 +117,7 @@ def test_a_selection_is_followed_as_a_board_would_be_that_has_nothing_else(
         passed = [message_of(extended(message)) for message in found]
         assert passed == found
         for replica, whole in ((near, found), (far, passed)):
-            its = selection.messages(whole)
+            its = selection.messages(Changed(whole))
             assert not isinstance(its, str)
             alone = changes(narrowed(before, selection), narrowed(after, selection))
             assert sorted(one.json for one in its) == sorted(one.json for one in alone)
@@ -151,10 +151,11 @@ def test_what_is_too_large_to_come_along_has_the_selection_read_again() -> None:
     """Where the task stays in the selection, or leaves it, nothing is missing."""
     before: Tasks = {1: {"id": 1, "boardId": "default", "lane": "todo", "title": "x" * ADDITION_BYTES}}
     moved = [message_of(extended(one)) for one in changes(before, {1: before[1] | {"lane": "done"}})]
-    assert selected(["done"], None, [1]).messages(moved) == "row_unreadable"
-    assert selected(["done"], None, [2]).messages(moved) == []
-    assert [one.type for one in selected(["todo"], None).messages(moved)] == ["task.deleted"]  # type: ignore[union-attr]
-    assert selected(None, ["title"]).messages(moved) == moved
+    changed = Changed(moved)
+    assert selected(["done"], None, [1]).messages(changed) == "row_unreadable"
+    assert selected(["done"], None, [2]).messages(changed) == []
+    assert [one.type for one in selected(["todo"], None).messages(changed)] == ["task.deleted"]  # type: ignore[union-attr]
+    assert selected(None, ["title"]).messages(changed) == moved
     assert max(len(extended(one)) for one in moved) < ADDITION_BYTES
 
 

@@ -1095,6 +1095,20 @@ def test_a_board_is_taken_apart_once_for_all_selections_of_its_tasks(monkeypatch
     assert read.call_count == 3
 
 
+def test_changes_are_taken_apart_once_for_all_selections_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand clients that follow one task each held up everybody for ten seconds after a large update."""
+    read = Mock(side_effect=selection._decode_keyed)  # noqa: SLF001  # what costs most
+    monkeypatch.setattr(selection, "_decode_keyed", read)
+    scene, crowd = Scene(), [Listener() for _ in range(3)]
+    for number, one in enumerate(crowd):
+        scene.hub.subscribe(one, selected(tasks=[11 + number]).of("a"))
+    assert scene.hub.begin_read("a")
+    scene.hub.synced("a", Snapshot.parse("10:10:"), b'{"lanes":{}}')
+    scene.hub.publish([wrote(xid, "a") for xid in range(11, 15)], Snapshot.parse("15:15:"))
+    assert [one.sent[1:] for one in crowd] == [[framed(xid, board="a")] for xid in range(11, 14)]
+    assert read.call_count == 4
+
+
 def test_of_a_large_board_a_few_selections_are_made_of_each_read_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fifty of a board of twenty thousand tasks held up everybody for two seconds; and none waits for ever."""
     monkeypatch.setattr(hub, "SELECTED_BYTES", 30)
