@@ -14,6 +14,7 @@ import re
 import socket
 import ssl
 import struct
+import sys
 import threading
 import zlib
 from collections.abc import AsyncIterator, Iterator
@@ -50,6 +51,10 @@ SMALL_BUFFER = 128 * 1024
 """What a slow client's kernel takes for it, about, so that falling behind shows early."""
 
 MEBIBYTE = 1024 * 1024
+
+# From Python 3.14 on, the size of the stack limits how deep JSON is read, not a number of levels.
+_DEEP = sys.version_info >= (3, 14)
+
 PING = '{"type":"ping"}'
 PONG = b'{"type":"pong"}'
 KEY = base64.b64encode(bytes(16)).decode()
@@ -289,8 +294,10 @@ async def test_unknown_keys_are_left_alone(database: Database, relay: Relay) -> 
         pytest.param(PING + PING, "invalid_json", id="two in one"),
         pytest.param("\ufeff" + PING, "invalid_json", id="byte order mark"),
         pytest.param("[" * 100_000, "invalid_json", id="deep and broken"),
-        pytest.param("[" * 100_000 + "]" * 100_000, "invalid_json", id="deep"),
-        pytest.param('{"type":' * 100_000 + "1" + "}" * 100_000, "invalid_json", id="deep objects"),
+        pytest.param("[" * 100_000 + "]" * 100_000, "invalid_message" if _DEEP else "invalid_json", id="deep"),
+        pytest.param(
+            '{"type":' * 100_000 + "1" + "}" * 100_000, "unknown_type" if _DEEP else "invalid_json", id="deep objects"
+        ),
         pytest.param("[]", "invalid_message", id="array"),
         pytest.param("null", "invalid_message", id="null"),
         pytest.param('"ping"', "invalid_message", id="string"),
