@@ -50,6 +50,12 @@ def text(name: str) -> str:
     return _INCLUDED.sub(lambda found: (folder / found[1]).read_text() + "\n", (folder / f"{name}.sql").read_text())
 
 
+_OTHER_EDITION: Final = (
+    "schema relay holds functions of another edition: run relay sql uninstall, then install and watch your tables "
+    "again"
+)
+
+
 def run(database_url: str, name: str) -> None:
     """Run one of FILES. Raises InstallError."""
     with _connection(database_url) as connection, connection.transaction():
@@ -59,7 +65,11 @@ def run(database_url: str, name: str) -> None:
         # Of a schema that is somebody else's, install.sql says more.
         if name != "install" and (lacking := connection.execute(_NOT_OURS, {"of": ""}).fetchone()):
             raise InstallError(lacking[0])
-        connection.execute(text(name).encode())
+        try:
+            connection.execute(text(name).encode())
+        # What a function returns, and a view's columns, cannot be replaced.
+        except (psycopg.errors.InvalidFunctionDefinition, psycopg.errors.InvalidTableDefinition) as ex:
+            raise InstallError(f"{_OTHER_EDITION} ({error_line(ex)})") from ex
 
 
 WATCH_SETTINGS: Final = {

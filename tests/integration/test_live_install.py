@@ -199,6 +199,23 @@ def test_install_over_another_edition_refuses_and_changes_nothing(database: Data
 
 
 @pytest.mark.parametrize(
+    "other",
+    [
+        "drop function relay.note_shape(); create function relay.note_shape() returns int language sql as 'select 1'",
+        "create or replace view relay.watched as select w.*, null::text as another from relay.watched w",
+    ],
+    ids=["function", "view"],
+)
+def test_install_over_other_functions_says_what_to_do(database: Database, other: str) -> None:
+    """What a function returns and a view's columns cannot be replaced, and Postgres's own hint does not help."""
+    database.execute(other)
+    with pytest.raises(install.InstallError, match="of another edition: run relay sql uninstall, then install and"):
+        install.run(database.dsn, "install")
+    for name in ("uninstall", "install"):
+        install.run(database.dsn, name)
+
+
+@pytest.mark.parametrize(
     "missing",
     [
         "drop table relay.ticks cascade",
