@@ -724,6 +724,7 @@ begin
         -- What was returned by then is right, as far as it goes, and is returned once more.
         return query execute pg_catalog.format(query, relay.extra_value(e, at, true)) using keys;
     end;
+    raise sqlstate 'RL003';  -- see relay.board
 exception when others then
     return;  -- what is lacking is what could not be read
 end
@@ -773,7 +774,10 @@ begin
     exception when data_exception or program_limit_exceeded then
         return query select * from relay.read_touched(w, e, relay.touched_query(w, e, far, true), keys, boards);
     end;
-exception when others then
+    raise sqlstate 'RL003';  -- see relay.board
+exception when sqlstate 'RL003' then
+    return;
+when others then
     return query select null::text, null::integer, null::text, null::text, null::bigint;
 end
 $$;

@@ -230,6 +230,9 @@ begin
             return next;
         end;
     end loop;
+    raise sqlstate 'RL003';
+exception when sqlstate 'RL003' then
+    return;  -- see relay.board
 end
 $$;
 
@@ -414,6 +417,10 @@ begin
         where coalesce(relay.written(board, relay.written_as(s)) = board, relay.written_as(s) is null)) then
         return query select null::integer, pg_catalog.to_json(otherwise)::text;
     end if;
+    raise sqlstate 'RL003';
+-- What is returned stays. What code of users has set in the session of the reader does not: it could end the feed of all.
+exception when sqlstate 'RL003' then
+    return;
 end
 $$;
 

@@ -330,6 +330,36 @@ def test_owner_gains_nothing_by_another_type_of_a_column_that_was_checked(
     assert "whose text a user's code may make" in problem
 
 
+@pytest.mark.parametrize("spot", ["cast", "predicate of an index"])
+async def test_what_users_code_does_to_the_session_of_a_reader_ends_with_the_read(
+    database: Database, app: str, spot: str
+) -> None:
+    """Boards of other tables are read in the same session, and the feed ends with it."""
+    _as(
+        database,
+        app,
+        "create type mood as enum ('x'); create table moods (id text primary key, board_id text, lane text, m mood); "
+        "create function spoil() returns void language plpgsql as $$ begin perform set_config(name, value, false) "
+        "from (values ('statement_timeout', '1ms'), ('idle_in_transaction_session_timeout', '1ms'), "
+        "('client_encoding', 'LATIN1')) s (name, value); deallocate all; end $$; "
+        "create function spoil(text) returns text immutable language plpgsql as $$ begin "
+        "if current_user ~ '^relay_re' then perform public.spoil(); end if; return $1; end $$; "
+        "create function mood_json(mood) returns json language sql as $$ select to_json(public.spoil('x')) $$; "
+        + ("create cast (mood as json) with function mood_json(mood)" if spot == "cast" else "")
+        + ("create index on moods (lane) where spoil('x') <> ''" if spot != "cast" else ""),
+    )
+    database.execute("select relay.watch('moods', distinct_ids => true)")
+    _as(database, app, "insert into moods select i, 'own-' || i, 'todo', 'x' from generate_series(1, 8) i")
+    database.execute("insert into tasks (id, title) values ('b', 'B')")
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        for number in range(1, 9):  # more often than it takes psycopg to prepare a statement
+            await client.subscribe(f"own-{number}")
+            assert client.tasks.keys() == {str(number)}
+        await client.subscribe("default")
+        assert client.tasks.keys() == {"b"}
+        assert relay.feed.status(2.0).counts.reconnects == 0
+
+
 def test_code_of_a_type_that_a_column_has_got_since_can_drop_nothing(database: Database, app: str) -> None:
     """It runs as the owner of functions, before any daemon could make them again for this type."""
     _as(database, app, "create table plain (id text primary key, board_id text, lane text, m text)")
