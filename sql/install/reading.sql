@@ -381,46 +381,52 @@ begin
         raise exception 'relay.board belongs to %, expected relay_reader: run relay sql install', current_user
             using errcode = 'invalid_object_definition';
     end if;
-    return query select null::integer, l from relay.lanes_of(board, careful, absent) l;
-    for w in select s.* from relay.watches s where s.problem is null and s.id <> all (absent) order by s.id loop
-        typ := relay.board_type(w);
-        written := relay.written(board, relay.written_as(w));
-        otherwise := coalesce(nullif(written, board), otherwise);
-        continue when typ is not null and written is distinct from board;
+    begin
+        return query select null::integer, l from relay.lanes_of(board, careful, absent) l;
+        for w in select s.* from relay.watches s where s.problem is null and s.id <> all (absent) order by s.id loop
+            typ := relay.board_type(w);
+            written := relay.written(board, relay.written_as(w));
+            otherwise := coalesce(nullif(written, board), otherwise);
+            continue when typ is not null and written is distinct from board;
 
-        its := relay.reading(w, careful, relay.extras_of(w.target, 'row_of_table.', careful));
-        -- The first condition finds the rows by an index, and the second is exact. An expression that may fail is only
-        -- evaluated with "careful".
-        select case when l.board_column is null then 'row_of_table' else 'lane' end, coalesce(l.board_column, w.board_column)
-        into own_table, col from (select) one left join relay.lane_tables l on l.target = w.lanes;
-        indexed := case
-            when careful and relay.has_places(w) then 'true'
-            when col is null then pg_catalog.format('%s = %L', its.board, board)
-            else relay.in_index(own_table, col, typ, board) end;
-        begin
-            perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
-            return query execute pg_catalog.format(
-                'select $1, %s from %s where %s and %s and %s = $2 collate "C" order by %s%s', its.task, its.rows, indexed, its.filter, its.board,
-                relay.order_clause(w.target, w.order_by, 'row_of_table'),
-                (select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', k.name), ', ' order by k.n)
-                 from pg_catalog.unnest(w.key_columns) with ordinality k (name, n)))
-                using w.id, board;
-            has_tasks := has_tasks or found;
-        exception when others then
-            raise exception '%: %', w.target,
-                coalesce('boards are read by role relay_reader: ' || relay.missing_right(w.target), sqlerrm)
-                using errcode = sqlstate;
-        end;
-    end loop;
-    if otherwise is not null and not has_tasks and not exists (
-        select from relay.watches s
-        where coalesce(relay.written(board, relay.written_as(s)) = board, relay.written_as(s) is null)) then
-        return query select null::integer, pg_catalog.to_json(otherwise)::text;
-    end if;
-    raise sqlstate 'RL003';
--- What is returned stays. What code of users has set in the session of the reader does not: it could end the feed of all.
-exception when sqlstate 'RL003' then
-    return;
+            its := relay.reading(w, careful, relay.extras_of(w.target, 'row_of_table.', careful));
+            -- The first condition finds the rows by an index, and the second is exact. An expression that may fail is only
+            -- evaluated with "careful".
+            select case when l.board_column is null then 'row_of_table' else 'lane' end, coalesce(l.board_column, w.board_column)
+            into own_table, col from (select) one left join relay.lane_tables l on l.target = w.lanes;
+            indexed := case
+                when careful and relay.has_places(w) then 'true'
+                when col is null then pg_catalog.format('%s = %L', its.board, board)
+                else relay.in_index(own_table, col, typ, board) end;
+            begin
+                perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
+                return query execute pg_catalog.format(
+                    'select $1, %s from %s where %s and %s and %s = $2 collate "C" order by %s%s', its.task, its.rows, indexed, its.filter, its.board,
+                    relay.order_clause(w.target, w.order_by, 'row_of_table'),
+                    (select pg_catalog.string_agg(pg_catalog.format('row_of_table.%I', k.name), ', ' order by k.n)
+                     from pg_catalog.unnest(w.key_columns) with ordinality k (name, n)))
+                    using w.id, board;
+                has_tasks := has_tasks or found;
+            exception when others then
+                raise exception '%: %', w.target,
+                    coalesce('boards are read by role relay_reader: ' || relay.missing_right(w.target), sqlerrm)
+                    using errcode = sqlstate;
+            end;
+        end loop;
+        if otherwise is not null and not has_tasks and not exists (
+            select from relay.watches s
+            where coalesce(relay.written(board, relay.written_as(s)) = board, relay.written_as(s) is null)) then
+            return query select null::integer, pg_catalog.to_json(otherwise)::text;
+        end if;
+        raise sqlstate 'RL003';
+    -- What is returned stays. What code of users has set in the session of the reader does not: it could end the feed of all.
+    exception when sqlstate 'RL003' then
+        return;
+    when others then
+        -- Code of users may have raised it: of a code by which the daemon knows that more than a board has failed, only the text.
+        raise exception '%', sqlerrm
+            using errcode = case when sqlstate ~ '^(08|22P05|25|28|3D|3F|42P17|53|57|58)' then 'XX000' else sqlstate end;
+    end;
 end
 $$;
 

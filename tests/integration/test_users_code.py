@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from relay.postgres.faults import Scope, scope_of
 from relay.postgres.install import text
 from tests.integration.client import Client
 from tests.integration.conftest import Relay
@@ -358,6 +359,27 @@ async def test_what_users_code_does_to_the_session_of_a_reader_ends_with_the_rea
         await client.subscribe("default")
         assert client.tasks.keys() == {"b"}
         assert relay.feed.status(2.0).counts.reconnects == 0
+
+
+@pytest.mark.parametrize("code", ["22P05", "57P01", "3F000", "08006", "42P17"])
+def test_code_of_an_error_of_users_is_none_that_means_more_than_that_a_board_fails(
+    database: Database, app: str, code: str
+) -> None:
+    """As that Postgres ends, or that no board has this name: a function can raise any while a query is planned."""
+    _as(
+        database,
+        app,
+        "create table moods (id text primary key, board_id text, lane text); "
+        "create function fail(text) returns text immutable language plpgsql as $$ begin "
+        f"if current_user = 'relay_reader' then raise exception using errcode = '{code}'; end if; return $1; end $$; "
+        "create index on moods (lane) where fail('x') <> ''",
+    )
+    database.execute("select relay.watch('moods', distinct_ids => true)")
+    with pytest.raises(psycopg.Error) as raised:
+        database.fetch("select * from relay.board('default')")
+
+    assert scope_of(raised.value, reading_board=True) is Scope.BOARD
+    assert not isinstance(raised.value, psycopg.errors.UntranslatableCharacter)
 
 
 def test_code_of_a_type_that_a_column_has_got_since_can_drop_nothing(database: Database, app: str) -> None:
