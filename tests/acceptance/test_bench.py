@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from relay.commands.bench.costs import TABLES
 from relay.commands.bench.run import Phase, Result, table
 from relay.commands.bench.subscribers import Report
 from tests.acceptance.support import RELAY, Program, environment, mistake, run_relay, until
+from tests.acceptance.test_docs import ROOT, SHAPES
 from tests.servers import Database, sole_use
 
 SHORT = ("--subscribers", "5", "--seconds", "0.3")
@@ -180,3 +183,19 @@ def test_more_subscribers_than_files_is_one_line(empty_database: Database, tmp_p
     )
 
     assert "expected fewer --subscribers, or a higher limit (ulimit -n)" in mistake(finished)
+
+
+def test_what_shapes_cost_has_its_figures() -> None:
+    """In its smallest size: each line of the table in docs/shapes.md."""
+    finished = subprocess.run(
+        [sys.executable, "benchmarks/shapes.py", "--rounds", "1", "--writes", "10"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    printed = [re.split(r"\s{2,}", line)[0] for line in finished.stdout.splitlines()[1:]]
+    assert printed == re.findall(r"^\| ([^|]*?) \| [\d.]+ \| [\d.]* ?\|$", SHAPES.read_text(), re.MULTILINE)

@@ -52,7 +52,7 @@ async def _columns(place: Place) -> Verdict:
     verdicts = [judge_watched(each) for each in watched]
     verdicts += [judge_lanes(each, watched) for each in await read_lanes(place.link)]
     if wrong := [verdict for verdict in verdicts if verdict]:
-        return wrong[0]
+        return min(wrong, key=lambda verdict: verdict.status != "failed")
     for extra in await read_failing_extras(place.link):
         if extra.problem or (extra.fault and extra.triggers_complete):
             found, hint = (extra.fault or extra.shortcoming).split(": ", 1)
