@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -34,6 +35,10 @@ from tests.servers import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+# A property holds or not, however long it takes on a busy machine.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 _CHOICE = pytest.StashKey[Server | NoServerError]()
 _SENTENCES: pytest.StashKey[set[str]] = pytest.StashKey()

@@ -32,7 +32,7 @@ def test_seeds_are_survived(name: str) -> None:
 def test_whatever_is_sent_is_survived(name: str) -> None:
     """And neither does what is not."""
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(spoilt(name))
     def survive(data: bytes) -> None:
         TARGETS[name](data)

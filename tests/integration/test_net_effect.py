@@ -237,7 +237,7 @@ _BEGINNING: Final = """
 """What each random transaction begins with; that is a transaction of its own, held to the difference as well."""
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chance=st.randoms(use_true_random=False))
 async def test_any_transaction_is_described_by_the_difference_that_it_made(
     server: Server, wild: World, chance: random.Random

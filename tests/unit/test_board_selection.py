@@ -102,7 +102,7 @@ SELECTIONS = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(BOARDS, min_size=1, max_size=5), SELECTIONS)
 def test_a_selection_is_followed_as_a_board_would_be_that_has_nothing_else(
     boards: list[Tasks], selection: Selection

@@ -316,7 +316,7 @@ class Wire:
                 self.take(self.server.answer(message if self._resumable else message | {"cursor": None}, 2))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(STEP, max_size=25), st.booleans())
 def test_whatever_happens_the_board_is_the_servers_and_each_change_is_seen_once(
     steps: list[tuple[str, Any]], resumable: bool
@@ -357,7 +357,7 @@ JUNK = st.recursive(
 TYPES = ["board.sync", "batch", "task.created", "task.updated", "task.moved", "task.deleted", "error", "x"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.fixed_dictionaries(

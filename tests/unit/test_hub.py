@@ -440,7 +440,7 @@ WHAT_HAPPENS = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(

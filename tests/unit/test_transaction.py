@@ -539,7 +539,7 @@ def by_task(found: dict[str, Meaning]) -> dict[tuple[str, int], list[tuple[str, 
     return dict(sorted_out)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(histories(), st.randoms(use_true_random=False))
 def test_any_transaction_in_whatever_order_is_the_difference_that_it_made(
     history: History, chance: random.Random
@@ -550,7 +550,7 @@ def test_any_transaction_in_whatever_order_is_the_difference_that_it_made(
         assert by_task(Transaction(10, its_images).messages(BOARDS)) == difference(history)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(histories(), st.lists(st.tuples(_changed(None), st.integers(1, 3))), st.randoms(use_true_random=False))
 def test_images_that_came_as_often_as_they_left_make_no_difference(
     history: History, passing: list[tuple[Columns, int]], chance: random.Random
@@ -561,7 +561,7 @@ def test_images_that_came_as_often_as_they_left_make_no_difference(
     assert by_task(messages(entries)) == difference(history)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(histories(), st.integers(0, 40), st.randoms(use_true_random=False))
 def test_a_large_transaction_that_is_read_row_by_row_and_in_pieces_is_the_same(
     history: History, cut: int, chance: random.Random
