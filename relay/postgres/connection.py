@@ -144,7 +144,8 @@ async def set_up(connection: Connection) -> None:
     """Make the settings of a session. Raises FeedError for a database whose text has no encoding."""
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
         raise FeedError(NO_ENCODING)
-    await connection.execute("; ".join(f"set {name} = {value}" for name, value in SETTINGS.items()).encode() + YOUNG)
+    # These come first: a transaction_timeout that somebody presets counts from the beginning of this.
+    await connection.execute(YOUNG + "; ".join(f"set {name} = {value}" for name, value in SETTINGS.items()).encode())
     with contextlib.suppress(psycopg.errors.InvalidParameterValue):  # servers on Windows do not have it
         await connection.execute("set client_connection_check_interval = '2s'")
 
@@ -191,8 +192,8 @@ YOUNG_SETTINGS: Final[Mapping[str, str]] = {"transaction_timeout": "0", "restric
 """Settings that Postgres has since version 17, and one of them also since some minor versions of those before."""
 
 YOUNG: Final = "".join(
-    f"; select pg_catalog.set_config('{name}', '{value}', false) "
-    f"where pg_catalog.current_setting('{name}', true) is not null"
+    f"select pg_catalog.set_config('{name}', '{value}', false) "
+    f"where pg_catalog.current_setting('{name}', true) is not null; "
     for name, value in YOUNG_SETTINGS.items()
 ).encode()
 """Makes those that the server has."""

@@ -269,7 +269,7 @@ def _objects(connection: psycopg.Connection, schema: str) -> dict[str, list[str]
 def _connection(database_url: str) -> Iterator[psycopg.Connection]:
     try:
         with psycopg.connect(complete(database_url), autocommit=True) as connection:
-            connection.execute(YOUNG.removeprefix(b"; "))
+            connection.execute(YOUNG)
             yield connection
     except psycopg.errors.LockNotAvailable as ex:
         said = error_line(ex)

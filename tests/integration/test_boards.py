@@ -260,7 +260,7 @@ async def test_new_slow_boards_of_one_client_leave_room_for_the_board_of_another
         "lock_timeout = '1ms'",
         "search_path = 'pg_temp'",
         "row_security = on",
-        "transaction_timeout = '1ms'",
+        "transaction_timeout = '10ms'",  # within which a session can be set up
         "restrict_nonsystem_relation_kind = 'view'",
     ],
 )
