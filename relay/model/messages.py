@@ -235,7 +235,7 @@ def _known(text: str) -> bytes:
         known = _decode_known(_decode_json(text))
     except RecursionError:
         raise BadMessage(
-            "invalid_json", "the message is not JSON that anybody sends: it is nested too deeply"
+            "invalid_json", "the message is nested too deeply: expected an object of strings and lists"
         ) from None
     except msgspec.ValidationError:
         raise BadMessage("invalid_message", _MESSAGE_EXPECTED) from None
