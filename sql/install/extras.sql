@@ -1,17 +1,18 @@
 -- Extras
 
--- An extra is what other tables say about a task: a list of values, one value, or a count. It is shown as a column of the
--- task. The *near* table has the task's key in one of its columns. What is shown are columns of the near table, or of a
--- *far* table whose key is in another column of the near one: labels are far, what links tasks to labels is near.
+-- An extra is what other tables say about a task: a list of values, one value, or a count. Clients see it as a column of
+-- the task. The *near* table has the task's key in one of its columns. An extra shows columns of the near table, or of a
+-- *far* table, whose key is in another column of the near one. For example, labels are far, and the table that links
+-- tasks to labels is near.
 --
--- Writers of these tables lock no task and read none: their triggers journal which key was touched. Readers find the
--- tasks, and what the extra is then, in the snapshot in which they read the journal. So no race leaves a task with an
--- extra that fits no committed moment.
+-- Writers of these tables neither lock nor read tasks: their triggers only journal which key was touched. Readers find
+-- the tasks and the extra's value in the same snapshot in which they read the journal. So no race can leave a task with
+-- an extra that fits no committed moment.
 --
--- Rows of either table may have to match a filter, as those that are watched may: one that does not is as if it were not there.
+-- Either table may have a filter. A row that does not match it counts as absent, as in a watched table.
 
--- What values of a column are compared as, where equal values are equal texts; null for other columns, and for virtual ones,
--- which triggers do not see. Both sides must have the same, for so an index can be used.
+-- The type as which values of a column are compared, if equal values have equal text. Null for other columns, and for
+-- virtual ones, which triggers do not see. Both sides must have the same type, so that an index can be used.
 create or replace function relay.joinable(target regclass, col name) returns text
     language plpgsql
     stable
@@ -28,7 +29,7 @@ begin
 end
 $$;
 
--- Which collation a column has, in SQL. Where two columns are compared that have two, it must be said which one decides.
+-- A column's collation as a clause in SQL. If two columns have different ones, their comparison must name one of them.
 create or replace function relay.collation_of(target regclass, col name) returns text
     language plpgsql
     stable
@@ -44,7 +45,7 @@ begin
 end
 $$;
 
--- Columns as a trigger's argument knows them.
+-- The current names of columns that are stored in a trigger's argument.
 create or replace function relay.columns_named(target regclass, said jsonb, same boolean) returns name[]
     language sql
     stable
@@ -54,7 +55,7 @@ as $$
                  from pg_catalog.jsonb_array_elements(said) with ordinality c (said, n) order by c.n)
 $$;
 
--- A table as a trigger's argument knows it.
+-- A table that is stored in a trigger's argument.
 create or replace function relay.table_named(said jsonb, same boolean) returns regclass
     language plpgsql
     stable
@@ -67,12 +68,12 @@ begin
 end
 $$;
 
--- The extras, as it is written in the triggers of their near tables. With "offset 0" as in relay.lane_tables, and so that what
--- is found once is not found again for each use.
+-- The extras, as recorded in the triggers of their near tables. For "offset 0" see relay.lane_tables; here it also keeps
+-- Postgres from computing values again wherever they are used.
 create or replace view relay.extras as
 select (d.said ->> 'extra')::integer as id,
        d.said ->> 'name' as name,
-       -- The watched table, and its column that has the key.
+       -- The watched table, and its column that contains the key.
        own.target,
        own.task_column,
        d.target as near,
@@ -80,11 +81,11 @@ select (d.said ->> 'extra')::integer as id,
        col.link_column,
        own.far,
        own.far_key,
-       -- Of the far table, or of the near one if there is none. None: rows are counted.
+       -- Columns of the far table, or of the near one if there is no far one. If empty, rows are counted.
        shown.columns as shown,
        -- "column [asc|desc] [nulls first|last]", ...
        shown.order_by,
-       -- Whether it is one value, and no list.
+       -- Whether it is one value instead of a list.
        d.said ? 'single' as single,
        case when not d.same and not d.on_trigger or own.task_column is null or col.key_column is null or (d.said ? 'link' and (col.link_column is null or own.far_key is null))
                 or pg_catalog.array_position(shown.columns, null) is not null
@@ -100,13 +101,13 @@ select (d.said ->> 'extra')::integer as id,
        triggers.number = case when d.said ? 'far' then 4 else 2 end as triggers_complete,
        d.said -> 'near' ->> 1 as near_as,
        d.said -> 'far' ->> 1 as far_as,
-       -- Whether another table has the name now that one of the two had when the extra was declared.
+       -- Whether another table now has the name that one of the two had when the extra was declared.
        exists (select from pg_catalog.pg_class o join pg_catalog.pg_namespace n on n.oid = o.relnamespace
                where o.relkind in ('r', 'p') and (
                    o.oid <> d.target and array[n.nspname, o.relname]::text[] = pg_catalog.parse_ident(d.said -> 'near' ->> 1)
                    or o.oid <> own.far and array[n.nspname, o.relname]::text[] = pg_catalog.parse_ident(d.said -> 'far' ->> 1))) as replaced,
        triggers.always as triggers_always,
-       -- Which rows of the near table have a part in it, and which of the far one; null if all.
+       -- Which rows of the near table count, and which of the far one; null if all do.
        relay.spelled(d.target, d.said -> 'near_filter', d.same) as near_filter,
        relay.spelled(own.far, d.said -> 'far_filter', d.same) as far_filter,
        d.said,
@@ -149,7 +150,7 @@ offset 0;
 
 comment on view relay.extras is 'Data of other tables about tasks, as declared in their triggers.';
 
--- The tables that the extras of a watched table are made of.
+-- The tables that the extras of a watched table use.
 create or replace function relay.extra_tables(target regclass) returns setof regclass
     language plpgsql
     stable
@@ -163,7 +164,7 @@ begin
 end
 $$;
 
--- How clients know a column: in camel case, as decode.py has it.
+-- A column's name as clients know it: in camel case, as in decode.py.
 create or replace function relay.camel_case(col text) returns text
     language sql
     immutable
@@ -175,8 +176,9 @@ as $$
     from pg_catalog.regexp_matches(col, '(_*)([^_]*)', 'g') with ordinality p (part, n)
 $$;
 
--- A value that an extra shows, in SQL: as text where its type has no other JSON. What has over 8 KiB is null, and so is a
--- text that UTF-8 has not: a task's extra is bounded, and never makes the task unreadable.
+-- A value that an extra shows, in SQL: as text, if its type has no other form in JSON. A value of more than 8 KiB is
+-- null, and so is a text that cannot be converted to UTF-8. So the size of a task's extras is limited, and they never
+-- make the task unreadable.
 create or replace function relay.shown_value(target regclass, col name, expression text) returns text
     language plpgsql
     stable
@@ -198,15 +200,15 @@ begin
 end
 $$;
 
--- The functions of an extra's triggers: of its near table, or of its far one.
+-- The name of the trigger function of an extra's near table, or of its far one.
 create or replace function relay.extra_function(id integer, far boolean) returns text
     language sql
     immutable
     set search_path = pg_catalog, pg_temp
 as $$ select pg_catalog.format('relay.extra_%s%s', id, case when far then '_far' end) $$;
 
--- Whether a row of an extra's near table, or of its far one, has a part in it, in SQL, given its alias. With "careful", a row at
--- which the filter fails has none, and is no error.
+-- Whether a row of an extra's near table, or of its far one, counts, in SQL, given its alias. With "careful", a row at
+-- which the filter fails does not count, instead of causing an error.
 create or replace function relay.extra_condition(e relay.extras, far boolean, careful boolean, alias text) returns text
     language sql
     stable
@@ -218,7 +220,7 @@ as $$
     from (select case when far then e.far else e.near end, e.said -> case when far then 'far_filter' else 'near_filter' end) f (target, said)
 $$;
 
--- An extra's value as JSON, in SQL, given the task's key: it has at most 1,000 values, and is null if it has over 64 KiB.
+-- An extra's value as JSON, in SQL, given the task's key: at most 1,000 values, and null if it is longer than 64 KiB.
 --
 -- "offset 0" keeps Postgres from computing a value again wherever it is used.
 create or replace function relay.extra_value(e relay.extras, key text, careful boolean) returns text
@@ -251,7 +253,7 @@ as $$
               from pg_catalog.unnest(e.shown) with ordinality c (col, n)) s
     ) made
     cross join lateral (
-        -- Values that are equal, such as 1.0 and 1.00, are not all one text.
+        -- Equal values, such as 1.0 and 1.00, can differ as text.
         select pg_catalog.concat(relay.order_clause(t.from_table, e.order_by, t.alias),
                                  pg_catalog.string_agg(pg_catalog.format('%s.%I, ', t.alias, c.col), '' order by c.n),
                                  'made.v::text collate "C"') as said
@@ -259,7 +261,7 @@ as $$
     ) sorted
 $$;
 
--- An extra's name and value in SQL, for json_build_object, given what stands before the name of a task's column.
+-- An extra's name and value in SQL, for json_build_object, given the prefix of the task's columns.
 create or replace function relay.extra_of(e relay.extras, prefix text, careful boolean) returns text
     language sql
     stable
@@ -269,7 +271,7 @@ as $$
         e, pg_catalog.format('%s%I::%s', prefix, e.task_column, relay.joinable(e.target, e.task_column)), careful))
 $$;
 
--- Those of all extras of a watch's tasks; null if there are none.
+-- The same of all extras of a watched table; null if there are none.
 create or replace function relay.extras_of(target regclass, prefix text, careful boolean) returns text
     language sql
     stable
@@ -279,9 +281,10 @@ as $$
     from relay.extras e where e.target = extras_of.target and e.problem is null
 $$;
 
--- The key of a row, and a digest of each value that decides what the extra shows of it, behind a null: of the near table, or of
--- the far one. Null if the row has no part in it, see relay.make_noting_functions. A key of over 8 KiB is an error, which has
--- all boards be read again, for an entry has to fit into the journal.
+-- The body of the function that makes texts of a row of the near or of the far table: null followed by the row's key and
+-- by a digest of each value that the extra depends on. It returns null if the row does not count, see
+-- relay.make_noting_functions. A key longer than 8 KiB is an error, because an entry must fit into the journal; then all
+-- boards are read again.
 create or replace function relay.extra_body(e relay.extras, far boolean) returns text
     language sql
     stable
@@ -302,7 +305,7 @@ $body$, relay.extra_function(e.id, far),
         pg_catalog.string_agg(pg_catalog.format(case c.n when 1 then 'of_row.%I::text' else 'pg_catalog.md5(%2$s)' end, c.name,
             relay.as_text(t.own, c.name, pg_catalog.format('of_row.%I', c.name))), ', ' order by c.n),
         relay.types_stamp(t.own), t.key,
-        -- What the values of this row cause is no fault of the others'. Anything else, such as a renamed column, is an error.
+        -- Errors that the values of this row cause. Others, such as a renamed column, are not the row's fault.
         (select pg_catalog.format($filter$
     begin
         if (%s) is not true then
@@ -324,7 +327,7 @@ $body$, relay.extra_function(e.id, far),
     group by t.own, t.key
 $make$;
 
--- The body of the trigger's function: it notes the key that was touched, before and after.
+-- The body of the trigger function: it journals the key that was touched, before and after.
 create or replace function relay.touch_body(e relay.extras, far boolean) returns text
     language sql
     stable
@@ -375,7 +378,7 @@ begin
 end
 $$;
 
--- The column of a table that refers to a column of another, by a foreign key of its own, if there is one such column.
+-- The column of one table that refers to a column of another by a single-column foreign key, if there is exactly one.
 create or replace function relay.referring(from_table regclass, to_table regclass, to_column name) returns name
     language sql
     stable
@@ -390,7 +393,7 @@ as $$
     having count(distinct a.attnum) = 1
 $$;
 
--- The column that is a table's primary key by itself.
+-- The column that alone is a table's primary key.
 create or replace function relay.only_key(target regclass) returns name
     language sql
     stable
@@ -401,7 +404,7 @@ as $$
     where i.indrelid = target and i.indisprimary and i.indnkeyatts = 1
 $$;
 
--- Refuses, in one sentence, a name that an extra cannot have, and one extra too many.
+-- Raises an error, in one sentence, if an extra cannot have this name, or if there would be too many.
 create or replace function relay.check_extra_name(e relay.extras) returns void
     language plpgsql
     stable
@@ -416,14 +419,15 @@ begin
         raise exception 'relay.extra: % cannot be the name of an extra of %: expected letters, digits and underscores, and the name '
             'of no column', pg_catalog.quote_literal(e.name), e.target using errcode = 'invalid_parameter_value';
     end if;
-    -- Each costs every read of a board, and a function that makes all of them JSON takes a hundred arguments.
+    -- Each adds to the cost of reading a board, and the function that converts all of them to JSON takes a hundred
+    -- arguments.
     if (select pg_catalog.count(*) from relay.extras o where o.target = e.target and o.name <> e.name) >= 20 then
         raise exception 'relay.extra: % has 20 extras: expected no more', e.target using errcode = 'program_limit_exceeded';
     end if;
 end
 $$;
 
--- The same of tables that it cannot be made of.
+-- Raises an error, in one sentence, if an extra cannot use its tables.
 create or replace function relay.check_extra_tables(e relay.extras) returns void
     language plpgsql
     stable
@@ -442,7 +446,7 @@ begin
 end
 $$;
 
--- The same of columns by which its rows cannot be found.
+-- Raises an error, in one sentence, if an extra's rows cannot be found by its columns.
 create or replace function relay.check_extra_keys(e relay.extras, hidden name[]) returns void
     language plpgsql
     stable
@@ -481,7 +485,8 @@ begin
 end
 $$;
 
--- The same of what it cannot show. JSON of what it can is small, the same for equal values, and made by no code of users.
+-- Raises an error, in one sentence, if an extra cannot show its columns. For types that it can show, the JSON is small,
+-- equal for equal values, and made without users' code.
 create or replace function relay.check_extra_values(e relay.extras) returns void
     language plpgsql
     stable
@@ -504,13 +509,14 @@ begin
 end
 $$;
 
--- The filters of an extra's tables as its triggers say them. Refuses, in one sentence, what relay.watch would.
+-- The filters of an extra's tables in the form that triggers store. Raises an error, in one sentence, as relay.watch
+-- does.
 create or replace function relay.extra_filters(e relay.extras, filter text, link_filter text) returns jsonb
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- Both are null without a table, or without what is given.
+    -- Each is null if there is no such table or filter.
     near_filter constant jsonb := case when e.far is null then relay.expression(e.near, 'relay.extra: filter', 'boolean', filter)
                                   else relay.expression(e.near, 'relay.extra: link_filter', 'boolean', link_filter) end;
     far_filter  constant jsonb := relay.expression(e.far, 'relay.extra: filter', 'boolean', filter);
@@ -523,7 +529,7 @@ begin
 end
 $$;
 
--- What an extra's triggers say; its filters as they were checked.
+-- The argument of an extra's triggers; its filters have been compiled already.
 create or replace function relay.extra_said(e relay.extras) returns jsonb
     language sql
     stable
@@ -544,7 +550,7 @@ as $$
         'single', case when e.single then true end))
 $$;
 
--- Whether an extra is there already as it is wanted.
+-- Whether an extra already exists with these settings.
 create or replace function relay.is_declared(present relay.extras, wanted relay.extras) returns boolean
     language sql
     immutable
@@ -558,29 +564,32 @@ as $$
                                      wanted.shown, wanted.order_by, wanted.single, wanted.near_filter, wanted.far_filter)
 $$;
 
--- Shows what another table says about the tasks of a watched one, as a column of the task: the values of a column, objects if
--- there are several columns, or, if none is given, how many rows there are. Said again, it takes the place of what was there
--- under that name; with the same settings it takes no lock and changes nothing.
+-- Shows data of another table on the tasks of a watched one, as a column of the task: the values of one column, or
+-- objects if there are several columns, or, if none is given, the number of rows. Replaces an extra of the same name;
+-- with unchanged settings it takes no lock and changes nothing.
 --
--- Takes SHARE ROW EXCLUSIVE on the other tables, as relay.watch does on its own; and ACCESS EXCLUSIVE where it takes the
--- place of another.
+-- Takes SHARE ROW EXCLUSIVE on the other tables, in the way in which relay.watch locks its own, and ACCESS EXCLUSIVE to
+-- replace an extra.
 create or replace function relay.extra(
     target      regclass,
-    -- What clients know it by.
+    -- The name that clients see.
     name        text,
-    -- The table that has what is shown, or whose rows are counted.
+    -- The table whose values are shown, or whose rows are counted.
     related     regclass,
     shown       name[]   default '{}',
-    -- Its column that has the task's key, by default the one that a foreign key says; with "through", of that table.
+    -- Its column that contains the task's key, or with "through", that of the linking table; by default the column of a
+    -- foreign key.
     key_column  name     default null,
-    -- The task's key, by default the id. With another column, such as "assignee_id", whose key "related" has.
+    -- The task's key, by default the id. It may be another column, such as "assignee_id", whose values are keys of
+    -- "related".
     task_column name     default null,
-    -- The table that links tasks to rows of "related", and its column that has their key.
+    -- The table that links tasks to rows of "related", and its column that contains their key.
     through     regclass default null,
     link_column name     default null,
-    -- "column [asc|desc] [nulls first|last]", ... of "related"; what is shown decides among equals.
+    -- "column [asc|desc] [nulls first|last]", ... of "related"; then by the values that are shown.
     order_by    text[]   default '{}',
-    -- Which rows of "related" are shown or counted, such as "deleted_at is null"; and which of "through" link.
+    -- Which rows of "related" are shown or counted, such as "deleted_at is null"; and which rows of "through" count as
+    -- links.
     filter      text     default null,
     link_filter text     default null,
     patience    interval default '30 seconds'
@@ -665,7 +674,7 @@ begin
 end
 $$;
 
--- An extra is shown no more. Takes ACCESS EXCLUSIVE on the tables that it is made of, as relay.unwatch does.
+-- Stops showing an extra. Takes ACCESS EXCLUSIVE on its tables, as relay.unwatch does.
 create or replace function relay.drop_extra(target regclass, name text, patience interval default '30 seconds') returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -689,8 +698,8 @@ $$;
 
 comment on function relay.drop_extra(regclass, text, interval) is 'Stops showing an extra. Does nothing if there is none of that name.';
 
--- What an extra is for these keys of tasks, in the snapshot of the calling transaction, as JSON. Not for all of them if its
--- tables cannot be read, such as for a lock, or for they were altered since that snapshot.
+-- The values of an extra for these keys of tasks, as JSON, in the snapshot of the calling transaction. Some are missing
+-- if the extra's tables cannot be read, because they are locked, or were altered since that snapshot.
 create or replace function relay.extra_values(extra integer, keys text[]) returns table (key text, value text)
     language plpgsql
     security definer
@@ -721,22 +730,23 @@ begin
         perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
         return query execute pg_catalog.format(query, relay.extra_value(e, at, false)) using keys;
     exception when data_exception or program_limit_exceeded then
-        -- What was returned by then is right, as far as it goes, and is returned once more.
+        -- What has been returned so far is right, and is returned again.
         return query execute pg_catalog.format(query, relay.extra_value(e, at, true)) using keys;
     end;
     raise sqlstate 'RL003';  -- see relay.board
 exception when others then
-    return;  -- what is lacking is what could not be read
+    return;  -- values that could not be read are missing
 end
 $$;
 
 comment on function relay.extra_values(integer, text[]) is 'The values of an extra for tasks with these keys.';
 
--- The tasks that an extra is about, where keys were touched in its near or its far table: each with its board and its image,
--- in which that extra is. In the snapshot of the calling transaction; with a row without anything if not all could be read.
+-- The tasks that an extra belongs to, if keys were touched in its near or its far table: each with its board and its
+-- image, which contains that extra. Reads in the snapshot of the calling transaction; also returns a row of nulls if some
+-- could not be read.
 --
--- If no boards are named, and there are more than a hundred tasks, only the boards, each with the number of its tasks: then
--- the caller names those whose tasks are wanted.
+-- If no boards are named, and there are more than a hundred tasks, it returns only the boards, each with its number of
+-- tasks. Then the caller names the boards whose tasks it wants.
 create or replace function relay.touched(extra integer, far boolean, keys text[], boards text[] default null)
     returns table (key text, watch integer, board text, task text, tasks bigint)
     language plpgsql

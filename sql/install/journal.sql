@@ -1,29 +1,29 @@
 -- The journal
 
--- One row for each change of a watched row: the image that left, the image that came, or both. The order in
--- which a transaction made its entries has no meaning; only their sum has.
+-- One row for each change of a watched row: the image that left, the image that came, or both. The order of a
+-- transaction's entries has no meaning; only their sum has.
 create unlogged table if not exists relay.journal (
     -- The transaction that made the change. "What is new since snapshot S" is: xid >= xmax(S) or xid = any(xip(S)).
     xid       xid8   not null default pg_catalog.pg_current_xact_id(),
-    -- Where in the WAL it was made. A transaction that touches a row which another one wrote has waited for that one's
-    -- commit, which is in the WAL; so the latest entry of each orders the two. Not a sequence, whose nextval would
-    -- be the writer's lastval().
+    -- The position in the WAL at which it was made. A transaction that touches a row which another one wrote has waited
+    -- for that one's commit, which is in the WAL. So the latest entry of each determines their order. It is not taken
+    -- from a sequence, because nextval would change the writer's lastval().
     lsn       pg_lsn not null default pg_catalog.pg_current_wal_insert_lsn(),
     watch     integer,
-    -- R a change of a row, L of the lanes of the two boards, N or F of what the near or the far table of an extra says, S
-    -- read all boards again (reason says why), P a probe (reason names it)
+    -- R: a change of a row. L: the lanes of two boards have changed. N, F: a row of the near or the far table of an extra
+    -- has changed. S: all boards must be read again (reason says why). P: a probe (reason names it).
     op        "char" not null default 'R',
-    -- Of R: the id, the board and the image of the row that left, then those of the row that came; then why an image
-    -- that should be there is not. Null where there is none. One value, for each column costs every writer. The board
-    -- is [board, lane] as JSON, where tasks are found through their lanes. Of L: the two boards, in their places. Of N and
-    -- F: the keys before and after, in the places of the ids, and the watch is that of the extra. Neither where all that is
-    -- to be said is that a filter fails at a row.
+    -- Of R: the id, the board and the image of the row that left, then those of the row that came, then why an image is
+    -- missing. Values that do not exist are null. It is one array, because each column costs every writer. If tasks find
+    -- their board through their lane, the board is [board, lane] as JSON. Of L: the two boards, in the places of boards.
+    -- Of N and F: the keys before and after, in the places of ids, and the watch is the extra's id. Of L, N and F, null
+    -- if the entry only reports that a filter fails at a row.
     entry     text[],
-    -- Of L, S and P; and of N and F, where a filter fails at a row.
+    -- Of L, S and P; of N and F only if a filter fails at a row.
     reason    text
 ) with (
-    -- VACUUM gives room back for new entries, but never shortens the file: that takes a lock which, on a standby,
-    -- cancels queries there, such as pg_dump's.
+    -- VACUUM makes room for new entries, but never shortens the file: that takes a lock which cancels queries on a
+    -- standby, such as those of pg_dump.
     vacuum_truncate = off, toast.vacuum_truncate = off,
     autovacuum_vacuum_threshold = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_delay = 0,
     toast.autovacuum_vacuum_threshold = 20, toast.autovacuum_vacuum_scale_factor = 0,
@@ -34,12 +34,12 @@ create unlogged table if not exists relay.journal (
 
 comment on table relay.journal is 'What transactions did to the watched tables; pruned by relay.prune.';
 
--- The same for readers. An entry without any row could not be made: the boards must be read again.
--- A wide entry is fetched and unpacked once, not for each part: that is what the subquery is for.
+-- The journal as readers see it. An entry without any row stands for one that could not be made: the boards must be read
+-- again. The subquery fetches and unpacks a wide entry once, instead of once for each part.
 create or replace view relay.entries as
 select j.ctid, j.xmin, j.xid, j.lsn, j.watch,
        case when j.op = 'R' and coalesce(e.parts[4], e.parts[1]) is null then 'S' else j.op end as op,
-       -- The row's id; before the change, if that changed it.
+       -- The row's id; the new one, if it has changed.
        coalesce(e.parts[4], e.parts[1]) as key,
        case when e.parts[1] <> e.parts[4] collate "C" then e.parts[1] end as old_key,
        e.parts[2] as old_board,
@@ -54,7 +54,7 @@ comment on view relay.entries is 'The journal with a column for each part of an 
 comment on column relay.entries.old_row is 'The row before the change, without its hidden columns'' values.';
 comment on column relay.entries.new_row is 'The row after the change, without its hidden columns'' values.';
 
--- Checked first, for "if not exists" locks the table all the same.
+-- Checked first, because "if not exists" locks the table in any case.
 do $$
 begin
     if pg_catalog.to_regclass('relay.journal_xid') is null then
@@ -75,7 +75,7 @@ end
 $$;
 do $$
 begin
-    -- Replacing it would wait for every session that has written, and make all others wait.
+    -- Replacing it would wait for every session that has written, and would block all others meanwhile.
     if not exists (select from pg_catalog.pg_trigger t
                    where t.tgrelid = 'relay.journal'::regclass and t.tgname = 'refuse_truncate') then
         create trigger refuse_truncate before truncate on relay.journal
@@ -84,12 +84,12 @@ begin
 end
 $$;
 
--- What every writer must know at once, outside transactions and snapshots, so that a writer in REPEATABLE READ sees
--- what is true now. One number, for each relation that a trigger opens costs a lock:
---   below 0          journalling is paused: nothing is journalled
+-- What every writer must know at once. It is outside transactions and snapshots, so that even a writer in REPEATABLE READ
+-- sees the current state. It is one number, because each relation that a trigger opens costs a lock:
+--   below 0          journalling is paused
 --   the low 20 bits  how often it was paused and resumed
---   the bits above   a second before the moment until which the relays poll, in milliseconds since 1970. A relay promises
---                    two seconds at most; so while it is less than a second from now, there is no need to notify
+--   the bits above   one second before the moment until which the relays poll, in milliseconds since 1970. A relay promises
+--                    at most two seconds. So as long as this moment is less than a second away, no trigger has to notify
 create sequence if not exists relay.control minvalue -1048576;
 do $$
 begin
@@ -109,8 +109,9 @@ create or replace function relay.paused() returns boolean
     set search_path = pg_catalog, pg_temp
 as $$ select coalesce(pg_catalog.pg_sequence_last_value('relay.control'::regclass), 0) < 0 $$;
 
--- Sets the control. The caller has locked relay.horizon in share update exclusive mode, which conflicts with itself, not with
--- who reads or writes rows. Here as elsewhere it is no advisory lock: any role can take one, and keep it.
+-- Sets the control. The caller has locked relay.horizon in SHARE UPDATE EXCLUSIVE mode, which conflicts with itself, but
+-- not with reading or writing rows. Here and elsewhere it is not an advisory lock, because any role could take that and
+-- keep it.
 create or replace function relay.set_control(paused boolean, pauses bigint, polled_for integer) returns void
     language sql
     set search_path = pg_catalog, pg_temp
@@ -122,8 +123,8 @@ as $$
         else pauses end)
 $$;
 
--- For how many more milliseconds the relays poll. The trigger functions hold a copy of this. A moment further ahead than
--- a relay may promise is from before the clock was set back.
+-- For how many more milliseconds the relays poll. The trigger functions contain a copy of this. A moment further ahead
+-- than a relay may promise means that the clock was set back.
 create or replace function relay.polled_for() returns integer
     language sql
     set search_path = pg_catalog, pg_temp
@@ -133,7 +134,7 @@ as $$
                  - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint as ms) rest
 $$;
 
--- How much of the journal is kept, as a function, for a table would be in publications and dumps of data.
+-- How much of the journal is kept. It is a function, because a table would be in publications and dumps of data.
 do $$
 begin
     if pg_catalog.to_regprocedure('relay.configured()') is null then

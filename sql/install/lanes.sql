@@ -33,8 +33,8 @@ $body$, l.id, coalesce(relay.spelled(l.target, l.said -> 'filter', l.same, 'of_r
     ) c (n, name)
 $make$;
 
--- The entry of a changed lane only says which boards must be read again, because lanes are sent with boards: all boards, if
--- lanes do not belong to boards.
+-- The entry of a changed lane only says which boards must be read again, because lanes are sent with boards: all boards,
+-- if lanes do not belong to boards.
 create or replace function relay.lanes_body(l relay.lane_tables) returns text
     language sql
     stable
@@ -108,13 +108,13 @@ begin
 end
 $$;
 
--- Declares that the rows of a table are lanes, or changes how. What is not given stays as it is, where that is declared
--- already. Boards then list exactly these lanes in this order, for the watches that name the table, see relay.watch.
+-- Declares that the rows of a table are lanes, or changes how. If the table is declared already, omitted arguments keep
+-- their values. Boards of the watches that name the table (see relay.watch) then list exactly these lanes, in this order.
 --
 -- Takes the same lock as relay.watch, in the same way.
 create or replace function relay.lanes(
     target       regclass,
-    -- "id", and "name", if nothing is declared yet.
+    -- By default "id" and "name".
     id_column    name     default null,
     -- "board_id" by default, if there is one; '' if lanes are the same on all boards.
     board_column name     default null,
@@ -174,7 +174,7 @@ begin
     if present.id is not null then
         execute pg_catalog.format('drop function relay.lanes_%1$s(), relay.lane_%1$s(record)', present.id);
     end if;
-    -- The type of their boards may have changed, so that they may share boards with other tables now.
+    -- The type of their boards may have changed, so they may now share boards with other tables.
     perform relay.refuse_clash(w) from relay.watches w where w.lanes = wanted.target;
     perform relay.journal_sync(wanted.id, 'watch_changed');
 end
@@ -213,7 +213,7 @@ $$;
 
 comment on function relay.drop_lanes(regclass, interval) is 'Stops using the rows of a table as lanes.';
 
--- For changes that fire no trigger: a load with triggers disabled, a partition attached or detached.
+-- For changes that fire no trigger, such as a load with triggers disabled.
 create or replace function relay.resync() returns void
     language sql
     set search_path = pg_catalog, pg_temp
@@ -223,10 +223,10 @@ $$;
 
 comment on function relay.resync() is 'Sends every subscriber its whole board again.';
 
--- Twelve characters that change when anything does that a client's copy depends on: what is watched and how, columns
--- and partitions, and of every type that a row is made of, its labels, attributes, base and casts to json; of tables of
--- lanes too. And when a dump is restored over it all, or a trigger was switched off, even if it is on again: what was
--- written meanwhile, nobody knows.
+-- A fingerprint of twelve characters that changes with anything that a client's copy depends on: what is watched and how,
+-- columns and partitions, and the labels, attributes, base and casts to json of every type in a row; the same of tables
+-- of lanes and extras. It also changes if a dump is restored over the installation, or if a trigger was disabled, even if
+-- it is enabled again, because nobody knows what was written meanwhile.
 create or replace function relay.shape() returns text
     language sql
     stable
@@ -248,7 +248,7 @@ as $$
         from pg_catalog.unnest(tables.oids) p
         join pg_catalog.pg_trigger t on t.tgrelid = p
         join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.pronamespace = 'relay'::regnamespace
-        -- The functions that were made for the table, see relay.altered; not those that every install replaces.
+        -- The functions that were generated for the table, see relay.altered; not those that every install replaces.
         left join lateral (
             select pg_catalog.string_agg(m.oid || ' ' || m.xmin, ' ' order by m.oid) as said
             from pg_catalog.pg_proc m
@@ -257,7 +257,7 @@ as $$
                 pg_catalog.replace(f.proname, 'lanes_', 'lane_'))
         ) made on true
     ) triggers
-    -- The files of partitions without the trigger on TRUNCATE: a truncated one has another file.
+    -- The files of partitions without a trigger on TRUNCATE: after a TRUNCATE, a partition has another file.
     cross join lateral (
         select pg_catalog.string_agg(pg_catalog.concat_ws(' ', p::oid, pg_catalog.pg_relation_filenode(p)), ',' order by p::oid) as said
         from relay.parts(w.target) p
@@ -289,7 +289,7 @@ as $$
               union select m from relay.extra_tables(w.target) e cross join lateral relay.types(e) m) made_of (m)
         join pg_catalog.pg_type t on t.oid = m
     ) types
-    -- The names of all objects that are not temporary, if values of these types show them.
+    -- The names of all objects that are not temporary, if values of these types show such names.
     cross join lateral (
         select pg_catalog.md5(pg_catalog.string_agg(n.said, ',' order by n.said)) as said
         from (
@@ -320,13 +320,15 @@ as $$
     ) names
 $$;
 
--- The shape as it is now, and the id below which transactions may have made images while it was another: a label of an
--- enum, for one, can be renamed while a transaction is open that has written rows with it. It is kept here, so that a
--- relay that starts in between knows of it. Waits for nobody who prunes: then the id is only higher than it need be.
+-- Records the current shape, and the id below which transactions may have made images under an earlier one: for example,
+-- an enum's label can be renamed while a transaction that has written rows with it is still open. Both are stored, so
+-- that a relay that starts in between knows them. Does not wait for a session that prunes: then the id is only higher
+-- than necessary.
 --
--- And what the shape is made of, so that a reader of the journal sees in its own snapshot whether it may be another: the
--- tables, but for partitions that have none themselves, the types of users, and the functions of their casts. Read after the shape:
--- what was added to them in between, the shape has not, and is compared again for.
+-- Also returns what the shape was computed from, so that a reader of the journal can see in its own snapshot whether it
+-- may have changed: the tables, except partitions that have no partitions themselves; users' types; and the functions of
+-- their casts. These are read after the shape. If any are added in between, the shape lacks them, and readers compare
+-- again.
 create or replace function relay.note_shape()
     returns table (shape text, shaped xid8, tables oid[], types oid[], functions oid[])
     language plpgsql
@@ -339,7 +341,8 @@ declare
 begin
     perform from relay.horizon h where h.place = here and h.shape is distinct from present for update skip locked;
     if found then
-        -- Not the xmax of a snapshot: transactions above it may have begun before the one that changed the shape ended.
+        -- Not the xmax of a snapshot: transactions above it may have begun before the transaction that changed the shape
+        -- ended.
         update relay.horizon h set shape = present, shaped = pg_catalog.pg_current_xact_id() where h.place = here;
     end if;
     return query
@@ -366,7 +369,7 @@ $$;
 comment on function relay.note_shape() is
     'The shape of the watched tables, the id below which transactions may be older, and what the shape is made of.';
 
--- The tables that a watch's tasks are made of.
+-- The tables that a watch's tasks are read from.
 create or replace function relay.tables_of(w relay.watches) returns setof regclass
     language plpgsql
     stable
@@ -383,7 +386,7 @@ begin
 end
 $$;
 
--- What relay_reader lacks to read a table, as what to do about it; null if nothing.
+-- What to do so that relay_reader can read a table, or null if it can.
 create or replace function relay.missing_right(target regclass) returns text
     language plpgsql
     stable
@@ -419,7 +422,7 @@ create or replace view relay.watched as
            w.watched_as,
            w.shown,
            w.target::oid as target,
-           -- Whether the name under which it was watched is now that of another table.
+           -- Whether the name under which it was watched now belongs to another table.
            exists (select from pg_catalog.pg_class o join pg_catalog.pg_namespace p on p.oid = o.relnamespace
                    where o.oid <> w.target and o.relkind in ('r', 'p')
                      and array[p.nspname, o.relname]::text[] = pg_catalog.parse_ident(w.watched_as)) as replaced,
@@ -433,7 +436,7 @@ create or replace view relay.watched as
            array(select a.attname from pg_catalog.pg_attribute a
                  where a.attrelid = w.target and a.attnum > 0 and not a.attisdropped and a.attname <> all (w.hidden)
                  order by a.attnum) as columns,
-           -- What clients should sort by: nothing, if no order was declared.
+           -- How clients should sort; null if no order was declared.
            case when not relay.is_usual_order(w.said -> 'order_by')
                 then array(select o.key from relay.ordering(w.target, w.order_by) o order by o.n) end as ordering,
            w.distinct_ids,
@@ -444,7 +447,7 @@ create or replace view relay.watched as
            (select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(e.id, e.name, e.task_column) order by e.name)
             from relay.extras e where e.target = w.target and e.problem is null) as extras,
            relay.detaching(w.target) as detaching,
-           -- What relay_reader lacks to read it, or a table of its lanes or extras.
+           -- What relay_reader needs to read it, or a table of its lanes or extras.
            (select m.missing from relay.tables_of(w) t cross join lateral relay.missing_right(t) m (missing)
             where m.missing is not null limit 1) as missing_right
     from relay.watches w
@@ -466,7 +469,7 @@ as $$
           and (caller is null or pg_catalog.has_function_privilege(caller, f.oid, 'execute')))
 $$;
 
--- The watches whose trigger function is not the one that relay.make_journal_function would make now.
+-- The watches, tables of lanes and extras whose trigger functions differ from those that would be generated now.
 create or replace function relay.altered() returns setof integer
     language sql
     stable
@@ -502,9 +505,9 @@ $$;
 
 comment on function relay.altered() is 'Which trigger functions are not as they should be.';
 
--- The rights that the roles of the relay need: relay_writer to insert, to read the control, and to call its helpers and what
--- renders; relay_renderer to call others that render; relay_reader to read what is watched, and boards. For functions that are made for a
--- table, see relay.altered.
+-- The rights that the roles of the relay need: relay_writer to insert, to read the control, and to call its helpers and
+-- the functions that make images; relay_renderer to call other such functions; relay_reader to read boards and what is
+-- watched. For functions that are generated for a table, see relay.altered.
 create or replace function relay.needed_rights(out role name, out privilege text, out object text, out missing boolean)
     returns setof record
     language sql
@@ -535,8 +538,8 @@ as $$
     where p.pronamespace = 'relay'::regnamespace
 $$;
 
--- Gives to roles of the relay what is theirs, after a restore without owners, or where somebody has revoked it: without it,
--- writers of watched tables fail. Returns the roles that lacked something. The daemon calls it.
+-- Gives the roles of the relay their functions and rights again, after a restore without owners, or if somebody has
+-- revoked one: without them, writes to watched tables fail. Returns the roles that lacked something. The daemon calls it.
 create or replace function relay.restore_rights() returns name[]
     language plpgsql
     security definer
@@ -558,7 +561,7 @@ begin
         left join pg_catalog.pg_roles r on r.rolname = f.role
         where r.oid is distinct from p.proowner
     loop
-        -- Two repairs at once would get in each other's way.
+        -- Serialize repairs: two at once would fail on the same rows of the catalog.
         lock table relay.epochs in share update exclusive mode;
         perform relay.give(needed.func, needed.role);
         restored := pg_catalog.array_append(pg_catalog.array_remove(restored, needed.role), needed.role);
@@ -574,10 +577,9 @@ $$;
 
 comment on function relay.restore_rights() is 'Restores the rights that the roles of the relay need.';
 
--- Makes those functions as they should be, after columns were renamed or retyped, or somebody has replaced one; the daemon
--- calls it. Replacing a function locks no table, and has every
--- session compile it again, with the columns as they are now. Its owner loses no right and gains none: what it creates
--- is decided by the triggers alone.
+-- Regenerates these functions, after columns were renamed or retyped, or if somebody has replaced a function; the daemon
+-- calls it. Replacing a function locks no table, and makes every session compile it again, with the current columns. Its
+-- owner loses no right and gains none: only the triggers decide what it creates.
 create or replace function relay.refresh() returns integer
     language plpgsql
     security definer

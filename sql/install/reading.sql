@@ -1,9 +1,9 @@
 -- Reading
 
--- How a type writes the value that a board's name, as text, is of it: of an integer, '007' is written '7', and 'abc' is no
--- value. Of a domain, what it is made of is asked, so that its checks are not run; and an enum is asked for its labels,
--- for its owner can make casts from text and to text. A type that users' code can be a part of, such as a composite type
--- of domains, has no value: the column's owner may have given it that type since it was watched.
+-- How a type writes a board's name, which is given as text: an integer type writes '007' as '7', and 'abc' has no value.
+-- For a domain, its base type decides, so that the domain's checks do not run. For an enum, its labels decide, because
+-- its owner can create casts from and to text. A type that can contain users' code, such as a composite type of domains,
+-- has no value: the column's owner may have changed the column to it since it was watched.
 create or replace function relay.written(board text, typ regtype) returns text
     language plpgsql
     stable
@@ -27,7 +27,8 @@ exception when data_exception then
 end
 $$;
 
--- The type that the board of a watch's rows has: of its own column, or of that of its lanes. Null if an expression says it.
+-- The type of a watch's boards: that of its own column, or of the column in the table of its lanes. Null if an expression
+-- determines the board.
 create or replace function relay.board_type(w relay.watches) returns regtype
     language sql
     stable
@@ -85,7 +86,8 @@ $$;
 -- an older snapshot would see no rows in such a table. So the statement that reads must come after this one, to take a later
 -- snapshot. The caller sets the lock timeout. Returns the watches, and whether their tables could be locked.
 --
--- It is an error if one is not, be it for a lock or for a right that is missing, but for the watches that the caller knows to have no row on the board.
+-- It is an error if a table cannot be locked or a right is missing, except for watches that the caller knows to have no
+-- row on the board.
 create or replace function relay.hold_tables(board text, absent integer[] default '{}')
     returns table (watch integer, held boolean)
     language plpgsql
@@ -163,9 +165,10 @@ as $$
     where l.target = w.lanes
 $$;
 
--- Keeps tables from being truncated, rewritten or altered until the end of the transaction, if they are as the snapshot of the
--- calling transaction has them; it is an error if not. A column may have another's name since: a query that was made by that
--- snapshot would read it, and where it is of another type, run the code of its owner. The caller sets how long to wait.
+-- Keeps tables from being truncated, rewritten or altered until the end of the transaction. It is an error if they differ
+-- from what the snapshot of the calling transaction shows. Since then, a column may have been given the name of another:
+-- a query that was built from the snapshot would read it, and, if it is of another type, run its owner's code. The caller
+-- sets the lock timeout.
 create or replace function relay.hold_in_snapshot(tables regclass[]) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -284,9 +287,10 @@ begin
 end
 $$;
 
--- How the rows of a watch are read, in SQL: the tables that they are made of, in which the row's alias is "row_of_table"; which
--- rows are tasks; and, of each, the board and the image, with names and values of extras, if there are any. With "careful", that
--- of a row that cannot be shown, such as one whose own values make an expression fail, is "!" and, as JSON, its id and why.
+-- How the rows of a watch are read, in SQL: the tables, in which the row's alias is "row_of_table"; which rows are tasks;
+-- and, for each task, the board and the image, with names and values of extras, if there are any. With "careful", the
+-- image of a row that cannot be shown, for example because an expression fails at its values, is "!" followed by JSON:
+-- its id, and why.
 create or replace function relay.reading(
     w relay.watches, careful boolean, extras text, out rows text, out filter text, out board text, out task text
 )
@@ -341,13 +345,15 @@ begin
 end
 $$;
 
--- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement; and before them,
--- without a watch, its lanes, where they are declared. Runs as relay_reader: so a role that may read boards need not be
--- able to read the tables, and their hidden columns. With "careful", a row that cannot be shown is "!" and, as JSON, its
--- id and why, and fails nothing else. A table with a problem is not shown, nor are the watches that are "absent", for their tables are not held.
+-- Every visible task of a board, in the order of its lanes, from the snapshot of the calling statement. Before them comes
+-- a row without a watch that has the board's lanes, if lanes are declared. The function runs as relay_reader: a role that
+-- may read boards does not need to read the tables and their hidden columns. With "careful", a row that cannot be shown
+-- is "!" followed by JSON, its id and why, and affects nothing else. Tables with a problem are not shown, nor are
+-- "absent" watches, because their tables are not locked.
 --
--- Where there is no task, and the type of a table's boards writes this name otherwise, as it does a uuid in capitals, and no
--- other table may have a board of this name, how it is written follows, without a watch: a text in JSON.
+-- If there is no task, no other table can have a board of this name, and the type of a table's boards writes the name
+-- differently, as with a uuid in capitals, another row without a watch follows: the name as the type writes it, a text in
+-- JSON.
 create or replace function relay.board(board text, careful boolean default false, absent integer[] default '{}')
     returns table (watch integer, task text)
     language plpgsql
@@ -419,18 +425,21 @@ begin
             return query select null::integer, pg_catalog.to_json(otherwise)::text;
         end if;
         raise sqlstate 'RL003';
-    -- What is returned stays. What code of users has set in the session of the reader does not: it could end the feed of all.
+    -- The result is returned. What users' code has set in the reader's session is reset, because it could stop the feed
+    -- for everybody.
     exception when sqlstate 'RL003' then
         return;
     when others then
-        -- Code of users may have raised it: of a code by which the daemon knows that more than a board has failed, only the text.
+        -- Users' code may have raised the error with a code that means to the daemon that more than a board has failed,
+        -- so only the text is passed on.
         raise exception '%', sqlerrm
             using errcode = case when sqlstate ~ '^(08|22P05|25|28|3D|3F|42P17|53|57|58)' then 'XX000' else sqlstate end;
     end;
 end
 $$;
 
--- How relay.touched reads tasks, in SQL: those of some boards, or of all. What was touched in the far table has tasks by the near one.
+-- The query by which relay.touched reads tasks, in SQL: those of some boards, or of all. For keys of the far table, the
+-- near one leads to the tasks.
 create or replace function relay.touched_query(w relay.watches, e relay.extras, far boolean, careful boolean) returns text
     language sql
     stable
@@ -455,7 +464,7 @@ as $$
     ) touched
 $$;
 
--- What relay.touched returns, by such a query.
+-- The result of relay.touched, by such a query.
 create or replace function relay.read_touched(w relay.watches, e relay.extras, query text, keys text[], boards text[])
     returns table (key text, watch integer, board text, task text, tasks bigint)
     language plpgsql

@@ -1,4 +1,4 @@
--- Watching over it
+-- Monitoring
 
 -- Writes a probe: an entry that concerns no board, with a notification of its own. The daemon that wrote it measures
 -- whether and when both come back. Returns whether it notified: it does not while the queue is filling up.
@@ -22,9 +22,10 @@ $$;
 
 comment on function relay.probe(text) is 'Writes a change that concerns nobody; daemons call it to check that changes come through.';
 
--- How the journal is. "journal_rows" is what the statistics say, a second late; "dead_rows" how many wait to be
--- vacuumed; "journal_bytes" about what both take of the file, which never shrinks, at the width of the entries kept;
--- "oldest_seconds" how old the oldest changes are; "overdue_seconds" for how long some have been due to go.
+-- The state of the journal. "journal_rows" comes from the statistics, and is a second late; "dead_rows" are waiting to be
+-- vacuumed; "journal_bytes" is roughly what both take up in the file, which never shrinks, at the average width of an
+-- entry; "oldest_seconds" is the age of the oldest changes; "overdue_seconds" is how long some of them should have been
+-- deleted already.
 create or replace function relay.vitals(
     out journal_rows bigint, out journal_bytes bigint, out oldest_seconds double precision,
     out overdue_seconds double precision, out keep_bytes bigint, out stop_bytes bigint, out paused boolean,
@@ -85,10 +86,11 @@ $$;
 
 comment on function relay.vacuum_holders() is 'Whose transactions keep the journal from being vacuumed.';
 
--- How wide rows are, from a sample: of each watch, how many rows of its largest part were read, and about how many
--- bytes the widest has as JSON, without its hidden columns. Values that Postgres has compressed count as such, for
--- nothing is unpacked: so it may be more. And how many of these rows have an id, a board or a lane that is a number beyond
--- 2^53, which many readers of JSON round. Reads at most 64 blocks, and waits for nobody longer than a tenth of a second.
+-- Estimates the width of rows from a sample: for each watch, how many rows of its largest part were read, and roughly how
+-- many bytes the widest has as JSON, without its hidden columns. Values that Postgres has compressed count with their
+-- compressed size, because nothing is unpacked, so the true width may be larger. Also counts the sampled rows that have
+-- an id, a board or a lane that is a number beyond 2^53, which many readers of JSON round. Reads at most 64 blocks, and
+-- waits for no lock longer than a tenth of a second.
 create or replace function relay.widest(out watch integer, out sampled bigint, out bytes bigint, out huge bigint) returns setof record
     language plpgsql
     stable
@@ -112,7 +114,7 @@ begin
             using errcode = 'invalid_object_definition';
     end if;
     for w in select * from relay.watches s where s.problem is null order by s.id loop
-        -- The right to read a partition does not follow from that to read its table.
+        -- The right to read a table does not include its partitions.
         select c.oid into part
         from relay.parts(w.target) p
         join pg_catalog.pg_class c on c.oid = p
@@ -140,7 +142,8 @@ begin
         begin
             perform pg_catalog.set_config('transaction_read_only', 'on', true);  -- see relay.entry_body
             blocks := pg_catalog.pg_relation_size(part) / pg_catalog.current_setting('block_size')::bigint;
-            -- The first rows of blocks from all over it, including the last; the fewer blocks, the more rows of each.
+            -- Samples the first rows of blocks from the whole table, including the last; the fewer blocks, the more rows
+            -- of each.
             select pg_catalog.array_agg(distinct pg_catalog.format('(%s,%s)', (blocks - 1) * i / 63, line)::tid) into places
             from pg_catalog.generate_series(0, 63) i
             cross join pg_catalog.generate_series(1, least(300, 1024 / least(greatest(blocks, 1), 64))) line;

@@ -1,8 +1,8 @@
 -- The watches
 
--- Every table that carries triggers of a watch: the table itself and its partitions, at any depth; those no more that are
--- being detached concurrently, for readers see none of their rows. Not by pg_partition_tree, which waits for the lock on
--- each partition.
+-- Every table that has triggers of a watch: the table itself and its partitions, at any depth. Partitions that are being
+-- detached concurrently are left out, because readers see none of their rows. It does not use pg_partition_tree, which
+-- waits for a lock on each partition.
 create or replace function relay.parts(target regclass) returns setof regclass
     language sql
     stable
@@ -20,8 +20,8 @@ as $$
     select p.oid::regclass from parts p
 $$;
 
--- A partition that is being detached concurrently, if there is one. Its rows are on no board, but its triggers are there until
--- the end, so that what is written straight into it is journalled as ever.
+-- The partition that is being detached concurrently, if any. Its rows are on no board, but it keeps its triggers until
+-- the end, so that direct writes to it are still journalled.
 create or replace function relay.detaching(target regclass) returns regclass
     language plpgsql
     stable
@@ -35,7 +35,7 @@ begin
 end
 $$;
 
--- The type's own name, or of what a domain is made of.
+-- The type itself, or the type that a domain is based on.
 create or replace function relay.base_type(typ oid) returns oid
     language plpgsql
     stable
@@ -55,7 +55,7 @@ begin
 end
 $$;
 
--- Every type that a row of a table is made of: of its columns, of their elements, attributes, bases and bounds.
+-- Every type that a row of a table consists of: of its columns, and of their elements, attributes, base types and ranges.
 create or replace function relay.types(target regclass) returns setof regtype
     language sql
     stable
@@ -85,8 +85,8 @@ as $$
     select oid::regtype from made_of
 $$;
 
--- Whether no code of users runs where a value of a type is compared, or cast by what Postgres has: a type of Postgres's
--- own, a domain made of one, or an enum to and from which nobody has made implicit casts.
+-- Whether comparing values of a type, or casting them to types of Postgres, runs no users' code: the type is one of
+-- Postgres's own, a domain based on one, or an enum without implicit casts.
 create or replace function relay.is_plain(typ oid) returns boolean
     language sql
     stable
@@ -98,8 +98,8 @@ as $$
     from pg_catalog.pg_type t where t.oid = relay.base_type(typ)
 $$;
 
--- A label of an enum as an expression knows it: by its own oid, or by its name after a restore, or where the enum was
--- replaced by another of its name; as it is called now, and null if there is none.
+-- The current name of an enum label that is stored in an expression: it is found by its oid, or by its name after a
+-- restore, or if an enum of the same name has replaced the enum. Null if there is none.
 create or replace function relay.label_named(label jsonb, same boolean) returns name
     language sql
     stable
@@ -110,8 +110,8 @@ as $$
     order by same and e.oid = (label ->> 0)::oid desc limit 1
 $$;
 
--- An expression of a row as a watch keeps it, see relay.expression: with its columns and the labels of enums as they are
--- called now, each column behind a prefix such as "before.".
+-- A stored expression (see relay.expression) in SQL, with the current names of columns and labels. Each column gets a
+-- prefix such as "before.".
 create or replace function relay.spelled(target regclass, expression jsonb, same boolean, prefix text default '')
     returns text
     language sql
@@ -138,7 +138,7 @@ as $$
     select s.form collate "default" from spelled s order by s.n desc limit 1
 $$;
 
--- Why an expression can be evaluated no longer, if so: it was checked with the columns and labels as they were.
+-- Why an expression can no longer be evaluated, or null: the columns and labels that it was checked with have changed.
 create or replace function relay.outgrown(target regclass, expression jsonb, same boolean) returns text
     language sql
     stable
@@ -164,7 +164,7 @@ as $$
     limit 1
 $$;
 
--- What the second argument of a trigger says: what is watched, and how.
+-- The second argument of a trigger as JSON: what is watched, and how.
 create or replace function relay.said(args bytea) returns jsonb
     language sql
     stable
@@ -175,7 +175,7 @@ as $$
     from (select position(pg_catalog.decode('00', 'hex') in args) as n) z
 $$;
 
--- A column as a trigger's argument knows it: by its number, or by its name after a restore.
+-- The current name of a column that is stored in a trigger's argument: it is found by number, or by name after a restore.
 create or replace function relay.column_named(target regclass, said jsonb, same boolean) returns name
     language plpgsql
     stable
@@ -190,8 +190,8 @@ begin
 end
 $$;
 
--- One "column [asc|desc] [nulls first|last]" of order_by in its parts, or no row if it is not of that form. The column
--- is named as it is, in quotes or not.
+-- Splits a "column [asc|desc] [nulls first|last]" of order_by. Returns no row if it is not of that form. The column's
+-- name may be quoted or not; no case is folded.
 create or replace function relay.order_parts(entry text, out col text, out direction text)
     returns setof record
     language sql
@@ -207,7 +207,7 @@ as $$
     where m is not null
 $$;
 
--- An order as a trigger's argument has it: the number and the name of each column, and its direction.
+-- An order as stored in a trigger's argument: the number, the name and the direction of each column.
 create or replace function relay.order_of(target regclass, order_by text[]) returns jsonb
     language sql
     stable
@@ -220,15 +220,15 @@ as $$
     join pg_catalog.pg_attribute a on a.attrelid = target and a.attname = p.col and a.attnum > 0 and not a.attisdropped
 $$;
 
--- Whether an order is the one that a watch has where none was given.
+-- Whether an order is the default one.
 create or replace function relay.is_usual_order(said jsonb) returns boolean
     language sql
     immutable
     set search_path = pg_catalog, pg_temp
 as $$ select pg_catalog.jsonb_path_query_array(said, '$[*][1 to 2]') = '["created_at", ""]' $$;
 
--- An order as order_by says it, with its columns as they are called now. One that is gone has its last name, unless
--- nobody has asked for it.
+-- A stored order in the form of order_by, with the current names of columns. A column that is gone keeps its last name,
+-- unless the order is the default one.
 create or replace function relay.order_named(target regclass, said jsonb, same boolean) returns text[]
     language sql
     stable
@@ -254,13 +254,13 @@ as $$
               select count(distinct a.attname) from pg_catalog.pg_attribute a
               where a.attrelid = target and a.attname = any (columns) and a.attnotnull
                 and a.attnum = any (i.indkey::smallint[]))
-          -- Rows that share a key until the end of a transaction could not be distinguished.
+          -- With a deferrable key, two rows could have the same key until the end of a transaction.
           and i.indimmediate)
 $$;
 
--- What the values of a column are compared as, where rows are found by those of another table; null if they cannot be. So
--- are texts that may be equal without being the same, as citext or a collation that is not deterministic has it: a client
--- knows a lane by its very id.
+-- The type as which values of a column are compared with those of another table, or null if they cannot be. Text is not
+-- comparable if different texts can be equal, as in citext or under a nondeterministic collation, because clients
+-- identify a lane by its exact id.
 create or replace function relay.comparable(target regclass, col name) returns text
     language sql
     stable
@@ -274,12 +274,12 @@ as $$
       and not exists (select from pg_catalog.pg_collation c where c.oid = a.attcollation and not c.collisdeterministic)
 $$;
 
--- What is written in the triggers on TRUNCATE that call a function of this name, and whether they are on the table still
--- that they were made on. Those on partitions say no more than the watch's id. Each is read once: the planner knows
--- little of a database that is new, and would read it again for each use of what it says.
+-- The arguments of the triggers on TRUNCATE that call a function of this name, and whether each is still on the table
+-- that it was created on. Triggers on partitions only have the watch's id, and are left out. "materialized" reads each
+-- once: in a new database the planner has no statistics, and would read it again for each use.
 --
--- The same is noted on the functions of the row triggers, for a table whose triggers somebody has dropped: then it is on no
--- trigger, and is found by the table's name. That may be another table since.
+-- The same text is stored as a comment on the functions of the row triggers. So if somebody has dropped a table's
+-- triggers, it is found there, with the table's name. Another table may have that name by now.
 create or replace function relay.statements(func name, out target regclass, out said jsonb, out same boolean, out on_trigger boolean)
     returns setof record
     language plpgsql
@@ -291,7 +291,7 @@ as $$
 declare
     kind constant text := pg_catalog.split_part(func, '_', 1);
 begin
-    -- Most databases have no lanes and no extras, and are asked for those of each watched table.
+    -- Most databases have neither lanes nor extras, and this is called for each watched table.
     if not exists (select from pg_catalog.pg_proc p where p.pronamespace = 'relay'::regnamespace
                    and p.proname >= (kind || '_0')::name and p.proname < (kind || '_:')::name) then
         return;
@@ -322,7 +322,7 @@ begin
 end
 $$;
 
--- Notes on a function what it was made for, see relay.statements.
+-- Stores in a function's comment what the function is for, see relay.statements.
 create or replace function relay.note_purpose(func text, said jsonb) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -332,7 +332,7 @@ begin
 end
 $$;
 
--- Whether no code of users runs where a value of a column becomes text as in relay.as_text: anybody may make a cast of a
+-- Whether converting a column's value to text with relay.as_text runs no users' code. Anybody can create a cast for a
 -- composite type.
 create or replace function relay.is_shown_as_text(target regclass, col name) returns boolean
     language sql
@@ -345,10 +345,10 @@ as $$
     where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped
 $$;
 
--- The tables whose rows are lanes, as it is written in their triggers.
+-- The tables whose rows are lanes, as recorded in their triggers.
 --
--- "offset 0" keeps it a query of its own, here and below. Otherwise Postgres would plan and evaluate all of it again
--- wherever another query passes a row of it to a function.
+-- "offset 0" makes Postgres evaluate the view separately, here and below. Otherwise it would plan and evaluate all of it
+-- again wherever another query passes a row of it to a function.
 create or replace view relay.lane_tables as
 select (d.said ->> 'lane_table')::integer as id,
        d.target,
@@ -377,19 +377,20 @@ select (d.said ->> 'lane_table')::integer as id,
 from relay.statements('lanes_truncate') d
 offset 0;
 
-comment on view relay.lane_tables is 'The tables whose rows are lanes, as it is written in their triggers.';
+comment on view relay.lane_tables is 'The tables whose rows are lanes, as recorded in their triggers.';
 
--- What is watched is written on the table itself, as arguments of its trigger on TRUNCATE: so it is renamed, dumped,
--- restored and dropped with the table. A column is known by its number, which survives a rename, and by its name, which
--- survives a restore: there the table has another oid, and numbers mean nothing.
+-- What is watched is recorded on the table itself, in the arguments of its trigger on TRUNCATE. So it is renamed, dumped,
+-- restored and dropped with the table. A column is stored by number, which survives a rename, and by name, which survives
+-- a restore: the restored table has another oid, and its numbers may differ.
 create or replace view relay.watches as
 select (d.said ->> 'watch')::integer as id,
        d.target,
        col.id_column,
        col.board_column,
        col.lane_column,
-       -- Whatever has the number or the name of a hidden column is hidden; or, where it was said which are shown, whatever
-       -- has not the number of one of those, nor, after a restore, the name; and virtual columns, which triggers do not see.
+       -- A column is hidden if it has the number or the name of a hidden one. If the shown columns are listed, all others
+       -- are hidden: found by number, or by name after a restore. Virtual columns are always hidden, because triggers do
+       -- not see them.
        array(select a.attname from pg_catalog.pg_attribute a
              where a.attrelid = d.target and a.attnum > 0 and not a.attisdropped
                and (a.attgenerated = 'v'
@@ -402,7 +403,7 @@ select (d.said ->> 'watch')::integer as id,
              order by a.attnum) as hidden,
        relay.order_named(d.target, d.said -> 'order_by', d.same) as order_by,
        case
-           -- After a restore, a hidden column may be there under another name.
+           -- After a restore, a hidden column may exist under another name.
            when not d.same and exists (
                select from pg_catalog.jsonb_array_elements(d.said -> 'hidden') h
                where not exists (select from pg_catalog.pg_attribute a
@@ -427,7 +428,7 @@ select (d.said ->> 'watch')::integer as id,
            then pg_catalog.format('has no board, and %s has none any more', lanes.target)
        end as problem,
        d.said ->> 'name' as watched_as,
-       -- The columns that are not hidden, where it was said which are shown; else null.
+       -- The columns that are not hidden, if the shown ones are listed; otherwise null.
        case when d.said ? 'shown' then array(
            select a.attname from pg_catalog.pg_attribute a
            where a.attrelid = d.target and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v' and exists (
@@ -438,14 +439,14 @@ select (d.said ->> 'watch')::integer as id,
        relay.spelled(d.target, d.said -> 'board_as', d.same) as board_as,
        relay.spelled(d.target, d.said -> 'lane_as', d.same) as lane_as,
        lanes.target as lanes,
-       -- The id's column, or those that it is joined of.
+       -- The id's column, or the columns whose values make up the id.
        key.columns as key_columns,
        d.said ->> 'prefix' as id_prefix,
        d.said ? 'as_text' as as_text,
        d.said,
        d.same,
        d.said ? 'distinct_ids' as distinct_ids,
-       -- Whether it is the table that was watched, or a restored one.
+       -- Whether it is the table that was watched, or a restored copy of it.
        d.same or d.on_trigger as is_own
 from relay.statements('journal_truncate') d
 cross join lateral (
@@ -469,8 +470,8 @@ cross join lateral (
     cross join lateral relay.outgrown(d.target, d.said -> e.key, d.same) why
     where why is not null
 ) outgrown
--- The owner of a table may give a column another type than the one that was checked; what reads boards makes text of these,
--- and anybody may make a cast of a composite type, or of an enum.
+-- The owner of a table may change the type of a column after it was checked. Reading boards converts these columns to
+-- text, and anybody can create a cast for a composite type or an enum.
 left join lateral (
     select pg_catalog.format('has %s as %s now, whose text a user''s code may make: expected text, uuid or integer', a.attname,
                              pg_catalog.format_type(a.atttypid, null)) as why
@@ -488,9 +489,9 @@ left join relay.lane_tables lanes on d.said ? 'lanes'
              else lanes.target = pg_catalog.to_regclass(d.said -> 'lanes' ->> 1) end
 offset 0;
 
-comment on view relay.watches is 'What is watched, as it is written in the triggers.';
+comment on view relay.watches is 'What is watched, as recorded in the triggers.';
 
--- Of what kind the names of the boards are that a watch has tasks on: bigint, uuid or text.
+-- The kind of a watch's board names: bigint, uuid or text.
 create or replace function relay.board_kind(w relay.watches) returns text
     language sql
     stable
@@ -500,7 +501,7 @@ as $$
                     relay.comparable(w.target, w.board_column), 'text')
 $$;
 
--- The same of its ids, without their prefix; or a key of so many columns.
+-- The kind of its ids, without their prefix; for several columns, their number.
 create or replace function relay.id_kind(w relay.watches) returns text
     language sql
     stable

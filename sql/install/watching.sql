@@ -1,11 +1,11 @@
 -- Watching
 
--- An expression of a row as a watch keeps it: its *form*, in which the columns that it *uses* stand as a *mark* and
--- their place in the list of them, and so do the labels of enums. So it survives that either is renamed. Refuses, in one sentence, all but an immutable
--- expression made of what Postgres has: then no code of users runs, in whatever role it is evaluated.
+-- Compiles an expression on a row to the *form* in which a watch stores it: every column that the expression *uses*, and
+-- every label of an enum, is replaced by a *mark* and its index in a list. So the form survives renames of both. Raises
+-- an error, in one sentence, unless the expression is immutable and made only of what Postgres provides. Then it runs no
+-- users' code, whichever role evaluates it.
 --
--- Postgres itself parses it and prints what it has understood: as the generated column of a temporary table, which is
--- never committed.
+-- Postgres itself parses and prints the expression, as the generated column of a temporary table that is rolled back.
 create or replace function relay.expression(target regclass, role text, typ text, given text) returns jsonb
     language plpgsql
     strict
@@ -44,7 +44,7 @@ begin
                 and c.attrelid = d.refobjid and c.attnum = d.refobjsubid and c.attname <> mark
             left join pg_catalog.pg_attribute a on a.attrelid = target and a.attname = c.attname and not a.attisdropped
             left join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
-            -- Older servers say of the column what younger ones say of its default.
+            -- Postgres 14 records these dependencies for the column, later versions for its default.
             where (d.classid, d.objid, d.objsubid) in (
                 select 'pg_catalog.pg_class'::regclass::oid, scratch::oid, g.attnum::integer
                 from pg_catalog.pg_attribute g where g.attrelid = scratch and g.attname = mark
@@ -106,13 +106,13 @@ begin
 end
 $$;
 
--- What order_by says, for those who sort by it: of each column whether it descends, whether nulls come first, and of an enum
--- the labels in their order. No row for one whose values clients cannot compare as the server does.
+-- Parses order_by for everything that sorts: for each column, whether it is descending, whether nulls come first, and,
+-- for an enum, its labels in order. Columns whose values clients cannot compare as the server does are left out.
 create or replace function relay.ordering(target regclass, order_by text[], out n bigint, out key jsonb) returns setof record
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
-    -- To plan it takes longer than all else here, and what it is given makes no difference.
+    -- Planning takes longer than everything else here, and the plan does not depend on the arguments.
     set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
@@ -129,13 +129,13 @@ begin
         join pg_catalog.pg_type t on t.oid = relay.base_type(a.atttypid)
         where a.attgenerated <> 'v'
           and (t.typcategory in ('S', 'E')
-               -- Anybody may call a type of theirs "date", and make a cast of it.
+               -- Anybody can create a type named "date", with a cast of their own.
                or t.typnamespace = 'pg_catalog'::regnamespace and t.typname in (
                    'bool', 'uuid', 'int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'date', 'time', 'timestamp', 'timestamptz'));
 end
 $$;
 
--- Of an order, what tasks cannot be sorted by: a column that is gone, or whose type has become another kind.
+-- The parts of an order that tasks cannot be sorted by: the column is gone, or its type is now of another kind.
 create or replace function relay.lost_order(target regclass, order_by text[]) returns text[]
     language sql
     stable
@@ -145,7 +145,8 @@ as $$
                  where not exists (select from relay.ordering(target, array[o.entry])) order by o.n)
 $$;
 
--- An order in SQL, to be followed by the id. What is lost of it is left out, for clients cannot sort by it either.
+-- An order in SQL; the caller appends the id. Parts that are lost are left out, because clients cannot sort by them
+-- either.
 create or replace function relay.order_clause(target regclass, order_by text[], alias text) returns text
     language sql
     stable
@@ -157,8 +158,8 @@ as $$
     from relay.ordering(target, order_by) o
 $$;
 
--- Lets one session at a time change what is watched, until the end of its transaction: two sessions that watch the same
--- table must not each make their own, and one that waits for the table must not remove what another has just made.
+-- Lets only one session at a time change watches, until the end of its transaction. Otherwise two sessions that watch the
+-- same table could each create a watch, and one that waits for the table could remove what another has just created.
 create or replace function relay.one_at_a_time() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -168,9 +169,9 @@ begin
 end
 $$;
 
--- The id of a new watch or table of lanes. A change names the watch it was made under, and an id is never used again, nor
--- likely to be another server's, so that no change is ever read with the settings of another. Not from random(), whose
--- sequence is the session's.
+-- The id of a new watch or table of lanes. Each change names the watch that it was made under. Ids are never reused, and
+-- are unlikely to occur on another server, so no change is ever read with the settings of another watch. It does not use
+-- random(), because that would advance the session's random sequence.
 create or replace function relay.new_id() returns integer
     language sql
     set search_path = pg_catalog, pg_temp
@@ -178,7 +179,8 @@ as $$
     select ('x' || pg_catalog.left(pg_catalog.md5(pg_catalog.gen_random_uuid()::text), 8))::bit(32)::integer & 2147483647
 $$;
 
--- Refuses an order by what is no column of a table, or none to sort by, in the name of the function that was called.
+-- Raises an error, in the name of the calling function, if an order names something that is not a column, or one that
+-- tasks cannot be sorted by.
 create or replace function relay.check_order(caller text, target regclass, order_by text[], hidden name[]) returns void
     language plpgsql
     stable
@@ -203,7 +205,7 @@ begin
 end
 $$;
 
--- Refuses, in one sentence, a table that cannot be fed exactly.
+-- Raises an error, in one sentence, if a table cannot be fed exactly.
 create or replace function relay.check_watch(
     target regclass, key_columns name[], board_column name, lane_column name, hidden name[], order_by text[]
 ) returns void
@@ -265,7 +267,7 @@ begin
             target, id_column, board_column, lane_column using errcode = 'invalid_parameter_value';
     end if;
 
-    -- Messages name a row by its id alone, so the id alone must be a key.
+    -- Messages identify a row by its id alone, so the id alone must be a key.
     if not relay.is_key(target, key_columns) then
         select pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' order by k.n) into present
         from pg_catalog.pg_index i
@@ -304,7 +306,7 @@ begin
 end
 $$;
 
--- Refuses a table of others, and says which grant is missing.
+-- Raises an error that names the missing grant, if the caller has no rights of the table's owner.
 create or replace function relay.require_owner(target regclass) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -319,9 +321,9 @@ begin
 end
 $$;
 
--- Lets relay_reader read a table, which only its owner or a superuser can do, as only they can put triggers on it. Where
--- rows are filtered by policies, a board would be silently incomplete, so the reader must be above them. It names the types
--- and collations of some columns, and so has to be let into their schemas.
+-- Lets relay_reader read a table. Only the table's owner or a superuser can grant this, just as only they can create
+-- triggers on it. If policies filtered rows, boards would silently be incomplete, so the reader must bypass them. The
+-- reader names the types and collations of some columns, so it needs the right to use their schemas.
 create or replace function relay.grant_reading(target regclass, columns name[]) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -360,7 +362,8 @@ begin
 end
 $$;
 
--- Has relay_reader read tables no more, but those that are watched still, or that lanes or extras are made of.
+-- Revokes the right to read tables from relay_reader, except for tables that are still watched, or that lanes or extras
+-- use.
 create or replace function relay.revoke_reading(tables regclass[]) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -383,10 +386,10 @@ begin
 end
 $$;
 
--- Locks tables and their partitions without standing in anybody's way for long. Whoever asks for a lock and waits has
--- everybody behind it wait too; so each attempt gives up after a tenth of a second, lets the others by, and there is
--- another, until "patience" is over. Then it says who holds a table. All at once, or none: whoever waits for one lock while
--- it holds another makes everybody wait.
+-- Locks tables and their partitions without blocking others for long. While a session waits for a lock, all later
+-- requests for that table wait behind it. So each attempt gives up after a tenth of a second and lets the others proceed.
+-- Attempts repeat until "patience" is over; then an error names the sessions that hold the table. Each attempt gets all
+-- locks or none, because holding one lock while waiting for another would block everybody, too.
 create or replace function relay.lock_tables(tables regclass[], mode text, patience interval) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -414,7 +417,8 @@ begin
 end
 $$;
 
--- Names the processes that hold a table against a lock of that mode, or wait for it in front of everybody who reads.
+-- Describes the processes that hold a lock on a table that conflicts with this mode; for "access share", also those that
+-- wait for a lock that blocks all readers.
 create or replace function relay.holders(target regclass, mode text) returns text
     language sql
     set search_path = pg_catalog, pg_temp
@@ -434,9 +438,9 @@ as $$
               else l.granted and l.mode not in ('AccessShareLock', 'RowShareLock') end
 $$;
 
--- Whether all triggers of a watch are in place, as relay.create_triggers makes them, and enabled in one of the ways
--- given: O for ordinary sessions, A also where changes are applied that come from another server. With "in_effect", also
--- where partitions lack the one on TRUNCATE, which a new one does not have by itself: relay.shape sees that it was truncated.
+-- Whether all triggers of a watch exist as relay.create_triggers makes them, and are enabled in one of the given ways: O
+-- in ordinary sessions, A also where logical replication applies changes. With "in_effect", partitions may lack the
+-- trigger on TRUNCATE, which new partitions do not get by themselves: relay.shape detects that they were truncated.
 create or replace function relay.triggers_enabled(watch integer, target regclass, ways text, in_effect boolean) returns boolean
     language sql
     stable
@@ -452,9 +456,9 @@ as $$
         where t.tgrelid = p and pg_catalog.strpos(ways, t.tgenabled::text) > 0
           and f.pronamespace = 'relay'::regnamespace
           and f.proname in ('journal_' || watch, 'journal_truncate')
-          -- For each row after insert, update or delete; for each statement after truncate.
+          -- 29: after insert, update or delete, for each row; 32: after truncate, for each statement.
           and (t.tgname, t.tgtype) in (('relay_change', 29), ('relay_truncate', 32))
-          -- of any column, whatever the row
+          -- Not limited to some columns or rows.
           and t.tgattr::text = '' and t.tgqual is null
     ) found on true
 $$;
@@ -473,7 +477,7 @@ begin
         where t.tgrelid in (select p from relay.parts(target) p)
           and f.pronamespace = 'relay'::regnamespace
           and t.tgname in ('relay_change', 'relay_truncate')
-          -- A partition's row triggers go with those of its parent.
+          -- A partition's row triggers are dropped with those of its parent.
           and t.tgparentid = 0
     loop
         execute pg_catalog.format('drop trigger %I on %s', ours.tgname, ours.part);
@@ -481,10 +485,11 @@ begin
 end
 $$;
 
--- Row triggers, not statement triggers: they also fire in logical replication and for writes made straight to a
--- partition, and a row that cannot be shown leaves out itself alone. "enable always", so that replicas are not deaf.
--- Without "when (old.* is distinct from new.*)": that is parsed and compiled for each statement, and costs more than it
--- spares; the function compares the rows. Replaced rather than dropped, for that would keep readers out.
+-- Uses row triggers, not statement triggers, because they also fire in logical replication and for direct writes to a
+-- partition, and because a row that cannot be shown then affects no other row. "enable always" makes them fire on
+-- replicas of logical replication. There is no "when (old.* is distinct from new.*)": Postgres would parse and compile it
+-- for each statement, which costs more than it saves, so the function compares the rows. Triggers are replaced, not
+-- dropped, because dropping one would block readers.
 create or replace function relay.create_triggers(w relay.watches, said jsonb) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -509,7 +514,8 @@ begin
 end
 $$;
 
--- The same for a table beside that of tasks: one on rows, and one on TRUNCATE, whose arguments say what they are for.
+-- The same for a table of lanes or of an extra: a trigger on rows, and one on TRUNCATE, whose arguments say what they are
+-- for.
 create or replace function relay.put_triggers(on_table regclass, name text, on_row text, on_truncate text, id integer, said jsonb) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -534,7 +540,7 @@ as $$
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = target
 $$;
 
--- A column as a watch knows it: its number and its name.
+-- A column as a watch stores it: its number and its name.
 create or replace function relay.column_of(target regclass, col name) returns jsonb
     language sql
     stable
@@ -544,9 +550,9 @@ as $$
     from pg_catalog.pg_attribute a where a.attrelid = target and a.attname = col and not a.attisdropped
 $$;
 
--- Removes the functions of watches that are no more: a table that is dropped takes its triggers with it, and leaves
--- their functions. The daemon never does, for while a dump is restored the functions come before their triggers. Those of a
--- table that is there stay, for they say how it was watched.
+-- Drops the functions of watches that no longer exist, because dropping a table drops its triggers, but not their
+-- functions. Functions of a table that exists are kept, because they record how it was watched. The daemon never calls
+-- this, because a dump restores functions before their triggers.
 create or replace function relay.remove_orphans() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -573,9 +579,9 @@ begin
 end
 $$;
 
--- Refuses, in one sentence, a table whose tasks may have the ids of another's, on the same boards: messages name a task by
--- its id alone. Two tables that count their ids have the same ones sooner or later; uuids are made to differ. Where two
--- tasks are alike nevertheless, their board is an error, see decode.py.
+-- Raises an error, in one sentence, if tasks of a table may have the same ids as those of another on the same boards:
+-- messages identify a task by its id alone. Two tables that number their rows will have the same ids sooner or later;
+-- uuids differ. If two tasks have the same id nevertheless, their board is an error, see decode.py.
 create or replace function relay.refuse_clash(wanted relay.watches) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -593,7 +599,7 @@ begin
     if other is null or ids = 'uuid' or wanted.distinct_ids then
         return;
     end if;
-    -- A schema for each tenant has tables of one name, whose boards are not to be one.
+    -- With a schema for each tenant, tables have the same name, and their boards must not be merged.
     select case when t.relname = o.relname and coalesce(wanted.board_as, wanted.board_column) is not null
            then pg_catalog.format('board_as => %L, distinct_ids => true', pg_catalog.format('%L || (%s)::text',
                     n.nspname || '/', coalesce(wanted.board_as, pg_catalog.quote_ident(wanted.board_column))))
@@ -608,43 +614,44 @@ begin
 end
 $$;
 
--- Starts feeding a table, or changes how it is fed. What is not given stays as it is, where the table is watched
--- already. With the same settings it takes no lock and changes nothing, except that it puts the triggers right where
--- some are missing or disabled, covers partitions that have come since, and notes the table's new name.
+-- Starts feeding a table, or changes how it is fed. If the table is watched already, omitted arguments keep their values.
+-- With unchanged settings it takes no lock and changes nothing, except that it restores missing or disabled triggers,
+-- covers new partitions, and records the table's new name.
 --
--- Hidden columns never leave the database, and columns that come later are shown, unless it is said which are shown:
--- then all others are hidden, whenever they come. Columns are known by their numbers, so a rename changes nothing.
+-- Hidden columns never leave the database. Columns that are added later are shown, unless "shown" lists the columns to
+-- show: then all others are hidden, whenever they are added. Columns are stored by number, so renaming one changes
+-- nothing.
 --
--- Takes SHARE ROW EXCLUSIVE on the table, which readers do not notice, until the end of the transaction: so give it
--- one of its own. Waits for it in short attempts (see relay.lock_tables), for as long as "patience" in all.
+-- Takes SHARE ROW EXCLUSIVE on the table until the end of the transaction, so call it in a transaction of its own. That
+-- lock does not block readers. Waits for it in short attempts (see relay.lock_tables), for "patience" in all.
 create or replace function relay.watch(
     target       regclass,
-    -- "id", "board_id" and "lane", if the table is not watched yet.
+    -- By default "id", "board_id" and "lane".
     id_column    name     default null,
     board_column name     default null,
     lane_column  name     default null,
     hidden       name[]   default null,
-    -- "column [asc|desc] [nulls first|last]", ...; the id decides among equals. At first by created_at, if there is one; by
-    -- '{}' or '{""}' the id alone.
+    -- "column [asc|desc] [nulls first|last]", ...; equal tasks are ordered by id. By default created_at, if there is such
+    -- a column; '{}' or '{""}' for the id alone.
     order_by     text[]   default null,
     patience     interval default '30 seconds',
-    -- The only columns to show, beside the id, the board and the lane; in place of "hidden".
+    -- The only columns to show, besides the id, the board and the lane; instead of "hidden".
     shown        name[]   default null,
-    -- Which rows are tasks, such as "deleted_at is null and not is_draft"; at first all, and so again by ''.
+    -- Which rows are tasks, such as "deleted_at is null and not is_draft"; '', the default, means all.
     filter       text     default null,
-    -- Expressions in place of columns, such as "case when is_public then 'public' else 'team-' || team_id end".
+    -- Expressions instead of columns, such as "case when is_public then 'public' else 'team-' || team_id end".
     board_as     text     default null,
     lane_as      text     default null,
-    -- A table that relay.lanes has declared: the lane is the id of one of its rows, and the board is theirs, if they have
-    -- one.
+    -- A table that relay.lanes has declared: the lane is the id of one of its rows. If lanes have boards, a task's board
+    -- is that of its lane.
     lanes        regclass default null,
-    -- In place of the id's column, the columns of a key: the id is their values as text, joined by colons.
+    -- Instead of id_column, the columns of a key: the id is their values as text, joined by colons.
     key_columns  name[]   default null,
-    -- What the ids of this table begin with, to keep them apart from those of others; they are text then.
+    -- A prefix of this table's ids, to keep them apart from those of other tables; the ids are then text.
     id_prefix    text     default null,
-    -- Whether ids, boards and lanes are text in any case, for readers whose numbers do not hold a bigint.
+    -- Whether ids, boards and lanes are always text, for clients whose numbers cannot hold a bigint.
     as_text      boolean  default null,
-    -- Whether you know that no other table has a task of the same id on the same board, where the relay cannot.
+    -- Whether you know that no other table has a task of the same id on the same board, when the relay cannot know it.
     distinct_ids boolean  default null
 ) returns void
     language plpgsql
@@ -758,7 +765,7 @@ begin
     wanted.board_as := relay.spelled(wanted.target, wanted.said -> 'board_as', true);
     wanted.lane_as := relay.spelled(wanted.target, wanted.said -> 'lane_as', true);
 
-    -- As the view will tell it, which is also how it is compared.
+    -- As the view will show it, which is also how it is compared.
     wanted.watched_as := (select pg_catalog.format('%I.%I', n.nspname, c.relname)
                           from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                           where c.oid = wanted.target);
@@ -823,8 +830,8 @@ $$;
 comment on function relay.watch(regclass, name, name, name, name[], text[], interval, name[], text, text, text, regclass, name[], text, boolean, boolean) is
     'Starts feeding a table. Example: select relay.watch(''public.tasks'', hidden => ''{secret}'')';
 
--- Stops feeding a table; its rows leave every board. Takes ACCESS EXCLUSIVE on the table and on those of its extras, as
--- dropping a trigger does, until the end of the transaction, and waits for it as relay.watch does.
+-- Stops feeding a table; its rows leave every board. Takes ACCESS EXCLUSIVE on the table and on those of its extras until
+-- the end of the transaction, as dropping a trigger does, and waits for it as relay.watch does.
 create or replace function relay.unwatch(target regclass, patience interval default '30 seconds') returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -836,7 +843,7 @@ declare
 begin
     perform relay.one_at_a_time();
     select * into current_watch from relay.watches w where w.target = unwatch.target;
-    -- Where somebody has dropped one of the triggers, or both, the functions are there still.
+    -- If somebody has dropped one or both of the triggers, the functions still exist.
     if not found and not exists (
         select from pg_catalog.pg_trigger t join pg_catalog.pg_proc f on f.oid = t.tgfoid
         where t.tgrelid = unwatch.target and f.pronamespace = 'relay'::regnamespace and t.tgname = 'relay_change')
