@@ -27,7 +27,6 @@ from relay.postgres import install
 Numbers = dict[str, float]
 
 KB, MB = 1024, 1024 * 1024
-SETTLE_SECONDS = 1.0
 DRAIN_SECONDS = 15
 """How long a contender that fell behind may take to catch up before its run ends."""
 
@@ -46,6 +45,9 @@ class Size:
     many: int = 5000
     rows: int = 100_000
     minute: float = 60
+    settle: float = 1.0
+    """Seconds of rest between connecting and measuring."""
+
     rates: tuple[int, ...] = (20, 50, 100, 200, 1000)
     windows: tuple[int, ...] = (1, 4, 16, 64)
     tls: tuple[bool, ...] = (False, True)
@@ -60,6 +62,7 @@ QUICK = Size(
     many=20,
     rows=500,
     minute=0.5,
+    settle=0.0,
     rates=(20, 50),
     windows=(1, 4),
     tls=(True,),
@@ -274,7 +277,7 @@ def memory(bench: Bench, contender: Contender) -> Numbers:
         before = running.memory()
         with contextlib.closing(Load(running, count)) as load:
             load.answer()
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(bench.size.settle)
             found = {"kb": (running.memory() - before) / count / KB}
             begun = running.cpu()
             time.sleep(bench.size.seconds)
@@ -289,7 +292,7 @@ def arrive(bench: Bench, contender: Contender) -> Numbers:
         with contextlib.closing(Load(running, count)) as load:
             seconds = load.answer()["seconds"]
             own = (running.cpu() - cpu) / count * 1e3
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(bench.size.settle)
             return {
                 "connections_per_s": count / seconds,
                 "cpu_ms_per_connection": own,
@@ -322,7 +325,7 @@ def crowd(bench: Bench, contender: Contender, subscribers: int, boards: int, rat
             contextlib.closing(Load(running, subscribers, "x%d" if boards > 1 else "x0")) as load,
         ):
             load.answer()
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(bench.size.settle)
             load.ask("reset")
             begun = running.cpu()
             changes = writer.rate(rate, bench.size.seconds, "x0")
