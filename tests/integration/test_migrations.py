@@ -26,6 +26,12 @@ def inspects_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(housekeeping, "INSPECT_SECONDS", 0.05)
 
 
+@pytest.fixture
+def compares_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a relay see soon that the shape has changed."""
+    monkeypatch.setattr(follower, "SHAPE_SECONDS", 0.05)
+
+
 def run(database: Database, problem: str, word: str) -> None:
     """Run the command that a problem advises, the one with this word in it, as a shell would."""
     (command,) = [
@@ -60,6 +66,7 @@ OFF_AND_ON = {
 }
 
 
+@pytest.mark.usefixtures("compares_often")
 @pytest.mark.parametrize("way", OFF_AND_ON)
 async def test_triggers_that_were_off_bring_every_board_current(
     database: Database, relay: Relay, client: Client, way: str
@@ -237,8 +244,6 @@ async def test_only_renamed_table_is_followed_without_a_word(
 
 SYNCED = {
     "add column": "alter table tasks add column extra int default 1",
-    "drop column": "alter table tasks drop column status",
-    "rename column": "alter table tasks rename column status to state",
     "type": "alter table tasks alter column estimated_hours type double precision",
     "label": "alter type mood rename value 'good' to 'fine'",
     "new label": "alter type mood add value 'great'",
@@ -246,19 +251,24 @@ SYNCED = {
     "create cast (mood as json) with function to_json(mood)",
     "default": "alter table tasks alter column status set default 'x'",
     "not null": "alter table tasks alter column status set not null",
+    "rename column": "alter table tasks rename column status to state",
+    "drop column": "alter table tasks drop column state",
     "trigger off": "alter table tasks disable trigger relay_change",
 }
+"""In this order."""
+
 SILENT = {
     "index": "create index on tasks (title)",
     "check": "alter table tasks add check (title <> '')",
     "comment": "comment on column tasks.title is 'said of it'",
     "vacuum full": "vacuum full tasks",
     "cluster": "cluster tasks using tasks_pkey",
-    "rename": "alter table tasks rename to jobs",
     "statistics": "alter table tasks set (fillfactor = 90)",
     "trigger of a user": "create function f() returns trigger language plpgsql as 'begin return new; end';"
     "create trigger f before insert on tasks for each row execute function f()",
+    "rename": "alter table tasks rename to jobs",
 }
+"""In this order."""
 
 
 @pytest.fixture
@@ -271,15 +281,24 @@ async def moody(database: Database) -> AsyncIterator[Client]:
         yield client
 
 
-@pytest.mark.parametrize("statement", SYNCED.values(), ids=SYNCED)
-async def test_ddl_that_changes_what_clients_hold_is_a_sync(
-    database: Database, moody: Client, statement: str
-) -> None:
-    """Within two seconds, with the reason."""
-    database.execute(statement)
+async def test_change_of_the_shape_is_a_sync(database: Database, moody: Client) -> None:
+    """Within two seconds, with the reason, even if nobody writes."""
+    database.execute(SYNCED["new label"])
     async with asyncio.timeout(2):
         assert [kind for kind, _ in await moody.receive_batch()] == ["board.sync"]
     assert moody.reason == "schema_changed"
+
+
+@pytest.mark.usefixtures("moody")
+def test_ddl_that_changes_what_clients_hold_changes_the_shape(database: Database) -> None:
+    for case, statement in SYNCED.items():
+        before = shape(database)
+        database.execute(statement)
+        assert shape(database) != before, case
+
+
+def shape(database: Database) -> object:
+    return database.fetch("select relay.shape()")
 
 
 REWRITING = {
@@ -413,15 +432,15 @@ async def test_relay_that_starts_after_a_label_was_renamed_knows_which_rows_are_
     assert (client.tasks["a"]["mood"], client.reason) == ("fine", "schema_changed")
 
 
-@pytest.mark.parametrize("statement", SILENT.values(), ids=SILENT)
-async def test_ddl_that_changes_nothing_for_clients_is_silent(
-    database: Database, moody: Client, statement: str
-) -> None:
-    database.execute(statement)
-    await asyncio.sleep(1.2)  # the shape is compared once a second
-    ((table,),) = database.fetch("select target::regclass::text from relay.watched")
-    database.execute(f"insert into {table} (id, title) values ('a', 'A')")
-    assert [kind for kind, _ in await moody.receive_batch()] == ["task.created"]
+@pytest.mark.usefixtures("compares_often")
+async def test_ddl_that_changes_nothing_for_clients_is_silent(database: Database, moody: Client) -> None:
+    before = shape(database)
+    for case, statement in SILENT.items():
+        database.execute(statement)
+        ((table,),) = database.fetch("select target::regclass::text from relay.watched")
+        database.execute(f"insert into {table} (title) values (%s)", case)
+        assert (case, [kind for kind, _ in await moody.receive_batch()]) == (case, ["task.created"])
+        assert (case, shape(database)) == (case, before)
 
 
 async def test_exchange_of_the_guide_is_one_sync(database: Database, relay: Relay) -> None:
