@@ -109,15 +109,16 @@ def test_tasks_table_has_the_guides_defaults(database: Database) -> None:
     assert rest == ["default", "backlog", None, "medium", None, True]
 
 
-@pytest.mark.parametrize(
-    "values", ["title = ''", "title = null", "lane = ''", "lane = null", "estimated_hours = -1", "board_id = null"]
-)
-def test_tasks_table_refuses_what_is_no_task(database: Database, values: str) -> None:
+def test_tasks_table_refuses_what_is_no_task(database: Database) -> None:
     """Constraints keep illegal tasks out."""
     database.execute("insert into tasks (title) values ('New')")
 
-    with pytest.raises(psycopg.errors.IntegrityError):
-        database.execute(f"update tasks set {values}")
+    for column, value in (
+        *(("title", "''"), ("title", "null"), ("lane", "''"), ("lane", "null")),
+        *(("estimated_hours", "-1"), ("board_id", "null")),
+    ):
+        with pytest.raises(psycopg.errors.IntegrityError, match=column):
+            database.execute(f"update tasks set {column} = {value}")
 
 
 def test_updated_at_is_kept_by_the_database(database: Database) -> None:
@@ -146,33 +147,29 @@ _REFUSED = {
 }
 
 
-@pytest.mark.parametrize("table", _REFUSED)
-def test_watch_refuses_what_cannot_be_fed_exactly(database: Database, table: str) -> None:
+def test_watch_refuses_what_cannot_be_fed_exactly(database: Database) -> None:
     """A table without a key of one column, or without the columns, is refused in one sentence that says why."""
-    with database.connect() as connection:
-        connection.execute(table)
-        with pytest.raises(psycopg.Error) as caught:
-            connection.execute("select relay.watch('t')")
+    for table, reason in _REFUSED.items():
+        with database.connect() as connection:
+            connection.execute("begin")
+            connection.execute(table.encode())
+            with pytest.raises(psycopg.Error) as caught:
+                connection.execute("select relay.watch('t')")
+        assert reason in (caught.value.diag.message_primary or "")
 
-    assert _REFUSED[table] in (caught.value.diag.message_primary or "")
 
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ("hidden => '{nothing}'", "has no column 'nothing' to hide"),
-        ("hidden => '{lane}'", "column lane of public.tasks cannot be hidden"),
-        ("order_by => '{nothing}'", "order_by has 'nothing': expected a column of public.tasks"),
-        ("order_by => '{title; drop table tasks}'", "expected a column of public.tasks"),
-        ("board_column => 'lane'", "must be three columns"),
-    ],
-)
-def test_watch_refuses_wrong_columns(database: Database, arguments: str, expected: str) -> None:
+def test_watch_refuses_wrong_columns(database: Database) -> None:
     """What is hidden or ordered by must be there, and what messages need cannot be hidden."""
-    with pytest.raises(psycopg.Error) as caught:
-        database.execute(f"select relay.watch('tasks', {arguments})")
-
-    assert expected in (caught.value.diag.message_primary or "")
+    for arguments, expected in {
+        "hidden => '{nothing}'": "has no column 'nothing' to hide",
+        "hidden => '{lane}'": "column lane of public.tasks cannot be hidden",
+        "order_by => '{nothing}'": "order_by has 'nothing': expected a column of public.tasks",
+        "order_by => '{title; drop table tasks}'": "expected a column of public.tasks",
+        "board_column => 'lane'": "must be three columns",
+    }.items():
+        with pytest.raises(psycopg.Error) as caught:
+            database.execute(f"select relay.watch('tasks', {arguments})")
+        assert expected in (caught.value.diag.message_primary or "")
 
 
 def test_watch_and_unwatch_show_in_the_view(database: Database) -> None:
@@ -370,14 +367,12 @@ def test_copied_database_begins_afresh(database: Database) -> None:
 @pytest.mark.parametrize(
     ("kind", "right", "wrong"),
     [
-        ("int", "7", "007"),
-        ("int", "7", "abc"),
-        ("int", "7", "99999999999"),
-        ("citext", "a", "A"),
-        ("uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"),
+        ("int", "7", ["007", "abc", "99999999999"]),
+        ("citext", "a", ["A"]),
+        ("uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", ["A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"]),
     ],
 )
-def test_board_is_found_only_as_it_is_written(database: Database, kind: str, right: str, wrong: str) -> None:
+def test_board_is_found_only_as_it_is_written(database: Database, kind: str, right: str, wrong: list[str]) -> None:
     """A board has one name, the text of its column; under others are no tasks."""
     if kind == "citext":
         if not database.fetch("select 1 from pg_available_extensions where name = 'citext'"):
@@ -387,8 +382,8 @@ def test_board_is_found_only_as_it_is_written(database: Database, kind: str, rig
     database.execute("select relay.watch('t')")
     database.execute("insert into t values (1, %s, 'todo')", right)
 
-    count = "select count(watch) from relay.board(%s)"
-    assert (database.fetch(count, right), database.fetch(count, wrong)) == ([(1,)], [(0,)])
+    found = "select b from unnest(%s::text[]) b where exists (select from relay.board(b) where watch is not null)"
+    assert database.fetch(found, [right, *wrong]) == [(right,)]
     assert database.fetch("select new_board from relay.entries where op = 'R'") == [(right,)]
 
 
