@@ -18,7 +18,6 @@ from relay.http.app import Monitor
 from relay.model.status import Counts, Histogram, Status
 from relay.postgres import boards, housekeeping, progress, requests
 from tests.integration.client import Client
-from tests.proxy import Proxy
 from tests.servers import Database, install
 
 STATIC = Path(__file__).parents[2] / "relay" / "client" / "js"
@@ -364,15 +363,6 @@ async def test_journal_that_is_not_pruned_is_a_warning(database: Database) -> No
             assert (await get_metrics(url))["relay_journal_overdue_seconds"] >= 3600
             holder.execute("rollback")
             await until_reported(worker, "[]", part="warnings")
-
-
-async def test_relay_behind_a_half_open_link_is_not_ready(database: Database, proxy: Proxy) -> None:
-    """No packet comes and nothing ends: health says so within seconds, and so it does of the way back."""
-    async with relay_on(proxy.through(database.dsn)) as worker:
-        proxy.freeze()
-        await until_reported(worker, "connect", part="unready")
-        proxy.thaw()
-        await until_reported(worker, "None", part="unready")
 
 
 async def test_database_that_only_reads_is_no_primary(database: Database) -> None:

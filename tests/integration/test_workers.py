@@ -38,8 +38,8 @@ def system(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 @pytest.fixture
 async def relay() -> AsyncIterator[Pool]:
     """Yield two workers on a free port, with no Postgres; they are not started."""
-    settings = config.load({"WS_PORT": "0", "WS_HOST": "127.0.0.1", "WS_WORKERS": "2", "DATABASE_URL": _NOBODY})
-    relay = Pool(settings)
+    given = {"WS_PORT": "0", "WS_HOST": "127.0.0.1", "WS_WORKERS": "2", "WS_DRAIN": "0", "DATABASE_URL": _NOBODY}
+    relay = Pool(config.load(given))
     yield relay
     await relay.close()
 
