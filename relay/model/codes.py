@@ -217,7 +217,10 @@ class Problem(NamedTuple):
 
 PROBLEMS: Final[Mapping[str, Problem]] = {
     "Connection refused": Problem("Postgres is down", "nothing, if it comes back; otherwise check `DATABASE_URL`"),
-    "session is read-only": Problem("a standby, or a read-only database", "name the primary; `relay check`"),
+    "is a standby": Problem("the server takes no writes", "name the primary in `DATABASE_URL`"),
+    "sessions are read-only here": Problem(
+        "`default_transaction_read_only` is on for the server, the database or the role", "the command that is named"
+    ),
     "lacks the relay's tables and triggers": Problem("not installed, or an older version", "`relay sql install`"),
     "nothing is watched": Problem("no table is watched", "`relay sql watch`"),
     "are missing or disabled": Problem(

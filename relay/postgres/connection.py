@@ -26,6 +26,7 @@ from psycopg.rows import TupleRow
 
 from relay.cancellation import kept_cancellation
 from relay.postgres.faults import FeedError
+from relay.text import error_line
 
 SILENT_SECONDS: Final = 1.5
 """Timeout of an answer, after which Postgres is asked over another connection whether it still works on it."""
@@ -44,9 +45,17 @@ NO_ENCODING: Final = (
     "expected UTF8, or another that says: restore a dump into a database with one"
 )
 
+STANDBY: Final = "{host}:{port} is a standby, which takes no writes: expected the primary: name it in DATABASE_URL, or promote this one"
+
+TAKES_NO_WRITES: Final[LiteralString] = (
+    "select pg_catalog.pg_is_in_recovery(), "
+    "pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on'"
+)
+"""Asks whether the server is a standby, and whether the session may not write."""
+
 READ_ONLY: Final = (
-    "sessions are read-only here, for default_transaction_read_only is on: expected a role that may write: "
-    "run alter role {} in database {} set default_transaction_read_only = off"
+    "sessions are read-only here, because default_transaction_read_only is on: expected a role that may write: "
+    "run alter role {user} in database {database} set default_transaction_read_only = off"
 )
 
 # What goes wrong on a connection, the feed reports itself.
@@ -132,12 +141,38 @@ async def connect(conninfo: str) -> Connection:
     except BaseException as ex:
         if connection:
             await connection.close()
-        if isinstance(ex, psycopg.OperationalError) and "session is read-only" in str(ex):
-            given = conninfo_to_dict(conninfo)
-            names = (str(given.get(key) or "NAME").replace('"', '""') for key in ("user", "dbname"))
-            raise FeedError(READ_ONLY.format(*(f'"{name}"' for name in names))) from None
+        if is_read_only(ex):
+            raise FeedError(await _why_read_only(conninfo) or error_line(ex)) from None
         raise
     return connection
+
+
+def is_read_only(ex: BaseException) -> bool:
+    """Return whether libpq reached a server and refused it, because it was told to find one that takes writes."""
+    refused = re.search("session is read-only|server is in hot standby mode", str(ex))
+    return isinstance(ex, psycopg.OperationalError) and refused is not None
+
+
+async def _why_read_only(conninfo: str) -> str | None:
+    connection = await Connection.connect(make_conninfo(conninfo, target_session_attrs="any"), autocommit=True)
+    try:
+        return why_read_only(connection.info, await connection.row(TAKES_NO_WRITES))
+    finally:
+        await connection.close()
+
+
+def why_read_only(info: psycopg.ConnectionInfo, found: TupleRow) -> str | None:
+    """Say why a server takes no writes, given the row of TAKES_NO_WRITES, and what to do; None if it takes them."""
+    standby, read_only = found
+    if standby:
+        return STANDBY.format(host=info.host, port=info.port)
+    if read_only:
+        return READ_ONLY.format(user=_quoted(info.user), database=_quoted(info.dbname))
+    return None
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 async def set_up(connection: Connection) -> None:

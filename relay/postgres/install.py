@@ -13,15 +13,16 @@ import re
 import secrets
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
-from relay.postgres.connection import YOUNG, complete
+from relay.postgres.connection import TAKES_NO_WRITES, YOUNG, complete, is_read_only, why_read_only
 from relay.text import error_line
 
 FILES: Final = ("tasks", "install", "roles", "uninstall")
@@ -278,4 +279,12 @@ def _connection(database_url: str) -> Iterator[psycopg.Connection]:
     except psycopg.errors.InvalidSchemaName as ex:
         raise InstallError(f"{error_line(ex)}: run relay sql install first") from ex
     except psycopg.Error as ex:
-        raise InstallError(error_line(ex)) from ex
+        raise InstallError((is_read_only(ex) and _why_read_only(database_url)) or error_line(ex)) from ex
+
+
+def _why_read_only(database_url: str) -> str | None:
+    conninfo = make_conninfo(complete(database_url), target_session_attrs="any")
+    with suppress(psycopg.Error), psycopg.connect(conninfo, autocommit=True) as connection:
+        found = connection.execute(TAKES_NO_WRITES).fetchone()
+        return why_read_only(connection.info, found) if found else None
+    return None

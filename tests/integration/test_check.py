@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,8 +21,9 @@ from relay.commands.check import checks
 from relay.commands.check import database as database_module
 from relay.commands.check.core import Finding
 from relay.postgres import install
-from relay.postgres.connection import Connection
+from relay.postgres.connection import Connection, complete, connect
 from relay.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError, free_port
+from relay.postgres.faults import FeedError
 from tests.certificates import certificate
 from tests.integration.client import until
 from tests.servers import Database, Postgres, Server, Standby, do_without, sole_use, temporary_database
@@ -560,6 +562,11 @@ async def test_database_that_is_read_only(database: Database) -> None:
     found = await check(database.dsn)
     assert (found["connection"].status, found["primary"].status) == ("ok", "failed")
     assert "default_transaction_read_only" in found["primary"].found
+    assert found["primary"].hint is not None
+    with pytest.raises(install.InstallError, match=re.escape(found["primary"].hint)):
+        install.run(database.dsn, "install")
+    database.execute(found["primary"].hint.removeprefix("run "))
+    assert (await check(database.dsn))["primary"].status == "ok"
 
 
 async def test_database_without_an_encoding(server: Server) -> None:
@@ -573,8 +580,10 @@ async def test_standby(own_server: EmbeddedPostgres) -> None:
     """It is distinguished from a server that does not answer."""
     with Standby(own_server) as standby:
         found = await check(standby.dsn)
+        with pytest.raises(FeedError, match="is a standby, which takes no writes: expected the primary: name it"):
+            await connect(complete(standby.dsn))
     assert (found["connection"].status, found["primary"].status) == ("ok", "failed")
-    assert "standby" in found["primary"].found
+    assert "is a standby" in found["primary"].found
 
 
 async def test_triggers_that_do_not_notify(server: Server) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 import secrets
 import time
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from relay.commands.check.core import ANSWER_SECONDS, Check, Place, Verdict, failed, ok, warning
 from relay.model.status import QUEUE_USAGE
-from relay.postgres.connection import Connection, complete, set_up
+from relay.postgres.connection import TAKES_NO_WRITES, Connection, complete, is_read_only, set_up, why_read_only
 from relay.postgres.vitals import read_vitals
 from relay.text import error_line
 
@@ -39,7 +38,7 @@ async def _connection(place: Place) -> Verdict:
     try:
         await _connect(place, conninfo)
     except psycopg.OperationalError as ex:
-        if not re.search("session is read-only|hot standby", str(ex)):
+        if not is_read_only(ex):
             return failed(error_line(ex), "see that Postgres runs and lets this role in, and what DATABASE_URL says")
         await _connect(place, make_conninfo(conninfo, target_session_attrs="any"))
     info = place.link.info
@@ -64,20 +63,14 @@ def judge_tls(where: str, address: str, *, tls: bool) -> Verdict:
 
 
 async def _primary(place: Place) -> Verdict:
-    return judge_primary(
-        *await place.link.row(
-            "select pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on'"
-        )
-    )
+    return judge_primary(why_read_only(place.link.info, await place.link.row(TAKES_NO_WRITES)))
 
 
-def judge_primary(standby: bool, read_only: bool) -> Verdict:
-    """Judge whether the server accepts writes."""
-    if standby:
-        return failed("the server is a standby, which takes no writes", "name the primary in DATABASE_URL")
-    if read_only:
-        hint = "set default_transaction_read_only = off for the daemon's role (alter role … in database …)"
-        return failed("sessions are read-only: default_transaction_read_only is on", hint)
+def judge_primary(fault: str | None) -> Verdict:
+    """Judge whether the server accepts writes; `fault` says why it does not, and what to do."""
+    if fault:
+        found, _, hint = fault.rpartition(": ")
+        return failed(found, hint)
     return ok("takes writes")
 
 
