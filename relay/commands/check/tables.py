@@ -104,11 +104,20 @@ async def _reading(place: Place) -> Verdict:
 
 
 def judge_reading(seconds: float, unindexed: Sequence[Any]) -> Verdict:
-    """Judge whether boards are read quickly; `unindexed` has (table, column, number of rows) without an index."""
+    """Judge whether boards are read quickly.
+
+    `unindexed` has (table, whether it is partitioned, column, number of rows) of those that lack an index.
+    """
     if unindexed:
-        table, column, rows = unindexed[0]
+        table, partitioned, column, rows = unindexed[0]
         found = f"{table} has {rows:,} rows and no index that begins with {column}: each board reads the whole table"
-        return warning(found, f"run create index concurrently on {table} ({column})")
+        hint = f"run create index concurrently on {table} ({column})"
+        if partitioned:  # Postgres refuses `concurrently` there
+            hint = (
+                f"create an index on ({column}) concurrently on each partition, one by one; "
+                f"then run create index on {table} ({column}), which adopts them and so is done in a moment"
+            )
+        return warning(found, hint)
     if seconds > SLOW_SECONDS:
         return warning(
             f"reading an empty board took {seconds:.1f} s", "see what keeps Postgres from reading it quickly"
@@ -127,7 +136,7 @@ _UNREADABLE: Final[LiteralString] = """
 # Rows of a board are found by the column of the board, by that of the lane, or by an expression. Rows of an extra are
 # found by the key in the task, and tasks by the key in the rows.
 _UNINDEXED: Final[LiteralString] = """
-    select pg_catalog.format('%I.%I', n.nspname, o.relname),
+    select pg_catalog.format('%I.%I', n.nspname, o.relname), o.relkind = 'p',
            case when way.col is null then '(' || way.said || ')' else pg_catalog.quote_ident(way.col) end,
            size.rows
     from (
