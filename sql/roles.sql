@@ -13,7 +13,7 @@ begin
     if not exists (select from pg_catalog.pg_roles r where r.rolname = 'relay_daemon') then
         if not exists (select from pg_catalog.pg_roles r
                        where r.rolname = current_user and (r.rolsuper or r.rolcreaterole)) then
-            raise exception 'role relay_daemon is missing, and % may not create it: have a role that may run: '
+            raise exception 'role relay_daemon is missing, and % may not create it: have an administrator run: '
                 'create role relay_daemon login; then run this again', current_user using errcode = 'insufficient_privilege';
         end if;
         create role relay_daemon login;

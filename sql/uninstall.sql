@@ -26,6 +26,19 @@ begin
             using errcode = 'invalid_schema_name';
     end if;
 
+    -- Postgres would say no more than "permission denied".
+    select pg_catalog.format('nothing was removed: %s belongs to %s, and only its owner may drop its triggers: have an administrator run: '
+                             'grant %2$s to %I', c.oid::regclass, c.relowner::regrole, current_user) into strays
+    from pg_catalog.pg_trigger t
+    join pg_catalog.pg_proc f on f.oid = t.tgfoid
+    join pg_catalog.pg_class c on c.oid = t.tgrelid
+    where f.pronamespace = pg_catalog.to_regnamespace('relay') and t.tgparentid = 0
+      and not pg_catalog.pg_has_role(c.relowner, 'usage')
+    order by 1 limit 1;
+    if strays is not null then
+        raise exception '%', strays using errcode = 'insufficient_privilege';
+    end if;
+
     -- All at once, or none: a session that waits for one lock while it holds another makes everybody wait.
     select pg_catalog.string_agg(distinct t.tgrelid::regclass::text, ', ') into watched
     from pg_catalog.pg_trigger t
@@ -40,7 +53,20 @@ begin
             exit;
         exception when lock_not_available then
             if pg_catalog.clock_timestamp() >= until then
-                raise;
+                select pg_catalog.string_agg(distinct pg_catalog.format('process %s (%s)', l.pid, coalesce(a.usename, a.backend_type)), ', ')
+                into strays
+                from pg_catalog.pg_locks l
+                left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+                where l.granted and l.pid <> pg_catalog.pg_backend_pid()
+                  and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+                  and l.relation in (
+                      select coalesce(p.relid, t.tgrelid)
+                      from pg_catalog.pg_trigger t
+                      join pg_catalog.pg_proc f on f.oid = t.tgfoid
+                      left join lateral pg_catalog.pg_partition_tree(t.tgrelid) p on true
+                      where f.pronamespace = pg_catalog.to_regnamespace('relay'));
+                raise exception '% is in use by %, for more than 30 seconds: nothing was removed; try again when it is over',
+                    watched, coalesce(strays, 'others') using errcode = 'lock_not_available';
             end if;
         end;
         perform pg_catalog.pg_sleep(0.2);

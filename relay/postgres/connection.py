@@ -45,7 +45,10 @@ NO_ENCODING: Final = (
     "expected UTF8, or another that says: restore a dump into a database with one"
 )
 
-STANDBY: Final = "{host}:{port} is a standby, which takes no writes: expected the primary: name it in DATABASE_URL, or promote this one"
+STANDBY: Final = (
+    "{host}:{port} is a standby, which takes no writes: expected the primary: "
+    "name it in DATABASE_URL, or promote this one"
+)
 
 TAKES_NO_WRITES: Final[LiteralString] = (
     "select pg_catalog.pg_is_in_recovery(), "
@@ -148,7 +151,7 @@ async def connect(conninfo: str) -> Connection:
 
 
 def is_read_only(ex: BaseException) -> bool:
-    """Return whether libpq reached a server and refused it, because it was told to find one that takes writes."""
+    """Return whether libpq reached a server and refused it, because it was to find one that takes writes."""
     refused = re.search("session is read-only|server is in hot standby mode", str(ex))
     return isinstance(ex, psycopg.OperationalError) and refused is not None
 

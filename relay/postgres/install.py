@@ -157,31 +157,28 @@ def _declare(
     values = {name: list(value) if isinstance(value, (tuple, list)) else value for name, value in given.items()}
     with _connection(database_url) as connection, connection.transaction():
         connection.execute("set local statement_timeout = 0")
-        _require_rights(connection, table)
-        if other := connection.execute(_OTHERWISE, {"table": table}).fetchone():
-            command = shlex.join(["relay", "sql", "watch", other[0]])
-            raise InstallError(f"there is no table {table}: without quotes, names are in lower case: run {command}")
+        for name in (table, *(values[name] for name in given if types[name] == "text::regclass")):
+            _require_table(connection, str(name))
         connection.execute(
             f"select relay.{function}(%(table)s::text::regclass, patience => %(patience)s{named})".encode(),
             {"table": table, "patience": patience, **values},
         )
 
 
-# Where the table does not exist: one whose name differs in case alone.
-_OTHERWISE: Final = b"""
+# One whose name differs in case or quotes alone.
+_ALIKE: Final = b"""
     select pg_catalog.format('%%I.%%I', n.nspname, c.relname)
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    where c.relkind in ('r', 'p') and pg_catalog.to_regclass(%(table)s) is null
-      and pg_catalog.lower(%(table)s) in (pg_catalog.lower(c.relname),
-                                          pg_catalog.lower(pg_catalog.concat(n.nspname, '.', c.relname)))
+    where c.relkind in ('r', 'p') and pg_catalog.replace(pg_catalog.lower(%(table)s), '"', '')
+        in (pg_catalog.lower(c.relname), pg_catalog.lower(pg_catalog.concat(n.nspname, '.', c.relname)))
     limit 1
 """
 
 # Without the right to use a schema, Postgres says no more than that. The operator is named with its schema, because
 # Postgres has none for exactly these types: anybody may have made one in schema public.
 _UNSEEN: Final = b"""
-    select pg_catalog.format('%%I.%%I belongs to %%s, and only its owner may change its triggers: have a role '
-        'that may run: grant %%3$s to %%I', n.nspname, c.relname, c.relowner::regrole, current_user)
+    select pg_catalog.format('%%I.%%I belongs to %%s, and only its owner may change its triggers: have an '
+        'administrator run: grant %%3$s to %%I', n.nspname, c.relname, c.relowner::regrole, current_user)
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     where array[n.nspname, c.relname]::text[] operator(pg_catalog.=) pg_catalog.parse_ident(%(table)s)
       and not pg_catalog.has_schema_privilege(n.oid, 'usage')
@@ -194,18 +191,40 @@ _NOT_OURS: Final = b"""
 """
 
 
-def _require_rights(connection: psycopg.Connection, table: str) -> None:
-    """Refuse whoever lacks the rights to say how a table is fed, in words that say which."""
+def _require_table(connection: psycopg.Connection, table: str) -> None:
+    """Refuse a name of no table, and the table of those who lack the rights to say how it is fed."""
     of_table = ", as a member of the role that owns the table"
-    for query in (_NOT_OURS, _UNSEEN):
-        if lacking := connection.execute(query, {"table": table, "of": of_table}).fetchone():
-            raise InstallError(lacking[0])
+    if lacking := connection.execute(_NOT_OURS, {"of": of_table}).fetchone():
+        raise InstallError(lacking[0])
+    try:
+        with connection.transaction():
+            connection.execute("select %s::text::regclass", [table])
+    except psycopg.errors.InsufficientPrivilege as ex:
+        lacking = connection.execute(_UNSEEN, {"table": table}).fetchone()
+        raise InstallError(lacking[0] if lacking else error_line(ex)) from ex
+    except _NO_TABLE as ex:
+        alike = connection.execute(_ALIKE, {"table": table}).fetchone()
+        expected = (
+            f"without double quotes, names are in lower case: expected {shlex.quote(alike[0])}"
+            if alike
+            else f"expected SCHEMA.TABLE, of database {connection.info.dbname}"
+        )
+        raise InstallError(f"there is no table {shlex.quote(table)}: {expected}") from ex
+
+
+_NO_TABLE: Final = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.InvalidName,  # quotes or dots that fit no name
+    psycopg.errors.SyntaxError,  # too many dots
+    psycopg.errors.FeatureNotSupported,  # three parts, of which the first is no database
+)
 
 
 def unwatch(database_url: str, table: str, patience: timedelta = PATIENCE) -> None:
     """Stop feeding a table. Raises InstallError."""
     with _connection(database_url) as connection:
-        _require_rights(connection, table)
+        _require_table(connection, table)
         connection.execute("select relay.unwatch(%s::text::regclass, %s)", (table, patience))
 
 
@@ -274,7 +293,11 @@ def _connection(database_url: str) -> Iterator[psycopg.Connection]:
             yield connection
     except psycopg.errors.LockNotAvailable as ex:
         said = error_line(ex)
-        advice = "" if "nothing was changed" in said else ": somebody holds the table; nothing was changed, try again"
+        advice = (
+            ""
+            if re.search("nothing was (changed|removed)", said)
+            else ": somebody holds the table; nothing was changed, try again"
+        )
         raise InstallError(said + advice) from ex
     except psycopg.errors.InvalidSchemaName as ex:
         raise InstallError(f"{error_line(ex)}: run relay sql install first") from ex

@@ -79,7 +79,7 @@ begin
     foreach col in array array_remove(array[l.id_column, l.board_column, l.name_column], null) loop
         if not exists (select from pg_catalog.pg_attribute a
                        where a.attrelid = l.target and a.attname = col and a.attnum > 0 and not a.attisdropped) then
-            raise exception 'relay.lanes: % has no column %: name its own with id_column, board_column or name_column',
+            raise exception 'relay.lanes: % has no column %: name the column with id_column, board_column or name_column',
                 l.target, pg_catalog.quote_literal(col) using errcode = 'undefined_column';
         end if;
     end loop;

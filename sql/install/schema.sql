@@ -6,6 +6,7 @@ declare
     me      constant text := current_user;
     name    text;
     foreign_object text;
+    grantor text;
     owns    boolean;
 begin
     if pg_catalog.current_setting('restrict_nonsystem_relation_kind', true) ~ 'view' then
@@ -27,7 +28,7 @@ begin
         if not exists (select from pg_catalog.pg_roles r where r.rolname = name) then
             if not exists (select from pg_catalog.pg_roles r
                            where r.rolname = me and (r.rolsuper or r.rolcreaterole)) then
-                raise exception 'role % is missing, and % may not create it: have a role that may run: %; '
+                raise exception 'role % is missing, and % may not create it: have an administrator run: %; '
                     'grant relay_writer, relay_reader, relay_renderer to %; then run this again', name, me,
                     (select pg_catalog.string_agg('create role ' || n, '; ')
                      from pg_catalog.unnest(array['relay_writer', 'relay_reader', 'relay_renderer']) n
@@ -42,14 +43,18 @@ begin
                 'attributes: alter role % nologin nosuperuser nocreaterole nocreatedb noreplication', name, name
                 using errcode = 'duplicate_object';
         end if;
-        select r.rolname into foreign_object
+        -- Since Postgres 16, a grant is revoked as the role that made it.
+        select r.rolname, case when pg_catalog.current_setting('server_version_num')::integer >= 160000
+                          then pg_catalog.format(' granted by %s', m.grantor::regrole) end into foreign_object, grantor
         from pg_catalog.pg_auth_members m
         join pg_catalog.pg_roles r on r.oid = m.member
         where m.roleid = (select o.oid from pg_catalog.pg_roles o where o.rolname = name)
           and r.rolname <> me and not r.rolsuper and not r.rolcreaterole limit 1;
         if foreign_object is not null then
-            raise exception 'role % has the member %, which could act as it: revoke % from %', name, foreign_object,
-                name, pg_catalog.quote_ident(foreign_object) using errcode = 'duplicate_object';
+            raise exception 'role % has the member %, which could act as it: if % installed the relay in another '
+                'database, install it here as the same role; otherwise have an administrator run: revoke % from %', name,
+                foreign_object, foreign_object, name, pg_catalog.concat(pg_catalog.quote_ident(foreign_object), grantor)
+                using errcode = 'duplicate_object';
         end if;
         select r.rolname into foreign_object
         from pg_catalog.pg_auth_members m
@@ -82,7 +87,7 @@ begin
             begin
                 execute pg_catalog.format('grant %I to %I', name, me);
             exception when insufficient_privilege then
-                raise exception '% is no member of role %: have a role that may run: grant relay_writer, relay_reader, '
+                raise exception '% is not a member of role %: have an administrator run: grant relay_writer, relay_reader, '
                     'relay_renderer to %', me, name, pg_catalog.quote_ident(me) using errcode = 'insufficient_privilege';
             end;
         end if;

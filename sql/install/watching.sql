@@ -253,7 +253,7 @@ begin
             from pg_catalog.pg_attribute a
             where a.attrelid = target and a.attname = col and a.attnum > 0 and not a.attisdropped;
             if present is null then
-                raise exception 'relay.watch: % has no column %: name its own with % => ''...''',
+                raise exception 'relay.watch: % has no column %: name the column with % => ''...''',
                     target, pg_catalog.quote_literal(col), role using errcode = 'undefined_column';
             end if;
             raise exception 'relay.watch: column % of % is of type %: as % it must be text, uuid or integer%',
@@ -315,7 +315,7 @@ declare
     owner constant regrole := (select c.relowner from pg_catalog.pg_class c where c.oid = target);
 begin
     if not pg_catalog.pg_has_role(owner, 'usage') then
-        raise exception '% belongs to %, and only its owner may change its triggers: have a role that may run: grant % to %',
+        raise exception '% belongs to %, and only its owner may change its triggers: have an administrator run: grant % to %',
             target, owner, owner, pg_catalog.quote_ident(current_user) using errcode = 'insufficient_privilege';
     end if;
 end

@@ -146,6 +146,29 @@ async def test_watching_the_table_of_another_names_the_grant_that_is_missing(
     await _see_that_it_works(fresh, dsn, "app.tasks", "app")
 
 
+def test_uninstalling_from_the_table_of_another_names_the_grant_that_is_missing(fresh: Database) -> None:
+    """A superuser may have watched it; the owner of the relay alone cannot drop its triggers."""
+    dsn = _owned_by_dba(fresh, "createrole")
+    _a_table_of_apps(fresh)
+    install.run(dsn, "install")
+    _watch(fresh.dsn, "app.tasks")
+    with pytest.raises(install.InstallError, match=r"^nothing was removed: app\.tasks belongs to app") as refused:
+        install.run(dsn, "uninstall")
+    fresh.execute(_advice(refused.value))
+    install.run(dsn, "uninstall")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.tasks", "My Tasks", "", "a.b.c.d", "a.b.c"])
+def test_name_of_no_table_is_refused_in_words_that_say_so(fresh: Database, name: str) -> None:
+    """Whatever Postgres calls it, and also where one that is alike needs its quotes."""
+    install.run(fresh.dsn, "install")
+    fresh.execute('create table "My Tasks" (id text primary key, board_id text, lane text)')
+    expected = 'public."My Tasks"' if name == "My Tasks" else "SCHEMA.TABLE, of database "
+    for run in (install.watch, install.unwatch):
+        with pytest.raises(install.InstallError, match=f"^there is no table .*: expected '?{expected}"):
+            run(fresh.dsn, name)
+
+
 _FOREIGN = {
     "table settings": "create table relay.settings (id serial primary key, name text)",
     "table journal": "create table relay.journal (id int)",
@@ -286,6 +309,17 @@ def test_function_of_the_tasks_table_that_another_made_is_refused(fresh: Databas
     fresh.execute("reset role")
     with pytest.raises(install.InstallError, match="belongs to stranger, expected"):
         install.run(fresh.dsn, "tasks")
+
+
+def test_member_of_our_role_is_removed_by_what_the_refusal_prints(fresh: Database) -> None:
+    """Also where somebody else than the one who runs it has made it one."""
+    fresh.execute("create role relay_reader; create role giver; create role stranger")
+    fresh.execute("grant relay_reader to giver with admin option; set role giver; grant relay_reader to stranger")
+    fresh.execute("reset role; alter role giver createrole")
+    message = _refused(fresh, fresh.dsn)
+    assert "has the member stranger, which could act as it: if stranger installed the relay" in message
+    fresh.execute(message.rpartition(" run: ")[2])
+    install.run(fresh.dsn, "install")
 
 
 def test_right_too_many_is_revoked_by_what_the_refusal_prints(fresh: Database) -> None:

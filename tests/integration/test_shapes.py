@@ -844,7 +844,7 @@ def test_the_command_line_refuses_in_its_own_options(database: Database) -> None
     assert " expected --board-as " in said
     assert said.rstrip().endswith("; or --distinct-ids, if you know that no two are the same")
     assert refused("three.cards", *shlex.split(said.partition(" expected ")[2].partition("; or")[0])) == ""
-    assert "name its own with --board ..." in refused("one.cards", "--board", "nothing")
+    assert "name the column with --board ..." in refused("one.cards", "--board", "nothing")
     assert "found both --id and --key: expected" in refused("one.cards", "--id", "id", "--key", "id")
 
 

@@ -136,7 +136,7 @@ _REFUSED = {
     "create table t (id int, board_id text, lane text, primary key (id, board_id))": "(primary key: (id, board_id))",
     "create table t (id int primary key deferrable, board_id text, lane text)": "own, not deferrable, and not null",
     "create table t (id int unique, board_id text, lane text)": "column id of public.t is not a key by itself",
-    "create table t (board_id text primary key, lane text)": "has no column 'id': name its own with id_column",
+    "create table t (board_id text primary key, lane text)": "has no column 'id': name the column with id_column",
     "create table t (id int primary key, board text, lane text)": "public.t has no column 'board_id'",
     "create table t (id float8 primary key, board_id text, lane text)": "is of type double precision: as id_column",
     "create table t (id int primary key, board_id json, lane text)": "is of type json: as board_column",

@@ -118,8 +118,8 @@ _LABELS_ARE: Final = "--of public.labels --through public.{} --show name --show 
         ("", ["card_has_files: id integer, card_id bigint > cards"], ["fileCount --of public.card_has_files"]),
         (
             "",
-            ["comments: id integer, card_id bigint > cards, deleted boolean"],
-            ["commentCount --of public.comments --filter 'deleted is not true'"],
+            ['comments: id integer, card_id bigint > cards, deleted boolean, is-"draft boolean'],
+            ['commentCount --of public.comments --filter \'deleted is not true and "is-""draft" is not true\''],
         ),
         (
             "",

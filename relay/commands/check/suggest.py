@@ -204,7 +204,7 @@ def _all(conditions: Iterable[str | None]) -> str | None:
 
 
 def _quoted(column: str) -> str:
-    return f'"{column}"' if column != column.lower() else column
+    return column if re.fullmatch("[a-z_][a-z0-9_]*", column) else '"' + column.replace('"', '""') + '"'
 
 
 def _option(name: str, value: str | None) -> list[str]:
