@@ -306,12 +306,11 @@ class Hub(Sink, Resuming):
             self.abandon_resume()
             return
         assert self._position is not None, "the feed has a position before it reads the journal"
-        boards = dict(self._end_resume())
         selections: defaultdict[str, set[str]] = defaultdict(set)
-        for name in boards:
+        for name in self._resuming:
             selections[board_of(name)].add(name)
         steps = steps_of(transactions or (), selections)
-        for name, board in boards.items():
+        for name, board in self._end_resume():
             for cursor in board.cursors:
                 if not now.covers(cursor):
                     board.refuse(cursor, "epoch_changed")

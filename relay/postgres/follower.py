@@ -135,13 +135,12 @@ class Follower:
         return batch
 
     async def _pass_on(self, batch: Batch, transactions: list[Transaction]) -> None:
-        if batch.more:
-            self._position.pass_part()
-            self._sink.publish(await self._as_watched(batch.stamp, transactions), None)
-        else:
-            known = await self._as_watched(batch.stamp, transactions)
+        known = await self._as_watched(batch.stamp, transactions)
+        # Until the sink has taken all of the batch, even if it fails at it.
+        self._position.pass_part()
+        self._sink.publish(known, None if batch.more else batch.now)
+        if not batch.more:
             self._position.pass_all(batch.now)
-            self._sink.publish(known, batch.now)
         await self._flow.until_open()
 
     async def _as_watched(self, stamp: str, transactions: list[Transaction]) -> list[Transaction]:

@@ -79,10 +79,10 @@ class Batch:
 # has ended. Of the transactions that were running then, only those that have ended are searched for, so that entries
 # of one that stays open are not read again and again. The snapshot is the first row of the same statement: it is
 # there even if nothing is new, and is not repeated with each entry.
-# A horizon of another place was restored from a dump, and so perhaps were entries. Then the journal counts as empty;
-# see relay.epoch.
+# A second horizon was restored from a dump, and so perhaps were entries. Then the journal counts as empty; see
+# relay.forget_others.
 _KEPT: Final[LiteralString] = """
-    case when exists (select from relay.horizon f where f.place <> h.place)
+    case when (select pg_catalog.count(*) from relay.horizon) > 1
          then pg_catalog.pg_current_snapshot() else h.seen end::text, h.pauses <> relay.pauses()
 """
 # A catalog row that changes gets a new xmin, later than any other, so the sum changes.
@@ -103,7 +103,7 @@ _STAMP: Final[LiteralString] = """
 _HEAD: Final[LiteralString] = (
     "select pg_catalog.pg_current_snapshot()::text," + _KEPT + ", relay.polled_for()," + _STAMP
 )
-_HORIZON: Final[LiteralString] = "from relay.horizon h where h.place = relay.place()"
+_HORIZON: Final[LiteralString] = "from (select * from relay.horizon o where o.place = relay.place() limit 1) h"
 _ENTRY: Final[LiteralString] = """
            j.xid::text::bigint, j.watch, j.op::text, /**/j.key/**/, /**/j.old_key/**/, /**/j.old_board/**/,
            /**/j.new_board/**/, /**/j.old_row/**/, /**/j.new_row/**/, /**/j.reason/**/

@@ -55,20 +55,23 @@ as $$
         'relay.epochs'::regclass::oid)
 $$;
 
--- Whether rows of another place were restored from a dump, and with them perhaps entries with transaction ids that mean
--- nothing here. Then the journal counts as empty.
+-- Whether rows were restored from a dump: of another place, or of this one a second time, as by pg_dump --data-only. With
+-- them came perhaps entries with transaction ids that mean nothing here, or that are there twice. Then the journal counts as
+-- empty.
 create or replace function relay.forget_others(here text) returns boolean
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if not exists (select from relay.horizon h where h.place <> here)
+    if (select pg_catalog.count(*) from relay.horizon) = 1
+        and not exists (select from relay.horizon h where h.place <> here)
         and not exists (select from relay.epochs e where e.place <> here)
         and not exists (select from relay.ticks t where t.place <> here)
     then
         return false;
     end if;
-    delete from relay.horizon h where h.place <> here;
+    delete from relay.horizon h
+    where h.place <> here or exists (select from relay.horizon o where o.place = here and o.ctid < h.ctid);
     delete from relay.epochs e where e.place <> here;
     delete from relay.ticks t where t.place <> here;
     update relay.horizon h set seen = pg_catalog.pg_current_snapshot(), swept = '0' where h.place = here;

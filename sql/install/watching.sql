@@ -75,6 +75,10 @@ begin
                                       pg_catalog.format('%s:%s', mark, pg_catalog.jsonb_array_length(uses)));
             uses := uses || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_array(used.attnum, used.attname, used.typ));
         end loop;
+        -- What it is printed with is what it is evaluated with: '02/01/2024'::date is another day under another datestyle.
+        perform pg_catalog.set_config(s.name, s.value, true)
+        from (values ('datestyle', 'ISO, MDY'), ('intervalstyle', 'postgres'), ('timezone', 'UTC'), ('lc_monetary', 'C'),
+                     ('extra_float_digits', '1'), ('bytea_output', 'hex')) s (name, value);
         select pg_catalog.pg_get_expr(e.adbin, e.adrelid) into form
         from pg_catalog.pg_attrdef e where e.adrelid = scratch;
         for used in

@@ -225,6 +225,20 @@ async def test_disabled_trigger_is_noticed(database: Database, monkeypatch: pyte
         await until(lambda: relay.feed.problem is None)
 
 
+async def test_health_says_that_what_replication_applies_is_not_shown(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load with `--disable-triggers` leaves the triggers enabled for ordinary sessions only."""
+    monkeypatch.setattr(housekeeping, "INSPECT_SECONDS", 0.05)
+    async with Relay(database.dsn).running() as relay:
+        await until(lambda: relay.feed.problem is None)
+        database.execute("alter table tasks disable trigger all; alter table tasks enable trigger all")
+        await until(lambda: "run relay sql watch public.tasks" in str(relay.feed.status(1).incomplete))
+        database.execute("select relay.watch('tasks')")
+
+        await until(lambda: not relay.feed.status(1).incomplete)
+
+
 async def test_what_the_journal_lacks_is_noticed_when_the_rest_fits_no_history(
     database: Database, relay: Relay
 ) -> None:
@@ -452,6 +466,45 @@ async def test_batch_that_is_cut_short_causes_a_sync(
         assert resumable.reason == "batch_cut_short"
         assert len(client.tasks) == len(resumable.tasks) == 35
         assert await client.until_last(database) == []
+
+
+async def test_a_batch_at_which_the_hub_fails_causes_a_sync(
+    database: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever clients have got of it, nothing of it is missing afterwards."""
+    async with Client.to(relay.url) as client:
+        await client.resume("default", None)
+        publish = relay.hub.publish
+
+        def fail(transactions: Sequence[Transaction], position: Snapshot | None) -> None:
+            if transactions:
+                monkeypatch.setattr(relay.hub, "publish", publish)
+                raise KeyError("unforeseen")
+            publish(transactions, position)
+
+        monkeypatch.setattr(relay.hub, "publish", fail)
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+
+        assert [kind for kind, _ in await client.receive_batch()] == ["board.sync"]
+        assert (client.reason, set(client.tasks)) == ("batch_cut_short", {"a"})
+
+
+async def test_journal_that_a_dump_of_data_brings_a_second_time_causes_a_sync(
+    database: Database, relay: Relay
+) -> None:
+    """As `pg_dump --data-only` of the whole database does, loaded where it was made."""
+    async with Client.to(relay.url) as client:
+        await client.resume("default", None)
+        tables = ("journal", "horizon", "epochs", "ticks")
+        database.execute("; ".join(f"insert into relay.{each} select * from relay.{each}" for each in tables))
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+        assert [kind for kind, _ in await client.receive_batch()] == ["board.sync"]
+        assert (client.reason, set(client.tasks)) == ("journal_pruned", {"a"})
+        database.execute("select relay.prune(), relay.prune('0')")
+        database.execute("update tasks set title = 'B'")
+
+        assert [kind for kind, _ in await client.receive_batch()] == ["task.updated"]
+        await until(lambda: relay.feed.problem is None)
 
 
 async def test_more_transactions_than_fit_a_batch_cause_a_sync(

@@ -133,6 +133,30 @@ async def test_a_row_that_stops_matching_the_filter_is_deleted_and_one_that_matc
     assert cards.fetch("select count(*) from relay.entries where op = 'R' and key = '2'") == [(1,)]
 
 
+@pytest.mark.parametrize(
+    ("settings", "given", "meant"),
+    [
+        ("set datestyle = 'SQL, DMY'", "due >= '02/01/2024'::date", "due >= '2024-01-02'::date"),
+        ("set datestyle = 'German'", "due >= '02.01.2024'::date", "due >= '2024-01-02'::date"),
+        (
+            "set intervalstyle = sql_standard",
+            "took >= '-1 2:00:00'::interval",
+            "took >= '-1 days -02:00:00'::interval",
+        ),
+    ],
+)
+def test_a_filter_means_what_it_means_in_the_session_that_gives_it(
+    cards: Database, settings: str, given: str, meant: str
+) -> None:
+    """Its dates and intervals are evaluated in sessions with other settings, where the same text is another value."""
+    cards.execute("alter table cards add column due date, add column took interval")
+    with cards.connect() as session:
+        session.execute(settings.encode())
+        session.execute("select relay.watch('public.cards', filter => %s)", (given,))
+
+    assert cards.fetch("select filter from relay.watched where table_name = 'cards'") == [(f"({meant})",)]
+
+
 async def test_board_and_lane_that_an_expression_says_are_those_of_the_tasks(cards: Database, relay: Relay) -> None:
     """Tasks have them as `boardId` and `lane`, and the columns under their own names."""
     watch(cards, board_as=BY_UUID, lane_as="case when is_public then 'public' else data ->> 'lane' end")
