@@ -15,7 +15,7 @@ _WATCHED: Final[LiteralString] = """
     select id, pg_catalog.format('%I.%I', schema_name, table_name) as table, id_column, board_column, lane_column,
            hidden, shown, order_by, triggers_complete, problem, watched_as, target, replaced, filter, board_as,
            lane_as, lanes, key_columns, id_prefix, as_text, columns, ordering, distinct_ids, id_kind, board_kind,
-           lost_order, is_key, extras, detaching::text, missing_right
+           lost_order, is_key, extras, detaching::text, missing_right, triggers_always
     from relay.watched order by id
 """
 _LANES: Final[LiteralString] = """
@@ -24,7 +24,7 @@ _LANES: Final[LiteralString] = """
            exists (select from pg_catalog.pg_class o join pg_catalog.pg_namespace p on p.oid = o.relnamespace
                    where o.oid <> l.target and o.relkind in ('r', 'p')
                      and array[p.nspname, o.relname]::text[] = pg_catalog.parse_ident(l.declared_as)) as replaced,
-           relay.lost_order(l.target, l.order_by), relay.is_key(l.target, array[l.id_column])
+           relay.lost_order(l.target, l.order_by), relay.is_key(l.target, array[l.id_column]), l.triggers_always
     from relay.lane_tables l order by l.id
 """
 
@@ -140,6 +140,7 @@ class Watched:
     extras: Sequence[tuple[int, str, str]] | None
     detaching: str | None
     missing_right: str | None
+    triggers_always: bool
 
     @property
     def watch(self) -> Watch:
@@ -238,6 +239,13 @@ def _no_key(table: str, columns: Sequence[str]) -> str:
     )
 
 
+def _not_always(table: str, command: str) -> str:
+    return (
+        f"what replication applies to {table} is not shown, nor what a session whose session_replication_role is "
+        f"replica writes, for its triggers are not enabled always: run {command}"
+    )
+
+
 def _being_detached(table: str, part: str) -> str:
     return (
         f"{part} is being detached from {table}, and until that is over each change has its board read again: "
@@ -260,6 +268,7 @@ class LaneTable:
     replaced: bool
     lost_order: Sequence[str]
     is_key: bool
+    triggers_always: bool
 
     def command(self, table: str) -> str:
         """Return the shell command that declares a table with the options of this one."""
@@ -354,7 +363,19 @@ class Watches:
         """Say in one line each what is not as it should be in tables that are shown."""
         tables: list[Watched | LaneTable] = [*self._known.values(), *self._lanes]
         extras = {f"{each.table}.{each.name}": each.shortcoming for each in self._extras if each.problem}
-        return {each.table: problem for each in tables if (problem := each.shortcoming)} | extras
+        of_tables = {each.table: problem for each in tables if (problem := each.shortcoming)}
+        return self._half_enabled() | of_tables | extras
+
+    def _half_enabled(self) -> dict[str, str]:
+        """Say the same of triggers that replication does not fire."""
+        declared = {each.table: (each, each.repair) for each in self._known.values()}
+        lanes = {each.table: (each, shlex.join(["relay", "sql", "lanes", each.table])) for each in self._lanes}
+        extras = {f"{each.table}.{each.name}": (each, each.command) for each in self._extras}
+        return {
+            name: _not_always(name, command)
+            for name, (each, command) in (extras | lanes | declared).items()
+            if each.triggers_complete and not each.triggers_always
+        }
 
     async def load(self) -> None:
         """Read what is watched, and whether its triggers are in place."""

@@ -365,16 +365,21 @@ select (d.said ->> 'lane_table')::integer as id,
                 (select pg_catalog.format('has %s of lanes of a type whose text a user''s code makes', e.role)
                  from (values ('id', 'ids'), ('board', 'boards'), ('title', 'names')) e (key, role)
                  where not relay.is_shown_as_text(d.target, relay.column_named(d.target, d.said -> e.key, d.same)) limit 1)) as problem,
-       (select pg_catalog.count(*) from pg_catalog.pg_trigger o
-        join pg_catalog.pg_proc g on g.oid = o.tgfoid and g.pronamespace = 'relay'::regnamespace
-        where o.tgrelid = d.target and o.tgenabled in ('O', 'A') and o.tgattr::text = '' and o.tgqual is null
-          and (o.tgname, o.tgtype, g.proname) in (('relay_lanes', 29, 'lanes_' || (d.said ->> 'lane_table')),
-                                                  ('relay_lanes_truncate', 32, 'lanes_truncate'))) = 2 as triggers_complete,
+       triggers.number = 2 as triggers_complete,
        d.said,
        d.same,
        d.said ->> 'name' as declared_as,
-       d.same or d.on_trigger as is_own
+       d.same or d.on_trigger as is_own,
+       triggers.always as triggers_always
 from relay.statements('lanes_truncate') d
+cross join lateral (
+    select pg_catalog.count(*) as number, pg_catalog.bool_and(o.tgenabled = 'A') as always
+    from pg_catalog.pg_trigger o
+    join pg_catalog.pg_proc g on g.oid = o.tgfoid and g.pronamespace = 'relay'::regnamespace
+    where o.tgrelid = d.target and o.tgenabled in ('O', 'A') and o.tgattr::text = '' and o.tgqual is null
+      and (o.tgname, o.tgtype, g.proname) in (('relay_lanes', 29, 'lanes_' || (d.said ->> 'lane_table')),
+                                              ('relay_lanes_truncate', 32, 'lanes_truncate'))
+) triggers
 offset 0;
 
 comment on view relay.lane_tables is 'The tables whose rows are lanes, as recorded in their triggers.';
