@@ -202,7 +202,8 @@ SETTINGS: Final[Mapping[str, str]] = {
     "row_security": "off",
     # All that the relay writes is in unlogged tables: there is nothing to wait for.
     "synchronous_commit": "off",
-    # No limit of a role or a database ends what works.
+    # No setting of a role or a database ends what works.
+    "exit_on_error": "off",
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_session_timeout": "0",

@@ -119,23 +119,24 @@ create or replace function relay.spelled(target regclass, expression jsonb, same
     strict
     set search_path = pg_catalog, pg_temp
 as $$
-    with recursive marks (n, mark, meaning) as (
-        select u.n, pg_catalog.format('"%s:%s"', expression ->> 'mark', u.n - 1),
+    with meanings (mark, meaning) as (
+        select pg_catalog.format('"%s:%s"', expression ->> 'mark', u.n - 1),
                prefix || pg_catalog.quote_ident(coalesce(a.attname, u.used ->> 1))
         from pg_catalog.jsonb_array_elements(expression -> 'uses') with ordinality u (used, n)
         left join pg_catalog.pg_attribute a on a.attrelid = target and a.attnum > 0 and not a.attisdropped
             and case when same then a.attnum = (u.used ->> 0)::integer else a.attname = u.used ->> 1 end
         union all
-        select pg_catalog.jsonb_array_length(expression -> 'uses') + l.n, pg_catalog.format('''%s:label %s''', expression ->> 'mark', l.n - 1),
+        select pg_catalog.format('''%s:label %s''', expression ->> 'mark', l.n - 1),
                pg_catalog.quote_literal(coalesce(relay.label_named(l.label, same), l.label ->> 1))
         from pg_catalog.jsonb_array_elements(expression -> 'labels') with ordinality l (label, n)
-    ), spelled (n, form) as (
-        select 0::bigint, expression ->> 'form' collate "C"
-        union all
-        select m.n, pg_catalog.replace(s.form, m.mark, m.meaning) collate "C"
-        from spelled s join marks m on m.n = s.n + 1
     )
-    select s.form collate "default" from spelled s order by s.n desc limit 1
+    -- In one pass: what has the form of a mark in the name of a column or label is none. An owner chooses these.
+    select pg_catalog.string_agg(p.piece || coalesce(m.meaning, ''), '' order by p.n)
+    from (select pg_catalog.format('"%1$s:[0-9]+"|''%1$s:label [0-9]+''', expression ->> 'mark') as mark) any_mark
+    cross join lateral pg_catalog.regexp_split_to_table(expression ->> 'form', any_mark.mark) with ordinality p (piece, n)
+    left join lateral pg_catalog.regexp_matches(expression ->> 'form', '(' || any_mark.mark || ')', 'g')
+        with ordinality f (found, n) on f.n = p.n
+    left join meanings m on m.mark = f.found[1]
 $$;
 
 -- Why an expression can no longer be evaluated, or null: the columns and labels that it was checked with have changed.
@@ -146,7 +147,7 @@ create or replace function relay.outgrown(target regclass, expression jsonb, sam
     set search_path = pg_catalog, pg_temp
 as $$
     (select case when a.attname is null then pg_catalog.format('has no column %s any more', u.used ->> 1)
-           when pg_catalog.format_type(a.atttypid, null) = u.used ->> 2 and a.attgenerated <> 'v'
+           when pg_catalog.format_type(relay.base_type(a.atttypid), null) = u.used ->> 2 and a.attgenerated <> 'v'
            then pg_catalog.format('has %s of type %s, for which there are implicit casts now', a.attname, u.used ->> 2)
            else pg_catalog.format('has %s as %s now, in place of %s', a.attname,
                                   pg_catalog.format_type(a.atttypid, null), u.used ->> 2) end
@@ -154,7 +155,7 @@ as $$
     left join pg_catalog.pg_attribute a on a.attrelid = target and a.attnum > 0 and not a.attisdropped
         and case when same then a.attnum = (u.used ->> 0)::integer else a.attname = u.used ->> 1 end
     where a.attname is null or a.attgenerated = 'v' or not relay.is_plain(a.atttypid)
-       or pg_catalog.format_type(a.atttypid, null) <> u.used ->> 2
+       or pg_catalog.format_type(relay.base_type(a.atttypid), null) <> u.used ->> 2
     limit 1)
     union all
     (select pg_catalog.format('has no label %L of %s any more', l.label ->> 1, l.label ->> 2)

@@ -1,9 +1,10 @@
 -- Watching
 
 -- Compiles an expression on a row to the *form* in which a watch stores it: every column that the expression *uses*, and
--- every label of an enum, is replaced by a *mark* and its index in a list. So the form survives renames of both. Raises
--- an error, in one sentence, unless the expression is immutable and made only of what Postgres provides. Then it runs no
--- users' code, whichever role evaluates it.
+-- every label of an enum, is replaced by a *mark* and its index in a list. So the form survives renames of both. For a
+-- domain, the base type is stored, because another type may get the domain's name. Raises an error, in one sentence,
+-- unless the expression is immutable and made only of what Postgres provides. Then it runs no users' code, whichever role
+-- evaluates it.
 --
 -- Postgres itself parses and prints the expression, as the generated column of a temporary table that is rolled back.
 create or replace function relay.expression(target regclass, role text, typ text, given text) returns jsonb
@@ -32,7 +33,7 @@ begin
         scratch := pg_catalog.format('pg_temp.%I', mark)::regclass;
         for used in
             select d.refclassid, d.refobjid, d.refobjsubid, o.type, o.identity, a.attnum, a.attname, a.attgenerated,
-                   a.atttypid, pg_catalog.format_type(a.atttypid, null) as typ, t.typnamespace,
+                   a.atttypid, pg_catalog.format_type(t.oid, null) as typ, t.typnamespace,
                    coalesce(o.schema, '') = 'pg_catalog'
                        or exists (select from pg_catalog.pg_type e
                                   where d.refclassid = 'pg_catalog.pg_type'::regclass and e.oid = d.refobjid

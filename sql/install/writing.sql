@@ -3,11 +3,13 @@
 -- Pauses journalling when the file is full. A writer calls it about once in 32 kB of rows, because reading the size costs
 -- more than an entry. So the file exceeds the limit by some 64 kB, by ten times as much once in 20,000 pauses, and by the
 -- row being written. The lock serializes changes of the control. It is held only for a moment, because a subtransaction
--- that fails releases its locks. Always returns true.
+-- that fails releases its locks. A writer does not see what it logs. Always returns true.
 create or replace function relay.pause_if_full() returns boolean
     language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
+    set client_min_messages = warning
+    set exit_on_error = off
 as $$
 declare
     bytes constant bigint := pg_catalog.pg_total_relation_size('relay.journal'::regclass);
@@ -178,6 +180,8 @@ $$;
 -- quick way is a single expression here, another in journal_body, and an INSERT that is as simple as possible.
 --
 -- Columns can have the names of variables, hence use_variable.
+--
+-- What catches errors has exit_on_error off: a session with that setting ends at any error, also at one that is caught.
 create or replace function relay.entry_body(w relay.watches) returns text
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -540,7 +544,7 @@ declare
 begin
     execute pg_catalog.format(
         'create or replace function relay.entry_%s(op text, before record, after record) returns text[] language plpgsql '
-        'security definer set search_path = pg_catalog, pg_temp as %L', w.id, relay.entry_body(w));
+        'security definer set search_path = pg_catalog, pg_temp set exit_on_error = off as %L', w.id, relay.entry_body(w));
     execute pg_catalog.format(
         'create or replace function relay.journal_%s() returns trigger language plpgsql security definer '
         'set search_path = pg_catalog, pg_temp as %L', w.id, relay.journal_body(w));
@@ -627,7 +631,7 @@ begin
         'set extra_float_digits = 1 as %L', reads, row_body);
     execute pg_catalog.format(
         'create or replace function %s() returns trigger language plpgsql security definer '
-        'set search_path = pg_catalog, pg_temp as %L', notes, body);
+        'set search_path = pg_catalog, pg_temp set exit_on_error = off as %L', notes, body);
     perform relay.give((reads || '(record)')::regprocedure, 'relay_renderer');
     perform relay.give((notes || '()')::regprocedure, 'relay_writer');
     perform relay.revoke_others();
