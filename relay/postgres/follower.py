@@ -107,6 +107,8 @@ class Follower:
                 last = await self._read_batch()
             self._progress.has_read(began, last.committed, session.journal.probes())
             schedule.has_read(clock.time(), last.committed, last.polled)
+            if schedule.must_ask(clock.time()):
+                schedule.has_asked(clock.time(), queued=await session.commits_wait())
             if schedule.must_poll(clock.time()):
                 await session.poll_for(POLLING_SECONDS)
                 schedule.polls(clock.time())

@@ -2,7 +2,9 @@
 
 A notification is a hint: the journal is read at least every `READ_SECONDS` in any case. When many transactions
 commit, the relay polls every few milliseconds and announces this in the database. Then the triggers do not notify,
-which costs writers most. All relays of a database poll together.
+which costs writers most. It does the same when commits wait for each other: transactions that notify commit one at a
+time, so where a commit takes long, as with a slow disk or a distant standby, there are never many. All relays of a
+database poll together.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ BUSY_TRANSACTIONS: Final = 250
 
 BUSY_SECONDS: Final = 0.25
 """Approximate time over which transactions are counted."""
+
+QUEUED_SECONDS: Final = 5.0
+"""Time for which the relay polls after commits were found to wait for each other."""
 
 POLLING_SECONDS: Final = 1.0
 """Time for which the relay promises to poll, each time."""
@@ -41,6 +46,8 @@ class PollSchedule:
         self._level = 0.0
         self._last_read = -math.inf
         self._polled_until = -math.inf
+        self._asked = -math.inf
+        self._queued = -math.inf
 
     def has_read(self, now: float, committed: int, polled: float) -> None:
         """Note that a read found `committed` transactions, and that relays poll for `polled` more seconds."""
@@ -49,9 +56,19 @@ class PollSchedule:
         if polled > 0:
             self._polled_until = now + polled
 
+    def must_ask(self, now: float) -> bool:
+        """Whether to find out if commits wait for each other. They do not for us while nobody notifies us."""
+        return not self._silent and now >= self._polled_until and now - self._asked >= BUSY_SECONDS
+
+    def has_asked(self, now: float, *, queued: bool) -> None:
+        """Note whether commits wait for each other."""
+        self._asked = now
+        if queued:
+            self._queued = now
+
     def must_poll(self, now: float) -> bool:
         """Whether to promise again that this relay polls."""
-        busy = self._level > BUSY_TRANSACTIONS * BUSY_SECONDS
+        busy = self._level > BUSY_TRANSACTIONS * BUSY_SECONDS or now - self._queued < QUEUED_SECONDS
         return busy and self._polled_until - now < POLLING_SECONDS / 2
 
     def polls(self, now: float) -> None:

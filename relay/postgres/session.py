@@ -39,6 +39,11 @@ MAY_READ_TIMEOUT: Final = "2s"
 _NOTE_SHAPE: Final[LiteralString] = """
     select shape, shaped::text::bigint, tables::bigint[], types::bigint[], functions::bigint[] from relay.note_shape()
 """
+# The lock that a transaction takes when it commits, if it has notified, until its commit is complete.
+_COMMITS_WAIT: Final[LiteralString] = """
+    select exists (select from pg_catalog.pg_locks l where l.locktype = 'object' and l.database = 0
+                   and l.classid = 'pg_catalog.pg_database'::regclass and l.objid = 0 and not l.granted)
+"""
 _MAY_READ: Final[LiteralString] = """
     select coalesce(relay.may_read(q.claims::jsonb, q.board), false)
     from unnest(%s::text[], %s::text[]) with ordinality q (claims, board, n)
@@ -139,6 +144,10 @@ class Session:
         """Name the transactions that keep the journal from being vacuumed."""
         found = (await self._listener.row("select relay.vacuum_holders()"))[0]
         return str(found or "no transaction: is autovacuum on?")
+
+    async def commits_wait(self) -> bool:
+        """Whether transactions that have notified wait for each other's commit."""
+        return bool((await self._listener.row(_COMMITS_WAIT))[0])
 
     async def poll_for(self, seconds: float) -> None:
         """Promise to poll the journal for this many seconds, so that triggers need not notify."""

@@ -785,6 +785,20 @@ def test_cast_of_the_users_own_is_nothing_to_the_writer(moods: Twins, kind: str)
     assert moods.watched.fetch("select count(*) from moods") == [(2,)]
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_session_that_ends_at_any_error_or_is_shown_what_is_logged_notices_nothing(moods: Twins, full: bool) -> None:
+    """An error that we catch is none to the writer, and what a pause of the journal logs is not for it."""
+    wide = "insert into moods select 'w', string_agg(md5(i::text), ''), 'todo' from generate_series(1, 2000) i"
+    moods.watched.execute(f"update relay.settings set stop_bytes = {1 if full else 10**9}")
+    settings = ["set exit_on_error = on", "set client_min_messages = log"]
+    script = [*settings, *_MOODY, wide, "reset exit_on_error"]
+    try:
+        assert moods.compare(script, "truncate moods; " + _cast(_CASTS["raises"])) == []
+        assert moods.watched.fetch("select relay.paused()") == [(full,)]
+    finally:
+        moods.watched.execute("select relay.set_control(false, relay.pauses(), 0)")
+
+
 async def test_rows_whose_casts_fail_are_left_out_and_reported(database: Database, relay: Relay) -> None:
     """The other rows of their board are shown, and go on; only those are missing, and the log names their tables."""
     database.execute("create table forbidden (id int)")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 
 from relay.postgres import schedule
 from relay.postgres.embedded import EmbeddedPostgres
-from tests.integration.client import Client
+from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.servers import MUTE, PAUSE, UNMUTE, Database, Postgres, install
 
@@ -208,6 +209,46 @@ def test_full_notification_queue_fails_no_writer(own_server: EmbeddedPostgres) -
         received = [notify.payload for notify in idle.notifies(timeout=1)]
 
     assert 0 < len(received) < 64
+
+
+def _insert_and_wait_for(synchronous_commit: str, dsn: str, task: str) -> None:
+    with psycopg.connect(dsn, autocommit=True, application_name=task) as connection:
+        connection.execute(f"set synchronous_commit = {synchronous_commit}".encode())
+        connection.execute("insert into tasks (id, title) values (%s, 'T')", [task])
+
+
+async def test_relay_polls_where_commits_that_notify_wait_for_each_other(own_server: EmbeddedPostgres) -> None:
+    """One that waits, here for a standby, holds up no more than those that were about to commit."""
+    dsn = own_server.dsn
+    await asyncio.to_thread(install, dsn)
+    with Database(dsn) as database, ThreadPoolExecutor() as threads:
+
+        def waits(task: str, event: str) -> bool:
+            return (
+                database.fetch(
+                    "select wait_event from pg_stat_activity where application_name = %s and wait_event = %s",
+                    task,
+                    event,
+                )
+                != []
+            )
+
+        async with Relay(dsn).running():
+            database.execute("alter system set synchronous_standby_names = 'none'")
+            database.execute("select pg_reload_conf()")
+            try:
+                await until(lambda: database.fetch("show synchronous_standby_names") == [("none",)])
+                writes = [threads.submit(_insert_and_wait_for, "on", dsn, "first")]
+                await until(lambda: waits("first", "SyncRep"))
+                writes += [threads.submit(_insert_and_wait_for, "off", dsn, "second")]
+                await until(lambda: waits("second", "object"))
+                await until(lambda: database.fetch("select relay.polled_for() > 0") == [(True,)])
+                await asyncio.to_thread(_insert_and_wait_for, "off", dsn, "third")
+
+                assert [write.done() for write in writes] == [False, False]
+            finally:
+                database.execute("alter system reset synchronous_standby_names")
+                database.execute("select pg_reload_conf()")
 
 
 async def test_forged_notifications_do_nothing(database: Database, client: Client) -> None:

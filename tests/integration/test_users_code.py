@@ -348,7 +348,8 @@ _EXPRESSIONS = {
         "n > 0 and k <> 'b'",
         (
             "create function spy() returns boolean language sql as $$ select public.spy(1, 'a') is null $$; "
-            """alter table kept rename n to "c'MARK:label 0'"; alter table kept add "c'" int default 1, add "'" int; """
+            """alter table kept rename n to "c'MARK:label 0'"; """
+            """alter table kept add "c'" int default 1, add "'" int; """
             """alter type kind rename value 'b' to '" = 0 or public.spy() or row_of_table."'"""
         ),
     ),

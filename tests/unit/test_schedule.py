@@ -7,9 +7,11 @@ import math
 import pytest
 
 from relay.postgres.schedule import (
+    BUSY_SECONDS,
     BUSY_TRANSACTIONS,
     POLL_SECONDS,
     POLLING_SECONDS,
+    QUEUED_SECONDS,
     READ_SECONDS,
     SLOW_POLL_SECONDS,
     PollSchedule,
@@ -67,6 +69,20 @@ def test_the_promise_of_another_has_it_poll_too() -> None:
     schedule = PollSchedule(silent=False)
     schedule.has_read(0, 1, 0.7)
     assert (schedule.must_poll(0), schedule.wait(0), schedule.wait(0.69)) == (False, POLL_SECONDS, POLL_SECONDS)
+
+
+def test_few_transactions_whose_commits_wait_for_each_other_have_it_poll() -> None:
+    """And for a while: those that do not notify do not wait, however long a commit takes."""
+    schedule = PollSchedule(silent=False)
+    assert schedule.must_ask(0)
+    schedule.has_asked(0, queued=True)
+    assert not schedule.must_ask(BUSY_SECONDS / 2)
+    assert schedule.must_poll(0)
+    schedule.polls(0)
+    assert not schedule.must_ask(POLLING_SECONDS / 2)
+    assert schedule.must_poll(QUEUED_SECONDS * 0.9)
+    assert not schedule.must_poll(QUEUED_SECONDS)
+    assert schedule.must_ask(QUEUED_SECONDS)
 
 
 def test_after_a_promise_it_polls_slowly_for_those_that_commit_late() -> None:
