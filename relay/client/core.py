@@ -40,7 +40,8 @@ LONGEST_PAUSE_SECONDS: Final = 30.0
 """Maximum pause after any number of failures."""
 
 RESTART_PAUSE_SECONDS: Final = 2.0
-"""Maximum pause after close code 1012. It is short, because another relay may be there already."""
+"""Maximum pause after close code 1012. It is short, because another relay may be there already. It is also the one
+after too many messages."""
 
 PING_SECONDS: Final = 30.0
 """Interval between pings. A connection on which nothing arrived since the last ping is closed."""
@@ -51,6 +52,8 @@ MOST_MISFITS: Final = 5
 _BROKEN: Final = 1006
 _RESTARTING: Final = 1012
 _EXPIRED: Final = 4001
+_REFUSED: Final = 4003
+_TOO_MANY: Final = 1008
 HOPELESS_CODES: Final = frozenset({1002, 1007, 1008, 1009, 4003})
 """Close codes after which reconnecting is of no use; see docs/clients.md."""
 
@@ -74,6 +77,9 @@ class Session:
         self._timers: dict[_Timer, float] = {}
         self._failures = 0
         self._board_came = False
+        # Whether too many messages were sent on this connection, and whether another token was given since the
+        # attempt began that led to it.
+        self._hurried = self._renewed = False
         self._heard = False
         # On this connection: what of each board was last asked for, and how many pings were sent and answered.
         self._asked: dict[str, Selection] = {}
@@ -150,6 +156,7 @@ class Session:
             self._authenticating += 1
             self._send({"type": "authenticate", "token": token})
             return True
+        self._renewed = True
         if self.stopped and not self._closed:
             self.stopped = None
             self._attempt()
@@ -204,17 +211,29 @@ class Session:
             self._receive(self._board_of(message), message, now)
 
     def ended(
-        self, code: int, reason: str, now: float, *, at_least: float = 0.0, hopeless: str | None = None
+        self,
+        code: int,
+        reason: str,
+        now: float,
+        *,
+        at_least: float = 0.0,
+        hopeless: str | None = None,
+        refused: bool = False,
     ) -> None:
         """Note that the connection, or the attempt, has ended.
 
-        `at_least` is the pause that the relay asked for, `hopeless` the reason if reconnecting is of no use.
+        `at_least` is the pause that the relay asked for, `hopeless` the reason if reconnecting is of no use, `refused`
+        whether another token might have been accepted.
         """
         if self._link == "none":
             return
-        if code in HOPELESS_CODES and hopeless is None:
-            hopeless = f"the relay closed the connection: {reason or 'no reason'} ({code})"
         self._end_link()
+        if (refused or code == _REFUSED) and self._renewed:  # it was the earlier token that was refused
+            if self.boards:
+                self._attempt()
+            return
+        if code in HOPELESS_CODES and hopeless is None and not (code == _TOO_MANY and self._hurried):
+            hopeless = f"the relay closed the connection: {reason or 'no reason'} ({code})"
         if hopeless is None:
             self._come_back(now, code, at_least)
             return
@@ -306,6 +325,7 @@ class Session:
         else:
             self._effects.append(Failed(None, error))
         if code == "too_many_messages":
+            self._hurried = True
             self._pongs = self._pings  # one of them may not be answered
             for other in self.boards.values():  # the refused message may have been their subscribe
                 if other.state == "catching up":
@@ -367,7 +387,8 @@ class Session:
 
     def _attempt(self) -> None:
         self._timers.pop("attempt", None)
-        self._link, self._board_came = "attempt", False
+        self._link = "attempt"
+        self._board_came = self._hurried = self._renewed = False
         self._effects.append(Attempt())
 
     def _ping(self, now: float) -> None:
@@ -399,7 +420,7 @@ class Session:
     def _come_back(self, now: float, code: int, at_least: float = 0.0) -> None:
         if self._closed or not self.boards:
             return  # `subscribe` connects
-        if code == _RESTARTING:
+        if code in {_RESTARTING, _TOO_MANY}:
             pause = self._chance() * RESTART_PAUSE_SECONDS
         elif code == _EXPIRED and self._board_came:
             pause = 0.0

@@ -401,13 +401,15 @@ class Relay:
         level = logging.INFO if of.opened or self._failing else logging.WARNING
         self._failing = True
         log.log(level, "no connection to %s: %s (%d)", link.without_secrets(self._url), link.reason(ex), code)
-        may_get_another_token = link.is_refused(ex) and callable(self._token) and self._session.has_held_a_board
+        refused = link.is_refused(ex)
+        may_get_another_token = refused and callable(self._token) and self._session.has_held_a_board
         self._session.ended(
             code,
             link.reason(ex),
             _now(),
             at_least=link.retry_after(ex),
             hopeless=None if may_get_another_token else link.hopeless(ex),
+            refused=refused,
         )
         self._act()
 

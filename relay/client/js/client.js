@@ -35,6 +35,7 @@ const SILENT = "nothing was heard";
 const HOPELESS = new Set([1002, 1007, 1008, 1009, 4003]); // close codes that waiting does not help
 const EXPIRED = 4001;
 const REFUSED = 4003;
+const TOO_MANY = 1008; // unless other messages than too many were bad
 const RESTARTING = 1012;
 const BROKEN = 1006;
 const SUBPROTOCOL = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/;
@@ -829,6 +830,8 @@ class Relay extends Emitter {
   #failures = 0;
   #patience = 0; // with a link on which a board is to come: a large one takes long, and a part of it is not heard
   #boardCame = false; // on this link
+  #hurried = false; // too many messages were sent on this link
+  #renewed = false; // another token was given since the attempt began that led to this link
   #stopped = null; // the error after which it does not come back, until authenticate()
   #suspended = false; // while its page is put aside
   #heldABoard = false;
@@ -884,6 +887,7 @@ class Relay extends Emitter {
       return answer.promise;
     }
     this.#keep(token);
+    this.#renewed = true;
     if (this.#stopped) {
       this.#stopped = null;
       this.#attempt();
@@ -970,7 +974,7 @@ class Relay extends Emitter {
 
   #attempt() {
     this.#clearAttempt();
-    this.#boardCame = false;
+    this.#boardCame = this.#hurried = this.#renewed = false;
     const hooks = {
       opened: () => this.#opened(),
       received: (text) => this.#received(text),
@@ -1003,9 +1007,13 @@ class Relay extends Emitter {
     for (const following of [...this.#boards.values()]) following.fail();
     if (this.#closed || this.#suspended) return;
     const turnedAway = code === REFUSED && !this.#boardCame;
+    if ((refused || turnedAway) && this.#renewed) {
+      if (this.#boards.size && !this.#link) this.#attempt(); // it was the earlier token that was refused
+      return;
+    }
     // A function will return a new token.
     const mendable = (refused || turnedAway) && typeof this.#token === "function" && this.#heldABoard;
-    if (HOPELESS.has(code) && !mendable) {
+    if (HOPELESS.has(code) && !mendable && !(code === TOO_MANY && this.#hurried)) {
       const did = turnedAway ? "refused" : "closed";
       this.#stop(`the relay ${did} the connection: ${trouble || "no reason"} (${code})`, code);
     } else if (hopeless && !mendable) this.#stop(`no connection to ${this.#address}: ${hopeless}`);
@@ -1033,7 +1041,7 @@ class Relay extends Emitter {
     }
     if (this.#closed || this.#link || this.#waiting) return; // a listener was faster
     let longest = pauseAfter(this.#failures++);
-    if (code === RESTARTING) longest = RESTART_PAUSE;
+    if (code === RESTARTING || code === TOO_MANY) longest = RESTART_PAUSE;
     if (code === EXPIRED && this.#boardCame) longest = 0;
     this.#waiting = true;
     this.#timer = this._clock.setTimeout(() => {
@@ -1124,6 +1132,7 @@ class Relay extends Emitter {
     following?.fail(error);
     if (code === "not_authenticated") this.#authenticating.shift()?.answer.reject(error);
     if (code === "too_many_messages") {
+      this.#hurried = true;
       this.#link.pongs = this.#link.pings; // one of them may not be answered
       // A request for a board may be among the messages that the relay dropped.
       const unheard = [...this.#boards.values()].filter((other) => other.state === "catching up");
