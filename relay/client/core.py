@@ -222,8 +222,8 @@ class Session:
     ) -> None:
         """Note that the connection, or the attempt, has ended.
 
-        `at_least` is the pause that the relay asked for, `hopeless` the reason if reconnecting is of no use, `refused`
-        whether another token might have been accepted.
+        `at_least` is the pause that the relay asked for, `hopeless` the reason if reconnecting is of no use, and
+        `refused` whether another token might have been accepted.
         """
         if self._link == "none":
             return

@@ -102,7 +102,7 @@ CLOSE_CODES: Final[Mapping[int, Close]] = {
     CloseCode.INVALID_TEXT: Close("a text message was not UTF-8", _NOT_BEFORE, _ANY),
     CloseCode.POLICY: Close(
         "20 bad messages in a row, or 5 rejected tokens",
-        _NOT_BEFORE,
+        f"{_NOT_BEFORE}; after `too_many_messages`, in a few seconds",
         "there are any: a broken client, or an attempt to guess tokens",
     ),
     CloseCode.TOO_BIG: Close("a message over 1 MiB", _NOT_BEFORE, _ANY),

@@ -179,6 +179,20 @@ async def test_a_token_that_cannot_be_presented_is_an_error(bad: str) -> None:
         assert "two words" not in str(error.value)
 
 
+async def test_a_token_given_during_an_attempt_replaces_the_one_that_is_refused() -> None:
+    begun, refused = asyncio.Event(), [HTTPStatus.UNAUTHORIZED]
+
+    async def token() -> str:
+        begun.set()
+        return "old"
+
+    async with serving(statuses=refused) as server, client.connect(server.url, token=token) as relay:
+        subscribing = asyncio.create_task(relay.subscribe("default"))
+        await begun.wait()
+        await relay.authenticate("fresh")
+        assert (await subscribing).state == "live"
+
+
 async def test_a_limit_that_is_met_is_explained_once_and_waited_out(caplog: pytest.LogCaptureFixture) -> None:
     """Even to a program that configures no logging, for warnings are shown."""
     caplog.set_level(logging.INFO, "relay.client")

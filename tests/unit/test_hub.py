@@ -1228,6 +1228,34 @@ def test_what_many_share_is_crowded_out_last_and_takes_the_place_of_nothing() ->
     assert not shares
 
 
+class Counted:
+    """A subscriber that counts how often it is searched for."""
+
+    address = "a"
+    ready, frame = True, staticmethod(bracketed)
+    searches = 0
+
+    def __hash__(self) -> int:
+        Counted.searches += 1
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def send(self, frames: bytes) -> None:
+        raise AssertionError(frames)
+
+
+def test_who_has_its_share_is_refused_without_counting_what_everybody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: Shares[int] = Shares()
+    crowd = [Counted() for _ in range(3)]
+    for number in range(300):
+        shares.add(crowd[number % 3], number)
+    monkeypatch.setattr(Counted, "searches", 0)
+    assert shares.to_crowd_out(crowd[0]) is None
+    assert Counted.searches <= 10
+
+
 # Waiting for transactions
 
 
