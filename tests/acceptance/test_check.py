@@ -65,7 +65,7 @@ def test_broken_database(database: Database, tmp_path: Path) -> None:
     }
 
 
-def test_warnings_are_no_failure(database: Database, tmp_path: Path) -> None:
+def test_warnings_do_not_fail_the_check(database: Database, tmp_path: Path) -> None:
     """Open doors are the operator's to judge."""
     code, found = findings(tmp_path, database.dsn, "--ws-host", "0.0.0.0")
     assert (code, found["access"]["status"]) == (0, "warning")

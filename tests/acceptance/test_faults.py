@@ -107,7 +107,7 @@ async def test_open_transaction_holds_up_nobody(database: Database, relay: Relay
             assert (await client.receive())["data"]["id"] == "last"
 
 
-async def test_reading_costs_no_more_as_a_transaction_ages(database: Database, relay: Relays) -> None:
+async def test_an_old_open_transaction_does_not_slow_reading_down(database: Database, relay: Relays) -> None:
     """However long a transaction has been open, the daemon reads what is new and not all that came since it began."""
     daemon = await relay(database.dsn)
     batches, size = 40, 25

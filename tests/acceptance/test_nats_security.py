@@ -188,7 +188,7 @@ def expect_no_secret(*daemons: Daemon) -> None:
 # With their rights
 
 
-async def test_publishers_and_edges_need_no_more_than_their_rights(
+async def test_documented_permissions_suffice_for_publishers_and_edges(
     nats: GuardedServer, database: Database, relay: Relays, tmp_path: Path
 ) -> None:
     """Boards, changes, questions, much at once, a second publisher that takes over: the server refuses nothing."""

@@ -166,7 +166,7 @@ def address(of: Daemon, board: str) -> str:
 # The demo, in which the page writes -------------------------------------------------------------------------------
 
 
-async def test_two_windows_are_in_step(pair: tuple[Window, Window]) -> None:
+async def test_two_windows_show_the_same_board(pair: tuple[Window, Window]) -> None:
     """What is added, edited and deleted in one window happens in the other."""
     one, other = pair
     await one.add("Paint the fence")

@@ -436,7 +436,7 @@ async def test_a_client_that_unsubscribes_before_the_answer_is_sent_nothing(data
         assert (await client.receive())[0] == "pong"
 
 
-async def test_a_client_that_is_gone_before_the_answer_follows_nothing(database: Database) -> None:
+async def test_a_client_that_left_before_the_answer_follows_nothing(database: Database) -> None:
     """Even if it left without a word: a board of nobody would be kept for ever."""
     database.execute(
         "create or replace function relay.may_read(claims jsonb, board text) returns boolean language plpgsql "
@@ -556,7 +556,7 @@ async def test_when_no_file_is_free_it_goes_on_as_soon_as_one_is(database: Datab
         assert listener.problem is None
 
 
-async def test_when_nobody_waits_any_more_the_lack_of_files_is_no_problem(
+async def test_a_lack_of_file_descriptors_is_not_a_problem_once_nobody_waits(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or a balancer that asks whether it is ready would never send a client again."""

@@ -676,7 +676,7 @@ _RETYPED = {
 _VALUES = {"board_id": "'{}'", "lane": "'b6'", "id": "'1'", "extra": "null"}
 
 
-async def test_retyped_column_costs_one_board_whoever_lives_on(database: Database, relay: Relay) -> None:
+async def test_retyping_a_column_costs_one_board_even_with_old_sessions(database: Database, relay: Relay) -> None:
     """A pooled session that wrote before goes on, and its changes are sent as changes."""
     database.execute("create type spot as enum ('b4', 'b6'); create domain place as text")
     with database.connect() as pooled:
@@ -862,7 +862,7 @@ async def test_row_of_any_size_is_written_and_costs_other_boards_nothing(
         assert relay.feed.problem is None
 
 
-async def test_row_that_is_too_large_to_be_sent_is_no_message(database: Database, relay: Relay) -> None:
+async def test_row_that_is_too_large_to_send_is_left_out(database: Database, relay: Relay) -> None:
     """It was not shown before a change of another column, so that it does not leave either."""
     database.execute("alter table tasks alter description set storage external")
     async with Follower.of(relay, "default") as follower:
@@ -879,7 +879,7 @@ async def test_row_that_is_too_large_to_be_sent_is_no_message(database: Database
     assert follower.kinds == ["task.created", "task.deleted", "task.created"]
 
 
-async def test_json_of_any_depth_costs_no_more_than_its_row(database: Database, relay: Relay) -> None:
+async def test_deeply_nested_json_costs_at_most_its_own_row(database: Database, relay: Relay) -> None:
     """The limit is the same for a board and for its changes; brackets in strings do not count."""
     database.execute("alter table tasks add deep json")
     async with Follower.of(relay, "default") as follower:
@@ -917,7 +917,7 @@ _ENCODINGS = {"WIN1252": "81", "EUC_JP": "a9a1", "LATIN1": "e9"}
 
 
 @pytest.mark.parametrize("encoding", _ENCODINGS)
-async def test_bytes_that_are_no_utf8_are_left_out_and_reported(server: Server, encoding: str) -> None:
+async def test_invalid_utf8_is_left_out_and_reported(server: Server, encoding: str) -> None:
     """A database may hold what has no UTF-8: its writers go on, and only the rows that have it are not shown."""
     options = f"encoding '{encoding}' lc_collate 'C' lc_ctype 'C'"
     if server.version_num >= 150_000:

@@ -143,7 +143,7 @@ async def test_board_without_a_row_of_a_table_that_may_not_be_read_goes_on(
         assert (await other.receive())[0] == "board.sync"
 
 
-def test_lock_on_a_partition_keeps_nobody_from_what_is_said_of_all_tables(database: Database) -> None:
+def test_lock_on_a_partition_does_not_block_the_view_of_all_tables(database: Database) -> None:
     """What is watched, and its shape."""
     database.execute("create table parted (id int primary key, board_id int, lane text) partition by range (id)")
     database.execute(

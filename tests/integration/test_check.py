@@ -198,7 +198,7 @@ async def test_partition_that_came_later(database: Database) -> None:
     assert not_ok(await check(database.dsn)) == {}
 
 
-async def test_column_that_is_gone(database: Database) -> None:
+async def test_missing_column(database: Database) -> None:
     """The table is not shown until somebody says which column takes its place."""
     database.execute("alter table tasks drop column lane, add column stage text")
     columns = (await check(database.dsn))["columns"]
@@ -482,7 +482,7 @@ async def test_numbers_that_javascript_would_round(database: Database, daemon_ds
     assert database.fetch(found) == [(0,)]
 
 
-async def test_tables_whose_boards_are_no_column_lack_an_index_too(database: Database, daemon_dsn: str) -> None:
+async def test_tables_whose_board_is_an_expression_can_lack_an_index(database: Database, daemon_dsn: str) -> None:
     """Tasks whose board is that of their lane are found by the lane, and those of an expression by an index of it."""
     database.execute("""
         create table lists (id int primary key, board_id int, name text); select relay.lanes('lists');
@@ -559,7 +559,7 @@ async def test_no_room_for_the_daemons_connections(database: Database) -> None:
 # The server -----------------------------------------------------------------------------------------------------
 
 
-async def test_server_that_is_gone() -> None:
+async def test_unreachable_server() -> None:
     """The first check says why, all that rest on it are skipped, and no password is shown."""
     found = await check(make_conninfo(host="127.0.0.1", port=free_port(), user="a", dbname="b", password="hush"))
     assert found["connection"].status == "failed"

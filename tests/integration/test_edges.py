@@ -632,7 +632,7 @@ async def test_a_publisher_that_is_cut_off_from_nats_costs_an_edge_no_question(f
             proxy.thaw()
 
 
-async def test_a_board_that_nobody_wants_any_more_is_no_problem(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_board_whose_clients_have_left_is_not_a_problem(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its clients left before any publisher answered."""
     monkeypatch.setattr(source, "WANTED_SECONDS", 0.2)
     asked = asyncio.Event()
@@ -674,7 +674,7 @@ async def test_an_edge_goes_on_after_a_fault_that_nobody_expected(
         assert client.reason == "journal_pruned"
 
 
-async def test_a_board_that_takes_long_is_its_own_problem_and_the_edges_if_none_comes(
+async def test_a_slow_board_is_a_problem_of_the_edge_only_if_no_board_comes(
     feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that asked every edge for one slow board made all of them unready."""
@@ -861,7 +861,7 @@ async def test_a_late_answer_to_a_client_that_has_left_is_not_for_one_that_came_
         assert second.tasks.keys() == {"a"}
 
 
-async def test_the_database_decides_who_may_read_a_board_of_an_edge(feed: Feed, database: Database) -> None:
+async def test_the_database_decides_which_clients_may_read_a_board_of_an_edge(feed: Feed, database: Database) -> None:
     """An edge asks relay.may_read through the publisher."""
     database.execute(
         "create or replace function relay.may_read(claims jsonb, board text) returns boolean language sql "
@@ -892,7 +892,7 @@ async def test_an_edge_that_stops_passes_on_what_is_in_the_stream(feed: Feed) ->
         assert await near.feed.catch_up()
 
 
-async def test_whoever_publishes_to_a_stream_of_another_database_breaks_its_continuity(
+async def test_publishing_another_database_to_a_stream_breaks_its_continuity(
     feed: Feed, database: Database, server: Server
 ) -> None:
     """Clients are sent the boards of the other, with the reason, not a mixture."""

@@ -159,14 +159,14 @@ def test_it_dies_with_its_parent(child: subprocess.Popen[str], temporary: Path) 
     _wait_until(lambda: _empty(temporary))
 
 
-def test_it_is_gone_after_its_parent_was_asked_to_terminate(child: subprocess.Popen[str], temporary: Path) -> None:
+def test_it_ends_after_its_parent_was_asked_to_terminate(child: subprocess.Popen[str], temporary: Path) -> None:
     port = _port(child)
     child.terminate()
     _wait_until(lambda: not _listens(port))
     _wait_until(lambda: _empty(temporary))
 
 
-def test_it_is_gone_when_ctrl_c_ends_its_parent(child: subprocess.Popen[str], temporary: Path) -> None:
+def test_it_ends_when_ctrl_c_ends_its_parent(child: subprocess.Popen[str], temporary: Path) -> None:
     port = _port(child)
     child.send_signal(signal.SIGINT)
     child.wait(_SECONDS)

@@ -206,7 +206,7 @@ async def test_a_part_of_a_board_is_read_as_events_and_resumed_exactly(database:
             assert (await back.next()).message["reason"] == "cursor_invalid"
 
 
-async def test_events_of_a_part_for_which_there_is_no_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_of_a_selection_beyond_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the answer has begun, so that a client can tell by its status."""
     monkeypatch.setattr(boards, "MAX_SELECTIONS", 0)
     async with listening() as endpoint:
@@ -273,7 +273,7 @@ TURNED_AWAY: list[tuple[int, str, str, Mapping[str, str]]] = [
 ]
 
 
-async def test_events_are_for_those_who_may_follow_the_board() -> None:
+async def test_events_are_sent_only_to_clients_that_may_follow_the_board() -> None:
     """As over WebSocket; a page of an allowed origin may read every answer, and no other page any."""
     gate = Gate(Access(static_tokens(["all", "some:default"], "test")), origins=Origins.of([PAGE]))
     async with listening(gate=gate) as endpoint:

@@ -326,7 +326,7 @@ async def test_what_touches_very_many_cards_is_read_for_boards_that_somebody_fol
         assert brief(await other.receive_batch()) == [updated(306, title="x")]
 
 
-async def test_who_resumes_is_sent_once_what_was_touched_often(
+async def test_a_resuming_client_gets_often_touched_extras_once(
     items: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What counts is how many keys were touched, on whichever board."""
@@ -363,7 +363,7 @@ async def test_what_many_transactions_touch_is_sent_once(items: Database, relay:
         assert brief(await client.receive_batch()) == [updated(n, labels=label("name 8")) for n in (1, 2)]
 
 
-async def test_two_who_change_what_one_card_shows_wait_for_nobody(items: Database, relay: Relay) -> None:
+async def test_two_writers_that_change_the_extras_of_one_card_do_not_wait(items: Database, relay: Relay) -> None:
     """And the card shows both, whoever commits first."""
     first, second = items.connect(), items.connect()
     async with Client.to(relay.url) as client:
@@ -524,7 +524,7 @@ async def test_an_extra_may_be_declared_and_touched_before_the_relay_reads_of_ei
         assert relay.feed.status(10).counts.reconnects == 0
 
 
-async def test_renamed_columns_keep_their_part_and_one_that_is_gone_is_named_with_the_command(
+async def test_renamed_columns_stay_in_use_and_a_missing_one_is_named_with_the_command(
     items: Database, relay: Relay
 ) -> None:
     """The tasks are shown without that extra, and health says so."""
@@ -730,7 +730,7 @@ def test_a_key_that_is_too_long_for_the_journal_is_a_sync(database: Database) ->
     ]
 
 
-def test_whoever_waits_for_one_table_keeps_nobody_from_another(items: Database) -> None:
+def test_waiting_for_one_table_does_not_block_another(items: Database) -> None:
     """For each attempt locks all of them, or none."""
     writer = items.connect()
     writer.execute("set lock_timeout = '250ms'")

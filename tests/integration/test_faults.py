@@ -64,7 +64,7 @@ def sessions(database: Database) -> list[int]:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-async def test_one_terminated_session_is_a_pause_and_no_more(
+async def test_one_terminated_session_costs_only_a_pause(
     database: Database, relay: Relay, client: Client, which: int
 ) -> None:
     """Whichever of its sessions is terminated alone, the one that listens or the other, subscribers miss nothing."""
@@ -92,7 +92,7 @@ async def test_session_killed_by_force_causes_a_sync(installed_server: EmbeddedP
     assert (kind, data["id"]) == ("task.created", "b")
 
 
-async def test_no_room_for_connections_is_a_pause_and_no_more() -> None:
+async def test_a_lack_of_connections_costs_only_a_pause() -> None:
     """While `max_connections` are taken health says so; when there is room again, what was missed arrives."""
     with Postgres(settings={"max_connections": "10"}) as server:
         await asyncio.to_thread(install, server.dsn)
@@ -255,7 +255,7 @@ async def test_statement_timeout_in_the_writer_shows_nothing_of_it(database: Dat
 # The network
 
 
-async def test_frozen_network_is_noticed_and_a_pause_no_more(database: Database, proxy: Proxy) -> None:
+async def test_frozen_network_is_noticed_and_costs_only_a_pause(database: Database, proxy: Proxy) -> None:
     """Where no packet comes and no connection ends, health tells; what was missed arrives when packets come again."""
     async with subscriber(proxy.through(database.dsn)) as (relay, client):
         proxy.freeze()

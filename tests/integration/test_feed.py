@@ -38,7 +38,7 @@ def write(dsn: str, task_id: str) -> None:
         connection.execute("insert into tasks (id, title) values (%s, 'T')", (task_id,))
 
 
-async def test_killed_backend_is_a_pause_and_no_more(database: Database, relay: Relay, client: Client) -> None:
+async def test_killed_backend_costs_only_a_pause(database: Database, relay: Relay, client: Client) -> None:
     """When its sessions are killed the relay goes on after what it had read: no sync, no gap, no duplicate."""
     for number in range(5):
         database.execute(
@@ -53,7 +53,7 @@ async def test_killed_backend_is_a_pause_and_no_more(database: Database, relay: 
     assert relay.feed.problem is None
 
 
-async def test_cut_network_is_a_pause_and_no_more(database: Database, behind_proxy: Relay, proxy: Proxy) -> None:
+async def test_cut_network_costs_only_a_pause(database: Database, behind_proxy: Relay, proxy: Proxy) -> None:
     """What was committed while the way was cut arrives when it is restored, and health tells meanwhile."""
     async with Client.to(behind_proxy.url) as client:
         await client.subscribe("default")
@@ -116,7 +116,7 @@ async def test_shape_is_compared_only_where_something_was_committed(
         assert (await client.receive())[0] == "board.sync"
 
 
-async def test_feed_that_is_cancelled_as_its_session_ends_goes_on_no_more(
+async def test_feed_that_is_cancelled_as_its_session_ends_stops(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A publisher that loses the lead with its session must not go on to answer edges."""
@@ -166,7 +166,7 @@ async def test_lost_notification_costs_no_change(
     assert relay.feed.problem is None
 
 
-async def test_clean_restart_of_postgres_is_a_pause_and_no_more(
+async def test_clean_restart_of_postgres_costs_only_a_pause(
     own_server: EmbeddedPostgres, on_own_server: Relay
 ) -> None:
     """After a fast stop and a start the relay goes on where it was."""

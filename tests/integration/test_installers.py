@@ -232,7 +232,7 @@ def test_object_that_another_added_to_an_install_is_refused(fresh: Database, kin
     assert "stranger" in _refused(fresh, fresh.dsn)
 
 
-def test_trigger_that_another_put_on_a_table_of_ours_is_refused(fresh: Database) -> None:
+def test_trigger_that_another_role_put_on_a_table_of_the_relay_is_refused(fresh: Database) -> None:
     """It would run whatever its maker likes with the rights of whoever installs next."""
     install.run(fresh.dsn, "install")
     fresh.execute("create role stranger; grant usage on schema relay to stranger")
@@ -269,7 +269,7 @@ def test_role_of_our_name_that_has_more_than_it_needs_is_refused(fresh: Database
     assert name in _refused(fresh, fresh.dsn)
 
 
-async def test_operators_that_anybody_made_are_not_called_by_those_who_install(fresh: Database) -> None:
+async def test_installing_does_not_call_operators_of_others(fresh: Database) -> None:
     """They would run with their rights, where Postgres has no operator of exactly these types."""
     fresh.execute("create role stranger; grant create, usage on schema public to stranger")
     fresh.execute("create table caught (types text); grant insert on caught to public; set role stranger")
@@ -359,7 +359,7 @@ def test_new_owner_of_a_partitioned_table_makes_partitions_once_it_is_watched_ag
     assert fresh.fetch(callers) == [("heir",), ("relay_writer",)]
 
 
-def test_database_that_keeps_views_from_being_read_is_installed_in_all_the_same(fresh: Database) -> None:
+def test_install_works_where_reading_views_is_restricted(fresh: Database) -> None:
     """By `relay sql`; whoever runs the file otherwise learns what to run first."""
     ((own,),) = fresh.fetch("select current_database()")
     fresh.execute(f'alter database "{own}" set restrict_nonsystem_relation_kind = view')

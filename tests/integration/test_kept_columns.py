@@ -162,7 +162,7 @@ def test_column_is_known_by_its_number_whatever_its_part(database: Database) -> 
     assert found == WATCHED
 
 
-def test_order_survives_a_rename_and_no_board_fails_for_one_that_is_gone(database: Database) -> None:
+def test_order_survives_a_rename_and_boards_survive_a_dropped_order_column(database: Database) -> None:
     database.execute(TABLES)
     found: dict[str, Any] = {}
     with database.connect() as link:
@@ -231,7 +231,7 @@ def compares_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("compares_often")
-async def test_order_that_is_gone_is_said_with_the_command_that_goes_on_without_it(
+async def test_a_dropped_order_column_is_reported_with_the_command_to_go_on_without_it(
     database: Database, relay: Relay, client: Client
 ) -> None:
     """Its subscribers have the tasks all the same, and the relay stays ready; of lanes it is the same."""

@@ -121,9 +121,7 @@ def test_nobody_waits_behind_an_install_that_waits_for_the_table(
         ("select relay.unwatch('tasks', '0.3s')", READER),
     ],
 )
-def test_error_after_waiting_in_vain_names_the_holder_of_the_table(
-    database: Database, statement: str, holder: str
-) -> None:
+def test_lock_timeout_error_names_the_holder_of_the_table(database: Database, statement: str, holder: str) -> None:
     """And nothing was changed."""
     before = database.fetch("select * from relay.watches")
     with database.connect() as long:
@@ -151,7 +149,7 @@ def test_unwatching_waits_for_a_change_of_the_watch(database: Database) -> None:
     assert database.fetch("select hidden, triggers_complete from relay.watched") == [(["description"], True)]
 
 
-def test_tasks_table_that_is_there_is_left_as_it_is(empty_database: Database) -> None:
+def test_existing_tasks_table_is_left_unchanged(empty_database: Database) -> None:
     """It gets no index, which would block writers while it is built, and no trigger; nobody is waited for."""
     empty_database.execute(
         "create table tasks (id text primary key, board_id text, lane text, created_at timestamptz)"

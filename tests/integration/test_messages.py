@@ -269,7 +269,7 @@ async def test_description_of_a_megabyte_arrives_whole(database: Database, clien
         "</script>",
     ],
 )
-async def test_unusual_text_arrives_as_it_is(database: Database, relay: Relay, text: str) -> None:
+async def test_unusual_text_arrives_unchanged(database: Database, relay: Relay, text: str) -> None:
     """Ids, boards, lanes and titles may hold any text."""
     async with Client.to(relay.url) as client:
         await client.subscribe(text)
@@ -490,7 +490,7 @@ async def test_row_that_came_and_went_in_one_transaction_was_never_there(databas
     assert await client.until_last(database) == []
 
 
-async def test_replica_role_and_disabled_triggers_of_others_are_no_gap(database: Database, client: Client) -> None:
+async def test_replica_role_and_disabled_triggers_of_others_leave_no_gap(database: Database, client: Client) -> None:
     """`session_replication_role = replica`, as logical replication has, silences other triggers but not these."""
     with database.connect() as writer:
         writer.execute("set session_replication_role = replica")
@@ -503,7 +503,7 @@ async def test_replica_role_and_disabled_triggers_of_others_are_no_gap(database:
     assert (await client.receive())[0] == "board.sync"
 
 
-async def test_json_that_is_no_text_stops_nobody(database: Database, relay: Relay) -> None:
+async def test_json_that_is_not_valid_text_stops_nobody(database: Database, relay: Relay) -> None:
     r"""A json column may hold `\u0000`; its row is sent, and the writer is not failed."""
     database.execute("create table t (id int primary key, board_id text, lane text, j json)")
     database.execute("select relay.watch('t')")

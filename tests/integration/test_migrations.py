@@ -347,7 +347,7 @@ async def test_no_batch_has_half_of_a_migration(database: Database, monkeypatch:
                 assert (case, back.reason, back.tasks) == (case, "schema_changed", fresh.tasks)
 
 
-async def test_row_that_comes_and_leaves_while_a_label_is_renamed_is_no_update(
+async def test_row_that_comes_and_leaves_while_a_label_is_renamed_causes_a_sync(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its two images differ, by a label that no row of this transaction has changed."""
@@ -476,9 +476,7 @@ RETYPED = {
 
 
 @pytest.mark.parametrize("kind", RETYPED)
-def test_writer_that_lives_on_is_journalled_as_ever_however_often_a_column_is_retyped(
-    database: Database, kind: str
-) -> None:
+def test_old_session_is_still_journalled_after_columns_are_retyped(database: Database, kind: str) -> None:
     """Its session has planned how to read the column as it was."""
     make, retype = RETYPED[kind]
     database.execute(make)

@@ -335,7 +335,7 @@ async def test_relay_that_cannot_read_a_board_is_ready_and_says_which(
 
 
 @pytest.mark.usefixtures("quick_probes")
-async def test_relay_whose_trigger_is_gone_says_so(database: Database) -> None:
+async def test_relay_reports_a_missing_trigger(database: Database) -> None:
     """A probe comes through, but no change of the table would."""
     async with relay_on(database.dsn) as worker:
         ((trigger,),) = database.fetch(
@@ -365,7 +365,7 @@ async def test_journal_that_is_not_pruned_is_a_warning(database: Database) -> No
             await until_reported(worker, "[]", part="warnings")
 
 
-async def test_database_that_only_reads_is_no_primary(database: Database) -> None:
+async def test_read_only_database_is_refused(database: Database) -> None:
     """A session that may not write, as on a standby, is refused, and the relay says so."""
     ((name,),) = database.fetch("select current_database()")
     database.execute(f"alter database {name} set default_transaction_read_only = on")

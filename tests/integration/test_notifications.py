@@ -81,7 +81,7 @@ def test_a_promise_is_for_two_seconds_at_most_and_never_shortened(database: Data
     assert database.fetch("select last_value from relay.control") == before
 
 
-def test_a_promise_from_before_the_clock_was_set_back_is_none(
+def test_a_promise_to_poll_from_before_the_clock_was_set_back_does_not_count(
     database: Database, listener: psycopg.Connection
 ) -> None:
     """What lies further ahead than a relay may promise does not count."""
@@ -91,7 +91,7 @@ def test_a_promise_from_before_the_clock_was_set_back_is_none(
     assert notified(listener, database) == [""]
 
 
-def test_a_promise_does_not_end_a_pause_nor_hide_how_many_there_were(database: Database) -> None:
+def test_a_promise_to_poll_neither_ends_a_pause_nor_hides_the_number_of_pauses(database: Database) -> None:
     """One number says both."""
     database.execute(PAUSE)
     database.execute("select relay.poll_for(2000)")

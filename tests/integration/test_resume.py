@@ -211,7 +211,7 @@ async def test_a_client_that_comes_back_after_a_truncate_gets_the_board(database
 
 
 @pytest.mark.parametrize("cursor", ["", "x", 7, [], {"a": 1}, "0" * 12 + "." + "0" * 12 + ".3:3:." + "A" * 22])
-async def test_what_is_no_cursor_is_answered_by_the_board(database: Database, relay: Relay, cursor: object) -> None:
+async def test_an_invalid_cursor_is_answered_with_the_board(database: Database, relay: Relay, cursor: object) -> None:
     """Neither an error nor silence: the client is where it would be without a cursor, and knows why."""
     database.execute("insert into tasks (id, title) values ('a', 'A')")
     client = await come_back(relay, cursor)

@@ -18,7 +18,7 @@ from tests.servers import Database
 MAY_READ = {"entries", "extras", "horizon", "control", "lane_tables", "watches", "watched"}
 
 
-async def test_daemon_needs_no_more_than_its_role_has(database: Database, daemon_dsn: str) -> None:
+async def test_the_daemons_role_has_the_rights_that_it_needs(database: Database, daemon_dsn: str) -> None:
     """Boards, changes, resuming, pruning, polling and an ended pause: all of it."""
     database.execute(text("roles"))  # may be run again
     async with Relay(daemon_dsn).running() as relay, Client.to(relay.url) as client:
@@ -37,7 +37,7 @@ async def test_daemon_needs_no_more_than_its_role_has(database: Database, daemon
         connection.execute("select relay.poll_for(1000), relay.prune()")
 
 
-async def test_publisher_needs_no_more_than_the_daemons_role_has(
+async def test_the_daemons_role_has_the_rights_that_a_publisher_needs(
     nats_server: NatsServer, database: Database, daemon_dsn: str
 ) -> None:
     """Of two with this role, one leads, and reads boards and changes for edges; the other takes over."""

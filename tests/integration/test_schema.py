@@ -188,9 +188,7 @@ async def test_new_empty_partition_is_followed_at_once(database: Database, relay
             await client.receive()
 
 
-async def test_new_partition_is_no_problem_and_a_truncate_of_it_alone_is_a_sync(
-    database: Database, relay: Relay
-) -> None:
+async def test_new_partition_works_and_a_truncate_of_it_alone_is_a_sync(database: Database, relay: Relay) -> None:
     """Tools make one every month. Without its trigger on TRUNCATE, that is seen by the shape."""
     database.execute("create table p (id int primary key, board_id text, lane text) partition by range (id)")
     database.execute("select relay.watch('p')")
@@ -207,7 +205,7 @@ async def test_new_partition_is_no_problem_and_a_truncate_of_it_alone_is_a_sync(
         assert relay.feed.problem is None
 
 
-async def test_partition_that_is_being_detached_is_none_any_more(database: Database, relay: Relay) -> None:
+async def test_partition_that_is_being_detached_no_longer_counts(database: Database, relay: Relay) -> None:
     """Readers see none of its rows, also not of those that are written straight into it before the end."""
     database.execute("create table p (id int primary key, board_id text, lane text) partition by range (id)")
     database.execute("create table p0 partition of p for values from (0) to (10); select relay.watch('p')")

@@ -230,7 +230,7 @@ async def test_unsubscribe_ends_one_board_and_no_other(database: Database, relay
         ]
 
 
-async def test_unsubscribe_without_subscription_is_no_error(endpoint: Endpoint) -> None:
+async def test_unsubscribe_without_a_subscription_is_not_an_error(endpoint: Endpoint) -> None:
     """Leaving a board that was never subscribed does nothing and answers nothing."""
     async with Client.to(url(endpoint)) as client:
         await client.send({"type": "unsubscribe", "boardId": "never"})
@@ -604,7 +604,7 @@ async def test_any_path_is_accepted(endpoint: Endpoint, path: str) -> None:
         pytest.param(HANDSHAKE.replace(b"Host", b"A: a\r\n" * 300 + b"Host"), 431, id="many headers"),
     ],
 )
-async def test_request_that_is_no_handshake_gets_an_http_error(
+async def test_request_without_a_handshake_gets_an_http_error(
     endpoint: Endpoint, request_: bytes, status: int
 ) -> None:
     """Other HTTP is answered in HTTP and ended; the endpoint goes on."""
@@ -629,7 +629,7 @@ async def test_request_that_is_no_handshake_gets_an_http_error(
         pytest.param(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nab", id="body"),
     ],
 )
-async def test_what_is_no_http_request_is_ended(endpoint: Endpoint, garbage: bytes) -> None:
+async def test_invalid_http_request_ends_the_connection(endpoint: Endpoint, garbage: bytes) -> None:
     """What cannot be read as a request without a body is ended at once, at best with an HTTP error."""
     async with Peer.to(endpoint, shake_hands=False) as peer:
         peer.write(garbage)

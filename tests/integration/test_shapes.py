@@ -102,7 +102,7 @@ def test_an_expression_that_cannot_be_used_is_refused(cards: Database) -> None:
     assert cards.fetch("select from relay.watched where table_name = 'cards'") == []
 
 
-def test_an_enum_with_an_implicit_cast_is_refused_and_so_is_one_that_gets_it_later(cards: Database) -> None:
+def test_an_enum_with_an_implicit_cast_is_refused_even_if_it_gets_it_later(cards: Database) -> None:
     """The cast is code of the enum's owner, which would run where boards are read."""
     watch(cards, filter="state <> 'archived'")
     cards.execute("create cast (public.state as text) with inout as implicit")
@@ -490,7 +490,7 @@ def test_lanes_of_a_board_are_found_by_an_index(database: Database) -> None:
     assert (scans, found > 0) == (0, True)
 
 
-def test_lanes_are_found_by_their_very_ids_whatever_the_collations(database: Database) -> None:
+def test_lanes_are_found_by_their_exact_ids_under_any_collation(database: Database) -> None:
     """Of two columns whose collations differ, or none where different texts may be equal."""
     database.execute('create table l (id text collate "C" primary key, board_id text, name text)')
     database.execute('create table c (id int primary key, list_id text collate "POSIX")')
@@ -512,9 +512,7 @@ def test_lanes_are_found_by_their_very_ids_whatever_the_collations(database: Dat
         database.execute("select relay.lanes('m')")
 
 
-async def test_lanes_whose_triggers_are_gone_are_a_problem_and_so_is_a_column_that_is(
-    lists: Database, relay: Relay
-) -> None:
+async def test_lanes_that_lack_triggers_or_a_column_are_a_problem(lists: Database, relay: Relay) -> None:
     """Health says so, and the command that it names helps."""
     async with Client.to(relay.url) as client:
         await client.subscribe("1")
@@ -527,9 +525,7 @@ async def test_lanes_whose_triggers_are_gone_are_a_problem_and_so_is_a_column_th
         await until(lambda: "has no column name any more, its lanes' name" in (relay.feed.problem or ""))
 
 
-async def test_a_row_at_which_the_filter_of_lanes_fails_is_no_lane_and_holds_up_nothing(
-    lists: Database, relay: Relay
-) -> None:
+async def test_a_row_at_which_the_filter_of_lanes_fails_is_left_out_alone(lists: Database, relay: Relay) -> None:
     """Neither a board nor what is journalled; it is reported, and a lane as soon as the filter can be evaluated."""
     lists.execute("select relay.lanes('lists', filter => '1 / (position - 7) < 9')")
     lists.execute("insert into cards values (1, 10, 'a'); update lists set position = 7 where id = 12")
@@ -752,7 +748,7 @@ _APPLICATIONS: Final[list[tuple[str, str, dict[str, list[Any]], dict[str, str]]]
 
 
 @pytest.mark.parametrize("number", range(len(_APPLICATIONS)))
-async def test_a_table_in_the_manner_of_an_application_is_shown_as_the_application_does(
+async def test_tables_of_known_applications_are_shown_as_the_application_does(
     database: Database, number: int
 ) -> None:
     """What the page says to run is run, and the board is read."""
@@ -890,7 +886,7 @@ async def test_two_tasks_of_one_id_are_an_error_of_their_board(database: Databas
             await client.receive()
 
 
-def test_tables_that_share_no_board_keep_their_own_orders() -> None:
+def test_tables_without_a_common_board_keep_their_own_orders() -> None:
     """Only where they may share one is there none in common."""
     position, title = (OrderKey(key, descending=False, nulls_first=False) for key in ("position", "title"))
     watches = {
@@ -963,7 +959,7 @@ async def test_a_board_that_the_database_writes_otherwise_is_refused_with_its_na
         assert (await client.subscribe("7"))[0] == "board.sync"
 
 
-async def test_a_name_that_another_table_may_have_as_it_is_is_not_refused(database: Database, relay: Relay) -> None:
+async def test_a_board_name_that_is_valid_for_another_table_is_not_refused(database: Database, relay: Relay) -> None:
     """A text may be spelled like a uuid, or like anything else, and its board may be empty for a while."""
     database.execute(f"create table uuids ({_UUIDS}); select relay.watch('uuids')")
     async with Client.to(relay.url) as client:
@@ -1016,7 +1012,7 @@ async def test_numbers_that_javascript_cannot_hold_are_text_on_request(database:
     assert database.fetch("select as_text from relay.watched where table_name = 'huge'") == [(False,)]
 
 
-def test_a_key_that_is_none_is_refused(database: Database) -> None:
+def test_columns_that_are_not_a_key_are_refused(database: Database) -> None:
     """Each in one sentence."""
     database.execute("create table parts (a int, b text, c int, board_id int, lane text, primary key (a, b))")
     for settings, reason in {

@@ -109,7 +109,7 @@ def test_tasks_table_has_the_guides_defaults(database: Database) -> None:
     assert rest == ["default", "backlog", None, "medium", None, True]
 
 
-def test_tasks_table_refuses_what_is_no_task(database: Database) -> None:
+def test_tasks_table_refuses_invalid_tasks(database: Database) -> None:
     """Constraints keep illegal tasks out."""
     database.execute("insert into tasks (title) values ('New')")
 
@@ -351,7 +351,7 @@ def test_epoch_stays_until_the_database_is_another(database: Database) -> None:
     assert database.fetch("select relay.epoch()") != [(first,)]
 
 
-def test_copied_database_begins_afresh(database: Database) -> None:
+def test_copied_database_starts_with_an_empty_journal(database: Database) -> None:
     """What was journalled, counted and seen elsewhere is worthless here, and nothing of it is kept."""
     [(first,)] = database.fetch("select run from relay.epoch()")
     database.execute("insert into tasks (title) values ('T')")
@@ -372,7 +372,7 @@ def test_copied_database_begins_afresh(database: Database) -> None:
         ("uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", ["A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"]),
     ],
 )
-def test_board_is_found_only_as_it_is_written(database: Database, kind: str, right: str, wrong: list[str]) -> None:
+def test_board_is_found_only_by_its_exact_name(database: Database, kind: str, right: str, wrong: list[str]) -> None:
     """A board has one name, the text of its column; under others are no tasks."""
     if kind == "citext":
         if not database.fetch("select 1 from pg_available_extensions where name = 'citext'"):

@@ -172,7 +172,7 @@ async def test_as_many_may_be_on_their_way_in_as_may_be_connected_within_bounds(
             endpoint.listener.arrivals.remove(cast(Arrival, number))
 
 
-async def test_a_connection_that_is_let_in_or_gone_is_no_arrival() -> None:
+async def test_a_connection_that_is_accepted_or_closed_no_longer_counts_as_arriving() -> None:
     """Only connections on their way in are counted."""
     async with listening() as endpoint:
         assert endpoint.port
@@ -381,7 +381,7 @@ async def test_a_question_that_is_asked_again_and_again_waits_once() -> None:
         await until(lambda: endpoint.hub.subscriptions == 3)
 
 
-async def test_one_address_takes_no_more_places_than_it_may() -> None:
+async def test_one_address_cannot_exceed_its_limit_of_connections() -> None:
     """Another one is let in; and the first again, once one of its connections has ended."""
     gate = Gate(trusted=Proxies.of("127.0.0.1"))
     async with listening(gate=gate, limits=Limits(connections_of_address=2)) as endpoint, AsyncExitStack() as held:

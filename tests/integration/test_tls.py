@@ -65,7 +65,7 @@ async def test_feed_runs_over_a_verified_connection(database: Database, tmp_path
         assert (await client.receive())[1]["id"] == "a"
 
 
-async def test_server_that_does_not_prove_who_it_is_gets_nothing(database: Database, tmp_path: Path) -> None:
+async def test_server_without_a_valid_certificate_gets_nothing(database: Database, tmp_path: Path) -> None:
     """The relay does not go on without, and says why."""
     other = tmp_path / "other"
     other.mkdir()

@@ -410,7 +410,7 @@ async def test_what_users_code_does_to_the_session_of_a_reader_ends_with_the_rea
 
 
 @pytest.mark.parametrize("code", ["22P05", "57P01", "3F000", "08006", "42P17"])
-def test_code_of_an_error_of_users_is_none_that_means_more_than_that_a_board_fails(
+def test_an_error_of_users_code_fails_its_board_alone_whatever_its_code(
     database: Database, app: str, code: str
 ) -> None:
     """As that Postgres ends, or that no board has this name: a function can raise any while a query is planned."""

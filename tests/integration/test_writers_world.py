@@ -612,7 +612,7 @@ _WRITES = {
 
 
 @pytest.mark.parametrize("kind", _WRITES)
-def test_writer_uses_no_more_transaction_ids(pair: Twins, kind: str) -> None:
+def test_writer_uses_as_many_transaction_ids_as_without_triggers(pair: Twins, kind: str) -> None:
     """A subtransaction of ours that writes would use one up for each row."""
 
     def used(database: Database) -> int:

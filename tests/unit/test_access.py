@@ -105,7 +105,7 @@ def test_a_static_token_is_worth_its_boards() -> None:
 
 
 @pytest.mark.parametrize("credential", [None, "", "al", "alll", "ALL", "all\0", "\ud800", "é" * 10_000])
-def test_what_is_no_token_is_refused(credential: str | None) -> None:
+def test_an_invalid_token_is_refused(credential: str | None) -> None:
     with pytest.raises(Refused):
         Access(static_tokens(["all"], "here")).grant(credential)
 
@@ -223,7 +223,7 @@ def test_audience_and_issuer_must_be_those_configured() -> None:
             access.grant(token(**claims))
 
 
-def test_an_audience_is_left_alone_if_none_is_configured() -> None:
+def test_an_audience_is_ignored_if_none_is_configured() -> None:
     assert signed().grant(token(aud="other")).names("a")
 
 
@@ -241,7 +241,7 @@ def test_without_boards_in_the_token_the_database_decides_if_it_is_asked() -> No
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"keys": []}', '{"keys": [{"kty": "oct", "k": "YQ"}]}', '{"keys": 5}']
 )
-def test_what_is_no_set_of_keys_is_reported(text: str) -> None:
+def test_an_invalid_set_of_keys_is_reported(text: str) -> None:
     with pytest.raises(AccessError, match=r"^here: "):
         signing_keys(text, "here")
 

@@ -28,7 +28,7 @@ def test_the_oldest_of_the_fullest_address_is_crowded_out() -> None:
     assert [arrivals.crowd_out() for _ in range(6)] == [1, 0, 2, 3, 4, None]
 
 
-def test_an_arrival_that_is_over_is_counted_no_more() -> None:
+def test_an_arrival_that_is_over_no_longer_counts() -> None:
     arrivals: Arrivals[int] = Arrivals(2)
     arrivals.add(1, "a")
     arrivals.add(2, "a")
@@ -102,7 +102,7 @@ def test_two_headers_that_do_not_agree_are_not_believed() -> None:
     assert source("10.0.0.1", ["203.0.113.7"], ["for=203.0.113.7"], PROXIES) == Source("203.0.113.7")
 
 
-def test_peers_of_a_unix_socket_are_trusted_if_that_is_said() -> None:
+def test_peers_of_a_unix_socket_are_trusted_if_configured() -> None:
     assert Proxies.of("unix 10.0.0.1").trusts("")
     assert not Proxies.of("10.0.0.1").trusts("")
     assert source("", ["203.0.113.7"], [], Proxies.of("unix")) == Source("203.0.113.7")
@@ -151,7 +151,7 @@ def test_a_proxy_header_that_is_not_whole_is_bad(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"P", b"GET / HTTP/1.1\r\n", b"\r\n\r\n", b"POST / HTTP/1.1\r\n"])
-def test_what_is_no_proxy_header_is_left_alone(data: bytes) -> None:
+def test_an_invalid_proxy_header_is_ignored(data: bytes) -> None:
     assert proxy_header(data) is None
 
 
@@ -215,14 +215,12 @@ def test_pages_of_other_origins_may_not(origin: str) -> None:
         ("https://board.example.com", "board.example.com/x", False),
     ],
 )
-def test_a_page_of_the_very_host_that_it_connects_to_is_no_foreign_one(
-    origin: str, host: str, *, allowed: bool
-) -> None:
+def test_a_page_of_the_host_that_it_connects_to_is_not_foreign(origin: str, host: str, *, allowed: bool) -> None:
     assert Origins().allow(origin, host) is allowed
 
 
 @pytest.mark.parametrize("text", ["localhost", "https://a/path", "https://", "https://a:b", "https://u@a", "**"])
-def test_what_is_no_origin_is_refused(text: str) -> None:
+def test_an_invalid_origin_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         Origins.of([text])
 

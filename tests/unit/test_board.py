@@ -55,7 +55,7 @@ def test_a_newcomer_gets_the_board_and_then_what_follows() -> None:
     assert delivered(board.publish([step(10), step(11)], at("12:12:"))) == [({"ann"}, b"[10][11]")]
 
 
-def test_all_who_wait_get_one_read() -> None:
+def test_all_waiting_subscribers_get_one_read() -> None:
     board: Board[str] = Board()
     for subscriber in ("ann", "bob"):
         board.join(subscriber)
@@ -115,7 +115,7 @@ def test_a_subscriber_that_was_ahead_of_the_feed_joins_the_others_once_it_has_ca
     assert delivered(board.publish([step(11)], at("12:12:"))) == [({"ann", "bob"}, b"[11]")]
 
 
-def test_all_who_have_seen_nothing_of_a_batch_share_a_delivery_however_far_ahead_they_are() -> None:
+def test_subscribers_that_have_seen_nothing_of_a_batch_share_a_delivery() -> None:
     board: Board[str] = Board()
     for subscriber, snapshot in (("ann", "10:10:"), ("bob", "11:11:"), ("eve", "12:12:")):
         board.join(subscriber)
@@ -138,7 +138,7 @@ def test_a_subscriber_that_is_further_ahead_stays_so() -> None:
     assert delivered(board.publish([step(14)], at("15:15:"))) == [({"ann", "bob"}, b"[14]")]
 
 
-def test_what_is_as_of_a_snapshot_comes_to_all_who_do_not_hold_the_board_as_of_it() -> None:
+def test_a_read_at_a_snapshot_comes_to_all_that_do_not_hold_the_board_at_it() -> None:
     """Also to whoever has seen some of what led there; not to whoever has the board as of that moment, or later."""
     for snapshot, expected in (("12:12:", b"[at]"), ("11:13:11", b"[at]"), ("13:13:", b""), ("14:14:", b"")):
         board = board_with("ann")
@@ -228,7 +228,7 @@ def test_a_board_that_nobody_waits_for_needs_no_read() -> None:
     assert not board_with("ann").needs_read
 
 
-def test_a_read_is_needed_while_somebody_waits_and_none_is_under_way() -> None:
+def test_a_read_is_needed_while_a_client_waits_and_no_read_is_running() -> None:
     board: Board[str] = Board()
     needs = [board.needs_read]
     board.join("ann")
@@ -238,7 +238,7 @@ def test_a_read_is_needed_while_somebody_waits_and_none_is_under_way() -> None:
     assert [*needs, board.needs_read] == [False, True, False]
 
 
-def test_a_board_handed_over_to_nobody_who_asked_is_not_shown() -> None:
+def test_a_board_is_not_shown_to_clients_that_did_not_ask() -> None:
     board: Board[str] = Board()
     board.join("ann")
     assert delivered(board.synced(at("10:10:"), at("10:10:"))) == []
@@ -318,7 +318,7 @@ class Forgettable(Snapshot):
     """A snapshot whose end can be noticed."""
 
 
-def test_nothing_is_kept_of_those_who_were_ahead_of_the_feed_and_left() -> None:
+def test_nothing_is_kept_of_subscribers_that_were_ahead_of_the_feed_and_left() -> None:
     board = board_with("ann")
     board.join("bob")
     board.begin_read()

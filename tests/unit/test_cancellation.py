@@ -74,7 +74,7 @@ async def test_a_cancellation_that_meets_the_fault_of_a_task_is_kept() -> None:
         await task
 
 
-async def test_a_fault_of_a_task_alone_is_no_cancellation() -> None:
+async def test_a_fault_of_a_task_alone_is_not_a_cancellation() -> None:
     """The next group of the same task is run."""
 
     async def fail() -> None:

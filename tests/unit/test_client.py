@@ -431,25 +431,25 @@ def test_integers_keep_their_digits_however_many() -> None:
 
 
 @pytest.mark.parametrize("text", [b"\xff", "[" * 100_000, "", "7", '{"type":7}'])
-def test_what_is_no_message_is_reported(text: str | bytes) -> None:
+def test_an_invalid_message_is_reported(text: str | bytes) -> None:
     """No text of a stranger is an exception."""
     assert parse(text) is None
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "ä"])
-def test_text_that_is_no_token_is_refused_without_being_shown(token: str) -> None:
+def test_an_invalid_token_is_refused_without_being_shown(token: str) -> None:
     """It would end up in a header."""
     with pytest.raises(ValueError, match=r"^the token is empty, or no text that a header can hold"):
         link.check_token(token)
 
 
-def test_an_address_that_is_none_is_refused_without_its_secrets() -> None:
+def test_an_invalid_address_is_refused_without_showing_its_secrets() -> None:
     """One line, without user and query."""
     with pytest.raises(ValueError, match=r"^'http://relay' is no address of a relay: expected one like ws://"):
         link.check("http://me:secret@relay?token=secret")
 
 
-def test_subscriptions_to_one_board_select_the_same_and_what_are_no_names_is_refused() -> None:
+def test_subscriptions_to_one_board_select_the_same_and_invalid_names_are_refused() -> None:
     session = Session(lambda: 1.0)
     session.subscribe("default", selection(["todo", "done"], None, ["7"]))
     session.subscribe("default", selection({"done", "todo"}, None, [7]))

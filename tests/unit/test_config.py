@@ -82,7 +82,7 @@ def test_an_option_wins_over_the_environment_and_this_over_a_secrets_directory(
     assert found.WS_JWT_ISSUER == "of the option"
 
 
-def test_an_empty_variable_counts_as_none_and_those_of_other_commands_are_left_alone(
+def test_an_empty_variable_counts_as_unset_and_those_of_other_commands_are_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WS_PORT", "")

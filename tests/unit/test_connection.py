@@ -11,7 +11,7 @@ import pytest
 from relay.postgres.connection import Connection, connect
 
 
-async def test_cancellation_that_psycopg_loses_ends_the_task_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancellation_that_psycopg_loses_still_ends_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.11 loses one that comes as a wait ends; the feed of a publisher would then go on for ever."""
     waiting = asyncio.Event()
 

@@ -668,7 +668,7 @@ def test_amid_a_batch_a_board_is_not_handed_over_but_read_again() -> None:
     assert [change["data"]["id"] for change in batches(bob)[0]["data"]] == [10]
 
 
-def test_a_board_that_cannot_be_read_is_said_once_to_each_and_asked_for_again() -> None:
+def test_a_board_that_cannot_be_read_is_reported_once_to_each_and_read_again() -> None:
     """Subscribers stay; new ones learn of it with the next read that fails. Once it was read, it is news again."""
     scene, ann, bob = Scene(), Listener(), Listener()
     error = protocol.error("board_unavailable", "not now", "a")
@@ -821,7 +821,7 @@ def test_a_board_that_all_left_during_its_read_is_not_handed_over() -> None:
     assert (ann.sent, bob.sent) == ([], [])
 
 
-def test_a_board_that_nobody_waits_for_any_more_is_not_read() -> None:
+def test_a_board_that_nobody_waits_for_is_not_read() -> None:
     scene = Scene()
     ann, bob = scene.live("a"), Listener()
     scene.hub.subscribe(bob, "a")
@@ -1182,9 +1182,7 @@ class Crowd:
 
 
 @pytest.mark.parametrize("what", ["selections", "waits"])
-def test_who_comes_gets_a_fair_share_of_what_there_is_a_limited_number_of(
-    what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_newcomer_gets_a_fair_share_of_what_is_limited(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Addresses alike, and the clients of an address alike; whatever is lost is said, and all is given back."""
     monkeypatch.setattr(boards, "MAX_SELECTIONS", 100)
     monkeypatch.setattr(hub, "MAX_WAITS", 100)

@@ -127,7 +127,7 @@ def test_a_full_disk_costs_lines_and_nothing_else(pipe: tuple[int, int]) -> None
     os.close(full)
 
 
-def test_a_reader_that_is_gone_costs_lines_and_nothing_else() -> None:
+def test_a_reader_that_has_left_costs_only_lines() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     found = sink(writer)

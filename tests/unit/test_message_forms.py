@@ -107,7 +107,7 @@ def test_a_large_batch_comes_in_parts_and_the_last_has_the_cursor() -> None:
         "[" * 100_000,
     ],
 )
-def test_what_is_no_json_is_refused(text: str) -> None:
+def test_invalid_json_is_refused(text: str) -> None:
     assert code(text) == "invalid_json"
 
 
@@ -130,7 +130,7 @@ def test_a_message_of_a_mebibyte_is_read_in_little_more_memory_than_its_text_tak
 
 
 @pytest.mark.parametrize("text", ["null", "1", "true", '"ping"', "[]", '[{"type":"ping"}]', "{}", '{"boardId":"b"}'])
-def test_what_is_no_object_with_a_type_is_refused(text: str) -> None:
+def test_json_that_is_not_an_object_with_a_type_is_refused(text: str) -> None:
     assert code(text) == "invalid_message"
 
 
@@ -145,7 +145,7 @@ def test_an_unknown_type_is_refused(kind: str) -> None:
     ["", ',"board_id":"default"', ',"boardid":"default"']
     + [f',"boardId":{value}' for value in ("null", "7", "1.5", "true", "[]", '["default"]', "{}", '"a\\u0000b"')],
 )
-def test_a_board_id_that_is_no_possible_name_is_refused(kind: str, rest: str) -> None:
+def test_an_impossible_board_id_is_refused(kind: str, rest: str) -> None:
     assert code(f'{{"type":"{kind}"{rest}}}') == "invalid_board_id"
 
 

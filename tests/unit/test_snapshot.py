@@ -94,7 +94,7 @@ def test_what_is_written_is_read_back(snapshot: Snapshot) -> None:
         "١٠:20:",  # noqa: RUF001
     ],
 )
-def test_what_is_no_snapshot_is_refused(text: str) -> None:
+def test_an_invalid_snapshot_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no snapshot"):
         Snapshot.parse(text)
 

@@ -97,7 +97,7 @@ def test_every_metric_has_a_name_of_its_own_and_a_meaning() -> None:
     assert all(metric.meaning for metric in every)
 
 
-def test_figures_that_are_not_known_are_no_metrics() -> None:
+def test_unknown_figures_are_not_metrics() -> None:
     names = {metric.name for metric, _ in figures(Status(running=True, port=1))}
 
     assert "relay_connections" in names

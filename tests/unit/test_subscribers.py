@@ -42,7 +42,7 @@ def check(crew: Crew) -> Check:
     return check
 
 
-def test_changes_in_order_are_no_fault(crew: Crew, check: Check) -> None:
+def test_changes_in_order_are_not_a_fault(crew: Crew, check: Check) -> None:
     """Each change after the board counts once."""
     check.take(updated(7), at=0)
     check.take(updated(8), at=0)

@@ -154,7 +154,7 @@ _LABELS_ARE: Final = "--of public.labels --through public.{} --show name --show 
         ),
     ],
 )
-def test_extras_are_proposed_as_a_person_would_guess_and_no_more(
+def test_only_extras_that_a_person_would_guess_are_proposed(
     card: str, tables: list[str | Table], expected: list[str]
 ) -> None:
     assert _extras(card, *tables) == expected

@@ -91,7 +91,7 @@ def test_a_board_ends_a_batch_that_is_not_whole() -> None:
     assert parts.take(b'{"type":"batch","cursor":"c2","data":[]}') == Delivery([], "c2")
 
 
-def test_pongs_are_no_messages_and_errors_are_the_end() -> None:
+def test_pongs_are_not_messages_and_errors_end_it() -> None:
     """What answers our own pings is not shown; a board that may not be followed cannot be waited for."""
     assert Parts().take(protocol.PONG.json) is None
     with pytest.raises(TailError, match=r"^the relay refused: not \\u001byours \(not_allowed\)$"):

@@ -272,7 +272,7 @@ def test_a_row_without_the_columns_that_make_it_a_task_says_that_the_watch_is_ou
 @pytest.mark.parametrize(
     "image", ["", "[]", "{", '{"id":1,"board_id":"b","lane":"x","j":"\\ud800"}', "{} {}", '{"":"a"}']
 )
-def test_a_row_that_is_no_json_object_cannot_be_shown(image: str) -> None:
+def test_a_row_that_is_not_a_json_object_cannot_be_shown(image: str) -> None:
     with pytest.raises(UnreadableRow, match=r"public\.tasks"):
         task(WATCH, image)
 

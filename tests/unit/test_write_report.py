@@ -124,7 +124,7 @@ def test_a_server_elsewhere_has_no_processor_time() -> None:
     assert "backends" not in table(tax)
 
 
-def test_a_latency_that_was_not_measured_is_no_figure() -> None:
+def test_a_latency_that_was_not_measured_has_no_figure() -> None:
     """A client that was sent its whole board each time says nothing of single changes."""
     tax = replace(TAX, idle=Latency(None, None, None))
 
