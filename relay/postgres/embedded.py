@@ -157,7 +157,7 @@ class EmbeddedPostgres:
         self._process = None
 
     def _hand_over(self, owner: pwd.struct_passwd) -> Path:
-        """Lend that user the programs from here, for they may lie below a folder that only root can enter.
+        """Lend that user these programs, because they may be below a folder that only root can enter.
 
         The folder itself, with the log that we write as root, stays ours.
         """
@@ -248,7 +248,7 @@ class _Guard:
         return self
 
     def watch(self, pid: int | None) -> None:
-        """Say which process group to end; None as soon as it is over, for its number may be given again."""
+        """Say which process group to end; None as soon as it is over, because its number may be reused."""
         with suppress(BrokenPipeError):  # somebody killed the guard; what it guards we stop ourselves
             os.write(self._pipe, f"{pid or ''}\n".encode())
 

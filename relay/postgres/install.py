@@ -192,7 +192,7 @@ _NOT_OURS: Final = b"""
 
 
 def _require_table(connection: psycopg.Connection, table: str) -> None:
-    """Refuse a name of no table, and the table of those who lack the rights to say how it is fed."""
+    """Raise an error if there is no such table, or if the role lacks a right to change how it is fed."""
     of_table = ", as a member of the role that owns the table"
     if lacking := connection.execute(_NOT_OURS, {"of": of_table}).fetchone():
         raise InstallError(lacking[0])
@@ -254,7 +254,7 @@ def diff(database_url: str) -> list[str]:
 _MADE: Final = {"watches": "make_functions", "lane_tables": "make_lane_functions", "extras": "make_extra_functions"}
 """The views of what is declared, each with the function that makes its trigger functions."""
 
-# By the names of columns, for the views that are installed may have others.
+# By the names of columns, because the installed views may have other columns.
 _TRIGGER_FUNCTIONS: Final = """
     select scratch.{1}(pg_catalog.jsonb_populate_record(null::scratch.{0}, pg_catalog.to_jsonb(d)))
     from relay.{0} d where d.problem is null

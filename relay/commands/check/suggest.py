@@ -284,7 +284,7 @@ def _link(link: Table, card: Table, far: Mapping[str, Table]) -> list[_Guess]:
     options = ["--of", table.name, "--through", link.name]
     options += _option("--link-column", column if column != by_default else None)
     options += _option("--show", _name(table)) + _option("--show", table.first(_COLOR, _shown(table)))
-    # People who are gone were the ones nevertheless.
+    # No filter on people: a task keeps its assignee after that person has left.
     options += _option("--filter", None if _is_person(table.words) else _filter(table))
     return [([_camel(name), _camel(words)], [*options, *_option("--link-filter", _filter(link))])]
 
