@@ -120,39 +120,6 @@ def assert_unhealthy(daemon: Daemon, problem: str) -> None:
     assert daemon.ask("/live") == (200, {"live": True})
 
 
-# Losing the database
-
-
-async def test_subscriber_misses_nothing_when_the_database_connections_are_killed(
-    database: Database, relay: Relays
-) -> None:
-    """Each time the daemon's sessions are killed, its subscribers get all they missed, in order, once, no sync."""
-    daemon = await relay(database.dsn)
-    async with Client.to(daemon) as client:
-        await client.subscribe()
-        for first in (0, 10, 20):
-            assert kill_sessions(database) >= 2
-            for number in range(first, first + 10):
-                database.execute("insert into public.tasks (id, title) values (%s, 'x')", str(number))
-            received = await client.receive_until(id=str(first + 9))
-            assert [(message["type"], message["data"]["id"]) for message in received] == [
-                ("task.created", str(number)) for number in range(first, first + 10)
-            ]
-    await daemon.healthy()
-
-    assert len(daemon.log("feed.problem")) == 3
-    assert daemon.log("feed.continuity_lost") == []
-
-
-def kill_sessions(database: Database) -> int:
-    """End the daemon's sessions, wait until they are gone and return how many there were."""
-    killed = database.fetch(
-        "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
-        "where application_name = 'relay' and datname = current_database()"
-    )
-    return len(killed)
-
-
 # Clients
 
 

@@ -174,32 +174,6 @@ async def test_cursor_of_another_database_is_refused(server: Server, relay: Rela
             assert (await come_back(other, cursor, tasks)).reason == "epoch_changed"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "alter table tasks add extra int default 7",
-        "alter table tasks drop status",
-        "alter table tasks rename title to name",
-        "alter table tasks alter estimated_hours type bigint",
-        "alter table tasks alter title type text using upper(title)",
-    ],
-)
-async def test_changed_table_is_shown_to_clients_that_stay_and_that_come_back(
-    database: Database, relay: Relay, change: str
-) -> None:
-    """A change of columns alters rows that nobody wrote to: everybody gets the board, and the reason."""
-    database.execute("insert into tasks (id, title) values ('a', 'a')")
-    cursor, tasks = await start(relay)
-    async with Client.to(relay.url) as stays:
-        await stays.resume("default", None)
-        database.execute(change)
-        await stays.receive_batch()
-        client = await come_back(relay, cursor, tasks)
-
-        assert stays.reason == client.reason == "schema_changed"
-        assert stays.tasks == client.tasks
-
-
 async def test_a_client_that_comes_back_after_a_truncate_gets_the_board(database: Database, relay: Relay) -> None:
     """TRUNCATE has no changes to tell, so the board is, with the reason."""
     database.execute("insert into tasks (id, title) values ('a', 'A')")
@@ -210,14 +184,14 @@ async def test_a_client_that_comes_back_after_a_truncate_gets_the_board(database
     assert (client.tasks, client.reason) == ({}, "truncate")
 
 
-@pytest.mark.parametrize("cursor", ["", "x", 7, [], {"a": 1}, "0" * 12 + "." + "0" * 12 + ".3:3:." + "A" * 22])
-async def test_an_invalid_cursor_is_answered_with_the_board(database: Database, relay: Relay, cursor: object) -> None:
+async def test_an_invalid_cursor_is_answered_with_the_board(database: Database, relay: Relay) -> None:
     """Neither an error nor silence: the client is where it would be without a cursor, and knows why."""
     database.execute("insert into tasks (id, title) values ('a', 'A')")
-    client = await come_back(relay, cursor)
-
-    assert set(client.tasks) == {"a"}
-    assert client.reason in {"cursor_invalid", "epoch_changed"}
+    cursors: list[object] = ["", "x", 7, [], {"a": 1}, "0" * 12 + "." + "0" * 12 + ".3:3:." + "A" * 22]
+    for cursor in cursors:
+        client = await come_back(relay, cursor)
+        assert (cursor, set(client.tasks)) == (cursor, {"a"})
+        assert client.reason in {"cursor_invalid", "epoch_changed"}
 
 
 async def test_a_client_that_missed_too_much_gets_the_board(
@@ -261,18 +235,18 @@ async def test_many_that_come_back_at_once_cost_the_database_a_handful_of_querie
     assert 0 < reads < 10
 
 
-@pytest.mark.parametrize(("seed", "part", "visits", "writers"), [(3, journal.PART_CHANGES, 6, 4), (4, 10, 5, 1)])
 async def test_a_client_that_comes_and_goes_beside_busy_writers_ends_with_the_table(
-    database: Database, relay: Relay, seed: int, part: int, visits: int, writers: int, monkeypatch: pytest.MonkeyPatch
+    database: Database, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every cursor a client goes on exactly where it was, on one relay or another."""
-    monkeypatch.setattr(journal, "PART_CHANGES", part)
+    monkeypatch.setattr(journal, "PART_CHANGES", 10)  # so that some transactions come in parts
+    seed = 4
     chance = random.Random(seed)
 
     async def wander(relays: list[Relay], board: str) -> None:
         cursor: str | None = None
         tasks: Tasks = {}
-        for _ in range(visits):
+        for _ in range(5):
             async with Client.to(chance.choice(relays).url) as client:
                 first = await client.resume(board, cursor, tasks)
                 assert cursor is None or not first or first[0][0] != "board.sync", client.reason
@@ -283,7 +257,7 @@ async def test_a_client_that_comes_and_goes_beside_busy_writers_ends_with_the_ta
 
     wandered: list[tuple[str, str | None, Tasks]] = []
     async with Relay(database.dsn).running() as other:
-        with Writers(database.dsn, seed).busy(writers):
+        with Writers(database.dsn, seed).busy(2):
             await asyncio.gather(*(wander([relay, other], board) for board in BOARDS for _ in range(3)))
         for board, cursor, tasks in wandered:
             async with Client.to(relay.url) as client, Client.to(relay.url) as fresh:
