@@ -132,14 +132,14 @@ async def test_board_without_a_row_of_a_table_that_may_not_be_read_goes_on(
     async with Relay(database.dsn).running() as relay, Client.to(relay.url) as one, Client.to(relay.url) as other:
         await one.subscribe("default")
         await other.subscribe("noted")
-        database.execute(breaks)
+        await asyncio.to_thread(database.execute, breaks)
         database.execute("select relay.probe('later')")
         await other.send({"type": "subscribe", "boardId": "noted"})
         assert (await other.receive())[1]["code"] == "board_unavailable"
         async with Client.to(relay.url) as third:
             assert (await third.subscribe("default"))[0] == "board.sync"
         assert health(relay)[1].keys() == {"noted"}
-        database.execute(repairs)
+        await asyncio.to_thread(database.execute, repairs)
         assert (await other.receive())[0] == "board.sync"
 
 
