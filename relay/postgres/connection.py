@@ -4,7 +4,7 @@ Rules:
 - A session of the relay sets whatever it depends on, whatever a role or a database presets.
 - The server itself ends a session whose relay is frozen.
 - A connection that is silent while Postgres does not work on it is dead, whatever TCP says.
-- Cancelling a query ends its connection at once, for the relay is about to stop or to connect again.
+- Cancelling a query or leaving a connection ends it at once, because the relay is about to stop or to connect again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ logging.getLogger("psycopg").setLevel(logging.CRITICAL)
 
 
 class Connection(AsyncConnection[TupleRow]):
-    """A connection that ends at once when a query on it is cancelled.
+    """A connection that ends at once when a query on it is cancelled, and when it is left.
 
     psycopg would also ask the server to cancel the query, and wait up to ten seconds for a silent one.
     `waiting_since` is when an answer began to be awaited, on the event loop's clock. Tasks that share the connection
@@ -81,6 +81,10 @@ class Connection(AsyncConnection[TupleRow]):
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ARG002, ASYNC109  # psycopg's signature
         self.pgconn.finish()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close. psycopg would roll back first, and wait forever for a server that does not answer."""
+        await self.close()
 
     async def rows(self, query: bytes | LiteralString, *parameters: object) -> list[TupleRow]:
         """Run a query and return all its rows."""

@@ -22,6 +22,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from relay.postgres import connection as links
 from relay.postgres.embedded import HOST, SUPERUSER, UNPRIVILEGED, EmbeddedPostgres
+from relay.postgres.faults import FeedError
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.proxy import Proxy
@@ -274,6 +275,21 @@ async def test_half_open_link_is_repaired_by_another(database: Database, proxy: 
         database.execute("insert into tasks (id, title) values ('a', 'A')")
 
         assert [(kind, data["id"]) for kind, data in await client.until_last(database)] == [("task.created", "a")]
+
+
+async def test_a_connection_in_a_transaction_is_left_at_once_when_its_link_is_half_open(
+    database: Database, proxy: Proxy
+) -> None:
+    """It does not wait for the answer to a rollback, with which a session would never end."""
+
+    async def fail() -> None:
+        async with await links.connect(links.complete(proxy.through(database.dsn))) as connection:
+            await connection.rows("begin")
+            proxy.strand()
+            raise FeedError
+
+    with pytest.raises(FeedError):
+        await asyncio.wait_for(fail(), 5)
 
 
 async def test_link_that_dies_while_the_feed_begins_is_noticed(
