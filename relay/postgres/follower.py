@@ -170,9 +170,7 @@ class Follower:
         """If the shape of a watched table has changed, send all clients their boards again, and return true."""
         if await self._session.shape() == self._position.epoch.shape:
             return False
-        await self._session.refresh()
-        await self._session.watches.load()
-        self._position.reshape(*await self._session.note_shape())
+        self._position.reshape(*await self._session.fit())
         await self._sync(reason)
         return True
 

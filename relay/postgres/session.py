@@ -121,15 +121,29 @@ class Session:
             second = await self._reader.rows("select run, key from relay.epoch()")
         if first[0] != second[0]:
             raise FeedError("the two connections reached different servers: expected one primary")
-        shape, shaped = await self.note_shape()
+        shape, shaped = await self.fit()
         return Epoch(run=first[0][0], keys=dict(first), shape=shape), shaped
 
     async def shape(self) -> str:
         """Return the shape of the watched tables, also amid a batch in parts."""
         return str((await self._listener.row("select relay.shape()"))[0])
 
-    async def note_shape(self) -> tuple[str, int]:
-        """Note which shape the watched tables have; return it, and below which id transactions may be older."""
+    async def fit(self) -> tuple[str, int]:
+        """Fit the trigger functions and the watches to the tables, and note their shape.
+
+        Return it, and below which id transactions may be older. Begins again if the tables change meanwhile, because
+        functions of an earlier shape may take one column for another.
+        """
+        while True:
+            async with self._reader.in_turn:
+                (before,) = await self._reader.row("select relay.shape()")
+            await self.refresh()
+            await self.watches.load()
+            shape, shaped = await self._note_shape()
+            if shape == before:
+                return shape, shaped
+
+    async def _note_shape(self) -> tuple[str, int]:
         async with self._reader.in_turn:
             shape, shaped, tables, types, functions = await self._reader.row(_NOTE_SHAPE)
         self.watches.closure = Closure(tables, tables, tables, types, types, functions)

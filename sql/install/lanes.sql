@@ -320,6 +320,42 @@ as $$
     ) names
 $$;
 
+-- Makes an entry for each open transaction that has written to a watched table, so that all boards are read again when it
+-- has ended: no reader takes the entry before. Its trigger functions may have been those of an earlier shape, in which
+-- another column had the name of the board's column, or of one in the filter. If so, its own entries name the wrong boards,
+-- or there are none.
+create or replace function relay.name_writers() returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    own    constant bigint := pg_catalog.pg_current_xact_id()::text::bigint;
+    tables constant oid[] := array(
+        select p::oid from relay.watches w cross join lateral relay.parts(w.target) p
+        union
+        select t::oid from relay.watches w cross join lateral relay.tables_of(w) t);
+begin
+    with locks as materialized (
+        select l.virtualtransaction, l.relation, l.mode,
+               -- These ids are 32 bits wide.
+               (own - l.transactionid::text::bigint) & 4294967295 as age
+        from pg_catalog.pg_locks l
+        where l.granted and (l.locktype = 'transactionid' or l.locktype = 'relation' and l.relation = any (tables)
+              and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()))
+    )
+    insert into relay.journal (xid, op, reason)
+    -- The oldest id of a transaction is its own, and the others are those of its savepoints. One with an id above ours began
+    -- to write with the functions of this shape.
+    select (own - max(x.age))::text::xid8, 'S', 'schema_changed'
+    from locks x
+    where x.mode = 'ExclusiveLock' and x.age < 2147483648 and exists (
+        select from locks l
+        where l.virtualtransaction = x.virtualtransaction and l.relation is not null
+          and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
+    group by x.virtualtransaction;
+end
+$$;
+
 -- Records the current shape, and the id below which transactions may have made images under an earlier one: for example,
 -- an enum's label can be renamed while a transaction that has written rows with it is still open. Both are stored, so
 -- that a relay that starts in between knows them. Does not wait for a session that prunes: then the id is only higher
@@ -338,12 +374,17 @@ as $$
 declare
     here constant text := relay.place();
     present constant text := relay.shape();
+    before text;
 begin
-    perform from relay.horizon h where h.place = here and h.shape is distinct from present for update skip locked;
+    select h.shape into before from relay.horizon h
+    where h.place = here and h.shape is distinct from present for update skip locked;
     if found then
         -- Not the xmax of a snapshot: transactions above it may have begun before the transaction that changed the shape
         -- ended.
         update relay.horizon h set shape = present, shaped = pg_catalog.pg_current_xact_id() where h.place = here;
+        if before is not null then
+            perform relay.name_writers();
+        end if;
     end if;
     return query
         with own (oid) as (

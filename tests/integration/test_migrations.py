@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from relay.commands.cli import cli
 from relay.postgres import follower, housekeeping, requests
+from relay.postgres.watches import Watches
 from tests.acceptance.test_docs import MIGRATIONS, examples
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
@@ -377,6 +378,65 @@ async def test_row_that_was_written_before_a_label_was_renamed_and_committed_aft
     while "a" not in moody.tasks:
         await moody.receive_batch()
     assert (moody.tasks["a"]["mood"], moody.reason) == ("fine", "schema_changed")
+
+
+EXCHANGED = {
+    "board": (
+        "alter table tasks add column new_board text default 'other'",
+        "begin; alter table tasks rename board_id to old; alter table tasks rename new_board to board_id; commit",
+    ),
+    "filter": (
+        (
+            "alter table tasks add column is_open bool default true, add column is_new bool default false;"
+            "select relay.watch('tasks', filter => 'is_open')"
+        ),
+        "begin; alter table tasks rename is_open to old; alter table tasks rename is_new to is_open; commit",
+    ),
+}
+"""Columns that exchange their names. A watch goes on with the same column, whatever its name."""
+
+
+@pytest.mark.parametrize("case", EXCHANGED)
+async def test_row_that_is_written_while_columns_exchange_their_names_and_committed_later_arrives(
+    database: Database, case: str
+) -> None:
+    """The trigger function took the other column for the watched one, so its entry says nothing of this board."""
+    before, exchange = EXCHANGED[case]
+    database.execute(before)
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.resume("default", None)
+        with database.connect() as writer:
+            database.execute(exchange)
+            writer.execute("begin; savepoint s; insert into tasks (id, title) values ('a', 'A')")
+            assert [kind for kind, _ in await client.receive_batch()] == ["board.sync"]
+            writer.execute("commit")
+
+        while "a" not in client.tasks:
+            await client.receive_batch()
+
+
+async def test_columns_that_exchange_their_names_while_functions_are_repaired_are_known(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the functions would be those of the first change, and the shape that is noted that of the second."""
+    before, exchange = EXCHANGED["board"]
+    database.execute(before)
+    load = Watches.load
+
+    async def exchange_meanwhile(watches: Watches) -> None:
+        await load(watches)
+        monkeypatch.setattr(Watches, "load", load)
+        await asyncio.to_thread(database.execute, exchange)
+
+    async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+        await client.resume("default", None)
+        monkeypatch.setattr(Watches, "load", exchange_meanwhile)
+        database.execute("alter table tasks add column added int")
+        assert [kind for kind, _ in await client.receive_batch()] == ["board.sync"]
+        database.execute("insert into tasks (id, title) values ('a', 'A')")
+
+        while "a" not in client.tasks:
+            await client.receive_batch()
 
 
 def test_shape_is_younger_than_all_transactions_that_were_open_when_it_changed(database: Database) -> None:
