@@ -118,8 +118,8 @@ class Watch:
         except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as ex:
             problem = f"a row of {self.table} cannot be shown: {ex}: {image!a:.200}"
             raise UnreadableRow(problem, self._id_in(image)) from None
-        if len(image) > MAX_TASK_BYTES:
-            # Count only the row's own columns: an image may or may not have extras.
+        if 4 * len(image) > MAX_TASK_BYTES:  # a character has up to four bytes
+            # Count only the row's own columns: an image may or may not have extras, and nulls for hidden columns.
             size = sum(len(bytes(value)) for name, value in columns.items() if name != _COMPUTED and self.shows(name))
             if size > MAX_TASK_BYTES:
                 problem = f"a row of {self.table} has {size} bytes: expected {MAX_TASK_BYTES} at most"

@@ -72,8 +72,9 @@ end
 $$;
 
 -- The image of a row, or "!" and why there is none. A row that is too large has none: as JSON, its text can be six times
--- as large, and a value of a gigabyte is an error. The limits exceed what readers accept (see docs/clients.md). Converting
--- a record to text runs only output functions. A row of 32 kB that is compressed has less than 8 MiB.
+-- as large, and a value of a gigabyte is an error. The limits exceed what readers accept (see docs/clients.md), whose JSON
+-- of 4 MiB can be a text of 16: in an array of jsonb, a quotation mark has eight characters instead of two. Converting a
+-- record to text runs only output functions. A row of 32 kB that is compressed has less than 8 MiB.
 create or replace function relay.image(of_row record) returns text
     language plpgsql
     security definer
@@ -86,12 +87,12 @@ begin
         return pg_catalog.concat('!relay.image belongs to ', current_user, ', expected relay_renderer: run relay sql install');
     end if;
     if pg_catalog.pg_column_size(of_row) > 32768
-        and pg_catalog.octet_length(pg_catalog.textin(pg_catalog.record_out(of_row))) > 8388608
+        and pg_catalog.octet_length(pg_catalog.textin(pg_catalog.record_out(of_row))) > 20971520
     then
-        return '!the row is larger than 8 MiB';
+        return '!the row is larger than 20 MiB';
     end if;
     image := pg_catalog.row_to_json(of_row)::text;
-    return case when pg_catalog.octet_length(image) > 50331648 then '!its JSON is larger than 48 MiB' else image end;
+    return case when pg_catalog.octet_length(image) > 8388608 then '!its JSON is larger than 8 MiB' else image end;
 exception when others or assert_failure then
     return pg_catalog.concat('!', sqlstate, ' ', pg_catalog.left(sqlerrm, 200));
 end

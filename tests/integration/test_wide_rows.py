@@ -138,7 +138,19 @@ def test_images_of_wide_rows_do_not_depend_on_the_writers_settings(database: Dat
     assert new["created_at"] == "2026-01-01T12:00:00+00:00"
 
 
+async def test_row_whose_text_is_much_larger_than_its_json_is_shown(database: Database, client: Client) -> None:
+    """A board shows it, which is read as JSON only."""
+    database.execute("alter table tasks add column list jsonb[]; alter table tasks alter list set storage external")
+    assert (await client.receive())[0] == "board.sync"
+    database.execute("insert into tasks (id, title, list) values ('a', 'A', array[to_jsonb(repeat('\"', 1200000))])")
+
+    assert [data["id"] for _, data in await client.until_last(database)] == ["a"]
+    assert client.tasks["a"]["list"] == ['"' * 1200000]
+
+
 def test_image_of_a_row_that_is_too_large_is_the_reason(database: Database) -> None:
+    huge = "select relay.image(r) from (select repeat('x', 21000000) as t) r"
+    assert database.fetch(huge) == [("!the row is larger than 20 MiB",)]
     wide_task(database)
     database.execute("update tasks set description = repeat('x', 9000000)")
     database.execute("update tasks set title = 'B'")
@@ -148,7 +160,7 @@ def test_image_of_a_row_that_is_too_large_is_the_reason(database: Database) -> N
         "where op = 'R' order by lsn offset 1"
     )
 
-    reason = "row_unreadable: the row is larger than 8 MiB"
+    reason = "row_unreadable: its JSON is larger than 8 MiB"
     assert rows == [(True, False, reason), (False, False, reason), (False, True, reason)]
 
 

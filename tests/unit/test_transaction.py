@@ -388,6 +388,7 @@ UNREADABLE: Final = {
     "no text": r'"\ud800"',
     "too deep": "[" * 5000 + "]" * 5000,
     "too large": f'"{"n" * decode.MAX_TASK_BYTES}"',
+    "too large in bytes": f'"{"é" * (decode.MAX_TASK_BYTES // 2)}"',
 }
 """What a column may hold, as JSON, so that its row cannot be shown."""
 
