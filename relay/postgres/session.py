@@ -36,6 +36,9 @@ log = structlog.get_logger()
 MAY_READ_TIMEOUT: Final = "2s"
 """Timeout of relay.may_read, for all questions of one statement."""
 
+FITTINGS: Final = 5
+"""How often the trigger functions are fitted to tables that change meanwhile, before clients get their boards."""
+
 _NOTE_SHAPE: Final[LiteralString] = """
     select shape, shaped::text::bigint, tables::bigint[], types::bigint[], functions::bigint[] from relay.note_shape()
 """
@@ -79,6 +82,7 @@ class Session:
         self._conninfo = conninfo
         self._listener = listener
         self._reader = reader
+        self._run: str | None = None
 
     @classmethod
     @asynccontextmanager
@@ -93,7 +97,9 @@ class Session:
         async with await connect(conninfo) as listener, await connect(conninfo) as reader, AsyncExitStack() as more:
 
             async def one_more() -> Connection:
-                return await more.enter_async_context(await connect(conninfo))
+                connection = await more.enter_async_context(await connect(conninfo))
+                await session.require_same_server(connection)
+                return connection
 
             async with in_time():
                 await _require_install(listener)
@@ -114,15 +120,20 @@ class Session:
     async def epoch(self) -> tuple[Epoch, int]:
         """Return which cursors are valid, and below which id transactions may be older than the tables' shape.
 
-        Raises FeedError if the two connections reached different servers.
+        Raises FeedError if the connections reached different servers.
         """
-        first = await self._listener.rows("select run, key from relay.epoch()")
+        found = await self._listener.rows("select run, key from relay.epoch()")
+        self._run = found[0][0]
         async with self._reader.in_turn:
-            second = await self._reader.rows("select run, key from relay.epoch()")
-        if first[0] != second[0]:
-            raise FeedError("the two connections reached different servers: expected one primary")
+            await self.require_same_server(self._reader)
         shape, shaped = await self.fit()
-        return Epoch(run=first[0][0], keys=dict(first), shape=shape), shaped
+        return Epoch(run=found[0][0], keys=dict(found), shape=shape), shaped
+
+    async def require_same_server(self, connection: Connection) -> None:
+        """Check that another connection reached the same server and database. Raises FeedError."""
+        run = (await connection.row("select run from relay.epoch() limit 1"))[0]
+        if self._run not in {None, run}:
+            raise FeedError("the connections reached different servers: expected one primary")
 
     async def shape(self) -> str:
         """Return the shape of the watched tables, also amid a batch in parts."""
@@ -132,16 +143,18 @@ class Session:
         """Fit the trigger functions and the watches to the tables, and note their shape.
 
         Return it, and below which id transactions may be older. Begins again if the tables change meanwhile, because
-        functions of an earlier shape may take one column for another.
+        functions of an earlier shape may take one column for another. If they go on changing, returns an earlier
+        shape, so that the next comparison finds another one.
         """
-        while True:
+        for _ in range(FITTINGS):
             async with self._reader.in_turn:
                 (before,) = await self._reader.row("select relay.shape()")
             await self.refresh()
             await self.watches.load()
             shape, shaped = await self._note_shape()
             if shape == before:
-                return shape, shaped
+                break
+        return before, shaped
 
     async def _note_shape(self) -> tuple[str, int]:
         async with self._reader.in_turn:

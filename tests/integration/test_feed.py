@@ -13,7 +13,8 @@ from psycopg.rows import TupleRow
 
 from relay.model.snapshot import Snapshot
 from relay.model.transaction import Transaction
-from relay.postgres import follower, housekeeping, journal, schedule
+from relay.postgres import follower, housekeeping, journal, schedule, session
+from relay.postgres.connection import Connection, connect
 from relay.postgres.decode import Entry, Watch
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.faults import FeedError
@@ -23,7 +24,7 @@ from relay.postgres.session import Session
 from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
 from tests.proxy import Proxy
-from tests.servers import MUTE, Database
+from tests.servers import MUTE, Database, Server, temporary_database
 
 
 @pytest.fixture
@@ -382,6 +383,29 @@ async def test_way_over_boards_that_nobody_follows_is_one_update(database: Datab
 
     assert [kind for kind, _ in found] == ["task.created", "task.updated"]
     assert client.tasks["a"]["title"] == "A+++++"
+
+
+async def test_board_of_another_server_is_not_sent(
+    database: Database,
+    server: Server,
+    _template: str,  # noqa: PT019  # its name is needed
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a failover, a name may lead to another server, while the feed is still connected to the first."""
+    opened: list[str] = []
+    with temporary_database(server, _template) as elsewhere:
+        write(elsewhere, "elsewhere")
+
+        async def lead_elsewhere(conninfo: str) -> Connection:
+            opened.append(conninfo)
+            return await connect(elsewhere if len(opened) == 3 else conninfo)
+
+        monkeypatch.setattr(session, "connect", lead_elsewhere)
+        async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
+            await client.subscribe("default")
+
+    assert client.tasks == {}
+    assert len(opened) > 3
 
 
 # Large batches

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from relay.commands.cli import cli
-from relay.postgres import follower, housekeeping, requests
+from relay.postgres import follower, housekeeping, requests, schedule
 from relay.postgres.watches import Watches
 from tests.acceptance.test_docs import MIGRATIONS, examples
 from tests.integration.client import Client, until
@@ -398,9 +398,10 @@ EXCHANGED = {
 
 @pytest.mark.parametrize("case", EXCHANGED)
 async def test_row_that_is_written_while_columns_exchange_their_names_and_committed_later_arrives(
-    database: Database, case: str
+    database: Database, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """The trigger function took the other column for the watched one, so its entry says nothing of this board."""
+    monkeypatch.setattr(schedule, "READ_SECONDS", 0.3)
     before, exchange = EXCHANGED[case]
     database.execute(before)
     async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
@@ -419,6 +420,7 @@ async def test_columns_that_exchange_their_names_while_functions_are_repaired_ar
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the functions would be those of the first change, and the shape that is noted that of the second."""
+    monkeypatch.setattr(schedule, "READ_SECONDS", 0.1)
     before, exchange = EXCHANGED["board"]
     database.execute(before)
     load = Watches.load
