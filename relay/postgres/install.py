@@ -238,9 +238,10 @@ def diff(database_url: str) -> list[str]:
         installed = _objects(connection, "relay")
         scratch = f"relay_{secrets.token_hex(4)}"
         connection.execute("set local client_min_messages = warning")
-        # The part before the schema checks whether this may be installed here at all.
-        judgement, schema, rest = text("install").partition("create schema if not exists relay;")
-        connection.execute((judgement + re.sub(r"\brelay\b", scratch, schema + rest)).encode())
+        # The part before this checks whether this may be installed here at all.
+        judgement, comment, rest = text("install").partition("comment on schema relay")
+        made = f"create schema {scratch}; " + re.sub(r"\brelay\b", scratch, comment + rest)
+        connection.execute((judgement + made).encode())
         for view, make in _MADE.items():
             if f"view relay.{view}" in installed:
                 connection.execute(_TRIGGER_FUNCTIONS.format(view, make).replace("scratch", scratch).encode())

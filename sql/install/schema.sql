@@ -1,5 +1,14 @@
 -- Roles and schema
 
+-- Made before it is looked at: somebody else could make it in between.
+do $$
+begin
+    if pg_catalog.to_regnamespace('relay') is null then
+        create schema relay;
+    end if;
+end
+$$;
+
 -- Refuses objects that others made under the relay's names: they would run with its rights.
 do $$
 declare
@@ -17,8 +26,10 @@ begin
 
     select r.rolname into foreign_object
     from pg_catalog.pg_namespace n join pg_catalog.pg_roles r on r.oid = n.nspowner
-    where n.nspname = 'relay' and r.rolname <> me;
-    if foreign_object is not null then
+    where n.nspname = 'relay';
+    if foreign_object is null then
+        raise exception 'schema relay was dropped meanwhile: run this again' using errcode = 'duplicate_schema';
+    elsif foreign_object <> me then
         raise exception 'schema relay belongs to %, expected %: if % installed the relay, run this as that role '
             '(set role %); otherwise have the schema renamed or dropped', foreign_object, me, foreign_object,
             pg_catalog.quote_ident(foreign_object) using errcode = 'duplicate_schema';
@@ -134,8 +145,6 @@ begin
     end if;
 end
 $$;
-
-create schema if not exists relay;
 
 comment on schema relay is 'The change feed of the watched tables. Removed by uninstall.sql.';
 

@@ -5,8 +5,11 @@ Roles belong to a whole cluster, so these tests have one of their own.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
+import threading
+import time
 from collections.abc import Iterator
 
 import psycopg
@@ -207,6 +210,38 @@ def test_schema_of_another_is_refused(fresh: Database, options: str) -> None:
 
     assert "schema relay" in message
     assert "stranger" in message
+
+
+def test_schema_that_another_makes_while_it_is_looked_for_is_not_taken_over(fresh: Database) -> None:
+    """A role that may create schemas makes it and drops it, again and again, until an install has looked too soon."""
+    fresh.execute("create role stranger")
+    fresh.execute("do $$ begin execute format('grant create on database %I to stranger', current_database()); end $$")
+    installed = threading.Event()
+
+    def make_and_drop(connection: psycopg.Connection) -> None:
+        connection.execute("set role stranger")
+        while not installed.is_set():
+            with contextlib.suppress(psycopg.Error):  # as it is ours now, or not empty any more
+                connection.execute("create schema relay")
+                time.sleep(0.004)
+                connection.execute("drop schema relay")
+
+    stranger = threading.Thread(target=make_and_drop, args=[fresh.connect()])
+    stranger.start()
+    try:
+        for _ in range(50):
+            with contextlib.suppress(install.InstallError):
+                install.run(fresh.dsn, "install")
+                break
+    finally:
+        installed.set()
+        stranger.join()
+
+    [[made, owner]] = fresh.fetch(
+        "select to_regprocedure('relay.version()') is not null, "
+        "(select nspowner::regrole::text from pg_namespace where nspname = 'relay')"
+    )
+    assert not (made and owner == "stranger")
 
 
 @pytest.mark.parametrize("kind", _FOREIGN)
