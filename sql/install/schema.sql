@@ -1,6 +1,6 @@
 -- Roles and schema
 
--- Made before it is looked at: somebody else could make it in between.
+-- Made before it is checked: somebody else could make it in between.
 do $$
 begin
     if pg_catalog.to_regnamespace('relay') is null then

@@ -75,6 +75,9 @@ $$;
 -- as large, and a value of a gigabyte is an error. The limits exceed what readers accept (see docs/clients.md), whose JSON
 -- of 4 MiB can be a text of 16: in an array of jsonb, a quotation mark has eight characters instead of two. Converting a
 -- record to text runs only output functions. A row of 32 kB that is compressed has less than 8 MiB.
+--
+-- The block always fails, so that whatever users' code has set in the session is undone. Otherwise the owner of a type
+-- could choose the search path of everybody who writes a row of it.
 create or replace function relay.image(of_row record) returns text
     language plpgsql
     security definer
@@ -82,6 +85,7 @@ create or replace function relay.image(of_row record) returns text
 as $$
 declare
     image text;
+    made  boolean := false;
 begin
     if current_user <> 'relay_renderer' or pg_catalog.set_config('transaction_read_only', 'on', true) is null then
         return pg_catalog.concat('!relay.image belongs to ', current_user, ', expected relay_renderer: run relay sql install');
@@ -92,9 +96,13 @@ begin
         return '!the row is larger than 20 MiB';
     end if;
     image := pg_catalog.row_to_json(of_row)::text;
-    return case when pg_catalog.octet_length(image) > 8388608 then '!its JSON is larger than 8 MiB' else image end;
+    made := true;
+    raise sqlstate 'RL003';
 exception when others or assert_failure then
-    return pg_catalog.concat('!', sqlstate, ' ', pg_catalog.left(sqlerrm, 200));
+    return case
+        when not made then pg_catalog.concat('!', sqlstate, ' ', pg_catalog.left(sqlerrm, 200))
+        when pg_catalog.octet_length(image) > 8388608 then '!its JSON is larger than 8 MiB'
+        else image end;
 end
 $$;
 

@@ -212,8 +212,8 @@ def test_schema_of_another_is_refused(fresh: Database, options: str) -> None:
     assert "stranger" in message
 
 
-def test_schema_that_another_makes_while_it_is_looked_for_is_not_taken_over(fresh: Database) -> None:
-    """A role that may create schemas makes it and drops it, again and again, until an install has looked too soon."""
+def test_schema_that_another_makes_during_the_checks_is_not_taken_over(fresh: Database) -> None:
+    """A role that may create schemas makes it and drops it, until an install checks at the wrong moment."""
     fresh.execute("create role stranger")
     fresh.execute("do $$ begin execute format('grant create on database %I to stranger', current_database()); end $$")
     installed = threading.Event()

@@ -409,6 +409,26 @@ async def test_what_users_code_does_to_the_session_of_a_reader_ends_with_the_rea
         assert relay.feed.status(2.0).counts.reconnects == 0
 
 
+def test_what_users_code_does_to_the_session_of_a_writer_is_undone(database: Database, app: str) -> None:
+    """The owner of a type alone is not asked by Postgres where a row is written, and gains no say in it by us."""
+    _as(
+        database,
+        app,
+        "create type mood as enum ('x'); create function mood_json(mood) returns json language plpgsql as $$ begin "
+        "perform set_config('search_path', 'public, pg_catalog', false); perform pg_notify('mine', ''); "
+        "return '7'; end $$; create cast (mood as json) with function mood_json(mood)",
+    )
+    database.execute("create table moods (id text primary key, board_id text, lane text, m mood)")
+    database.execute("select relay.watch('moods', distinct_ids => true)")
+    with database.connect() as writer:
+        writer.execute("listen mine; set search_path = public")
+        writer.execute("insert into moods values ('a', 'b', 'todo', 'x')")
+
+        assert writer.execute("show search_path").fetchall() == [("public",)]
+        assert list(writer.notifies(timeout=0)) == []
+    assert database.fetch("select new_row::json ->> 'm' from relay.entries where key = 'a'") == [("7",)]
+
+
 @pytest.mark.parametrize("code", ["22P05", "57P01", "3F000", "08006", "42P17"])
 def test_an_error_of_users_code_fails_its_board_alone_whatever_its_code(
     database: Database, app: str, code: str
