@@ -186,7 +186,10 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
     "too many headers": _TOO_LARGE,
     "handshake too long": _TOO_LARGE,
     "bad handshake": Refusal(HTTPStatus.BAD_REQUEST, "a version or key that the protocol does not allow"),
-    "no HTTP request": Refusal(None, "anything else"),
+    "no HTTP request": Refusal(
+        HTTPStatus.BAD_REQUEST,
+        "a body, an address that is not percent-encoded, or anything else; the line has `detail`",
+    ),
     "TLS where none is spoken": _TLS,
     "no TLS where it is spoken": _TLS,
     "TLS handshake failed": _TLS,

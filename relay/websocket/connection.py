@@ -21,6 +21,7 @@ from http import HTTPStatus
 from typing import Final, cast
 
 import structlog
+from websockets.exceptions import InvalidMessage
 from websockets.frames import DATA_OPCODES, Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
@@ -170,9 +171,11 @@ class Connection(Peer, asyncio.BufferedProtocol):
             self._protocol.send_response(entrance.too_long(self._protocol, self.address))
         else:
             self._protocol.receive_data(data)
+        if isinstance(self._protocol.handshake_exc, InvalidMessage):
+            self.outbox.write(handshake.no_request(self._protocol))
         self._handle()
         if ex := self._protocol.handshake_exc:
-            entrance.refusals.add(handshake.reason(ex), self.address, detail=str(ex))
+            entrance.refusals.add(handshake.reason(ex), self.address, detail=str(ex.__cause__ or ex))
 
     def _open(self, request: Request) -> None:
         """Ask the gate; if the token is signed with an unknown key, read the keys again first."""

@@ -47,6 +47,12 @@ TOO_MANY: Final = (
 ).encode()
 """The same response, for a connection that has not been read from."""
 
+NO_REQUEST: Final = (
+    "This is no request that is served here: expected HTTP/1.1 without a body, and an address in ASCII "
+    "(percent-encode other characters).\n"
+)
+"""The body of a 400, for what the library does not answer."""
+
 REFUSED: Final = "give a good token, from an allowed origin"
 """The reason of the close code with which a client is refused."""
 
@@ -167,6 +173,11 @@ class Entrance:
         self.refusals.add(TOO_LONG, address)
         status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         return protocol.reject(status, f"{status.phrase}\n")
+
+
+def no_request(protocol: ServerProtocol) -> bytes:
+    """Answer what the library could not read. It ended the stream without an answer."""
+    return protocol.reject(HTTPStatus.BAD_REQUEST, NO_REQUEST).serialize()
 
 
 def refusal(protocol: ServerProtocol, why: Refused) -> Response:

@@ -456,6 +456,28 @@ async def test_each_refused_handshake_is_counted_and_logged(request_: bytes, rea
     assert (line["reason"], line["address"], line["log_level"]) == (reason, "127.0.0.1", "warning")
 
 
+@pytest.mark.parametrize(
+    ("request_", "detail"),
+    [
+        pytest.param(
+            b"GET /boards/a/events?lane=\xc3\x89t\xc3\xa9 HTTP/1.1\r\nHost: relay\r\n\r\n", "ascii", id="address"
+        ),
+        pytest.param(HANDSHAKE[:-2] + b"Content-Length: 4\r\n\r\nbody", "request body", id="body"),
+        pytest.param(
+            HANDSHAKE[:-2] + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "transfer codings", id="chunks"
+        ),
+        pytest.param(b"no request\r\n\r\n", "request line", id="nonsense"),
+    ],
+)
+async def test_a_request_that_cannot_be_read_is_answered_and_explained(request_: bytes, detail: str) -> None:
+    with capture_logs() as logged:
+        async with listening() as endpoint:
+            assert endpoint.port
+            assert (await answer_to(endpoint.port, request_)).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    (line,) = [line for line in logged if line["event"] == "websocket.refused"]
+    assert detail in line["detail"]
+
+
 async def test_a_foreign_origin_is_named_in_the_log() -> None:
     """And an origin that is the endpoint's own address is none."""
     with capture_logs() as logged:
