@@ -238,14 +238,15 @@ class Finger:
         await self._session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
 
 
-PHONE: Final[dict[str, Any]] = {"viewport": {"width": 390, "height": 780}, "has_touch": True, "is_mobile": True}
+PHONE: Final[dict[str, Any]] = {"viewport": {"width": 360, "height": 780}, "has_touch": True, "is_mobile": True}
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def phone(demo: str, window: Open) -> Window:
-    """Return the demo on a phone, which shows one lane at a time."""
+    """Return the demo on a phone, which shows one lane at a time, and the board's whole name."""
     one = await window(demo, **PHONE)
     await one.is_("live")
+    assert await one.page.locator("#board").evaluate("it => it.scrollWidth <= it.clientWidth")
     return one
 
 
