@@ -38,7 +38,7 @@ from relay.websocket.handshake import SUBPROTOCOL, Handshake
 from relay.websocket.inbox import Inbox
 from relay.websocket.listener import Arrival
 from relay.websocket.outbox import PIECE_BYTES, Outbox
-from relay.websocket.peer import Peer, Shared
+from relay.websocket.peer import BROKEN, Peer, Shared
 from relay.websocket.stream import EventStream
 
 log = structlog.get_logger()
@@ -146,7 +146,9 @@ class Connection(Peer, asyncio.BufferedProtocol):
         self._inbox.discard()
         if self._arrival:
             self._arrival.settle()
-        self._lost(self._protocol.close_code if self.client else None)
+        # What the library calls the close code is the client's, which it discards after a violation of the protocol.
+        sent = self._protocol.close_sent
+        self._lost((sent.code if sent else BROKEN) if self.client else None)
 
     # The handshake
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from websockets.extensions.base import ServerExtensionFactory
@@ -25,6 +25,9 @@ from relay.websocket.limits import Limits, Memory
 from relay.websocket.outbox import Outbox
 
 log = structlog.get_logger()
+
+BROKEN: Final = 1006
+"""The code that WebSocket has for a connection that ended without a close frame."""
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from relay.model.messages import BadMessage, CloseCode, ErrorCode
 from relay.websocket import events
 from relay.websocket.commands import NOT_ALLOWED, Client
 from relay.websocket.outbox import Outbox
-from relay.websocket.peer import Peer, Shared
+from relay.websocket.peer import BROKEN, Peer, Shared
 
 SILENT_BEATS: Final = 3
 """Number of heartbeats after which the kernel ends a connection whose client acknowledges nothing. A client that is
@@ -91,7 +91,7 @@ class EventStream(Peer, asyncio.Protocol):
         self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost(self._code or (_BROKEN if exc else _CLOSED))
+        self._lost(self._code or (BROKEN if exc else _CLOSED))
 
     def _limit_silence(self, seconds: float) -> None:
         """Make the kernel end the connection if nothing is acknowledged for so long: there are no pings to answer."""
@@ -101,8 +101,7 @@ class EventStream(Peer, asyncio.Protocol):
 
 
 _CLOSED: Final = 1000
-_BROKEN: Final = 1006
-"""The codes that WebSocket has for the ways in which a client ends a connection."""
+"""The code that WebSocket has for a client that ends the connection."""
 
 
 class Reader(Client):

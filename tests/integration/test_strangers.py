@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -411,6 +412,31 @@ async def test_codes_that_clients_close_with_are_counted_together() -> None:
                 await connection.close(code)
         await until(lambda: endpoint.closed.total() == 5)
         assert endpoint.closed == {"1000": 1, "other": 3, "4001": 1}
+
+
+@pytest.mark.parametrize(
+    ("frames", "code"),
+    [
+        pytest.param(b"\x83\x80\0\0\0\0", "1002", id="unknown kind of frame"),
+        pytest.param(b"\x81\x81\0\0\0\0\xff", "1007", id="no UTF-8"),
+        pytest.param(b"\x81\x81\0\0\0\0{" * 20, "1008", id="bad messages"),
+        pytest.param(b"\x81\xff\0\0\0\0\1\0\0\0" + bytes(4), "1009", id="too long"),
+        pytest.param(None, "1006", id="reset"),
+    ],
+)
+async def test_the_code_that_a_client_was_closed_with_is_counted_and_logged(frames: bytes | None, code: str) -> None:
+    """Even where nothing that the client sends is read any more; a connection that is reset is one that broke."""
+    with capture_logs() as logged:
+        async with listening() as endpoint, connect(url(endpoint), proxy=None, max_queue=None) as connection:
+            if frames is None:
+                sock = connection.transport.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.transport.abort()
+            else:
+                connection.transport.write(frames)
+            await until(lambda: endpoint.closed.total() == 1)
+            assert endpoint.closed == {code: 1}
+    assert [line["code"] for line in logged if line["event"] == "websocket.close"] == [int(code)]
 
 
 async def test_a_pong_comes_before_the_answer_to_a_later_message() -> None:
