@@ -169,7 +169,7 @@ export interface IncludesOptions {
 export type Token = string | null | undefined;
 
 export interface Options {
-  /** The token, or a function that is called for one before each attempt to connect. */
+  /** The token, or a function that is called for one before each attempt to connect; it has 30 seconds to answer. */
   token?: Token | (() => Token | Promise<Token>);
   /** The WebSocket class, where there is no global one. */
   WebSocket?: new (url: string, protocols: string[]) => unknown;

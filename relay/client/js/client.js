@@ -28,6 +28,7 @@ const RESTART_PAUSE = 2_000; // after 1012: the relay is stopping, perhaps to st
 const CALM = 60_000; // so long after a misfit, the next one is the first again
 const MOST_MISFITS = 5; // in a row; then the board is an error
 const OPEN_TIMEOUT = 10_000;
+const TOKEN_TIMEOUT = 30_000; // a browser may leave a fetch pending forever after the machine slept
 const PING_INTERVAL = 30_000;
 const PROBE_TIMEOUT = 5_000;
 const MOST_PATIENCE = 31; // pings; sixteen minutes
@@ -689,6 +690,7 @@ class Link {
 
   async open(url, WebSocket, token) {
     let given;
+    this.#after(TOKEN_TIMEOUT, () => this.cut(`no token within ${TOKEN_TIMEOUT / 1000} seconds`));
     try {
       given = await (typeof token === "function" ? token() : token); // never before connect() has returned
     } catch (error) {

@@ -66,6 +66,23 @@ test("ready is broken by leaving, closing and a close that waiting does not cure
   await assert.rejects(revoked.relay.subscribe("other").ready, { code: "closed" });
 });
 
+test("a token function that does not answer in time is called again, and its late answer does nothing", async () => {
+  const answers = [];
+  const { world } = await start({ token: () => new Promise((resolve) => answers.push(resolve)) });
+  await world.wait(30);
+  await world.wait(0.5);
+  assert.equal(answers.length, 2);
+  answers[0]("late");
+  await settled();
+  assert.equal(world.sockets.length, 0);
+  answers[1]("fresh");
+  await settled();
+  assert.deepEqual(
+    world.sockets.map(({ token }) => token),
+    ["fresh"],
+  );
+});
+
 test("after a revoked token, a fresh one connects again", async () => {
   const { world, relay, board } = await live({ token: "old" });
   world.socket.end(4003);
