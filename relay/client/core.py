@@ -326,6 +326,8 @@ class Session:
             self._effects.append(Failed(None, error))
         if code == "too_many_messages":
             self._hurried = True
+            while self._authenticating:  # it may never be answered
+                self._answer(error)
             self._pongs = self._pings  # one of them may not be answered
             for other in self.boards.values():  # the refused message may have been their subscribe
                 if other.state == "catching up":

@@ -395,6 +395,17 @@ def test_a_board_with_a_task_in_two_lanes_is_not_held() -> None:
     assert len(world.sent) == 2
 
 
+def test_too_many_messages_end_the_wait_for_a_token_because_it_may_be_among_them() -> None:
+    session = Session(lambda: 0.0)
+    session.start()
+    session.opened(0.0)
+    session.authenticate("fresh")
+    session.take_effects()
+    session.received('{"type":"error","data":{"code":"too_many_messages","message":"slower"}}', 0.0)
+    answers = [each.error for each in session.take_effects() if isinstance(each, effects.Authenticated)]
+    assert [answer and answer.code for answer in answers] == ["too_many_messages"]
+
+
 def test_a_backlog_that_grows_too_long_is_one_board_sync() -> None:
     """What a program missed is not kept; once it has read that, changes are reported again."""
     one, two, three = (Change("task.deleted", name) for name in "abc")

@@ -1135,6 +1135,7 @@ class Relay extends Emitter {
     if (code === "not_authenticated") this.#authenticating.shift()?.answer.reject(error);
     if (code === "too_many_messages") {
       this.#hurried = true;
+      for (const { answer } of this.#authenticating.splice(0)) answer.reject(error); // it may never be answered
       this.#link.pongs = this.#link.pings; // one of them may not be answered
       // A request for a board may be among the messages that the relay dropped.
       const unheard = [...this.#boards.values()].filter((other) => other.state === "catching up");

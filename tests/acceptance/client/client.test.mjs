@@ -420,10 +420,12 @@ test("closed while a token is awaited, it does not connect", async () => {
 });
 
 test("too many messages: what was not heard is said again", async () => {
-  const { world } = await start();
+  const { world, relay } = await start();
   world.socket.open();
+  const fresh = relay.authenticate("fresh");
   world.sent.length = 0;
   world.socket.receive('{"type":"error","data":{"code":"too_many_messages","message":"slower"}}');
+  await assert.rejects(fresh, { code: "too_many_messages" });
   await world.wait(2);
   assert.deepEqual(world.sent, [{ type: "subscribe", boardId: "default", cursor: null }]);
 });
