@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import psycopg
 import structlog
@@ -211,11 +212,23 @@ class Feed(Source, Authorizer):
             self._progress.stopped()
 
 
+# What the relay names everywhere is its own: what somebody dropped, or a role that was renamed.
+_NOT_THERE: Final = (
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.UndefinedObject,
+)
+
+
 def _problem_of(group: BaseExceptionGroup[Exception]) -> str:
     """Say what ended a session. An unforeseen exception is logged whole."""
     first = first_of(group)
     if isinstance(first, psycopg.errors.InsufficientPrivilege) and not first.diag.context:
         return f"{error_line(first)}: run relay sql roles, and connect as relay_daemon"
+    if isinstance(first, _NOT_THERE):
+        return f"{error_line(first)}: run relay sql install"
     if isinstance(first, (psycopg.Error, OSError, FeedError, WatchOutdated)):
         return error_line(first)
     log.error("feed.fault", exc_info=group)

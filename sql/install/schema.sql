@@ -37,6 +37,17 @@ begin
 
     foreach name in array array['relay_writer', 'relay_reader', 'relay_renderer'] loop
         if not exists (select from pg_catalog.pg_roles r where r.rolname = name) then
+            -- It cannot have been dropped while it owns functions here.
+            select r.rolname into foreign_object
+            from pg_catalog.pg_proc p join pg_catalog.pg_roles r on r.oid = p.proowner
+            where p.pronamespace = pg_catalog.to_regnamespace('relay') and r.rolname <> me and not r.rolcanlogin
+              and p.proname = case name when 'relay_writer' then 'journal_truncate' when 'relay_reader' then 'board' else 'image' end
+            limit 1;
+            if foreign_object is not null then
+                raise exception 'role % is missing, and % owns its functions: if it was renamed, have an administrator run: '
+                    'alter role % rename to %', name, foreign_object, pg_catalog.quote_ident(foreign_object), name
+                    using errcode = 'undefined_object';
+            end if;
             if not exists (select from pg_catalog.pg_roles r
                            where r.rolname = me and (r.rolsuper or r.rolcreaterole)) then
                 raise exception 'role % is missing, and % may not create it: have an administrator run: %; '

@@ -357,6 +357,21 @@ def test_member_of_our_role_is_removed_by_what_the_refusal_prints(fresh: Databas
     install.run(fresh.dsn, "install")
 
 
+@pytest.mark.parametrize("role", ["relay_writer", "relay_reader", "relay_renderer"])
+async def test_role_of_ours_that_was_renamed_is_named_with_the_command(fresh: Database, role: str) -> None:
+    """Functions name it, so the relay cannot do without; the first installation alone creates one."""
+    _a_table_of_apps(fresh)
+    install.run(fresh.dsn, "install")
+    _watch(fresh.dsn, "app.tasks")
+    fresh.execute(f'alter role {role} rename to "Service Role"')
+    with pytest.raises(install.InstallError) as refused:
+        install.run(fresh.dsn, "install")
+    assert str(refused.value).startswith(f"role {role} is missing, and Service Role owns its functions")
+    fresh.execute(_advice(refused.value))
+    install.run(fresh.dsn, "install")
+    await _see_that_it_works(fresh, fresh.dsn, "app.tasks", "app")
+
+
 def test_right_too_many_is_revoked_by_what_the_refusal_prints(fresh: Database) -> None:
     """It harms nothing of what the role owns: writers go on."""
     _a_table_of_apps(fresh)

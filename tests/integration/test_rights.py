@@ -63,6 +63,17 @@ async def test_right_that_the_daemon_lacks_is_named_with_the_command(database: D
         await until(lambda: relay.feed.problem is None)
 
 
+async def test_function_that_somebody_dropped_is_named_with_the_command(database: Database, daemon_dsn: str) -> None:
+    async with Relay(daemon_dsn).running() as relay, Client.to(relay.url) as client:
+        await until(lambda: relay.feed.problem is None)
+        await asyncio.to_thread(database.execute, "drop owned by relay_reader")
+        await client.send({"type": "subscribe", "boardId": "default"})
+        await until(lambda: str(relay.feed.problem).endswith("does not exist: run relay sql install"))
+        await asyncio.to_thread(database.execute, text("install") + text("roles"))
+        await asyncio.to_thread(database.execute, "grant select on tasks to relay_reader")
+        assert (await client.receive())[0] == "board.sync"
+
+
 def test_daemon_may_do_nothing_else(daemon_dsn: str) -> None:
     """It owns nothing, writes nothing, reads no table of the users', and calls only what it must."""
     granted = set(re.findall(r"relay\.(\w+)\(", text("roles").partition("grant execute")[2]))
