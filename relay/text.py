@@ -32,15 +32,18 @@ def one_line(text: str) -> str:
 def error_line(ex: BaseException) -> str:
     """Describe an exception in one line, which is never empty.
 
-    This is the primary message of an error of Postgres, the system's text for a failed system call, with the file's
-    name if there is one, or else the exception's text or type.
+    This is the primary message of an error of Postgres, with its hint if the server has run out of something; the
+    system's text for a failed system call, with the file's name if there is one; or the exception's text or type.
     """
     return _described(ex)[:ERROR_LETTERS]
 
 
 def _described(ex: BaseException) -> str:
-    if primary := getattr(getattr(ex, "diag", None), "message_primary", None):
-        return one_line(primary)
+    diag = getattr(ex, "diag", None)
+    if primary := getattr(diag, "message_primary", None):
+        # What a server has run out of, such as locks, is in the hint alone.
+        hint = getattr(diag, "message_hint", None) if str(getattr(diag, "sqlstate", "")).startswith("53") else None
+        return one_line(f"{primary}: {hint}" if hint else primary)
     cause = getattr(ex, "os_error", ex)  # aiohttp wraps it
     text = one_line(str(cause))
     if found := re.search(r"\[Errno (\d+)\]", text):  # the first one, if a name has several addresses

@@ -9,6 +9,7 @@ import pytest
 
 from relay.postgres.embedded import EmbeddedPostgres
 from relay.postgres.install import text
+from relay.text import error_line
 from tests.servers import Database, Postgres, install
 
 SQL = Path(__file__).parents[2] / "sql"
@@ -85,6 +86,15 @@ def test_uninstall_stops_before_what_is_not_its_own(database: Database) -> None:
     with pytest.raises(psycopg.errors.DependentObjectsStillExist):
         run(database, "uninstall")
     assert before == objects(database)
+
+
+def test_error_line_says_what_the_server_needs_more_of(database: Database) -> None:
+    """Postgres names the setting, such as max_locks_per_transaction, in the hint alone."""
+    raised = "do $$ begin raise 'out of shared memory' using errcode = '{}', hint = 'Increase it.'; end $$"
+    for code, line in (("53200", "out of shared memory: Increase it."), ("22000", "out of shared memory")):
+        with pytest.raises(psycopg.Error) as error:
+            database.execute(raised.format(code))
+        assert error_line(error.value) == line
 
 
 def test_second_install_keeps_the_journal_and_what_is_watched(database: Database) -> None:
