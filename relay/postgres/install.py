@@ -300,10 +300,14 @@ def _connection(database_url: str) -> Iterator[psycopg.Connection]:
             else ": somebody holds the table; nothing was changed, try again"
         )
         raise InstallError(said + advice) from ex
-    except psycopg.errors.InvalidSchemaName as ex:
-        raise InstallError(f"{error_line(ex)}: run relay sql install first") from ex
     except psycopg.Error as ex:
-        raise InstallError((is_read_only(ex) and _why_read_only(database_url)) or error_line(ex)) from ex
+        said = (is_read_only(ex) and _why_read_only(database_url)) or error_line(ex)
+        advice = ": run relay sql install first" if _NOT_INSTALLED.search(said) else ""
+        raise InstallError(said + advice) from ex
+
+
+_NOT_INSTALLED: Final = re.compile(r'^(schema "relay"|\w+ "?relay\..*) does not exist$')
+"""What Postgres says where nothing is installed, or somebody has dropped a part of it."""
 
 
 def _why_read_only(database_url: str) -> str | None:

@@ -172,6 +172,17 @@ def test_name_of_no_table_is_refused_in_words_that_say_so(fresh: Database, name:
             run(fresh.dsn, name)
 
 
+def test_part_that_somebody_dropped_comes_back_by_the_command_that_is_named(fresh: Database) -> None:
+    for name in ("tasks", "install"):
+        install.run(fresh.dsn, name)
+    for part in ("function relay.watch", "sequence relay.control", "view relay.watches", "schema relay"):
+        fresh.execute(f"drop {part} cascade")
+        with pytest.raises(install.InstallError, match=r" does not exist: run relay sql install first$"):
+            _watch(fresh.dsn, "public.tasks")
+        install.run(fresh.dsn, "install")
+    _watch(fresh.dsn, "public.tasks")
+
+
 _FOREIGN = {
     "table settings": "create table relay.settings (id serial primary key, name text)",
     "table journal": "create table relay.journal (id int)",
