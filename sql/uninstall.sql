@@ -97,7 +97,7 @@ begin
            or d.refobjid in (select o.oid from pg_catalog.pg_proc o where o.pronamespace = pg_catalog.to_regnamespace('relay'))
            or d.refobjid in (select o.oid from pg_catalog.pg_type o where o.typnamespace = pg_catalog.to_regnamespace('relay')));
     if strays is not null then
-        raise exception 'cannot remove schema relay, for this rests on it: %: drop that first; nothing was removed', strays
+        raise exception 'cannot remove schema relay, because this depends on it: %: drop that first; nothing was removed', strays
             using errcode = 'dependent_objects_still_exist';
     end if;
     select pg_catalog.string_agg(o.name, ', ') into strays
@@ -112,7 +112,7 @@ begin
     join pg_catalog.pg_namespace n on n.nspname = 'relay'
     where o.owner <> n.nspowner and r.rolname not in ('relay_writer', 'relay_reader', 'relay_renderer');
     if strays is not null then
-        raise exception 'cannot remove schema relay, for others own objects in it: %: drop or move them first; nothing was '
+        raise exception 'cannot remove schema relay, because other roles own objects in it: %: drop or move them first; nothing was '
             'removed', strays using errcode = 'dependent_objects_still_exist';
     end if;
 

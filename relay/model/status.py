@@ -356,7 +356,7 @@ def _warnings(database: Database) -> Iterable[str]:
     journal = database.journal
     if journal.paused:
         yield (
-            "journalling is paused, for the journal is full: clients are sent whole boards every few seconds: "
+            "journalling is paused, because the journal is full: clients are sent whole boards every few seconds: "
             "end the transaction that keeps it from being vacuumed, which relay check names"
         )
     if journal.overdue_seconds > OVERDUE_SECONDS:

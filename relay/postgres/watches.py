@@ -242,7 +242,7 @@ def _no_key(table: str, columns: Sequence[str]) -> str:
 def _not_always(table: str, command: str) -> str:
     return (
         f"what replication applies to {table} is not shown, nor what a session whose session_replication_role is "
-        f"replica writes, for its triggers are not enabled always: run {command}"
+        f"replica writes, because its triggers are not enabled always: run {command}"
     )
 
 

@@ -19,7 +19,7 @@ declare
     owns    boolean;
 begin
     if pg_catalog.current_setting('restrict_nonsystem_relation_kind', true) ~ 'view' then
-        raise exception 'views cannot be read here, for restrict_nonsystem_relation_kind is ''%'': run this first, in the same '
+        raise exception 'views cannot be read here, because restrict_nonsystem_relation_kind is ''%'': run this first, in the same '
             'session: set restrict_nonsystem_relation_kind = ''''', pg_catalog.current_setting('restrict_nonsystem_relation_kind')
             using errcode = 'object_not_in_prerequisite_state';
     end if;
@@ -37,12 +37,15 @@ begin
 
     foreach name in array array['relay_writer', 'relay_reader', 'relay_renderer'] loop
         if not exists (select from pg_catalog.pg_roles r where r.rolname = name) then
-            -- It cannot have been dropped while it owns functions here.
+            -- It cannot have been dropped while it owns functions here. Whoever may create some makes none of exactly these
+            -- where the relay is installed.
             select r.rolname into foreign_object
             from pg_catalog.pg_proc p join pg_catalog.pg_roles r on r.oid = p.proowner
-            where p.pronamespace = pg_catalog.to_regnamespace('relay') and r.rolname <> me and not r.rolcanlogin
-              and p.proname = case name when 'relay_writer' then 'journal_truncate' when 'relay_reader' then 'board' else 'image' end
-            limit 1;
+            where r.rolname <> me and not r.rolcanlogin
+              and p.oid = pg_catalog.to_regprocedure(case name when 'relay_writer' then 'relay.journal_truncate()'
+                  when 'relay_reader' then 'relay.board(text, boolean, integer[])' else 'relay.image(record)' end)
+              and exists (select from pg_catalog.pg_proc v where v.oid = pg_catalog.to_regprocedure('relay.version()')
+                          and v.proowner = (select o.oid from pg_catalog.pg_roles o where o.rolname = me));
             if foreign_object is not null then
                 raise exception 'role % is missing, and % owns its functions: if it was renamed, have an administrator run: '
                     'alter role % rename to %', name, foreign_object, pg_catalog.quote_ident(foreign_object), name
@@ -78,13 +81,15 @@ begin
                 foreign_object, foreign_object, name, pg_catalog.concat(pg_catalog.quote_ident(foreign_object), grantor)
                 using errcode = 'duplicate_object';
         end if;
-        select r.rolname into foreign_object
+        select r.rolname, case when pg_catalog.current_setting('server_version_num')::integer >= 160000
+                          then pg_catalog.format(' granted by %s', m.grantor::regrole) end into foreign_object, grantor
         from pg_catalog.pg_auth_members m
         join pg_catalog.pg_roles r on r.oid = m.roleid
         where m.member = (select o.oid from pg_catalog.pg_roles o where o.rolname = name) limit 1;
         if foreign_object is not null then
-            raise exception 'role % is a member of %, whose rights it must not have: revoke % from %', name,
-                foreign_object, pg_catalog.quote_ident(foreign_object), name using errcode = 'duplicate_object';
+            raise exception 'role % is a member of %, whose rights it must not have: have an administrator run: revoke % from %',
+                name, foreign_object, pg_catalog.quote_ident(foreign_object), pg_catalog.concat(name, grantor)
+                using errcode = 'duplicate_object';
         end if;
         if name <> 'relay_reader' then
             select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), d.deptype = 'o' into foreign_object, owns
@@ -137,7 +142,7 @@ begin
     ) o join pg_catalog.pg_roles r on r.oid = o.owner
     where r.rolname not in (me, 'relay_writer', 'relay_reader', 'relay_renderer') limit 1;
     if foreign_object is not null then
-        raise exception '%, expected %: an object that is not the relay''s stands in its schema: drop it or move it '
+        raise exception '%, expected %: an object that does not belong to the relay is in its schema: drop it or move it '
             'elsewhere', foreign_object, me using errcode = 'duplicate_object';
     end if;
     if exists (

@@ -97,7 +97,7 @@ begin
         when insufficient_privilege then raise;
         when others then
             problem := case sqlerrm when 'generation expression is not immutable'
-                       then 'it is not immutable, for its value may change while the row does not' else sqlerrm end;
+                       then 'it is not immutable, because its value may change while the row does not' else sqlerrm end;
     end;
     if problem is null and form ~ E'\\\\' then
         problem := 'a backslash comes of it';
@@ -264,7 +264,7 @@ begin
             raise exception 'relay.watch: column % of % is of type %: as % it must be text, uuid or integer%',
                 pg_catalog.quote_ident(col), target, present, role,
                 pg_catalog.concat(case when role in ('board_column', 'lane_column') then ', or an enum' end,
-                                  case when present like 'virtual %' then ', and stored, for triggers do not see it' end) using errcode = 'datatype_mismatch';
+                                  case when present like 'virtual %' then ', and stored, because triggers do not see it' end) using errcode = 'datatype_mismatch';
         end if;
     end loop;
     if id_column = board_column or id_column = lane_column or board_column = lane_column then
@@ -298,7 +298,7 @@ begin
                 union all
                 select t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.oid where t.typbasetype <> 0)
             select pg_catalog.bool_or(t.typnotnull) from base b join pg_catalog.pg_type t on t.oid = b.oid) then
-            raise exception 'relay.watch: column % of % cannot be hidden, for its type is a domain that allows no null: '
+            raise exception 'relay.watch: column % of % cannot be hidden, because its type is a domain that allows no null: '
                 'give it the type that the domain is made of, and a not null constraint',
                 pg_catalog.quote_ident(col), target using errcode = 'datatype_mismatch';
         end if;
@@ -613,7 +613,7 @@ begin
     join pg_catalog.pg_namespace n on n.oid = t.relnamespace
     join pg_catalog.pg_class o on o.oid = other
     where t.oid = wanted.target;
-    raise exception 'tasks of % and % may have the same id on the same board, for their ids (%) and boards (%) are '
+    raise exception 'tasks of % and % may have the same id on the same board, because their ids (%) and boards (%) are '
         'of the same kind: expected %; or distinct_ids => true, if you know that no two are the same', wanted.target, other, ids, boards, remedy
         using errcode = 'invalid_parameter_value';
 end

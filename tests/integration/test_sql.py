@@ -461,7 +461,7 @@ def test_virtual_generated_columns_are_not_shown(own_server: EmbeddedPostgres) -
         ]
         for part in ("board_column => 'loud'", "lane_column => 'loud'", "id_column => 'loud'"):
             with pytest.raises(
-                psycopg.Error, match=r"of type virtual text: .*, and stored, for triggers do not see it"
+                psycopg.Error, match=r"of type virtual text: .*, and stored, because triggers do not see it"
             ):
                 database.execute(f"select relay.watch('tasks', {part})")
         with pytest.raises(psycopg.Error, match="order_by has 'loud', by which clients cannot sort"):

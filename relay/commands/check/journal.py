@@ -22,7 +22,7 @@ def judge_journal(vitals: Vitals, holders: str | None) -> Verdict:
     held = f"; what was pruned is kept in the file by {holders}" if holders else ""
     if journal.paused:
         return failed(
-            f"journalling is paused, for the journal was full: {size}{held}",
+            f"journalling is paused, because the journal was full: {size}{held}",
             "start the daemon: it then goes on; if one runs, end the longest transaction, or raise stop_bytes",
         )
     if journal.overdue_seconds > OVERDUE_SECONDS:
