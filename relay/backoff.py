@@ -30,8 +30,8 @@ _NUMBER: Final = re.compile(r"\d+")
 class Backoff:
     """The pauses between successive attempts. Times are seconds of a clock that only goes forward."""
 
-    def __init__(self, first: float = FIRST_SECONDS, longest: float = LONGEST_SECONDS) -> None:
-        self._first = self._pause = first
+    def __init__(self, longest: float = LONGEST_SECONDS) -> None:
+        self._pause = FIRST_SECONDS
         self._longest = longest
         self._last: str | None = None
         self._began = math.inf
@@ -47,7 +47,7 @@ class Backoff:
         self._recurs = not calm and self._last is not None and _alike(fault, self._last)
         self._last, self._began = fault, math.inf
         if calm:
-            self._pause = self._first
+            self._pause = FIRST_SECONDS
         pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, not a secret
         self._pause = min(self._pause * 2, self._longest)
         return pause

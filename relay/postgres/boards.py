@@ -27,6 +27,10 @@ from relay.postgres.faults import Scope, WatchOutdated, scope_of
 from relay.postgres.unshown import LeftOut, Unshown
 from relay.postgres.watches import Watches
 
+SIDE_BY_SIDE: Final = 4
+"""Maximum number of boards that are read at once, each over a connection of its own. One connection is for slow
+boards: the others abort a read that takes long, and leave it to that one."""
+
 READ_SECONDS: Final = 30.0
 """Timeout of the read of a board, without the time to send it."""
 
@@ -78,14 +82,13 @@ Asked = Callable[[Connection, str, Snapshot, str, Collection[int]], Awaitable[bo
 
 
 class Boards:
-    """Reads up to `side_by_side` boards at once, each over a connection of its own, which is opened when needed."""
+    """Reads up to `SIDE_BY_SIDE` boards at once, each over a connection of its own, which is opened when needed."""
 
     def __init__(
         self,
         watches: Watches,
         connect: Callable[[], Awaitable[Connection]],
         says_nothing: Asked,
-        side_by_side: int,
         unshown: Unshown,
     ) -> None:
         self._unshown = unshown
@@ -93,7 +96,6 @@ class Boards:
         self._watches = watches
         self._connect = connect
         self._says_nothing = says_nothing
-        self._side_by_side = side_by_side
         self._opening = 0
         self._free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
         self._shape: str | None = None
@@ -151,7 +153,7 @@ class Boards:
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[Connection]:
-        if self._free.empty() and len(self.connections) + self._opening < self._side_by_side:
+        if self._free.empty() and len(self.connections) + self._opening < SIDE_BY_SIDE:
             await self._open()
         reader = await self._free.get()
         try:

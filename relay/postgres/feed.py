@@ -32,7 +32,7 @@ from relay.postgres.faults import FeedError, WatchOutdated, first_of
 from relay.postgres.follower import Flow, Follower
 from relay.postgres.position import Position
 from relay.postgres.progress import Progress
-from relay.postgres.requests import SIDE_BY_SIDE, BoardReader, MissedReader, Permissions
+from relay.postgres.requests import BoardReader, MissedReader, Permissions
 from relay.postgres.session import Session
 from relay.postgres.unshown import Unshown
 from relay.text import error_line
@@ -47,20 +47,13 @@ class Feed(Source, Authorizer):
     None while it is.
     """
 
-    def __init__(
-        self,
-        database_url: str,
-        epoch: Epoch | None = None,
-        position: Snapshot | None = None,
-        *,
-        side_by_side: int = SIDE_BY_SIDE,
-    ) -> None:
+    def __init__(self, database_url: str, epoch: Epoch | None = None, position: Snapshot | None = None) -> None:
         self.problem: str | None = "not connected yet"
         self._position = Position(epoch, position)
         self._conninfo = complete(database_url)
         self._progress = Progress()
         self._flow = Flow()
-        self._boards = BoardReader(side_by_side)
+        self._boards = BoardReader()
         self._missed = MissedReader(self._position)
         self._permissions = Permissions()
         self._unshown = Unshown()
@@ -181,7 +174,7 @@ class Feed(Source, Authorizer):
             await asyncio.sleep(backoff.fail(time.monotonic(), self.problem or ""))
 
     async def _run(self, sink: Sink) -> None:
-        async with Session.open(self._conninfo, sink, self._boards.side_by_side, self._unshown) as self._session:
+        async with Session.open(self._conninfo, sink, self._unshown) as self._session:
             self._sessions += 1
             await self._follow(self._session, sink)
 

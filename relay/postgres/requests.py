@@ -21,7 +21,7 @@ import structlog
 from relay.backoff import Backoff
 from relay.hub.ports import Question, Resuming, Sink
 from relay.model import messages
-from relay.postgres.boards import READ_SECONDS
+from relay.postgres.boards import READ_SECONDS, SIDE_BY_SIDE
 from relay.postgres.faults import BoardMisnamed, Scope, scope_of
 from relay.postgres.journal import Batch
 from relay.postgres.position import Position
@@ -30,10 +30,6 @@ from relay.postgres.turns import Turns
 from relay.text import error_line
 
 log = structlog.get_logger()
-
-SIDE_BY_SIDE: Final = 4
-"""Maximum number of boards that are read at once, each over a connection of its own. One connection is for slow
-boards: the others abort a read that takes long, and leave it to that one."""
 
 UNAVAILABLE: Final = "this board cannot be read at present: it comes as soon as it can"
 """The error that subscribers get for a board that cannot be read. The log has the details."""
@@ -137,10 +133,9 @@ class BoardQueue:
 
 
 class BoardReader:
-    """Reads boards when asked, up to `side_by_side` at once."""
+    """Reads boards when asked, up to `SIDE_BY_SIDE` at once."""
 
-    def __init__(self, side_by_side: int = SIDE_BY_SIDE) -> None:
-        self.side_by_side = side_by_side
+    def __init__(self) -> None:
         self._queue = BoardQueue()
 
     @property
@@ -156,7 +151,7 @@ class BoardReader:
         """Read boards for one session, and hand each over between two batches."""
         reads = BoardReads(self._queue, session, sink, between_batches)
         async with asyncio.TaskGroup() as tasks:
-            for number in range(self.side_by_side):
+            for number in range(SIDE_BY_SIDE):
                 tasks.create_task(reads.run(slow=number == 0))
 
 

@@ -87,11 +87,11 @@ class Session:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, conninfo: str, followed: Container[str | None], side_by_side: int = 1, unshown: Unshown | None = None
+        cls, conninfo: str, followed: Container[str | None], unshown: Unshown | None = None
     ) -> AsyncIterator[Self]:
         """Connect, listen, and check the install. Raises FeedError or psycopg.Error.
 
-        Up to `side_by_side` boards can be read at once. What cannot be shown is noted in `unshown`.
+        What cannot be shown is noted in `unshown`.
         """
         unshown = Unshown() if unshown is None else unshown
         async with await connect(conninfo) as listener, await connect(conninfo) as reader, AsyncExitStack() as more:
@@ -110,9 +110,7 @@ class Session:
                 await listener.rows("set plan_cache_mode = force_generic_plan")
                 await listener.rows("listen relay")
                 silent = await listener.row("select pg_catalog.current_setting('max_prepared_transactions') <> '0'")
-                boards = partial(
-                    Boards, connect=one_more, says_nothing=says_nothing, side_by_side=side_by_side, unshown=unshown
-                )
+                boards = partial(Boards, connect=one_more, says_nothing=says_nothing, unshown=unshown)
                 session = cls(conninfo, followed, listener, reader, boards, silent=silent[0], unshown=unshown)
                 await session.watches.load()
             yield session

@@ -244,7 +244,7 @@ async def test_new_slow_boards_of_one_client_leave_room_for_the_board_of_another
     async with Relay(database.dsn).running() as relay, Client.to(relay.url) as slow, Client.to(relay.url) as quick:
         for number in range(10, 100):
             await slow.send({"type": "subscribe", "boardId": str(number)})
-        await until(lambda: len(database.fetch(SLEEPS)) >= requests.SIDE_BY_SIDE - 1)
+        await until(lambda: len(database.fetch(SLEEPS)) >= boards.SIDE_BY_SIDE - 1)
         assert (await quick.subscribe("default"))[0] == "board.sync"  # one after another, it would take too long
 
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from relay.backoff import CALM_SECONDS, Backoff
+from relay.backoff import CALM_SECONDS, FIRST_SECONDS, Backoff
 
 
 def test_pauses_double_up_to_the_longest() -> None:
-    backoff = Backoff(first=1.0, longest=8.0)
-    for most in (1.0, 2.0, 4.0, 8.0, 8.0):
+    backoff = Backoff(longest=8 * FIRST_SECONDS)
+    for most in (FIRST_SECONDS * times for times in (1, 2, 4, 8, 8)):
         backoff.begin(0.0)
         assert most / 2 <= backoff.fail(0.1, f"fault {most}") <= most
 
 
 def test_pauses_begin_over_only_when_an_attempt_has_lasted() -> None:
     """Also where faults take turns: each of them came right after the attempt began."""
-    backoff = Backoff(first=1.0, longest=64.0)
+    backoff = Backoff(longest=64 * FIRST_SECONDS)
     for number in range(6):
         backoff.begin(0.0)
         backoff.fail(CALM_SECONDS / 2, "one" if number % 2 else "other")
     backoff.begin(0.0)
-    assert backoff.fail(CALM_SECONDS / 2, "one") >= 32.0
+    assert backoff.fail(CALM_SECONDS / 2, "one") >= 32 * FIRST_SECONDS
     backoff.begin(0.0)
-    assert backoff.fail(CALM_SECONDS, "one") <= 1.0
+    assert backoff.fail(CALM_SECONDS, "one") <= FIRST_SECONDS
 
 
 def test_a_fault_that_comes_once_does_not_recur() -> None:

@@ -128,7 +128,7 @@ async def test_which_tables_have_no_row_on_a_board_is_not_known_if_their_shape_c
         boards.note_shape(shapes.pop())
         return board_module._Found(Snapshot.parse("10:10:"), [])  # noqa: SLF001
 
-    boards = Boards(cast(Watches, Two()), connect, cast(Any, None), 1, Unshown())
+    boards = Boards(cast(Watches, Two()), connect, cast(Any, None), Unshown())
     shapes = ["old", "old", "new"]
     boards.note_shape("old")
     monkeypatch.setattr(board_module, "_rows", read)

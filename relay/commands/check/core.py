@@ -155,11 +155,11 @@ _NOT_THERE: Final = (
 )
 
 
-def listed(names: Iterable[str], most: int = 3) -> str:
-    """List names, the first `most` of them."""
+def listed(names: Iterable[str]) -> str:
+    """List names, the first three of them."""
     given = list(names)
-    more = f" and {len(given) - most} more" if len(given) > most else ""
-    return ", ".join(given[:most]) + more
+    more = f" and {len(given) - 3} more" if len(given) > 3 else ""
+    return ", ".join(given[:3]) + more
 
 
 def advised(line: str) -> tuple[str, str | None]:
