@@ -226,24 +226,20 @@ async def test_missing_column(database: Database) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("revoked", "named"),
-    [
-        ("execute on function relay.board", "relay.board()"),
-        ("select on relay.entries", "relay.entries"),
-        ("select on relay.control", "relay.control"),
-        ("execute on function relay.pauses()", "relay.pauses()"),
-        ("usage on schema relay", "schema relay"),
-    ],
-)
-async def test_right_that_was_revoked(database: Database, daemon_dsn: str, revoked: str, named: str) -> None:
+async def test_right_that_was_revoked(database: Database, daemon_dsn: str) -> None:
     """It is named, and `relay sql roles` gives it back."""
-    database.execute(f"revoke {revoked} from relay_daemon")
-    grants = (await check(daemon_dsn))["grants"]
-
-    assert (grants.status, grants.found) == ("failed", f"role relay_daemon has no right on {named}")
-    assert grants.hint == "run relay sql roles"
-    install.run(database.dsn, "roles")
+    for revoked, named in {
+        "execute on function relay.board": "relay.board()",
+        "select on relay.entries": "relay.entries",
+        "select on relay.control": "relay.control",
+        "execute on function relay.pauses()": "relay.pauses()",
+        "usage on schema relay": "schema relay",
+    }.items():
+        database.execute(f"revoke {revoked} from relay_daemon")
+        grants = (await check(daemon_dsn))["grants"]
+        assert (grants.status, grants.found) == ("failed", f"role relay_daemon has no right on {named}")
+        assert grants.hint == "run relay sql roles"
+        install.run(database.dsn, "roles")
     assert not_ok(await check(daemon_dsn)) == {}
 
 
