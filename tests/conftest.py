@@ -43,7 +43,7 @@ hypothesis.settings.load_profile("untimed")
 _CHOICE = pytest.StashKey[Server | NoServerError]()
 _SENTENCES: pytest.StashKey[set[str]] = pytest.StashKey()
 
-# Whoever runs the tests may have a database of their own set up: no test reads it, let alone writes to it.
+# The environment may name a database of the person who runs the tests: no test reads it, let alone writes to it.
 for _name in list(os.environ):
     if _name.startswith(("WS_", "PG", "HEALTH_", "BOARD_", "DATABASE_URL", "SERVE_", "PUBLISH_", "NATS_")):
         del os.environ[_name]

@@ -103,7 +103,7 @@ class NatsServer:
         return (self.folder / "nats.log").read_text()
 
     def jetstream(self, **options: Any) -> contextlib.AbstractAsyncContextManager[JetStreamContext]:
-        """Connect as who may do everything."""
+        """Connect with all rights."""
         return _jetstream([self.url], **options)
 
 
@@ -151,7 +151,7 @@ class NatsCluster:
         return self.servers[int(cluster.leader.removeprefix("server-"))]
 
     def jetstream(self, **options: Any) -> contextlib.AbstractAsyncContextManager[JetStreamContext]:
-        """Connect to the first server that answers, as who may do everything."""
+        """Connect to the first server that answers, with all rights."""
         return _jetstream([server.url for server in self.servers], **options)
 
 

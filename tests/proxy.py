@@ -79,7 +79,7 @@ class Proxy:
 
     async def _forward(self, flow: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await flow.wait()
-        # Shielded and awaited in any case, for a connection that is made while this is cancelled would be nobody's.
+        # Shielded, or nobody would close a connection that is made while this is cancelled.
         connecting = asyncio.create_task(asyncio.open_connection(*self._target))
         with suppress(OSError):  # an end that is gone is what this proxy is for: the other one gets its end
             try:

@@ -176,7 +176,7 @@ def install(dsn: str) -> None:
 
 @contextmanager
 def temporary_database(server: Server, template: str = "template0", options: LiteralString = "") -> Iterator[str]:
-    """Create a database, yield its conninfo and drop it, whoever is still connected."""
+    """Create a database, yield its conninfo and drop it, even with open connections."""
     name = f"relay_test_{secrets.token_hex(6)}"
     _run(server, "create database {} template {} " + options, name, template)
     try:

@@ -293,7 +293,7 @@ def write_for_nobody(origin: Origin) -> None:
 
 
 def take_roles(origin: Cluster, target: Cluster) -> None:
-    """Copy roles, which belong to no database and so are in no dump of one."""
+    """Copy roles, which belong to the cluster, so that no dump of a database has them."""
     roles = run("pg_dumpall", "--roles-only", f"--dbname={origin.dsn}")
     run("psql", "-Xq", target.dsn, given=roles, complaints="already exists")
 

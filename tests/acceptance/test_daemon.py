@@ -206,7 +206,7 @@ def test_bad_option_is_one_line(tmp_path: Path) -> None:
 
 
 def test_bad_database_url_is_not_repeated(tmp_path: Path) -> None:
-    """A connection string that cannot be used is not shown in the error, for it may hold a password."""
+    """A connection string that cannot be used is not shown in the error, because it may contain a password."""
     said = mistake(run_relay("serve", cwd=tmp_path, DATABASE_URL="postgresql//me:tellnobody@here/db"))
     assert "DATABASE_URL" in said
     assert "postgresql://user@host/database" in said

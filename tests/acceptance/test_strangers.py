@@ -84,7 +84,7 @@ def unwritable(request: pytest.FixtureRequest) -> Iterator[tuple[int, bool]]:
 async def test_a_log_that_cannot_be_written_stops_nothing(
     database: Database, tmp_path: Path, unwritable: tuple[int, bool]
 ) -> None:
-    """It starts, serves, is asked for its health, and stops as ever; what is not written is counted."""
+    """It starts, serves, answers for its health, and stops as usual; lines that are not written are counted."""
     descriptor, reader_may_come_back = unwritable
     with bare(database.dsn, tmp_path, descriptor) as daemon:
         await until(lambda: daemon.ask("/ready"), "a daemon that is ready")

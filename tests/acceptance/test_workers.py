@@ -37,7 +37,7 @@ def pid_of(daemon: Daemon, worker: int) -> int:
 
 
 def exists(pid: int) -> bool:
-    """Whether there is such a process; one that waits for whoever inherited it to notice its end does not count."""
+    """Whether there is such a process; a zombie that its new parent has not reaped yet does not count."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:

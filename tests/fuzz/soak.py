@@ -38,7 +38,7 @@ STRANGERS_A_SECOND: Final = 60
 CLIENTS: Final = 30
 SAMPLE_SECONDS: Final = 10.0
 MOST_MB: Final = 590
-"""What the relay may take at most, whoever is at it: docs/security.md says of what that is made."""
+"""Maximum memory of the relay under any load: docs/security.md says what it consists of."""
 
 HEALTH_SECONDS: Final = 1.0
 """How long an answer about health may take."""
@@ -121,7 +121,7 @@ class Soak:
                 self.counts["changes"] += 1
 
     async def _operator(self) -> None:
-        """Ask for health all the time, whoever holds the port."""
+        """Ask for health all the time, whichever process holds the port."""
         while True:
             async with asyncio.timeout(HEALTH_SECONDS):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._health_port)

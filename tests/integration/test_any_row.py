@@ -307,7 +307,7 @@ def _write(database: Database, number: int, settings: str) -> None:
 
 
 async def test_settings_of_a_writer_change_nothing_that_is_shown(every: Database, relay: Relay) -> None:
-    """A value of any type has one text, whoever wrote it and however that session is set."""
+    """A value of any type has one text, whatever the settings of the session that wrote it."""
     other = _other_locale(every)
     writers = [*_WRITERS, *([f"set lc_monetary = '{other}'"] if other else [])]
     async with Follower.of(relay, "b") as follower:
@@ -526,7 +526,7 @@ async def test_key_board_and_lane_of_any_name_are_shown(
 
 
 async def test_functions_and_operators_called_like_postgress_own_are_not_called(database: Database) -> None:
-    """Those of a schema that the search path names before pg_catalog are nobody's but the user's."""
+    """Those of a schema that the search path names before pg_catalog are only the user's."""
     trap = "language plpgsql as $$ begin raise exception 'called as %', current_user; end $$"
     with database.connect() as owner:
         for signature in (

@@ -282,7 +282,7 @@ async def test_what_a_database_presets_does_not_reach_the_relay(database: Databa
 async def test_board_that_is_on_its_way_holds_nothing(
     database: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relay that takes nothing of a large board, be it frozen or cut off, keeps no lock and no snapshot."""
+    """A relay that takes nothing of a large board, because it is frozen or cut off, keeps no lock and no snapshot."""
     database.execute(
         "insert into tasks (id, title) select 't' || i, repeat('T', 1000) from generate_series(1, 5000) i"
     )

@@ -235,7 +235,7 @@ async def test_of_two_publishers_one_stands_by_until_the_other_leaves(feed: Feed
 async def test_of_two_publishers_that_are_active_at_once_one_is_refused(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """JetStream takes nothing from who is wrong about the stream's end: nothing comes twice, or in another order."""
+    """JetStream refuses a publisher that is wrong about the stream's end: nothing comes twice or reordered."""
     async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
         await client.subscribe("default")
 
@@ -292,7 +292,7 @@ async def test_a_publisher_that_stands_still_or_has_no_postgres_loses_the_lead(
 async def test_a_batch_that_was_interrupted_is_published_again(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
-    """Wherever its publisher was stopped, each row comes once, and to who resumes too."""
+    """Wherever its publisher was stopped, each row comes once, also to a client that resumes."""
     append = Stream.append
     boards = ("a", "b", "c")
 
@@ -348,7 +348,7 @@ async def test_a_large_batch_that_was_interrupted_is_made_up_for_by_the_board(
 async def test_a_batch_in_parts_comes_whole_and_once(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than a thousand rows of one transaction come in order, to who follows and to who resumes."""
+    """More than a thousand rows of one transaction come in order, to clients that follow and that resume."""
     monkeypatch.setattr(assembly, "GATHER_BYTES", 10_000)
     async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
         cursor, tasks = await start(near)
@@ -469,7 +469,7 @@ async def test_a_full_stream_holds_up_no_writer_and_loses_nothing(feed: Feed, da
 
 
 async def test_an_edge_sends_what_other_tables_say(feed: Feed, database: Database) -> None:
-    """In its order among what else a batch has, and to whoever comes back."""
+    """In its place among the other changes of a batch, and to clients that come back."""
     database.execute(
         "create table notes (task_id text references tasks on delete cascade, note text); "
         "select relay.extra('tasks', 'notes', 'notes', '{note}'); insert into tasks (id, title) values ('a', 'A')"
@@ -508,7 +508,7 @@ async def test_a_client_that_resumes_from_before_the_stream_is_sent_the_board_an
 
 
 async def test_what_only_the_board_can_show_reaches_clients_of_an_edge(feed: Feed, database: Database) -> None:
-    """TRUNCATE, resync and a new column: the board comes, with the reason; and again to who resumes across it."""
+    """TRUNCATE, resync and a new column send the board, with the reason, also to clients that resume across it."""
     async with feed.published(), feed.edge() as near, Client.to(near.url) as client:
         await client.resume("default", None)
         cursor, tasks = client.cursor, client.tasks
@@ -766,7 +766,7 @@ async def test_edges_share_the_reads_of_boards(feed: Feed, monkeypatch: pytest.M
 async def test_a_board_that_is_read_for_long_holds_up_no_other(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The publisher reads boards side by side; who asks while a board is read waits for another read of it."""
+    """The publisher reads boards side by side; a question during the read of a board waits for another read of it."""
     board = Boards.read
     reads: list[str] = []
     go_on = asyncio.Event()
@@ -831,7 +831,7 @@ async def test_boards_that_are_read_for_long_hold_up_no_other_at_an_edge(
 async def test_a_late_answer_to_a_client_that_has_left_is_not_for_one_that_came_since(
     feed: Feed, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is older than what has been passed on since: who came would miss that."""
+    """It is older than what has been passed on since: the new client would miss that."""
     ask = Questions.ask
     asked: list[bytes] = []
     answered, late = asyncio.Event(), asyncio.Event()

@@ -364,7 +364,7 @@ async def test_what_many_transactions_touch_is_sent_once(items: Database, relay:
 
 
 async def test_two_writers_that_change_the_extras_of_one_card_do_not_wait(items: Database, relay: Relay) -> None:
-    """And the card shows both, whoever commits first."""
+    """And the card shows both, in either order of commits."""
     first, second = items.connect(), items.connect()
     async with Client.to(relay.url) as client:
         await client.resume("1", None)

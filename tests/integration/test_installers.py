@@ -1,4 +1,4 @@
-"""Who installs: a superuser, a database's owner who may create roles, and one who may not; and what is refused.
+"""Installing as a superuser, and as a database's owner with and without createrole; and what is refused.
 
 Roles belong to a whole cluster, so these tests have one of their own.
 """
@@ -279,7 +279,7 @@ def test_object_that_another_added_to_an_install_is_refused(fresh: Database, kin
 
 
 def test_trigger_that_another_role_put_on_a_table_of_the_relay_is_refused(fresh: Database) -> None:
-    """It would run whatever its maker likes with the rights of whoever installs next."""
+    """It would run its maker's code with the rights of the role that installs next."""
     install.run(fresh.dsn, "install")
     fresh.execute("create role stranger; grant usage on schema relay to stranger")
     fresh.execute("grant create on schema public to stranger; grant trigger on relay.journal to stranger")
@@ -349,7 +349,7 @@ async def test_installing_does_not_call_operators_of_others(fresh: Database) -> 
 
 
 def test_function_of_the_tasks_table_that_another_made_is_refused(fresh: Database) -> None:
-    """Its owner could have whoever writes the table run what he likes."""
+    """Its owner could run any code as the roles that write the table."""
     fresh.execute("create role stranger; grant create, usage on schema public to stranger; set role stranger")
     fresh.execute("create function public.tasks_set_updated_at() returns trigger language plpgsql as 'begin end'")
     fresh.execute("reset role")
@@ -406,7 +406,7 @@ def test_right_too_many_is_revoked_by_what_the_refusal_prints(fresh: Database) -
 
 
 def test_new_owner_of_a_partitioned_table_makes_partitions_once_it_is_watched_again(fresh: Database) -> None:
-    """Postgres asks whoever makes one for a right on the trigger's function; others do not get it."""
+    """Postgres requires a right on the trigger's function from the role that makes one; others do not get it."""
     _a_table_of_apps(fresh)
     fresh.execute("create role heir login; grant usage, create on schema app to heir")
     fresh.execute(
@@ -429,7 +429,7 @@ def test_new_owner_of_a_partitioned_table_makes_partitions_once_it_is_watched_ag
 
 
 def test_install_works_where_reading_views_is_restricted(fresh: Database) -> None:
-    """By `relay sql`; whoever runs the file otherwise learns what to run first."""
+    """By `relay sql`; running the file otherwise names what to run first."""
     ((own,),) = fresh.fetch("select current_database()")
     fresh.execute(f'alter database "{own}" set restrict_nonsystem_relation_kind = view')
     with psycopg.connect(fresh.dsn, autocommit=True) as psql:

@@ -105,7 +105,7 @@ def test_prune_deletes_what_is_old_and_keeps_what_is_younger(database: Database)
 
 
 def test_prune_of_many_entries_ends_only_with_the_last(database: Database) -> None:
-    """Each call deletes some, lest it take long; called until it returns 0, it has deleted all that are due."""
+    """Each call deletes a limited number; called until it returns 0, it has deleted all that are due."""
     database.execute("insert into tasks (id, title) select 'm' || i, 'T' from generate_series(1, 45000) i")
     age(database, "2 hours")
     database.execute(SEVERAL)
@@ -247,7 +247,7 @@ def test_present_run_of_the_server_is_the_first_whatever_the_clock_said(database
 
 
 def test_nothing_waits_for_a_lock_that_anybody_may_take(database: Database) -> None:
-    """An advisory lock needs no right: whoever held ours would keep the journal from being paused and resumed."""
+    """An advisory lock needs no right: a role that held it would keep the journal from being paused and resumed."""
     calls = "select proname from pg_proc where pronamespace = 'relay'::regnamespace and prosrc ~ 'advisory'"
     assert database.fetch(calls) == []
 
@@ -427,7 +427,7 @@ def test_full_journal_stops_growing(database: Database, many: bool) -> None:
             for _ in range(2500):
                 writer.execute("update tasks set title = %s where id = 'a'", [secrets.token_hex(400)])
     assert is_paused(database)
-    assert file_bytes(database) < 3 * stop  # for it is by chance that one row in a hundred asks
+    assert file_bytes(database) < 3 * stop  # because only about one row in a hundred checks it
     entries = journalled(database)
     database.execute("update tasks set title = 'U'")
     database.execute("truncate tasks")

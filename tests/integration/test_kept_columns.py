@@ -189,7 +189,7 @@ NAMED = {
 
 @pytest.mark.parametrize("kind", NAMED)
 def test_what_a_column_names_is_of_the_shape(database: Database, kind: str) -> None:
-    """Its values show names; of what is temporary there are none, and other columns show nobody's."""
+    """Its values show names, but none of temporary objects; other columns show no names."""
     ((role,),) = database.fetch("select 'r_' || current_database()")
     database.execute("create table named (); create type mood as enum (); create schema place")
     database.execute(

@@ -168,7 +168,7 @@ def test_installing_again_waits_for_nobody(database: Database) -> None:
     """Not for an open transaction that has written tasks, found room for them, nor for one that reads the journal."""
     with database.connect() as writer, database.connect() as reader:
         writer.execute(WRITER)
-        writer.execute("select relay.pause_if_full()")  # as one row in a hundred or so has it done
+        writer.execute("select relay.pause_if_full()")  # as about one row in a hundred does
         reader.execute("begin; select * from relay.journal")
         with database.connect() as connection:
             connection.execute("set statement_timeout = '20s'")

@@ -94,7 +94,7 @@ async def test_triggers_that_were_off_bring_every_board_current(
 
 @pytest.mark.usefixtures("inspects_often")
 async def test_triggers_that_are_off_are_a_problem_within_a_second(database: Database, relay: Relay) -> None:
-    """And none when they are on again, be it for ordinary sessions only."""
+    """And no problem when they are on again, even if for ordinary sessions only."""
     await until(lambda: relay.feed.problem is None)
     database.execute("alter table tasks disable trigger all")
     await until(lambda: "triggers of public.tasks are missing or disabled" in (relay.feed.problem or ""))

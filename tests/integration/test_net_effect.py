@@ -76,7 +76,7 @@ class World:
         """Run a transaction, and hold all clients to the difference that it made."""
         self._agree = False
         before = self.rows()
-        # In a thread, for it may need to lock a table that the relay reads.
+        # In a thread, because it may need to lock a table that the relay reads.
         await asyncio.to_thread(self._transact, work)
         await self._compare(before, self.rows())
         self._agree = True

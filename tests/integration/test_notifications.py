@@ -49,7 +49,7 @@ def test_triggers_do_not_notify_while_relays_poll(database: Database, listener: 
     assert notified(listener, database) == [""]
     database.execute("select relay.poll_for(2000)")
     insert(database, "b")
-    database.execute("select relay.poll_for(2000)")  # for it may take a second to lock the table
+    database.execute("select relay.poll_for(2000)")  # because it may take a second to lock the table
     database.execute("truncate tasks; select relay.resync()")
     assert notified(listener, database) == [POLLING]
     database.execute(UNMUTE)

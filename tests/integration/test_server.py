@@ -730,7 +730,7 @@ async def test_over_tls_a_connection_is_the_same_and_takes_little_memory(
 
 
 async def test_one_connection_too_many_gets_503_until_another_leaves() -> None:
-    """The limit refuses politely, and whoever leaves makes room."""
+    """The limit refuses politely, and each client that leaves makes room."""
     async with listening(max_connections=2) as endpoint, connect(url(endpoint)) as first, connect(url(endpoint)):
         with pytest.raises(InvalidStatus) as refusal:
             await connect(url(endpoint))

@@ -573,7 +573,7 @@ async def test_lanes_that_cannot_be_read_are_a_fault_of_their_boards_alone(
     async with Client.to(relay.url) as client, Client.to(relay.url) as other:
         await client.subscribe("1")
         await other.subscribe("other")
-        # In a thread, for it may wait for a read of the relay.
+        # In a thread, because it may wait for a read of the relay.
         await asyncio.to_thread(breaker.execute, breaks.encode())
         lists.execute("update cards set title = 'b'; insert into notes values (2, 'other', 'todo')")
         assert (await client.receive())[1]["code"] == "board_unavailable"

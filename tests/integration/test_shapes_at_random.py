@@ -1,4 +1,4 @@
-"""Boards of another shape under random concurrent writers: whoever followed holds what a fresh client is sent."""
+"""Boards of another shape under random concurrent writers: a follower holds what a fresh client is sent."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def says(board: relay.client.Board, expected: list[tuple[Any, ...]]) -> bool:
 
 
 async def test_what_other_tables_say_about_tasks_is_exact(database: Database) -> None:
-    """Whoever followed, and whoever comes, holds what the tables say: of those that came back, too."""
+    """Followers, fresh clients and clients that came back hold what the tables say."""
     database.execute("select relay.unwatch('tasks')")
     for block in examples(RELATED_TABLES, "sql")[:2]:
         database.execute(block)

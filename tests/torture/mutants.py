@@ -44,7 +44,7 @@ def tail_dropped() -> None:
 
 
 def ahead_is_live() -> None:
-    """Takes who is ahead of the feed for one of the others: what its board contains comes again."""
+    """Treats a subscriber that is ahead of the feed like the others: what its board contains comes again."""
 
     def place(self: board.Board[Any], group: set[Any], _snapshot: Snapshot, position: Snapshot) -> Snapshot:
         self._live |= group
@@ -156,7 +156,7 @@ def interrupted_counts() -> None:
 
 
 def mark_too_late() -> None:
-    """Reads the stream for who resumes from after the cursor on."""
+    """Reads the stream for resuming clients from the entry after their cursor."""
     before = marks.Marks.before
 
     def next_mark(self: marks.Marks, cursor: Snapshot, last: int) -> Any:
@@ -240,6 +240,6 @@ def command(name: str | None) -> Sequence[str | Path]:
 
 
 def main() -> None:
-    """Break the relay, then be it."""
+    """Break the relay, then run it."""
     BY_NAME[sys.argv.pop(1)]()
     cli.main()

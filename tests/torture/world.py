@@ -38,7 +38,7 @@ BOARDS: Final = ("default", "other", "third")
 LANES: Final = ("backlog", "todo", "done")
 TASKS: Final = 60
 _OPTIONS: Final = "-c deadlock_timeout=5ms -c lock_timeout=2s"
-"""Of writers: whoever waits for another longer than that gives up."""
+"""Lock timeout of writers."""
 
 _IS_GOOD: Final = "select 1 from pg_enum where enumlabel = 'good' and enumtypid = 'mood'::regtype"
 
@@ -260,7 +260,7 @@ class World:
         self.faults_lately: Counter[str] = Counter()
         """Those of the last round."""
         self.story: list[str] = []
-        """What went wrong and when, for who has to find out why."""
+        """What went wrong and when, to find out why."""
         self._chance = random.Random(f"{seed}/faults")
         self._mutant = mutant
         self._postgres: EmbeddedPostgres

@@ -332,7 +332,7 @@ def test_the_host_that_a_trusted_proxy_was_asked_for_is_where_a_page_may_be_from
     ("peer", "forwarded", "client"),
     [
         ("203.0.113.1", [], "203.0.113.1"),
-        ("203.0.113.1", ["198.51.100.1"], "203.0.113.1"),  # nobody's proxy: anybody may write that
+        ("203.0.113.1", ["198.51.100.1"], "203.0.113.1"),  # not a trusted proxy: anybody may write that header
         ("10.0.0.1", [], "10.0.0.1"),
         ("10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", ["1.1.1.1, 198.51.100.1"], "198.51.100.1"),

@@ -139,7 +139,7 @@ def test_a_subscriber_that_is_further_ahead_stays_so() -> None:
 
 
 def test_a_read_at_a_snapshot_comes_to_all_that_do_not_hold_the_board_at_it() -> None:
-    """Also to whoever has seen some of what led there; not to whoever has the board as of that moment, or later."""
+    """Also to subscribers that have seen a part of it; not to those that have the board at that moment, or later."""
     for snapshot, expected in (("12:12:", b"[at]"), ("11:13:11", b"[at]"), ("13:13:", b""), ("14:14:", b"")):
         board = board_with("ann")
         board.join("bob")

@@ -203,7 +203,7 @@ LANES = ["backlog", "todo", "done"]
 
 
 class Server:
-    """A model of a relay with one board: its history of batches, and what it sends to who asks."""
+    """A model of a relay with one board: its history of batches, and what it sends to clients that ask."""
 
     def __init__(self) -> None:
         self.history: list[list[Json]] = []

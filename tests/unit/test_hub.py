@@ -519,7 +519,7 @@ class Scene:
         self.hub.synced(board, Snapshot.parse(snapshot), b"sync")
 
     def live(self, *boards: str) -> Listener:
-        """Return somebody who has these boards as of the feed's first position."""
+        """Return a subscriber that has these boards as of the feed's first position."""
         listener = Listener()
         for board in boards:
             self.hub.subscribe(listener, board)
@@ -1124,7 +1124,7 @@ def test_of_a_large_board_a_few_selections_are_made_of_each_read_in_turn(monkeyp
         scene.hub.publish([wrote(number, "a")], Snapshot.parse(f"{number + 1}:{number + 1}:"))
         scene.hub.synced("a", Snapshot.parse(f"{number}:{number}:"), b'{"lanes":{"v":[],"w":[]}}')
         assert [len(one.sent) > 0 for one in crowd].count(True) == min(2 * number - 19, 6)
-        scene.hub.subscribe(crowd[1], names[1])  # whoever asks again comes last
+        scene.hub.subscribe(crowd[1], names[1])  # a client that asks again comes last
     assert all(b'"type":"board.sync"' in one.sent[0] for one in crowd)
 
 

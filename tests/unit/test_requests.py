@@ -23,7 +23,7 @@ from tests.unit import tasks as tasks_unit
 
 
 async def test_a_board_is_not_read_twice_at_once() -> None:
-    """It is read again when the first read is over, for those who have come since."""
+    """It is read again when the first read is over, for clients that have come since."""
     queue = BoardQueue()
     queue.put("a")
     assert await queue.get(slow=False) == "a"
