@@ -38,8 +38,9 @@ from relay.nats.stream import Commit, Encoded, Part, StreamBroken, decode, decod
 from relay.postgres import lead
 from relay.postgres.boards import Boards
 from relay.postgres.lead import Lead
-from tests.integration.client import Client, Tasks, until
+from tests.integration.client import Client, until
 from tests.integration.conftest import Relay
+from tests.integration.test_resume import start
 from tests.nats import NATS_SERVER, NO_SERVER, NatsCluster, NatsServer, each_nats_server
 from tests.proxy import Proxy
 from tests.servers import Database, Server, do_without, install, temporary_database
@@ -120,14 +121,6 @@ def follower_of(relay: Relay) -> Follower:
 
 def is_active(one: Publisher) -> bool:
     return one._turn is not None and one._turn.feed.problem is None  # noqa: SLF001
-
-
-async def start(relay: Relay, board: str = "default") -> tuple[str, Tasks]:
-    """Follow a board from its beginning, leave at once, and return the cursor and what is held."""
-    async with Client.to(relay.url) as client:
-        assert [kind for kind, _ in await client.resume(board, None)] == ["board.sync"]
-        assert client.cursor is not None
-        return client.cursor, client.tasks
 
 
 def kinds(found: list[tuple[str, Any]]) -> list[str]:
