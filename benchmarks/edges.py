@@ -339,7 +339,7 @@ def publishing(dsn: str, nats: NatsServer) -> Iterator[int]:
         events = (json.loads(line)["event"] for line in process.stderr)
         if not any(event == "feed.running" for event in events):
             raise RuntimeError("relay publish ended before it published")
-        threading.Thread(target=all, args=[events], daemon=True).start()  # lest it wait for us
+        threading.Thread(target=all, args=[events], daemon=True).start()  # so that it never waits for us
         yield process.pid
     finally:
         process.terminate()

@@ -1,12 +1,12 @@
--- A login role for the daemon, with the least rights that it needs.
+-- Creates a login role for the daemon, with only the rights that it needs.
 --
--- Run it after install.sql, once more after each upgrade. Safe to run twice: a role that is there already keeps its
--- password and everything else. It has no password at first, so it can log in only where pg_hba.conf asks for
--- none; give it one with \password relay_daemon in psql, or alter role relay_daemon password '...'.
+-- Run it after install.sql, and again after each upgrade. Safe to run twice: an existing role keeps its password and
+-- everything else. A new role has no password, so it can log in only where pg_hba.conf requires none. Set one with
+-- \password relay_daemon in psql, or with alter role relay_daemon password '...'.
 --
--- The role reads boards through relay.board, which runs as relay_reader: so it needs no right on your tables, and
--- cannot see hidden columns, or write anything but what prune, resume, poll_for, probe and refresh do. The journal,
--- which it reads, holds no hidden values either. uninstall.sql leaves the role: drop role relay_daemon.
+-- The role reads boards through relay.board, which runs as relay_reader. So it needs no rights on your tables, cannot see
+-- hidden columns, and can write nothing except through prune, resume, poll_for, probe and refresh. The journal, which it
+-- reads, contains no hidden values either. uninstall.sql keeps the role; to remove it: drop role relay_daemon.
 
 do $$
 begin
@@ -23,7 +23,7 @@ $$;
 
 grant usage on schema relay to relay_daemon;
 
--- To follow the journal: its entries, its lower end, whether it was full.
+-- To follow the journal: its entries, its lower end, and whether it was full.
 grant select on relay.entries, relay.horizon to relay_daemon;
 
 -- What is watched, and the functions that these views call.

@@ -1,8 +1,8 @@
--- The tasks table, for databases that have none yet.
+-- Creates a tasks table, for databases that have none yet.
 --
--- Safe to run twice: a table public.tasks that is there, this one or yours, is left as it is, and nobody waits for a
--- lock. Nothing here depends on the relay, and removing the relay leaves this table alone. A table of your own serves
--- as well: see relay.watch in install.sql.
+-- Safe to run twice: an existing table public.tasks, this one or yours, is left unchanged, and nobody waits for a lock.
+-- Nothing here depends on the relay, and removing the relay leaves this table alone. Any table of your own will do as
+-- well: see relay.watch in install.sql.
 
 do $tasks$
 declare
@@ -12,9 +12,9 @@ begin
     if pg_catalog.to_regclass('public.tasks') is not null then
         return;
     end if;
-    -- Anybody may have made an operator that fits better; see install/path.sql.
+    -- Somebody may have created an operator that fits better; see install/path.sql.
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-    -- Whoever owned it could replace it, and have all who write the table run something else.
+    -- Its owner could replace it, and so run code as every role that writes the table.
     select r.rolname into owner
     from pg_catalog.pg_proc p join pg_catalog.pg_roles r on r.oid = p.proowner
     where p.oid = pg_catalog.to_regprocedure('public.tasks_set_updated_at()') and r.rolname <> current_user;
@@ -38,10 +38,10 @@ begin
 
     comment on table public.tasks is 'Tasks on boards; each task stands in one lane of one board.';
 
-    -- One board is read whole, in the order in which its tasks were created.
+    -- A board is read as a whole, in the order in which its tasks were created.
     create index tasks_board on public.tasks (board_id, created_at);
 
-    -- updated_at is kept by the database, so that every writer keeps it: psql, an ORM, a bulk job.
+    -- The database sets updated_at, so that it is right for every writer: psql, an ORM, a bulk job.
     create or replace function public.tasks_set_updated_at() returns trigger
         language plpgsql
         set search_path = ''
@@ -52,7 +52,7 @@ begin
     end
     $$;
 
-    -- An update that changes nothing is no update, and does not count as one.
+    -- An update that changes nothing does not count as an update.
     create trigger tasks_set_updated_at
         before update on public.tasks
         for each row when (old operator(pg_catalog.*<>) new)

@@ -1,10 +1,10 @@
 -- Removes the relay from the database: its triggers, then the schema "relay" and all its objects.
 --
 -- Touches no user data. Safe to run twice; run it in one transaction. Takes ACCESS EXCLUSIVE on each watched table for a
--- moment, in attempts of a tenth of a second, so that nobody waits behind it for longer, and gives up after half a
--- minute; nothing has changed then, run it again at a quieter time.
--- If an object of yours depends on the schema, it says so and changes nothing. It removes what any version made. The
--- roles relay_writer, relay_reader, relay_renderer and relay_daemon stay, for other databases may use them; they lose their rights here.
+-- moment, in attempts of a tenth of a second, so that nobody waits longer behind it. Gives up after half a minute without
+-- having changed anything; then run it again at a quieter time. If one of your objects depends on the schema, it says so
+-- and changes nothing. It removes what any version created. The roles relay_writer, relay_reader, relay_renderer and
+-- relay_daemon stay, because other databases may use them, but lose their rights here.
 
 do $$
 declare
@@ -19,14 +19,14 @@ begin
     if pg_catalog.to_regnamespace('relay') is null then
         return;
     end if;
-    -- Anybody may have made an operator that fits better; see install/path.sql.
+    -- Somebody may have created an operator that fits better; see install/path.sql.
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     if not exists (select from pg_catalog.pg_class c where c.oid = pg_catalog.to_regclass('relay.journal')) then
         raise exception 'schema relay is not the relay''s: it has no table journal: nothing was removed'
             using errcode = 'invalid_schema_name';
     end if;
 
-    -- Postgres would say no more than "permission denied".
+    -- Postgres would only say "permission denied".
     select pg_catalog.format('nothing was removed: %s belongs to %s, and only its owner may drop its triggers: have an administrator run: '
                              'grant %2$s to %I', c.oid::regclass, c.relowner::regrole, current_user) into strays
     from pg_catalog.pg_trigger t
@@ -39,7 +39,7 @@ begin
         raise exception '%', strays using errcode = 'insufficient_privilege';
     end if;
 
-    -- All at once, or none: a session that waits for one lock while it holds another makes everybody wait.
+    -- Gets all locks or none, because holding one lock while waiting for another would block everybody.
     select pg_catalog.string_agg(distinct t.tgrelid::regclass::text, ', ') into watched
     from pg_catalog.pg_trigger t
     join pg_catalog.pg_proc f on f.oid = t.tgfoid
@@ -84,8 +84,8 @@ begin
         execute pg_catalog.format('drop trigger %I on %s', ours.tgname, ours.target);
     end loop;
 
-    -- Objects of the relay in the schema are dropped with it. An object elsewhere that depends on it, or one of others in
-    -- it, is not the relay's to drop.
+    -- Objects of the relay in the schema are dropped with it. An object elsewhere that depends on the schema, or an
+    -- object of others in it, must not be dropped.
     select pg_catalog.string_agg(distinct pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), ', ') into strays
     from pg_catalog.pg_depend d
     left join pg_catalog.pg_rewrite w on d.classid = 'pg_catalog.pg_rewrite'::regclass and w.oid = d.objid

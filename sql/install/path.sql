@@ -1,5 +1,5 @@
--- The search path while a file runs: of Postgres's own objects alone. An operator that anybody made in another schema may fit
--- two types better than Postgres's, and would run with the rights of whoever installs.
+-- The search path while a file runs: only Postgres's own objects. An operator that somebody created in another schema may
+-- fit two types better than Postgres's, and would run with the rights of the installing role.
 do $$
 begin
     perform pg_catalog.set_config('pg_change_relay.search_path', pg_catalog.current_setting('search_path'), false);
@@ -8,7 +8,7 @@ end
 $$;
 do $$
 begin
-    -- Where each statement is a transaction of its own, what is local has ended.
+    -- If each statement is a transaction of its own, local settings have ended.
     if pg_catalog.current_setting('search_path') <> 'pg_catalog, pg_temp' then
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
     end if;

@@ -5,7 +5,7 @@ declare
     own regclass;
 begin
     perform relay.revoke_others();
-    -- An event trigger may switch it on for every new table, and then nobody but the owner can read them.
+    -- An event trigger may enable row security for every new table, and then only the owner could read these.
     for own in
         select c.oid from pg_catalog.pg_class c
         where c.relnamespace = 'relay'::regnamespace and c.relkind = 'r' and c.relrowsecurity
@@ -15,7 +15,8 @@ begin
 end
 $$;
 
--- Roles get the rights that they need; and existing watches, as after a restore, trigger functions that fit them.
+-- Gives roles the rights that they need, and replaces trigger functions of existing watches that do not fit, for example
+-- after a restore.
 do $$
 begin
     perform relay.refresh();
