@@ -144,7 +144,8 @@ async def connect(conninfo: str) -> Connection:
     try:
         with kept_cancellation():
             connection = await Connection.connect(conninfo, autocommit=True)
-        await set_up(connection)
+        async with in_time():
+            await set_up(connection)
     except BaseException as ex:
         if connection:
             await connection.close()
@@ -161,11 +162,9 @@ def is_read_only(ex: BaseException) -> bool:
 
 
 async def _why_read_only(conninfo: str) -> str | None:
-    connection = await Connection.connect(make_conninfo(conninfo, target_session_attrs="any"), autocommit=True)
-    try:
+    any_server = make_conninfo(conninfo, target_session_attrs="any")
+    async with in_time(), await Connection.connect(any_server, autocommit=True) as connection:
         return why_read_only(connection.info, await connection.row(TAKES_NO_WRITES))
-    finally:
-        await connection.close()
 
 
 def why_read_only(info: psycopg.ConnectionInfo, found: TupleRow) -> str | None:

@@ -292,6 +292,22 @@ async def test_a_connection_in_a_transaction_is_left_at_once_when_its_link_is_ha
         await asyncio.wait_for(fail(), 5)
 
 
+async def test_link_that_dies_before_a_connection_is_set_up_is_noticed(
+    database: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the server's first answer and the next, nothing else limits the wait."""
+    set_up = links.set_up
+
+    async def set_up_too_late(connection: links.Connection) -> None:
+        proxy.strand()
+        await set_up(connection)
+
+    monkeypatch.setattr(links, "START_SECONDS", 0.5)
+    monkeypatch.setattr(links, "set_up", set_up_too_late)
+    with pytest.raises(FeedError, match="did not answer"):
+        await asyncio.wait_for(links.connect(links.complete(proxy.through(database.dsn))), 5)
+
+
 async def test_link_that_dies_while_the_feed_begins_is_noticed(
     database: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
