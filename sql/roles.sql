@@ -18,6 +18,14 @@ begin
         end if;
         create role relay_daemon login;
     end if;
+    -- Where connecting is reserved to some roles.
+    if not pg_catalog.has_database_privilege('relay_daemon', pg_catalog.current_database(), 'connect') then
+        begin
+            execute pg_catalog.format('grant connect on database %I to relay_daemon', pg_catalog.current_database());
+        exception when insufficient_privilege then
+            null;  -- the database's owner may; until then, Postgres refuses the daemon and says why
+        end;
+    end if;
 end
 $$;
 

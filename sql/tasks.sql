@@ -12,6 +12,10 @@ begin
     if pg_catalog.to_regclass('public.tasks') is not null then
         return;
     end if;
+    if not pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('public')::oid, 'create') then
+        raise exception '% may not create a table in schema public: have an administrator run: grant create on schema public to %',
+            current_user, pg_catalog.quote_ident(current_user) using errcode = 'insufficient_privilege';
+    end if;
     -- Somebody may have created an operator that fits better; see install/path.sql.
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     -- Its owner could replace it, and so run code as every role that writes the table.

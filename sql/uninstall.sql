@@ -119,6 +119,11 @@ begin
     perform pg_catalog.set_config('client_min_messages', 'warning', true);
     drop schema relay cascade;
     perform pg_catalog.set_config('client_min_messages', messages, true);
+    if exists (select from pg_catalog.pg_database d cross join lateral pg_catalog.aclexplode(d.datacl) a
+               where d.datname = pg_catalog.current_database() and pg_catalog.pg_has_role(d.datdba, 'usage')
+                 and a.grantee = (select r.oid from pg_catalog.pg_roles r where r.rolname = 'relay_daemon')) then
+        execute pg_catalog.format('revoke connect on database %I from relay_daemon', pg_catalog.current_database());
+    end if;
     if exists (select from pg_catalog.pg_roles r where r.rolname = 'relay_reader') then
         for ours in
             select distinct c.oid::regclass as object

@@ -35,6 +35,13 @@ begin
             pg_catalog.quote_ident(foreign_object) using errcode = 'duplicate_schema';
     end if;
 
+    if pg_catalog.to_regnamespace('relay') is null
+        and not pg_catalog.has_database_privilege(pg_catalog.current_database(), 'create') then
+        raise exception '% may not create a schema in this database: have an administrator run: grant create on database % to %',
+            me, pg_catalog.quote_ident(pg_catalog.current_database()), pg_catalog.quote_ident(me)
+            using errcode = 'insufficient_privilege';
+    end if;
+
     foreach name in array array['relay_writer', 'relay_reader', 'relay_renderer'] loop
         if not exists (select from pg_catalog.pg_roles r where r.rolname = name) then
             -- It cannot have been dropped while it owns functions here. Whoever may create some makes none of exactly these

@@ -172,6 +172,28 @@ def test_name_of_no_table_is_refused_in_words_that_say_so(fresh: Database, name:
             run(fresh.dsn, name)
 
 
+def test_rights_on_the_database_that_are_missing_are_named_or_given(fresh: Database) -> None:
+    """To create schema relay, and a table; and the daemon's to connect, where that is reserved to some."""
+    fresh.execute("create role dba login createrole")
+    dsn = _as(fresh, "dba")
+    for name in ("install", "tasks"):
+        with pytest.raises(install.InstallError, match=r"^dba may not create a ") as refused:
+            install.run(dsn, name)
+        fresh.execute(_advice(refused.value))
+        install.run(dsn, name)
+    ((database,),) = fresh.fetch("select current_database()")
+    connects = f"select has_database_privilege('relay_daemon', '{database}', 'connect')"
+    fresh.execute(f"revoke connect on database {database} from public; grant connect on database {database} to dba")
+    install.run(dsn, "roles")
+    assert fresh.fetch(connects) == [(False,)]  # who may not give it does the rest all the same
+    install.run(fresh.dsn, "roles")
+    assert fresh.fetch(connects) == [(True,)]
+    install.run(dsn, "uninstall")
+    install.run(fresh.dsn, "install")
+    install.run(fresh.dsn, "uninstall")
+    assert fresh.fetch(connects) == [(False,)]
+
+
 def test_part_that_somebody_dropped_comes_back_by_the_command_that_is_named(fresh: Database) -> None:
     for name in ("tasks", "install"):
         install.run(fresh.dsn, name)
