@@ -3,9 +3,15 @@
 -- Made before it is checked: somebody else could make it in between.
 do $$
 begin
-    if pg_catalog.to_regnamespace('relay') is null then
-        create schema relay;
+    if pg_catalog.to_regnamespace('relay') is not null then
+        return;
     end if;
+    if not pg_catalog.has_database_privilege(pg_catalog.current_database(), 'create') then
+        raise exception '% may not create a schema in this database: have an administrator run: grant create on database % to %',
+            current_user, pg_catalog.quote_ident(pg_catalog.current_database()), pg_catalog.quote_ident(current_user)
+            using errcode = 'insufficient_privilege';
+    end if;
+    create schema relay;
 end
 $$;
 
@@ -33,13 +39,6 @@ begin
         raise exception 'schema relay belongs to %, expected %: if % installed the relay, run this as that role '
             '(set role %); otherwise have the schema renamed or dropped', foreign_object, me, foreign_object,
             pg_catalog.quote_ident(foreign_object) using errcode = 'duplicate_schema';
-    end if;
-
-    if pg_catalog.to_regnamespace('relay') is null
-        and not pg_catalog.has_database_privilege(pg_catalog.current_database(), 'create') then
-        raise exception '% may not create a schema in this database: have an administrator run: grant create on database % to %',
-            me, pg_catalog.quote_ident(pg_catalog.current_database()), pg_catalog.quote_ident(me)
-            using errcode = 'insufficient_privilege';
     end if;
 
     foreach name in array array['relay_writer', 'relay_reader', 'relay_renderer'] loop
