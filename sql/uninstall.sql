@@ -27,8 +27,10 @@ begin
     end if;
 
     -- Postgres would only say "permission denied".
-    select pg_catalog.format('nothing was removed: %s belongs to %s, and only its owner may drop its triggers: have an administrator run: '
-                             'grant %2$s to %I', c.oid::regclass, c.relowner::regrole, current_user) into strays
+    select pg_catalog.format(
+        'nothing was removed: %s belongs to %s, and only its owner may drop its triggers: have %s', c.oid::regclass, c.relowner::regrole,
+        case when (select r.rolsuper from pg_catalog.pg_roles r where r.oid = c.relowner) then 'a superuser run this'
+        else pg_catalog.format('an administrator run: grant %s to %I', c.relowner::regrole, current_user) end) into strays
     from pg_catalog.pg_trigger t
     join pg_catalog.pg_proc f on f.oid = t.tgfoid
     join pg_catalog.pg_class c on c.oid = t.tgrelid

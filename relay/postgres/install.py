@@ -177,9 +177,11 @@ _ALIKE: Final = b"""
 # Without the right to use a schema, Postgres says no more than that. The operator is named with its schema, because
 # Postgres has none for exactly these types: anybody may have made one in schema public.
 _UNSEEN: Final = b"""
-    select pg_catalog.format('%%I.%%I belongs to %%s, and only its owner may change its triggers: have an '
-        'administrator run: grant %%3$s to %%I', n.nspname, c.relname, c.relowner::regrole, current_user)
+    select pg_catalog.format('%%I.%%I belongs to %%s, and only its owner may change its triggers: have %%s',
+        n.nspname, c.relname, c.relowner::regrole, case when r.rolsuper then 'a superuser run this'
+        else pg_catalog.format('an administrator run: grant %%s to %%I', c.relowner::regrole, current_user) end)
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    join pg_catalog.pg_roles r on r.oid operator(pg_catalog.=) c.relowner
     where array[n.nspname, c.relname]::text[] operator(pg_catalog.=) pg_catalog.parse_ident(%(table)s)
       and not pg_catalog.has_schema_privilege(n.oid, 'usage')
 """

@@ -311,7 +311,8 @@ begin
 end
 $$;
 
--- Raises an error that names the missing grant, if the caller has no rights of the table's owner.
+-- Raises an error that names the missing grant, if the caller has no rights of the table's owner. A superuser's rights are
+-- too much to grant for this.
 create or replace function relay.require_owner(target regclass) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -320,8 +321,10 @@ declare
     owner constant regrole := (select c.relowner from pg_catalog.pg_class c where c.oid = target);
 begin
     if not pg_catalog.pg_has_role(owner, 'usage') then
-        raise exception '% belongs to %, and only its owner may change its triggers: have an administrator run: grant % to %',
-            target, owner, owner, pg_catalog.quote_ident(current_user) using errcode = 'insufficient_privilege';
+        raise exception '% belongs to %, and only its owner may change its triggers: have %', target, owner,
+            case when (select r.rolsuper from pg_catalog.pg_roles r where r.oid = owner) then 'a superuser run this'
+            else pg_catalog.format('an administrator run: grant %s to %I', owner, current_user) end
+            using errcode = 'insufficient_privilege';
     end if;
 end
 $$;

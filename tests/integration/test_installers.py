@@ -149,6 +149,22 @@ async def test_watching_the_table_of_another_names_the_grant_that_is_missing(
     await _see_that_it_works(fresh, dsn, "app.tasks", "app")
 
 
+def test_advice_never_is_to_grant_the_rights_of_a_superuser(fresh: Database) -> None:
+    """To feed a superuser's table, or to stop that, a superuser runs the command."""
+    dsn = _owned_by_dba(fresh, "createrole")
+    fresh.execute(
+        "create schema app; create table app.tasks (id text primary key, board_id text, lane text); "
+        "create table public.tasks (like app.tasks including all)"
+    )
+    install.run(dsn, "install")
+    for table in ("app.tasks", "public.tasks"):
+        with pytest.raises(install.InstallError, match=r"may change its triggers: have a superuser run this$"):
+            _watch(dsn, table)
+    _watch(fresh.dsn, "app.tasks")
+    with pytest.raises(install.InstallError, match=r"may drop its triggers: have a superuser run this$"):
+        install.run(dsn, "uninstall")
+
+
 def test_uninstalling_from_the_table_of_another_names_the_grant_that_is_missing(fresh: Database) -> None:
     """A superuser may have watched it; the owner of the relay alone cannot drop its triggers."""
     dsn = _owned_by_dba(fresh, "createrole")
