@@ -15,6 +15,7 @@ Rules (those of tests/conformance, which the JavaScript client obeys too):
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
@@ -57,7 +58,7 @@ _TOO_MANY: Final = 1008
 HOPELESS_CODES: Final = frozenset({1002, 1007, 1008, 1009, 4003})
 """Close codes after which reconnecting is of no use; see docs/clients.md."""
 
-_Timer = Literal["attempt", "ping", "waits"] | Following
+_Timer = Literal["attempt", "ping", "waits", "renew"] | Following
 _PING: Final = '{"type":"ping"}'
 
 
@@ -255,6 +256,8 @@ class Session:
             elif timer == "waits":
                 for board in self.boards.values():
                     self._send_waits(board)
+            elif timer == "renew":
+                self._renew(now)
             elif isinstance(timer, Following):
                 self._ask(timer)
 
@@ -325,14 +328,20 @@ class Session:
         else:
             self._effects.append(Failed(None, error))
         if code == "too_many_messages":
-            self._hurried = True
-            while self._authenticating:  # it may never be answered
-                self._answer(error)
-            self._pongs = self._pings  # one of them may not be answered
-            for other in self.boards.values():  # the refused message may have been their subscribe
-                if other.state == "catching up":
-                    self._timers[other] = now + self._chance() * RESTART_PAUSE_SECONDS
-            self._timers["waits"] = now + self._chance() * RESTART_PAUSE_SECONDS
+            self._repeat(error, now)
+
+    def _repeat(self, error: RelayError, now: float) -> None:
+        """Have what may be among the messages that the relay dropped sent again."""
+        self._hurried = True
+        while self._authenticating:
+            self._answer(error)
+        if any(board.fence > self._pongs for board in self.boards.values()):
+            self._renew(now)
+            return
+        for board in self.boards.values():
+            if board.state == "catching up":
+                self._timers[board] = now + self._chance() * RESTART_PAUSE_SECONDS
+        self._timers["waits"] = now + self._chance() * RESTART_PAUSE_SECONDS
 
     def _included(self, data: object) -> None:
         found = data if isinstance(data, dict) else {}
@@ -359,6 +368,9 @@ class Session:
         if self._asked.setdefault(board.name, board.selection) != board.selection:
             # What was sent of the other part comes before the answer to a ping.
             self._asked[board.name] = board.selection
+            if self._hurried:
+                board.fence, self._timers["renew"] = sys.maxsize, 0.0
+                return
             self._send_ping()
             board.fence = self._pings
         self._effects.append(Send(board.ask()))
@@ -405,6 +417,14 @@ class Session:
     def _send_ping(self) -> None:
         self._pings += 1
         self._effects.append(Send(_PING))
+
+    def _renew(self, now: float) -> None:
+        """Connect again, to request another part of a board after too many messages.
+
+        The relay may have dropped a ping, so that pongs cannot be counted, or the end of the other part.
+        """
+        self._hang_up(politely=True)
+        self._come_back(now, _BROKEN)
 
     def _hang_up(self, *, politely: bool) -> None:
         if self._link != "none":

@@ -392,6 +392,11 @@ class Following {
     this.state = state;
   }
 
+  /** Whether what arrives may still be of another part of the board. */
+  get fenced() {
+    return this.#relay._pongs < this.#fence;
+  }
+
   /** Whether messages about it may arrive. */
   get followed() {
     return this.state === "live" || this.state === "catching up";
@@ -402,6 +407,7 @@ class Following {
     for (const board of this.boards) board._asked();
     this.enter("catching up");
     this.#fence = this.#relay._fence(this);
+    if (this.#fence === Infinity) return; // there will be another connection
     this.#relay._send({ type: "subscribe", boardId: this.id, cursor: this.#cursor, ...this.selection });
     this.askWaits();
   }
@@ -446,7 +452,7 @@ class Following {
   }
 
   receive(message) {
-    if (!this.followed || this.#relay._pongs < this.#fence) return;
+    if (!this.followed || this.fenced) return;
     try {
       this.#take(message);
     } catch (error) {
@@ -741,9 +747,9 @@ class Link {
   }
 
   /** Closes the connection by the closing handshake. */
-  close() {
+  close(code = 1000) {
     const socket = this.#socket;
-    this.#ended({ code: 1000, trouble: "" });
+    this.#ended({ code, trouble: "" });
     socket?.close(1000);
   }
 
@@ -919,11 +925,18 @@ class Relay extends Emitter {
     return this.#link.pongs;
   }
 
-  /** Returns the number of the pong up to which messages are of the part that was requested earlier, or 0. */
+  /**
+   * Returns the number of the pong up to which messages are of the part that was requested earlier, or 0. After too many
+   * messages the relay may have dropped a ping, so that pongs cannot be counted, or the end of the other part.
+   */
   _fence({ id, selection }) {
     const [earlier, now] = [this.#asked.get(id), JSON.stringify(selection)];
     this.#asked.set(id, now);
-    return earlier === undefined || earlier === now ? 0 : this.#link.ping();
+    if (earlier === undefined || earlier === now) return 0;
+    if (!this.#hurried) return this.#link.ping();
+    const link = this.#link;
+    this._clock.setTimeout(() => link.close(BROKEN), 0);
+    return Infinity;
   }
 
   /** Waits until a board includes a transaction. Throws RelayError if that will never be known. */
@@ -1136,13 +1149,17 @@ class Relay extends Emitter {
     if (code === "too_many_messages") {
       this.#hurried = true;
       for (const { answer } of this.#authenticating.splice(0)) answer.reject(error); // it may never be answered
-      this.#link.pongs = this.#link.pings; // one of them may not be answered
-      // A request for a board may be among the messages that the relay dropped.
-      const unheard = [...this.#boards.values()].filter((other) => other.state === "catching up");
-      for (const other of unheard) this._askLater(other, RESTART_PAUSE);
-      this.#askWaitsLater();
+      if ([...this.#boards.values()].some(({ fenced }) => fenced)) this.#link.close(BROKEN);
+      else this.#repeatLater();
     }
     this._emit("error", error);
+  }
+
+  /** Repeats what may be among the messages that the relay dropped: requests for boards, and for what is waited for. */
+  #repeatLater() {
+    const unheard = [...this.#boards.values()].filter((other) => other.state === "catching up");
+    for (const other of unheard) this._askLater(other, RESTART_PAUSE);
+    this.#askWaitsLater();
   }
 
   #askWaitsLater() {
