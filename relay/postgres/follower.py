@@ -93,6 +93,7 @@ class Follower:
         if lost := self._position.begin(epoch, now, horizon, shaped=shaped, paused=paused):
             log.warning("feed.continuity_lost", reason=lost)
         await session.read_vitals()
+        await session.poll_for(0)  # so that triggers notify from now on
         await self._begin_sink(lost)
         self._report(session.watches.problem)
 

@@ -175,7 +175,10 @@ class Session:
         return bool((await self._listener.row(_COMMITS_WAIT))[0])
 
     async def poll_for(self, seconds: float) -> None:
-        """Promise to poll the journal for this many seconds, so that triggers need not notify."""
+        """Promise to poll the journal for this many seconds, so that triggers need not notify.
+
+        With 0, only say that there is a relay: without one, triggers do not notify either.
+        """
         await self._listener.rows("select relay.poll_for(%s)", round(seconds * 1000))
 
     async def refresh(self) -> None:

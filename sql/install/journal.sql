@@ -89,7 +89,9 @@ $$;
 --   below 0          journalling is paused
 --   the low 20 bits  how often it was paused and resumed
 --   the bits above   one second before the moment until which the relays poll, in milliseconds since 1970. A relay promises
---                    at most two seconds. So as long as this moment is less than a second away, no trigger has to notify
+--                    at most two seconds. So as long as this moment is less than a second away, no trigger has to notify.
+--                    Probes renew it, at the latest after ten minutes. If it is older than fifteen, there is no relay, and
+--                    no trigger has to notify either: nobody could tell them to stop if commits wait for each other
 create sequence if not exists relay.control minvalue -1048576;
 do $$
 begin
@@ -109,18 +111,16 @@ create or replace function relay.paused() returns boolean
     set search_path = pg_catalog, pg_temp
 as $$ select coalesce(pg_catalog.pg_sequence_last_value('relay.control'::regclass), 0) < 0 $$;
 
--- Sets the control. The caller has locked relay.horizon in SHARE UPDATE EXCLUSIVE mode, which conflicts with itself, but
--- not with reading or writing rows. Here and elsewhere it is not an advisory lock, because any role could take that and
--- keep it.
+-- Sets the control, two milliseconds early, because of rounding. The caller has locked relay.horizon in SHARE UPDATE
+-- EXCLUSIVE mode, which conflicts with itself, but not with reading or writing rows. Here and elsewhere it is not an
+-- advisory lock, because any role could take that and keep it.
 create or replace function relay.set_control(paused boolean, pauses bigint, polled_for integer) returns void
     language sql
     set search_path = pg_catalog, pg_temp
 as $$
     select pg_catalog.setval('relay.control'::regclass, case
         when paused then -pauses
-        when polled_for > 0
-        then (((pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint + polled_for - 1000) << 20) | pauses
-        else pauses end)
+        else (((pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint + polled_for - 1002) << 20) | pauses end)
 $$;
 
 -- For how many more milliseconds the relays poll. The trigger functions contain a copy of this. A moment further ahead
@@ -132,6 +132,15 @@ as $$
     select case when ms between 1 and 2000 then ms::integer else 0 end
     from (select (pg_catalog.pg_sequence_last_value('relay.control'::regclass) >> 20) + 1000
                  - (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint as ms) rest
+$$;
+
+-- Whether a relay has renewed the control within so many seconds. The trigger functions contain a copy of this.
+create or replace function relay.renewed_within(seconds integer) returns boolean
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(pg_catalog.pg_sequence_last_value('relay.control'::regclass), 0)
+           > (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) - renewed_within.seconds) * 1048576000
 $$;
 
 -- How much of the journal is kept. It is a function, because a table would be in publications and dumps of data.

@@ -567,7 +567,7 @@ as $$
     union all
     select f.role, 'execute', 'function ' || p.oid::regprocedure, not pg_catalog.has_function_privilege(f.role, p.oid, 'execute')
     from (values
-        ('relay_writer'::name, '{journal_sync,notify,polled_for,pauses,paused,pause_if_full}'::name[]),
+        ('relay_writer'::name, '{journal_sync,notify,polled_for,renewed_within,pauses,paused,pause_if_full}'::name[]),
         ('relay_renderer', '{entry,image}'),
         ('relay_reader',
          '{parts,types,has_user_types,base_type,is_plain,spelled,label_named,outgrown,said,statements,column_named,comparable,

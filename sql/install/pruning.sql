@@ -245,7 +245,7 @@ comment on function relay.resume() is 'Ends a pause of the journal; the daemon c
 
 -- Promises that the caller polls the journal for the given milliseconds, at most two seconds. Meanwhile the triggers do not
 -- notify, because transactions that notify commit one at a time in the whole cluster. When polling begins, this notifies
--- once, so that all other relays poll, too.
+-- once, so that all other relays poll, too. With 0 milliseconds, it only says that there is a relay, now and then.
 create or replace function relay.poll_for(ms integer) returns void
     language plpgsql
     security definer
@@ -254,11 +254,11 @@ as $$
 declare
     polled constant integer := relay.polled_for();
 begin
-    if polled < least(ms, 2000) then
+    if polled < least(ms, 2000) or not relay.renewed_within(240) then
         lock table relay.horizon in share update exclusive mode nowait;
         if not relay.paused() then
             perform relay.set_control(false, relay.pauses(), least(ms, 2000));
-            if polled = 0 and pg_catalog.pg_notification_queue_usage() < 0.5 then
+            if ms > 0 and polled = 0 and pg_catalog.pg_notification_queue_usage() < 0.5 then
                 perform pg_catalog.pg_notify('relay', '{"polling": true}');
             end if;
         end if;

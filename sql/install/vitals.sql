@@ -1,7 +1,8 @@
 -- Monitoring
 
 -- Writes a probe: an entry that concerns no board, with a notification of its own. The daemon that wrote it measures
--- whether and when both come back. Returns whether it notified: it does not while the queue is filling up.
+-- whether and when both come back. Also tells the triggers that there is a relay. Returns whether it notified: it does not
+-- while the queue is filling up.
 create or replace function relay.probe(label text) returns boolean
     language plpgsql
     security definer
@@ -11,6 +12,7 @@ begin
     if relay.paused() then
         return false;  -- the next read of the journal says so
     end if;
+    perform relay.poll_for(0);
     insert into relay.journal (op, reason) values ('P', pg_catalog.left(label, 100));
     if pg_catalog.pg_notification_queue_usage() >= 0.5 then
         return false;

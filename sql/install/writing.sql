@@ -29,14 +29,14 @@ exception when others then
 end
 $$;
 
--- Notifies the relays, except while they poll, while the server's notification queue is filling up (commits fail when it
--- is full), or if two-phase commit is enabled (a transaction that has notified cannot be prepared).
+-- Notifies the relays, except while they poll, if there is none, while the server's notification queue is filling up
+-- (commits fail when it is full), or if two-phase commit is enabled (a transaction that has notified cannot be prepared).
 create or replace function relay.notify() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if relay.polled_for() = 0 and pg_catalog.current_setting('max_prepared_transactions') = '0'
+    if relay.polled_for() = 0 and relay.renewed_within(900) and pg_catalog.current_setting('max_prepared_transactions') = '0'
         and pg_catalog.pg_notification_queue_usage() < 0.5
     then
         perform pg_catalog.pg_notify('relay', '');
@@ -505,7 +505,9 @@ begin
         null;
     elsif pg_catalog.pg_sequence_last_value('relay.control'::regclass) < 0 or old operator(pg_catalog.*=) new or not %2$s then
         return old;  -- journalling is paused, or nothing has changed
-    elsif pg_catalog.current_setting('max_prepared_transactions') <> '0' or pg_catalog.pg_notification_queue_usage() >= 0.5
+    elsif pg_catalog.pg_sequence_last_value('relay.control'::regclass)
+            <= (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) - 900) * 1048576000
+        or pg_catalog.current_setting('max_prepared_transactions') <> '0' or pg_catalog.pg_notification_queue_usage() >= 0.5
         or pg_catalog.pg_notify('relay', '') is null
     then
         null;  -- as relay.notify, but cheaper: a bulk statement does this for each row

@@ -22,6 +22,7 @@ def listener(database: Database) -> Iterator[psycopg.Connection]:
     """Yield a connection that is notified as a relay is."""
     with database.connect() as connection:
         connection.execute("listen relay")
+        database.execute("select relay.poll_for(0)")
         yield connection
 
 
@@ -56,6 +57,20 @@ def test_triggers_do_not_notify_while_relays_poll(database: Database, listener: 
     insert(database, "c")
     database.execute("truncate tasks")
     assert notified(listener, database) == ["", ""]
+
+
+def test_triggers_notify_nobody_if_no_relay_has_run_for_long(
+    database: Database, listener: psycopg.Connection
+) -> None:
+    """Nobody would make them stop if commits wait for each other. A probe tells them that there is a relay."""
+    for number, age_seconds in enumerate((100, 1000, 800)):
+        database.execute("select relay.set_control(false, 0, %s)", -age_seconds * 1000)
+        insert(database, f"t{number}")
+        database.execute("select relay.resync()")
+    assert notified(listener, database) == ["", "", "", ""]
+    database.execute("select relay.set_control(false, 0, -1000000); select relay.probe('x')")
+    insert(database, "last")
+    assert notified(listener, database) == ['{"probe" : "x"}', ""]
 
 
 def test_a_transaction_notifies_once(database: Database, listener: psycopg.Connection) -> None:
@@ -200,6 +215,7 @@ def test_full_notification_queue_fails_no_writer(own_server: EmbeddedPostgres) -
     own_server.start()
     install(own_server.dsn)
     with Database(own_server.dsn) as database, database.connect() as idle:
+        database.execute("select relay.poll_for(0)")
         idle.execute("listen relay")
         idle.execute("begin; select 1")
         with pytest.raises(psycopg.errors.ProgramLimitExceeded):
@@ -233,7 +249,8 @@ async def test_relay_polls_where_commits_that_notify_wait_for_each_other(own_ser
                 != []
             )
 
-        async with Relay(dsn).running():
+        async with Relay(dsn).running() as relay:
+            await until(lambda: relay.feed.problem is None)
             database.execute("alter system set synchronous_standby_names = 'none'")
             database.execute("select pg_reload_conf()")
             try:

@@ -275,6 +275,7 @@ def test_transaction_notifies_once(database: Database) -> None:
     """However many rows and boards it changes, without a payload, which could be too long."""
     listener = database.connect()
     listener.execute("listen relay")
+    database.execute("select relay.poll_for(0)")
     database.execute("insert into tasks (board_id, title) select b, 'T' from unnest('{x,x,y}'::text[]) b")
     [notify] = listener.notifies(timeout=5, stop_after=1)
 
@@ -287,6 +288,7 @@ def test_update_that_changes_nothing_notifies_nobody(database: Database) -> None
     database.execute("insert into tasks (title) values ('T')")
     listener = database.connect()
     listener.execute("listen relay")
+    database.execute("select relay.poll_for(0)")
     database.execute("update tasks set title = 'T'")
 
     assert list(listener.notifies(timeout=0.1)) == []
