@@ -36,9 +36,15 @@ class Signals:
         self.stop_at_once = asyncio.Event()
         self.reload = asyncio.Event()
         loop = asyncio.get_running_loop()
+        # Not by the loop: at its end, there is a moment at which a signal would end the process by itself.
         for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(signum, self._ask_to_stop)
-        loop.add_signal_handler(signal.SIGHUP, self.reload.set)
+            signal.signal(signum, lambda *_: loop.call_soon_threadsafe(self._ask_to_stop))
+        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self.reload.set))
+
+    def close(self) -> None:
+        """Ignore signals from now on: the process is about to end, and its exit code says how."""
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
 
     def _ask_to_stop(self) -> None:
         (self.stop_at_once if self.stop.is_set() else self.stop).set()
@@ -50,22 +56,25 @@ async def serve(settings: Settings) -> bool:
     Returns False if a second such signal came before all clients were disconnected.
     """
     signals, systemd = Signals(), Systemd()
-    async with running(settings) as (serving, relay):
-        if settings.WS_ENABLED and settings.is_open:
-            log.warning("access.open", problem=": ".join(filter(None, open_to_all(settings.WS_HOST))))
-        background = [asyncio.create_task(each) for each in (_reload(relay, signals.reload, systemd), systemd.keep())]
-        systemd.notify("READY=1")
-        await _either(serving, signals.stop.wait())
-        log.info("relay.stopping")
-        systemd.notify("STOPPING=1")
-        if not serving.done():
-            await _either(relay.drain(), signals.stop_at_once.wait())
-        if signals.stop_at_once.is_set():
-            log.warning("relay.cut_short", problem="a second signal came before all clients were disconnected")
-            relay.abort()
-        for task in background:
-            task.cancel()
-    log.info("relay.stopped")
+    with contextlib.closing(signals):
+        async with running(settings) as (serving, relay):
+            if settings.WS_ENABLED and settings.is_open:
+                log.warning("access.open", problem=": ".join(filter(None, open_to_all(settings.WS_HOST))))
+            background = [
+                asyncio.create_task(each) for each in (_reload(relay, signals.reload, systemd), systemd.keep())
+            ]
+            systemd.notify("READY=1")
+            await _either(serving, signals.stop.wait())
+            log.info("relay.stopping")
+            systemd.notify("STOPPING=1")
+            if not serving.done():
+                await _either(relay.drain(), signals.stop_at_once.wait())
+            if signals.stop_at_once.is_set():
+                log.warning("relay.cut_short", problem="a second signal came before all clients were disconnected")
+                relay.abort()
+            for task in background:
+                task.cancel()
+        log.info("relay.stopped")
     return not signals.stop_at_once.is_set()
 
 
@@ -77,6 +86,7 @@ async def publish(settings: Settings) -> None:
     publisher = Publisher(settings)
     monitor = Monitor(publisher.status)
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(signals.close)
         with listening_on("HEALTH_PORT", settings.WS_HOST, settings.HEALTH_PORT):
             stack.push_async_callback(monitor.close)
             health_port = await monitor.open(settings.WS_HOST, settings.HEALTH_PORT)

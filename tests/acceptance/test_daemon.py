@@ -143,6 +143,18 @@ async def test_log_has_connections_and_broadcasts(database: Database, relay: Rel
         await daemon.logged("websocket.close", clientId=record["clientId"], code=1000)
 
 
+async def test_signals_that_come_while_it_ends_change_nothing(database: Database, relay: Relays) -> None:
+    """As when an operator asks it to read credentials again while systemd stops it: it has stopped in order."""
+    daemon = await relay(database.dsn)
+    daemon.signal(signal.SIGTERM)
+    while daemon.exit_code is None:
+        daemon.signal(signal.SIGHUP)
+        await asyncio.sleep(0)
+
+    assert daemon.exit_code == 0
+    assert daemon.log("relay.stopped") != []
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 async def test_stopping_tells_the_clients(database: Database, relay: Relays, signum: signal.Signals) -> None:
     """SIGTERM and SIGINT end the daemon with exit code 0, and its clients' connections with code 1012."""

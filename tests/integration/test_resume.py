@@ -272,6 +272,7 @@ async def test_quiet_board_gets_a_fresh_cursor(database: Database) -> None:
     async with Relay(database.dsn).running() as relay, Client.to(relay.url) as client:
         await client.resume("default", None)
         first = client.cursor
+        await until(lambda: relay.feed.proven)  # or its probe would be taken for the change
         read = relay.feed.status(10).counts.transactions
         database.execute("insert into tasks (board_id, title) values ('other', 'T')")
         await until(lambda: relay.feed.status(10).counts.transactions > read)
