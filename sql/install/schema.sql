@@ -43,8 +43,8 @@ begin
 
     foreach name in array array['relay_writer', 'relay_reader', 'relay_renderer'] loop
         if not exists (select from pg_catalog.pg_roles r where r.rolname = name) then
-            -- It cannot have been dropped while it owns functions here. Whoever may create some makes none of exactly these
-            -- where the relay is installed.
+            -- It cannot have been dropped while it owns functions here. These functions are the relay's own only where the
+            -- relay is installed; elsewhere, somebody else may have made functions of these names.
             select r.rolname into foreign_object
             from pg_catalog.pg_proc p join pg_catalog.pg_roles r on r.oid = p.proowner
             where r.rolname <> me and not r.rolcanlogin
